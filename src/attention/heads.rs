@@ -1,0 +1,196 @@
+//! What a variant of attention is to a kernel: six numbers. Pure.
+//!
+//! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
+
+use crate::error::{ErrorKind, Result};
+
+/// Grouped-Query Attention; `kv_heads == q_heads` is MHA, `kv_heads == 1` is MQA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gqa {
+    /// Query heads.
+    pub q_heads: usize,
+    /// Key-value heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+}
+
+/// Grouped-Tied Attention (§3.3.1): one state per group serves as key and value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gta {
+    /// Query heads.
+    pub q_heads: usize,
+    /// Tied heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Width of one tied state.
+    pub head_dim: usize,
+    /// Width of the one rotated key shared by all groups; at most `head_dim` (the paper: half of it).
+    pub rope_dim: usize,
+}
+
+/// Grouped Latent Attention (§3.3.2). Here "GLA" is never Gated Linear Attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gla {
+    /// Query heads.
+    pub q_heads: usize,
+    /// Latent heads; divides `q_heads`.
+    pub latent_heads: usize,
+    /// Width of ONE latent head.
+    pub latent_dim: usize,
+    /// Width of the rotated key shared by all latent heads.
+    pub rope_dim: usize,
+}
+
+/// Multi-head Latent Attention: GLA with a single latent head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mla {
+    /// Query heads.
+    pub q_heads: usize,
+    /// Width of the latent.
+    pub latent_dim: usize,
+    /// Width of the rotated key.
+    pub rope_dim: usize,
+}
+
+/// The numbers by which kernels, planner and cache know a variant.
+///
+/// One token's cached row is `groups` states of `state_dim` elements, then one rope key of `rope_dim` elements
+/// (shared by all groups; `rope_dim` may be 0). For query head `h` in group `h / heads_per_group`:
+/// score = q[..nope_dim]·state[..nope_dim] + q[nope_dim..]·rope_key, value = state[v_offset..v_offset+v_dim].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HeadLayout {
+    pub(crate) q_heads: usize,
+    pub(crate) groups: usize,
+    pub(crate) state_dim: usize,
+    pub(crate) nope_dim: usize,
+    pub(crate) rope_dim: usize,
+    pub(crate) v_offset: usize,
+    pub(crate) v_dim: usize,
+}
+
+/// No real model comes near; keeps every product of dimensions far inside u32.
+const MAX_DIM: usize = 1 << 14;
+
+impl HeadLayout {
+    /// Multi-head attention: every query head has its own key and value.
+    pub fn mha(q_heads: usize, head_dim: usize) -> Result<Self> {
+        Self::gqa(Gqa { q_heads, kv_heads: q_heads, head_dim })
+    }
+
+    /// Multi-query attention: one key and value for all query heads.
+    pub fn mqa(q_heads: usize, head_dim: usize) -> Result<Self> {
+        Self::gqa(Gqa { q_heads, kv_heads: 1, head_dim })
+    }
+
+    /// Grouped-query attention. State `[k, v]` (2 head_dim) per KV head, the key already rotated.
+    pub fn gqa(v: Gqa) -> Result<Self> {
+        Self {
+            q_heads: v.q_heads,
+            groups: v.kv_heads,
+            state_dim: v.head_dim.saturating_mul(2),
+            nope_dim: v.head_dim,
+            rope_dim: 0,
+            v_offset: v.head_dim,
+            v_dim: v.head_dim,
+        }
+        .checked("kv_heads")
+    }
+
+    /// Grouped-tied attention. State `kv` (head_dim, never rotated) per tied head, one rope key.
+    pub fn gta(v: Gta) -> Result<Self> {
+        if v.rope_dim > v.head_dim {
+            return Err(ErrorKind::argument("rope_dim", format!("{} exceeds head_dim {}", v.rope_dim, v.head_dim)));
+        }
+        Self {
+            q_heads: v.q_heads,
+            groups: v.kv_heads,
+            state_dim: v.head_dim,
+            nope_dim: v.head_dim - v.rope_dim,
+            rope_dim: v.rope_dim,
+            v_offset: 0,
+            v_dim: v.head_dim,
+        }
+        .checked("kv_heads")
+    }
+
+    /// Grouped latent attention. State `c` (latent_dim, after its RMSNorm) per latent head, one rope key; queries absorbed.
+    pub fn gla(v: Gla) -> Result<Self> {
+        Self {
+            q_heads: v.q_heads,
+            groups: v.latent_heads,
+            state_dim: v.latent_dim,
+            nope_dim: v.latent_dim,
+            rope_dim: v.rope_dim,
+            v_offset: 0,
+            v_dim: v.latent_dim,
+        }
+        .checked("latent_heads")
+    }
+
+    /// Multi-head latent attention: [`HeadLayout::gla`] with one latent head.
+    pub fn mla(v: Mla) -> Result<Self> {
+        Self::gla(Gla { q_heads: v.q_heads, latent_heads: 1, latent_dim: v.latent_dim, rope_dim: v.rope_dim })
+    }
+
+    fn checked(self, groups_name: &'static str) -> Result<Self> {
+        for (name, value) in [("q_heads", self.q_heads), (groups_name, self.groups), ("state_dim", self.state_dim)] {
+            if value == 0 || value > MAX_DIM {
+                return Err(ErrorKind::argument(name, format!("{value} is not in 1..={MAX_DIM}")));
+            }
+        }
+        if self.q_heads % self.groups != 0 {
+            return Err(ErrorKind::argument(
+                groups_name,
+                format!("{} does not divide q_heads {}", self.groups, self.q_heads),
+            ));
+        }
+        if self.rope_dim > MAX_DIM || self.rope_dim % 2 != 0 {
+            return Err(ErrorKind::argument(
+                "rope_dim",
+                format!("{} is not an even number up to {MAX_DIM}", self.rope_dim),
+            ));
+        }
+        Ok(self)
+    }
+
+    /// Query heads.
+    pub fn q_heads(&self) -> usize {
+        self.q_heads
+    }
+    /// States per token: KV heads, tied heads or latent heads.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+    /// Query heads that read one state.
+    pub fn heads_per_group(&self) -> usize {
+        self.q_heads / self.groups
+    }
+    /// Elements of one state.
+    pub fn state_dim(&self) -> usize {
+        self.state_dim
+    }
+    /// Leading elements of a state that are its key without position.
+    pub fn nope_dim(&self) -> usize {
+        self.nope_dim
+    }
+    /// Elements of the rope key shared by all groups.
+    pub fn rope_dim(&self) -> usize {
+        self.rope_dim
+    }
+    /// First element of the value inside a state.
+    pub fn v_offset(&self) -> usize {
+        self.v_offset
+    }
+    /// Elements of the value.
+    pub fn v_dim(&self) -> usize {
+        self.v_dim
+    }
+    /// Elements of one query row: `nope_dim + rope_dim`.
+    pub fn q_dim(&self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
+    /// Elements of one token's cached row, `groups * state_dim + rope_dim`: what `append` takes.
+    pub fn kv_dim(&self) -> usize {
+        self.groups * self.state_dim + self.rope_dim
+    }
+}

@@ -1,0 +1,50 @@
+//! What planner and kernels see of a cache: page tables and lengths of a batch, never the cache manager. Pure.
+
+use crate::error::Result;
+
+/// One sequence of a batch as kernels see it: the tokens already cached and those being added in this step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeqView {
+    /// First entry of this sequence in [`KvBatch::page_table`].
+    pub page_table_first: u32,
+    /// First of this sequence's rows among the step's query tokens (and rows of `kv`).
+    pub q_token_first: u32,
+    /// Query tokens of this step; they are the last `q_len` of `kv_len`.
+    pub q_len: u32,
+    /// Visible tokens, those of this step included.
+    pub kv_len: u32,
+}
+
+/// A batch of sequences at one moment of the cache: everything a step needs to know, on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KvBatch {
+    /// The cache's generation when this was made; it changes with every change of any sequence.
+    pub generation: u64,
+    /// The sequences, in the caller's order.
+    pub sequences: Vec<SeqView>,
+    /// Page ids of all sequences, one after the other: `ceil(kv_len / page_size)` each.
+    pub page_table: Vec<u32>,
+    /// Where each new token is to be written: `page * page_size + offset`, in query-token order.
+    pub slots: Vec<u32>,
+    /// Position of each new token in its sequence, in query-token order.
+    pub positions: Vec<u32>,
+}
+
+impl KvBatch {
+    /// Query tokens of this step, over all sequences.
+    pub fn tokens(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+/// Whatever can describe a batch of its sequences to the planner: the cache manager, or an app's own.
+pub trait KvSource {
+    /// How the sequences are named.
+    type Id: Copy;
+    /// The batch of these sequences, their reserved tokens included. A sequence with none reserved has `q_len` 0.
+    fn batch(&self, sequences: &[Self::Id]) -> Result<KvBatch>;
+    /// Tokens per page, a power of two.
+    fn page_size(&self) -> usize;
+    /// The present generation.
+    fn generation(&self) -> u64;
+}

@@ -1,0 +1,189 @@
+//! The one error type of the crate: a kind to match on, and a message with the names and numbers.
+
+use std::fmt;
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in words for a person and, through [`Error::kind`], in a form for code.
+///
+/// Whatever call returned it has changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub struct Error {
+    kind: Box<ErrorKind>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl Error {
+    /// The kind, with its numbers.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Error { kind: Box::new(kind) }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(source: std::io::Error) -> Self {
+        ErrorKind::Io { path: String::new(), message: source.to_string() }.into()
+    }
+}
+
+/// Every way a call can fail.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ErrorKind {
+    /// No usable GPU adapter; `hint` names what to install or set.
+    #[error("no usable GPU adapter ({found}); {hint}")]
+    NoAdapter {
+        /// The adapters that were found, or "none found".
+        found: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The adapter or device lacks something that the call needs.
+    #[error("unsupported on this device: {what}")]
+    Unsupported {
+        /// What is missing, with numbers.
+        what: String,
+    },
+    /// A tensor or slice has the wrong shape.
+    #[error("{name} has shape {got}, wanted {want}")]
+    Shape {
+        /// The argument's name.
+        name: &'static str,
+        /// Its shape.
+        got: String,
+        /// The shape it should have; `_` is any size.
+        want: String,
+    },
+    /// A tensor has the wrong dtype.
+    #[error("{name} has dtype {got}, wanted {want}")]
+    DType {
+        /// The argument's name.
+        name: &'static str,
+        /// Its dtype.
+        got: String,
+        /// The dtype it should have.
+        want: String,
+    },
+    /// An argument's value is out of range or does not fit the others.
+    #[error("{name}: {why}")]
+    Argument {
+        /// The argument's name.
+        name: &'static str,
+        /// What is wrong with it, with numbers.
+        why: String,
+    },
+    /// The sequence is not (or no longer) in the cache.
+    #[error("sequence {id} is not in this cache")]
+    UnknownSequence {
+        /// The id as printed by `SeqId`.
+        id: u64,
+    },
+    /// The same sequence was named twice in one call.
+    #[error("sequence {id} is named twice in one call")]
+    RepeatedSequence {
+        /// The id as printed by `SeqId`.
+        id: u64,
+    },
+    /// Not enough free pages.
+    #[error("the KV cache is full: {needed} pages needed, {free} free")]
+    CacheFull {
+        /// Pages the call needs.
+        needed: usize,
+        /// Pages that are free.
+        free: usize,
+    },
+    /// A plan made before the cache's sequences last changed.
+    #[error("stale plan: made at cache generation {plan}, the cache is at {cache}")]
+    StalePlan {
+        /// The plan's generation.
+        plan: u64,
+        /// The cache's.
+        cache: u64,
+    },
+    /// A buffer would exceed a limit of the device.
+    #[error("{what} needs {needed_bytes} bytes, the device allows {limit_bytes}")]
+    TooLarge {
+        /// What was to be allocated or bound.
+        what: String,
+        /// Its size.
+        needed_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The device ran out of memory.
+    #[error("out of GPU memory: {message}")]
+    OutOfMemory {
+        /// The driver's words.
+        message: String,
+    },
+    /// The device is lost; everything on it is gone.
+    #[error("the GPU device is lost: {message}")]
+    DeviceLost {
+        /// The driver's words.
+        message: String,
+    },
+    /// A shader did not compile, or the API refused a call: a bug in this crate or a driver.
+    #[error("GPU error in {context}: {message}")]
+    Gpu {
+        /// The kernel or call.
+        context: String,
+        /// The message, with shader file names and lines.
+        message: String,
+    },
+    /// A model folder's configuration cannot be used.
+    #[error("model config {path}: {message}")]
+    Config {
+        /// The file.
+        path: String,
+        /// The key and what is wrong with it.
+        message: String,
+    },
+    /// A tensor of a model is missing or has the wrong shape or dtype.
+    #[error("model weights {path}: tensor {tensor}: {message}")]
+    Weights {
+        /// The file.
+        path: String,
+        /// The tensor's name, or "-" where the file itself is broken.
+        tensor: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {message}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's words.
+        message: String,
+    },
+}
+
+impl ErrorKind {
+    /// An [`ErrorKind::Argument`] as an [`Error`].
+    pub(crate) fn argument(name: &'static str, why: impl Into<String>) -> Error {
+        ErrorKind::Argument { name, why: why.into() }.into()
+    }
+
+    /// An [`ErrorKind::Shape`] as an [`Error`].
+    pub(crate) fn shape(name: &'static str, got: &[usize], want: impl Into<String>) -> Error {
+        ErrorKind::Shape { name, got: shape_text(got), want: want.into() }.into()
+    }
+}
+
+/// `(2,16,320)`.
+pub(crate) fn shape_text(shape: &[usize]) -> String {
+    let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
+    format!("({})", dims.join(","))
+}

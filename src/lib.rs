@@ -1,0 +1,8 @@
+//! Latent attention on any GPU.
+
+pub mod attention;
+mod error;
+
+pub use attention::{Gla, Gqa, Gta, HeadLayout, Mla};
+pub use error::{Error, ErrorKind, Result};
+pub use wgpu;
