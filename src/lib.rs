@@ -2,7 +2,9 @@
 
 pub mod attention;
 mod error;
+pub mod gpu;
 
 pub use attention::{Gla, Gqa, Gta, HeadLayout, Mla};
 pub use error::{Error, ErrorKind, Result};
+pub use gpu::{DType, Gpu, GpuOptions, Tensor};
 pub use wgpu;

@@ -1,0 +1,85 @@
+//! What a device can do, probed once when a [`Gpu`](super::Gpu) is made.
+
+use crate::error::{ErrorKind, Result};
+
+/// Limits and properties that kernels and planner choose by. All sizes in bytes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Adapter name, driver and backend, for log lines and tables.
+    pub adapter: String,
+    /// Discrete, integrated, virtual or CPU.
+    pub device_type: wgpu::DeviceType,
+    /// The API in use.
+    pub backend: wgpu::Backend,
+    /// Largest storage range one kernel can see.
+    pub max_binding_bytes: u64,
+    /// Largest buffer.
+    pub max_buffer_bytes: u64,
+    /// Workgroup memory per workgroup.
+    pub workgroup_storage_bytes: u32,
+    /// Threads per workgroup.
+    pub max_invocations: u32,
+    /// Workgroups per dispatch dimension.
+    pub max_workgroups: u32,
+    /// Alignment of dynamic uniform offsets.
+    pub uniform_align_bytes: u32,
+    /// Whether GPU timestamps can be taken.
+    pub timestamps: bool,
+    /// How many workgroups keep the device busy: the planner's target. A guess by device type; override it with
+    /// [`GpuOptions::target_workgroups`](super::GpuOptions).
+    pub target_workgroups: usize,
+}
+
+/// What the kernels need at the least: WebGPU's own guarantees.
+const MIN_STORAGE_BUFFERS: u32 = 8;
+const MIN_INVOCATIONS: u32 = 256;
+const MIN_WORKGROUP_STORAGE: u32 = 16352;
+
+impl Capabilities {
+    pub(crate) fn probe(device: &wgpu::Device, target_workgroups: Option<usize>) -> Result<Self> {
+        let (info, limits) = (device.adapter_info(), device.limits());
+        for (name, got, want) in [
+            ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, MIN_STORAGE_BUFFERS),
+            ("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, MIN_INVOCATIONS),
+            ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, MIN_INVOCATIONS),
+            ("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size, MIN_WORKGROUP_STORAGE),
+        ] {
+            if got < want {
+                let what = format!("{name} is {got}, latten needs {want} (WebGPU's default limits give it)");
+                return Err(ErrorKind::Unsupported { what }.into());
+            }
+        }
+        let cores = std::thread::available_parallelism().map_or(4, usize::from);
+        let guess = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 1024,
+            wgpu::DeviceType::IntegratedGpu => 128,
+            wgpu::DeviceType::Cpu => 2 * cores,
+            _ => 256,
+        };
+        Ok(Self {
+            adapter: describe(&info),
+            device_type: info.device_type,
+            backend: info.backend,
+            max_binding_bytes: limits.max_storage_buffer_binding_size as u64,
+            max_buffer_bytes: limits.max_buffer_size,
+            workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
+            max_invocations: limits.max_compute_invocations_per_workgroup,
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
+            uniform_align_bytes: limits.min_uniform_buffer_offset_alignment,
+            timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
+            target_workgroups: target_workgroups.unwrap_or(guess).max(1),
+        })
+    }
+
+    /// Whether this is a CPU pretending to be a GPU.
+    pub fn is_software(&self) -> bool {
+        self.device_type == wgpu::DeviceType::Cpu
+    }
+}
+
+/// `llvmpipe (LLVM 15.0.6, 256 bits) [Mesa 22.3.6 (LLVM 15.0.6)] (Vulkan, Cpu)`.
+pub(crate) fn describe(info: &wgpu::AdapterInfo) -> String {
+    let driver = if info.driver_info.is_empty() { String::new() } else { format!(" [{}]", info.driver_info) };
+    format!("{}{driver} ({:?}, {:?})", info.name, info.backend, info.device_type)
+}

@@ -1,0 +1,159 @@
+//! Finding an adapter and making, or taking over, a device.
+
+use super::capabilities::{describe, Capabilities};
+use super::{CounterCells, Gpu, Inner};
+use crate::error::{ErrorKind, Result};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+/// Which limits to ask the device for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LimitsChoice {
+    /// All that the adapter has.
+    #[default]
+    Adapter,
+    /// WebGPU's defaults (128 MiB bindings, 16 KiB workgroup memory): for tests.
+    Default,
+    /// `wgpu::Limits::downlevel_defaults()`, with the 8 storage buffers that latten needs: for tests.
+    Downlevel,
+}
+
+/// How to make a [`Gpu`]; `Default` is what [`Gpu::new`] uses.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// Take the adapter whose description contains this, whatever its case. Default: the variable `LATTEN_ADAPTER`.
+    pub adapter: Option<String>,
+    /// Device limits.
+    pub limits: LimitsChoice,
+    /// Ask for no optional feature at all (no timestamps): for tests.
+    pub no_features: bool,
+    /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
+    pub target_workgroups: Option<usize>,
+}
+
+const HINT: &str = "install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers for a software one), \
+                    check LATTEN_ADAPTER, or build with a backend feature for this platform";
+
+impl Gpu {
+    /// The best adapter: a discrete GPU, else an integrated or virtual one, else a software one.
+    ///
+    /// Errors: [`ErrorKind::NoAdapter`] with what was found and what to install; [`ErrorKind::Unsupported`].
+    pub async fn new() -> Result<Self> {
+        Self::with_options(GpuOptions::default()).await
+    }
+
+    /// [`Gpu::new`] with choices.
+    pub async fn with_options(options: GpuOptions) -> Result<Self> {
+        let none = |found: String| ErrorKind::NoAdapter { found, hint: HINT.into() };
+        if wgpu::Instance::enabled_backend_features().is_empty() {
+            return Err(none("no backend compiled in".into()).into());
+        }
+        let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
+        // OpenGL has no bounds checks; latten does not run there.
+        desc.backends = wgpu::Backends::all() - wgpu::Backends::GL;
+        desc.flags = wgpu::InstanceFlags::empty();
+        let instance = wgpu::Instance::new(desc);
+        let adapter = pick(&instance, &options).await.map_err(none)?;
+        let info = adapter.get_info();
+        if info.device_type == wgpu::DeviceType::Cpu {
+            log::warn!("latten: no GPU found, using the software adapter {}", describe(&info));
+        } else {
+            log::info!("latten: using {}", describe(&info));
+        }
+        let available = adapter.limits();
+        let limits = match options.limits {
+            LimitsChoice::Adapter => available,
+            LimitsChoice::Default => wgpu::Limits::default(),
+            LimitsChoice::Downlevel => {
+                wgpu::Limits { max_storage_buffers_per_shader_stage: 8, ..wgpu::Limits::downlevel_defaults() }
+            }
+        };
+        let wanted = if options.no_features { wgpu::Features::empty() } else { wgpu::Features::TIMESTAMP_QUERY };
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("latten"),
+            required_features: wanted & adapter.features(),
+            required_limits: limits,
+            ..Default::default()
+        });
+        let (device, queue) =
+            request.await.map_err(|e| ErrorKind::Unsupported { what: format!("{}: {e}", describe(&info)) })?;
+        let lost = Arc::new(Mutex::new(None));
+        let flag = lost.clone();
+        // Our own device, so its one callback is ours to set.
+        device.set_device_lost_callback(move |reason, message| {
+            let mut lost = flag.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            lost.get_or_insert_with(|| format!("{reason:?}: {message}"));
+        });
+        Self::build(device, queue, lost, options.target_workgroups)
+    }
+
+    /// Uses a device that the app owns. Its error handlers and callbacks are left alone; `adapter` may be `None`
+    /// (it is used for nothing yet but will tell of cooperative matrices).
+    ///
+    /// Errors: [`ErrorKind::Unsupported`] where the device's limits are below WebGPU's defaults, or on OpenGL.
+    pub fn from_wgpu<'a>(
+        adapter: impl Into<Option<&'a wgpu::Adapter>>,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+    ) -> Result<Self> {
+        let _ = adapter.into();
+        if device.adapter_info().backend == wgpu::Backend::Gl {
+            return Err(ErrorKind::Unsupported { what: "the OpenGL backend (no bounds checks)".into() }.into());
+        }
+        Self::build(device, queue, Arc::default(), None)
+    }
+
+    fn build(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        lost: Arc<Mutex<Option<String>>>,
+        target_workgroups: Option<usize>,
+    ) -> Result<Self> {
+        let capabilities = Capabilities::probe(&device, target_workgroups)?;
+        Ok(Gpu {
+            inner: Arc::new(Inner {
+                device,
+                queue,
+                capabilities,
+                pending: Mutex::default(),
+                kernels: Mutex::default(),
+                bind_groups: Mutex::default(),
+                params: Mutex::default(),
+                readback: Mutex::default(),
+                lost,
+                counters: CounterCells::default(),
+                ids: AtomicU64::new(0),
+            }),
+        })
+    }
+}
+
+/// The adapter to use, or what there was instead.
+async fn pick(instance: &wgpu::Instance, options: &GpuOptions) -> Result<wgpu::Adapter, String> {
+    let wish = options.adapter.clone().or_else(|| std::env::var("LATTEN_ADAPTER").ok()).filter(|w| !w.is_empty());
+    let mut adapters = instance.enumerate_adapters(wgpu::Backends::all() - wgpu::Backends::GL).await;
+    adapters.retain(|a| !matches!(a.get_info().backend, wgpu::Backend::Noop | wgpu::Backend::Gl));
+    if adapters.is_empty() {
+        // Browsers do not enumerate.
+        let found = instance.request_adapter(&wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        });
+        adapters.extend(found.await.ok().filter(|a| a.get_info().backend != wgpu::Backend::Gl));
+    }
+    let names: Vec<String> = adapters.iter().map(|a| describe(&a.get_info())).collect();
+    let found = if names.is_empty() { "none found".to_string() } else { names.join("; ") };
+    let rank = |a: &wgpu::Adapter| match a.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    let fits = |name: &str| wish.as_ref().is_none_or(|w| name.to_lowercase().contains(&w.to_lowercase()));
+    let best = adapters.into_iter().zip(&names).filter(|(_, n)| fits(n)).map(|(a, _)| a).min_by_key(rank);
+    best.ok_or_else(|| match &wish {
+        Some(wish) => format!("LATTEN_ADAPTER or the options ask for {wish:?}; found: {found}"),
+        None => found,
+    })
+}

@@ -1,0 +1,252 @@
+//! Pipelines, bind groups and dispatch.
+
+use super::shader::{assemble, Assembled, Consts, Part};
+use super::tensor::Buffer;
+use super::Gpu;
+use crate::error::{ErrorKind, Result};
+use std::num::NonZeroU64;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+/// How a kernel uses a storage buffer. Binding 0 is always the uniform block of parameters; storage starts at 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// Everything that makes a compiled kernel what it is; the pipeline-cache key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct KernelSpec {
+    pub(crate) name: &'static str,
+    pub(crate) consts: Consts,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) bindings: Vec<Access>,
+    /// Bytes of `var<workgroup>` arrays, checked against the device before the driver sees them:
+    /// one driver accepted too much and hung.
+    pub(crate) workgroup_bytes: usize,
+}
+
+impl KernelSpec {
+    pub(crate) fn assemble(&self) -> Assembled {
+        assemble(&self.consts, &self.parts)
+    }
+}
+
+/// A compiled kernel. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Kernel {
+    inner: Arc<KernelInner>,
+}
+
+struct KernelInner {
+    name: &'static str,
+    id: u64,
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    bindings: usize,
+}
+
+/// A dispatch's size in workgroups.
+pub(crate) type Grid = (u32, u32, u32);
+
+impl Gpu {
+    /// Compiles a kernel, or returns it from the cache.
+    pub(crate) fn kernel(&self, spec: KernelSpec) -> Result<Kernel> {
+        if let Some(kernel) = self.lock(&self.inner.kernels).get(&spec) {
+            return Ok(kernel.clone());
+        }
+        let limit = self.capabilities().workgroup_storage_bytes as usize;
+        if spec.workgroup_bytes > limit {
+            let what =
+                format!("kernel {} needs {} bytes of workgroup memory, {limit} given", spec.name, spec.workgroup_bytes);
+            return Err(ErrorKind::Unsupported { what }.into());
+        }
+        let kernel = self.compile(&spec)?;
+        self.lock(&self.inner.kernels).insert(spec, kernel.clone());
+        Ok(kernel)
+    }
+
+    fn compile(&self, spec: &KernelSpec) -> Result<Kernel> {
+        let source = spec.assemble();
+        let device = &self.inner.device;
+        let entries: Vec<_> = (0..=spec.bindings.len()).map(|i| layout_entry(i, spec)).collect();
+        let made = self.scoped(spec.name, || {
+            let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(spec.name),
+                source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()),
+            });
+            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(spec.name),
+                entries: &entries,
+            });
+            let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(spec.name),
+                bind_group_layouts: &[Some(&layout)],
+                immediate_size: 0,
+            });
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(spec.name),
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // Every kernel writes its workgroup memory before it reads it (tests/poison.rs).
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: None,
+            });
+            (pipeline, layout)
+        });
+        let (pipeline, layout) = made.map_err(|e| match e.kind() {
+            ErrorKind::Gpu { context, message } => {
+                ErrorKind::Gpu { context: context.clone(), message: source.locate(message) }.into()
+            }
+            _ => e,
+        })?;
+        self.inner.counters.pipelines.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_id();
+        Ok(Kernel {
+            inner: Arc::new(KernelInner { name: spec.name, id, pipeline, layout, bindings: spec.bindings.len() }),
+        })
+    }
+
+    /// Records one dispatch into `pass`. `params` are the kernel's uniform block.
+    pub(crate) fn dispatch<P: bytemuck::Pod>(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        kernel: &Kernel,
+        params: &P,
+        buffers: &[&Buffer],
+        grid: Grid,
+    ) -> Result<()> {
+        let k = &kernel.inner;
+        debug_assert_eq!(k.bindings, buffers.len(), "{}", k.name);
+        let limit = self.capabilities().max_workgroups;
+        if grid.0.max(grid.1).max(grid.2) > limit {
+            let what = format!("{}: a grid of {grid:?} workgroups exceeds {limit} per dimension", k.name);
+            return Err(ErrorKind::Unsupported { what }.into());
+        }
+        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+            return Ok(());
+        }
+        let slot = self.param_slot(bytemuck::bytes_of(params))?;
+        let group = self.bind_group(kernel, &slot.buffer, buffers)?;
+        pass.set_pipeline(&k.pipeline);
+        pass.set_bind_group(0, &group, &[slot.offset]);
+        pass.dispatch_workgroups(grid.0, grid.1, grid.2);
+        Ok(())
+    }
+
+    fn bind_group(&self, kernel: &Kernel, params: &Buffer, buffers: &[&Buffer]) -> Result<wgpu::BindGroup> {
+        let k = &kernel.inner;
+        let key: Vec<u64> = [k.id, params.id()].into_iter().chain(buffers.iter().map(|b| b.id())).collect();
+        if let Some(group) = self.lock(&self.inner.bind_groups).get(&key) {
+            return Ok(group.clone());
+        }
+        for b in buffers {
+            let limit = self.capabilities().max_binding_bytes;
+            if b.size_bytes() > limit {
+                let what = format!("a binding of {}", k.name);
+                return Err(ErrorKind::TooLarge { what, needed_bytes: b.size_bytes(), limit_bytes: limit }.into());
+            }
+        }
+        let mut entries = vec![wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: params.raw(),
+                offset: 0,
+                size: NonZeroU64::new(PARAM_BYTES as u64),
+            }),
+        }];
+        entries.extend(
+            buffers
+                .iter()
+                .enumerate()
+                .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32 + 1, resource: b.raw().as_entire_binding() }),
+        );
+        let group = self.scoped(k.name, || {
+            self.inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(k.name),
+                layout: &k.layout,
+                entries: &entries,
+            })
+        })?;
+        self.inner.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
+        self.lock(&self.inner.bind_groups).insert(key, group.clone());
+        Ok(group)
+    }
+
+    /// Drops the bind groups that hold a buffer; called when its last owner goes.
+    pub(super) fn forget_buffer(&self, id: u64) {
+        self.lock(&self.inner.bind_groups).retain(|key, _| !key[1..].contains(&id));
+    }
+}
+
+/// Largest uniform block of any kernel.
+pub(crate) const PARAM_BYTES: usize = 64;
+const SLOTS_PER_BUFFER: u64 = 1024;
+
+/// Parameter blocks by content. A block, once written, is never changed: so any number of recorded passes, the app's
+/// own among them, may refer to it, and a decode loop that repeats its parameters writes nothing.
+#[derive(Default)]
+pub(super) struct ParamPool {
+    slots: std::collections::HashMap<[u8; PARAM_BYTES], ParamSlot>,
+    last: Option<Buffer>,
+    used: u64,
+}
+
+#[derive(Clone)]
+struct ParamSlot {
+    buffer: Buffer,
+    offset: u32,
+}
+
+impl Gpu {
+    fn param_slot(&self, bytes: &[u8]) -> Result<ParamSlot> {
+        let mut key = [0u8; PARAM_BYTES];
+        key[..bytes.len()].copy_from_slice(bytes);
+        let mut pool = self.lock(&self.inner.params);
+        if let Some(slot) = pool.slots.get(&key) {
+            return Ok(slot.clone());
+        }
+        let stride = u64::from(self.capabilities().uniform_align_bytes).max(PARAM_BYTES as u64);
+        let buffer = match &pool.last {
+            Some(buffer) if pool.used < SLOTS_PER_BUFFER => buffer.clone(),
+            _ => {
+                pool.used = 0;
+                let size = stride * SLOTS_PER_BUFFER;
+                let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+                let buffer = self.create_buffer_as("params", size, usage)?;
+                pool.last = Some(buffer.clone());
+                buffer
+            }
+        };
+        let offset = pool.used * stride;
+        pool.used += 1;
+        // Not ordered after pending commands on purpose: nothing recorded so far can refer to a fresh slot.
+        self.inner.queue.write_buffer(buffer.raw(), offset, &key);
+        let slot = ParamSlot { buffer, offset: offset as u32 };
+        pool.slots.insert(key, slot.clone());
+        Ok(slot)
+    }
+}
+
+fn layout_entry(index: usize, spec: &KernelSpec) -> wgpu::BindGroupLayoutEntry {
+    let ty = match index.checked_sub(1).map(|i| spec.bindings[i]) {
+        None => wgpu::BufferBindingType::Uniform,
+        Some(Access::Read) => wgpu::BufferBindingType::Storage { read_only: true },
+        Some(Access::Write) => wgpu::BufferBindingType::Storage { read_only: false },
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding: index as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty,
+            has_dynamic_offset: index == 0,
+            min_binding_size: (index == 0).then(|| NonZeroU64::new(PARAM_BYTES as u64)).flatten(),
+        },
+        count: None,
+    }
+}

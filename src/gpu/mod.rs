@@ -1,0 +1,273 @@
+//! The device: the only folder that names wgpu types in its internals.
+
+mod capabilities;
+mod device;
+pub(crate) mod kernel;
+mod readback;
+pub(crate) mod shader;
+mod tensor;
+mod timing;
+
+pub use capabilities::Capabilities;
+pub use device::{GpuOptions, LimitsChoice};
+pub(crate) use kernel::{Access, Grid, Kernel, KernelSpec};
+pub(crate) use shader::{number, part, Const, Consts, Part};
+pub(crate) use tensor::{byte_len, Buffer};
+pub use tensor::{DType, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+
+/// A GPU: device, queue, compiled kernels, and the commands recorded but not yet submitted. Cheap to clone.
+///
+/// Every `run` of a kernel only records. Commands go to the device together, when a result is read
+/// ([`Gpu::download`]) or on [`Gpu::submit`].
+#[derive(Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    capabilities: Capabilities,
+    pending: Mutex<Pending>,
+    kernels: Mutex<HashMap<KernelSpec, Kernel>>,
+    /// Key: kernel id, parameter buffer id, storage buffer ids.
+    bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
+    params: Mutex<kernel::ParamPool>,
+    readback: Mutex<Vec<wgpu::Buffer>>,
+    lost: Arc<Mutex<Option<String>>>,
+    counters: CounterCells,
+    ids: AtomicU64,
+}
+
+#[derive(Default)]
+struct Pending {
+    // The pass holds the encoder open, so it is declared, and dropped, first.
+    pass: Option<wgpu::ComputePass<'static>>,
+    encoder: Option<wgpu::CommandEncoder>,
+}
+
+#[derive(Default)]
+struct CounterCells {
+    buffers: AtomicU64,
+    pipelines: AtomicU64,
+    bind_groups: AtomicU64,
+    submits: AtomicU64,
+    readbacks: AtomicU64,
+}
+
+/// How many objects were created and calls made since the [`Gpu`] was: what a test of a decode loop compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
+    /// Device buffers allocated.
+    pub buffers: u64,
+    /// Pipelines compiled.
+    pub pipelines: u64,
+    /// Bind groups made.
+    pub bind_groups: u64,
+    /// Queue submissions.
+    pub submits: u64,
+    /// Waits for a result.
+    pub readbacks: u64,
+}
+
+impl Gpu {
+    /// Static facts about the device.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    /// The device, for an app that shares it.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The queue, for an app that shares it.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// Creation and submission counts so far.
+    pub fn counters(&self) -> Counters {
+        let c = &self.inner.counters;
+        let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        Counters {
+            buffers: get(&c.buffers),
+            pipelines: get(&c.pipelines),
+            bind_groups: get(&c.bind_groups),
+            submits: get(&c.submits),
+            readbacks: get(&c.readbacks),
+        }
+    }
+
+    fn next_id(&self) -> u64 {
+        self.inner.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A panicking thread elsewhere leaves these maps consistent, so a poisoned lock is used as it is.
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Fails once the device is known to be lost.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match &*self.lock(&self.inner.lost) {
+            Some(message) => Err(ErrorKind::DeviceLost { message: message.clone() }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs API calls inside error scopes of our own; a user's device keeps its own handlers.
+    pub(crate) fn scoped<T>(&self, context: &str, calls: impl FnOnce() -> T) -> Result<T> {
+        self.check_alive()?;
+        let device = &self.inner.device;
+        let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal]
+            .map(|filter| device.push_error_scope(filter));
+        let value = calls();
+        // Native scopes answer at once. A browser answers later: there the error surfaces at the next readback.
+        let mut first = None;
+        for scope in scopes.into_iter().rev() {
+            first = first.or(ready(scope.pop()).flatten());
+        }
+        self.check_alive()?;
+        match first {
+            None => Ok(value),
+            Some(wgpu::Error::OutOfMemory { source }) => {
+                Err(ErrorKind::OutOfMemory { message: format!("{context}: {source}") }.into())
+            }
+            Some(error) => {
+                let message = error.to_string();
+                if message.contains("is lost") || message.contains("device lost") {
+                    return Err(self.mark_lost(message));
+                }
+                Err(ErrorKind::Gpu { context: context.into(), message }.into())
+            }
+        }
+    }
+
+    fn mark_lost(&self, message: String) -> Error {
+        self.lock(&self.inner.lost).get_or_insert_with(|| message.clone());
+        ErrorKind::DeviceLost { message }.into()
+    }
+
+    pub(crate) fn create_buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        use wgpu::BufferUsages as U;
+        self.create_buffer_as(label, bytes, U::STORAGE | U::COPY_SRC | U::COPY_DST)
+    }
+
+    pub(crate) fn create_buffer_as(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
+        // Kernels see vec4<u32>, so sizes are multiples of 16.
+        let size = bytes.max(16).next_multiple_of(16);
+        let c = self.capabilities();
+        let storage = usage.contains(wgpu::BufferUsages::STORAGE);
+        let limit = if storage { c.max_buffer_bytes.min(c.max_binding_bytes) } else { c.max_buffer_bytes };
+        if size > limit {
+            return Err(ErrorKind::TooLarge { what: label.into(), needed_bytes: size, limit_bytes: limit }.into());
+        }
+        let desc = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let buffer = self.scoped(label, || self.inner.device.create_buffer(&desc))?;
+        self.inner.counters.buffers.fetch_add(1, Ordering::Relaxed);
+        Ok(Buffer::wrap(self, buffer, self.next_id()))
+    }
+
+    fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {
+        Buffer::wrap(self, buffer, self.next_id())
+    }
+
+    /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.
+    pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check_alive()?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // A write takes effect before the next submit, so what is recorded must be submitted first.
+        self.submit()?;
+        self.scoped("write", || self.inner.queue.write_buffer(buffer.raw(), offset, bytes))
+    }
+
+    /// Copies values into a whole tensor (F32 or F16: converted; U32 has [`Gpu::upload_u32`]).
+    pub fn upload(&self, tensor: &Tensor, values: &[f32]) -> Result<()> {
+        if values.len() != tensor.len() {
+            return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
+        }
+        match tensor.dtype() {
+            DType::F32 => self.write(&tensor.buffer, 0, bytemuck::cast_slice(values)),
+            DType::F16 => {
+                let mut halves: Vec<half::f16> = values.iter().map(|&v| half::f16::from_f32(v)).collect();
+                halves.resize(halves.len().next_multiple_of(2), half::f16::ZERO);
+                self.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))
+            }
+            DType::U32 => Err(ErrorKind::DType { name: "tensor", got: "u32".into(), want: "f32 or f16".into() }.into()),
+        }
+    }
+
+    /// Copies values into a whole u32 tensor.
+    pub fn upload_u32(&self, tensor: &Tensor, values: &[u32]) -> Result<()> {
+        tensor.expect("tensor", tensor.shape(), DType::U32)?;
+        if values.len() != tensor.len() {
+            return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
+        }
+        self.write(&tensor.buffer, 0, bytemuck::cast_slice(values))
+    }
+
+    /// Records commands into the pass that is open, opening one if need be.
+    pub(crate) fn record(&self, commands: impl FnOnce(&mut wgpu::ComputePass<'_>) -> Result<()>) -> Result<()> {
+        self.check_alive()?;
+        let mut pending = self.lock(&self.inner.pending);
+        let Pending { pass, encoder } = &mut *pending;
+        let encoder = encoder.get_or_insert_with(|| self.inner.device.create_command_encoder(&Default::default()));
+        let pass = pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        commands(pass)
+    }
+
+    /// Sends what was recorded to the device; does not wait.
+    pub fn submit(&self) -> Result<()> {
+        self.submit_with(|_| ())
+    }
+
+    /// Ends the open pass, lets `more` add to the encoder, and submits. Without anything recorded `more` still runs
+    /// if it is wanted by a readback.
+    fn submit_with(&self, more: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
+        let Some(mut encoder) = self.take_pending() else { return Ok(()) };
+        self.finish_and_submit(move || {
+            more(&mut encoder);
+            encoder
+        })
+    }
+
+    fn take_pending(&self) -> Option<wgpu::CommandEncoder> {
+        let mut pending = self.lock(&self.inner.pending);
+        pending.pass = None;
+        pending.encoder.take()
+    }
+
+    fn finish_and_submit(&self, encoder: impl FnOnce() -> wgpu::CommandEncoder) -> Result<()> {
+        let commands = self.scoped("recording", || encoder().finish())?;
+        self.inner.counters.submits.fetch_add(1, Ordering::Relaxed);
+        self.scoped("submit", || {
+            self.inner.queue.submit([commands]);
+        })
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({})", self.capabilities().adapter)
+    }
+}
+
+/// A future's value if it is there already.
+fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}

@@ -1,0 +1,142 @@
+//! Reading results: one copy, one submit, one wait.
+
+use super::{DType, Gpu, Tensor};
+use crate::error::{ErrorKind, Result};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// Staging buffers kept for the next readback.
+const KEPT: usize = 4;
+
+impl Gpu {
+    /// The values of an F32 or F16 tensor, after everything recorded so far. Submits and waits.
+    ///
+    /// Errors: [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`].
+    pub async fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        if tensor.dtype() == DType::U32 {
+            return Err(ErrorKind::DType { name: "tensor", got: "u32".into(), want: "f32 or f16".into() }.into());
+        }
+        let bytes = self.read(tensor).await?;
+        Ok(match tensor.dtype() {
+            DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        })
+    }
+
+    /// The values of a U32 tensor.
+    pub async fn download_u32(&self, tensor: &Tensor) -> Result<Vec<u32>> {
+        tensor.expect("tensor", tensor.shape(), DType::U32)?;
+        let bytes = self.read(tensor).await?;
+        Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    async fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        self.check_alive()?;
+        let bytes = tensor.len() * tensor.dtype().size_bytes();
+        let size = (bytes as u64).next_multiple_of(4);
+        let staging = self.staging(size)?;
+        let pending = self.take_pending();
+        self.finish_and_submit(|| {
+            let mut encoder = pending.unwrap_or_else(|| self.inner.device.create_command_encoder(&Default::default()));
+            encoder.copy_buffer_to_buffer(tensor.buffer.raw(), 0, &staging, 0, size);
+            encoder
+        })?;
+        let data = self.map(&staging, size).await?;
+        self.lock(&self.inner.readback).push(staging);
+        Ok(data[..bytes].to_vec())
+    }
+
+    /// A staging buffer of at least `size` bytes, from the last ones used if one fits.
+    fn staging(&self, size: u64) -> Result<wgpu::Buffer> {
+        let mut kept = self.lock(&self.inner.readback);
+        let fit = kept.iter().enumerate().filter(|(_, b)| b.size() >= size).min_by_key(|(_, b)| b.size());
+        if let Some(i) = fit.map(|(i, _)| i) {
+            return Ok(kept.swap_remove(i));
+        }
+        if kept.len() >= KEPT {
+            kept.clear();
+        }
+        drop(kept);
+        let desc = wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size: size.next_power_of_two().max(1024),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        };
+        let buffer = self.scoped("readback", || self.inner.device.create_buffer(&desc))?;
+        self.inner.counters.buffers.fetch_add(1, Ordering::Relaxed);
+        Ok(buffer)
+    }
+
+    /// Maps, waits, copies out, unmaps.
+    pub(super) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
+        let answer = Answer::default();
+        let sender = answer.clone();
+        self.inner.counters.readbacks.fetch_add(1, Ordering::Relaxed);
+        self.scoped("map", || {
+            buffer
+                .map_async(wgpu::MapMode::Read, 0..size, move |result| sender.send(result.map_err(|e| e.to_string())));
+        })?;
+        // Browsers complete maps from their event loop; everywhere else this is the wait.
+        let polled = self.scoped("wait", || self.inner.device.poll(wgpu::PollType::wait_indefinitely()))?;
+        if let Err(e) = polled {
+            return Err(self.mark_lost(format!("waiting for the device: {e}")));
+        }
+        if let Err(message) = answer.await {
+            self.check_alive()?;
+            return Err(self.mark_lost(format!("mapping a result: {message}")));
+        }
+        let view = buffer
+            .get_mapped_range(0..size)
+            .map_err(|e| ErrorKind::Gpu { context: "map".into(), message: e.to_string() })?;
+        let data = view.to_vec();
+        drop(view);
+        buffer.unmap();
+        Ok(data)
+    }
+}
+
+/// A value that a callback delivers to a future.
+struct Answer<T> {
+    state: Arc<Mutex<(Option<T>, Option<Waker>)>>,
+}
+
+impl<T> Answer<T> {
+    fn send(&self, value: T) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = Some(value);
+        if let Some(waker) = state.1.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Default for Answer<T> {
+    fn default() -> Self {
+        Answer { state: Arc::new(Mutex::new((None, None))) }
+    }
+}
+
+impl<T> Clone for Answer<T> {
+    fn clone(&self) -> Self {
+        Answer { state: self.state.clone() }
+    }
+}
+
+impl<T> Future for Answer<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.0.take() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                state.1 = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}

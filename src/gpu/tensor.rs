@@ -1,0 +1,211 @@
+//! Buffers and tensors: device memory with a shape and a dtype.
+
+use super::{Gpu, Inner};
+use crate::error::{shape_text, ErrorKind, Result};
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+/// Element type of a tensor or a KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float; stored packed in u32 words, so it needs no `shader-f16` feature.
+    F16,
+    /// 32-bit unsigned integer (token ids, lengths).
+    U32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::F16 => 2,
+        }
+    }
+
+    /// Elements in one 16-byte `vec4<u32>`, the unit in which kernels read caches and weights.
+    pub(crate) fn per_vec4(self) -> usize {
+        16 / self.size_bytes()
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::U32 => "u32",
+        })
+    }
+}
+
+/// A device buffer that tells its `Gpu` when it goes, so that cached bind groups never keep dead memory alive.
+#[derive(Clone)]
+pub(crate) struct Buffer {
+    inner: Arc<BufferInner>,
+}
+
+struct BufferInner {
+    buffer: wgpu::Buffer,
+    id: u64,
+    // Weak: the device keeps buffers of its own (parameters), which must not keep the device.
+    gpu: Weak<Inner>,
+}
+
+impl Drop for BufferInner {
+    fn drop(&mut self) {
+        if let Some(inner) = self.gpu.upgrade() {
+            Gpu { inner }.forget_buffer(self.id);
+        }
+    }
+}
+
+impl Buffer {
+    pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, id: u64) -> Self {
+        Buffer { inner: Arc::new(BufferInner { buffer, id, gpu: Arc::downgrade(&gpu.inner) }) }
+    }
+
+    pub(crate) fn raw(&self) -> &wgpu::Buffer {
+        &self.inner.buffer
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.inner.buffer.size()
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer#{}({} bytes)", self.inner.id, self.size_bytes())
+    }
+}
+
+/// A dense, row-major tensor on the device. Cloning shares the memory.
+///
+/// A tensor may be smaller than its buffer: scratch tensors are cut from buffers that grow and never shrink.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    pub(crate) buffer: Buffer,
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+impl Tensor {
+    /// A tensor of zeros.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a zero-sized or overflowing shape, [`ErrorKind::TooLarge`],
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Self> {
+        let bytes = byte_len(shape, dtype)?;
+        let buffer = gpu.create_buffer("tensor", bytes as u64)?;
+        Ok(Self { buffer, shape: shape.to_vec(), dtype })
+    }
+
+    /// A tensor of f32 values, converted to `dtype` (F32 or F16, rounding to nearest even).
+    pub fn from_f32(gpu: &Gpu, shape: &[usize], values: &[f32], dtype: DType) -> Result<Self> {
+        check_len("values", shape, values.len())?;
+        let tensor = Self::zeros(gpu, shape, dtype)?;
+        match dtype {
+            DType::F32 => gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(values))?,
+            DType::F16 => {
+                let mut halves: Vec<half::f16> = values.iter().map(|&v| half::f16::from_f32(v)).collect();
+                halves.resize(halves.len().next_multiple_of(2), half::f16::ZERO);
+                gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))?;
+            }
+            DType::U32 => {
+                return Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into())
+            }
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor of u32 values.
+    pub fn from_u32(gpu: &Gpu, shape: &[usize], values: &[u32]) -> Result<Self> {
+        check_len("values", shape, values.len())?;
+        let tensor = Self::zeros(gpu, shape, DType::U32)?;
+        gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(values))?;
+        Ok(tensor)
+    }
+
+    /// Wraps a buffer of the app's own: usage must contain `STORAGE`, and `COPY_SRC` if it is to be downloaded.
+    pub fn from_wgpu(gpu: &Gpu, buffer: wgpu::Buffer, shape: &[usize], dtype: DType) -> Result<Self> {
+        let bytes = byte_len(shape, dtype)? as u64;
+        if buffer.size() < bytes {
+            return Err(ErrorKind::argument("buffer", format!("{} bytes, the tensor needs {bytes}", buffer.size())));
+        }
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(ErrorKind::argument("buffer", format!("usage {:?} lacks STORAGE", buffer.usage())));
+        }
+        Ok(Self { buffer: gpu.adopt_buffer(buffer), shape: shape.to_vec(), dtype })
+    }
+
+    /// The same memory seen with another shape of no more elements.
+    pub fn view(&self, shape: &[usize]) -> Result<Self> {
+        if byte_len(shape, self.dtype)? as u64 > self.buffer.size_bytes() {
+            return Err(ErrorKind::shape("view", shape, format!("at most {} bytes", self.buffer.size_bytes())));
+        }
+        Ok(Self { buffer: self.buffer.clone(), shape: shape.to_vec(), dtype: self.dtype })
+    }
+
+    /// Sizes, slowest first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no element: never, zero sizes are refused.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The underlying buffer (it may be larger than the tensor).
+    pub fn wgpu_buffer(&self) -> &wgpu::Buffer {
+        self.buffer.raw()
+    }
+
+    /// Fails unless this is `shape` (0 stands for any size) in `dtype`.
+    pub(crate) fn expect(&self, name: &'static str, shape: &[usize], dtype: DType) -> Result<()> {
+        let fits = self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(g, w)| *w == 0 || g == w);
+        if !fits {
+            return Err(ErrorKind::shape(name, &self.shape, shape_text(shape).replace("0,", "_,")));
+        }
+        if self.dtype != dtype {
+            return Err(ErrorKind::DType { name, got: self.dtype.to_string(), want: dtype.to_string() }.into());
+        }
+        Ok(())
+    }
+}
+
+fn check_len(name: &'static str, shape: &[usize], got: usize) -> Result<()> {
+    let want = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    match want {
+        Some(want) if want == got => Ok(()),
+        _ => Err(ErrorKind::shape(name, &[got], format!("the element count of {}", shape_text(shape)))),
+    }
+}
+
+/// Bytes of a tensor, refusing empty and absurd shapes.
+pub(crate) fn byte_len(shape: &[usize], dtype: DType) -> Result<usize> {
+    let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    match elements.and_then(|n| n.checked_mul(dtype.size_bytes())) {
+        Some(0) => Err(ErrorKind::shape("shape", shape, "no zero size")),
+        Some(bytes) if bytes < 1 << 46 => Ok(bytes),
+        _ => Err(ErrorKind::shape("shape", shape, "fewer than 2^46 bytes")),
+    }
+}
