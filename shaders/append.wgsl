@@ -7,7 +7,7 @@
 // A state is its key elements, padded to a word, then (unless tied) its value elements, padded to a word.
 //
 // Grid: one lane per u32 of a destination row; x over u32s, y over tokens (z folds y past 65,535).
-// Constants: GROUPS STATE_DIM KEY_DIM ROPE_DIM KEY_WORDS VALUE_FIRST VALUE_DIM STATE_WORDS ROPE_WORDS PAGE_SIZE
+// Constants: GROUPS STATE_DIM KEY_DIM ROPE_DIM VALUE_FIRST VALUE_DIM STATE_WORDS ROPE_WORDS PAGE_SIZE
 //            ELEMS_PER_U32 ROTATED_STATE ROTATED_ROPE (widths of the rotated spans, 0 = none).
 // Parts: elements_*, rope_*.
 
