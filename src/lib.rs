@@ -1,8 +1,10 @@
 //! Latent attention on any GPU.
 
 pub mod attention;
+pub mod cache;
 mod error;
 
-pub use attention::{Gla, Gqa, Gta, HeadLayout, Mla};
+pub use attention::{Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
+pub use cache::{CacheStats, SeqId, SeqTable};
 pub use error::{Error, ErrorKind, Result};
 pub use wgpu;
