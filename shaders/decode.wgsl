@@ -19,11 +19,12 @@
 struct Params {
     scale_log2: f32, // softmax_scale * log2(e)
     page_count: u32,
+    page_shift: u32, // log2 of the tokens per page
     class_index: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages: per group [PAGE_SIZE][STATE_WORDS], then [PAGE_SIZE][ROPE_WORDS], vec4 words of elements
+// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], vec4 words of elements
 @group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
 // (query tokens, Q_HEADS, V_DIM) f32
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
@@ -35,7 +36,6 @@ struct Params {
 const TILE_WORDS = STATE_WORDS + ROPE_WORDS;
 // Odd, so that lanes reading one word of neighbouring tokens meet different banks.
 const TILE_STRIDE = TILE_WORDS | 1u;
-const PAGE_WORDS = PAGE_SIZE * (GROUPS * STATE_WORDS + ROPE_WORDS);
 const ROWS = ROW_BLOCKS * ROWS_PER_BLOCK;
 const VALUE_UNITS = ROW_BLOCKS * VALUE_WORDS;
 const TOKENS_PER_SPLIT = TOKENS / TOKEN_SPLITS;
@@ -69,7 +69,7 @@ fn fetch_pages(item: WorkItem, token_first: u32, lane: u32) {
     for (var i = 0u; i < FETCHES_PER_LANE; i++) {
         let token = token_first + (lane + i * THREADS) / TILE_WORDS;
         let held = min(token, max(item.token_last, 1u) - 1u);
-        page_ids[i] = min(plan[item.page_table_first + held / PAGE_SIZE], params.page_count - 1u);
+        page_ids[i] = min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u);
     }
 }
 
@@ -80,10 +80,12 @@ fn fetch_tile(item: WorkItem, group: u32, token_first: u32, lane: u32) {
         let index = lane + i * THREADS;
         let token = token_first + index / TILE_WORDS;
         let word = index % TILE_WORDS;
-        let offset = token % PAGE_SIZE;
-        let state_at = group * PAGE_SIZE * STATE_WORDS + offset * STATE_WORDS + word;
-        let rope_at = GROUPS * PAGE_SIZE * STATE_WORDS + offset * ROPE_WORDS + word - STATE_WORDS;
-        let at = page_ids[i] * PAGE_WORDS + select(rope_at, state_at, word < STATE_WORDS);
+        let page_size = 1u << params.page_shift;
+        let offset = token & (page_size - 1u);
+        let state_at = (group * page_size + offset) * STATE_WORDS + word;
+        let rope_at = GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS + word - STATE_WORDS;
+        let page_words = page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
+        let at = page_ids[i] * page_words + select(rope_at, state_at, word < STATE_WORDS);
         var raw = vec4<u32>(0u);
         if (token < item.token_last) {
             raw = pool[at];

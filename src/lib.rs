@@ -5,8 +5,8 @@ pub mod cache;
 mod error;
 pub mod gpu;
 
-pub use attention::{Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
-pub use cache::{CacheStats, SeqId, SeqTable};
+pub use attention::{Decode, DecodeOutput, Gla, Gqa, Gta, HeadLayout, Mla, Plan, Rotation, SplitPolicy};
+pub use cache::{PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{DType, Gpu, GpuOptions, Tensor};
 pub use wgpu;

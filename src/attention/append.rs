@@ -78,7 +78,7 @@ impl Append {
         let AppendArgs { kv, slots, cos_sin, tokens } = args;
         let params =
             AppendParams { token_count: tokens as u32, slot_count: (layer.page_count * layer.page_size) as u32 };
-        let (y, z) = super::plan::fold(tokens)?;
+        let (y, z) = super::plan::fold(tokens);
         let buffers: [&Buffer; 4] = [&kv.buffer, &slots.buffer, &cos_sin.buffer, &layer.pool];
         gpu.dispatch(pass, &self.kernel, &params, &buffers, (self.row_u32s.div_ceil(64) as u32, y, z))
     }
@@ -103,6 +103,19 @@ impl Append {
         }
         Ok(())
     }
+}
+
+/// `(positions, pairs, 2)` cosines and sines. The angle is taken in f32, as the models were trained; its cosine and
+/// sine are exact to f32, which a GPU's own are not at large positions.
+pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
+    let mut table = Vec::with_capacity(2 * positions.len() * inv_freq.len());
+    for &position in positions {
+        for &frequency in inv_freq {
+            let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+            table.extend([cos as f32, sin as f32]);
+        }
+    }
+    table
 }
 
 fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {

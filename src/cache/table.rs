@@ -4,6 +4,7 @@
 //! What fails changes nothing. What succeeds raises the generation, by which a plan of an earlier state is known.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::attention::view::{KvBatch, KvSource, SeqView};
 use crate::cache::pages::Pages;
@@ -55,8 +56,13 @@ pub struct SeqTable {
     vacant: Vec<usize>,
     pages: Pages,
     page_size: usize,
+    /// Generation of a new slot.
+    id_base: u32,
     generation: u64,
 }
+
+/// Tables made so far by this process.
+static TABLES: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug, Clone)]
 struct Slot {
@@ -89,13 +95,16 @@ impl SeqTable {
             return Err(ErrorKind::argument("page_count", why));
         }
         let pages = Pages::new(page_count as u32); // no truncation: at most `most`
-        Ok(Self { slots: Vec::new(), vacant: Vec::new(), pages, page_size, generation: 0 })
+        // Each table counts from a place of its own, so that a plan or an id of another cache is known as such.
+        let table = TABLES.fetch_add(1, Ordering::Relaxed);
+        let (id_base, generation) = ((table as u32) << 16, table << 40);
+        Ok(Self { slots: Vec::new(), vacant: Vec::new(), pages, page_size, id_base, generation })
     }
 
     /// Adds an empty sequence.
     pub fn insert(&mut self) -> SeqId {
         let index = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, sequence: None });
+            self.slots.push(Slot { generation: self.id_base, sequence: None });
             self.slots.len() - 1
         });
         let slot = &mut self.slots[index];
