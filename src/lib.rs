@@ -2,6 +2,7 @@
 
 pub mod attention;
 mod error;
+pub mod reference;
 
 pub use attention::{Gla, Gqa, Gta, HeadLayout, Mla};
 pub use error::{Error, ErrorKind, Result};
