@@ -258,6 +258,9 @@ const MAX_DIM: usize = 1 << 20;
 
 impl RawDims {
     fn layout(&self, variant: Variant) -> Result<HeadLayout> {
+        if variant == Variant::Gqa {
+            return Err(ErrorKind::argument("variant", "a layer vector is gta, gla or mla, not gqa"));
+        }
         let positive = [("model_dim", self.model_dim), ("head_dim", self.head_dim)];
         for (name, dim) in positive.into_iter().chain((variant != Variant::Gta).then_some(("q_latent", self.q_latent)))
         {
@@ -267,15 +270,12 @@ impl RawDims {
         }
         let (q_heads, groups, rope_dim) = (self.q_heads, self.groups, self.rope);
         match variant {
-            Variant::Gqa => Err(ErrorKind::argument("variant", "a layer vector is gta, gla or mla, not gqa")),
             Variant::Gta if self.state != self.head_dim => Err(ErrorKind::argument(
                 "dims",
                 format!("state {} is not gta's head_dim {}", self.state, self.head_dim),
             )),
             Variant::Gta => HeadLayout::gta(Gta { q_heads, kv_heads: groups, head_dim: self.head_dim, rope_dim }),
-            Variant::Gla | Variant::Mla => {
-                HeadLayout::gla(Gla { q_heads, latent_heads: groups, latent_dim: self.state, rope_dim })
-            }
+            _ => HeadLayout::gla(Gla { q_heads, latent_heads: groups, latent_dim: self.state, rope_dim }),
         }
     }
 }
