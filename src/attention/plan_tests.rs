@@ -298,7 +298,7 @@ proptest! {
         let list = plan(&sequences, &shape, policy).unwrap();
         let found = check_plan(&sequences, &shape, &list);
         for (_, _, bounds) in found.values().flat_map(BTreeMap::values) {
-            let in_cuts = |tokens: usize| bounds.iter().all(|(first, _)| *first as usize % tokens == 0);
+            let in_cuts = |tokens: usize| bounds.iter().all(|(first, _)| (*first as usize).is_multiple_of(tokens));
             match policy {
                 SplitPolicy::Auto => {}
                 SplitPolicy::Off => prop_assert_eq!(bounds.len(), 1),
