@@ -6,7 +6,7 @@ mod error;
 pub mod gpu;
 pub mod reference;
 
-pub use attention::{Decode, DecodeOutput, Gla, Gqa, Gta, HeadLayout, Mla, Plan, Rotation, SplitPolicy};
+pub use attention::{Decode, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvSource, Mla, Plan, Rotation, SplitPolicy};
 pub use cache::{PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{DType, Gpu, GpuOptions, Tensor};
