@@ -9,12 +9,12 @@
 //
 // Per step TOKENS tokens go through workgroup memory:
 //   1. store the tile fetched during the last step; fetch the next one into registers
-//   2. scores: a lane takes ROWS_PER_BLOCK rows x 1 token x every KEY_SPLITS-th key word
+//   2. scores: a lane takes ROWS_PER_BLOCK rows x every KEY_SPLITS-th key word x every SCORE_LANES-th token
 //   3. softmax: a lane takes ROWS_PER_BLOCK rows x 1 token
 //   4. output: a lane takes ROWS_PER_BLOCK rows x 1 value word x every TOKEN_SPLITS-th token, sums in registers
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/decode.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*.
+// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*.
 
 struct Params {
     scale_log2: f32, // softmax_scale * log2(e)
@@ -39,8 +39,10 @@ const TILE_STRIDE = TILE_WORDS | 1u;
 const ROWS = ROW_BLOCKS * ROWS_PER_BLOCK;
 const BLOCK_TOKENS = ROW_BLOCKS * TOKENS;
 const VALUE_UNITS = ROW_BLOCKS * VALUE_WORDS;
-// One block of padding per pair, against bank conflicts.
-const SPLIT_STRIDE = KEY_SPLITS + 1u;
+// Odd, against bank conflicts.
+const SPLIT_STRIDE = KEY_SPLITS | 1u;
+// A width to divide by where there is no rope key.
+const ROPE_STRIDE = max(ROPE_WORDS, 1u);
 
 // Indexed by token * ROW_BLOCKS + row block where not said otherwise; each element is written whole by one lane.
 var<workgroup> tile: array<vec4<u32>, TILE_VEC4S>;
@@ -50,12 +52,12 @@ var<workgroup> weights: array<Rows, BLOCK_TOKENS>;
 var<workgroup> rescale: array<Rows, ROW_BLOCKS>; // by row block
 var<workgroup> row_max: array<Rows, ROW_BLOCKS>; // by row block
 
-// What a lane fetches of every tile: word i of tile token fetch_token[i], at page + offset * stride + plane.
-var<private> fetched: array<vec4<u32>, FETCHES_PER_LANE>;
-var<private> fetch_page: array<u32, FETCHES_PER_LANE>;
-var<private> fetch_token: array<u32, FETCHES_PER_LANE>;
-var<private> fetch_stride: array<u32, FETCHES_PER_LANE>;
-var<private> fetch_plane: array<u32, FETCHES_PER_LANE>;
+// Where each token of the next tile lies in the pool: its state's first word, then, TOKENS later, its rope key's.
+var<workgroup> token_base: array<u32, 2u * TOKENS>;
+
+const NOWHERE = 0xffffffffu;
+
+var<private> fetched: array<vec4<u32>, STATE_FETCHES + ROPE_FETCHES>;
 
 // Row of q, out and lse of a tile row.
 fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
@@ -68,72 +70,121 @@ fn visible_tokens(item: WorkItem, row: u32) -> u32 {
     return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
 }
 
-fn fetch_init(group: u32, lane: u32) {
-    let page_size = 1u << params.page_shift;
-    // unroll
-    for (var i = 0u; i < FETCHES_PER_LANE; i++) {
-        let index = lane + i * THREADS;
-        let word = index % TILE_WORDS;
-        let in_state = word < STATE_WORDS;
-        // A lane without an i-th word gets a token that no tile has.
-        fetch_token[i] = select(0x40000000u, index / TILE_WORDS, index < TOKENS * TILE_WORDS);
-        fetch_stride[i] = select(ROPE_WORDS, STATE_WORDS, in_state);
-        let rope_plane = GROUPS * page_size * STATE_WORDS + word - STATE_WORDS;
-        fetch_plane[i] = select(rope_plane, group * page_size * STATE_WORDS + word, in_state);
+// Page of a token of the tile at `token_first`; lanes below TOKENS each look one up, a step ahead.
+fn page_of(item: WorkItem, token: u32) -> u32 {
+    let held = min(token, max(item.token_last, 1u) - 1u);
+    // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
+    return min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u);
+}
+
+// Tells all lanes where `token` lies. Past the item's last token is nowhere: that memory is somebody else's.
+fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
+    if (lane < TOKENS) {
+        let page_size = 1u << params.page_shift;
+        let offset = token & (page_size - 1u);
+        let first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
+        let held = token < item.token_last;
+        token_base[lane] = select(NOWHERE, first + (group * page_size + offset) * STATE_WORDS, held);
+        let rope = first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS;
+        token_base[TOKENS + lane] = select(NOWHERE, rope, held);
     }
 }
 
-// Page ids of the tile at `token_first`, one step before its words are fetched.
-fn fetch_pages(item: WorkItem, token_first: u32) {
-    // unroll
-    for (var i = 0u; i < FETCHES_PER_LANE; i++) {
-        let token = min(token_first + fetch_token[i], max(item.token_last, 1u) - 1u);
-        // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
-        fetch_page[i] = min(plan[item.page_table_first + (token >> params.page_shift)], params.page_count - 1u);
+fn pool_word(base: u32, word: u32) -> vec4<u32> {
+    if (base == NOWHERE) {
+        return vec4<u32>(0u);
     }
+    return pool[base + word];
 }
 
-// Words of the tile at `token_first`. Tokens past the item's last are zero: their memory is somebody else's.
-fn fetch_tile(item: WorkItem, token_first: u32) {
-    let page_words = (GROUPS * STATE_WORDS + ROPE_WORDS) << params.page_shift;
-    let offset_mask = (1u << params.page_shift) - 1u;
+// A lane's i-th word of a plane: where the plane's width divides the lanes, its word is the same in every step.
+fn plane_token(lane: u32, i: u32, width: u32) -> u32 {
+    if (THREADS % width == 0u) {
+        return lane / width + i * (THREADS / width);
+    }
+    return (lane + i * THREADS) / width;
+}
+
+fn plane_word(lane: u32, i: u32, width: u32) -> u32 {
+    if (THREADS % width == 0u) {
+        return lane % width;
+    }
+    return (lane + i * THREADS) % width;
+}
+
+// The lane's words of the tile whose bases are published; zero where there is no token.
+fn fetch_tile(lane: u32) {
     // unroll
-    for (var i = 0u; i < FETCHES_PER_LANE; i++) {
-        let token = token_first + fetch_token[i];
-        var raw = vec4<u32>(0u);
-        if (token < item.token_last) {
-            raw = pool[fetch_page[i] * page_words + (token & offset_mask) * fetch_stride[i] + fetch_plane[i]];
+    for (var i = 0u; i < STATE_FETCHES; i++) {
+        let token = plane_token(lane, i, STATE_WORDS);
+        if (token < TOKENS) {
+            fetched[i] = pool_word(token_base[token], plane_word(lane, i, STATE_WORDS));
         }
-        fetched[i] = raw;
     }
+    // unroll
+    for (var i = 0u; i < ROPE_FETCHES; i++) {
+        let token = plane_token(lane, i, ROPE_STRIDE);
+        if (token < TOKENS) {
+            fetched[STATE_FETCHES + i] = pool_word(token_base[TOKENS + token], plane_word(lane, i, ROPE_STRIDE));
+        }
+    }
+}
+
+// Order of words in the tile: key, rope key, rest of the state; so key word i of a query is word i of the tile.
+fn tile_word(state_word: u32) -> u32 {
+    return select(state_word + ROPE_WORDS, state_word, state_word < KEY_WORDS);
 }
 
 fn store_tile(lane: u32) {
     // unroll
-    for (var i = 0u; i < FETCHES_PER_LANE; i++) {
-        let index = lane + i * THREADS;
-        if (index < TOKENS * TILE_WORDS) {
-            tile[index / TILE_WORDS * TILE_STRIDE + index % TILE_WORDS] = fetched[i];
+    for (var i = 0u; i < STATE_FETCHES; i++) {
+        let token = plane_token(lane, i, STATE_WORDS);
+        if (token < TOKENS) {
+            tile[token * TILE_STRIDE + tile_word(plane_word(lane, i, STATE_WORDS))] = fetched[i];
+        }
+    }
+    // unroll
+    for (var i = 0u; i < ROPE_FETCHES; i++) {
+        let token = plane_token(lane, i, ROPE_STRIDE);
+        if (token < TOKENS) {
+            tile[token * TILE_STRIDE + KEY_WORDS + plane_word(lane, i, ROPE_STRIDE)] = fetched[STATE_FETCHES + i];
         }
     }
 }
 
-// Scores of the lane's row block and token over its key words; complete where KEY_SPLITS is 1.
-fn score_tile(item: WorkItem, group: u32, lane: u32) -> Rows {
+// Partial scores of the lane's row block, key words and tokens.
+fn score_tile(item: WorkItem, group: u32, lane: u32) {
     let split = lane % KEY_SPLITS;
-    let block_token = lane / KEY_SPLITS;
-    let row_block = block_token % ROW_BLOCKS;
-    let token = min(block_token / ROW_BLOCKS, TOKENS - 1u);
-    var sum = Rows(0.0);
+    let row_block = lane / KEY_SPLITS % ROW_BLOCKS;
+    let token_lane = lane / (KEY_SPLITS * ROW_BLOCKS);
+    if (token_lane >= SCORE_LANES) {
+        return;
+    }
+    var sums: array<Rows, TOKENS_PER_LANE>;
+    // unroll
+    for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+        sums[t] = Rows(0.0);
+    }
     // unroll
     for (var i = 0u; i < WORDS_PER_SPLIT; i++) {
         let word = split + i * KEY_SPLITS;
         if (word < KEY_WORDS + ROPE_WORDS) {
-            let at = select(STATE_WORDS + word - KEY_WORDS, word, word < KEY_WORDS);
-            sum += query_dot(item, group, row_block, i, word, unpack_word(tile[token * TILE_STRIDE + at]));
+            query_load(item, group, row_block, word);
+            // unroll
+            for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+                let key = unpack_word(tile[(token_lane + t * SCORE_LANES) * TILE_STRIDE + word]);
+                // unroll
+                for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                    sums[t] = fma(query_element(i, e), Rows(key[e / 4u][e % 4u]), sums[t]);
+                }
+            }
         }
     }
-    return sum;
+    // unroll
+    for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+        let block_token = (token_lane + t * SCORE_LANES) * ROW_BLOCKS + row_block;
+        split_scores[block_token * SPLIT_STRIDE + split] = sums[t];
+    }
 }
 
 // Adds up the key splits of a block and token in a fixed order.
@@ -187,26 +238,23 @@ fn main(
         }
     }
 
-    fetch_init(group, lane);
-    fetch_pages(item, item.token_first);
-    fetch_tile(item, item.token_first);
-    fetch_pages(item, item.token_first + TOKENS);
+    publish_base(item, group, item.token_first + lane, page_of(item, item.token_first + lane), lane);
+    workgroupBarrier();
+    fetch_tile(lane);
+    var next_page = page_of(item, item.token_first + TOKENS + lane);
+    workgroupBarrier();
     for (var first = item.token_first; first < item.token_last; first += TOKENS) {
         store_tile(lane);
+        publish_base(item, group, first + TOKENS + lane, next_page, lane);
         workgroupBarrier();
-        fetch_tile(item, first + TOKENS);
-        fetch_pages(item, first + 2u * TOKENS);
+        fetch_tile(lane);
+        next_page = page_of(item, first + 2u * TOKENS + lane);
+        score_tile(item, group, lane);
+        workgroupBarrier();
 
-        var score = score_tile(item, group, lane);
-        if (KEY_SPLITS > 1u) {
-            if (lane < BLOCK_TOKENS * KEY_SPLITS) {
-                split_scores[lane / KEY_SPLITS * SPLIT_STRIDE + lane % KEY_SPLITS] = score;
-            }
-            workgroupBarrier();
-            score = reduce_splits(min(lane, BLOCK_TOKENS - 1u));
-        }
+        var score = Rows(0.0);
         if (lane < BLOCK_TOKENS) {
-            var wide = rows_widen(score);
+            var wide = rows_widen(reduce_splits(lane));
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
                 wide[j] = select(NEGATIVE, wide[j], first + softmax_token < visible[j]);
@@ -241,7 +289,7 @@ fn main(
             let unit = unit_first + u * THREADS;
             if (unit < VALUE_UNITS && token_split < TOKEN_SPLITS) {
                 let row_block = unit / VALUE_WORDS;
-                let word = VALUE_FIRST + unit % VALUE_WORDS;
+                let word = tile_word(VALUE_FIRST + unit % VALUE_WORDS);
                 let factor = rescale[row_block];
                 // Rare after the first few tiles; the same for all lanes of a block.
                 if (any(rows_widen(factor) != rows_widen(Rows(1.0)))) {
@@ -260,7 +308,8 @@ fn main(
                         totals[u] += weight;
                         // unroll
                         for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                            sums[u * ELEMS_PER_WORD + e] += weight * value[e / 4u][e % 4u];
+                            let at = u * ELEMS_PER_WORD + e;
+                            sums[at] = fma(weight, Rows(value[e / 4u][e % 4u]), sums[at]);
                         }
                     }
                 }

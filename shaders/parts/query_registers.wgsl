@@ -28,12 +28,11 @@ fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {
     }
 }
 
-// Products of key word number i of the slice with each row of the block.
-fn query_dot(item: WorkItem, group: u32, row_block: u32, i: u32, word: u32, key: array<vec4<f32>, VECS_PER_WORD>) -> Rows {
-    var sum = Rows(0.0);
-    // unroll
-    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-        sum += q_slice[i * ELEMS_PER_WORD + e] * key[e / 4u][e % 4u];
-    }
-    return sum;
+// Makes key word `word` of the row block ready.
+fn query_load(item: WorkItem, group: u32, row_block: u32, word: u32) {
+}
+
+// Element `e` of the lane's key word number `i`, for each row of the block.
+fn query_element(i: u32, e: u32) -> Rows {
+    return q_slice[i * ELEMS_PER_WORD + e];
 }
