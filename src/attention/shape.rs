@@ -63,7 +63,7 @@ impl DecodeShape {
             let tile_vec4s = (tokens * (tile_words | 1)).max(reduction_vec4s);
             let pairs = rows_per_block * row_blocks * tokens;
             let split_scores = split_scores(key_splits, pairs);
-            let floats = split_scores + 2 * pairs + 2 * rows_per_block * row_blocks;
+            let floats = split_scores.max(1) + 2 * pairs + 2 * rows_per_block * row_blocks;
             let workgroup_bytes = 16 * tile_vec4s + 4 * floats;
             let slice = words_per_split * layout.elems_per_word * rows_per_block;
             (workgroup_bytes <= workgroup_limit).then_some(Self {
