@@ -1,4 +1,6 @@
 //! Append, decode and merge on the adapter that is there, against the f64 reference.
 
-mod decode;
+mod case;
+mod grid;
+mod pairwise;
 mod support;
