@@ -76,10 +76,22 @@ fn the_set_reaches_every_part_and_regime() {
     let all = variants().unwrap();
     let reached = |what: &str| all.iter().any(|v| v.label.contains(what) || v.wgsl.contains(what));
     for what in [
-        "ROWS_PER_BLOCK=1 ", "ROWS_PER_BLOCK=2 ", "ROWS_PER_BLOCK=4 ", "KEY_SPLITS=1 ", "TOKEN_SPLITS=1 ",
-        "UNITS_PER_LANE=1 ", "UNITS_PER_LANE=2 ", "TOKENS=32 ", "TOKENS=1 ", "var<private> q_slice",
-        "fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {\n}", "i ^ 1u", "bitcast<u32>(values[0])",
-        "pack2x16float", "ROTATED_STATE=128 ", "ROTATED_ROPE=64",
+        "ROWS_PER_BLOCK=1 ",
+        "ROWS_PER_BLOCK=2 ",
+        "ROWS_PER_BLOCK=4 ",
+        "KEY_SPLITS=1 ",
+        "TOKEN_SPLITS=1 ",
+        "UNITS_PER_LANE=1 ",
+        "UNITS_PER_LANE=2 ",
+        "TOKENS=32 ",
+        "TOKENS=1 ",
+        "var<private> q_slice",
+        "fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {\n}",
+        "i ^ 1u",
+        "bitcast<u32>(values[0])",
+        "pack2x16float",
+        "ROTATED_STATE=128 ",
+        "ROTATED_ROPE=64",
     ] {
         assert!(reached(what), "no variant has {what}");
     }

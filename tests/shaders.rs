@@ -20,8 +20,10 @@ fn each(check: impl Fn(&Variant) + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(|| while let Some(v) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-                check(v)
+            scope.spawn(|| {
+                while let Some(v) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(v)
+                }
             });
         }
     });
@@ -132,7 +134,9 @@ fn hlsl() {
         let info = validate(v, &module);
         let bindings = module.global_variables.iter().filter_map(|(_, g)| g.binding);
         let options = hlsl::Options {
-            binding_map: bindings.map(|b| (b, hlsl::BindTarget { register: b.binding, ..Default::default() })).collect(),
+            binding_map: bindings
+                .map(|b| (b, hlsl::BindTarget { register: b.binding, ..Default::default() }))
+                .collect(),
             fake_missing_bindings: false,
             special_constants_binding: Some(hlsl::BindTarget { space: 1, ..Default::default() }),
             zero_initialize_workgroup_memory: false,
@@ -163,11 +167,8 @@ fn msl() {
             let target = msl::BindTarget { buffer: Some(b.binding as u8), mutable: true, ..Default::default() };
             (b, target)
         });
-        let resources = msl::EntryPointResources {
-            resources: resources.collect(),
-            sizes_buffer: Some(30),
-            ..Default::default()
-        };
+        let resources =
+            msl::EntryPointResources { resources: resources.collect(), sizes_buffer: Some(30), ..Default::default() };
         let options = msl::Options {
             lang_version: (2, 1),
             per_entry_point_map: [("main".to_string(), resources)].into_iter().collect(),

@@ -1,6 +1,6 @@
 //! A decode over a ragged batch through cache, plan, append and kernels, and its comparison with the f64 reference.
 
-use crate::support::{compare, gpu_with, wait, Bound, Rng};
+use crate::support::{compare, gpu, wait, Bound, Rng};
 use latten::attention::KvSource;
 use latten::reference;
 use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
@@ -90,8 +90,37 @@ impl Case {
     }
 
     /// The same with inputs of the caller's and a `Decode` that may have served before.
-    pub fn run(&self, gpu: &Gpu, decode: &Decode, mut sequences: Vec<Sequence>, poison: u8) -> Vec<Sequence> {
-        let (mut cache, ids) = self.fill(gpu, &sequences, poison);
+    pub fn run(&self, gpu: &Gpu, decode: &Decode, sequences: Vec<Sequence>, poison: u8) -> Vec<Sequence> {
+        let (cache, ids) = self.fill(gpu, &sequences, poison);
+        self.step(gpu, decode, sequences, (cache, ids))
+    }
+
+    /// Random inputs, the cached tokens of each sequence appended in one go.
+    pub fn run_at_once(&self, gpu: &Gpu, decode: &Decode) -> Vec<Sequence> {
+        let sequences = self.draw();
+        let count = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum();
+        let pages = Pages { count, size: self.page_size, layers: 1 };
+        let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
+        let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
+        for ((id, s), (kv_len, q_len)) in ids.iter().zip(&sequences).zip(&self.lengths) {
+            let old = kv_len - q_len;
+            cache.reserve(&[*id], old).unwrap();
+            let rows = &s.rows[..old * self.heads.kv_dim()];
+            let kv = Tensor::from_f32(gpu, &[old, self.heads.kv_dim()], rows, DType::F32).unwrap();
+            cache.append(0, &[*id], &kv).unwrap();
+            cache.commit(&[*id], old).unwrap();
+        }
+        self.step(gpu, decode, sequences, (cache, ids))
+    }
+
+    /// The step itself: the new tokens appended, then attention from them.
+    fn step(
+        &self,
+        gpu: &Gpu,
+        decode: &Decode,
+        mut sequences: Vec<Sequence>,
+        (mut cache, ids): (PagedKvCache, Vec<SeqId>),
+    ) -> Vec<Sequence> {
         let heads = &self.heads;
         let (mut q, mut kv) = (Vec::new(), Vec::new());
         for ((s, id), (kv_len, q_len)) in sequences.iter().zip(&ids).zip(&self.lengths) {
@@ -230,7 +259,7 @@ fn a_wrong_result_is_found() {
     let heads = crate::support::small();
     let lengths = vec![(9, 2)];
     let case = Case { heads, dtype: DType::F32, page_size: 4, lengths, policy: SplitPolicy::Off, seed: 3 };
-    let mut result = case.run_poisoned(&gpu_with(Default::default()), 0).remove(0);
+    let mut result = case.run_poisoned(gpu(), 0).remove(0);
     case.compare(0, &result, Size::default());
     for break_it in [
         |s: &mut Sequence| s.out[17] += 3e-5,

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, Errors};
 use crate::pairwise;
-use crate::support::{gpu, Rng};
+use crate::support::{gpu_of_thread as gpu, Rng};
 use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,22 +29,12 @@ enum Length {
 
 use Length::{Long, One, Page, Split, Straggler, Zero};
 
-const KINDS: [Kind; 9] = [
-    Kind::Mha,
-    Kind::Gqa,
-    Kind::Mqa,
-    Kind::Gta,
-    Kind::Gla(1),
-    Kind::Gla(2),
-    Kind::Gla(4),
-    Kind::Gla(8),
-    Kind::Mla,
-];
+const KINDS: [Kind; 9] =
+    [Kind::Mha, Kind::Gqa, Kind::Mqa, Kind::Gta, Kind::Gla(1), Kind::Gla(2), Kind::Gla(4), Kind::Gla(8), Kind::Mla];
 const HEADS_PER_GROUP: [usize; 10] = [1, 2, 3, 4, 8, 9, 16, 63, 64, 128];
 const DIMS: [usize; 8] = [32, 48, 64, 96, 128, 192, 256, 512];
 const Q_LENS: [usize; 6] = [1, 2, 3, 5, 8, 16];
-const LENGTHS: [Length; 10] =
-    [Zero, One, Page(-1), Page(0), Page(1), Split(-1), Split(0), Split(1), Long, Straggler];
+const LENGTHS: [Length; 10] = [Zero, One, Page(-1), Page(0), Page(1), Split(-1), Split(0), Split(1), Long, Straggler];
 const PAGES: [usize; 4] = [1, 16, 64, 256];
 const DTYPES: [DType; 2] = [DType::F32, DType::F16];
 const POLICIES: [SplitPolicy; 4] =
@@ -62,9 +52,7 @@ fn heads(kind: Kind, per_group: usize, dim: usize) -> HeadLayout {
         Kind::Gqa => gqa(2),
         Kind::Mqa => gqa(1),
         Kind::Gta => HeadLayout::gta(Gta { q_heads: 2 * per_group, kv_heads: 2, head_dim: dim, rope_dim: dim / 2 }),
-        Kind::Gla(n) => {
-            HeadLayout::gla(Gla { q_heads: n * per_group, latent_heads: n, latent_dim: dim, rope_dim })
-        }
+        Kind::Gla(n) => HeadLayout::gla(Gla { q_heads: n * per_group, latent_heads: n, latent_dim: dim, rope_dim }),
         // The rope width of DeepSeek; GLA-1 above has another for some dims, and no other difference.
         Kind::Mla => HeadLayout::mla(Mla { q_heads: per_group, latent_dim: dim, rope_dim: 64 }),
     };

@@ -1,6 +1,9 @@
 //! Append, decode and merge on the adapter that is there, against the f64 reference.
 
+mod adversarial;
 mod case;
 mod grid;
+mod isolation;
 mod pairwise;
+mod split;
 mod support;

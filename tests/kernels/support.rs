@@ -4,18 +4,24 @@ use latten::{Gla, Gpu, GpuOptions, Gqa, Gta, HeadLayout, Mla};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-/// The adapter under test: a few devices of it, one per test thread, since software ones compile on one core each.
-/// No adapter is a failure, never a silent pass.
+/// The device under test, shared by tests so that each kernel compiles once. No adapter is a failure, never a silent
+/// pass.
 pub fn gpu() -> &'static Gpu {
-    static GPUS: [OnceLock<Gpu>; 4] = [const { OnceLock::new() }; 4];
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! { static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed); }
-    let devices = std::thread::available_parallelism().map_or(2, usize::from).min(GPUS.len());
-    GPUS[MINE.with(|i| i % devices)].get_or_init(|| {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| {
         let gpu = gpu_with(GpuOptions::default());
         println!("adapter: {}", gpu.capabilities().adapter);
         gpu
     })
+}
+
+/// One of a few devices, by test thread: software GPUs compile on one core per device.
+pub fn gpu_of_thread() -> &'static Gpu {
+    static GPUS: [OnceLock<Gpu>; 4] = [const { OnceLock::new() }; 4];
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! { static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed); }
+    let devices = std::thread::available_parallelism().map_or(2, usize::from).min(GPUS.len());
+    GPUS[MINE.with(|i| i % devices)].get_or_init(|| gpu_with(GpuOptions::default()))
 }
 
 pub fn gpu_with(options: GpuOptions) -> Gpu {
@@ -53,14 +59,14 @@ impl Rng {
 }
 
 /// One small layout of each kind: between them every slot, tiles of one to 64 rows, odd row counts.
-pub fn layouts() -> Vec<(&'static str, HeadLayout)> {
+pub fn layouts() -> Vec<HeadLayout> {
     vec![
-        ("mha", HeadLayout::mha(3, 32).unwrap()),
-        ("gqa", HeadLayout::gqa(Gqa { q_heads: 8, kv_heads: 2, head_dim: 64 }).unwrap()),
-        ("mqa", HeadLayout::mqa(9, 48).unwrap()),
-        ("gta", HeadLayout::gta(Gta { q_heads: 8, kv_heads: 4, head_dim: 64, rope_dim: 32 }).unwrap()),
-        ("gla-2", HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 128, rope_dim: 32 }).unwrap()),
-        ("mla", HeadLayout::mla(Mla { q_heads: 16, latent_dim: 256, rope_dim: 64 }).unwrap()),
+        HeadLayout::mha(3, 32).unwrap(),
+        HeadLayout::gqa(Gqa { q_heads: 8, kv_heads: 2, head_dim: 32 }).unwrap(),
+        HeadLayout::mqa(9, 48).unwrap(),
+        HeadLayout::gta(Gta { q_heads: 8, kv_heads: 4, head_dim: 64, rope_dim: 32 }).unwrap(),
+        HeadLayout::gla(Gla { q_heads: 6, latent_heads: 2, latent_dim: 128, rope_dim: 32 }).unwrap(),
+        HeadLayout::mla(Mla { q_heads: 8, latent_dim: 128, rope_dim: 64 }).unwrap(),
     ]
 }
 
