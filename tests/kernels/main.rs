@@ -1,9 +1,11 @@
 //! Append, decode and merge on the adapter that is there, against the f64 reference.
 
 mod adversarial;
+mod append;
 mod case;
 mod grid;
 mod isolation;
 mod pairwise;
 mod split;
+mod steps;
 mod support;
