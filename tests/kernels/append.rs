@@ -1,6 +1,6 @@
 //! Append, seen in the memory itself: the whole pool against an image made on the host.
 
-use crate::support::{gpu, layouts, wait, Rng};
+use crate::support::{gpu, layouts, small, wait, Rng};
 use half::f16;
 use latten::attention::{KvSource, StateLayout};
 use latten::reference::{self, Pairs};
@@ -159,7 +159,7 @@ fn every_layout_rotation_and_dtype_writes_its_rows_and_nothing_else() {
 
 #[test]
 fn far_positions_are_rotated_exactly() {
-    for heads in [layouts()[3], HeadLayout::mha(1, 16).unwrap()] {
+    for heads in [small(), HeadLayout::mha(1, 16).unwrap()] {
         for rotation in [Rotation::Half, Rotation::Interleaved] {
             let check = Check { heads, dtype: DType::F32, page_size: 64, rotation };
             check.run(&[65_535, 100_000], 2, Rng::value);

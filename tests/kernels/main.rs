@@ -3,6 +3,7 @@
 mod adversarial;
 mod append;
 mod case;
+mod device;
 mod grid;
 mod isolation;
 mod pairwise;
