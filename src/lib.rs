@@ -4,6 +4,7 @@ pub mod attention;
 pub mod cache;
 mod error;
 pub mod gpu;
+pub mod inspect;
 pub mod reference;
 
 pub use attention::{Decode, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvSource, Mla, Plan, Rotation, SplitPolicy};

@@ -241,16 +241,25 @@ impl Gpu {
 
     /// Sends what was recorded to the device; does not wait.
     pub fn submit(&self) -> Result<()> {
-        match self.take_pending() {
-            Some(encoder) => self.finish_and_submit(move || encoder),
-            None => Ok(()),
-        }
+        self.submit_with(|_| {}, false)
     }
 
-    fn take_pending(&self) -> Option<wgpu::CommandEncoder> {
+    /// Lets `last` add to what was recorded (`always`: even if that is nothing) and sends it.
+    ///
+    /// The lock is held until the queue has it: whoever finds nothing pending may rely on all earlier work of every
+    /// thread being in the queue.
+    fn submit_with(&self, last: impl FnOnce(&mut wgpu::CommandEncoder), always: bool) -> Result<()> {
         let mut pending = self.lock(&self.inner.pending);
         pending.pass = None;
-        pending.encoder.take()
+        let recorded = pending.encoder.take();
+        if recorded.is_none() && !always {
+            return Ok(());
+        }
+        self.finish_and_submit(|| {
+            let mut encoder = recorded.unwrap_or_else(|| self.inner.device.create_command_encoder(&Default::default()));
+            last(&mut encoder);
+            encoder
+        })
     }
 
     fn finish_and_submit(&self, encoder: impl FnOnce() -> wgpu::CommandEncoder) -> Result<()> {

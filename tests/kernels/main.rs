@@ -1,4 +1,12 @@
 //! Append, decode and merge on the adapter that is there, against the f64 reference.
 
-mod decode;
+mod adversarial;
+mod append;
+mod case;
+mod device;
+mod grid;
+mod isolation;
+mod pairwise;
+mod split;
+mod steps;
 mod support;

@@ -1,0 +1,125 @@
+//! Every kernel text the crate can ask for, over a representative set of layouts: for people who want to read a shader,
+//! and for the tests that validate and translate them all. Needs no GPU.
+
+use crate::attention::append::append_spec;
+use crate::attention::decode::{decode_spec, merge_spec};
+use crate::attention::layout::StateLayout;
+use crate::attention::shape::DecodeShape;
+use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
+use crate::error::Result;
+use crate::gpu::{Access, Const, DType, KernelSpec};
+use std::collections::HashSet;
+
+/// One assembled kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Variant {
+    /// The kernel: `append`, `decode`, `merge`, ...
+    pub name: &'static str,
+    /// What it was made for, and the constants that tell it from its siblings, for example
+    /// `gla-2x256+64 128 heads f16: TOKENS=8 ROWS=64 ..`.
+    pub label: String,
+    /// The text given to wgpu.
+    pub wgsl: String,
+    /// The same with each line's origin in a comment.
+    pub annotated: String,
+    /// Bytes of `var<workgroup>` that the host reckons with.
+    pub workgroup_bytes: usize,
+    /// For storage bindings 1, 2, ..: whether the kernel may write there. Binding 0 is the uniform block.
+    pub writable: Vec<bool>,
+}
+
+/// Workgroup memory that every device has, but for 32 bytes that some drivers keep for themselves.
+const PORTABLE_WORKGROUP_BYTES: usize = 16352;
+
+/// Every kernel over a set of layouts that reaches each part, slot and lane assignment; no text twice.
+///
+/// ```
+/// let merges = latten::inspect::variants()?.into_iter().filter(|v| v.name == "merge");
+/// assert!(merges.count() > 0);
+/// # Ok::<(), latten::Error>(())
+/// ```
+pub fn variants() -> Result<Vec<Variant>> {
+    let mut all = attention()?;
+    all.extend(nn());
+    let mut seen = HashSet::new();
+    Ok(all.into_iter().map(|(what, spec)| variant(&what, &spec)).filter(|v| seen.insert(v.wgsl.clone())).collect())
+}
+
+/// A label and what it belongs to.
+type Labelled = (String, KernelSpec);
+
+/// The kernels of a layer's other parts.
+fn nn() -> Vec<Labelled> {
+    Vec::new()
+}
+
+fn attention() -> Result<Vec<Labelled>> {
+    let mut all = Vec::new();
+    for (name, heads) in layouts()? {
+        for dtype in [DType::F32, DType::F16] {
+            let what = format!("{name} {} heads {dtype}", heads.q_heads());
+            for shape in DecodeShape::all(&heads, &StateLayout::new(&heads, dtype), PORTABLE_WORKGROUP_BYTES)? {
+                all.push((what.clone(), decode_spec(&heads, dtype, &shape)?));
+                all.push((what.clone(), merge_spec(&heads, shape.rows())));
+            }
+            for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
+                let Ok(spec) = append_spec(&heads, dtype, page_size, rotation) else { continue };
+                all.push((format!("{what} rotation {rotation:?}"), spec));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Real shapes, and odd ones: one head, heads that fill no block, widths that fill no word.
+fn layouts() -> Result<Vec<(String, HeadLayout)>> {
+    let mut all = Vec::new();
+    for (q_heads, kv_heads, head_dim) in
+        [(1, 1, 32), (3, 3, 20), (32, 8, 128), (9, 1, 48), (128, 1, 512), (8, 4, 64), (2, 1, 1)]
+    {
+        all.push((format!("gqa-{kv_heads}x{head_dim}"), HeadLayout::gqa(Gqa { q_heads, kv_heads, head_dim })?));
+    }
+    for (q_heads, kv_heads, head_dim, rope_dim) in
+        [(32, 8, 128, 64), (4, 4, 12, 6), (63, 1, 96, 48), (12, 4, 64, 32), (8, 2, 100, 4), (6, 2, 32, 0)]
+    {
+        let heads = HeadLayout::gta(Gta { q_heads, kv_heads, head_dim, rope_dim })?;
+        all.push((format!("gta-{kv_heads}x{head_dim}+{rope_dim}"), heads));
+    }
+    for (q_heads, latent_heads, latent_dim, rope_dim) in
+        [(128, 2, 256, 64), (16, 2, 128, 32), (8, 8, 64, 32), (64, 4, 192, 32), (126, 2, 12, 6)]
+    {
+        let heads = HeadLayout::gla(Gla { q_heads, latent_heads, latent_dim, rope_dim })?;
+        all.push((format!("gla-{latent_heads}x{latent_dim}+{rope_dim}"), heads));
+    }
+    for (q_heads, latent_dim, rope_dim) in [(128, 512, 64), (16, 256, 32), (16, 1792, 64)] {
+        all.push((format!("mla-{latent_dim}+{rope_dim}"), HeadLayout::mla(Mla { q_heads, latent_dim, rope_dim })?));
+    }
+    Ok(all)
+}
+
+fn variant(what: &str, spec: &KernelSpec) -> Variant {
+    let source = spec.assemble();
+    let numbers: Vec<String> = spec.consts.iter().filter_map(|(name, value)| number(name, *value)).collect();
+    Variant {
+        name: spec.name,
+        label: format!("{what}: {}", numbers.join(" ")),
+        annotated: source.annotated(),
+        wgsl: source.text,
+        workgroup_bytes: spec.workgroup_bytes,
+        writable: spec.bindings.iter().map(|access| *access == Access::Write).collect(),
+    }
+}
+
+/// `TOKENS=8`; types follow from the numbers.
+fn number(name: &str, value: Const) -> Option<String> {
+    match value {
+        Const::U32(v) => Some(format!("{name}={v}")),
+        Const::Bool(v) => Some(format!("{name}={v}")),
+        Const::Alias(_) => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "inspect_tests.rs"]
+mod tests;

@@ -1,0 +1,98 @@
+//! Host structs against the WGSL structs they mirror: sizes, names and offsets, through naga's reflection.
+
+use super::*;
+use crate::attention::append::AppendParams;
+use crate::attention::decode::DecodeParams;
+use crate::attention::plan::{MergeItem, WorkItem};
+use crate::gpu::kernel::PARAM_BYTES;
+use std::mem::{offset_of, size_of};
+
+/// Field names, their byte offsets, and the size of a struct of a kernel.
+fn reflect(kernel: &str, structure: &str) -> (Vec<(String, usize)>, usize) {
+    let variant = variants().unwrap().into_iter().find(|v| v.name == kernel).unwrap();
+    let module = naga::front::wgsl::parse_str(&variant.wgsl).unwrap();
+    let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some(structure)).unwrap();
+    let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{structure} is no struct") };
+    let fields = members.iter().map(|m| (m.name.clone().unwrap(), m.offset as usize)).collect();
+    (fields, *span as usize)
+}
+
+/// The host's side: names as in WGSL, offsets as Rust lays them out.
+macro_rules! host {
+    ($ty:ty: $($field:ident $(as $name:literal)?),*) => {
+        (vec![$((host!(@name $field $($name)?).to_string(), offset_of!($ty, $field))),*], size_of::<$ty>())
+    };
+    (@name $field:ident) => { stringify!($field) };
+    (@name $field:ident $name:literal) => { $name };
+}
+
+#[test]
+fn parameter_blocks_match_the_shaders() {
+    assert_eq!(reflect("append", "Params"), host!(AppendParams: token_count, slot_count));
+    assert_eq!(reflect("decode", "Params"), host!(DecodeParams: scale_log2, page_count, page_shift, class_index));
+    assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
+    for kernel in ["append", "decode", "merge"] {
+        assert!(reflect(kernel, "Params").1 <= PARAM_BYTES, "{kernel}");
+    }
+}
+
+#[test]
+fn plan_items_match_the_shader() {
+    let host = host!(WorkItem: page_table_first, q_token_first, q_len, kv_len, row_first, token_first, token_last,
+        partial as "partial_row");
+    assert_eq!(reflect("decode", "WorkItem"), host);
+    let (mut fields, size) = host!(MergeItem: q_token_first, row_first, rows, partial_first, partial_count, reserved);
+    // The shader reads five words and skips the padding that makes an item 32 bytes.
+    assert_eq!((fields.pop(), size), (Some(("reserved".to_string(), 20)), 32));
+    assert_eq!(reflect("merge", "MergeItem").0, fields);
+    assert_eq!(size_of::<WorkItem>(), 32);
+}
+
+/// The shader unpacks items word by word, so the order of its fields must be that of its reads: checked by the text.
+#[test]
+fn items_are_read_in_the_order_of_their_fields() {
+    let text = include_str!("../shaders/parts/plan.wgsl");
+    assert!(text.contains("PLAN_HEADER + 8u * ("), "work items of 8 words");
+    assert!(text.contains("plan[1] + 8u * ("), "merge items of 8 words");
+    for reads in ["plan[0] + plan[at]", "plan[at + 3u],", "plan[at + 7u],", "plan[at + 4u]);"] {
+        assert!(text.contains(reads), "{reads}");
+    }
+}
+
+#[test]
+fn labels_tell_variants_apart_and_no_text_comes_twice() {
+    let all = variants().unwrap();
+    let labels: HashSet<(&str, &str)> = all.iter().map(|v| (v.name, v.label.as_str())).collect();
+    let texts: HashSet<&str> = all.iter().map(|v| v.wgsl.as_str()).collect();
+    assert_eq!((labels.len(), texts.len()), (all.len(), all.len()));
+    for name in ["append", "decode", "merge"] {
+        assert!(labels.iter().any(|(n, _)| *n == name), "{name}");
+    }
+}
+
+/// The set must reach every lane assignment, or the tests over it prove less than they say.
+#[test]
+fn the_set_reaches_every_part_and_regime() {
+    let all = variants().unwrap();
+    let reached = |what: &str| all.iter().any(|v| v.label.contains(what) || v.wgsl.contains(what));
+    for what in [
+        "ROWS_PER_BLOCK=1 ",
+        "ROWS_PER_BLOCK=2 ",
+        "ROWS_PER_BLOCK=4 ",
+        "KEY_SPLITS=1 ",
+        "TOKEN_SPLITS=1 ",
+        "UNITS_PER_LANE=1 ",
+        "UNITS_PER_LANE=2 ",
+        "TOKENS=32 ",
+        "TOKENS=1 ",
+        "var<private> q_slice",
+        "fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {\n}",
+        "i ^ 1u",
+        "bitcast<u32>(values[0])",
+        "pack2x16float",
+        "ROTATED_STATE=128 ",
+        "ROTATED_ROPE=64",
+    ] {
+        assert!(reached(what), "no variant has {what}");
+    }
+}

@@ -1,0 +1,276 @@
+//! A decode over a ragged batch through cache, plan, append and kernels, and its comparison with the f64 reference.
+
+use crate::support::{compare, gpu, wait, Bound, Rng};
+use latten::attention::KvSource;
+use latten::reference;
+use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+
+/// One decode to check: a ragged batch of `(cached tokens with the new ones, new tokens)`.
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub heads: HeadLayout,
+    pub dtype: DType,
+    pub page_size: usize,
+    pub lengths: Vec<(usize, usize)>,
+    pub policy: SplitPolicy,
+    pub seed: u64,
+}
+
+/// Inputs of one sequence, and what the device made of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// (kv_len, kv_dim)
+    pub rows: Vec<f32>,
+    /// (q_len, q_heads, q_dim)
+    pub q: Vec<f32>,
+    pub out: Vec<f32>,
+    pub lse: Vec<f32>,
+}
+
+pub fn scale(heads: &HeadLayout) -> f32 {
+    (heads.q_dim() as f32).powf(-0.5)
+}
+
+impl Case {
+    /// Random inputs, one sequence after the other.
+    pub fn draw(&self) -> Vec<Sequence> {
+        let draw = |(i, &(kv_len, q_len)): (usize, &(usize, usize))| {
+            let mut rng = Rng(self.seed + 1000 * i as u64);
+            let rows = rng.values(kv_len * self.heads.kv_dim());
+            let q = rng.values(q_len * self.heads.q_heads() * self.heads.q_dim());
+            Sequence { rows, q, out: vec![], lse: vec![] }
+        };
+        self.lengths.iter().enumerate().map(draw).collect()
+    }
+
+    /// A cache whose memory holds `poison` (repeated) before the sequences are appended, their pages interleaved.
+    pub fn fill(&self, gpu: &Gpu, sequences: &[Sequence], poison: u8) -> (PagedKvCache, Vec<SeqId>) {
+        let pages: usize = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum::<usize>() + 3;
+        let pages = Pages { count: pages, size: self.page_size, layers: 1 };
+        let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
+        let pool = cache.layer(0).unwrap();
+        let bytes = vec![poison; pool.wgpu_buffer().size() as usize];
+        gpu.queue().write_buffer(pool.wgpu_buffer(), 0, &bytes);
+        // A page held and freed, so that the sequences' pages do not start at 0 and lie scattered.
+        let blocker = cache.insert();
+        cache.reserve(&[blocker], 2 * self.page_size).unwrap();
+        let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
+        let old: Vec<usize> = self.lengths.iter().map(|(kv, q)| kv - q).collect();
+        let mut done = vec![0; old.len()];
+        let mut rng = Rng(self.seed ^ 0xabcd);
+        let kv_dim = self.heads.kv_dim();
+        while let Some(_) = (0..old.len()).find(|&i| done[i] < old[i]) {
+            // Rounds of uneven steps: several sequences in one append, pages taken in turn.
+            let active: Vec<usize> = (0..old.len()).filter(|&i| done[i] < old[i]).collect();
+            let mut kv = Vec::new();
+            let mut step = Vec::new();
+            for &i in &active {
+                let n = (1 + rng.below(3 * self.page_size + 70)).min(old[i] - done[i]);
+                cache.reserve(&[ids[i]], n).unwrap();
+                kv.extend_from_slice(&sequences[i].rows[done[i] * kv_dim..(done[i] + n) * kv_dim]);
+                step.push(n);
+                done[i] += n;
+            }
+            let tokens = kv.len() / kv_dim;
+            let kv = Tensor::from_f32(gpu, &[tokens, kv_dim], &kv, DType::F32).unwrap();
+            let names: Vec<SeqId> = active.iter().map(|&i| ids[i]).collect();
+            cache.append(0, &names, &kv).unwrap();
+            for (&i, n) in active.iter().zip(step) {
+                cache.commit(&[ids[i]], n).unwrap();
+            }
+        }
+        cache.remove(blocker).unwrap();
+        (cache, ids)
+    }
+
+    /// Runs the case on the device with memory nobody owns filled with `poison`; fills in `out` and `lse`.
+    pub fn run_poisoned(&self, gpu: &Gpu, poison: u8) -> Vec<Sequence> {
+        let decode = Decode::new(gpu, self.heads, self.dtype).unwrap().with_policy(self.policy);
+        self.run(gpu, &decode, self.draw(), poison)
+    }
+
+    /// The same with inputs of the caller's and a `Decode` that may have served before.
+    pub fn run(&self, gpu: &Gpu, decode: &Decode, sequences: Vec<Sequence>, poison: u8) -> Vec<Sequence> {
+        let (cache, ids) = self.fill(gpu, &sequences, poison);
+        self.step(gpu, decode, sequences, (cache, ids))
+    }
+
+    /// Random inputs, the cached tokens of each sequence appended in one go.
+    pub fn run_at_once(&self, gpu: &Gpu, decode: &Decode) -> Vec<Sequence> {
+        let sequences = self.draw();
+        let count = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum();
+        let pages = Pages { count, size: self.page_size, layers: 1 };
+        let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
+        let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
+        for ((id, s), (kv_len, q_len)) in ids.iter().zip(&sequences).zip(&self.lengths) {
+            let old = kv_len - q_len;
+            cache.reserve(&[*id], old).unwrap();
+            let rows = &s.rows[..old * self.heads.kv_dim()];
+            let kv = Tensor::from_f32(gpu, &[old, self.heads.kv_dim()], rows, DType::F32).unwrap();
+            cache.append(0, &[*id], &kv).unwrap();
+            cache.commit(&[*id], old).unwrap();
+        }
+        self.step(gpu, decode, sequences, (cache, ids))
+    }
+
+    /// The step itself: the new tokens appended, then attention from them.
+    fn step(
+        &self,
+        gpu: &Gpu,
+        decode: &Decode,
+        mut sequences: Vec<Sequence>,
+        (mut cache, ids): (PagedKvCache, Vec<SeqId>),
+    ) -> Vec<Sequence> {
+        let heads = &self.heads;
+        let (mut q, mut kv) = (Vec::new(), Vec::new());
+        for ((s, id), (kv_len, q_len)) in sequences.iter().zip(&ids).zip(&self.lengths) {
+            if *q_len > 0 {
+                cache.reserve(&[*id], *q_len).unwrap();
+            }
+            q.extend_from_slice(&s.q);
+            kv.extend_from_slice(&s.rows[(kv_len - q_len) * heads.kv_dim()..]);
+        }
+        let tokens = kv.len() / heads.kv_dim();
+        let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let kv = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let plan = decode.plan(&cache, &ids).unwrap();
+        cache.append(0, &ids, &kv).unwrap();
+        let output = decode.output(tokens).unwrap();
+        // Unwritten results would show as NaN.
+        gpu.upload(&output.out, &vec![f32::NAN; output.out.len()]).unwrap();
+        gpu.upload(&output.lse, &vec![f32::NAN; output.lse.len()]).unwrap();
+        drop(output);
+        let result = decode.run(&plan, &cache.layer(0).unwrap(), &q, scale(heads)).unwrap();
+        let out = wait(gpu.download(&result.out)).unwrap();
+        let lse = wait(gpu.download(&result.lse)).unwrap();
+        for (s, seen) in sequences.iter_mut().zip(&cache.batch(&ids).unwrap().sequences) {
+            let first = seen.q_token_first as usize;
+            let rows = |width: usize| first * width..(first + seen.q_len as usize) * width;
+            s.out = out[rows(heads.q_heads() * heads.v_dim())].to_vec();
+            s.lse = lse[rows(heads.q_heads())].to_vec();
+        }
+        sequences
+    }
+
+    /// Runs the case in NaN-filled memory and compares with the reference within the bounds of the dtype.
+    pub fn check(&self, gpu: &Gpu) -> Errors {
+        self.compare_all(&self.run_poisoned(gpu, 0xff))
+    }
+
+    pub fn compare_all(&self, results: &[Sequence]) -> Errors {
+        let each = results.iter().enumerate().map(|(i, s)| self.compare(i, s, Size::default()));
+        each.fold(Errors::default(), Errors::worst)
+    }
+
+    /// Compares one sequence with the reference: every result must be a number, and of long or tall ones a sample of
+    /// rows (the first, the last and some between) is recomputed.
+    pub fn compare(&self, index: usize, s: &Sequence, size: Size) -> Errors {
+        let (heads, (kv_len, q_len)) = (&self.heads, self.lengths[index]);
+        let what = format!("{self:?} sequence {index}");
+        assert!(s.out.iter().chain(&s.lse).all(|v| v.is_finite()), "{what}: a result is no number");
+        let rows = q_len * heads.q_heads();
+        let most = (4_000_000 / (kv_len * (heads.q_dim() + heads.v_dim())).max(1)).max(6);
+        let mut rng = Rng(self.seed ^ 0x5a5a);
+        let sample: Vec<usize> = match rows {
+            0 => vec![],
+            n if n <= most => (0..n).collect(),
+            n => [0, n - 1].into_iter().chain((2..most).map(|_| rng.below(n))).collect(),
+        };
+        let groups: Vec<(Vec<f64>, Vec<f64>)> = (0..heads.groups()).map(|g| group_rows(heads, g, &s.rows)).collect();
+        let (mut out, mut lse, mut want_out, mut want_lse) = (vec![], vec![], vec![], vec![]);
+        for &row in &sample {
+            let (m, h) = (row / heads.q_heads(), row % heads.q_heads());
+            let (states, keys) = &groups[h / heads.heads_per_group()];
+            let visible = kv_len - q_len + m + 1;
+            let inputs = reference::DecodeInputs {
+                q: &wide(&s.q[row * heads.q_dim()..][..heads.q_dim()]),
+                states: &states[..visible * heads.state_dim()],
+                rope_keys: &keys[..visible * heads.rope_dim()],
+                softmax_scale: f64::from(scale(heads)),
+                causal: true,
+            };
+            let want = reference::decode(&one_head(heads), &inputs).unwrap();
+            want_out.extend(want.out);
+            want_lse.extend(want.lse);
+            out.extend_from_slice(&s.out[row * heads.v_dim()..][..heads.v_dim()]);
+            lse.push(s.lse[row]);
+        }
+        let nmse = if self.dtype == DType::F32 { 1e-10 } else { 1e-9 };
+        let bound = Bound { absolute: (2e-5 + 2.0 * size.score) * size.value.max(1.0), nmse, scale: size.value };
+        let (nmse, out) = compare(&format!("{what} out"), &out, &want_out, bound);
+        let bound = Bound { absolute: 1e-5 + size.score, nmse: f64::INFINITY, scale: 0.0 };
+        let (_, lse) = compare(&format!("{what} lse"), &lse, &want_lse, bound);
+        Errors { nmse, out, lse }
+    }
+}
+
+/// How large a case's numbers are, where they are not of order 1.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Size {
+    /// Error that rounding alone may bring into a score.
+    pub score: f64,
+    /// Largest value; errors of the output are relative to it. 0: to the output itself.
+    pub value: f64,
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// States of one group (kv_len, state_dim) and the rope keys (kv_len, rope_dim).
+fn group_rows(heads: &HeadLayout, group: usize, rows: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let (mut states, mut keys) = (Vec::new(), Vec::new());
+    for row in rows.chunks_exact(heads.kv_dim()) {
+        let (state, key) = row.split_at(heads.groups() * heads.state_dim());
+        states.extend(wide(&state[group * heads.state_dim()..][..heads.state_dim()]));
+        keys.extend(wide(key));
+    }
+    (states, keys)
+}
+
+/// The layout with one query head.
+fn one_head(heads: &HeadLayout) -> HeadLayout {
+    let (dim, rope_dim) = (heads.state_dim(), heads.rope_dim());
+    if heads.v_offset() > 0 {
+        HeadLayout::mha(1, heads.nope_dim()).unwrap()
+    } else if heads.nope_dim() < dim {
+        HeadLayout::gta(Gta { q_heads: 1, kv_heads: 1, head_dim: dim, rope_dim }).unwrap()
+    } else {
+        HeadLayout::gla(Gla { q_heads: 1, latent_heads: 1, latent_dim: dim, rope_dim }).unwrap()
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Errors {
+    pub nmse: f64,
+    pub out: f64,
+    pub lse: f64,
+}
+
+impl Errors {
+    pub fn worst(self, e: Errors) -> Errors {
+        Errors { nmse: self.nmse.max(e.nmse), out: self.out.max(e.out), lse: self.lse.max(e.lse) }
+    }
+}
+
+/// The comparison finds a wrong row: a test of the tests.
+#[test]
+fn a_wrong_result_is_found() {
+    let heads = crate::support::small();
+    let lengths = vec![(9, 2)];
+    let case = Case { heads, dtype: DType::F32, page_size: 4, lengths, policy: SplitPolicy::Off, seed: 3 };
+    let mut result = case.run_poisoned(gpu(), 0).remove(0);
+    case.compare(0, &result, Size::default());
+    for break_it in [
+        |s: &mut Sequence| s.out[17] += 3e-5,
+        |s: &mut Sequence| s.lse[1] += 2e-5,
+        |s: &mut Sequence| s.out[0] = f32::NAN,
+        |s: &mut Sequence| s.lse[0] = f32::NEG_INFINITY,
+    ] {
+        let kept = result.clone();
+        break_it(&mut result);
+        let found = std::panic::catch_unwind(|| case.compare(0, &result, Size::default()));
+        assert!(found.is_err(), "not found");
+        result = kept;
+    }
+}

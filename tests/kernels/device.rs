@@ -1,0 +1,263 @@
+//! Devices: poor limits, no features, an app's own, lost ones; and what a decode loop may create.
+
+use crate::case::Case;
+use crate::support::{gpu, gpu_with, small, wait, Rng};
+use latten::gpu::{Counters, LimitsChoice};
+use latten::{wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor};
+
+/// A slice of the decode tests on a device of its own.
+fn decodes(gpu: &Gpu) {
+    let lengths = vec![(1, 1), (130, 1), (40, 3), (5, 0), (33, 16)];
+    let case = Case {
+        heads: small(),
+        dtype: DType::F16,
+        page_size: 8,
+        lengths,
+        policy: SplitPolicy::FixedTokens(64),
+        seed: 61,
+    };
+    case.check(gpu);
+}
+
+#[test]
+fn default_and_downlevel_limits_and_no_features_suffice() {
+    for limits in [LimitsChoice::Default, LimitsChoice::Downlevel] {
+        let gpu = gpu_with(GpuOptions { limits, no_features: true, ..Default::default() });
+        assert!(!gpu.capabilities().timestamps);
+        assert!(gpu.capabilities().workgroup_storage_bytes <= 16384);
+        decodes(&gpu);
+        let error = wait(gpu.time_passes(1, |_, _| Ok(()))).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unsupported { .. }), "{error}");
+    }
+}
+
+/// The adapter under test as an app would find it. latten's own choice names it.
+fn app_device(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
+    desc.backends = wgpu::Backends::all() - wgpu::Backends::GL;
+    let adapters = wait(wgpu::Instance::new(desc).enumerate_adapters(wgpu::Backends::all() - wgpu::Backends::GL));
+    let used = &gpu().capabilities().adapter;
+    let adapter = adapters.into_iter().find(|a| used.starts_with(&a.get_info().name)).unwrap();
+    let request = wgpu::DeviceDescriptor { required_limits: limits(&adapter), ..Default::default() };
+    let (device, queue) = wait(adapter.request_device(&request)).unwrap();
+    (adapter, device, queue)
+}
+
+#[test]
+fn an_apps_device_serves_and_keeps_its_error_handling() {
+    let (adapter, device, queue) = app_device(wgpu::Adapter::limits);
+    decodes(&Gpu::from_wgpu(&adapter, device.clone(), queue.clone()).unwrap());
+    // latten's errors stay in its own scopes; the app's scope sees the app's errors alone.
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let gpu = Gpu::from_wgpu(None, device.clone(), queue).unwrap();
+    let error = Tensor::zeros(&gpu, &[1 << 40], DType::F32).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TooLarge { .. }), "{error}");
+    assert!(wait(scope.pop()).is_none());
+}
+
+#[test]
+fn a_device_with_too_little_is_refused_with_numbers() {
+    let (_, device, queue) = app_device(|_| wgpu::Limits::downlevel_defaults());
+    let error = Gpu::from_wgpu(None, device, queue).err().unwrap();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported { .. }));
+    assert!(error.to_string().contains("is 4, latten needs 8"), "{error}");
+}
+
+#[test]
+fn an_adapter_that_is_not_there_is_named_with_those_that_are() {
+    let options = GpuOptions { adapter: Some("no such adapter".into()), ..Default::default() };
+    let error = wait(Gpu::with_options(options)).err().unwrap();
+    let ErrorKind::NoAdapter { found, .. } = error.kind() else { panic!("{error}") };
+    assert!(found.contains("no such adapter"), "{found}");
+    let used = &gpu().capabilities().adapter;
+    assert!(found.contains(used.as_str()), "{found} lacks {used}");
+    // By part of its name, whatever the case.
+    let part = used.split(' ').next().unwrap().to_uppercase();
+    let gpu = gpu_with(GpuOptions { adapter: Some(part), ..Default::default() });
+    assert_eq!(gpu.capabilities().adapter.split(' ').next(), used.split(' ').next());
+}
+
+/// Everything of a decode, before the device goes.
+struct Loop {
+    gpu: Gpu,
+    cache: PagedKvCache,
+    decode: Decode,
+    kv: Tensor,
+    q: Tensor,
+    sequences: Vec<latten::SeqId>,
+}
+
+const BATCH: usize = 2;
+
+impl Loop {
+    fn new(gpu: Gpu) -> Self {
+        let heads = small();
+        let inv_freq = [1.0, 0.1, 0.01, 0.001];
+        let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 512, size: 4, layers: 2 }).unwrap();
+        let mut cache = cache.with_rotation(Rotation::Half, &inv_freq).unwrap();
+        let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
+        let mut rng = Rng(63);
+        let kv = Tensor::from_f32(&gpu, &[BATCH, heads.kv_dim()], &rng.values(BATCH * heads.kv_dim()), DType::F32);
+        let q = rng.values(BATCH * heads.q_heads() * heads.q_dim());
+        let q = Tensor::from_f32(&gpu, &[BATCH, heads.q_heads(), heads.q_dim()], &q, DType::F32);
+        let sequences = (0..BATCH).map(|_| cache.insert()).collect();
+        Loop { gpu, cache, decode, kv: kv.unwrap(), q: q.unwrap(), sequences }
+    }
+
+    fn step(&mut self) -> latten::Result<Vec<f32>> {
+        self.cache.reserve(&self.sequences, 1)?;
+        let plan = self.decode.plan(&self.cache, &self.sequences)?;
+        let mut results = vec![];
+        for layer in 0..2 {
+            self.cache.append(layer, &self.sequences, &self.kv)?;
+            let result = self.decode.run(&plan, &self.cache.layer(layer)?, &self.q, 0.25)?;
+            if layer == 1 {
+                results = wait(self.gpu.download(&result.out))?;
+            }
+        }
+        self.cache.commit(&self.sequences, 1)?;
+        Ok(results)
+    }
+}
+
+/// Lengths from 1 to 700 tokens: unsplit, then split, then in more parts.
+#[test]
+fn after_its_first_step_a_decode_loop_creates_nothing() {
+    let gpu = gpu_with(GpuOptions { target_workgroups: Some(64), ..Default::default() });
+    let mut work = Loop::new(gpu.clone());
+    work.step().unwrap();
+    let first = gpu.counters();
+    let mut grown = None;
+    for step in 1..700u64 {
+        work.step().unwrap();
+        let now = gpu.counters();
+        let created = |c: &Counters| (c.buffers, c.pipelines, c.bind_groups);
+        if grown.is_none() && created(&now) != created(&first) {
+            grown = Some((step, now));
+        }
+        assert_eq!(now.readbacks - first.readbacks, step);
+        // Measured: the plan's upload ends nothing, so one submit, at the download.
+        assert!(now.submits - first.submits <= 2 * step, "{} submits in {step} steps", now.submits - first.submits);
+    }
+    let last = gpu.counters();
+    println!("submits per step: {:.2}", (last.submits - first.submits) as f64 / 699.0);
+    assert_eq!(grown, None, "after {first:?}: created at step, counters");
+}
+
+#[test]
+fn cached_bind_groups_do_not_keep_tensors_alive() {
+    let gpu = gpu_with(GpuOptions::default());
+    let mut work = Loop::new(gpu.clone());
+    work.step().unwrap();
+    let held = || gpu.device().get_internal_counters().hal.buffer_memory.read();
+    if held() == 0 {
+        println!("skipped: wgpu counts no memory in this build; the id of a dropped tensor must still be forgotten");
+    }
+    // Each round drops a q tensor that was bound. Were it kept, memory would grow by 256 KiB a round.
+    let heads = small();
+    let mut first = None;
+    for round in 0..64 {
+        work.q = Tensor::zeros(&gpu, &[BATCH, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
+        let before = gpu.counters().bind_groups;
+        work.step().unwrap();
+        assert!(gpu.counters().bind_groups > before, "a new tensor needs a new bind group");
+        let report = gpu.device().generate_allocator_report();
+        let allocations = report.map_or(0, |r| r.allocations.len());
+        let first = *first.get_or_insert(allocations);
+        assert!(allocations <= first + 4, "round {round}: {allocations} allocations, {first} after the first");
+    }
+}
+
+#[test]
+fn passes_are_timed() {
+    let gpu = gpu();
+    if !gpu.capabilities().timestamps {
+        println!("skipped: no timestamp queries on {}", gpu.capabilities().adapter);
+        return;
+    }
+    let heads = small();
+    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count: 4, size: 64, layers: 1 }).unwrap();
+    let decode = Decode::new(gpu, heads, DType::F16).unwrap();
+    let id = cache.insert();
+    cache.reserve(&[id], 200).unwrap();
+    let q = Tensor::zeros(gpu, &[200, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
+    let (plan, output, layer) =
+        (decode.plan(&cache, &[id]).unwrap(), decode.output(200).unwrap(), cache.layer(0).unwrap());
+    let args = latten::attention::DecodeArgs { plan: &plan, layer: &layer, q: &q, softmax_scale: 1.0, output: &output };
+    let times = wait(gpu.time_passes(3, |pass, _| decode.encode(pass, args))).unwrap();
+    assert_eq!(times.len(), 3);
+    assert!(times.iter().all(|t| *t > 0.0 && *t < 60e6), "{times:?} us");
+    for passes in [0, 513, usize::MAX] {
+        let error = wait(gpu.time_passes(passes, |_, _| Ok(()))).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Argument { name: "passes", .. }), "{error}");
+    }
+    // A closure's own error comes back, and the device goes on.
+    let error = wait(gpu.time_passes(1, |_, _| Err(Tensor::zeros(gpu, &[0], DType::F32).unwrap_err()))).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Shape { .. }), "{error}");
+    decodes(gpu);
+}
+
+fn is_lost<T>(what: &str, result: latten::Result<T>) {
+    let error = result.err().unwrap_or_else(|| panic!("{what} succeeded on a lost device"));
+    assert!(matches!(error.kind(), ErrorKind::DeviceLost { .. }), "{what}: {error:?}");
+}
+
+/// Every call that reaches the device, after it is gone: `DeviceLost`, and no panic.
+fn everything_is_lost(mut work: Loop) {
+    let (gpu, heads, rows) = (work.gpu.clone(), small(), BATCH);
+    let plan = work.decode.plan(&work.cache, &work.sequences);
+    is_lost("plan", plan.map(|_| ()));
+    let kv = work.kv.clone();
+    is_lost("append", work.cache.append(0, &work.sequences, &kv));
+    is_lost("download", wait(gpu.download(&work.q)));
+    is_lost("upload", gpu.upload(&work.q, &vec![0.0; work.q.len()]));
+    is_lost("zeros", Tensor::zeros(&gpu, &[rows, 5], DType::F32));
+    is_lost("from_f32", Tensor::from_f32(&gpu, &[2], &[1.0, 2.0], DType::F16));
+    is_lost("from_u32", Tensor::from_u32(&gpu, &[2], &[1, 2]));
+    is_lost("output", work.decode.output(100_000));
+    is_lost("Decode::new", Decode::new(&gpu, heads, DType::F32).map(|_| ()));
+    let pages = Pages { count: 2, size: 4, layers: 1 };
+    is_lost("PagedKvCache::new", PagedKvCache::new(&gpu, heads, DType::F32, pages).map(|_| ()));
+    is_lost("step", work.step());
+    if gpu.capabilities().timestamps {
+        is_lost("time_passes", wait(gpu.time_passes(1, |_, _| Ok(()))));
+    }
+    // The host's part goes on: the table from which an app rebuilds.
+    work.cache.commit(&work.sequences, 0).unwrap();
+    assert!(work.cache.len(work.sequences[0]).is_ok());
+    let _ = gpu.submit();
+}
+
+#[test]
+fn a_destroyed_device_is_lost_for_every_call() {
+    // Between steps.
+    let mut work = Loop::new(gpu_with(GpuOptions::default()));
+    work.step().unwrap();
+    work.cache.reserve(&work.sequences, 1).unwrap();
+    work.gpu.device().destroy();
+    everything_is_lost(work);
+
+    // With commands recorded and not submitted.
+    let mut work = Loop::new(gpu_with(GpuOptions::default()));
+    work.step().unwrap();
+    work.cache.reserve(&work.sequences, 1).unwrap();
+    let plan = work.decode.plan(&work.cache, &work.sequences).unwrap();
+    let kv = work.kv.clone();
+    work.cache.append(0, &work.sequences, &kv).unwrap();
+    let result = work.decode.run(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25).unwrap();
+    work.gpu.device().destroy();
+    is_lost("download of recorded work", wait(work.gpu.download(&result.out)));
+    is_lost("run", work.decode.run(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25));
+    everything_is_lost(work);
+}
+
+/// On a device of the app's own there is no callback of latten's: the calls themselves must notice.
+#[test]
+fn a_destroyed_app_device_is_lost_for_every_call() {
+    let (adapter, device, queue) = app_device(wgpu::Adapter::limits);
+    let mut work = Loop::new(Gpu::from_wgpu(&adapter, device.clone(), queue).unwrap());
+    work.step().unwrap();
+    work.cache.reserve(&work.sequences, 1).unwrap();
+    device.destroy();
+    everything_is_lost(work);
+}

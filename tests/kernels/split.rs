@@ -1,0 +1,74 @@
+//! Splitting and merging: every policy within the bounds, splits in which early rows see nothing, and more work items
+//! than one grid dimension holds.
+
+use crate::case::{Case, Size};
+use crate::support::{gpu, gpu_of_thread, layouts, small};
+use latten::{DType, Decode, Gla, Gqa, Gta, HeadLayout, SplitPolicy};
+
+const POLICIES: [SplitPolicy; 7] = [
+    SplitPolicy::Auto,
+    SplitPolicy::FixedTokens(16),
+    SplitPolicy::FixedTokens(32),
+    SplitPolicy::FixedTokens(100),
+    SplitPolicy::Count(2),
+    SplitPolicy::Count(usize::MAX),
+    SplitPolicy::Off,
+];
+
+/// A step of 16 tokens on top of little: later splits hold tokens that the first rows do not see.
+#[test]
+fn every_policy_agrees_and_rows_that_see_nothing_of_a_split_do_not_count() {
+    for heads in [layouts()[0], layouts()[2], layouts()[3]] {
+        let lengths = vec![(16, 16), (17, 16), (33, 16), (40, 16), (48, 16), (200, 16), (31, 3), (33, 1), (129, 3)];
+        for policy in POLICIES {
+            let decode = Decode::new(gpu(), heads, DType::F32).unwrap().with_policy(policy);
+            let case = Case { heads, dtype: DType::F32, page_size: 4, lengths: lengths.clone(), policy, seed: 31 };
+            case.compare_all(&case.run(gpu(), &decode, case.draw(), 0xff));
+        }
+    }
+}
+
+/// Widths that fill no word, and heads that fill no tile.
+#[test]
+fn odd_dimensions() {
+    let odd = [
+        HeadLayout::gta(Gta { q_heads: 6, kv_heads: 2, head_dim: 12, rope_dim: 6 }).unwrap(),
+        HeadLayout::gqa(Gqa { q_heads: 5, kv_heads: 5, head_dim: 20 }).unwrap(),
+        HeadLayout::gqa(Gqa { q_heads: 2, kv_heads: 1, head_dim: 100 }).unwrap(),
+        HeadLayout::gla(Gla { q_heads: 7, latent_heads: 1, latent_dim: 100, rope_dim: 4 }).unwrap(),
+        HeadLayout::gla(Gla { q_heads: 3, latent_heads: 3, latent_dim: 1, rope_dim: 2 }).unwrap(),
+        HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 18, rope_dim: 0 }).unwrap(),
+        HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 6, rope_dim: 6 }).unwrap(),
+    ];
+    for heads in odd {
+        for dtype in [DType::F32, DType::F16] {
+            let lengths = vec![(1, 1), (200, 1), (33, 1), (0, 0), (70, 3)];
+            let case = Case { heads, dtype, page_size: 8, lengths, policy: SplitPolicy::FixedTokens(64), seed: 33 };
+            case.check(gpu_of_thread());
+        }
+    }
+}
+
+/// 70,480 tokens in one append and 65,640 work items in one decode: both fold into the grid's third dimension.
+#[test]
+fn more_work_than_a_grid_dimension_holds() {
+    let heads = HeadLayout::mha(1, 4).unwrap();
+    let policy = SplitPolicy::FixedTokens(32);
+    let decode = Decode::new(gpu(), heads, DType::F32).unwrap().with_policy(policy);
+    let case = Case { heads, dtype: DType::F32, page_size: 1, lengths: vec![(70_480, 480), (40, 1)], policy, seed: 35 };
+    let results = case.run_at_once(gpu(), &decode);
+    for (i, s) in results.iter().enumerate() {
+        case.compare(i, s, Size::default());
+    }
+}
+
+/// Many sequences: one item each, of one class, and their merges.
+#[test]
+fn many_sequences() {
+    let heads = small();
+    let lengths: Vec<(usize, usize)> = (0..300).map(|i| (1 + i * 7 % 90, 1)).collect();
+    for policy in [SplitPolicy::Auto, SplitPolicy::FixedTokens(32)] {
+        let case = Case { heads, dtype: DType::F16, page_size: 4, lengths: lengths.clone(), policy, seed: 37 };
+        case.check(gpu());
+    }
+}

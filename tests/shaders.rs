@@ -1,0 +1,251 @@
+//! Every kernel text the crate can ask for: naga's validation in the portable tier, the host's claims about it, and its
+//! translation for Vulkan, Metal and DX12, checked by the tools that are there (spirv-tools, glslang-tools).
+
+use latten::inspect::{variants, Variant};
+use naga::back::{hlsl, msl, spv};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, StorageAccess};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What every WebGPU device has beyond naga's empty set: unpack2x16float and pack2x16float.
+const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// Runs `check` on every variant, on all cores.
+fn each(check: impl Fn(&Variant) + Sync) {
+    let all = variants().unwrap();
+    assert!(all.len() > 100, "{} variants", all.len());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while let Some(v) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(v)
+                }
+            });
+        }
+    });
+}
+
+fn parse(v: &Variant) -> Module {
+    naga::front::wgsl::parse_str(&v.wgsl)
+        .unwrap_or_else(|e| panic!("{} {}: {}\n{}", v.name, v.label, e.emit_to_string(&v.wgsl), v.annotated))
+}
+
+fn validate(v: &Variant, module: &Module) -> ModuleInfo {
+    let checked = Validator::new(ValidationFlags::all(), CORE).validate(module);
+    checked.unwrap_or_else(|e| panic!("{} {}: {}", v.name, v.label, e.emit_to_string(&v.wgsl)))
+}
+
+#[test]
+fn every_variant_is_valid_without_optional_capabilities() {
+    each(|v| {
+        validate(v, &parse(v));
+        for word in ["enable ", "requires ", "subgroup", "f16,", "<f16>", ": f16", "f16(", "override"] {
+            // Comments may name what the code may not use.
+            let found = v.wgsl.lines().any(|l| l.split("//").next().unwrap_or("").contains(word));
+            assert!(!found, "{} {}: {word:?} in the portable tier", v.name, v.label);
+        }
+    });
+}
+
+#[test]
+fn memory_bindings_and_workgroups_are_what_the_host_says() {
+    each(|v| {
+        let what = format!("{} {}", v.name, v.label);
+        let module = parse(v);
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+
+        // Each variable rounded to 16 bytes, as WebGPU counts against its limit.
+        let workgroup = module.global_variables.iter().filter(|(_, g)| g.space == AddressSpace::WorkGroup);
+        let sizes: Vec<usize> = workgroup.map(|(_, g)| layouter[g.ty].size as usize).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), v.workgroup_bytes, "{what}: workgroup memory");
+        let rounded: usize = sizes.iter().map(|bytes| bytes.next_multiple_of(16)).sum();
+        assert!(rounded <= 16384 && v.workgroup_bytes <= 16352, "{what}: {sizes:?} bytes of workgroup memory");
+
+        let [entry] = module.entry_points.as_slice() else { panic!("{what}: one entry point") };
+        assert_eq!(entry.name, "main", "{what}");
+        let [x, y, z] = entry.workgroup_size;
+        assert!(x <= 256 && y == 1 && z == 1, "{what}: workgroup of {:?}", entry.workgroup_size);
+
+        let mut storage = vec![None; v.writable.len()];
+        for (_, global) in module.global_variables.iter() {
+            let Some(at) = &global.binding else { continue };
+            assert_eq!(at.group, 0, "{what}");
+            match global.space {
+                AddressSpace::Uniform => assert_eq!(at.binding, 0, "{what}"),
+                AddressSpace::Storage { access } => {
+                    let slot = storage.get_mut(at.binding as usize - 1);
+                    *slot.unwrap_or_else(|| panic!("{what}: the host binds no {}", at.binding)) =
+                        Some(access.contains(StorageAccess::STORE));
+                }
+                space => panic!("{what}: {:?} in {space:?}", global.name),
+            }
+        }
+        let host: Vec<_> = v.writable.iter().map(|w| Some(*w)).collect();
+        assert_eq!(storage, host, "{what}: write access per storage binding");
+        assert!(storage.len() <= 8, "{what}: {} storage buffers", storage.len());
+    });
+}
+
+/// wgpu's bounds checks for adapters without robustness: everything is clamped.
+const RESTRICT: BoundsCheckPolicies = BoundsCheckPolicies {
+    index: BoundsCheckPolicy::Restrict,
+    buffer: BoundsCheckPolicy::Restrict,
+    image_load: BoundsCheckPolicy::Restrict,
+    binding_array: BoundsCheckPolicy::Unchecked,
+};
+
+#[test]
+fn spirv() {
+    let tool = Tool::find("spirv-val");
+    each(|v| {
+        let module = parse(v);
+        let info = validate(v, &module);
+        let options = spv::Options {
+            lang_version: (1, 3),
+            flags: spv::WriterFlags::empty(),
+            bounds_check_policies: RESTRICT,
+            // What core WebGPU on Vulkan 1.1 may use: any other capability is an error.
+            capabilities: Some([spv::Capability::Shader].into_iter().collect()),
+            zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+            use_storage_input_output_16: false,
+            ..Default::default()
+        };
+        let words = spv::write_vec(&module, &info, &options, Some(&pipeline_spv()))
+            .unwrap_or_else(|e| panic!("{} {}: {e}", v.name, v.label));
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        tool.check(v, "spv", &bytes, &["--target-env", "vulkan1.1"]);
+    });
+}
+
+fn pipeline_spv() -> spv::PipelineOptions {
+    spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".into() }
+}
+
+#[test]
+fn hlsl() {
+    let tool = Tool::find("glslangValidator");
+    each(|v| {
+        let module = parse(v);
+        let info = validate(v, &module);
+        let bindings = module.global_variables.iter().filter_map(|(_, g)| g.binding);
+        let options = hlsl::Options {
+            binding_map: bindings
+                .map(|b| (b, hlsl::BindTarget { register: b.binding, ..Default::default() }))
+                .collect(),
+            fake_missing_bindings: false,
+            special_constants_binding: Some(hlsl::BindTarget { space: 1, ..Default::default() }),
+            zero_initialize_workgroup_memory: false,
+            restrict_indexing: true,
+            ..Default::default()
+        };
+        let mut text = String::new();
+        let entries = hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{} {}: {e}", v.name, v.label));
+        let entry = entries.entry_point_names[0].as_ref().unwrap();
+        // glslang does not read the cast of 0 to an array, by which naga clears one; fxc and dxc do.
+        let read = |line: &str| match line.split_once(" = ") {
+            Some((declared, zero)) if zero.ends_with("])0;") => format!("{declared};\n"),
+            _ => format!("{line}\n"),
+        };
+        let text: String = text.lines().map(read).collect();
+        tool.check(v, "hlsl", text.as_bytes(), &["-D", "-V", "-S", "comp", "-e", entry, "-o", "/dev/null"]);
+    });
+}
+
+#[test]
+fn msl() {
+    each(|v| {
+        let module = parse(v);
+        let info = validate(v, &module);
+        let resources = module.global_variables.iter().filter_map(|(_, g)| g.binding).map(|b| {
+            let target = msl::BindTarget { buffer: Some(b.binding as u8), mutable: true, ..Default::default() };
+            (b, target)
+        });
+        let resources =
+            msl::EntryPointResources { resources: resources.collect(), sizes_buffer: Some(30), ..Default::default() };
+        let options = msl::Options {
+            lang_version: (2, 1),
+            per_entry_point_map: [("main".to_string(), resources)].into_iter().collect(),
+            fake_missing_bindings: false,
+            bounds_check_policies: RESTRICT,
+            zero_initialize_workgroup_memory: false,
+            ..Default::default()
+        };
+        let pipeline = msl::PipelineOptions {
+            entry_point: Some((naga::ShaderStage::Compute, "main".into())),
+            ..Default::default()
+        };
+        let (text, translation) = msl::write_string(&module, &info, &options, &pipeline)
+            .unwrap_or_else(|e| panic!("{} {}: {e}", v.name, v.label));
+        let entry = translation.entry_point_names[0].as_ref().unwrap();
+        assert!(text.contains("kernel void ") && text.contains(entry), "{} {}", v.name, v.label);
+    });
+}
+
+/// A validator that may not be installed.
+struct Tool {
+    name: &'static str,
+    found: bool,
+    folder: PathBuf,
+}
+
+impl Tool {
+    fn find(name: &'static str) -> Self {
+        let found = Command::new(name).arg("--version").output().is_ok();
+        if !found {
+            println!("skipped: {name} is not on PATH (Debian: spirv-tools, glslang-tools); translated only");
+        }
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("shaders-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Tool { name, found, folder }
+    }
+
+    fn check(&self, v: &Variant, extension: &str, bytes: &[u8], arguments: &[&str]) {
+        assert!(!bytes.is_empty());
+        if !self.found {
+            return;
+        }
+        static FILES: AtomicUsize = AtomicUsize::new(0);
+        let number = FILES.fetch_add(1, Ordering::Relaxed);
+        let file = self.folder.join(format!("{number}.{extension}"));
+        std::fs::write(&file, bytes).unwrap();
+        let output = Command::new(self.name).args(arguments).arg(&file).output().unwrap();
+        let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{} {}: {} says\n{words}", v.name, v.label, self.name);
+        std::fs::remove_file(&file).unwrap();
+    }
+}
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.folder); // what failed stays to be looked at
+    }
+}
+
+/// Shader text lives in `shaders/`, where editors and people find it, never inside Rust.
+#[test]
+fn no_wgsl_inside_rust() {
+    let (at, bind) = (format!("@{}", "compute"), format!("@{}(", "binding"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<PathBuf> = ["src", "tests", "examples", "benches"].map(|f| root.join(f)).into();
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                assert!(!text.contains(&at) && !text.contains(&bind), "{}: WGSL in Rust", path.display());
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 20, "{files} files read");
+}
