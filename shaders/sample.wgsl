@@ -63,10 +63,11 @@ fn total(lane: u32, value: f32) -> f32 {
     return sum;
 }
 
-// p_i where it is at least the threshold, else 0.
+// p_i where it is at least the threshold, else 0. Below exp(-80) it is 0: no denormals, no exponent of -infinity.
 fn kept(at: u32, largest: f32, temperature: f32, threshold: f32) -> f32 {
-    let p = exp(max((logits[at] - largest) / temperature, -100.0));
-    return select(0.0, p, p >= threshold);
+    let exponent = (logits[at] - largest) / temperature;
+    let p = exp(max(exponent, -80.0));
+    return select(0.0, p, exponent > -80.0 && p >= threshold);
 }
 
 @compute @workgroup_size(LANES)

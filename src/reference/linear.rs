@@ -1,0 +1,61 @@
+//! The matrix product of a layer, the SwiGLU activation, and the embedding look-up.
+//!
+//! Source: `y = W x + b` as in every model of arXiv 2505.21487; SwiGLU: Shazeer, "GLU Variants", arXiv 2002.05202.
+
+use super::{count_rows, dot, expect_shape};
+use crate::error::{ErrorKind, Result};
+
+/// `y = x W^T + b`.
+///
+/// - `x`: (rows, in_dim)
+/// - `weight`: (out_dim, in_dim)
+/// - `bias`: (out_dim,), or none
+/// - returns: (rows, out_dim)
+pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, in_dim: usize) -> Result<Vec<f64>> {
+    count_rows("x", x.len(), in_dim)?;
+    let out_dim = count_rows("weight", weight.len(), in_dim)?;
+    if let Some(bias) = bias {
+        expect_shape("bias", bias.len(), &[out_dim])?;
+    }
+    let mut y = Vec::new();
+    for x in x.chunks_exact(in_dim) {
+        for (o, weight) in weight.chunks_exact(in_dim).enumerate() {
+            y.push(dot(weight, x) + bias.map_or(0.0, |bias| bias[o]));
+        }
+    }
+    Ok(y)
+}
+
+/// `silu(gate) * up`, where `silu(v) = v / (1 + exp(-v))`.
+///
+/// - `gate_up`: (rows, 2 * ffn_dim), each row `[gate | up]`
+/// - returns: (rows, ffn_dim)
+pub fn swiglu(gate_up: &[f64], ffn_dim: usize) -> Result<Vec<f64>> {
+    let row_dim = ffn_dim.saturating_mul(2);
+    count_rows("gate_up", gate_up.len(), row_dim)?;
+    let mut y = Vec::new();
+    for row in gate_up.chunks_exact(row_dim) {
+        let (gate, up) = row.split_at(ffn_dim);
+        for (gate, up) in gate.iter().zip(up) {
+            y.push(gate / (1.0 + (-gate).exp()) * up);
+        }
+    }
+    Ok(y)
+}
+
+/// The rows of `table` named by `tokens`.
+///
+/// - `table`: (vocab, dim)
+/// - `tokens`: (rows,), each below vocab
+/// - returns: (rows, dim)
+pub fn embedding(table: &[f64], tokens: &[u32], dim: usize) -> Result<Vec<f64>> {
+    let vocab = count_rows("table", table.len(), dim)?;
+    let mut y = Vec::new();
+    for &token in tokens {
+        if token as usize >= vocab {
+            return Err(ErrorKind::argument("tokens", format!("token {token} is not below vocab {vocab}")));
+        }
+        y.extend_from_slice(&table[token as usize * dim..][..dim]);
+    }
+    Ok(y)
+}

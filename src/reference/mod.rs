@@ -1,0 +1,70 @@
+//! Every kernel of the library again, as plain f64 loops under the kernel's name: the readable specification.
+//!
+//! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
+//! Nothing here is optimised, and nothing here needs a GPU. Arguments are flat, row-major slices of f64 whose shapes
+//! their documentation states; a slice of another size is an [`ErrorKind::Shape`](crate::ErrorKind), never a panic.
+//! The whole folder depends on [`HeadLayout`](crate::HeadLayout) alone.
+//!
+//! To be read in this order: [`rope()`], [`append()`], [`attend`], [`decode()`], [`merge`], then the layers
+//! [`gqa_layer`], [`gta_layer`], [`gla_layer`].
+//!
+//! ```
+//! use latten::{reference, Gta, HeadLayout};
+//!
+//! // One head of width 2 with no rope key; two tokens that score alike, so the output is their mean.
+//! let layout = HeadLayout::gta(Gta { q_heads: 1, kv_heads: 1, head_dim: 2, rope_dim: 0 })?;
+//! let step = reference::DecodeInputs {
+//!     q: &[1.0, 1.0],
+//!     states: &[0.0, 4.0, 4.0, 0.0],
+//!     rope_keys: &[],
+//!     softmax_scale: 1.0,
+//!     causal: true,
+//! };
+//! let attended = reference::decode(&layout, &step)?;
+//! assert_eq!(attended.out, [2.0, 2.0]);
+//! assert_eq!(attended.lse, [4.0 + 2f64.ln()]);
+//! # Ok::<(), latten::Error>(())
+//! ```
+
+mod append;
+mod decode;
+mod gla;
+mod layers;
+mod linear;
+mod norm;
+mod rope;
+mod sample;
+pub mod vector;
+
+pub use append::append;
+pub use decode::{attend, decode, decode_split, merge, Attended, DecodeInputs};
+pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaProjected, GlaWeights};
+pub use layers::{gqa_layer, gta_layer, GqaWeights, GtaWeights, LayerConfig};
+pub use linear::{embedding, linear, swiglu};
+pub use norm::rms_norm;
+pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};
+pub use sample::sample;
+
+use crate::error::{shape_text, ErrorKind, Result};
+
+/// Scalar product.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// Refuses a slice of `len` elements that is not exactly of shape `want`.
+fn expect_shape(name: &'static str, len: usize, want: &[usize]) -> Result<()> {
+    let elements = want.iter().fold(1usize, |product, &dim| product.saturating_mul(dim));
+    if len != elements {
+        return Err(ErrorKind::shape(name, &[len], shape_text(want)));
+    }
+    Ok(())
+}
+
+/// How many rows of `row` elements a slice of `len` elements holds; refuses a broken row and rows of no elements.
+fn count_rows(name: &'static str, len: usize, row: usize) -> Result<usize> {
+    if row == 0 || !len.is_multiple_of(row) {
+        return Err(ErrorKind::shape(name, &[len], format!("(_,{row}), {row} not 0")));
+    }
+    Ok(len / row)
+}
