@@ -1,7 +1,7 @@
 // y[r, :] = table[ids[r], :]
 //
 // Grid: (ceil(row_vec4 / 64), rows); one lane per vec4<u32> of a table row.
-// Constants: WEIGHT_QUADS. Parts: parts/weights_*.wgsl.
+// Constants: VECS_PER_WORD. Parts: parts/elements_*.wgsl.
 
 struct Params {
     dim: u32,
@@ -23,9 +23,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let packed = table[min(ids[id.y], params.table_rows - 1u) * params.row_vec4 + id.x];
     // unroll
-    for (var q = 0u; q < WEIGHT_QUADS; q++) {
-        let values = weight_quad(packed, q);
-        let first = (id.x * WEIGHT_QUADS + q) * 4u;
+    for (var q = 0u; q < VECS_PER_WORD; q++) {
+        let values = unpack_word(packed)[q];
+        let first = (id.x * VECS_PER_WORD + q) * 4u;
         // unroll
         for (var e = 0u; e < 4u; e++) {
             if (first + e < params.dim) {

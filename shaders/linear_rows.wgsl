@@ -3,8 +3,8 @@
 // Grid: (ceil(out_dim / (OUTS * OUT_LANES)), ceil(rows / ROWS), heads).
 // IN_LANES lanes go along the input together, 16 bytes of weights each; every lane does OUTS outputs of ROWS rows.
 // A row's sums are formed in the same order whatever ROWS is and whatever the other rows hold.
-// Constants: ROWS, OUTS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, WEIGHT_QUADS.
-// Bindings: parts/linear_io.wgsl, parts/input_*.wgsl. Parts: those and parts/weights_*.wgsl.
+// Constants: ROWS, OUTS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD.
+// Bindings: parts/linear_io.wgsl, parts/input_*.wgsl. Parts: those and parts/elements_*.wgsl.
 
 const PARTIAL_STRIDE = LANES + 1u; // odd, against bank conflicts
 var<workgroup> partials: array<f32, ROWS * OUTS * PARTIAL_STRIDE>;
@@ -33,15 +33,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             packed[j] = weights[w_base[j] + k];
         }
         // unroll
-        for (var q = 0u; q < WEIGHT_QUADS; q++) {
+        for (var q = 0u; q < VECS_PER_WORD; q++) {
             var w: array<vec4<f32>, OUTS>;
             // unroll
             for (var j = 0u; j < OUTS; j++) {
-                w[j] = weight_quad(packed[j], q);
+                w[j] = unpack_word(packed[j])[q];
             }
             // unroll
             for (var r = 0u; r < ROWS; r++) {
-                let values = input_quad(x_base[r], k * WEIGHT_QUADS + q);
+                let values = input_quad(x_base[r], k * VECS_PER_WORD + q);
                 // unroll
                 for (var j = 0u; j < OUTS; j++) {
                     sums[r][j] += dot(w[j], values);

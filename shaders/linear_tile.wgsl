@@ -2,8 +2,8 @@
 //
 // Grid: (ceil(out_dim / TILE_OUT), ceil(rows / TILE_ROWS), heads). 64 lanes as 8 x 8; each holds a micro-tile of
 // MICRO_ROWS x MICRO_OUT sums, rows and outputs 8 apart, so that neighbouring lanes read neighbouring tile rows.
-// Constants: MICRO_ROWS, MICRO_OUT, WEIGHT_QUADS.
-// Bindings: parts/linear_io.wgsl, parts/input_*.wgsl. Parts: those and parts/weights_*.wgsl.
+// Constants: MICRO_ROWS, MICRO_OUT, VECS_PER_WORD.
+// Bindings: parts/linear_io.wgsl, parts/input_*.wgsl. Parts: those and parts/elements_*.wgsl.
 
 const TILE_ROWS = 8u * MICRO_ROWS;
 const TILE_OUT = 8u * MICRO_OUT;
@@ -20,22 +20,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let lane_row = lane / 8u;
     let lane_out = lane % 8u;
     var sums: array<array<f32, MICRO_OUT>, MICRO_ROWS>;
-    for (var k = 0u; k < params.row_vec4; k += DEPTH / WEIGHT_QUADS) {
+    for (var k = 0u; k < params.row_vec4; k += DEPTH / VECS_PER_WORD) {
         // unroll
         for (var m = 0u; m < MICRO_ROWS; m++) {
             let row = lane_row + 8u * m;
-            x_tile[row * STRIDE + lane_out] = input_quad(input_base(first_row + row, head), k * WEIGHT_QUADS + lane_out);
+            x_tile[row * STRIDE + lane_out] = input_quad(input_base(first_row + row, head), k * VECS_PER_WORD + lane_out);
         }
-        for (var t = lane; t < TILE_OUT * DEPTH / WEIGHT_QUADS; t += 64u) {
-            let out = t / (DEPTH / WEIGHT_QUADS);
-            let at = t % (DEPTH / WEIGHT_QUADS);
+        for (var t = lane; t < TILE_OUT * DEPTH / VECS_PER_WORD; t += 64u) {
+            let out = t / (DEPTH / VECS_PER_WORD);
+            let at = t % (DEPTH / VECS_PER_WORD);
             var packed = vec4<u32>();
             if (k + at < params.row_vec4) {
                 packed = weights[weight_base(head, first_out + out) + k + at];
             }
             // unroll
-            for (var q = 0u; q < WEIGHT_QUADS; q++) {
-                w_tile[out * STRIDE + at * WEIGHT_QUADS + q] = weight_quad(packed, q);
+            for (var q = 0u; q < VECS_PER_WORD; q++) {
+                w_tile[out * STRIDE + at * VECS_PER_WORD + q] = unpack_word(packed)[q];
             }
         }
         workgroupBarrier();

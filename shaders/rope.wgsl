@@ -18,8 +18,8 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 // x: (rows, heads, copy_dim + rope_dim) f32 through x_offset, x_row_stride and x_head_stride
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-// angles: (rows, rope_dim / 2) vec2<f32>, (cos, sin)
-@group(0) @binding(2) var<storage, read> angles: array<vec2<f32>>;
+// cos_sin: (rows, rope_dim / 2) vec2<f32>
+@group(0) @binding(2) var<storage, read> cos_sin: array<vec2<f32>>;
 // y: (rows, heads, copy_dim + rope_dim) f32 through y_offset, y_row_stride and y_head_stride
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
@@ -34,9 +34,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let x_first = params.x_offset + id.y * params.x_row_stride + head * params.x_head_stride;
     var value = x[x_first + i];
     if (i >= params.copy_dim) {
-        let pair = rope_pair(i - params.copy_dim, params.rope_dim);
-        let angle = angles[id.y * (params.rope_dim / 2u) + pair.angle];
-        value = value * angle.x + pair.sign * x[x_first + params.copy_dim + pair.partner] * angle.y;
+        let r = i - params.copy_dim;
+        let angle = cos_sin[id.y * (params.rope_dim / 2u) + rope_angle(r, params.rope_dim)];
+        let partner = x[x_first + params.copy_dim + rope_partner(r, params.rope_dim)];
+        value = value * angle.x + rope_sign(r, params.rope_dim) * partner * angle.y;
     }
     y[params.y_offset + id.y * params.y_row_stride + head * params.y_head_stride + i] = value;
 }

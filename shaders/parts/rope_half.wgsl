@@ -1,14 +1,14 @@
-// Half-rotation (NeoX): element i of a span is rotated with element i + width / 2.
-struct RopePair {
-    partner: u32, // the other element of the pair
-    sign: f32,    // rotated[i] = x[i] cos + sign x[partner] sin
-    angle: u32,   // index of (cos, sin) among width / 2
+// Half rotation (NeoX): the pair of element i is i +- span/2. Slot: rope_*.
+// rotated[i] = x[i] * cos[rope_angle(i)] + rope_sign(i) * x[rope_partner(i)] * sin[rope_angle(i)]
+
+fn rope_partner(i: u32, span: u32) -> u32 {
+    return select(i - span / 2u, i + span / 2u, i < span / 2u);
 }
 
-fn rope_pair(i: u32, width: u32) -> RopePair {
-    let half = width / 2u;
-    if (i < half) {
-        return RopePair(i + half, -1.0, i);
-    }
-    return RopePair(i - half, 1.0, i - half);
+fn rope_angle(i: u32, span: u32) -> u32 {
+    return select(i - span / 2u, i, i < span / 2u);
+}
+
+fn rope_sign(i: u32, span: u32) -> f32 {
+    return select(1.0, -1.0, i < span / 2u);
 }

@@ -1,10 +1,14 @@
-// Interleaved pairs (DeepSeek checkpoints): elements 2 i and 2 i + 1 of a span are rotated together.
-struct RopePair {
-    partner: u32, // the other element of the pair
-    sign: f32,    // rotated[i] = x[i] cos + sign x[partner] sin
-    angle: u32,   // index of (cos, sin) among width / 2
+// Interleaved rotation (DeepSeek, GPT-J): pairs (2j, 2j + 1). Slot: rope_*.
+// rotated[i] = x[i] * cos[rope_angle(i)] + rope_sign(i) * x[rope_partner(i)] * sin[rope_angle(i)]
+
+fn rope_partner(i: u32, span: u32) -> u32 {
+    return i ^ 1u;
 }
 
-fn rope_pair(i: u32, width: u32) -> RopePair {
-    return RopePair(i ^ 1u, select(1.0, -1.0, (i & 1u) == 0u), i / 2u);
+fn rope_angle(i: u32, span: u32) -> u32 {
+    return i / 2u;
+}
+
+fn rope_sign(i: u32, span: u32) -> f32 {
+    return select(1.0, -1.0, (i & 1u) == 0u);
 }

@@ -1,7 +1,16 @@
 //! The attention kernels and their planner.
 
+pub mod append;
+pub mod decode;
 pub mod heads;
+pub mod layout;
+pub(crate) mod plan;
+pub(crate) mod shape;
 pub mod view;
 
+pub use append::{Append, AppendArgs, Rotation};
+pub use decode::{Decode, DecodeArgs, DecodeOutput, Plan};
 pub use heads::{Gla, Gqa, Gta, HeadLayout, Mla};
+pub use layout::{KvView, StateLayout};
+pub use plan::SplitPolicy;
 pub use view::{KvBatch, KvSource, SeqView};

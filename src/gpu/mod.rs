@@ -177,6 +177,18 @@ impl Gpu {
         Ok(Buffer::wrap(self, buffer, self.next_id()))
     }
 
+    /// Fills buffers with zeros now, after everything recorded so far.
+    pub(crate) fn clear(&self, buffers: &[Buffer]) -> Result<()> {
+        self.submit()?;
+        self.finish_and_submit(|| {
+            let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+            for buffer in buffers {
+                encoder.clear_buffer(buffer.raw(), 0, None);
+            }
+            encoder
+        })
+    }
+
     fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {
         Buffer::wrap(self, buffer, self.next_id())
     }
@@ -229,17 +241,10 @@ impl Gpu {
 
     /// Sends what was recorded to the device; does not wait.
     pub fn submit(&self) -> Result<()> {
-        self.submit_with(|_| ())
-    }
-
-    /// Ends the open pass, lets `more` add to the encoder, and submits. Without anything recorded `more` still runs
-    /// if it is wanted by a readback.
-    fn submit_with(&self, more: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
-        let Some(mut encoder) = self.take_pending() else { return Ok(()) };
-        self.finish_and_submit(move || {
-            more(&mut encoder);
-            encoder
-        })
+        match self.take_pending() {
+            Some(encoder) => self.finish_and_submit(move || encoder),
+            None => Ok(()),
+        }
     }
 
     fn take_pending(&self) -> Option<wgpu::CommandEncoder> {

@@ -79,6 +79,10 @@ impl Buffer {
     pub(crate) fn size_bytes(&self) -> u64 {
         self.inner.buffer.size()
     }
+
+    fn is_unshared(&self) -> bool {
+        Arc::strong_count(&self.inner) == 1
+    }
 }
 
 impl fmt::Debug for Buffer {
@@ -177,6 +181,11 @@ impl Tensor {
     /// The underlying buffer (it may be larger than the tensor).
     pub fn wgpu_buffer(&self) -> &wgpu::Buffer {
         self.buffer.raw()
+    }
+
+    /// Whether nobody else holds this memory.
+    pub(crate) fn is_unshared(&self) -> bool {
+        self.buffer.is_unshared()
     }
 
     /// Fails unless this is `shape` (0 stands for any size) in `dtype`.

@@ -1,7 +1,8 @@
 //! Rows of a table by their ids.
 
 use super::span::check_apart;
-use super::{params, weights_part, word, Weight};
+use super::{params, word, Weight};
+use crate::attention::append::elements_part;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
@@ -9,14 +10,14 @@ params!(Params { dim: u32, row_vec4: u32, table_rows: u32 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
-pub(super) fn spec(dtype: DType) -> KernelSpec {
-    KernelSpec {
+pub(super) fn spec(dtype: DType) -> Result<KernelSpec> {
+    Ok(KernelSpec {
         name: "embedding",
-        consts: vec![("WEIGHT_QUADS", number(dtype.per_vec4() / 4))],
-        parts: vec![weights_part(dtype), part!("embedding.wgsl")],
+        consts: vec![("VECS_PER_WORD", number(dtype.per_vec4() / 4))],
+        parts: vec![elements_part(dtype)?, part!("embedding.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 0,
-    }
+    })
 }
 
 /// `y[r, :] = table[ids[r], :]`. The table may be the weight of a tied head, or (with [`Weight::from_rows`])
@@ -34,7 +35,7 @@ impl Embedding {
         if table.heads() != 1 {
             return Err(ErrorKind::argument("table", format!("{} heads, a table has 1", table.heads())));
         }
-        Ok(Embedding { gpu: gpu.clone(), table: table.clone(), kernel: gpu.kernel(spec(table.dtype()))? })
+        Ok(Embedding { gpu: gpu.clone(), table: table.clone(), kernel: gpu.kernel(spec(table.dtype())?)? })
     }
 
     /// The table.

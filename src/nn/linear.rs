@@ -1,7 +1,8 @@
 //! `y = W x + b`, for one matrix or one per head. The absorbed projections of GLA and MLA are this kernel too.
 
 use super::span::Extent;
-use super::{params, weights_part, word, Span, Weight};
+use super::{params, word, Span, Weight};
+use crate::attention::append::elements_part;
 use crate::error::Result;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
@@ -60,8 +61,8 @@ impl Shape {
         }
     }
 
-    fn spec(self, dtype: DType, in_lanes: usize, vec4: bool) -> KernelSpec {
-        let quads = ("WEIGHT_QUADS", number(dtype.per_vec4() / 4));
+    fn spec(self, dtype: DType, in_lanes: usize, vec4: bool) -> Result<KernelSpec> {
+        let quads = ("VECS_PER_WORD", number(dtype.per_vec4() / 4));
         let input = if vec4 { part!("parts/input_vec4.wgsl") } else { part!("parts/input_scalar.wgsl") };
         let (name, text, consts, workgroup_bytes) = match self {
             Shape::Rows(rows) => {
@@ -80,14 +81,14 @@ impl Shape {
                 ("linear_tile", part!("linear_tile.wgsl"), consts, 16 * 9 * 8 * (micro_rows + MICRO_OUT))
             }
         };
-        let parts = vec![part!("parts/linear_io.wgsl"), input, weights_part(dtype), text];
+        let parts = vec![part!("parts/linear_io.wgsl"), input, elements_part(dtype)?, text];
         let bindings = vec![Access::Read, Access::Read, Access::Read, Access::Write];
-        KernelSpec { name, consts, parts, bindings, workgroup_bytes }
+        Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes })
     }
 }
 
 /// Every kernel of a dtype: [`SHAPES`] with 16-byte input, then with input of any alignment.
-pub(super) fn specs(dtype: DType, in_lanes: usize) -> Vec<KernelSpec> {
+pub(super) fn specs(dtype: DType, in_lanes: usize) -> Result<Vec<KernelSpec>> {
     [true, false].iter().flat_map(|&vec4| SHAPES.map(|s| s.spec(dtype, in_lanes, vec4))).collect()
 }
 
@@ -112,7 +113,7 @@ impl Linear {
         }
         // A software adapter runs few lanes at once: more work for each costs less in reductions.
         let in_lanes = if gpu.capabilities().is_software() { 8 } else { 32 };
-        let kernels = specs(weight.dtype(), in_lanes).into_iter().map(|s| gpu.kernel(s)).collect::<Result<_>>()?;
+        let kernels = specs(weight.dtype(), in_lanes)?.into_iter().map(|s| gpu.kernel(s)).collect::<Result<_>>()?;
         Ok(Linear { gpu: gpu.clone(), weight: weight.clone(), bias: bias.cloned(), kernels, in_lanes })
     }
 

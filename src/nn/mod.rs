@@ -21,8 +21,6 @@ pub use sample::{Sample, Sampling};
 pub use span::Span;
 pub use weight::Weight;
 
-use crate::gpu::{part, DType, Part};
-
 /// A kernel's uniform block: a host struct, and its fields' names and offsets for the test that compares it with WGSL.
 macro_rules! params {
     ($name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
@@ -40,14 +38,6 @@ macro_rules! params {
 }
 use params;
 
-/// The part that decodes weights of a dtype.
-fn weights_part(dtype: DType) -> Part {
-    match dtype {
-        DType::F16 => part!("parts/weights_f16.wgsl"),
-        _ => part!("parts/weights_f32.wgsl"),
-    }
-}
-
 /// A size for a parameter block. Whatever exceeds u32 has been refused by [`Span::check`] or is a stride not used.
 fn word(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
@@ -56,7 +46,8 @@ fn word(value: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::KernelSpec;
+    use crate::attention::Rotation;
+    use crate::gpu::{DType, KernelSpec};
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     /// What every WebGPU device has: unpack2x16float.
@@ -66,22 +57,21 @@ mod tests {
     fn variants() -> Vec<(KernelSpec, &'static [(&'static str, usize)])> {
         let mut all = Vec::new();
         for dtype in [DType::F32, DType::F16] {
-            all.extend(linear::specs(dtype, 8).into_iter().map(|s| (s, linear::PARAM_FIELDS)));
-            all.extend(linear::specs(dtype, 32).into_iter().map(|s| (s, linear::PARAM_FIELDS)));
-            all.push((embedding::spec(dtype), embedding::PARAM_FIELDS));
+            all.extend(linear::specs(dtype, 8).unwrap().into_iter().map(|s| (s, linear::PARAM_FIELDS)));
+            all.extend(linear::specs(dtype, 32).unwrap().into_iter().map(|s| (s, linear::PARAM_FIELDS)));
+            all.push((embedding::spec(dtype).unwrap(), embedding::PARAM_FIELDS));
         }
         all.push((norm::spec(), norm::PARAM_FIELDS));
         all.push((activation::spec(), activation::PARAM_FIELDS));
-        all.extend([false, true].map(|interleaved| (rope::spec(interleaved), rope::PARAM_FIELDS)));
+        all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (rope::spec(r), rope::PARAM_FIELDS)));
         all.extend([100, 100_000].map(|vocab| (sample::spec(vocab), sample::PARAM_FIELDS)));
         all
     }
 
     fn parse(spec: &KernelSpec) -> naga::Module {
         let source = spec.assemble();
-        naga::front::wgsl::parse_str(&source.text).unwrap_or_else(|e| {
-            panic!("{}: {}\n{}", spec.name, e.emit_to_string(&source.text), source.annotated())
-        })
+        naga::front::wgsl::parse_str(&source.text)
+            .unwrap_or_else(|e| panic!("{}: {}\n{}", spec.name, e.emit_to_string(&source.text), source.annotated()))
     }
 
     #[test]
@@ -115,7 +105,9 @@ mod tests {
     fn every_variant_validates_without_optional_capabilities() {
         for (spec, _) in variants() {
             let module = parse(&spec);
-            Validator::new(ValidationFlags::all(), CORE).validate(&module).unwrap_or_else(|e| panic!("{}: {e:?}", spec.name));
+            Validator::new(ValidationFlags::all(), CORE)
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{}: {e:?}", spec.name));
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use super::span::Extent;
 use super::{params, word, Span};
+use crate::attention::Rotation;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
+use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
 params!(Params {
     heads: u32,
@@ -19,20 +20,15 @@ params!(Params {
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
-/// The part that says which elements of a span are rotated together.
-pub(crate) fn rope_part(interleaved: bool) -> Part {
-    if interleaved {
-        part!("parts/rope_interleaved.wgsl")
-    } else {
-        part!("parts/rope_half.wgsl")
-    }
-}
-
-pub(super) fn spec(interleaved: bool) -> KernelSpec {
+pub(super) fn spec(rotation: Rotation) -> KernelSpec {
+    let pairs = match rotation {
+        Rotation::Interleaved => part!("parts/rope_interleaved.wgsl"),
+        Rotation::None | Rotation::Half => part!("parts/rope_half.wgsl"),
+    };
     KernelSpec {
         name: "rope",
         consts: vec![],
-        parts: vec![rope_part(interleaved), part!("rope.wgsl")],
+        parts: vec![pairs, part!("rope.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 0,
     }
@@ -43,31 +39,20 @@ pub(super) fn spec(interleaved: bool) -> KernelSpec {
 pub struct Rope {
     /// Radians per position of each pair: `rope_dim / 2` of them. Scaled variants (YaRN) differ here alone.
     pub inv_freq: Vec<f32>,
-    /// Pairs (2i, 2i+1) as in DeepSeek checkpoints, instead of (i, i + rope_dim / 2).
-    pub interleaved: bool,
+    /// Which elements are a pair.
+    pub rotation: Rotation,
 }
 
 impl Rope {
     /// `inv_freq[i] = theta^(-2 i / rope_dim)`.
-    pub fn new(rope_dim: usize, theta: f64, interleaved: bool) -> Self {
+    pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Self {
         let inv_freq = (0..rope_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rope_dim as f64) as f32).collect();
-        Rope { inv_freq, interleaved }
+        Rope { inv_freq, rotation }
     }
 
     /// Elements that are rotated.
     pub fn rope_dim(&self) -> usize {
         2 * self.inv_freq.len()
-    }
-
-    /// Appends (cos, sin) of each pair at each position: `positions.len() * rope_dim` values, the `angles` of
-    /// [`Rotate`]. The angle is formed in f32, as models are trained; its sine and cosine are exact to f32.
-    pub fn table(&self, positions: &[u32], out: &mut Vec<f32>) {
-        for &position in positions {
-            for freq in &self.inv_freq {
-                let (sin, cos) = f64::from(position as f32 * freq).sin_cos();
-                out.extend([cos as f32, sin as f32]);
-            }
-        }
     }
 }
 
@@ -80,8 +65,8 @@ pub struct RotateShape {
     pub copy_dim: usize,
     /// Elements behind them, rotated. Even.
     pub rope_dim: usize,
-    /// Which elements are rotated together; as [`Rope::interleaved`].
-    pub interleaved: bool,
+    /// Which elements are rotated together.
+    pub rotation: Rotation,
 }
 
 /// `y[r, h, :] = [ x[r, h, ..copy_dim] | rotated x[r, h, copy_dim..copy_dim + rope_dim] ]`.
@@ -103,18 +88,29 @@ impl Rotate {
         if shape.rope_dim == 0 || shape.rope_dim % 2 != 0 {
             return Err(ErrorKind::argument("rope_dim", format!("{} is not an even number above 0", shape.rope_dim)));
         }
-        Ok(Rotate { gpu: gpu.clone(), shape, kernel: gpu.kernel(spec(shape.interleaved))? })
+        Ok(Rotate { gpu: gpu.clone(), shape, kernel: gpu.kernel(spec(shape.rotation))? })
     }
 
-    /// Records. `angles` is (rows, rope_dim / 2, 2) F32 from [`Rope::table`]; `x` and `y` are
-    /// (rows, heads, copy_dim + rope_dim), in two buffers.
-    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, angles: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
+    /// Records `rows` rows. `cos_sin` is (at least rows, rope_dim / 2, 2) F32, from
+    /// [`PagedKvCache::cos_sin`](crate::PagedKvCache::cos_sin) or
+    /// [`cos_sin_table`](crate::attention::append::cos_sin_table); `x` and `y` are (rows, heads, copy_dim + rope_dim),
+    /// in two buffers.
+    pub fn encode(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        cos_sin: &Tensor,
+        x: Span<'_>,
+        y: Span<'_>,
+    ) -> Result<()> {
         let RotateShape { heads, copy_dim, rope_dim, .. } = self.shape;
-        angles.expect("angles", &[0, rope_dim / 2, 2], DType::F32)?;
-        let rows = angles.shape()[0];
+        cos_sin.expect("cos_sin", &[0, rope_dim / 2, 2], DType::F32)?;
+        if cos_sin.shape()[0] < rows {
+            return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
+        }
         let extent = Extent { rows, heads, dim: copy_dim + rope_dim };
         x.check("x", extent)?;
-        y.check_output("y", extent, &[x.tensor, angles])?;
+        y.check_output("y", extent, &[x.tensor, cos_sin])?;
         let params = Params {
             heads: word(heads),
             copy_dim: word(copy_dim),
@@ -126,13 +122,13 @@ impl Rotate {
             y_row_stride: word(y.row_stride),
             y_head_stride: word(y.head_stride),
         };
-        let buffers = [&x.tensor.buffer, &angles.buffer, &y.tensor.buffer];
+        let buffers = [&x.tensor.buffer, &cos_sin.buffer, &y.tensor.buffer];
         let grid = (word((heads * (copy_dim + rope_dim)).div_ceil(64)), word(rows), 1);
         self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
     }
 
     /// [`Rotate::encode`] into the [`Gpu`]'s own pass.
-    pub fn run(&self, angles: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
-        self.gpu.record(|pass| self.encode(pass, angles, x, y))
+    pub fn run(&self, rows: usize, cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
+        self.gpu.record(|pass| self.encode(pass, rows, cos_sin, x, y))
     }
 }

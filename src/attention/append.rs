@@ -1,0 +1,177 @@
+//! Append: new tokens' rows into their pages, the key part rotated on the way. Kernel: `shaders/append.wgsl`.
+
+use super::layout::{KvView, StateLayout};
+use super::HeadLayout;
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{number, part, Access, Buffer, DType, Gpu, Kernel, KernelSpec, Tensor};
+
+/// How the key part of an appended row is rotated to its position (RoPE).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Rotation {
+    /// Not at all: the rows come rotated.
+    #[default]
+    None,
+    /// Pairs `(i, i + d/2)` (NeoX, Llama, the paper's models).
+    Half,
+    /// Pairs `(2i, 2i + 1)` (DeepSeek checkpoints, GPT-J).
+    Interleaved,
+}
+
+/// The append kernel of one head layout, dtype and page size.
+#[derive(Clone)]
+pub struct Append {
+    kernel: Kernel,
+    heads: HeadLayout,
+    dtype: DType,
+    page_size: usize,
+    rotation: Rotation,
+    row_u32s: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct AppendParams {
+    pub(crate) token_count: u32,
+    pub(crate) slot_count: u32,
+}
+
+/// One append: the rows and where they go.
+#[derive(Clone, Copy)]
+pub struct AppendArgs<'a> {
+    /// `(tokens, groups * state_dim + rope_dim)` f32: states, then the rope key.
+    pub kv: &'a Tensor,
+    /// `(tokens)` u32: `page * page_size + offset`.
+    pub slots: &'a Tensor,
+    /// `(tokens, rotated / 2, 2)` f32 cosines and sines, as [`Append::rotated_dim`] wide; any tensor for `Rotation::None`.
+    pub cos_sin: &'a Tensor,
+    /// Tokens to append; the tensors may be longer.
+    pub tokens: usize,
+}
+
+impl Append {
+    /// Compiles the kernel.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width.
+    pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: Rotation) -> Result<Self> {
+        let spec = append_spec(&heads, dtype, page_size, rotation)?;
+        let row_u32s = 4 * StateLayout::new(&heads, dtype).row_words(heads.groups());
+        Ok(Self { kernel: gpu.kernel(spec)?, heads, dtype, page_size, rotation, row_u32s })
+    }
+
+    /// Elements that are rotated: the rope key, or where there is none (GQA) the whole key of each head.
+    pub fn rotated_dim(&self) -> usize {
+        rotated_dim(&self.heads, self.rotation)
+    }
+
+    /// Records the append of `args` into `layer`.
+    ///
+    /// The slots must come from the cache that owns `layer` ([`crate::attention::KvBatch::slots`]); they are clamped
+    /// to the pool, not to a sequence.
+    pub fn encode(
+        &self,
+        gpu: &Gpu,
+        pass: &mut wgpu::ComputePass<'_>,
+        layer: &KvView,
+        args: AppendArgs<'_>,
+    ) -> Result<()> {
+        self.check(layer, &args)?;
+        let AppendArgs { kv, slots, cos_sin, tokens } = args;
+        let params =
+            AppendParams { token_count: tokens as u32, slot_count: (layer.page_count * layer.page_size) as u32 };
+        let (y, z) = super::plan::fold(tokens);
+        let buffers: [&Buffer; 4] = [&kv.buffer, &slots.buffer, &cos_sin.buffer, &layer.pool];
+        gpu.dispatch(pass, &self.kernel, &params, &buffers, (self.row_u32s.div_ceil(64) as u32, y, z))
+    }
+
+    fn check(&self, layer: &KvView, args: &AppendArgs<'_>) -> Result<()> {
+        if layer.heads != self.heads || layer.dtype != self.dtype || layer.page_size != self.page_size {
+            let why = format!(
+                "is {:?} {} page {}, the kernel was made for {:?} {} page {}",
+                layer.heads, layer.dtype, layer.page_size, self.heads, self.dtype, self.page_size
+            );
+            return Err(ErrorKind::argument("layer", why));
+        }
+        args.kv.expect("kv", &[0, self.heads.kv_dim()], DType::F32)?;
+        args.slots.expect("slots", &[0], DType::U32)?;
+        if args.tokens > args.kv.shape()[0] || args.tokens > args.slots.len() {
+            return Err(ErrorKind::shape("kv", args.kv.shape(), format!("at least {} rows", args.tokens)));
+        }
+        let needed = args.tokens * self.rotated_dim();
+        if args.cos_sin.dtype() != DType::F32 || args.cos_sin.len() < needed {
+            let want = format!("({},{},2) f32", args.tokens, self.rotated_dim() / 2);
+            return Err(ErrorKind::shape("cos_sin", args.cos_sin.shape(), want));
+        }
+        Ok(())
+    }
+}
+
+/// `(positions, pairs, 2)` cosines and sines. The angle is taken in f32, as the models were trained; its cosine and
+/// sine are exact to f32, which a GPU's own are not at large positions.
+pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
+    let mut table = Vec::with_capacity(2 * positions.len() * inv_freq.len());
+    for &position in positions {
+        for &frequency in inv_freq {
+            let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+            table.extend([cos as f32, sin as f32]);
+        }
+    }
+    table
+}
+
+fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
+    match (rotation, heads.rope_dim()) {
+        (Rotation::None, _) => 0,
+        (_, 0) => heads.nope_dim(),
+        (_, rope_dim) => rope_dim,
+    }
+}
+
+pub(crate) fn append_spec(
+    heads: &HeadLayout,
+    dtype: DType,
+    page_size: usize,
+    rotation: Rotation,
+) -> Result<KernelSpec> {
+    let layout = StateLayout::new(heads, dtype);
+    let rotated = rotated_dim(heads, rotation);
+    if rotated % 2 != 0 {
+        return Err(ErrorKind::argument("head_dim", format!("{rotated} elements cannot be rotated in pairs")));
+    }
+    let (rotated_state, rotated_rope) = if heads.rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
+    let elements = elements_part(dtype)?;
+    let rope = match rotation {
+        Rotation::Interleaved => part!("parts/rope_interleaved.wgsl"),
+        Rotation::None | Rotation::Half => part!("parts/rope_half.wgsl"),
+    };
+    Ok(KernelSpec {
+        name: "append",
+        consts: vec![
+            ("GROUPS", number(heads.groups())),
+            ("STATE_DIM", number(heads.state_dim())),
+            ("KEY_DIM", number(heads.nope_dim())),
+            ("ROPE_DIM", number(heads.rope_dim())),
+            ("VALUE_FIRST", number(layout.value_first)),
+            ("VALUE_DIM", number(heads.v_dim())),
+            ("STATE_WORDS", number(layout.state_words)),
+            ("ROPE_WORDS", number(layout.rope_words)),
+            ("PAGE_SIZE", number(page_size)),
+            ("ELEMS_PER_U32", number(layout.elems_per_word / 4)),
+            ("ROTATED_STATE", number(rotated_state)),
+            ("ROTATED_ROPE", number(rotated_rope)),
+        ],
+        parts: vec![elements, rope, part!("append.wgsl")],
+        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write],
+        workgroup_bytes: 0,
+    })
+}
+
+/// The slot that unpacks words of a cache or weight dtype.
+pub(crate) fn elements_part(dtype: DType) -> Result<crate::gpu::Part> {
+    match dtype {
+        DType::F32 => Ok(part!("parts/elements_f32.wgsl")),
+        DType::F16 => Ok(part!("parts/elements_f16.wgsl")),
+        DType::U32 => {
+            Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into())
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
+
+use super::append::elements_part;
+use super::layout::{KvView, StateLayout};
+use super::plan::{self, PlanShape, SplitPolicy, WorkList};
+use super::shape::{DecodeShape, THREADS};
+use super::view::KvSource;
+use super::HeadLayout;
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{number, part, Access, Buffer, Const, Consts, DType, Gpu, Kernel, KernelSpec, Tensor};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`.
+///
+/// ```no_run
+/// # use latten::*;
+/// # async fn f(gpu: Gpu, mut cache: PagedKvCache, seq: SeqId, q: Tensor, heads: HeadLayout) -> Result<()> {
+/// let decode = Decode::new(&gpu, heads, DType::F16)?;
+/// cache.reserve(&[seq], 1)?;
+/// let plan = decode.plan(&cache, &[seq])?; // once per step, for all layers
+/// let result = decode.run(&plan, &cache.layer(0)?, &q, 0.0625)?;
+/// let values = gpu.download(&result.out).await?;
+/// # Ok(()) }
+/// ```
+pub struct Decode {
+    gpu: Gpu,
+    heads: HeadLayout,
+    dtype: DType,
+    policy: SplitPolicy,
+    shape: PlanShape,
+    classes: Vec<Class>,
+    plans: Arc<Mutex<Vec<Buffer>>>,
+    partials: Mutex<Buffer>,
+    outputs: Mutex<Vec<DecodeOutput>>,
+}
+
+/// The two kernels of one row tile.
+struct Class {
+    row_tile: usize,
+    decode: Kernel,
+    merge: Kernel,
+}
+
+/// The work of one step: which workgroup reads which tokens of which sequence. Made once, used by every layer.
+///
+/// Keep it until the passes that use it are submitted: dropped, its buffer serves the next plan.
+pub struct Plan {
+    buffer: Option<Buffer>,
+    home: Arc<Mutex<Vec<Buffer>>>,
+    generation: u64,
+    tokens: usize,
+    /// Per class: work items and merge items.
+    counts: Vec<(usize, usize)>,
+    partial_rows: usize,
+    max_page: u32,
+}
+
+/// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`].
+#[derive(Debug, Clone)]
+pub struct DecodeOutput {
+    /// `(tokens, q_heads, v_dim)` f32: zeros where no token is visible.
+    pub out: Tensor,
+    /// `(tokens, q_heads)` f32: natural log of the sum of exponentials of the scaled scores; -inf where no token is
+    /// visible.
+    pub lse: Tensor,
+}
+
+/// Arguments of [`Decode::encode`].
+#[derive(Clone, Copy)]
+pub struct DecodeArgs<'a> {
+    /// The step's plan, made by the same `Decode`.
+    pub plan: &'a Plan,
+    /// The layer's pages.
+    pub layer: &'a KvView,
+    /// `(tokens, q_heads, q_dim)` f32: absorbed (GLA, MLA) and rotated queries, sequences in plan order.
+    pub q: &'a Tensor,
+    /// Factor on the scores: `head_dim^-0.5` (GQA, GTA), `(head_dim + rope_dim)^-0.5` of the width before absorption
+    /// (GLA, MLA).
+    pub softmax_scale: f32,
+    /// Where the results go.
+    pub output: &'a DecodeOutput,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct DecodeParams {
+    pub(crate) scale_log2: f32,
+    pub(crate) page_count: u32,
+    pub(crate) page_shift: u32,
+    pub(crate) class_index: u32,
+}
+
+/// u32s before the first work item; layout in `shaders/parts/plan.wgsl`.
+const PLAN_HEADER: usize = 16;
+/// A plan buffer's least size in bytes, so that growing sequences seldom need a larger one.
+const PLAN_BYTES: usize = 64 << 10;
+
+impl Decode {
+    /// Compiles the kernels.
+    ///
+    /// Errors: [`ErrorKind::Unsupported`] for a state too large for the device's workgroup memory,
+    /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
+    pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
+        let layout = StateLayout::new(&heads, dtype);
+        let shapes = DecodeShape::all(&heads, &layout, gpu.capabilities().workgroup_storage_bytes as usize)?;
+        let mut classes = Vec::new();
+        for shape in &shapes {
+            let decode = gpu.kernel(decode_spec(&heads, dtype, shape)?)?;
+            let merge = gpu.kernel(merge_spec(&heads, shape.rows()))?;
+            classes.push(Class { row_tile: shape.rows(), decode, merge });
+        }
+        let shape = PlanShape {
+            heads_per_group: heads.heads_per_group(),
+            groups: heads.groups(),
+            v_dim: heads.v_dim(),
+            bytes_per_token: layout.group_bytes(),
+            row_tiles: shapes.iter().map(DecodeShape::rows).collect(),
+            target_workgroups: gpu.capabilities().target_workgroups,
+            token_tile: shapes.iter().map(|s| s.tokens).max().unwrap_or(1),
+        };
+        let partials = Mutex::new(gpu.create_buffer("partials", 16)?);
+        let (plans, outputs) = (Arc::default(), Mutex::default());
+        let policy = SplitPolicy::default();
+        Ok(Self { gpu: gpu.clone(), heads, dtype, policy, shape, classes, plans, partials, outputs })
+    }
+
+    /// The same with another way of splitting sequences among workgroups.
+    pub fn with_policy(mut self, policy: SplitPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The head layout.
+    pub fn heads(&self) -> &HeadLayout {
+        &self.heads
+    }
+
+    /// Plans a step: each sequence attends from its reserved tokens over everything it holds, those included.
+    ///
+    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved.
+    pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
+        let batch = cache.batch(sequences)?;
+        if batch.tokens() == 0 {
+            return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
+        }
+        let list = plan::plan(&batch.sequences, &self.shape, self.policy)?;
+        let words = plan_words(&list, &batch.page_table)?;
+        self.reserve_partials(&list)?;
+        let bytes = 4 * words.len();
+        let buffer = self.plan_buffer(bytes)?;
+        self.gpu.write(&buffer, 0, bytemuck::cast_slice(&words))?;
+        Ok(Plan {
+            buffer: Some(buffer),
+            home: self.plans.clone(),
+            generation: batch.generation,
+            tokens: batch.tokens(),
+            counts: list.classes.iter().zip(&list.merge_classes).map(|(c, m)| (c.len(), m.len())).collect(),
+            partial_rows: list.partial_rows,
+            max_page: batch.page_table.iter().copied().max().unwrap_or(0),
+        })
+    }
+
+    fn plan_buffer(&self, bytes: usize) -> Result<Buffer> {
+        let mut free = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = free.iter().position(|b| b.size_bytes() >= bytes as u64) {
+            return Ok(free.swap_remove(i));
+        }
+        free.clear();
+        self.gpu.create_buffer("plan", bytes.next_power_of_two().max(PLAN_BYTES) as u64)
+    }
+
+    /// Grows the scratch for partial results: to what the plan needs, and at once to what Auto may need later.
+    fn reserve_partials(&self, list: &WorkList) -> Result<()> {
+        let row_bytes = 4 * (self.heads.v_dim() + 1) * self.heads.groups();
+        let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.partial_rows == 0 || (list.partial_rows * row_bytes) as u64 <= partials.size_bytes() {
+            return Ok(());
+        }
+        let tallest = self.classes.iter().zip(&list.partial_slots).filter(|(_, n)| **n > 0).map(|(c, _)| c.row_tile);
+        let later = (self.shape.target_workgroups / self.heads.groups() + list.merges.len()) * tallest.max().unwrap_or(1);
+        let limit = self.gpu.capabilities().max_binding_bytes as usize / row_bytes;
+        let rows = list.partial_rows.max(later.min(limit));
+        *partials = self.gpu.create_buffer("partials", (rows * row_bytes) as u64)?;
+        Ok(())
+    }
+
+    /// Result tensors for `tokens` query tokens: memory of an earlier result that was dropped, or new.
+    pub fn output(&self, tokens: usize) -> Result<DecodeOutput> {
+        let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];
+        let fits = |o: &&DecodeOutput| o.out.is_unshared() && o.lse.is_unshared() && o.out.shape()[0] >= tokens;
+        if let Some(free) = outputs.iter().filter(fits).min_by_key(|o| o.out.shape()[0]) {
+            return Ok(DecodeOutput { out: free.out.view(&out_shape)?, lse: free.lse.view(&out_shape[..2])? });
+        }
+        outputs.retain(|o| !o.out.is_unshared());
+        let out = Tensor::zeros(&self.gpu, &out_shape, DType::F32)?;
+        let lse = Tensor::zeros(&self.gpu, &out_shape[..2], DType::F32)?;
+        outputs.push(DecodeOutput { out: out.clone(), lse: lse.clone() });
+        Ok(DecodeOutput { out, lse })
+    }
+
+    /// Records the attention of one layer. `q` is `(tokens, q_heads, q_dim)` f32.
+    ///
+    /// Errors: [`ErrorKind::StalePlan`], [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
+        let output = self.output(plan.tokens)?;
+        let args = DecodeArgs { plan, layer, q, softmax_scale, output: &output };
+        self.check(&args)?;
+        self.gpu.record(|pass| self.encode(pass, args))?;
+        Ok(output)
+    }
+
+    /// Records the attention of one layer into a pass of the caller's.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
+        let plan_buffer = self.check(&args)?;
+        let DecodeArgs { plan, layer, q, softmax_scale, output } = args;
+        let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
+        for (index, (class, (items, _))) in self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0) {
+            let params = DecodeParams {
+                scale_log2: softmax_scale * std::f32::consts::LOG2_E,
+                page_count: layer.page_count as u32,
+                page_shift: layer.page_size.ilog2(),
+                class_index: index as u32,
+            };
+            let buffers = [&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            let (y, z) = plan::fold(*items);
+            self.gpu.dispatch(pass, &class.decode, &params, &buffers, (groups as u32, y, z))?;
+        }
+        for (index, (class, (_, merges))) in self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .1 > 0) {
+            let (y, z) = plan::fold(*merges);
+            let grid = ((groups * class.row_tile) as u32, y, z);
+            self.gpu.dispatch(pass, &class.merge, &(index as u32), &[&partials, out, plan_buffer, lse], grid)?;
+        }
+        Ok(())
+    }
+
+    fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
+        let DecodeArgs { plan, layer, q, softmax_scale, output } = *args;
+        let foreign = || ErrorKind::argument("plan", "was made by another Decode");
+        if !Arc::ptr_eq(&plan.home, &self.plans) {
+            return Err(foreign());
+        }
+        if plan.generation != layer.generation {
+            return Err(ErrorKind::StalePlan { plan: plan.generation, cache: layer.generation }.into());
+        }
+        if layer.heads != self.heads || layer.dtype != self.dtype {
+            let why = format!(
+                "caches {:?} as {}, the kernel was made for {:?} as {}",
+                layer.heads, layer.dtype, self.heads, self.dtype
+            );
+            return Err(ErrorKind::argument("layer", why));
+        }
+        if plan.max_page as usize >= layer.page_count {
+            let why = format!("page {} of the plan is not among its {} pages", plan.max_page, layer.page_count);
+            return Err(ErrorKind::argument("layer", why));
+        }
+        if !softmax_scale.is_finite() {
+            return Err(ErrorKind::argument("softmax_scale", format!("{softmax_scale} is not finite")));
+        }
+        let (tokens, heads) = (plan.tokens, self.heads.q_heads());
+        q.expect("q", &[tokens, heads, self.heads.q_dim()], DType::F32)?;
+        output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
+        output.lse.expect("lse", &[tokens, heads], DType::F32)?;
+        plan.buffer.as_ref().ok_or_else(foreign)
+    }
+}
+
+impl Plan {
+    /// Query tokens of the step, over all sequences.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Work items (workgroups per group) in all.
+    pub fn items(&self) -> usize {
+        self.counts.iter().map(|c| c.0).sum()
+    }
+
+    /// Whether some sequence is split, so that a merge follows.
+    pub fn is_split(&self) -> bool {
+        self.partial_rows > 0
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.home.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        }
+    }
+}
+
+/// The plan buffer's content.
+fn plan_words(list: &WorkList, page_table: &[u32]) -> Result<Vec<u32>> {
+    let word = |n: usize| u32::try_from(n).map_err(|_| ErrorKind::argument("plan", format!("{n} words")));
+    let items: &[u32] = bytemuck::cast_slice(&list.items);
+    let merges: &[u32] = bytemuck::cast_slice(&list.merges);
+    let merges_first = PLAN_HEADER + items.len();
+    let mut words = vec![word(merges_first + merges.len())?, word(merges_first)?, word(list.partial_rows)?, 0];
+    for (items, merges) in list.classes.iter().zip(&list.merge_classes) {
+        words.extend([word(items.start)?, word(items.len())?, word(merges.start)?, word(merges.len())?]);
+    }
+    words.resize(PLAN_HEADER, 0);
+    words.extend(items);
+    words.extend(merges);
+    words.extend(page_table);
+    word(words.len())?;
+    Ok(words)
+}
+
+fn head_consts(heads: &HeadLayout) -> Consts {
+    vec![
+        ("GROUPS", number(heads.groups())),
+        ("HEADS_PER_GROUP", number(heads.heads_per_group())),
+        ("Q_HEADS", number(heads.q_heads())),
+        ("V_DIM", number(heads.v_dim())),
+    ]
+}
+
+pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
+    let layout = StateLayout::new(heads, dtype);
+    let tile_words = layout.state_words + layout.rope_words;
+    let pairs = shape.rows() * shape.tokens;
+    let mut consts = head_consts(heads);
+    consts.extend([
+        ("NOPE_DIM", number(heads.nope_dim())),
+        ("Q_DIM", number(heads.q_dim())),
+        ("ELEMS_PER_WORD", number(layout.elems_per_word)),
+        ("ELEMS_PER_WORD_AND_TOTAL", number(layout.elems_per_word + 1)),
+        ("VECS_PER_WORD", number(layout.elems_per_word / 4)),
+        ("KEY_WORDS", number(layout.key_words)),
+        ("ROPE_WORDS", number(layout.rope_words)),
+        ("STATE_WORDS", number(layout.state_words)),
+        ("VALUE_FIRST", number(layout.value_first)),
+        ("VALUE_WORDS", number(layout.value_words)),
+        ("THREADS", number(THREADS)),
+        ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
+        ("ROW_BLOCKS", number(shape.row_blocks)),
+        ("TOKENS", number(shape.tokens)),
+        ("KEY_SPLITS", number(shape.key_splits)),
+        ("WORDS_PER_SPLIT", number(shape.words_per_split)),
+        ("TOKEN_SPLITS", number(shape.token_splits)),
+        ("UNITS_PER_LANE", number(shape.units_per_lane)),
+        ("PAIRS_PER_LANE", number(pairs.div_ceil(THREADS))),
+        ("FETCHES_PER_LANE", number((shape.tokens * tile_words).div_ceil(THREADS))),
+        ("TILE_VEC4S", number(shape.tile_vec4s)),
+        ("SPLIT_SCORES", number(shape.split_scores())),
+    ]);
+    let (rows_type, rows) = match shape.rows_per_block {
+        1 => ("f32", part!("parts/rows_1.wgsl")),
+        2 => ("vec2<f32>", part!("parts/rows_2.wgsl")),
+        _ => ("vec4<f32>", part!("parts/rows_4.wgsl")),
+    };
+    consts.push(("Rows", Const::Alias(rows_type)));
+    let query = if shape.query_in_registers {
+        part!("parts/query_registers.wgsl")
+    } else {
+        part!("parts/query_stream.wgsl")
+    };
+    Ok(KernelSpec {
+        name: "decode",
+        consts,
+        parts: vec![
+            elements_part(dtype)?,
+            rows,
+            part!("parts/plan.wgsl"),
+            part!("parts/softmax.wgsl"),
+            query,
+            part!("decode.wgsl"),
+        ],
+        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write],
+        workgroup_bytes: shape.workgroup_bytes,
+    })
+}
+
+pub(crate) fn merge_spec(heads: &HeadLayout, row_tile: usize) -> KernelSpec {
+    let mut consts = head_consts(heads);
+    consts.push(("ROW_TILE", number(row_tile)));
+    KernelSpec {
+        name: "merge",
+        consts,
+        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), part!("merge.wgsl")],
+        bindings: vec![Access::Read, Access::Write, Access::Read, Access::Write],
+        workgroup_bytes: 0,
+    }
+}

@@ -1,0 +1,350 @@
+//! Split-KV planner: from the lengths of a batch to a flat list of work items, one per workgroup. Pure.
+//!
+//! Rows of a sequence are (token m, head h of a group), head fastest: `row = m * heads_per_group + h`. They are cut
+//! into tiles of one kernel's height, and the tokens that a tile sees into chunks. A tile of one chunk writes its
+//! final output; the chunks of a split tile write partials, which a merge item then joins in ascending token order.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+use crate::attention::view::SeqView;
+use crate::error::{ErrorKind, Result};
+
+/// How the cached tokens of a sequence are divided among workgroups.
+///
+/// Every policy gives the same result up to rounding; a given plan gives the same bits every time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SplitPolicy {
+    /// Enough parts to fill the device, as long as merging them costs under a tenth of reading the cache.
+    /// A sequence's parts, and so the last bits of its result, depend on what else is in the batch.
+    #[default]
+    Auto,
+    /// Parts of this many tokens (rounded up to the kernel's token tile), cut at its multiples: a sequence's result
+    /// does not depend on the batch it is in, bit for bit.
+    FixedTokens(usize),
+    /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
+    Count(usize),
+    /// No splitting: one workgroup walks all tokens of a sequence.
+    Off,
+}
+
+/// [`WorkItem::partial`] of an item that writes the final output.
+pub(crate) const NO_PARTIAL: u32 = u32::MAX;
+
+/// One workgroup's work for one group; all groups of an item are the x dimension of the dispatch.
+/// Items of `token_first == token_last` see no token: they write output 0 and lse -inf.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct WorkItem {
+    /// First entry of the sequence in the page table (entries).
+    pub page_table_first: u32,
+    /// First query token of the sequence among the step's (tokens).
+    pub q_token_first: u32,
+    /// Query tokens of the sequence in this step (tokens).
+    pub q_len: u32,
+    /// Cached tokens of the sequence, this step's included (tokens).
+    pub kv_len: u32,
+    /// First row of the tile within the sequence (rows).
+    pub row_first: u32,
+    /// First cached token of the chunk (tokens).
+    pub token_first: u32,
+    /// One past the last cached token of the chunk that some row of the tile sees (tokens).
+    pub token_last: u32,
+    /// First row of the partial slot to write (partial rows), or [`NO_PARTIAL`].
+    pub partial: u32,
+}
+
+/// One split tile to be joined from its partials; all groups of an item are the x dimension of the dispatch.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct MergeItem {
+    /// First query token of the sequence among the step's (tokens).
+    pub q_token_first: u32,
+    /// First row of the tile within the sequence (rows).
+    pub row_first: u32,
+    /// Rows of the tile that the sequence has (rows); the class's tile height or less.
+    pub rows: u32,
+    /// First row of the first partial slot (partial rows); the next slot starts one tile height later.
+    pub partial_first: u32,
+    /// Partials to join, ascending in tokens (slots).
+    pub partial_count: u32,
+    /// Zero; fills the struct to 32 bytes.
+    pub reserved: [u32; 3],
+}
+
+/// What the planner knows of the kernels and the device.
+#[derive(Debug, Clone)]
+pub(crate) struct PlanShape {
+    /// Query heads that read one state (rows per query token).
+    pub heads_per_group: usize,
+    /// States per token.
+    pub groups: usize,
+    /// Width of the value (elements).
+    pub v_dim: usize,
+    /// What one group reads per cached token: its state and the whole rope key, in the cache's dtype (bytes).
+    pub bytes_per_token: usize,
+    /// Heights of the kernels that may be chosen (rows), strictly ascending.
+    pub row_tiles: Vec<usize>,
+    /// Workgroups that fill the device, groups counted (workgroups).
+    pub target_workgroups: usize,
+    /// Chunks start at multiples of this (tokens); a power of two.
+    pub token_tile: usize,
+}
+
+/// The plan of one step, used by every layer. A class is one entry of [`PlanShape::row_tiles`], one kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct WorkList {
+    /// The items, class after class, within a class the longest first.
+    pub items: Vec<WorkItem>,
+    /// For each class its range of `items`.
+    pub classes: Vec<Range<usize>>,
+    /// The split tiles, class after class.
+    pub merges: Vec<MergeItem>,
+    /// For each class its range of `merges`.
+    pub merge_classes: Vec<Range<usize>>,
+    /// For each class its partial slots (slots); each holds one tile height of rows, for every group.
+    pub partial_slots: Vec<usize>,
+    /// Rows of all partial slots of all classes (partial rows): what the scratch must hold, for every group.
+    pub partial_rows: usize,
+}
+
+/// Work and merge lists are bound whole, and 128 MiB is the largest storage binding that every device has.
+const MAX_ITEMS: u64 = (128 << 20) / size_of::<WorkItem>() as u64;
+
+/// Rows of a sequence that share one item, before its tokens are cut.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    sequence: SeqView,
+    /// First row within the sequence, and how many (rows).
+    row_first: u32,
+    rows: u32,
+    /// Tokens that its last row sees; the earlier ones see no more.
+    visible: u32,
+}
+
+/// How a tile's tokens are cut: into `parts` runs of whole units, near-equal in length.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// Tokens of the tile, and of a unit; the last unit may be short.
+    tokens: u64,
+    unit: u64,
+    parts: u64,
+}
+
+impl Cut {
+    /// Start of part `part`, and end of the one before.
+    fn boundary(&self, part: u64) -> u32 {
+        let units = self.tokens.div_ceil(self.unit);
+        let token = (part * units / self.parts * self.unit).min(self.tokens);
+        token as u32 // no truncation: tokens came from a u32
+    }
+}
+
+/// Plans the work of a step. The result depends on nothing but the arguments.
+pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
+    check(shape, policy)?;
+    let classes = tiles(sequences, shape)?;
+    let wanted = wanted_chunk(classes.iter().flatten(), shape);
+    let cut = |tile: &Tile| cut(tile, shape, policy, wanted);
+
+    // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
+    let items: u64 = classes.iter().flatten().map(|tile| cut(tile).parts).sum();
+    check_items(items)?;
+
+    let mut list = WorkList::default();
+    let mut partial_rows = 0u64;
+    for (tiles, &row_tile) in classes.iter().zip(&shape.row_tiles) {
+        let (first_item, first_merge, mut slots) = (list.items.len(), list.merges.len(), 0);
+        for tile in tiles {
+            let cut = cut(tile);
+            let partial_first = (cut.parts > 1).then_some(partial_rows);
+            push_items(&mut list.items, tile, cut, partial_first.map(|first| (first, row_tile as u64)))?;
+            let Some(partial_first) = partial_first else { continue };
+            list.merges.push(MergeItem {
+                q_token_first: tile.sequence.q_token_first,
+                row_first: tile.row_first,
+                rows: tile.rows,
+                partial_first: partial_row(partial_first)?,
+                partial_count: cut.parts as u32,
+                reserved: [0; 3],
+            });
+            slots += cut.parts as usize;
+            partial_rows += cut.parts * row_tile as u64;
+        }
+        // The longest first, so that what is left at the end is short. Stable: equal plans for equal batches.
+        list.items[first_item..].sort_by_key(|item| Reverse(item.token_last - item.token_first));
+        list.classes.push(first_item..list.items.len());
+        list.merge_classes.push(first_merge..list.merges.len());
+        list.partial_slots.push(slots);
+    }
+    list.partial_rows = partial_row(partial_rows)? as usize;
+    Ok(list)
+}
+
+/// The items of one tile; `partial` is the row of its first slot and the slots' height.
+fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<(u64, u64)>) -> Result<()> {
+    let SeqView { page_table_first, q_token_first, q_len, kv_len } = tile.sequence;
+    for part in 0..cut.parts {
+        items.push(WorkItem {
+            page_table_first,
+            q_token_first,
+            q_len,
+            kv_len,
+            row_first: tile.row_first,
+            token_first: cut.boundary(part),
+            token_last: cut.boundary(part + 1),
+            partial: match partial {
+                Some((first, row_tile)) => partial_row(first + part * row_tile)?,
+                None => NO_PARTIAL,
+            },
+        });
+    }
+    Ok(())
+}
+
+/// The tiles of every class. A sequence's class is decided by its own rows, never by its batch mates.
+fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
+    let mut classes = vec![Vec::new(); shape.row_tiles.len()];
+    let mut count = 0u64;
+    for (index, &sequence) in sequences.iter().enumerate() {
+        let rows = rows(index, &sequence, shape)?;
+        if rows == 0 {
+            continue;
+        }
+        let class = shape.row_tiles.iter().position(|&tile| tile as u64 >= rows).unwrap_or(shape.row_tiles.len() - 1);
+        let row_tile = shape.row_tiles[class] as u64;
+        count = count.saturating_add(rows.div_ceil(row_tile));
+        check_items(count)?;
+        let before = sequence.kv_len - sequence.q_len;
+        for first in (0..rows).step_by(row_tile as usize) {
+            let last = (first + row_tile).min(rows) - 1;
+            classes[class].push(Tile {
+                sequence,
+                row_first: first as u32, // no truncation here and below: less than rows, which fits
+                rows: (last - first + 1) as u32,
+                visible: before + (last / shape.heads_per_group as u64) as u32 + 1,
+            });
+        }
+    }
+    Ok(classes)
+}
+
+/// Rows of a sequence per group, its numbers checked.
+fn rows(index: usize, sequence: &SeqView, shape: &PlanShape) -> Result<u64> {
+    let SeqView { q_token_first, q_len, kv_len, .. } = *sequence;
+    if kv_len < q_len {
+        return Err(ErrorKind::argument("kv_len", format!("sequence {index} has {kv_len}, less than q_len {q_len}")));
+    }
+    if q_token_first.checked_add(q_len).is_none() {
+        let why = format!("sequence {index} has {q_token_first}, with q_len {q_len} past 32 bits");
+        return Err(ErrorKind::argument("q_token_first", why));
+    }
+    let rows = u64::from(q_len).saturating_mul(shape.heads_per_group as u64);
+    if rows > u64::from(u32::MAX) {
+        let why = format!("sequence {index} has {q_len} of {} rows each, past 32 bits", shape.heads_per_group);
+        return Err(ErrorKind::argument("q_len", why));
+    }
+    Ok(rows)
+}
+
+/// The chunk at which the whole batch makes one item per workgroup of the device (tokens). The work is shared out by
+/// tokens, not by sequences: one long straggler among short sequences is cut as well.
+fn wanted_chunk<'a>(tiles: impl Iterator<Item = &'a Tile>, shape: &PlanShape) -> u64 {
+    let tokens: u128 = tiles.map(|tile| u128::from(tile.visible)).sum();
+    let chunk = (tokens * shape.groups as u128).div_ceil(shape.target_workgroups as u128);
+    chunk.min(u128::from(u32::MAX)) as u64
+}
+
+/// The shortest chunk worth its merge (tokens): a partial is written and read as f32, which costs as much traffic
+/// as `2*4 rows v_dim / bytes_per_token` cached tokens; ten times that keeps merging under a tenth.
+fn shortest_chunk(rows: u32, shape: &PlanShape) -> u64 {
+    let partial_bytes = 2 * 4 * u128::from(rows) * shape.v_dim as u128;
+    let chunk = (10 * partial_bytes).div_ceil(shape.bytes_per_token as u128);
+    chunk.clamp(128, u128::from(u32::MAX)) as u64
+}
+
+fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut {
+    let tokens = u64::from(tile.visible);
+    let token_tile = shape.token_tile as u64;
+    let units = tokens.div_ceil(token_tile);
+    let (unit, parts) = match policy {
+        SplitPolicy::Off => (token_tile, 1),
+        SplitPolicy::Count(parts) => (token_tile, units.min(parts as u64)),
+        SplitPolicy::FixedTokens(tokens_per_part) => {
+            let unit = (tokens_per_part as u64).min(u64::from(u32::MAX)).next_multiple_of(token_tile);
+            (unit, tokens.div_ceil(unit))
+        }
+        SplitPolicy::Auto => {
+            let shortest = shortest_chunk(tile.rows, shape);
+            let chunk = wanted.max(shortest).next_multiple_of(token_tile);
+            // A tile that is little longer than a chunk gains less by a cut than the merge costs.
+            let parts = if 2 * tokens < 3 * chunk { 1 } else { tokens.div_ceil(chunk).min(tokens / shortest) };
+            (token_tile, parts)
+        }
+    };
+    Cut { tokens, unit, parts: parts.max(1) } // max: a tile that sees nothing still has its zeros to write
+}
+
+fn check(shape: &PlanShape, policy: SplitPolicy) -> Result<()> {
+    let counts = [
+        ("heads_per_group", shape.heads_per_group),
+        ("groups", shape.groups),
+        ("v_dim", shape.v_dim),
+        ("bytes_per_token", shape.bytes_per_token),
+        ("target_workgroups", shape.target_workgroups),
+    ];
+    for (name, count) in counts {
+        if count == 0 {
+            return Err(ErrorKind::argument(name, "must not be 0"));
+        }
+    }
+    if !shape.token_tile.is_power_of_two() || shape.token_tile > 1 << 16 {
+        let why = format!("{} is not a power of two up to 65536", shape.token_tile);
+        return Err(ErrorKind::argument("token_tile", why));
+    }
+    let ascending = shape.row_tiles.windows(2).all(|pair| pair[0] < pair[1]);
+    let in_range = |tile: Option<&usize>| tile.is_some_and(|&tile| tile > 0 && tile <= 1 << 16);
+    if !ascending || !in_range(shape.row_tiles.first()) || !in_range(shape.row_tiles.last()) {
+        let why = format!("{:?} are not ascending heights of 1..=65536", shape.row_tiles);
+        return Err(ErrorKind::argument("row_tiles", why));
+    }
+    match policy {
+        SplitPolicy::FixedTokens(0) => Err(ErrorKind::argument("split", "FixedTokens(0): a part needs tokens")),
+        SplitPolicy::Count(0) => Err(ErrorKind::argument("split", "Count(0): a sequence needs a part")),
+        _ => Ok(()),
+    }
+}
+
+fn check_items(items: u64) -> Result<()> {
+    if items <= MAX_ITEMS {
+        return Ok(());
+    }
+    let bytes = |items: u64| items.saturating_mul(size_of::<WorkItem>() as u64);
+    Err(ErrorKind::TooLarge {
+        what: format!("a plan of {items} work items"),
+        needed_bytes: bytes(items),
+        limit_bytes: bytes(MAX_ITEMS),
+    }
+    .into())
+}
+
+/// A row of the partial scratch as the kernels hold it.
+fn partial_row(row: u64) -> Result<u32> {
+    match u32::try_from(row) {
+        Ok(row) if row != NO_PARTIAL => Ok(row),
+        _ => Err(ErrorKind::argument("split", format!("{row} partial rows are past 32 bits; use fewer parts"))),
+    }
+}
+
+/// `count` workgroups as the y and z of a grid, each at most 65,535, with less than one z too many: a kernel takes
+/// item `y + z * num_workgroups.y` and leaves if there is none. `count` is that of a [`WorkList`]'s list.
+pub(crate) fn fold(count: usize) -> (u32, u32) {
+    const MAX: usize = 65_535;
+    let z = count.div_ceil(MAX).clamp(1, MAX);
+    let y = count.div_ceil(z).min(MAX);
+    (y as u32, z as u32)
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,241 @@
+//! The paged KV cache: sequences, their pages, and the pools that hold them.
+
+mod pages;
+mod table;
+
+pub use table::{CacheStats, SeqId, SeqTable};
+
+use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
+use crate::attention::layout::{KvView, StateLayout};
+use crate::attention::{HeadLayout, KvBatch, KvSource};
+use crate::error::{shape_text, ErrorKind, Result};
+use crate::gpu::{Buffer, DType, Gpu, Tensor};
+
+/// How much a cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pages {
+    /// Pages per layer.
+    pub count: usize,
+    /// Tokens per page: a power of two, 1 to 4096.
+    pub size: usize,
+    /// Layers; each has its own pool of `count` pages, and one page table serves them all.
+    pub layers: usize,
+}
+
+/// The KV cache of a model: pools on the device, sequences and page tables on the host.
+///
+/// A step is `reserve` (pages for the new tokens), `append` and decode per layer, `commit`. Whatever fails changes
+/// nothing, and whatever changes a sequence makes earlier plans stale.
+pub struct PagedKvCache {
+    gpu: Gpu,
+    heads: HeadLayout,
+    dtype: DType,
+    layout: StateLayout,
+    table: SeqTable,
+    pools: Vec<Buffer>,
+    pages: Pages,
+    append: Append,
+    inv_freq: Vec<f32>,
+    step: Option<Step>,
+    step_buffers: StepBuffers,
+}
+
+/// What the appends of one step share: made at the first, used by all layers.
+struct Step {
+    generation: u64,
+    sequences: Vec<SeqId>,
+    tokens: usize,
+}
+
+struct StepBuffers {
+    slots: Tensor,
+    cos_sin: Tensor,
+}
+
+/// Tokens of a step before its buffers have to grow.
+const STEP_TOKENS: usize = 256;
+
+impl PagedKvCache {
+    /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pool exceeds what the
+    /// device can bind, [`ErrorKind::OutOfMemory`].
+    pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
+        let table = SeqTable::new(pages.count, pages.size)?;
+        if pages.layers == 0 || pages.layers > 1 << 16 {
+            return Err(ErrorKind::argument("layers", format!("{} is not in 1..=65536", pages.layers)));
+        }
+        let append = Append::new(gpu, heads, dtype, pages.size, Rotation::None)?;
+        let layout = StateLayout::new(&heads, dtype);
+        let pool_bytes = 16 * pages.count as u64 * pages.size as u64 * layout.row_words(heads.groups()) as u64;
+        let pools = (0..pages.layers).map(|_| gpu.create_buffer("KV pool", pool_bytes)).collect::<Result<Vec<_>>>()?;
+        // wgpu clears memory at its first use: here, rather than in the first token.
+        gpu.clear(&pools)?;
+        let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, 2)?;
+        let inv_freq = Vec::new();
+        let gpu = gpu.clone();
+        Ok(Self { gpu, heads, dtype, layout, table, pools, pages, append, inv_freq, step: None, step_buffers })
+    }
+
+    /// Lets `append` rotate the key part of each row to its token's position: the rope key, or for GQA the key of
+    /// every head. `inv_freq` holds one angular frequency (radians per token) per pair.
+    ///
+    /// Errors: [`ErrorKind::Shape`] where `inv_freq` has not half the width of what is rotated.
+    pub fn with_rotation(mut self, rotation: Rotation, inv_freq: &[f32]) -> Result<Self> {
+        let append = Append::new(&self.gpu, self.heads, self.dtype, self.pages.size, rotation)?;
+        if inv_freq.len() * 2 != append.rotated_dim() {
+            let want = shape_text(&[append.rotated_dim() / 2]);
+            return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], want));
+        }
+        self.step_buffers = StepBuffers::new(&self.gpu, STEP_TOKENS, append.rotated_dim().max(2))?;
+        (self.append, self.inv_freq, self.step) = (append, inv_freq.to_vec(), None);
+        Ok(self)
+    }
+
+    /// Adds an empty sequence.
+    pub fn insert(&mut self) -> SeqId {
+        self.table.insert()
+    }
+
+    /// Removes a sequence and frees its pages. Errors: [`ErrorKind::UnknownSequence`].
+    pub fn remove(&mut self, id: SeqId) -> Result<()> {
+        self.table.remove(id)
+    }
+
+    /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
+    pub fn len(&self, id: SeqId) -> Result<usize> {
+        self.table.len(id)
+    }
+
+    /// Makes room for `n` more tokens in each sequence, beside those reserved already.
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] with pages needed and free, [`ErrorKind::UnknownSequence`],
+    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0.
+    pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
+        self.table.reserve(ids, n)
+    }
+
+    /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, and as [`PagedKvCache::reserve`].
+    pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
+        self.table.commit(ids, n)
+    }
+
+    /// Cuts a sequence to its first `len` tokens and drops any reservation.
+    pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
+        self.table.truncate(id, len)
+    }
+
+    /// Pages in use and free.
+    pub fn stats(&self) -> CacheStats {
+        self.table.stats()
+    }
+
+    /// Writes the reserved tokens of these sequences into one layer.
+    ///
+    /// `kv`: `(tokens, groups * state_dim + rope_dim)` f32, the sequences' reserved tokens one after the other: states,
+    /// then the rope key, not rotated if the cache has a rotation. Call it once per layer and step.
+    pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
+        let view = self.layer(layer)?;
+        let tokens = self.prepare_step(ids)?;
+        kv.expect("kv", &[tokens, self.heads.kv_dim()], DType::F32)?;
+        let args =
+            AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: &self.step_buffers.cos_sin, tokens };
+        self.gpu.record(|pass| self.append.encode(&self.gpu, pass, &view, args))
+    }
+
+    /// Cosines and sines at the positions of the reserved tokens of these sequences, for rotating their queries:
+    /// a tensor of at least `(tokens, rotated / 2, 2)` f32.
+    pub fn cos_sin(&mut self, ids: &[SeqId]) -> Result<Tensor> {
+        self.prepare_step(ids)?;
+        Ok(self.step_buffers.cos_sin.clone())
+    }
+
+    /// Uploads slots and rotations of a step, unless they are there.
+    fn prepare_step(&mut self, ids: &[SeqId]) -> Result<usize> {
+        let generation = self.table.generation();
+        if let Some(step) = self.step.as_ref().filter(|s| s.generation == generation && s.sequences == ids) {
+            return Ok(step.tokens);
+        }
+        let batch = self.table.batch(ids)?;
+        let tokens = batch.tokens();
+        if tokens == 0 {
+            return Err(ErrorKind::argument("ids", "no token is reserved"));
+        }
+        if self.step_buffers.slots.len() < tokens {
+            let width = self.append.rotated_dim().max(2);
+            self.step_buffers = StepBuffers::new(&self.gpu, tokens.next_power_of_two(), width)?;
+        }
+        self.gpu.write(&self.step_buffers.slots.buffer, 0, bytemuck::cast_slice(&batch.slots))?;
+        let table = cos_sin_table(&self.inv_freq, &batch.positions);
+        self.gpu.write(&self.step_buffers.cos_sin.buffer, 0, bytemuck::cast_slice(&table))?;
+        self.step = Some(Step { generation, sequences: ids.to_vec(), tokens });
+        Ok(tokens)
+    }
+
+    /// What kernels see of one layer, at this moment: a view taken before a change of any sequence is refused together
+    /// with a plan made after it.
+    pub fn layer(&self, layer: usize) -> Result<KvView> {
+        let pool = self.pools.get(layer).ok_or_else(|| {
+            ErrorKind::argument("layer", format!("{layer} is not among the {} layers", self.pools.len()))
+        })?;
+        Ok(KvView {
+            pool: pool.clone(),
+            heads: self.heads,
+            dtype: self.dtype,
+            page_size: self.pages.size,
+            page_count: self.pages.count,
+            generation: self.table.generation(),
+        })
+    }
+
+    /// The head layout of the cached rows.
+    pub fn heads(&self) -> &HeadLayout {
+        &self.heads
+    }
+
+    /// Element type of the cached rows.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Pages, tokens per page and layers.
+    pub fn pages(&self) -> Pages {
+        self.pages
+    }
+
+    /// Device memory of one token over all layers, padding included.
+    pub fn token_bytes(&self) -> usize {
+        16 * self.layout.row_words(self.heads.groups()) * self.pages.layers
+    }
+
+    /// Device memory of all pools.
+    pub fn pool_bytes(&self) -> usize {
+        self.token_bytes() * self.pages.size * self.pages.count
+    }
+}
+
+impl StepBuffers {
+    fn new(gpu: &Gpu, tokens: usize, rotated_dim: usize) -> Result<Self> {
+        let slots = Tensor::zeros(gpu, &[tokens], DType::U32)?;
+        let cos_sin = Tensor::zeros(gpu, &[tokens, rotated_dim / 2, 2], DType::F32)?;
+        Ok(Self { slots, cos_sin })
+    }
+}
+
+impl KvSource for PagedKvCache {
+    type Id = SeqId;
+
+    fn batch(&self, ids: &[SeqId]) -> Result<KvBatch> {
+        self.table.batch(ids)
+    }
+
+    fn page_size(&self) -> usize {
+        self.pages.size
+    }
+
+    fn generation(&self) -> u64 {
+        self.table.generation()
+    }
+}
