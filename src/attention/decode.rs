@@ -177,7 +177,8 @@ impl Decode {
             return Ok(());
         }
         let tallest = self.classes.iter().zip(&list.partial_slots).filter(|(_, n)| **n > 0).map(|(c, _)| c.row_tile);
-        let later = (self.shape.target_workgroups / self.heads.groups() + list.merges.len()) * tallest.max().unwrap_or(1);
+        let later =
+            (self.shape.target_workgroups / self.heads.groups() + list.merges.len()) * tallest.max().unwrap_or(1);
         let limit = self.gpu.capabilities().max_binding_bytes as usize / row_bytes;
         let rows = list.partial_rows.max(later.min(limit));
         *partials = self.gpu.create_buffer("partials", (rows * row_bytes) as u64)?;
@@ -216,7 +217,9 @@ impl Decode {
         let DecodeArgs { plan, layer, q, softmax_scale, output } = args;
         let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
-        for (index, (class, (items, _))) in self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0) {
+        for (index, (class, (items, _))) in
+            self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
+        {
             let params = DecodeParams {
                 scale_log2: softmax_scale * std::f32::consts::LOG2_E,
                 page_count: layer.page_count as u32,
@@ -227,7 +230,9 @@ impl Decode {
             let (y, z) = plan::fold(*items);
             self.gpu.dispatch(pass, &class.decode, &params, &buffers, (groups as u32, y, z))?;
         }
-        for (index, (class, (_, merges))) in self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .1 > 0) {
+        for (index, (class, (_, merges))) in
+            self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .1 > 0)
+        {
             let (y, z) = plan::fold(*merges);
             let grid = ((groups * class.row_tile) as u32, y, z);
             self.gpu.dispatch(pass, &class.merge, &(index as u32), &[&partials, out, plan_buffer, lse], grid)?;
@@ -353,11 +358,8 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
         _ => ("vec4<f32>", part!("parts/rows_4.wgsl")),
     };
     consts.push(("Rows", Const::Alias(rows_type)));
-    let query = if shape.query_in_registers {
-        part!("parts/query_registers.wgsl")
-    } else {
-        part!("parts/query_stream.wgsl")
-    };
+    let query =
+        if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
     Ok(KernelSpec {
         name: "decode",
         consts,

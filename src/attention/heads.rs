@@ -138,13 +138,13 @@ impl HeadLayout {
                 return Err(ErrorKind::argument(name, format!("{value} is not in 1..={MAX_DIM}")));
             }
         }
-        if self.q_heads % self.groups != 0 {
+        if !self.q_heads.is_multiple_of(self.groups) {
             return Err(ErrorKind::argument(
                 groups_name,
                 format!("{} does not divide q_heads {}", self.groups, self.q_heads),
             ));
         }
-        if self.rope_dim > MAX_DIM || self.rope_dim % 2 != 0 {
+        if self.rope_dim > MAX_DIM || !self.rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument(
                 "rope_dim",
                 format!("{} is not an even number up to {MAX_DIM}", self.rope_dim),

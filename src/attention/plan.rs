@@ -144,7 +144,7 @@ impl Cut {
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
     check(shape, policy)?;
     let classes = tiles(sequences, shape)?;
-    let wanted = wanted_chunk(classes.iter().flatten(), shape);
+    let wanted = if policy == SplitPolicy::Auto { wanted_chunk(&classes, shape) } else { 0 };
     let cut = |tile: &Tile| cut(tile, shape, policy, wanted);
 
     // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
@@ -247,12 +247,35 @@ fn rows(index: usize, sequence: &SeqView, shape: &PlanShape) -> Result<u64> {
     Ok(rows)
 }
 
-/// The chunk at which the whole batch makes one item per workgroup of the device (tokens). The work is shared out by
-/// tokens, not by sequences: one long straggler among short sequences is cut as well.
-fn wanted_chunk<'a>(tiles: impl Iterator<Item = &'a Tile>, shape: &PlanShape) -> u64 {
-    let tokens: u128 = tiles.map(|tile| u128::from(tile.visible)).sum();
-    let chunk = (tokens * shape.groups as u128).div_ceil(shape.target_workgroups as u128);
-    chunk.min(u128::from(u32::MAX)) as u64
+/// The chunk that [`SplitPolicy::Auto`] wants (tokens): the share of one workgroup of the device. The work is shared
+/// out by tokens, not by sequences, so one long straggler among short sequences is cut as well.
+fn wanted_chunk(classes: &[Vec<Tile>], shape: &PlanShape) -> u64 {
+    let tiles = || classes.iter().flatten();
+    let (groups, target) = (shape.groups as u128, shape.target_workgroups as u128);
+    let workgroups = |chunk| tiles().map(|tile| u128::from(auto_parts(tile, shape, chunk))).sum::<u128>() * groups;
+
+    let tokens: u128 = tiles().map(|tile| u128::from(tile.visible)).sum();
+    let share = (tokens * groups).div_ceil(target).clamp(1, u128::from(u32::MAX)) as u64;
+    let count = workgroups(share);
+    if count <= target {
+        return share;
+    }
+    // Parts are whole, so there may be more than the device takes at once, and a few left for another round. The
+    // smallest chunk that fits one round is better, unless that round lasts longer than those of equal parts would.
+    let longest = u128::from(share).saturating_mul(count.div_ceil(target) * target) / count;
+    let (mut too_small, mut fits) = (share, longest.min(u128::from(u32::MAX)) as u64);
+    if workgroups(fits) > target {
+        return share;
+    }
+    while fits - too_small > 1 {
+        let middle = too_small + (fits - too_small) / 2;
+        if workgroups(middle) <= target {
+            fits = middle;
+        } else {
+            too_small = middle;
+        }
+    }
+    fits
 }
 
 /// The shortest chunk worth its merge (tokens): a partial is written and read as f32, which costs as much traffic
@@ -261,6 +284,18 @@ fn shortest_chunk(rows: u32, shape: &PlanShape) -> u64 {
     let partial_bytes = 2 * 4 * u128::from(rows) * shape.v_dim as u128;
     let chunk = (10 * partial_bytes).div_ceil(shape.bytes_per_token as u128);
     chunk.clamp(128, u128::from(u32::MAX)) as u64
+}
+
+/// Parts of a tile under [`SplitPolicy::Auto`]; never more for a larger `wanted` chunk.
+fn auto_parts(tile: &Tile, shape: &PlanShape, wanted: u64) -> u64 {
+    let tokens = u64::from(tile.visible);
+    let shortest = shortest_chunk(tile.rows, shape);
+    let chunk = wanted.max(shortest).next_multiple_of(shape.token_tile as u64);
+    // A tile that is little longer than a chunk gains less by a cut than the merge costs.
+    if 2 * tokens < 3 * chunk {
+        return 1;
+    }
+    tokens.div_ceil(chunk).min(tokens / shortest)
 }
 
 fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut {
@@ -274,13 +309,7 @@ fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut 
             let unit = (tokens_per_part as u64).min(u64::from(u32::MAX)).next_multiple_of(token_tile);
             (unit, tokens.div_ceil(unit))
         }
-        SplitPolicy::Auto => {
-            let shortest = shortest_chunk(tile.rows, shape);
-            let chunk = wanted.max(shortest).next_multiple_of(token_tile);
-            // A tile that is little longer than a chunk gains less by a cut than the merge costs.
-            let parts = if 2 * tokens < 3 * chunk { 1 } else { tokens.div_ceil(chunk).min(tokens / shortest) };
-            (token_tile, parts)
-        }
+        SplitPolicy::Auto => (token_tile, auto_parts(tile, shape, wanted)),
     };
     Cut { tokens, unit, parts: parts.max(1) } // max: a tile that sees nothing still has its zeros to write
 }

@@ -185,6 +185,21 @@ fn ragged_batches_are_balanced() {
 }
 
 #[test]
+fn equal_lengths_make_no_short_second_round() {
+    // Thirds of 128 tiles would be 384 workgroups, more than the device takes at once; halves are 256.
+    let sequences = decode(&[8192; 64]);
+    let list = plan(&sequences, &gla(), SplitPolicy::Auto).unwrap();
+    check_plan(&sequences, &gla(), &list);
+    assert_eq!((list.items.len(), makespan(&list, 2, 264)), (128, 4096));
+    // A straggler is not left whole for that.
+    let mut lengths = vec![100; 200];
+    lengths.push(131_072);
+    let list = plan(&decode(&lengths), &PlanShape { groups: 1, ..gqa() }, SplitPolicy::Auto).unwrap();
+    assert!(makespan(&list, 1, 264) <= 640);
+    assert_eq!(list.merges.len(), 1);
+}
+
+#[test]
 fn short_tiles_stay_whole() {
     // 64 rows of 256 against 640 bytes per token: 10 T is 2048 tokens.
     let parts = |len| plan(&decode(&[len]), &gla(), SplitPolicy::Auto).unwrap().items.len();
@@ -298,7 +313,7 @@ proptest! {
         let list = plan(&sequences, &shape, policy).unwrap();
         let found = check_plan(&sequences, &shape, &list);
         for (_, _, bounds) in found.values().flat_map(BTreeMap::values) {
-            let in_cuts = |tokens: usize| bounds.iter().all(|(first, _)| *first as usize % tokens == 0);
+            let in_cuts = |tokens: usize| bounds.iter().all(|(first, _)| (*first as usize).is_multiple_of(tokens));
             match policy {
                 SplitPolicy::Auto => {}
                 SplitPolicy::Off => prop_assert_eq!(bounds.len(), 1),
@@ -317,8 +332,9 @@ proptest! {
         let total: u64 = list.items.iter().map(tokens).sum();
         let share = total * shape.groups as u64 / shape.target_workgroups as u64 + 1;
         let tallest = *shape.row_tiles.last().unwrap() as u32;
+        // Up to 2 where whole parts would need a second round, times 1.5 for a tile that is not worth a cut.
         let whole = share.max(shortest_chunk(tallest, &shape)) + shape.token_tile as u64;
-        prop_assert!(list.items.iter().all(|item| tokens(item) < 2 * whole), "an item longer than two chunks of {}", whole);
+        prop_assert!(list.items.iter().all(|item| tokens(item) < 3 * whole), "an item longer than three chunks of {}", whole);
     }
 
     #[test]

@@ -145,7 +145,9 @@ mod tests {
             for dim in [8, 32, 48, 64, 96, 100, 128, 192, 256, 512] {
                 all.push(HeadLayout::mla(Mla { q_heads, latent_dim: dim, rope_dim: 64 }).unwrap());
                 all.push(HeadLayout::gqa(Gqa { q_heads, kv_heads: 1, head_dim: dim }).unwrap());
-                all.push(HeadLayout::gta(Gta { q_heads, kv_heads: q_heads, head_dim: dim, rope_dim: dim / 2 }).unwrap());
+                all.push(
+                    HeadLayout::gta(Gta { q_heads, kv_heads: q_heads, head_dim: dim, rope_dim: dim / 2 }).unwrap(),
+                );
             }
         }
         all

@@ -140,8 +140,7 @@ impl PagedKvCache {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
         kv.expect("kv", &[tokens, self.heads.kv_dim()], DType::F32)?;
-        let args =
-            AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: &self.step_buffers.cos_sin, tokens };
+        let args = AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: &self.step_buffers.cos_sin, tokens };
         self.gpu.record(|pass| self.append.encode(&self.gpu, pass, &view, args))
     }
 

@@ -95,7 +95,7 @@ impl SeqTable {
             return Err(ErrorKind::argument("page_count", why));
         }
         let pages = Pages::new(page_count as u32); // no truncation: at most `most`
-        // Each table counts from a place of its own, so that a plan or an id of another cache is known as such.
+                                                   // Each table counts from a place of its own, so that a plan or an id of another cache is known as such.
         let table = TABLES.fetch_add(1, Ordering::Relaxed);
         let (id_base, generation) = ((table as u32) << 16, table << 40);
         Ok(Self { slots: Vec::new(), vacant: Vec::new(), pages, page_size, id_base, generation })

@@ -43,6 +43,9 @@ fn sampling_nucleus_keeps_ties_together() {
             assert_eq!(sample(&logits, 1.0, top_p, u).unwrap(), 2, "top_p {top_p}, u {u}");
         }
     }
+    // Masses 1 and e^-6 = 0.0025: 0.995 is reached by the first alone, 1 keeps both.
+    assert_eq!(sample(&[0.0, -6.0], 1.0, 0.995, ALMOST_ONE).unwrap(), 0);
+    assert_eq!(sample(&[0.0, -6.0], 1.0, 1.0, ALMOST_ONE).unwrap(), 1);
     // All equal: a tiny nucleus still keeps every one of them.
     assert_eq!(sample(&[7.0; 4], 1.0, 1e-9, 0.6).unwrap(), 2);
 }
