@@ -116,6 +116,7 @@ impl Gpu {
                 queue,
                 capabilities,
                 pending: Mutex::default(),
+                submitting: Mutex::default(),
                 kernels: Mutex::default(),
                 bind_groups: Mutex::default(),
                 params: Mutex::default(),

@@ -37,6 +37,9 @@ struct Inner {
     queue: wgpu::Queue,
     capabilities: Capabilities,
     pending: Mutex<Pending>,
+    /// Held from taking the pending commands to their submission: else a thread could read a result whose commands
+    /// another has taken and not yet sent.
+    submitting: Mutex<()>,
     kernels: Mutex<HashMap<KernelSpec, Kernel>>,
     /// Key: kernel id, parameter buffer id, storage buffer ids.
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
@@ -179,14 +182,11 @@ impl Gpu {
 
     /// Fills buffers with zeros now, after everything recorded so far.
     pub(crate) fn clear(&self, buffers: &[Buffer]) -> Result<()> {
-        self.submit()?;
-        self.finish_and_submit(|| {
-            let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+        self.submit_with(Some(|encoder: &mut wgpu::CommandEncoder| {
             for buffer in buffers {
                 encoder.clear_buffer(buffer.raw(), 0, None);
             }
-            encoder
-        })
+        }))
     }
 
     fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {
@@ -241,10 +241,23 @@ impl Gpu {
 
     /// Sends what was recorded to the device; does not wait.
     pub fn submit(&self) -> Result<()> {
-        match self.take_pending() {
-            Some(encoder) => self.finish_and_submit(move || encoder),
-            None => Ok(()),
+        self.submit_with(None::<fn(&mut wgpu::CommandEncoder)>)
+    }
+
+    /// Ends the open pass, lets `more` add to its encoder, and submits. Does nothing without either.
+    fn submit_with(&self, more: Option<impl FnOnce(&mut wgpu::CommandEncoder)>) -> Result<()> {
+        let _in_order = self.lock(&self.inner.submitting);
+        let pending = self.take_pending();
+        if pending.is_none() && more.is_none() {
+            return Ok(());
         }
+        self.finish_and_submit(|| {
+            let mut encoder = pending.unwrap_or_else(|| self.inner.device.create_command_encoder(&Default::default()));
+            if let Some(more) = more {
+                more(&mut encoder);
+            }
+            encoder
+        })
     }
 
     fn take_pending(&self) -> Option<wgpu::CommandEncoder> {

@@ -38,12 +38,9 @@ impl Gpu {
         let bytes = tensor.len() * tensor.dtype().size_bytes();
         let size = (bytes as u64).next_multiple_of(4);
         let staging = self.staging(size)?;
-        let pending = self.take_pending();
-        self.finish_and_submit(|| {
-            let mut encoder = pending.unwrap_or_else(|| self.inner.device.create_command_encoder(&Default::default()));
+        self.submit_with(Some(|encoder: &mut wgpu::CommandEncoder| {
             encoder.copy_buffer_to_buffer(tensor.buffer.raw(), 0, &staging, 0, size);
-            encoder
-        })?;
+        }))?;
         let data = self.map(&staging, size).await?;
         self.lock(&self.inner.readback).push(staging);
         Ok(data[..bytes].to_vec())

@@ -5,3 +5,4 @@ mod rows;
 mod sample;
 #[path = "../shared/mod.rs"]
 mod shared;
+mod threads;
