@@ -4,6 +4,7 @@ pub mod attention;
 pub mod cache;
 mod error;
 pub mod gpu;
+pub mod model;
 pub mod nn;
 pub mod reference;
 
