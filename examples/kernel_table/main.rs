@@ -1,6 +1,6 @@
 //! Times the decode kernels on this adapter against two ceilings measured in the same run.
 //!
-//!     cargo run --release --example kernel_table -- [--adapter NAME] [--filter TEXT] [--json FILE]
+//!     cargo run --release --example kernel_table -- [--adapter NAME] [--filter TEXT,TEXT..] [--json FILE]
 //!
 //! Per line: shape, median microseconds of GPU timestamps, GB/s of the bytes that must be read (each cached element
 //! once, plus queries and outputs) and their percent of a streaming read, TFLOP/s and their percent of plain f32
@@ -64,7 +64,7 @@ async fn run(options: Options) -> Result<()> {
         "shape", "items", "us", "GB/s", "%read", "TFLOP/s", "%fma", "bound", "max err", "us spread"
     );
     let mut lines = Vec::new();
-    for shape in shapes::all(software).iter().filter(|s| s.name.contains(&options.filter)) {
+    for shape in shapes::all(software).iter().filter(|s| wanted(&s.name, &options.filter)) {
         match measure(&gpu, shape).await {
             Ok(m) => {
                 print_line(shape, &m, ceilings);
@@ -85,6 +85,14 @@ async fn run(options: Options) -> Result<()> {
         written.map_err(|e| ErrorKind::Io { path, message: e.to_string() })?;
     }
     Ok(())
+}
+
+/// Whether a name contains one of the comma-separated texts; a text that ends in `$` must end it.
+fn wanted(name: &str, filter: &str) -> bool {
+    filter.split(',').any(|text| match text.strip_suffix('$') {
+        Some(text) => name.ends_with(text),
+        None => name.contains(text),
+    })
 }
 
 struct Measured {

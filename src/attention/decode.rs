@@ -3,7 +3,7 @@
 use super::append::elements_part;
 use super::layout::{KvView, StateLayout};
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
-use super::shape::{DecodeShape, THREADS};
+use super::shape::DecodeShape;
 use super::view::KvSource;
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
@@ -326,7 +326,6 @@ fn head_consts(heads: &HeadLayout) -> Consts {
 pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
     let layout = StateLayout::new(heads, dtype);
     let tile_words = layout.state_words + layout.rope_words;
-    let pairs = shape.rows() * shape.tokens;
     let mut consts = head_consts(heads);
     consts.extend([
         ("NOPE_DIM", number(heads.nope_dim())),
@@ -339,16 +338,17 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
         ("STATE_WORDS", number(layout.state_words)),
         ("VALUE_FIRST", number(layout.value_first)),
         ("VALUE_WORDS", number(layout.value_words)),
-        ("THREADS", number(THREADS)),
+        ("THREADS", number(shape.threads)),
         ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
         ("ROW_BLOCKS", number(shape.row_blocks)),
         ("TOKENS", number(shape.tokens)),
         ("KEY_SPLITS", number(shape.key_splits)),
         ("WORDS_PER_SPLIT", number(shape.words_per_split)),
         ("TOKEN_SPLITS", number(shape.token_splits)),
+        ("TOKENS_PER_SPLIT", number(shape.tokens / shape.token_splits)),
+        ("TOKENS_UNROLLED", number(shape.tokens_unrolled)),
         ("UNITS_PER_LANE", number(shape.units_per_lane)),
-        ("PAIRS_PER_LANE", number(pairs.div_ceil(THREADS))),
-        ("FETCHES_PER_LANE", number((shape.tokens * tile_words).div_ceil(THREADS))),
+        ("FETCHES_PER_LANE", number((shape.tokens * tile_words).div_ceil(shape.threads))),
         ("TILE_VEC4S", number(shape.tile_vec4s)),
         ("SPLIT_SCORES", number(shape.split_scores())),
     ]);

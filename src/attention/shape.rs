@@ -6,8 +6,8 @@ use super::layout::StateLayout;
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
 
-/// Lanes of a workgroup: WebGPU's guaranteed maximum.
-pub(crate) const THREADS: usize = 256;
+/// Most lanes of a workgroup: WebGPU's guaranteed maximum.
+const MAX_THREADS: usize = 256;
 /// Registers per lane that may hold sums, and that may hold a query slice: together with the fetched words they stay
 /// under the 255 of NVIDIA.
 const SUM_REGISTERS: usize = 128;
@@ -18,12 +18,14 @@ const MAX_FETCHES: usize = 8;
 /// Constants of one variant of the decode kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct DecodeShape {
+    pub(crate) threads: usize,
     pub(crate) rows_per_block: usize,
     pub(crate) row_blocks: usize,
     pub(crate) tokens: usize,
     pub(crate) key_splits: usize,
     pub(crate) words_per_split: usize,
     pub(crate) token_splits: usize,
+    pub(crate) tokens_unrolled: usize,
     pub(crate) units_per_lane: usize,
     pub(crate) query_in_registers: bool,
     pub(crate) tile_vec4s: usize,
@@ -44,37 +46,40 @@ impl DecodeShape {
             _ => 4,
         };
         let row_blocks = rows.div_ceil(rows_per_block);
-        let units_per_lane = (row_blocks * layout.value_words).div_ceil(THREADS);
+        let tune = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+        let threads = tune("T_THREADS", MAX_THREADS);
+        let units_per_lane = (row_blocks * layout.value_words).div_ceil(threads);
         if units_per_lane * layout.elems_per_word * rows_per_block > SUM_REGISTERS {
             return None;
         }
         let aligned = heads.nope_dim() % 4 == 0 && heads.rope_dim() % 4 == 0;
         let key_words = layout.key_words + layout.rope_words;
         let tile_words = layout.state_words + layout.rope_words;
-        [32, 16, 8, 4, 2, 1].into_iter().find_map(|tokens| {
-            if row_blocks * tokens > THREADS || (tokens * tile_words).div_ceil(THREADS) > MAX_FETCHES {
+        [64, 32, 16, 8, 4, 2, 1].into_iter().filter(|t| *t <= tune("T_TOKENS", 32)).find_map(|tokens| {
+            if row_blocks * tokens > threads || (tokens * tile_words).div_ceil(threads) > MAX_FETCHES {
                 return None;
             }
-            let words_per_split = key_words.div_ceil((THREADS / (row_blocks * tokens)).min(key_words));
+            let words_per_split = key_words.div_ceil((threads / (row_blocks * tokens)).min(key_words));
             let key_splits = key_words.div_ceil(words_per_split);
             let units = row_blocks * layout.value_words;
-            let token_splits = if units_per_lane > 1 { 1 } else { floor_power_of_two(THREADS / units).min(tokens) };
-            let reduction_vec4s = if token_splits > 1 { THREADS } else { 0 };
+            let token_splits = if units_per_lane > 1 { 1 } else { floor_power_of_two(threads / units).min(tokens) };
+            let reduction_vec4s = if token_splits > 1 { threads } else { 0 };
             let tile_vec4s = (tokens * (tile_words | 1)).max(reduction_vec4s);
-            let pairs = rows_per_block * row_blocks * tokens;
-            let split_scores = split_scores(key_splits, pairs);
-            let floats = split_scores + 2 * pairs + 2 * rows_per_block * row_blocks;
-            let workgroup_bytes = 16 * tile_vec4s + 4 * floats;
+            let block_tokens = row_blocks * tokens;
+            let blocks = split_scores(key_splits, block_tokens) + 2 * block_tokens + 2 * row_blocks;
+            let workgroup_bytes = 16 * tile_vec4s + 4 * rows_per_block * blocks;
             let slice = words_per_split * layout.elems_per_word * rows_per_block;
             (workgroup_bytes <= workgroup_limit).then_some(Self {
+                threads,
                 rows_per_block,
                 row_blocks,
                 tokens,
                 key_splits,
                 words_per_split,
                 token_splits,
+                tokens_unrolled: (tokens / token_splits).min(4),
                 units_per_lane,
-                query_in_registers: slice <= QUERY_REGISTERS || !aligned,
+                query_in_registers: slice <= tune("T_QREGS", QUERY_REGISTERS) || !aligned,
                 tile_vec4s,
                 workgroup_bytes,
             })
@@ -112,20 +117,21 @@ impl DecodeShape {
         Ok(shapes)
     }
 
-    /// Floats of the key splits' scores; WGSL has no empty array.
+    /// Row blocks of the key splits' scores; WGSL has no empty array.
     pub(crate) fn split_scores(&self) -> usize {
-        split_scores(self.key_splits, self.rows() * self.tokens).max(1)
+        split_scores(self.key_splits, self.row_blocks * self.tokens)
     }
 }
 
 /// More rows than this are not read together: their sums would not fit in registers.
 const MAX_ROWS: usize = 64;
 
-fn split_scores(key_splits: usize, pairs: usize) -> usize {
+fn split_scores(key_splits: usize, block_tokens: usize) -> usize {
+    // At least one: the array exists, unused, where keys are not split.
     if key_splits > 1 {
-        pairs * (key_splits + 1)
+        block_tokens * (key_splits + 1)
     } else {
-        0
+        1
     }
 }
 
@@ -162,14 +168,14 @@ mod tests {
                 assert!(!shapes.is_empty() && shapes.len() <= 3);
                 for s in shapes {
                     assert!(s.workgroup_bytes <= 16352);
-                    assert!(s.key_splits * s.row_blocks * s.tokens <= THREADS, "{s:?}");
+                    assert!(s.key_splits * s.row_blocks * s.tokens <= s.threads, "{s:?}");
                     assert!(s.key_splits * s.words_per_split >= layout.key_words + layout.rope_words, "{s:?}");
                     assert_eq!(s.tokens % s.token_splits, 0);
-                    assert!(s.units_per_lane * THREADS >= s.row_blocks * layout.value_words);
+                    assert!(s.units_per_lane * s.threads >= s.row_blocks * layout.value_words);
                     if s.token_splits > 1 {
-                        assert!(s.token_splits * s.row_blocks * layout.value_words <= THREADS);
+                        assert!(s.token_splits * s.row_blocks * layout.value_words <= s.threads);
                     }
-                    assert!(s.rows() <= THREADS);
+                    assert!(s.rows() <= s.threads);
                 }
             }
         }
