@@ -146,7 +146,11 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
             first_at = last_at;
         }
         written = write!(out, "{}", text.push(token)).and_then(|()| out.flush());
-        if written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if written.is_err() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     let tokens = generate(&mut session, &prompt, args.options, on_token).await?;
     written?;

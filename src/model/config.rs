@@ -93,12 +93,23 @@ impl Config {
         if config.vocab_size < 256 {
             return Err(keys.bad("vocab_size", "is below 256, the tokens of tokenizer \"bytes\""));
         }
-        let odd = config.rope_dim() % 2 != 0;
-        match config.attention {
-            AttentionConfig::Gqa { .. } if odd => Err(keys.bad("head_dim", "is odd, and the whole head is rotated")),
-            _ if odd => Err(keys.bad("rope_dim", "is odd")),
-            _ => config.layout().map(|_| config).map_err(|e| bad(format!("the attention's sizes do not fit: {e}"))),
+        let (rope_key, groups_key, groups) = match config.attention {
+            AttentionConfig::Gqa { kv_heads } => ("head_dim", "num_key_value_heads", kv_heads),
+            AttentionConfig::Gta { kv_heads, .. } => ("rope_dim", "num_key_value_heads", kv_heads),
+            AttentionConfig::Latent { latent_heads, .. } => ("rope_dim", "latent_heads", latent_heads),
+        };
+        if config.rope_dim() % 2 != 0 {
+            return Err(keys.bad(rope_key, "is odd, so it cannot be rotated in pairs"));
         }
+        if config.q_heads % groups != 0 {
+            let why = format!("does not divide num_attention_heads = {}", config.q_heads);
+            return Err(keys.bad(groups_key, &why));
+        }
+        if matches!(config.attention, AttentionConfig::Gta { rope_dim, .. } if rope_dim > config.head_dim) {
+            return Err(keys.bad("rope_dim", &format!("exceeds head_dim = {}", config.head_dim)));
+        }
+        config.layout().map_err(|e| bad(format!("the attention's sizes do not fit: {e}")))?;
+        Ok(config)
     }
 
     /// `"gqa"`, `"gta"`, `"gla"` or `"mla"`.

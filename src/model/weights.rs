@@ -129,8 +129,9 @@ impl<'a> Source<'a> {
 
     /// `{name}.weight` (groups, dim) as the gain of a norm.
     pub(super) fn norm(&self, name: &str, shape: NormShape) -> Result<RmsNorm> {
-        let gain = self.values(&format!("{name}.weight"), &[shape.groups, shape.dim])?;
-        RmsNorm::new(self.gpu, &Tensor::from_f32(self.gpu, &[shape.groups, shape.dim], &gain, DType::F32)?, shape)
+        let wanted = [shape.groups, shape.dim];
+        let gain = self.values(&format!("{name}.weight"), if shape.groups == 1 { &wanted[1..] } else { &wanted })?;
+        RmsNorm::new(self.gpu, &Tensor::from_f32(self.gpu, &wanted, &gain, DType::F32)?, shape)
     }
 
     /// Says which tensors of the file the model has no use for.
