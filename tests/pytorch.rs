@@ -1,4 +1,5 @@
 //! The trained example models against PyTorch: its f32 logits, and 200 greedy tokens.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 #[path = "shared/mod.rs"]
 mod shared;

@@ -21,9 +21,16 @@ pub(super) struct Block {
 /// From the normed stream to queries and cache rows.
 enum Projections {
     /// GQA, GTA: head = [copied | rotated].
-    Direct { q: Linear, kv: Linear, rotate: Rotate },
+    Direct(Box<Direct>),
     /// GLA, MLA: through latents, with the key's matrix absorbed into the query and the value's applied afterwards.
     Latent(Box<Latent>),
+}
+
+struct Direct {
+    q: Linear,
+    /// All that is cached of a token, in the order of a cached row.
+    kv: Linear,
+    rotate: Rotate,
 }
 
 struct Latent {
@@ -104,7 +111,7 @@ impl Block {
         step.cache.append(layer, step.sequences, &s.kv)?;
         let attended = step.decode.run(step.plan, &step.cache.layer(layer)?, &s.q, step.softmax_scale)?;
         let heads = match &self.attention {
-            Projections::Direct { .. } => &attended.out,
+            Projections::Direct(_) => &attended.out,
             Projections::Latent(latent) => {
                 latent.unabsorb.run(rows, Span::of(&attended.out), Span::of(&s.values), false)?;
                 &s.values
@@ -132,20 +139,20 @@ impl Projections {
                 // Rows in the order of a cached row: the key and the value of each group in turn.
                 let group = |g: usize| g * head_dim..(g + 1) * head_dim;
                 let kv: Vec<Matrix> = (0..kv_heads).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
-                Ok(Projections::Direct {
+                Ok(Projections::Direct(Box::new(Direct {
                     q: source.linear(&matrix("q_proj", heads * head_dim, hidden)?)?,
                     kv: source.linear(&Matrix::stack(&kv))?,
                     rotate: rotate(0)?,
-                })
+                })))
             }
             AttentionConfig::Gta { kv_heads, .. } => {
                 let kv = matrix("kv_proj", kv_heads * head_dim, hidden)?;
                 let rope_key = matrix("k_rope_proj", rope_dim, hidden)?;
-                Ok(Projections::Direct {
+                Ok(Projections::Direct(Box::new(Direct {
                     q: source.linear(&matrix("q_proj", heads * head_dim, hidden)?)?,
                     kv: source.linear(&Matrix::stack(&[kv, rope_key]))?,
                     rotate: rotate(head_dim - rope_dim)?,
-                })
+                })))
             }
             AttentionConfig::Latent { latent_heads, latent_dim, q_latent_dim, .. } => {
                 let q_down = matrix("q_a_proj", q_latent_dim, hidden)?;
@@ -177,10 +184,10 @@ impl Projections {
     fn project(&self, s: &Scratch, rows: usize, cos_sin: &Tensor) -> Result<()> {
         let (normed, q_raw, q) = (Span::of(&s.normed), Span::of(&s.q_raw), Span::of(&s.q));
         match self {
-            Projections::Direct { q: q_up, kv, rotate } => {
-                q_up.run(rows, normed, q_raw, false)?;
-                rotate.run(rows, cos_sin, q_raw, q)?;
-                kv.run(rows, normed, Span::of(&s.kv), false)
+            Projections::Direct(direct) => {
+                direct.q.run(rows, normed, q_raw, false)?;
+                direct.rotate.run(rows, cos_sin, q_raw, q)?;
+                direct.kv.run(rows, normed, Span::of(&s.kv), false)
             }
             Projections::Latent(latent) => {
                 let (down, q_latent) = (Span::of(&s.down), Span::of(&s.q_latent));

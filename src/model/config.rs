@@ -87,7 +87,7 @@ impl Config {
             max_positions: keys.size("max_position_embeddings", 1 << 24)?,
             tied: keys.flag("tie_word_embeddings")?,
         };
-        if config.hidden_size % 4 != 0 {
+        if !config.hidden_size.is_multiple_of(4) {
             return Err(keys.bad("hidden_size", "is not a multiple of 4"));
         }
         if config.vocab_size < 256 {
@@ -98,10 +98,10 @@ impl Config {
             AttentionConfig::Gta { kv_heads, .. } => ("rope_dim", "num_key_value_heads", kv_heads),
             AttentionConfig::Latent { latent_heads, .. } => ("rope_dim", "latent_heads", latent_heads),
         };
-        if config.rope_dim() % 2 != 0 {
+        if !config.rope_dim().is_multiple_of(2) {
             return Err(keys.bad(rope_key, "is odd, so it cannot be rotated in pairs"));
         }
-        if config.q_heads % groups != 0 {
+        if !config.q_heads.is_multiple_of(groups) {
             let why = format!("does not divide num_attention_heads = {}", config.q_heads);
             return Err(keys.bad(groups_key, &why));
         }

@@ -85,7 +85,7 @@ impl Rotate {
         if shape.heads == 0 {
             return Err(ErrorKind::argument("heads", "0 heads"));
         }
-        if shape.rope_dim == 0 || shape.rope_dim % 2 != 0 {
+        if shape.rope_dim == 0 || !shape.rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{} is not an even number above 0", shape.rope_dim)));
         }
         Ok(Rotate { gpu: gpu.clone(), shape, kernel: gpu.kernel(spec(shape.rotation))? })

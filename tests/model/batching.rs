@@ -92,7 +92,7 @@ fn a_decode_loop_creates_nothing_and_waits_once_per_step() {
     for variant in VARIANTS {
         let mut session = session(&decoder(&gpu, variant, "counters"), 2, 16);
         let ids = [session.insert(), session.insert()];
-        let mut step = |session: &mut Session, token: u32| {
+        let step = |session: &mut Session, token: u32| {
             let (t, draws) = ([token], [Draw { sampling: Sampling { temperature: 1.0, top_p: 0.9 }, u: 0.3 }; 2]);
             block_on(session.feed(&[(ids[0], &t), (ids[1], &t)], Want::Token(&draws))).unwrap()
         };
