@@ -42,7 +42,8 @@ struct Lay {
 fn lay(c: &Case, dim: usize) -> Lay {
     let head = dim + c.gap;
     let row = c.heads * head + c.gap;
-    Lay { offset: c.offset, row, head, len: c.offset + c.rows * row }
+    // Eight more rows, which nobody owns.
+    Lay { offset: c.offset, row, head, len: c.offset + (c.rows + 8) * row }
 }
 
 impl Lay {
@@ -116,6 +117,7 @@ fn strides_offsets_and_heads_match_the_reference() {
                     let c = Case { rows, dtype, offset, gap, bias, accumulate, ..PLAIN };
                     check(Case { heads: 3, in_dim: 32, out_dim: 48, ..c });
                     check(Case { heads: 2, in_dim: 13, out_dim: 9, ..c });
+                    check(Case { heads: 2, in_dim: 12, out_dim: 8, ..c });
                 }
             }
         }
@@ -142,6 +144,23 @@ fn a_row_does_not_depend_on_the_other_rows() {
             alone = got.clone();
         }
         assert_eq!(got, alone, "row {at} of {rows}");
+    }
+}
+
+#[test]
+fn an_output_does_not_depend_on_the_weights_of_others() {
+    let gpu = gpu();
+    for (in_dim, rows) in [(12, 1), (12, 20), (100, 3), (100, 9)] {
+        let mut rng = Rng(6);
+        let mut w = rng.normals(5 * in_dim, 0.1);
+        let x = rng.normals(rows * in_dim, 1.0);
+        let mut want = reference::linear(&f64s(&x), &f64s(&w), None, in_dim).unwrap();
+        w[2 * in_dim..3 * in_dim].fill(f32::NAN);
+        want.iter_mut().skip(2).step_by(5).for_each(|v| *v = f64::NAN);
+        let weight = Weight::new(gpu, [1, 5, in_dim], &w, DType::F32).unwrap();
+        let (x, y) = (tensor(gpu, &[rows, in_dim], &x), tensor(gpu, &[rows, 5], &vec![0.0; rows * 5]));
+        Linear::new(gpu, &weight, None).unwrap().run(rows, Span::of(&x), Span::of(&y), false).unwrap();
+        assert_close(&format!("{rows} rows of {in_dim}"), &download(gpu, &y), &want, 2e-5, f64::INFINITY);
     }
 }
 

@@ -45,9 +45,13 @@ fn swiglu_matches_the_reference_at_any_size_of_gate() {
         let mut x = Rng(4).normals(rows * 2 * width, 3.0);
         x[0] = -200.0; // exp(200) would be infinite
         let want = reference::swiglu(&f64s(&x), width).unwrap();
-        let (x, y) = (tensor(gpu, &[rows, 2 * width], &x), tensor(gpu, &[rows, width], &vec![f32::NAN; rows * width]));
-        SwiGlu::new(gpu).unwrap().run(&x, &y).unwrap();
-        assert_close(&format!("{rows} x {width}"), &download(gpu, &y), &want, 2e-5, 1e-10);
+        // One more row, which nobody owns.
+        let x = tensor(gpu, &[rows, 2 * width], &x);
+        let y = tensor(gpu, &[rows + 1, width], &vec![f32::NAN; (rows + 1) * width]);
+        SwiGlu::new(gpu).unwrap().run(&x, &y.view(&[rows, width]).unwrap()).unwrap();
+        let got = download(gpu, &y);
+        assert_close(&format!("{rows} x {width}"), &got[..rows * width], &want, 2e-5, 1e-10);
+        assert!(got[rows * width..].iter().all(|v| v.is_nan()), "{rows} x {width}");
     }
 }
 
@@ -65,12 +69,14 @@ fn embedding_gathers_exactly_and_clamps_what_the_host_did_not_check() {
             ids.extend([table_rows as u32, u32::MAX]);
             let bad = message(embedding.check_ids(&ids));
             assert_eq!(bad, format!("ids: entry 4 is {table_rows}, the table has {table_rows} rows"));
-            let y = tensor(gpu, &[6, dim], &vec![f32::NAN; 6 * dim]);
-            embedding.run(&Tensor::from_u32(gpu, &[6], &ids).unwrap(), &y).unwrap();
+            let y = tensor(gpu, &[7, dim], &vec![f32::NAN; 7 * dim]);
+            let ids = Tensor::from_u32(gpu, &[6], &ids).unwrap();
+            embedding.run(&ids, &y.view(&[6, dim]).unwrap()).unwrap();
             let got = download(gpu, &y);
             assert_eq!(f64s(&got[..4 * dim]), want, "{dtype} {table_rows} x {dim}");
             assert_eq!(got[4 * dim..5 * dim], values[(table_rows - 1) * dim..], "clamped to the last row");
-            assert_eq!(got[5 * dim..], values[(table_rows - 1) * dim..], "clamped to the last row");
+            assert_eq!(got[5 * dim..6 * dim], values[(table_rows - 1) * dim..], "clamped to the last row");
+            assert!(got[6 * dim..].iter().all(|v| v.is_nan()), "{dtype} {table_rows} x {dim}: a row nobody owns");
         }
     }
 }

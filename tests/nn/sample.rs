@@ -79,6 +79,14 @@ fn ties_at_the_threshold_are_kept_together() {
 }
 
 #[test]
+fn what_cannot_come_is_not_drawn_by_the_smallest_number() {
+    for top_p in [1.0, 0.5] {
+        let row = Sampling { temperature: 1.0, top_p }.row(0.0).unwrap();
+        assert_eq!(draw(3, &[-1000.0, 0.0, 0.0], &[row]), [1]);
+    }
+}
+
+#[test]
 fn frequencies_are_those_of_the_softmax() {
     let (vocab, rows) = (20, 20_000);
     let mut rng = Rng(77);
