@@ -5,6 +5,8 @@ pub mod cache;
 mod error;
 pub mod gpu;
 pub mod inspect;
+pub mod model;
+pub mod nn;
 pub mod reference;
 
 pub use attention::{Decode, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvSource, Mla, Plan, Rotation, SplitPolicy};
