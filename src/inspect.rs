@@ -116,7 +116,6 @@ fn variant(what: &str, spec: &KernelSpec) -> Variant {
 fn number(name: &str, value: Const) -> Option<String> {
     match value {
         Const::U32(v) => Some(format!("{name}={v}")),
-        Const::Bool(v) => Some(format!("{name}={v}")),
         Const::Alias(_) => None,
     }
 }
