@@ -1,5 +1,5 @@
-//! Every kernel text the crate can ask for, over a representative set of layouts: for people who want to read a shader,
-//! and for the tests that validate and translate them all. Needs no GPU.
+//! The texts of the attention kernels (append, decode, merge), over a representative set of layouts: for people who want
+//! to read a shader, and for the tests that validate and translate them all. Needs no GPU.
 
 use crate::attention::append::append_spec;
 use crate::attention::decode::{decode_spec, merge_spec};
@@ -32,7 +32,7 @@ pub struct Variant {
 /// Workgroup memory that every device has, but for 32 bytes that some drivers keep for themselves.
 const PORTABLE_WORKGROUP_BYTES: usize = 16352;
 
-/// Every kernel over a set of layouts that reaches each part, slot and lane assignment; no text twice.
+/// The attention kernels over a set of layouts that reaches each part and slot; no text twice.
 ///
 /// ```
 /// let merges = latten::inspect::variants()?.into_iter().filter(|v| v.name == "merge");

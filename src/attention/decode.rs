@@ -128,7 +128,8 @@ impl Decode {
         Ok(Self { gpu: gpu.clone(), heads, dtype, policy, shape, classes, plans, partials, outputs })
     }
 
-    /// The same with another way of splitting sequences among workgroups.
+    /// The same with another way of splitting sequences among workgroups. [`Decode::plan`] refuses a part count or size
+    /// of 0.
     pub fn with_policy(mut self, policy: SplitPolicy) -> Self {
         self.policy = policy;
         self
@@ -141,7 +142,11 @@ impl Decode {
 
     /// Plans a step: each sequence attends from its reserved tokens over everything it holds, those included.
     ///
-    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved.
+    /// Valid until any sequence of the cache changes, whichever it is. The plan is uploaded, and what is recorded is
+    /// submitted before: so plan before recording the step.
+    ///
+    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved,
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
         let batch = cache.batch(sequences)?;
         if batch.tokens() == 0 {
@@ -189,7 +194,10 @@ impl Decode {
         Ok(())
     }
 
-    /// Result tensors for `tokens` query tokens: memory of an earlier result that was dropped, or new.
+    /// Result tensors for `tokens` query tokens, `(tokens, q_heads, v_dim)` and `(tokens, q_heads)`: memory of an earlier
+    /// result that was dropped, or new. What they hold is undefined until a decode wrote it.
+    ///
+    /// Errors: [`ErrorKind::Shape`] for 0 tokens, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn output(&self, tokens: usize) -> Result<DecodeOutput> {
         let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
         let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];
@@ -204,9 +212,11 @@ impl Decode {
         Ok(DecodeOutput { out, lse })
     }
 
-    /// Records the attention of one layer. `q` is `(tokens, q_heads, q_dim)` f32.
+    /// Records the attention of one layer. `q` and `softmax_scale` as in [`DecodeArgs`].
     ///
-    /// Errors: [`ErrorKind::StalePlan`], [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// Errors: [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
+    /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a
+    /// scale that is not finite.
     pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
         let output = self.output(plan.tokens)?;
         let args = DecodeArgs { plan, layer, q, softmax_scale, output: &output };
@@ -215,7 +225,10 @@ impl Decode {
         Ok(output)
     }
 
-    /// Records the attention of one layer into a pass of the caller's.
+    /// Records the attention of one layer into a pass of the caller's, on the same device. Keep the plan and the outputs
+    /// until the pass is submitted: dropped, their memory serves the next.
+    ///
+    /// Errors: as [`Decode::run`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
         let plan_buffer = self.check(&args)?;
         let DecodeArgs { plan, layer, q, softmax_scale, output } = args;

@@ -48,7 +48,8 @@ impl StateLayout {
     }
 }
 
-/// What a kernel sees of one layer of a cache: its pages and how to read them. Cheap to clone.
+/// What a kernel sees of one layer of a cache: its pages and how to read them. Cheap to clone; of one moment, so take it
+/// anew in each step.
 #[derive(Debug, Clone)]
 pub struct KvView {
     pub(crate) pool: crate::gpu::Buffer,
@@ -76,7 +77,8 @@ impl KvView {
         self.page_size
     }
 
-    /// The pages themselves, for an app's own kernels and tests; layout as in [`StateLayout`].
+    /// The pages themselves, `(page_count, words of a page)` vec4<u32> as in [`StateLayout`], for an app's own kernels
+    /// and tests.
     pub fn wgpu_buffer(&self) -> &wgpu::Buffer {
         self.pool.raw()
     }

@@ -59,7 +59,8 @@ impl PagedKvCache {
     /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens.
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pool exceeds what the
-    /// device can bind, [`ErrorKind::OutOfMemory`].
+    /// device can bind ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
+    /// [`ErrorKind::DType`] for U32.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
         let table = SeqTable::new(pages.count, pages.size)?;
         if pages.layers == 0 || pages.layers > 1 << 16 {
@@ -122,7 +123,9 @@ impl PagedKvCache {
         self.table.commit(ids, n)
     }
 
-    /// Cuts a sequence to its first `len` tokens and drops any reservation.
+    /// Cuts a sequence to its first `len` committed tokens and drops any reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.table.truncate(id, len)
     }
@@ -136,6 +139,13 @@ impl PagedKvCache {
     ///
     /// `kv`: `(tokens, groups * state_dim + rope_dim)` f32, the sequences' reserved tokens one after the other: states,
     /// then the rope key, not rotated if the cache has a rotation. Call it once per layer and step.
+    ///
+    /// The step's first call of this or [`PagedKvCache::cos_sin`] uploads slots and angles, and so submits what is
+    /// recorded: call `cos_sin` first where a step is to be one submit. For a pass of your own there is
+    /// [`Append::encode`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a layer that is not there or no reserved token, [`ErrorKind::Shape`],
+    /// [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
     pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
@@ -145,7 +155,10 @@ impl PagedKvCache {
     }
 
     /// Cosines and sines at the positions of the reserved tokens of these sequences, for rotating their queries:
-    /// a tensor of at least `(tokens, rotated / 2, 2)` f32.
+    /// a tensor of at least `(tokens, rotated / 2, 2)` f32, which the next step overwrites. Without a rotation its values
+    /// mean nothing.
+    ///
+    /// Errors: as [`PagedKvCache::append`].
     pub fn cos_sin(&mut self, ids: &[SeqId]) -> Result<Tensor> {
         self.prepare_step(ids)?;
         Ok(self.step_buffers.cos_sin.clone())
@@ -175,6 +188,8 @@ impl PagedKvCache {
 
     /// What kernels see of one layer, at this moment: a view taken before a change of any sequence is refused together
     /// with a plan made after it.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a layer that is not there.
     pub fn layer(&self, layer: usize) -> Result<KvView> {
         let pool = self.pools.get(layer).ok_or_else(|| {
             ErrorKind::argument("layer", format!("{layer} is not among the {} layers", self.pools.len()))
@@ -204,12 +219,12 @@ impl PagedKvCache {
         self.pages
     }
 
-    /// Device memory of one token over all layers, padding included.
+    /// Bytes of one token over all layers, padding included.
     pub fn token_bytes(&self) -> usize {
         16 * self.layout.row_words(self.heads.groups()) * self.pages.layers
     }
 
-    /// Device memory of all pools.
+    /// Bytes of all pools.
     pub fn pool_bytes(&self) -> usize {
         self.token_bytes() * self.pages.size * self.pages.count
     }

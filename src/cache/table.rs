@@ -10,7 +10,8 @@ use crate::attention::view::{KvBatch, KvSource, SeqView};
 use crate::cache::pages::Pages;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Names a sequence of one cache. The id of a removed sequence is never given to another.
+/// Names a sequence of one cache. The id of a removed sequence is never given to another of the same cache, and an id
+/// of another cache is unknown here, unless the process has made 65,536 caches or one has reused a slot as often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(u64);
 
@@ -83,7 +84,7 @@ const MAX_PAGE_SIZE: usize = 4096;
 
 impl SeqTable {
     /// An empty table of `page_count` pages of `page_size` tokens (a power of two up to 4096; a kernel may take fewer).
-    /// Their product must fit 32 bits, since that is how kernels address a token.
+    /// Their product must fit 32 bits, since that is how kernels address a token. Errors: [`ErrorKind::Argument`].
     pub fn new(page_count: usize, page_size: usize) -> Result<Self> {
         if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
             let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
@@ -113,7 +114,7 @@ impl SeqTable {
         SeqId::new(index, slot.generation)
     }
 
-    /// Removes a sequence and gives its pages back.
+    /// Removes a sequence and gives its pages back. Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.sequence(id)?;
         self.vacate(id.index());
@@ -129,17 +130,17 @@ impl SeqTable {
         self.generation += 1;
     }
 
-    /// Committed tokens of a sequence.
+    /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
     pub fn len(&self, id: SeqId) -> Result<usize> {
         Ok(self.sequence(id)?.len)
     }
 
-    /// Tokens of a sequence that are reserved and not yet committed.
+    /// Tokens of a sequence that are reserved and not yet committed. Errors: [`ErrorKind::UnknownSequence`].
     pub fn reserved(&self, id: SeqId) -> Result<usize> {
         Ok(self.sequence(id)?.reserved)
     }
 
-    /// Page ids of a sequence's committed and reserved tokens, in token order.
+    /// Page ids of a sequence's committed and reserved tokens, in token order. Errors: [`ErrorKind::UnknownSequence`].
     pub fn page_table(&self, id: SeqId) -> Result<&[u32]> {
         Ok(&self.sequence(id)?.pages)
     }
@@ -152,8 +153,8 @@ impl SeqTable {
 
     /// Makes room for `n` more tokens of each sequence, on top of what they have reserved.
     ///
-    /// If the pages do not suffice, no sequence gets any: `CacheFull { needed, free }` counts the pages of the whole
-    /// call.
+    /// Errors: [`ErrorKind::CacheFull`] where the pages do not suffice: no sequence gets any, and it counts the pages of
+    /// the whole call. [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0.
     pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
         if n == 0 {
             return Err(ErrorKind::argument("n", "0 tokens to reserve"));
@@ -183,6 +184,9 @@ impl SeqTable {
     }
 
     /// Keeps the first `n` reserved tokens of each sequence and drops the rest of its reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, [`ErrorKind::UnknownSequence`],
+    /// [`ErrorKind::RepeatedSequence`].
     pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
         self.check_distinct(ids)?;
         for &id in ids {
@@ -203,6 +207,8 @@ impl SeqTable {
     }
 
     /// Cuts a sequence to its first `len` committed tokens and drops its reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         let old = self.sequence(id)?.len;
         if len > old {

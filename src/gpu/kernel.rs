@@ -91,7 +91,7 @@ impl Gpu {
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    // Every kernel writes its workgroup memory before it reads it (tests/poison.rs).
+                    // Every kernel writes its workgroup memory before it reads it.
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },

@@ -1,4 +1,4 @@
-//! The device: the only folder that names wgpu types in its internals.
+//! Device, tensors, commands. The only folder that names wgpu types in its internals.
 
 mod capabilities;
 mod device;
@@ -25,8 +25,9 @@ use std::task::{Context, Poll, Waker};
 
 /// A GPU: device, queue, compiled kernels, and the commands recorded but not yet submitted. Cheap to clone.
 ///
-/// Every `run` of a kernel only records. Commands go to the device together, when a result is read
-/// ([`Gpu::download`]) or on [`Gpu::submit`].
+/// Every `run` of a kernel only records, into one pass that stays open. Commands go to the device together: when a
+/// result is read ([`Gpu::download`]), before memory is overwritten from the host ([`Gpu::upload`], and the plans and
+/// step tables that go the same way), or on [`Gpu::submit`]. Clones share all of this, between threads too.
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
@@ -79,7 +80,7 @@ pub struct Counters {
 }
 
 impl Gpu {
-    /// Static facts about the device.
+    /// Limits and properties of the device, found out when this was made.
     pub fn capabilities(&self) -> &Capabilities {
         &self.inner.capabilities
     }
@@ -202,7 +203,11 @@ impl Gpu {
         self.scoped("write", || self.inner.queue.write_buffer(buffer.raw(), offset, bytes))
     }
 
-    /// Copies values into a whole tensor (F32 or F16: converted; U32 has [`Gpu::upload_u32`]).
+    /// Copies values into a whole tensor, F32 or (rounded to nearest even) F16, after everything recorded so far, which
+    /// is submitted. U32 has [`Gpu::upload_u32`].
+    ///
+    /// Errors: [`ErrorKind::Shape`] where `values` has not the tensor's element count, [`ErrorKind::DType`], those of
+    /// the device.
     pub fn upload(&self, tensor: &Tensor, values: &[f32]) -> Result<()> {
         if values.len() != tensor.len() {
             return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
@@ -218,7 +223,7 @@ impl Gpu {
         }
     }
 
-    /// Copies values into a whole u32 tensor.
+    /// [`Gpu::upload`] for a U32 tensor.
     pub fn upload_u32(&self, tensor: &Tensor, values: &[u32]) -> Result<()> {
         tensor.expect("tensor", tensor.shape(), DType::U32)?;
         if values.len() != tensor.len() {
@@ -237,7 +242,8 @@ impl Gpu {
         commands(pass)
     }
 
-    /// Sends what was recorded to the device; does not wait.
+    /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read
+    /// what `run` writes.
     pub fn submit(&self) -> Result<()> {
         self.submit_with(|_| {}, false)
     }

@@ -26,7 +26,7 @@ impl Gpu {
         })
     }
 
-    /// The values of a U32 tensor.
+    /// [`Gpu::download`] for a U32 tensor.
     pub async fn download_u32(&self, tensor: &Tensor) -> Result<Vec<u32>> {
         tensor.expect("tensor", tensor.shape(), DType::U32)?;
         let bytes = self.read(tensor).await?;
