@@ -3,7 +3,7 @@
 use super::heads::HeadLayout;
 use crate::gpu::DType;
 
-/// The page-plane layout of a [`HeadLayout`] in a dtype. All sizes in vec4<u32> words unless the name says otherwise.
+/// The page-plane layout of a [`HeadLayout`] in a dtype. Sizes in `vec4<u32>` words where the name says no other unit.
 ///
 /// A page of `page_size` tokens is, for each group, a `[page_size][state_words]` plane, then one
 /// `[page_size][rope_words]` plane. A state is its key elements padded to a word, then (unless the value is the state
@@ -77,7 +77,7 @@ impl KvView {
         self.page_size
     }
 
-    /// The pages themselves, `(page_count, words of a page)` vec4<u32> as in [`StateLayout`], for an app's own kernels
+    /// The pages themselves, `(page_count, words of a page)` `vec4<u32>` as in [`StateLayout`], for an app's own kernels
     /// and tests.
     pub fn wgpu_buffer(&self) -> &wgpu::Buffer {
         self.pool.raw()
