@@ -178,19 +178,18 @@ impl Decode {
         self.gpu.create_buffer("plan", bytes.next_power_of_two().max(PLAN_BYTES) as u64)
     }
 
-    /// Grows the scratch for partial results: to what the plan needs, and at once to what Auto may need later.
+    /// Grows the scratch for partial results: to what the plan needs, and at once to what Auto may need when the same
+    /// sequences have grown, so that a decode loop allocates nothing after its first step.
     fn reserve_partials(&self, list: &WorkList) -> Result<()> {
         let row_bytes = 4 * (self.heads.v_dim() + 1) * self.heads.groups();
         let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
-        if list.partial_rows == 0 || (list.partial_rows * row_bytes) as u64 <= partials.size_bytes() {
-            return Ok(());
-        }
-        let tallest = self.classes.iter().zip(&list.partial_slots).filter(|(_, n)| **n > 0).map(|(c, _)| c.row_tile);
-        let later =
-            (self.shape.target_workgroups / self.heads.groups() + list.merges.len()) * tallest.max().unwrap_or(1);
+        let auto = self.policy == SplitPolicy::Auto;
+        let later = if auto { most_partial_rows(list, &self.shape) } else { 0 };
         let limit = self.gpu.capabilities().max_binding_bytes as usize / row_bytes;
-        let rows = list.partial_rows.max(later.min(limit));
-        *partials = self.gpu.create_buffer("partials", (rows * row_bytes) as u64)?;
+        let bytes = (list.partial_rows.max(later.min(limit)) * row_bytes) as u64;
+        if bytes > partials.size_bytes() {
+            *partials = self.gpu.create_buffer("partials", bytes)?;
+        }
         Ok(())
     }
 
@@ -247,8 +246,9 @@ impl Decode {
             let (y, z) = plan::fold(*items);
             self.gpu.dispatch(pass, &class.decode, &params, &buffers, (groups as u32, y, z))?;
         }
+        // Without merges this dispatches nothing; but what it binds is ready when the sequences have grown.
         for (index, (class, (_, merges))) in
-            self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .1 > 0)
+            self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
             let (y, z) = plan::fold(*merges);
             let grid = ((groups * class.row_tile) as u32, y, z);
@@ -311,6 +311,14 @@ impl Drop for Plan {
             self.home.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
         }
     }
+}
+
+/// Partial rows that Auto may need for batches like this one: a tile is split where it is 1.5 chunks long or longer,
+/// and a chunk is at least a workgroup's share of all tokens, so there are at most 1.5 slots per workgroup of the device.
+fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
+    let tallest =
+        list.classes.iter().zip(&shape.row_tiles).filter(|(items, _)| !items.is_empty()).map(|(_, rows)| *rows);
+    (3 * shape.target_workgroups).div_ceil(2 * shape.groups) * tallest.max().unwrap_or(0)
 }
 
 /// The plan buffer's content.
@@ -406,3 +414,7 @@ pub(crate) fn merge_spec(heads: &HeadLayout, row_tile: usize) -> KernelSpec {
         workgroup_bytes: 0,
     }
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

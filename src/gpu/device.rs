@@ -115,6 +115,12 @@ impl Gpu {
         target_workgroups: Option<usize>,
     ) -> Result<Self> {
         let capabilities = Capabilities::probe(&device, target_workgroups)?;
+        let probe = Mutex::new(device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        }));
         Ok(Gpu {
             inner: Arc::new(Inner {
                 device,
@@ -126,6 +132,7 @@ impl Gpu {
                 params: Mutex::default(),
                 readback: Mutex::default(),
                 lost,
+                probe,
                 counters: CounterCells::default(),
                 ids: AtomicU64::new(0),
             }),

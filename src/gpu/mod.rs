@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
@@ -44,6 +44,8 @@ struct Inner {
     params: Mutex<kernel::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
     lost: Arc<Mutex<Option<String>>>,
+    /// Mapped by nobody, ever: see [`Gpu::check_alive`].
+    probe: Mutex<wgpu::Buffer>,
     counters: CounterCells,
     ids: AtomicU64,
 }
@@ -117,8 +119,28 @@ impl Gpu {
         mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Fails once the device is known to be lost.
+    /// Fails once the device is lost.
+    ///
+    /// wgpu reports a loss to the app's callback alone: calls on a lost device succeed, and give invalid objects.
+    /// A map request is answered at once if and only if it cannot be served, so one is made, and withdrawn.
     pub(crate) fn check_alive(&self) -> Result<()> {
+        self.check_flag()?;
+        // In a browser nothing is answered at once; there the next readback fails.
+        if cfg!(target_arch = "wasm32") {
+            return Ok(());
+        }
+        let refused = Arc::new(AtomicBool::new(false));
+        let answer = refused.clone();
+        let probe = self.lock(&self.inner.probe);
+        probe.map_async(wgpu::MapMode::Read, .., move |result| answer.store(result.is_err(), Ordering::Release));
+        if refused.load(Ordering::Acquire) {
+            return Err(self.mark_lost("a map request was refused".into()));
+        }
+        probe.unmap();
+        Ok(())
+    }
+
+    fn check_flag(&self) -> Result<()> {
         match &*self.lock(&self.inner.lost) {
             Some(message) => Err(ErrorKind::DeviceLost { message: message.clone() }.into()),
             None => Ok(()),
@@ -127,7 +149,7 @@ impl Gpu {
 
     /// Runs API calls inside error scopes of our own; a user's device keeps its own handlers.
     pub(crate) fn scoped<T>(&self, context: &str, calls: impl FnOnce() -> T) -> Result<T> {
-        self.check_alive()?;
+        self.check_flag()?;
         let device = &self.inner.device;
         let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal]
             .map(|filter| device.push_error_scope(filter));
@@ -194,7 +216,6 @@ impl Gpu {
 
     /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.check_alive()?;
         if bytes.is_empty() {
             return Ok(());
         }
