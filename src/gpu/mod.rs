@@ -46,7 +46,6 @@ struct Inner {
     /// Mapped by nobody, ever: see [`Gpu::check_alive`].
     probe: Mutex<wgpu::Buffer>,
     counters: CounterCells,
-    ids: AtomicU64,
 }
 
 #[derive(Default)]
@@ -109,8 +108,10 @@ impl Gpu {
         }
     }
 
+    /// Distinct over all devices: the key of a bind group must not fit the tensor of another one.
     fn next_id(&self) -> u64 {
-        self.inner.ids.fetch_add(1, Ordering::Relaxed)
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        IDS.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A panicking thread elsewhere leaves these maps consistent, so a poisoned lock is used as it is.
