@@ -51,7 +51,8 @@ pub(crate) struct Buffer {
 struct BufferInner {
     buffer: wgpu::Buffer,
     id: u64,
-    // Weak: the device keeps buffers of its own (parameters), which must not keep the device.
+    device: wgpu::Device,
+    // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
 }
 
@@ -65,7 +66,8 @@ impl Drop for BufferInner {
 
 impl Buffer {
     pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, id: u64) -> Self {
-        Buffer { inner: Arc::new(BufferInner { buffer, id, gpu: Arc::downgrade(&gpu.inner) }) }
+        let device = gpu.inner.device.clone();
+        Buffer { inner: Arc::new(BufferInner { buffer, id, device, gpu: Arc::downgrade(&gpu.inner) }) }
     }
 
     pub(crate) fn raw(&self) -> &wgpu::Buffer {
@@ -82,6 +84,15 @@ impl Buffer {
 
     fn is_unshared(&self) -> bool {
         Arc::strong_count(&self.inner) == 1
+    }
+
+    /// Fails on a buffer of another device. wgpu does not notice where the other is of another instance: it takes the
+    /// buffer that has the same number here.
+    pub(super) fn expect_device(&self, device: &wgpu::Device) -> Result<()> {
+        if self.inner.device == *device {
+            return Ok(());
+        }
+        Err(ErrorKind::argument("tensor", format!("{self:?} belongs to another device")))
     }
 }
 
