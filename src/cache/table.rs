@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::attention::append::MAX_PAGE_SIZE;
 use crate::attention::view::{KvBatch, KvSource, SeqView};
 use crate::cache::pages::Pages;
 use crate::error::{Error, ErrorKind, Result};
@@ -78,8 +79,6 @@ struct Sequence {
     len: usize,
     reserved: usize,
 }
-
-const MAX_PAGE_SIZE: usize = 4096;
 
 impl SeqTable {
     /// An empty table of `page_count` pages of `page_size` tokens (a power of two up to 4096; a kernel may take fewer).
