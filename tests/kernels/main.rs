@@ -5,6 +5,7 @@ mod append;
 mod case;
 mod device;
 mod grid;
+mod inputs;
 mod isolation;
 mod pairwise;
 mod split;
