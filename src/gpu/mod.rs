@@ -218,7 +218,7 @@ impl Gpu {
 
     /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        buffer.expect_device(&self.inner.device)?;
+        buffer.expect_gpu(self)?;
         if bytes.is_empty() {
             return Ok(());
         }

@@ -51,7 +51,6 @@ pub(crate) struct Buffer {
 struct BufferInner {
     buffer: wgpu::Buffer,
     id: u64,
-    device: wgpu::Device,
     // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
 }
@@ -66,8 +65,7 @@ impl Drop for BufferInner {
 
 impl Buffer {
     pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, id: u64) -> Self {
-        let device = gpu.inner.device.clone();
-        Buffer { inner: Arc::new(BufferInner { buffer, id, device, gpu: Arc::downgrade(&gpu.inner) }) }
+        Buffer { inner: Arc::new(BufferInner { buffer, id, gpu: Arc::downgrade(&gpu.inner) }) }
     }
 
     pub(crate) fn raw(&self) -> &wgpu::Buffer {
@@ -86,13 +84,13 @@ impl Buffer {
         Arc::strong_count(&self.inner) == 1
     }
 
-    /// Fails on a buffer of another device. wgpu does not notice where the other is of another instance: it takes the
+    /// Fails on a buffer of another [`Gpu`]. wgpu does not notice where its device is of another instance: it takes the
     /// buffer that has the same number here.
-    pub(super) fn expect_device(&self, device: &wgpu::Device) -> Result<()> {
-        if self.inner.device == *device {
+    pub(super) fn expect_gpu(&self, gpu: &Gpu) -> Result<()> {
+        if std::ptr::eq(self.inner.gpu.as_ptr(), Arc::as_ptr(&gpu.inner)) {
             return Ok(());
         }
-        Err(ErrorKind::argument("tensor", format!("{self:?} belongs to another device")))
+        Err(ErrorKind::argument("tensor", format!("{self:?} belongs to another Gpu")))
     }
 }
 
