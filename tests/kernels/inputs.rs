@@ -262,7 +262,7 @@ fn decodes() {
     }
 }
 
-/// Tensors of another device: an error, not a panic, from whatever meets both first; and the device goes on.
+/// Tensors of another `Gpu`: an error, not a panic, from whatever meets both first; and the device goes on.
 #[test]
 fn tensors_of_another_device() {
     let (here, there) = (noop(), noop());
@@ -272,13 +272,13 @@ fn tensors_of_another_device() {
     let kv = |gpu: &Gpu| Tensor::zeros(gpu, &[1, small().kv_dim()], DType::F32).unwrap();
     let plan = decode.plan(&cache, &[id]).unwrap();
     let layer = cache.layer(0).unwrap();
-    refused!(decode.run(&plan, &layer, &q(&there), 1.0), Argument { name: "tensor", .. }, "another device");
-    refused!(cache.append(0, &[id], &kv(&there)), Argument { name: "tensor", .. }, "another device");
-    refused!(wait(here.download(&q(&there))), Argument { name: "tensor", .. }, "another device");
+    refused!(decode.run(&plan, &layer, &q(&there), 1.0), Argument { name: "tensor", .. }, "another Gpu");
+    refused!(cache.append(0, &[id], &kv(&there)), Argument { name: "tensor", .. }, "another Gpu");
+    refused!(wait(here.download(&q(&there))), Argument { name: "tensor", .. }, "another Gpu");
     refused!(
         here.upload(&q(&there), &vec![0.0; small().q_heads() * small().q_dim()]),
         Argument { name: "tensor", .. },
-        "another device"
+        "another Gpu"
     );
     cache.append(0, &[id], &kv(&here)).unwrap();
     let result = decode.run(&plan, &layer, &q(&here), 1.0).unwrap();
