@@ -9,12 +9,12 @@
 //
 // Per step TOKENS tokens go through workgroup memory:
 //   1. store the tile fetched during the last step; fetch the next one into registers
-//   2. scores: a lane takes ROWS_PER_BLOCK rows x 1 token x every KEY_SPLITS-th key word
-//   3. softmax: a lane takes (row, token) pairs
+//   2. scores: a lane takes ROWS_PER_BLOCK rows x every KEY_SPLITS-th key word x every SCORE_LANES-th token
+//   3. softmax: a lane takes ROWS_PER_BLOCK rows x 1 token
 //   4. output: a lane takes ROWS_PER_BLOCK rows x 1 value word x every TOKEN_SPLITS-th token, sums in registers
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/decode.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*.
+// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*.
 
 struct Params {
     scale_log2: f32, // softmax_scale * log2(e)
@@ -37,114 +37,165 @@ const TILE_WORDS = STATE_WORDS + ROPE_WORDS;
 // Odd, so that lanes reading one word of neighbouring tokens meet different banks.
 const TILE_STRIDE = TILE_WORDS | 1u;
 const ROWS = ROW_BLOCKS * ROWS_PER_BLOCK;
+const BLOCK_TOKENS = ROW_BLOCKS * TOKENS;
 const VALUE_UNITS = ROW_BLOCKS * VALUE_WORDS;
-const TOKENS_PER_SPLIT = TOKENS / TOKEN_SPLITS;
-// One float of padding per pair, against bank conflicts.
-const SPLIT_STRIDE = KEY_SPLITS + 1u;
+// Odd, against bank conflicts.
+const SPLIT_STRIDE = KEY_SPLITS | 1u;
+// A width to divide by where there is no rope key.
+const ROPE_STRIDE = max(ROPE_WORDS, 1u);
 
+// Indexed by token * ROW_BLOCKS + row block where not said otherwise; each element is written whole by one lane.
 var<workgroup> tile: array<vec4<u32>, TILE_VEC4S>;
-var<workgroup> split_scores: array<f32, SPLIT_SCORES>;
-var<workgroup> scores: array<f32, ROWS * TOKENS>;
-var<workgroup> weights: array<f32, ROWS * TOKENS>;
-var<workgroup> rescale: array<f32, ROWS>;
-var<workgroup> row_max: array<f32, ROWS>;
+var<workgroup> split_scores: array<Rows, SPLIT_SCORES>;
+var<workgroup> scores: array<Rows, BLOCK_TOKENS>;
+var<workgroup> weights: array<Rows, BLOCK_TOKENS>;
+var<workgroup> rescale: array<Rows, ROW_BLOCKS>; // by row block
+var<workgroup> row_max: array<Rows, ROW_BLOCKS>; // by row block
 
-var<private> fetched: array<vec4<u32>, FETCHES_PER_LANE>;
-var<private> page_ids: array<u32, FETCHES_PER_LANE>;
+// Where each token of the next tile lies in the pool: its state's first word, then, TOKENS later, its rope key's.
+var<workgroup> token_base: array<u32, 2u * TOKENS>;
+
+const NOWHERE = 0xffffffffu;
+
+var<private> fetched: array<vec4<u32>, STATE_FETCHES + ROPE_FETCHES>;
 
 // Row of q, out and lse of a tile row.
 fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
     return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
 }
 
-// How many tokens a row may see: causal, aligned to the end; none for a row past the last.
+// One past the last token of the item that a row may see: causal, aligned to the end; none for a row past the last.
 fn visible_tokens(item: WorkItem, row: u32) -> u32 {
     let visible = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
-    return select(0u, visible, row < item.q_len * HEADS_PER_GROUP);
+    return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
 }
 
-// Page ids of the tile at `token_first`, one step before its words are fetched.
-fn fetch_pages(item: WorkItem, token_first: u32, lane: u32) {
-    // unroll
-    for (var i = 0u; i < FETCHES_PER_LANE; i++) {
-        let token = token_first + (lane + i * THREADS) / TILE_WORDS;
-        let held = min(token, max(item.token_last, 1u) - 1u);
-        page_ids[i] = min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u);
-    }
+// Page of a token of the tile at `token_first`; lanes below TOKENS each look one up, a step ahead.
+fn page_of(item: WorkItem, token: u32) -> u32 {
+    let held = min(token, max(item.token_last, 1u) - 1u);
+    // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
+    return min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u);
 }
 
-// Words of the tile at `token_first`. Tokens past the item's last are zero: their memory is somebody else's.
-fn fetch_tile(item: WorkItem, group: u32, token_first: u32, lane: u32) {
-    // unroll
-    for (var i = 0u; i < FETCHES_PER_LANE; i++) {
-        let index = lane + i * THREADS;
-        let token = token_first + index / TILE_WORDS;
-        let word = index % TILE_WORDS;
+// Tells all lanes where `token` lies. Past the item's last token is nowhere: that memory is somebody else's.
+fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
+    if (lane < TOKENS) {
         let page_size = 1u << params.page_shift;
         let offset = token & (page_size - 1u);
-        let state_at = (group * page_size + offset) * STATE_WORDS + word;
-        let rope_at = GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS + word - STATE_WORDS;
-        let page_words = page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
-        let at = page_ids[i] * page_words + select(rope_at, state_at, word < STATE_WORDS);
-        var raw = vec4<u32>(0u);
-        if (token < item.token_last) {
-            raw = pool[at];
-        }
-        fetched[i] = raw;
+        let first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
+        let held = token < item.token_last;
+        token_base[lane] = select(NOWHERE, first + (group * page_size + offset) * STATE_WORDS, held);
+        let rope = first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS;
+        token_base[TOKENS + lane] = select(NOWHERE, rope, held);
     }
+}
+
+fn pool_word(base: u32, word: u32) -> vec4<u32> {
+    if (base == NOWHERE) {
+        return vec4<u32>(0u);
+    }
+    return pool[base + word];
+}
+
+// A lane's i-th word of a plane: where the plane's width divides the lanes, its word is the same in every step.
+fn plane_token(lane: u32, i: u32, width: u32) -> u32 {
+    if (THREADS % width == 0u) {
+        return lane / width + i * (THREADS / width);
+    }
+    return (lane + i * THREADS) / width;
+}
+
+fn plane_word(lane: u32, i: u32, width: u32) -> u32 {
+    if (THREADS % width == 0u) {
+        return lane % width;
+    }
+    return (lane + i * THREADS) % width;
+}
+
+// The lane's words of the tile whose bases are published; zero where there is no token.
+fn fetch_tile(lane: u32) {
+    // unroll
+    for (var i = 0u; i < STATE_FETCHES; i++) {
+        let token = plane_token(lane, i, STATE_WORDS);
+        if (token < TOKENS) {
+            fetched[i] = pool_word(token_base[token], plane_word(lane, i, STATE_WORDS));
+        }
+    }
+    // unroll
+    for (var i = 0u; i < ROPE_FETCHES; i++) {
+        let token = plane_token(lane, i, ROPE_STRIDE);
+        if (token < TOKENS) {
+            fetched[STATE_FETCHES + i] = pool_word(token_base[TOKENS + token], plane_word(lane, i, ROPE_STRIDE));
+        }
+    }
+}
+
+// Order of words in the tile: key, rope key, rest of the state; so key word i of a query is word i of the tile.
+fn tile_word(state_word: u32) -> u32 {
+    return select(state_word + ROPE_WORDS, state_word, state_word < KEY_WORDS);
 }
 
 fn store_tile(lane: u32) {
     // unroll
-    for (var i = 0u; i < FETCHES_PER_LANE; i++) {
-        let index = lane + i * THREADS;
-        if (index < TOKENS * TILE_WORDS) {
-            tile[index / TILE_WORDS * TILE_STRIDE + index % TILE_WORDS] = fetched[i];
+    for (var i = 0u; i < STATE_FETCHES; i++) {
+        let token = plane_token(lane, i, STATE_WORDS);
+        if (token < TOKENS) {
+            tile[token * TILE_STRIDE + tile_word(plane_word(lane, i, STATE_WORDS))] = fetched[i];
+        }
+    }
+    // unroll
+    for (var i = 0u; i < ROPE_FETCHES; i++) {
+        let token = plane_token(lane, i, ROPE_STRIDE);
+        if (token < TOKENS) {
+            tile[token * TILE_STRIDE + KEY_WORDS + plane_word(lane, i, ROPE_STRIDE)] = fetched[STATE_FETCHES + i];
         }
     }
 }
 
+// Partial scores of the lane's row block, key words and tokens.
 fn score_tile(item: WorkItem, group: u32, lane: u32) {
     let split = lane % KEY_SPLITS;
     let row_block = lane / KEY_SPLITS % ROW_BLOCKS;
-    let token = lane / (KEY_SPLITS * ROW_BLOCKS);
-    if (token >= TOKENS) {
+    let token_lane = lane / (KEY_SPLITS * ROW_BLOCKS);
+    if (token_lane >= SCORE_LANES) {
         return;
     }
-    var sum = Rows(0.0);
+    var sums: array<Rows, TOKENS_PER_LANE>;
+    // unroll
+    for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+        sums[t] = Rows(0.0);
+    }
     // unroll
     for (var i = 0u; i < WORDS_PER_SPLIT; i++) {
         let word = split + i * KEY_SPLITS;
         if (word < KEY_WORDS + ROPE_WORDS) {
-            let at = select(STATE_WORDS + word - KEY_WORDS, word, word < KEY_WORDS);
-            sum += query_dot(item, group, row_block, i, word, unpack_word(tile[token * TILE_STRIDE + at]));
+            query_load(item, group, row_block, word);
+            // unroll
+            for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+                let key = unpack_word(tile[(token_lane + t * SCORE_LANES) * TILE_STRIDE + word]);
+                // unroll
+                for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                    // Indexed in place: a function's index would not be a constant, and the array would leave the registers.
+                    sums[t] = fma(q_slice[i * Q_WORD_STRIDE + e], Rows(key[e / 4u][e % 4u]), sums[t]);
+                }
+            }
         }
     }
     // unroll
-    for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-        let pair = (row_block * ROWS_PER_BLOCK + j) * TOKENS + token;
-        if (KEY_SPLITS > 1u) {
-            split_scores[pair * SPLIT_STRIDE + split] = rows_get(sum, j);
-        } else {
-            scores[pair] = rows_get(sum, j);
-        }
+    for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+        let block_token = (token_lane + t * SCORE_LANES) * ROW_BLOCKS + row_block;
+        split_scores[block_token * SPLIT_STRIDE + split] = sums[t];
     }
 }
 
-// Adds up the key splits in a fixed order.
-fn reduce_scores(lane: u32) {
+// Adds up the key splits of a block and token in a fixed order.
+fn reduce_splits(block_token: u32) -> Rows {
+    var sum = Rows(0.0);
     // unroll
-    for (var i = 0u; i < PAIRS_PER_LANE; i++) {
-        let pair = lane + i * THREADS;
-        if (pair < ROWS * TOKENS) {
-            var sum = 0.0;
-            // unroll
-            for (var s = 0u; s < KEY_SPLITS; s++) {
-                sum += split_scores[pair * SPLIT_STRIDE + s];
-            }
-            scores[pair] = sum;
-        }
+    for (var s = 0u; s < KEY_SPLITS; s++) {
+        sum += split_scores[block_token * SPLIT_STRIDE + s];
     }
+    return sum;
 }
 
 @compute @workgroup_size(THREADS)
@@ -161,7 +212,20 @@ fn main(
     let group = workgroup.x;
     query_init(item, group, lane / KEY_SPLITS % ROW_BLOCKS, lane % KEY_SPLITS);
 
-    // The lane's value units and, where there are fewer units than lanes, its share of the tokens.
+    // Softmax: lanes below BLOCK_TOKENS each own a token of the tile and a block of rows.
+    let softmax_block = lane % ROW_BLOCKS;
+    let softmax_token = lane / ROW_BLOCKS;
+    var visible: array<u32, ROWS_PER_BLOCK>;
+    // unroll
+    for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+        visible[j] = visible_tokens(item, item.row_first + softmax_block * ROWS_PER_BLOCK + j);
+    }
+    var running_max = Rows(NEGATIVE);
+    if (lane < ROW_BLOCKS) {
+        row_max[lane] = running_max;
+    }
+
+    // Output: the lane's value units and, where there are fewer units than lanes, its share of the tokens.
     let token_split = select(lane / VALUE_UNITS, 0u, TOKEN_SPLITS == 1u);
     let unit_first = select(lane % VALUE_UNITS, lane, TOKEN_SPLITS == 1u);
     var sums: array<Rows, UNITS_PER_LANE * ELEMS_PER_WORD>;
@@ -174,50 +238,50 @@ fn main(
             sums[u * ELEMS_PER_WORD + e] = Rows(0.0);
         }
     }
-    var running_max: array<f32, PAIRS_PER_LANE>;
-    // unroll
-    for (var i = 0u; i < PAIRS_PER_LANE; i++) {
-        running_max[i] = NEGATIVE;
-    }
-    if (lane < ROWS) {
-        row_max[lane] = NEGATIVE;
-    }
 
-    fetch_pages(item, item.token_first, lane);
-    fetch_tile(item, group, item.token_first, lane);
-    fetch_pages(item, item.token_first + TOKENS, lane);
+    publish_base(item, group, item.token_first + lane, page_of(item, item.token_first + lane), lane);
+    workgroupBarrier();
+    fetch_tile(lane);
+    var next_page = page_of(item, item.token_first + TOKENS + lane);
+    workgroupBarrier();
     for (var first = item.token_first; first < item.token_last; first += TOKENS) {
         store_tile(lane);
+        publish_base(item, group, first + TOKENS + lane, next_page, lane);
         workgroupBarrier();
-        fetch_tile(item, group, first + TOKENS, lane);
-        fetch_pages(item, first + 2u * TOKENS, lane);
-
+        fetch_tile(lane);
+        next_page = page_of(item, first + 2u * TOKENS + lane);
         score_tile(item, group, lane);
         workgroupBarrier();
-        if (KEY_SPLITS > 1u) {
-            reduce_scores(lane);
-            workgroupBarrier();
-        }
 
-        // unroll
-        for (var i = 0u; i < PAIRS_PER_LANE; i++) {
-            let pair = lane + i * THREADS;
-            if (pair < ROWS * TOKENS) {
-                let row = pair / TOKENS;
-                let token = pair % TOKENS;
-                let visible = min(visible_tokens(item, item.row_first + row), item.token_last);
-                var top = running_max[i];
-                // unroll
-                for (var t = 0u; t < TOKENS; t++) {
-                    top = max(top, select(NEGATIVE, scores[row * TOKENS + t], first + t < visible));
-                }
-                weights[token * ROWS + row] = select(0.0, exp2(scores[pair] - top), first + token < visible);
-                if (token == 0u) {
-                    rescale[row] = exp2(running_max[i] - top);
-                    row_max[row] = top;
-                }
-                running_max[i] = top;
+        var score = Rows(0.0);
+        if (lane < BLOCK_TOKENS) {
+            var wide = rows_widen(reduce_splits(lane));
+            // unroll
+            for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+                wide[j] = select(NEGATIVE, wide[j], first + softmax_token < visible[j]);
             }
+            score = rows_narrow(wide);
+            scores[lane] = score;
+        }
+        workgroupBarrier();
+
+        if (lane < BLOCK_TOKENS) {
+            var top = running_max;
+            // unroll
+            for (var t = 0u; t < TOKENS; t++) {
+                top = max(top, scores[t * ROW_BLOCKS + softmax_block]);
+            }
+            var wide = rows_widen(exp2(score - top));
+            // unroll
+            for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+                wide[j] = select(0.0, wide[j], first + softmax_token < visible[j]);
+            }
+            weights[lane] = rows_narrow(wide);
+            if (softmax_token == 0u) {
+                rescale[softmax_block] = exp2(running_max - top);
+                row_max[softmax_block] = top;
+            }
+            running_max = top;
         }
         workgroupBarrier();
 
@@ -225,31 +289,29 @@ fn main(
         for (var u = 0u; u < UNITS_PER_LANE; u++) {
             let unit = unit_first + u * THREADS;
             if (unit < VALUE_UNITS && token_split < TOKEN_SPLITS) {
-                let row = unit / VALUE_WORDS * ROWS_PER_BLOCK;
-                let word = VALUE_FIRST + unit % VALUE_WORDS;
-                var wide = vec4<f32>(0.0);
-                // unroll
-                for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                    wide[j] = rescale[row + j];
-                }
-                let factor = rows_narrow(wide);
-                totals[u] *= factor;
-                // unroll
-                for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                    sums[u * ELEMS_PER_WORD + e] *= factor;
-                }
-                for (var k = 0u; k < TOKENS_PER_SPLIT; k++) {
-                    let token = token_split + k * TOKEN_SPLITS;
-                    // unroll
-                    for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                        wide[j] = weights[token * ROWS + row + j];
-                    }
-                    let weight = rows_narrow(wide);
-                    let value = unpack_word(tile[token * TILE_STRIDE + word]);
-                    totals[u] += weight;
+                let row_block = unit / VALUE_WORDS;
+                let word = tile_word(VALUE_FIRST + unit % VALUE_WORDS);
+                let factor = rescale[row_block];
+                // Rare after the first few tiles; the same for all lanes of a block.
+                if (any(rows_widen(factor) != rows_widen(Rows(1.0)))) {
+                    totals[u] *= factor;
                     // unroll
                     for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                        sums[u * ELEMS_PER_WORD + e] += weight * value[e / 4u][e % 4u];
+                        sums[u * ELEMS_PER_WORD + e] *= factor;
+                    }
+                }
+                for (var k = 0u; k < TOKENS_PER_SPLIT; k += TOKENS_UNROLLED) {
+                    // unroll
+                    for (var n = 0u; n < TOKENS_UNROLLED; n++) {
+                        let token = token_split + (k + n) * TOKEN_SPLITS;
+                        let weight = weights[token * ROW_BLOCKS + row_block];
+                        let value = unpack_word(tile[token * TILE_STRIDE + word]);
+                        totals[u] += weight;
+                        // unroll
+                        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                            let at = u * ELEMS_PER_WORD + e;
+                            sums[at] = fma(weight, Rows(value[e / 4u][e % 4u]), sums[at]);
+                        }
                     }
                 }
             }
@@ -289,17 +351,18 @@ fn main(
     for (var u = 0u; u < UNITS_PER_LANE; u++) {
         let unit = unit_first + u * THREADS;
         if (unit < VALUE_UNITS && token_split == 0u) {
+            let row_block = unit / VALUE_WORDS;
+            let first_dim = unit % VALUE_WORDS * ELEMS_PER_WORD;
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                let tile_row = unit / VALUE_WORDS * ROWS_PER_BLOCK + j;
+                let tile_row = row_block * ROWS_PER_BLOCK + j;
                 let row = item.row_first + tile_row;
                 if (row < item.q_len * HEADS_PER_GROUP) {
                     let total = rows_get(totals[u], j);
-                    let lse2 = softmax_lse2(row_max[tile_row], total);
+                    let lse2 = softmax_lse2(rows_get(row_max[row_block], j), total);
                     let split = item.partial_row != NO_PARTIAL;
                     let partial = group * partial_rows() + item.partial_row + tile_row;
                     let final_row = query_row(item, group, row);
-                    let first_dim = unit % VALUE_WORDS * ELEMS_PER_WORD;
                     // unroll
                     for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                         if (first_dim + e < V_DIM) {

@@ -4,7 +4,7 @@
 use crate::attention::append::append_spec;
 use crate::attention::decode::{decode_spec, merge_spec};
 use crate::attention::layout::StateLayout;
-use crate::attention::shape::DecodeShape;
+use crate::attention::shape::{DecodeShape, ShapeLimits};
 use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 use crate::error::Result;
 use crate::gpu::{Access, Const, DType, KernelSpec};
@@ -59,7 +59,8 @@ fn attention() -> Result<Vec<Labelled>> {
     for (name, heads) in layouts()? {
         for dtype in [DType::F32, DType::F16] {
             let what = format!("{name} {} heads {dtype}", heads.q_heads());
-            for shape in DecodeShape::all(&heads, &StateLayout::new(&heads, dtype), PORTABLE_WORKGROUP_BYTES)? {
+            let limits = ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size: 32 };
+            for shape in DecodeShape::all(&heads, &StateLayout::new(&heads, dtype), limits)? {
                 all.push((what.clone(), decode_spec(&heads, dtype, &shape)?));
                 all.push((what.clone(), merge_spec(&heads, shape.rows())));
             }
@@ -115,7 +116,6 @@ fn variant(what: &str, spec: &KernelSpec) -> Variant {
 fn number(name: &str, value: Const) -> Option<String> {
     match value {
         Const::U32(v) => Some(format!("{name}={v}")),
-        Const::Bool(v) => Some(format!("{name}={v}")),
         Const::Alias(_) => None,
     }
 }

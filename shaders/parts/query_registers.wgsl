@@ -4,6 +4,8 @@
 @group(0) @binding(2) var<storage, read> q: array<f32>;
 
 var<private> q_slice: array<Rows, WORDS_PER_SPLIT * ELEMS_PER_WORD>;
+// Element e of the lane's key word number i, for each row of the block, is q_slice[i * Q_WORD_STRIDE + e].
+const Q_WORD_STRIDE = ELEMS_PER_WORD;
 
 // Loads the slice of row block `row_block` whose key words are first_word + i * KEY_SPLITS.
 fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {
@@ -28,12 +30,6 @@ fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {
     }
 }
 
-// Products of key word number i of the slice with each row of the block.
-fn query_dot(item: WorkItem, group: u32, row_block: u32, i: u32, word: u32, key: array<vec4<f32>, VECS_PER_WORD>) -> Rows {
-    var sum = Rows(0.0);
-    // unroll
-    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-        sum += q_slice[i * ELEMS_PER_WORD + e] * key[e / 4u][e % 4u];
-    }
-    return sum;
+// Makes key word `word` of the row block ready.
+fn query_load(item: WorkItem, group: u32, row_block: u32, word: u32) {
 }

@@ -4,15 +4,19 @@
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
 
+var<private> q_slice: array<Rows, ELEMS_PER_WORD>;
+// Element e of the word last loaded, for each row of the block, is q_slice[i * Q_WORD_STRIDE + e].
+const Q_WORD_STRIDE = 0u;
+
 fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {
 }
 
-// Products of a key word with each row of the block.
-fn query_dot(item: WorkItem, group: u32, row_block: u32, i: u32, word: u32, key: array<vec4<f32>, VECS_PER_WORD>) -> Rows {
+// Makes key word `word` of the row block ready.
+fn query_load(item: WorkItem, group: u32, row_block: u32, word: u32) {
     let in_state = word < KEY_WORDS;
     let first = select(NOPE_DIM / 4u + (word - KEY_WORDS) * VECS_PER_WORD, word * VECS_PER_WORD, in_state);
     let end = select(Q_DIM, NOPE_DIM, in_state) / 4u;
-    var wide = vec4<f32>(0.0);
+    var wide: array<vec4<f32>, ELEMS_PER_WORD>;
     // unroll
     for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
         let row = item.row_first + row_block * ROWS_PER_BLOCK + j;
@@ -20,10 +24,18 @@ fn query_dot(item: WorkItem, group: u32, row_block: u32, i: u32, word: u32, key:
         let at = query_row(item, group, min(row, item.q_len * HEADS_PER_GROUP - 1u)) * (Q_DIM / 4u);
         // unroll
         for (var v = 0u; v < VECS_PER_WORD; v++) {
+            var part = vec4<f32>(0.0);
             if (first + v < end) {
-                wide[j] += dot(q[at + first + v], key[v]);
+                part = q[at + first + v] * params.scale_log2;
+            }
+            // unroll
+            for (var c = 0u; c < 4u; c++) {
+                wide[v * 4u + c][j] = part[c];
             }
         }
     }
-    return rows_narrow(wide * params.scale_log2);
+    // unroll
+    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+        q_slice[e] = rows_narrow(wide[e]);
+    }
 }

@@ -145,7 +145,7 @@ pub(crate) fn append_spec(
     }
     let layout = StateLayout::new(heads, dtype);
     let rotated = rotated_dim(heads, rotation);
-    if rotated % 2 != 0 {
+    if !rotated.is_multiple_of(2) {
         return Err(ErrorKind::argument("head_dim", format!("{rotated} elements cannot be rotated in pairs")));
     }
     let (rotated_state, rotated_rope) = if heads.rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };

@@ -3,7 +3,7 @@
 use super::append::elements_part;
 use super::layout::{KvView, StateLayout};
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
-use super::shape::{DecodeShape, THREADS};
+use super::shape::{DecodeShape, ShapeLimits};
 use super::view::KvSource;
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
@@ -102,7 +102,11 @@ impl Decode {
     /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
         let layout = StateLayout::new(&heads, dtype);
-        let shapes = DecodeShape::all(&heads, &layout, gpu.capabilities().workgroup_storage_bytes as usize)?;
+        let limits = ShapeLimits {
+            workgroup_bytes: gpu.capabilities().workgroup_storage_bytes as usize,
+            subgroup_size: gpu.capabilities().subgroup_size as usize,
+        };
+        let shapes = DecodeShape::all(&heads, &layout, limits)?;
         let mut classes = Vec::new();
         for shape in &shapes {
             let decode = gpu.kernel(decode_spec(&heads, dtype, shape)?)?;
@@ -333,8 +337,6 @@ fn head_consts(heads: &HeadLayout) -> Consts {
 
 pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
     let layout = StateLayout::new(heads, dtype);
-    let tile_words = layout.state_words + layout.rope_words;
-    let pairs = shape.rows() * shape.tokens;
     let mut consts = head_consts(heads);
     consts.extend([
         ("NOPE_DIM", number(heads.nope_dim())),
@@ -347,18 +349,22 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
         ("STATE_WORDS", number(layout.state_words)),
         ("VALUE_FIRST", number(layout.value_first)),
         ("VALUE_WORDS", number(layout.value_words)),
-        ("THREADS", number(THREADS)),
+        ("THREADS", number(shape.threads)),
         ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
         ("ROW_BLOCKS", number(shape.row_blocks)),
         ("TOKENS", number(shape.tokens)),
         ("KEY_SPLITS", number(shape.key_splits)),
         ("WORDS_PER_SPLIT", number(shape.words_per_split)),
         ("TOKEN_SPLITS", number(shape.token_splits)),
+        ("TOKENS_PER_SPLIT", number(shape.tokens / shape.token_splits)),
+        ("TOKENS_UNROLLED", number(shape.tokens_unrolled)),
         ("UNITS_PER_LANE", number(shape.units_per_lane)),
-        ("PAIRS_PER_LANE", number(pairs.div_ceil(THREADS))),
-        ("FETCHES_PER_LANE", number((shape.tokens * tile_words).div_ceil(THREADS))),
+        ("STATE_FETCHES", number(shape.state_fetches)),
+        ("ROPE_FETCHES", number(shape.rope_fetches)),
+        ("SCORE_LANES", number(shape.score_lanes)),
+        ("TOKENS_PER_LANE", number(shape.tokens / shape.score_lanes)),
         ("TILE_VEC4S", number(shape.tile_vec4s)),
-        ("SPLIT_SCORES", number(shape.split_scores())),
+        ("SPLIT_SCORES", number(shape.row_blocks * shape.tokens * (shape.key_splits | 1))),
     ]);
     let (rows_type, rows) = match shape.rows_per_block {
         1 => ("f32", part!("parts/rows_1.wgsl")),

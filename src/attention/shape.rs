@@ -1,33 +1,54 @@
 //! Which decode kernel: tile sizes and lane assignment, chosen once from the layout and the device's limits. Pure.
 //!
 //! The one predicate for kernel, planner, scratch and dispatch. What the numbers mean stands in `shaders/decode.wgsl`.
+//! All shapes that fit are compared by a small model of a multiprocessor (issue slots against latency over the
+//! workgroups that fit side by side); its constants were fitted on an H200 (benches/RESULTS.md), and other devices
+//! differ in scale more than in order.
 
 use super::layout::StateLayout;
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
 
-/// Lanes of a workgroup: WebGPU's guaranteed maximum.
-pub(crate) const THREADS: usize = 256;
-/// Registers per lane that may hold sums, and that may hold a query slice: together with the fetched words they stay
-/// under the 255 of NVIDIA.
-const SUM_REGISTERS: usize = 128;
-const QUERY_REGISTERS: usize = 64;
-/// Words a lane may have in flight.
+/// Lanes of a workgroup: 256 is WebGPU's guaranteed maximum.
+const THREADS: [usize; 4] = [32, 64, 128, 256];
+const TOKENS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
+/// Registers per lane: what is held must leave room for addresses and temporaries under the 255 of NVIDIA.
+const MAX_REGISTERS: usize = 176;
+/// Of which the query's slice may take this many.
+const QUERY_REGISTERS: usize = 96;
+/// Words of the next tile that a lane may hold: with more, an H200 ran slower (benches/RESULTS.md).
 const MAX_FETCHES: usize = 8;
+/// More rows than this are not read together: their sums would not fit in registers.
+const MAX_ROWS: usize = 64;
 
 /// Constants of one variant of the decode kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct DecodeShape {
+    pub(crate) threads: usize,
     pub(crate) rows_per_block: usize,
     pub(crate) row_blocks: usize,
     pub(crate) tokens: usize,
     pub(crate) key_splits: usize,
     pub(crate) words_per_split: usize,
+    pub(crate) score_lanes: usize,
     pub(crate) token_splits: usize,
+    pub(crate) tokens_unrolled: usize,
     pub(crate) units_per_lane: usize,
+    pub(crate) state_fetches: usize,
+    pub(crate) rope_fetches: usize,
     pub(crate) query_in_registers: bool,
     pub(crate) tile_vec4s: usize,
     pub(crate) workgroup_bytes: usize,
+    /// Registers that a lane holds across steps.
+    registers: usize,
+}
+
+/// What the device allows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ShapeLimits {
+    pub(crate) workgroup_bytes: usize,
+    /// Lanes that run in step; smaller workgroups would leave some idle.
+    pub(crate) subgroup_size: usize,
 }
 
 impl DecodeShape {
@@ -36,70 +57,25 @@ impl DecodeShape {
         self.rows_per_block * self.row_blocks
     }
 
-    /// The best shape for `rows` rows, or none within the limits.
-    fn choose(heads: &HeadLayout, layout: &StateLayout, rows: usize, workgroup_limit: usize) -> Option<Self> {
-        let rows_per_block = match rows {
-            1 => 1,
-            2 => 2,
-            _ => 4,
-        };
-        let row_blocks = rows.div_ceil(rows_per_block);
-        let units_per_lane = (row_blocks * layout.value_words).div_ceil(THREADS);
-        if units_per_lane * layout.elems_per_word * rows_per_block > SUM_REGISTERS {
-            return None;
-        }
-        let aligned = heads.nope_dim() % 4 == 0 && heads.rope_dim() % 4 == 0;
-        let key_words = layout.key_words + layout.rope_words;
-        let tile_words = layout.state_words + layout.rope_words;
-        [32, 16, 8, 4, 2, 1].into_iter().find_map(|tokens| {
-            if row_blocks * tokens > THREADS || (tokens * tile_words).div_ceil(THREADS) > MAX_FETCHES {
-                return None;
-            }
-            let words_per_split = key_words.div_ceil((THREADS / (row_blocks * tokens)).min(key_words));
-            let key_splits = key_words.div_ceil(words_per_split);
-            let units = row_blocks * layout.value_words;
-            let token_splits = if units_per_lane > 1 { 1 } else { floor_power_of_two(THREADS / units).min(tokens) };
-            let reduction_vec4s = if token_splits > 1 { THREADS } else { 0 };
-            let tile_vec4s = (tokens * (tile_words | 1)).max(reduction_vec4s);
-            let pairs = rows_per_block * row_blocks * tokens;
-            let split_scores = split_scores(key_splits, pairs);
-            let floats = split_scores.max(1) + 2 * pairs + 2 * rows_per_block * row_blocks;
-            let workgroup_bytes = 16 * tile_vec4s + 4 * floats;
-            let slice = words_per_split * layout.elems_per_word * rows_per_block;
-            (workgroup_bytes <= workgroup_limit).then_some(Self {
-                rows_per_block,
-                row_blocks,
-                tokens,
-                key_splits,
-                words_per_split,
-                token_splits,
-                units_per_lane,
-                query_in_registers: slice <= QUERY_REGISTERS || !aligned,
-                tile_vec4s,
-                workgroup_bytes,
-            })
-        })
-    }
-
     /// The kernels of a layout, one per row tile, ascending: for one query token, a few, and many. A tile is never
     /// taller than what fits; taller sequences take several.
     ///
     /// Errors: [`ErrorKind::Unsupported`] where not even one token of one row block fits in workgroup memory.
-    pub(crate) fn all(heads: &HeadLayout, layout: &StateLayout, workgroup_limit: usize) -> Result<Vec<Self>> {
+    pub(crate) fn all(heads: &HeadLayout, layout: &StateLayout, limits: ShapeLimits) -> Result<Vec<Self>> {
         let mut shapes: Vec<Self> = Vec::new();
         for q_len in [1, 4, 16] {
             let wanted = (heads.heads_per_group() * q_len).min(MAX_ROWS);
             let mut rows = if wanted > 2 { wanted.next_multiple_of(4) } else { wanted };
             let shape = loop {
-                match Self::choose(heads, layout, rows, workgroup_limit) {
+                match Self::choose(heads, layout, rows, limits) {
                     Some(shape) => break shape,
                     None if rows > 4 => rows = (rows / 2).next_multiple_of(4),
                     None => {
                         let what = format!(
-                            "a state of {} elements with a rope key of {} does not fit in {workgroup_limit} bytes of \
-                             workgroup memory",
+                            "a state of {} elements with a rope key of {} does not fit in {} bytes of workgroup memory",
                             heads.state_dim(),
-                            heads.rope_dim()
+                            heads.rope_dim(),
+                            limits.workgroup_bytes
                         );
                         return Err(ErrorKind::Unsupported { what }.into());
                     }
@@ -112,20 +88,108 @@ impl DecodeShape {
         Ok(shapes)
     }
 
-    /// Floats of the key splits' scores; WGSL has no empty array.
-    pub(crate) fn split_scores(&self) -> usize {
-        split_scores(self.key_splits, self.rows() * self.tokens).max(1)
+    /// The best shape for `rows` rows by the model, or none within the limits.
+    fn choose(heads: &HeadLayout, layout: &StateLayout, rows: usize, limits: ShapeLimits) -> Option<Self> {
+        let key_words = layout.key_words + layout.rope_words;
+        let mut best: Option<(f64, Self)> = None;
+        for threads in THREADS.into_iter().filter(|t| *t >= limits.subgroup_size) {
+            for tokens in TOKENS {
+                for words_per_split in 1..=key_words {
+                    let Some(shape) = Self::build(heads, layout, [rows, threads, tokens, words_per_split]) else {
+                        continue;
+                    };
+                    let cost = shape.cost(limits.subgroup_size);
+                    let fits = shape.workgroup_bytes <= limits.workgroup_bytes;
+                    if fits && best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                        best = Some((cost, shape));
+                    }
+                }
+            }
+        }
+        best.map(|(_, shape)| shape)
     }
-}
 
-/// More rows than this are not read together: their sums would not fit in registers.
-const MAX_ROWS: usize = 64;
+    /// The shape with these numbers, or none where lanes or registers do not suffice.
+    fn build(heads: &HeadLayout, layout: &StateLayout, numbers: [usize; 4]) -> Option<Self> {
+        let [rows, threads, tokens, words_per_split] = numbers;
+        let rows_per_block = match rows {
+            1 => 1,
+            2 => 2,
+            _ => 4,
+        };
+        let row_blocks = rows.div_ceil(rows_per_block);
+        let block_tokens = row_blocks * tokens;
+        let key_splits = (layout.key_words + layout.rope_words).div_ceil(words_per_split);
+        if block_tokens > threads || row_blocks * key_splits > threads {
+            return None;
+        }
+        let score_lanes = floor_power_of_two(threads / (row_blocks * key_splits)).min(tokens);
+        let tile_words = layout.state_words + layout.rope_words;
+        let state_fetches = (tokens * layout.state_words).div_ceil(threads);
+        let rope_fetches = (tokens * layout.rope_words).div_ceil(threads);
+        let units = row_blocks * layout.value_words;
+        let units_per_lane = units.div_ceil(threads);
+        let token_splits = if units_per_lane > 1 { 1 } else { floor_power_of_two(threads / units).min(tokens) };
 
-fn split_scores(key_splits: usize, pairs: usize) -> usize {
-    if key_splits > 1 {
-        pairs * (key_splits + 1)
-    } else {
-        0
+        // Unaligned queries can only be read element by element, so never inside the loop.
+        let aligned = heads.nope_dim().is_multiple_of(4) && heads.rope_dim().is_multiple_of(4);
+        let elems = layout.elems_per_word;
+        let held =
+            rows_per_block * (units_per_lane * (elems + 1) + tokens / score_lanes) + 4 * (state_fetches + rope_fetches);
+        let slice = words_per_split * elems * rows_per_block;
+        let query_in_registers = (held + slice <= MAX_REGISTERS && slice <= QUERY_REGISTERS) || !aligned;
+        let registers = held + if query_in_registers { slice } else { elems * rows_per_block };
+        if state_fetches + rope_fetches > MAX_FETCHES.max(layout.state_words.div_ceil(threads) + 1) {
+            return None;
+        }
+        if registers > MAX_REGISTERS && aligned {
+            return None;
+        }
+        let reduction_vec4s = if token_splits > 1 { threads } else { 0 };
+        let tile_vec4s = (tokens * (tile_words | 1)).max(reduction_vec4s);
+        let blocks = block_tokens * (key_splits | 1) + 2 * block_tokens + 2 * row_blocks;
+        Some(Self {
+            threads,
+            rows_per_block,
+            row_blocks,
+            tokens,
+            key_splits,
+            words_per_split,
+            score_lanes,
+            token_splits,
+            tokens_unrolled: (tokens / token_splits).min(4),
+            units_per_lane,
+            state_fetches,
+            rope_fetches,
+            query_in_registers,
+            tile_vec4s,
+            workgroup_bytes: 16 * tile_vec4s + 4 * rows_per_block * blocks + 8 * tokens,
+            registers,
+        })
+    }
+
+    /// Modelled clocks per token of one multiprocessor: issue slots, and latency shared by the workgroups side by side.
+    /// The weights were fitted to seventeen timings on an H200 (benches/RESULTS.md, "Which shape"): they order shapes,
+    /// they do not predict times.
+    fn cost(&self, subgroup_size: usize) -> f64 {
+        let (rows, elems) = (self.rows_per_block, 8);
+        let product = 3 + elems + elems * rows;
+        let query_load = if self.query_in_registers { 0 } else { 40 * rows };
+        let score = self.words_per_split * (query_load + self.tokens / self.score_lanes * product);
+        let reduce = 8 * self.key_splits * (1 + rows);
+        let softmax = self.tokens * (1 + rows) + 60;
+        let output = self.units_per_lane * (self.tokens / self.token_splits * (product + 2 + rows) + 10);
+        let fetch = (self.state_fetches + self.rope_fetches) * 16 + 20;
+        let barriers = 400 * self.threads.div_ceil(subgroup_size);
+
+        // Lanes that sit out still occupy their subgroup, but whole subgroups that sit out cost nothing.
+        let softmax_lanes = (self.row_blocks * self.tokens).next_multiple_of(subgroup_size.min(self.threads));
+        let issue = self.threads * (score + output + fetch) + softmax_lanes * (reduce + softmax);
+        let latency = score + reduce + softmax + output + fetch + barriers + 480;
+        let by_registers = 65536 / ((self.registers + 80) * self.threads);
+        let by_memory = (200 << 10) / self.workgroup_bytes;
+        let side_by_side = by_registers.min(by_memory).clamp(1, 8);
+        (issue as f64 / 128.0 + latency as f64 / side_by_side as f64) / self.tokens as f64
     }
 }
 
@@ -138,6 +202,8 @@ mod tests {
     use super::*;
     use crate::attention::{Gla, Gqa, Gta, Mla};
     use crate::gpu::DType;
+
+    const LIMITS: ShapeLimits = ShapeLimits { workgroup_bytes: 16352, subgroup_size: 32 };
 
     fn layouts() -> Vec<HeadLayout> {
         let mut all = Vec::new();
@@ -158,18 +224,20 @@ mod tests {
         for heads in layouts() {
             for dtype in [DType::F32, DType::F16] {
                 let layout = StateLayout::new(&heads, dtype);
-                let shapes = DecodeShape::all(&heads, &layout, 16352).unwrap();
+                let shapes = DecodeShape::all(&heads, &layout, LIMITS).unwrap();
                 assert!(!shapes.is_empty() && shapes.len() <= 3);
                 for s in shapes {
                     assert!(s.workgroup_bytes <= 16352);
-                    assert!(s.key_splits * s.row_blocks * s.tokens <= THREADS, "{s:?}");
+                    assert!(s.key_splits * s.row_blocks * s.score_lanes <= s.threads, "{s:?}");
+                    assert!(s.row_blocks * s.tokens <= s.threads, "{s:?}");
+                    assert_eq!(s.tokens % s.score_lanes, 0);
                     assert!(s.key_splits * s.words_per_split >= layout.key_words + layout.rope_words, "{s:?}");
                     assert_eq!(s.tokens % s.token_splits, 0);
-                    assert!(s.units_per_lane * THREADS >= s.row_blocks * layout.value_words);
+                    assert!(s.units_per_lane * s.threads >= s.row_blocks * layout.value_words);
                     if s.token_splits > 1 {
-                        assert!(s.token_splits * s.row_blocks * layout.value_words <= THREADS);
+                        assert!(s.token_splits * s.row_blocks * layout.value_words <= s.threads);
                     }
-                    assert!(s.rows() <= THREADS);
+                    assert!(s.row_blocks <= s.threads);
                 }
             }
         }
@@ -183,14 +251,14 @@ mod tests {
         let gqa = HeadLayout::gqa(Gqa { q_heads: 32, kv_heads: 8, head_dim: 128 }).unwrap();
         for (heads, rows) in [(gla, 64), (mla, 16), (gqa, 4)] {
             let layout = StateLayout::new(&heads, DType::F16);
-            assert_eq!(DecodeShape::all(&heads, &layout, 16352).unwrap()[0].rows(), rows);
+            assert_eq!(DecodeShape::all(&heads, &layout, LIMITS).unwrap()[0].rows(), rows);
         }
     }
 
     #[test]
     fn a_state_too_large_is_refused_with_numbers() {
         let heads = HeadLayout::mla(Mla { q_heads: 1, latent_dim: 8192, rope_dim: 0 }).unwrap();
-        let error = DecodeShape::all(&heads, &StateLayout::new(&heads, DType::F32), 16352).unwrap_err();
+        let error = DecodeShape::all(&heads, &StateLayout::new(&heads, DType::F32), LIMITS).unwrap_err();
         assert!(error.to_string().contains("8192"), "{error}");
     }
 }

@@ -22,6 +22,8 @@ pub struct Capabilities {
     pub max_invocations: u32,
     /// Workgroups per dispatch dimension.
     pub max_workgroups: u32,
+    /// Lanes that run in step, the largest the device may choose; a hint for workgroup sizes, 32 where unknown.
+    pub subgroup_size: u32,
     /// Alignment of dynamic uniform offsets.
     pub uniform_align_bytes: u32,
     /// Whether GPU timestamps can be taken.
@@ -61,11 +63,12 @@ impl Capabilities {
             adapter: describe(&info),
             device_type: info.device_type,
             backend: info.backend,
-            max_binding_bytes: limits.max_storage_buffer_binding_size as u64,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
+            subgroup_size: if info.subgroup_max_size == 0 { 32 } else { info.subgroup_max_size.clamp(8, 64) },
             uniform_align_bytes: limits.min_uniform_buffer_offset_alignment,
             timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
             target_workgroups: target_workgroups.unwrap_or(guess).max(1),

@@ -10,9 +10,9 @@ mod timing;
 
 pub use capabilities::Capabilities;
 pub use device::{GpuOptions, LimitsChoice};
-pub(crate) use kernel::{Access, Grid, Kernel, KernelSpec};
+pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub(crate) use shader::{number, part, Const, Consts, Part};
-pub(crate) use tensor::{byte_len, Buffer};
+pub(crate) use tensor::Buffer;
 pub use tensor::{DType, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -202,14 +202,12 @@ impl Gpu {
 
     /// Fills buffers with zeros now, after everything recorded so far.
     pub(crate) fn clear(&self, buffers: &[Buffer]) -> Result<()> {
-        self.submit()?;
-        self.finish_and_submit(|| {
-            let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+        let clear = |encoder: &mut wgpu::CommandEncoder| {
             for buffer in buffers {
                 encoder.clear_buffer(buffer.raw(), 0, None);
             }
-            encoder
-        })
+        };
+        self.submit_with(clear, true)
     }
 
     fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {

@@ -31,7 +31,6 @@ pub(crate) type Consts = Vec<(&'static str, Const)>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Const {
     U32(u32),
-    Bool(bool),
     /// A type: printed as `alias NAME = type;`.
     Alias(&'static str),
 }
@@ -53,7 +52,6 @@ pub(crate) fn assemble(consts: &Consts, parts: &[Part]) -> Assembled {
     for (i, (name, value)) in consts.iter().enumerate() {
         let line = match value {
             Const::U32(v) => format!("const {name} = {v}u;"),
-            Const::Bool(v) => format!("const {name} = {v};"),
             Const::Alias(ty) => format!("alias {name} = {ty};"),
         };
         out.push(&line, ("constants", i + 1));
@@ -129,7 +127,7 @@ fn loop_header<'a>(line: &'a str, consts: &Consts) -> Option<(&'a str, u32)> {
     let literal = bound.strip_suffix('u').and_then(|n| n.parse().ok());
     let named = || match consts.iter().find(|(n, _)| *n == bound)?.1 {
         Const::U32(v) => Some(v),
-        Const::Bool(_) | Const::Alias(_) => None,
+        Const::Alias(_) => None,
     };
     Some((variable, literal.or_else(named)?))
 }

@@ -46,17 +46,15 @@ pub fn sample(logits: &[f64], temperature: f64, top_p: f64, u: f64) -> Result<us
     let threshold = if top_p >= 1.0 { 0.0 } else { nucleus_threshold(&p, top_p) };
     let kept_mass: f64 = p.iter().filter(|&&p| p >= threshold).sum();
     let mut cumulative = 0.0;
-    let mut last = best;
     for (i, &p) in p.iter().enumerate() {
-        if p >= threshold && p > 0.0 {
+        if p >= threshold {
             cumulative += p;
-            last = i;
             if cumulative > u * kept_mass {
-                break;
+                return Ok(i);
             }
         }
     }
-    Ok(last) // u so near 1 that u * kept_mass rounds up to kept_mass: the last of the nucleus
+    Ok(best) // not reached: cumulative is now kept_mass, and that times any f64 below 1 rounds to less
 }
 
 /// The largest t among `p` such that all `p_i >= t` together reach `top_p` of the total.

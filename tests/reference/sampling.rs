@@ -21,6 +21,8 @@ fn sampling_walks_the_tokens_in_index_order() {
     for (u, want) in [(0.0, 0), (0.249, 0), (0.251, 1), (0.749, 1), (0.751, 2), (ALMOST_ONE, 2)] {
         assert_eq!(sample(&logits, 1.0, 1.0, u).unwrap(), want, "u {u}");
     }
+    // The mass must exceed u's share, not reach it.
+    assert_eq!(sample(&[0.0, 0.0], 1.0, 1.0, 0.5).unwrap(), 1);
     // Temperature 0.5 squares them: 1 : 4 : 1 of 6.
     for (u, want) in [(0.16, 0), (0.17, 1), (0.83, 1), (0.84, 2)] {
         assert_eq!(sample(&logits, 0.5, 1.0, u).unwrap(), want, "u {u} at temperature 0.5");
@@ -34,12 +36,16 @@ fn sampling_nucleus_keeps_ties_together() {
     assert_eq!(sample(&logits, 1.0, 0.5, 0.0).unwrap(), 1);
     assert_eq!(sample(&logits, 1.0, 0.5, 0.26).unwrap(), 2);
     assert_eq!(sample(&logits, 1.0, 0.5, ALMOST_ONE).unwrap(), 3);
-    // 0.4 is reached by the 4 alone; a tiny one, and 0, as well.
-    for top_p in [0.4, 1e-300, 0.0] {
+    // 4/9 = 0.44444 is reached by the 4 alone; what is smaller, and 0, as well.
+    assert_eq!(sample(&logits, 1.0, 0.4445, 0.0).unwrap(), 1);
+    for top_p in [0.4444, 0.4, 1e-300, 0.0] {
         for u in [0.0, 0.5, ALMOST_ONE] {
             assert_eq!(sample(&logits, 1.0, top_p, u).unwrap(), 2, "top_p {top_p}, u {u}");
         }
     }
+    // Masses 1 and e^-6 = 0.0025: 0.995 is reached by the first alone, 1 keeps both.
+    assert_eq!(sample(&[0.0, -6.0], 1.0, 0.995, ALMOST_ONE).unwrap(), 0);
+    assert_eq!(sample(&[0.0, -6.0], 1.0, 1.0, ALMOST_ONE).unwrap(), 1);
     // All equal: a tiny nucleus still keeps every one of them.
     assert_eq!(sample(&[7.0; 4], 1.0, 1e-9, 0.6).unwrap(), 2);
 }

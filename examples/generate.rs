@@ -1,0 +1,208 @@
+//! Text from the trained example models, one per variant of attention, with what each costs.
+//!
+//! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
+
+use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream, Want};
+use latten::nn::Sampling;
+use latten::{DType, Gpu, GpuOptions};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Instant;
+
+const USAGE: &str = "usage: generate [options]
+
+  --variant NAME     gqa, gta, gla or mla; default: all four in turn
+  --model DIR        a model folder instead
+  --models DIR       where the folders of the variants are; default examples/models
+  --prompt TEXT      default \"ROMEO:\\n\"
+  --tokens N         tokens to make; default 200
+  --seed N           default 0
+  --temperature T    0 is greedy; default 0.8
+  --top-p P          default 0.95
+  --dtype f16|f32    of weights and KV cache; default f16
+  --adapter NAME     take the GPU whose description contains this";
+
+struct Args {
+    models: Vec<String>,
+    prompt: String,
+    options: GenerateOptions,
+    dtype: DType,
+    adapter: Option<String>,
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
+    let (mut folder, mut variant, mut model) = (String::from("examples/models"), None, None);
+    let mut parsed = Args {
+        models: Vec::new(),
+        prompt: "ROMEO:\n".into(),
+        options: GenerateOptions {
+            max_new_tokens: 200,
+            sampling: Sampling { temperature: 0.8, top_p: 0.95 },
+            ..Default::default()
+        },
+        dtype: DType::F16,
+        adapter: None,
+    };
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
+        match arg.as_str() {
+            "--variant" => variant = Some(value()?),
+            "--model" => model = Some(value()?),
+            "--models" => folder = value()?,
+            "--prompt" => parsed.prompt = value()?,
+            "--tokens" => parsed.options.max_new_tokens = number(&arg, &value()?)?,
+            "--seed" => parsed.options.seed = number(&arg, &value()?)?,
+            "--temperature" => parsed.options.sampling.temperature = number(&arg, &value()?)?,
+            "--top-p" => parsed.options.sampling.top_p = number(&arg, &value()?)?,
+            "--adapter" => parsed.adapter = Some(value()?),
+            "--dtype" => {
+                parsed.dtype = match value()?.as_str() {
+                    "f32" => DType::F32,
+                    "f16" => DType::F16,
+                    other => return Err(format!("--dtype {other}: wanted f32 or f16")),
+                }
+            }
+            _ => return Err(format!("unknown argument {arg}")),
+        }
+    }
+    if parsed.prompt.is_empty() || parsed.options.max_new_tokens == 0 {
+        return Err("the prompt is empty, or --tokens is 0".into());
+    }
+    parsed.models = match (model, variant) {
+        (Some(model), None) => vec![model],
+        (Some(_), Some(_)) => return Err("--model and --variant exclude each other".into()),
+        (None, Some(v)) if !["gqa", "gta", "gla", "mla"].contains(&v.as_str()) => {
+            return Err(format!("--variant {v}: wanted gqa, gta, gla or mla"));
+        }
+        (None, Some(v)) => vec![format!("{folder}/{v}")],
+        (None, None) => ["gqa", "gta", "gla", "mla"].map(|v| format!("{folder}/{v}")).to_vec(),
+    };
+    Ok(parsed)
+}
+
+fn number<T: FromStr>(option: &str, text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{option} {text}: not a number it can take"))
+}
+
+/// What stops the program: a message, or a reader of the output that has gone away.
+enum Stop {
+    Failed(String),
+    ReaderGone,
+}
+
+impl From<latten::Error> for Stop {
+    fn from(e: latten::Error) -> Self {
+        Stop::Failed(e.to_string())
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(e: io::Error) -> Self {
+        match e.kind() {
+            io::ErrorKind::BrokenPipe => Stop::ReaderGone,
+            _ => Stop::Failed(format!("writing the text: {e}")),
+        }
+    }
+}
+
+/// One model's line of the closing table.
+struct Report {
+    variant: &'static str,
+    /// Milliseconds to the first token.
+    prefill_ms: f64,
+    prefill_rate: f64,
+    decode_rate: f64,
+    kv_elements: usize,
+    kv_bytes: usize,
+    cached_bytes: usize,
+}
+
+async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop> {
+    let decoder = Decoder::load(gpu, folder, args.dtype)?;
+    let config = decoder.config().clone();
+    let prompt: Vec<u32> = args.prompt.bytes().map(u32::from).collect();
+    let cache_tokens = prompt.len() + args.options.max_new_tokens;
+    let options = SessionOptions { kv_dtype: args.dtype, cache_tokens, ..Default::default() };
+    let mut session = Session::new(&decoder, options)?;
+    // Drivers finish compiling at first use: once the prompt's shapes and once a single token's, before any timing.
+    let warm_up = session.insert();
+    let first = prompt.len().min(config.max_positions - 1);
+    for tokens in [&prompt[..first], &prompt[..1]] {
+        session.feed(&[(warm_up, tokens)], Want::Logits).await?;
+    }
+    session.remove(warm_up)?;
+
+    let mut out = io::stdout().lock();
+    write!(out, "--- {} ---\n{}", config.variant(), args.prompt)?;
+    out.flush()?;
+    let (mut text, mut written) = (Utf8Stream::default(), Ok(()));
+    let start = Instant::now();
+    let (mut first_at, mut last_at) = (start, start);
+    let on_token = |token| {
+        last_at = Instant::now();
+        if first_at == start {
+            first_at = last_at;
+        }
+        written = write!(out, "{}", text.push(token)).and_then(|()| out.flush());
+        if written.is_err() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let tokens = generate(&mut session, &prompt, args.options, on_token).await?;
+    written?;
+    writeln!(out, "{}\n", text.finish())?;
+
+    let heads = config.layout()?;
+    let (prefill, decode) = ((first_at - start).as_secs_f64(), (last_at - first_at).as_secs_f64());
+    let cached = prompt.len() + tokens.len() - 1; // the last token is not fed
+    Ok(Report {
+        variant: config.variant(),
+        prefill_ms: 1e3 * prefill,
+        prefill_rate: prompt.len() as f64 / prefill,
+        decode_rate: (tokens.len() - 1) as f64 / decode,
+        kv_elements: heads.kv_dim() * config.layers,
+        kv_bytes: session.cache().token_bytes(),
+        cached_bytes: session.cache().token_bytes() * cached,
+    })
+}
+
+async fn run(args: &Args) -> Result<(), Stop> {
+    let gpu = Gpu::with_options(GpuOptions { adapter: args.adapter.clone(), ..Default::default() }).await?;
+    let mut reports = Vec::new();
+    for model in &args.models {
+        reports.push(run_model(&gpu, model, args).await?);
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}, {} weights and cache", gpu.capabilities().adapter, args.dtype)?;
+    writeln!(out, "        prefill            decode    KV per token             KV in all")?;
+    for r in reports {
+        let decode = if r.decode_rate.is_finite() { format!("{:.0} tok/s", r.decode_rate) } else { "-".into() };
+        writeln!(
+            out,
+            "{}  {:>6.0} tok/s ({:>4.0} ms) {:>10}  {:>5} elements {:>5} B  {:>7} B",
+            r.variant, r.prefill_rate, r.prefill_ms, decode, r.kv_elements, r.kv_bytes, r.cached_bytes
+        )?;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let args = match parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(message) => {
+            eprintln!("generate: {message}\n\n{USAGE}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match pollster::block_on(run(&args)) {
+        Ok(()) | Err(Stop::ReaderGone) => ExitCode::SUCCESS,
+        Err(Stop::Failed(message)) => {
+            eprintln!("generate: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,36 @@
+// y[r, :] = table[ids[r], :]
+//
+// Grid: (ceil(row_vec4 / 64), rows); one lane per vec4<u32> of a table row.
+// Constants: VECS_PER_WORD. Parts: parts/elements_*.wgsl.
+
+struct Params {
+    dim: u32,
+    row_vec4: u32, // vec4<u32> per table row
+    table_rows: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+// table: (table_rows, row_vec4) vec4<u32>, rows padded with zeros
+@group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;
+// ids: (rows) u32; clamped here, validated on the host
+@group(0) @binding(2) var<storage, read> ids: array<u32>;
+// y: (rows, dim) f32
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= params.row_vec4) {
+        return;
+    }
+    let packed = table[min(ids[id.y], params.table_rows - 1u) * params.row_vec4 + id.x];
+    // unroll
+    for (var q = 0u; q < VECS_PER_WORD; q++) {
+        let values = unpack_word(packed)[q];
+        let first = (id.x * VECS_PER_WORD + q) * 4u;
+        // unroll
+        for (var e = 0u; e < 4u; e++) {
+            if (first + e < params.dim) {
+                y[id.y * params.dim + first + e] = values[e];
+            }
+        }
+    }
+}

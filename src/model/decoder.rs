@@ -1,0 +1,82 @@
+//! A model's weights on the device, with its kernels.
+
+use super::block::Block;
+use super::config::Config;
+use super::weights::Source;
+use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::{DType, Gpu};
+use crate::nn::{Embedding, Linear, NormShape, RmsNorm, Sample};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The weights and compiled kernels of a model. Never changes; cheap to clone, and shared by any number of
+/// [`Session`](super::Session)s.
+#[derive(Clone)]
+pub struct Decoder {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) gpu: Gpu,
+    pub(super) config: Config,
+    pub(super) embedding: Embedding,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: RmsNorm,
+    pub(super) head: Linear,
+    pub(super) sample: Sample,
+}
+
+impl Decoder {
+    /// Loads `config.json` and `model.safetensors` of a folder. `dtype` (F16 or F32) is how matrices are kept on the
+    /// device, whatever they are in the file (f32, f16 or bf16).
+    ///
+    /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit tensor
+    /// or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, dtype: DType) -> Result<Self> {
+        let (config, weights) = (folder.as_ref().join("config.json"), folder.as_ref().join("model.safetensors"));
+        let config = Config::parse(&config.display().to_string(), &utf8(&config)?)?;
+        let bytes = std::fs::read(&weights).map_err(|e| io(&weights, &e))?;
+        Self::from_bytes(gpu, config, (&weights.display().to_string(), &bytes), dtype)
+    }
+
+    /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of the safetensors file.
+    pub fn from_bytes(gpu: &Gpu, config: Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
+        let source = Source::new(gpu, weights.0, weights.1, dtype)?;
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let table = source.table("model.embed_tokens", vocab, hidden)?;
+        let head = match config.tied {
+            true => Linear::new(gpu, &table, None)?,
+            false => source.linear(&source.matrix("lm_head", vocab, hidden)?)?,
+        };
+        let norm = NormShape { groups: 1, dim: hidden, tail: 0, eps: config.rms_norm_eps };
+        let inner = Inner {
+            gpu: gpu.clone(),
+            embedding: Embedding::new(gpu, &table)?,
+            blocks: (0..config.layers).map(|i| Block::load(gpu, &source, &config, i)).collect::<Result<_>>()?,
+            norm: source.norm("model.norm", norm)?,
+            head,
+            sample: Sample::new(gpu, vocab)?,
+            config,
+        };
+        source.warn_of_unused();
+        Ok(Decoder { inner: Arc::new(inner) })
+    }
+
+    /// The model's numbers.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.inner.gpu
+    }
+}
+
+fn utf8(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| io(path, &e))
+}
+
+fn io(path: &Path, error: &std::io::Error) -> Error {
+    ErrorKind::Io { path: path.display().to_string(), message: error.to_string() }.into()
+}

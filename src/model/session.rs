@@ -1,0 +1,364 @@
+//! Sequences being decoded: their KV cache, and the buffers of a step.
+
+use super::block::{Scratch, Step};
+use super::decoder::Decoder;
+use super::schedule::{schedule, Part};
+use crate::attention::{Decode, KvSource};
+use crate::cache::{CacheStats, PagedKvCache, Pages, SeqId};
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{DType, Tensor};
+use crate::nn::{Embedding, Sampling, Span, Weight};
+
+/// What a [`Session`] makes room for, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Most sequences in one call.
+    pub max_batch: usize,
+    /// Most tokens in one step, over all sequences: longer prompts take several.
+    pub chunk: usize,
+    /// Tokens that the cache holds, over all sequences; rounded up to pages.
+    pub cache_tokens: usize,
+    /// Tokens per page of the cache, a power of two.
+    pub page_size: usize,
+    /// Element type of the cache: F16 or F32.
+    pub kv_dtype: DType,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions { max_batch: 1, chunk: 128, cache_tokens: 1024, page_size: 64, kv_dtype: DType::F16 }
+    }
+}
+
+/// How the next token of one sequence is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Draw {
+    /// Temperature and nucleus; the default is greedy.
+    pub sampling: Sampling,
+    /// A uniform random number in [0, 1); not used by greedy draws.
+    pub u: f32,
+}
+
+/// What [`Session::feed`] is to return for each sequence.
+#[derive(Debug, Clone, Copy)]
+pub enum Want<'a> {
+    /// The token after its last one, drawn on the device: one [`Draw`] per sequence. Nothing else is read back.
+    Token(&'a [Draw]),
+    /// The logits after its last token.
+    Logits,
+    /// The logits after each of its tokens.
+    AllLogits,
+}
+
+/// What [`Session::feed`] returns, by sequence in the order of the call.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fed {
+    /// For [`Want::Token`].
+    pub tokens: Vec<u32>,
+    /// For [`Want::Logits`] (vocab_size) and [`Want::AllLogits`] (tokens, vocab_size), flat.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// Sequences of one [`Decoder`].
+pub struct Session {
+    decoder: Decoder,
+    cache: PagedKvCache,
+    decode: Decode,
+    options: SessionOptions,
+    buffers: Buffers,
+    /// Sequences of a call under way and their lengths before it: what a failed or dropped call is rolled back to.
+    unfinished: Vec<(SeqId, usize)>,
+}
+
+struct Buffers {
+    scratch: Scratch,
+    /// (capacity) U32
+    ids: Tensor,
+    /// Row of the last token of each sequence that ends in a step: (max_batch) U32
+    last_rows: Tensor,
+    /// Gathers those rows of the residual stream.
+    gather: Embedding,
+    /// (max_batch, hidden)
+    last: Tensor,
+    /// (max_batch, vocab_size); (capacity, vocab_size) once all logits have been asked for
+    logits: Tensor,
+    /// (max_batch, 4)
+    samplers: Tensor,
+    /// (max_batch) U32
+    tokens: Tensor,
+}
+
+impl Session {
+    /// Allocates cache and step buffers.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a zero size, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
+    /// [`ErrorKind::Unsupported`] for a head too large for the device.
+    pub fn new(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
+        for (name, value) in [
+            ("max_batch", options.max_batch),
+            ("chunk", options.chunk),
+            ("cache_tokens", options.cache_tokens),
+            ("page_size", options.page_size),
+        ] {
+            if value == 0 || value > 1 << 30 {
+                return Err(ErrorKind::argument(name, format!("{value} is not in 1..=2^30")));
+            }
+        }
+        let (gpu, config) = (decoder.gpu(), decoder.config());
+        let heads = config.layout()?;
+        let pages = options.cache_tokens.div_ceil(options.page_size);
+        let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
+        let rope = config.rope();
+        let cache =
+            PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
+        let decode = Decode::new(gpu, heads, options.kv_dtype)?;
+        let buffers = Buffers::new(decoder, &options)?;
+        Ok(Session { decoder: decoder.clone(), cache, decode, options, buffers, unfinished: Vec::new() })
+    }
+
+    /// Adds an empty sequence.
+    pub fn insert(&mut self) -> SeqId {
+        self.cache.insert()
+    }
+
+    /// Removes a sequence and frees its part of the cache. Errors: [`ErrorKind::UnknownSequence`].
+    pub fn remove(&mut self, id: SeqId) -> Result<()> {
+        self.cache.remove(id)
+    }
+
+    /// Cuts a sequence to its first `len` tokens.
+    pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
+        self.cache.truncate(id, len)
+    }
+
+    /// Tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
+    pub fn len(&self, id: SeqId) -> Result<usize> {
+        self.cache.len(id)
+    }
+
+    /// The model.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The KV cache, for its sizes.
+    pub fn cache(&self) -> &PagedKvCache {
+        &self.cache
+    }
+
+    /// Pages in use and free.
+    pub fn stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    /// Adds tokens to sequences, any number to each, and returns what comes after them.
+    ///
+    /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it.
+    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
+    /// would exceed `max_position_embeddings`, a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
+    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::CacheFull`]; those of the device.
+    pub async fn feed(&mut self, batch: &[(SeqId, &[u32])], want: Want<'_>) -> Result<Fed> {
+        self.roll_back();
+        let samplers = self.check(batch, &want)?;
+        self.unfinished = batch.iter().map(|(id, _)| Ok((*id, self.cache.len(*id)?))).collect::<Result<_>>()?;
+        let fed = self.feed_checked(batch, &want, &samplers).await;
+        match fed {
+            Ok(_) => self.unfinished.clear(),
+            Err(_) => self.roll_back(),
+        }
+        fed
+    }
+
+    /// Undoes a call that did not end.
+    fn roll_back(&mut self) {
+        for (id, len) in std::mem::take(&mut self.unfinished) {
+            // A sequence removed since then has nothing to undo.
+            let _ = self.cache.truncate(id, len);
+        }
+    }
+
+    fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<Vec<[f32; 4]>> {
+        if batch.is_empty() || batch.len() > self.options.max_batch {
+            let why = format!("{} sequences, wanted 1..={}", batch.len(), self.options.max_batch);
+            return Err(ErrorKind::argument("batch", why));
+        }
+        // Unknown or repeated sequences.
+        let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
+        self.cache.batch(&ids)?;
+        let most = self.decoder.config().max_positions;
+        let page_size = self.options.page_size;
+        let mut needed = 0;
+        for (id, tokens) in batch {
+            let len = self.cache.len(*id)?;
+            if tokens.is_empty() {
+                return Err(ErrorKind::argument("batch", format!("no tokens for sequence {id}")));
+            }
+            if len + tokens.len() > most {
+                let why = format!(
+                    "sequence {id} has {len} tokens and gets {}, the model's max_position_embeddings is {most}",
+                    tokens.len()
+                );
+                return Err(ErrorKind::argument("batch", why));
+            }
+            self.decoder.inner.embedding.check_ids(tokens)?;
+            needed += (len + tokens.len()).div_ceil(page_size) - len.div_ceil(page_size);
+        }
+        let free = self.cache.stats().free;
+        if needed > free {
+            return Err(ErrorKind::CacheFull { needed, free }.into());
+        }
+        match want {
+            Want::Token(draws) if draws.len() != batch.len() => {
+                Err(ErrorKind::shape("draws", &[draws.len()], format!("({})", batch.len())))
+            }
+            Want::Token(draws) => draws.iter().map(|d| d.sampling.row(d.u)).collect(),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    async fn feed_checked(&mut self, batch: &[(SeqId, &[u32])], want: &Want<'_>, samplers: &[[f32; 4]]) -> Result<Fed> {
+        let vocab = self.decoder.config().vocab_size;
+        let lengths: Vec<usize> = batch.iter().map(|(_, tokens)| tokens.len()).collect();
+        let steps = schedule(&lengths, self.capacity());
+        if matches!(want, Want::AllLogits) {
+            let most = steps.iter().map(|s| s.iter().map(|p| p.tokens.len()).sum::<usize>()).max();
+            self.buffers.grow_logits(&self.decoder, most.unwrap_or(1))?;
+        }
+        let mut fed = Fed::default();
+        match want {
+            Want::Token(_) => fed.tokens = vec![0; batch.len()],
+            _ => fed.logits = vec![Vec::new(); batch.len()],
+        }
+        for parts in steps {
+            let ending: Vec<&Part> = parts.iter().filter(|p| p.last).collect();
+            let samplers: Vec<[f32; 4]> = ending.iter().filter_map(|p| samplers.get(p.sequence).copied()).collect();
+            let rows = self.record_step(batch, &parts, matches!(want, Want::AllLogits), &samplers)?;
+            let gpu = self.decoder.gpu();
+            match want {
+                Want::AllLogits => {
+                    let values = gpu.download(&self.buffers.logits.view(&[rows, vocab])?).await?;
+                    let mut first = 0;
+                    for part in &parts {
+                        let end = first + part.tokens.len() * vocab;
+                        fed.logits[part.sequence].extend_from_slice(&values[first..end]);
+                        first = end;
+                    }
+                }
+                _ if ending.is_empty() => gpu.submit()?,
+                Want::Token(_) => {
+                    let tokens = gpu.download_u32(&self.buffers.tokens.view(&[ending.len()])?).await?;
+                    ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
+                }
+                Want::Logits => {
+                    let values = gpu.download(&self.buffers.logits.view(&[ending.len(), vocab])?).await?;
+                    let each = ending.iter().zip(values.chunks_exact(vocab));
+                    each.for_each(|(p, row)| fed.logits[p.sequence] = row.to_vec());
+                }
+            }
+            for part in &parts {
+                self.cache.commit(&[batch[part.sequence].0], part.tokens.len())?;
+            }
+        }
+        Ok(fed)
+    }
+
+    fn capacity(&self) -> usize {
+        self.options.chunk.max(self.options.max_batch)
+    }
+
+    /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
+    fn record_step(
+        &mut self,
+        batch: &[(SeqId, &[u32])],
+        parts: &[Part],
+        all_logits: bool,
+        samplers: &[[f32; 4]],
+    ) -> Result<usize> {
+        let model = &*self.decoder.inner;
+        let gpu = &model.gpu;
+        let (mut ids, mut sequences, mut last_rows) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            let (id, tokens) = batch[part.sequence];
+            self.cache.reserve(&[id], part.tokens.len())?;
+            sequences.push(id);
+            ids.extend_from_slice(&tokens[part.tokens.clone()]);
+            if part.last {
+                last_rows.push(ids.len() as u32 - 1);
+            }
+        }
+        // All writes come before all commands, so that the step is one submit.
+        let (rows, ending, b) = (ids.len(), last_rows.len(), &self.buffers);
+        let id_rows = b.ids.view(&[rows])?;
+        gpu.upload_u32(&id_rows, &ids)?;
+        if ending > 0 && !all_logits {
+            gpu.upload_u32(&b.last_rows.view(&[ending])?, &last_rows)?;
+            if !samplers.is_empty() {
+                gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
+            }
+        }
+        let plan = self.decode.plan(&self.cache, &sequences)?;
+        let cos_sin = self.cache.cos_sin(&sequences)?;
+        let scratch = b.scratch.first(rows)?;
+        model.embedding.run(&id_rows, &scratch.x)?;
+        let mut step = Step {
+            rows,
+            scratch: &scratch,
+            cache: &mut self.cache,
+            decode: &self.decode,
+            plan: &plan,
+            sequences: &sequences,
+            cos_sin: &cos_sin,
+            softmax_scale: model.config.softmax_scale(),
+        };
+        for (i, block) in model.blocks.iter().enumerate() {
+            block.run(i, &mut step)?;
+        }
+        let (normed, logits) = (Span::of(&scratch.normed), Span::of(&b.logits));
+        if all_logits {
+            model.norm.run(rows, Span::of(&scratch.x), normed)?;
+            model.head.run(rows, normed, logits, false)?;
+        } else if ending > 0 {
+            // Where every row is a last one (plain decode), there is nothing to gather.
+            let last = if ending == rows { &scratch.x } else { &b.last };
+            if ending < rows {
+                b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
+            }
+            model.norm.run(ending, Span::of(last), normed)?;
+            model.head.run(ending, normed, logits, false)?;
+            if !samplers.is_empty() {
+                model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+impl Buffers {
+    fn new(decoder: &Decoder, options: &SessionOptions) -> Result<Self> {
+        let (gpu, config) = (decoder.gpu(), decoder.config());
+        let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
+        let scratch = Scratch::new(gpu, config, capacity)?;
+        let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
+        let tensor = |shape: &[usize], dtype| Tensor::zeros(gpu, shape, dtype);
+        Ok(Buffers {
+            scratch,
+            ids: tensor(&[capacity], DType::U32)?,
+            last_rows: tensor(&[batch], DType::U32)?,
+            gather,
+            last: tensor(&[batch, config.hidden_size], DType::F32)?,
+            logits: tensor(&[batch, config.vocab_size], DType::F32)?,
+            samplers: tensor(&[batch, 4], DType::F32)?,
+            tokens: tensor(&[batch], DType::U32)?,
+        })
+    }
+
+    /// Makes room for the logits of `rows` rows.
+    fn grow_logits(&mut self, decoder: &Decoder, rows: usize) -> Result<()> {
+        if rows > self.logits.shape()[0] {
+            self.logits = Tensor::zeros(decoder.gpu(), &[rows, decoder.config().vocab_size], DType::F32)?;
+        }
+        Ok(())
+    }
+}

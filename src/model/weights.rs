@@ -1,0 +1,159 @@
+//! Reading a model's tensors, and putting them together as the kernels want them.
+
+use crate::error::{shape_text, Error, ErrorKind, Result};
+use crate::gpu::{DType, Gpu, Tensor};
+use crate::nn::{Linear, NormShape, RmsNorm, Weight};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// The tensors of one safetensors file, and where they go.
+pub(super) struct Source<'a> {
+    gpu: &'a Gpu,
+    path: &'a str,
+    file: SafeTensors<'a>,
+    /// What matrices become on the device.
+    dtype: DType,
+    used: RefCell<HashSet<String>>,
+}
+
+/// Rows of a projection, on the host.
+#[derive(Clone)]
+pub(super) struct Matrix {
+    in_dim: usize,
+    /// (rows, in_dim)
+    weight: Vec<f32>,
+    /// (rows)
+    bias: Option<Vec<f32>>,
+}
+
+impl Matrix {
+    fn rows(&self) -> usize {
+        self.weight.len() / self.in_dim
+    }
+
+    /// A few of the rows.
+    pub(super) fn cut(&self, rows: Range<usize>) -> Matrix {
+        let weight = self.weight[rows.start * self.in_dim..rows.end * self.in_dim].to_vec();
+        Matrix { in_dim: self.in_dim, weight, bias: self.bias.as_ref().map(|b| b[rows].to_vec()) }
+    }
+
+    /// Rows below one another; where only some have a bias, the others get zeros.
+    pub(super) fn stack(parts: &[Matrix]) -> Matrix {
+        let has_bias = parts.iter().any(|p| p.bias.is_some());
+        let bias = |p: &Matrix| p.bias.clone().unwrap_or_else(|| vec![0.0; p.rows()]);
+        Matrix {
+            in_dim: parts.first().map_or(1, |p| p.in_dim),
+            weight: parts.iter().flat_map(|p| p.weight.iter().copied()).collect(),
+            bias: has_bias.then(|| parts.iter().flat_map(bias).collect()),
+        }
+    }
+
+    /// Columns become rows. The bias, which belongs to rows, is dropped.
+    pub(super) fn transposed(&self) -> Matrix {
+        let rows = self.rows();
+        let weight = (0..self.in_dim).flat_map(|c| (0..rows).map(move |r| self.weight[r * self.in_dim + c]));
+        Matrix { in_dim: rows, weight: weight.collect(), bias: None }
+    }
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(gpu: &'a Gpu, path: &'a str, bytes: &'a [u8], dtype: DType) -> Result<Self> {
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| bad(path, "-", format!("not a safetensors file: {e}")))?;
+        Ok(Source { gpu, path, file, dtype, used: RefCell::default() })
+    }
+
+    fn bad(&self, tensor: &str, message: String) -> Error {
+        bad(self.path, tensor, message)
+    }
+
+    /// The values of a tensor of this shape.
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let missing = |_| self.bad(name, format!("missing, wanted {}", shape_text(shape)));
+        let view = self.file.tensor(name).map_err(missing)?;
+        self.used.borrow_mut().insert(name.to_string());
+        // (1, 128) is as good as (128).
+        let significant = |shape: &[usize]| shape.iter().copied().skip_while(|d| *d == 1).collect::<Vec<_>>();
+        if significant(view.shape()) != significant(shape) {
+            let message = format!("has shape {}, wanted {}", shape_text(view.shape()), shape_text(shape));
+            return Err(self.bad(name, message));
+        }
+        let values = decoded(&view)
+            .ok_or_else(|| self.bad(name, format!("has dtype {:?}, wanted F32, F16 or BF16", view.dtype())))?;
+        match values.iter().find(|v| !v.is_finite()) {
+            Some(v) => Err(self.bad(name, format!("holds {v}"))),
+            None => Ok(values),
+        }
+    }
+
+    /// The values of a matrix, which must fit the dtype that matrices are kept in.
+    fn matrix_values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let values = self.values(name, shape)?;
+        let beyond = |v: &&f32| self.dtype == DType::F16 && !f16::from_f32(**v).is_finite();
+        match values.iter().find(beyond) {
+            Some(v) => Err(self.bad(name, format!("holds {v}, beyond f16: load the model with DType::F32"))),
+            None => Ok(values),
+        }
+    }
+
+    /// `{name}.weight` (rows, in_dim) and, if there is one, `{name}.bias` (rows).
+    pub(super) fn matrix(&self, name: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
+        let weight = self.matrix_values(&format!("{name}.weight"), &[rows, in_dim])?;
+        let bias = format!("{name}.bias");
+        let bias = self.file.tensor(&bias).is_ok().then(|| self.values(&bias, &[rows])).transpose()?;
+        Ok(Matrix { in_dim, weight, bias })
+    }
+
+    /// A linear of one head.
+    pub(super) fn linear(&self, matrix: &Matrix) -> Result<Linear> {
+        self.linear_heads(std::slice::from_ref(matrix))
+    }
+
+    /// A linear of one matrix per head, all of one shape.
+    pub(super) fn linear_heads(&self, heads: &[Matrix]) -> Result<Linear> {
+        let all = Matrix::stack(heads);
+        let shape = [heads.len(), all.rows() / heads.len(), all.in_dim];
+        let weight = Weight::new(self.gpu, shape, &all.weight, self.dtype)?;
+        let bias = all.bias.map(|b| Tensor::from_f32(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
+        Linear::new(self.gpu, &weight, bias.as_ref())
+    }
+
+    /// `{name}.weight` (rows, dim) as a table of rows.
+    pub(super) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Weight> {
+        let values = self.matrix_values(&format!("{name}.weight"), &[rows, dim])?;
+        Weight::new(self.gpu, [1, rows, dim], &values, self.dtype)
+    }
+
+    /// `{name}.weight` (groups, dim) as the gain of a norm.
+    pub(super) fn norm(&self, name: &str, shape: NormShape) -> Result<RmsNorm> {
+        let wanted = [shape.groups, shape.dim];
+        let gain = self.values(&format!("{name}.weight"), if shape.groups == 1 { &wanted[1..] } else { &wanted })?;
+        RmsNorm::new(self.gpu, &Tensor::from_f32(self.gpu, &wanted, &gain, DType::F32)?, shape)
+    }
+
+    /// Says which tensors of the file the model has no use for.
+    pub(super) fn warn_of_unused(&self) {
+        let used = self.used.borrow();
+        for name in self.file.names().into_iter().filter(|n| !used.contains(*n)) {
+            log::warn!("{}: tensor {name} is not part of this model and is left out", self.path);
+        }
+    }
+}
+
+fn bad(path: &str, tensor: &str, message: String) -> Error {
+    ErrorKind::Weights { path: path.into(), tensor: tensor.into(), message }.into()
+}
+
+fn decoded(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let data = view.data();
+    let pairs = || data.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match view.dtype() {
+        Dtype::F32 => Some(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
+        Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
+        _ => None,
+    }
+}

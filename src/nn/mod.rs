@@ -1,0 +1,113 @@
+//! What a decoder block needs besides attention: linear, norm, activation, embedding, rotary positions, sampling.
+//!
+//! All activations are F32 tensors, row-major. Every kernel has `new`, which compiles; `encode`, which records into a
+//! pass of the caller's; and `run`, which records into the [`Gpu`](crate::Gpu)'s own. Neither waits.
+
+mod activation;
+mod embedding;
+mod linear;
+mod norm;
+mod rope;
+mod sample;
+mod span;
+mod weight;
+
+pub use activation::SwiGlu;
+pub use embedding::Embedding;
+pub use linear::Linear;
+pub use norm::{NormShape, RmsNorm};
+pub use rope::{Rope, Rotate, RotateShape};
+pub use sample::{Sample, Sampling};
+pub use span::Span;
+pub use weight::Weight;
+
+/// A kernel's uniform block: a host struct, and its fields' names and offsets for the test that compares it with WGSL.
+macro_rules! params {
+    ($name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+        struct $name {
+            $($field: $ty),*
+        }
+        impl $name {
+            #[cfg(test)]
+            pub(super) const FIELDS: &'static [(&'static str, usize)] =
+                &[$((stringify!($field), std::mem::offset_of!($name, $field))),*];
+        }
+    };
+}
+use params;
+
+/// A size for a parameter block. Whatever exceeds u32 has been refused by [`Span::check`] or is a stride not used.
+fn word(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::Rotation;
+    use crate::gpu::{DType, KernelSpec};
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    /// What every WebGPU device has: unpack2x16float.
+    const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+    /// Every kernel text this folder can ask for, with its host parameter block.
+    fn variants() -> Vec<(KernelSpec, &'static [(&'static str, usize)])> {
+        let mut all = Vec::new();
+        for dtype in [DType::F32, DType::F16] {
+            all.extend(linear::specs(dtype, 8).unwrap().into_iter().map(|s| (s, linear::PARAM_FIELDS)));
+            all.extend(linear::specs(dtype, 32).unwrap().into_iter().map(|s| (s, linear::PARAM_FIELDS)));
+            all.push((embedding::spec(dtype).unwrap(), embedding::PARAM_FIELDS));
+        }
+        all.push((norm::spec(), norm::PARAM_FIELDS));
+        all.push((activation::spec(), activation::PARAM_FIELDS));
+        all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (rope::spec(r), rope::PARAM_FIELDS)));
+        all.extend([100, 100_000].map(|vocab| (sample::spec(vocab), sample::PARAM_FIELDS)));
+        all
+    }
+
+    fn parse(spec: &KernelSpec) -> naga::Module {
+        let source = spec.assemble();
+        naga::front::wgsl::parse_str(&source.text)
+            .unwrap_or_else(|e| panic!("{}: {}\n{}", spec.name, e.emit_to_string(&source.text), source.annotated()))
+    }
+
+    #[test]
+    fn parameter_blocks_match_the_shaders() {
+        for (spec, fields) in variants() {
+            let module = parse(&spec);
+            let params = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap().1;
+            let naga::TypeInner::Struct { members, span } = &params.inner else { panic!("{}", spec.name) };
+            let got: Vec<_> = members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize)).collect();
+            assert_eq!(got, fields, "{}", spec.name);
+            assert!(*span as usize <= crate::gpu::kernel::PARAM_BYTES, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn declared_workgroup_memory_and_bindings_match_the_shaders() {
+        for (spec, _) in variants() {
+            let module = parse(&spec);
+            let mut layouter = naga::proc::Layouter::default();
+            layouter.update(module.to_ctx()).unwrap();
+            let of = |space| module.global_variables.iter().filter(move |(_, v)| v.space == space);
+            let bytes: usize = of(naga::AddressSpace::WorkGroup).map(|(_, v)| layouter[v.ty].size as usize).sum();
+            assert_eq!(bytes, spec.workgroup_bytes, "{}", spec.name);
+            assert!(bytes <= 16352, "{}: {bytes} bytes", spec.name);
+            let bound = module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
+            assert_eq!(bound, spec.bindings.len() + 1, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn every_variant_validates_without_optional_capabilities() {
+        for (spec, _) in variants() {
+            let module = parse(&spec);
+            Validator::new(ValidationFlags::all(), CORE)
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{}: {e:?}", spec.name));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! RMSNorm, over the groups of a row or over all of it.
+
+use super::span::Extent;
+use super::{params, word, Span};
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+
+params!(Params {
+    groups: u32,
+    dim: u32,
+    tail: u32,
+    x_offset: u32,
+    x_row_stride: u32,
+    y_offset: u32,
+    y_row_stride: u32,
+    eps: f32,
+});
+#[cfg(test)]
+pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
+
+const LANES: usize = 64;
+
+pub(super) fn spec() -> KernelSpec {
+    KernelSpec {
+        name: "norm",
+        consts: vec![("LANES", number(LANES))],
+        parts: vec![part!("norm.wgsl")],
+        bindings: vec![Access::Read, Access::Read, Access::Write],
+        workgroup_bytes: 4 * LANES,
+    }
+}
+
+/// What an [`RmsNorm`] does with a row of `groups * dim + tail` elements.
+#[derive(Debug, Clone, Copy)]
+pub struct NormShape {
+    /// Stretches that are normalised each by itself (latent heads); 1 for a plain norm.
+    pub groups: usize,
+    /// Elements of one group.
+    pub dim: usize,
+    /// Elements behind the groups that are copied as they are (a rope key); 0 for a plain norm.
+    pub tail: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// `y[r, g, :] = gain[g, :] x[r, g, :] / sqrt(mean(x[r, g, :]^2) + eps)`, then the tail of the row copied.
+#[derive(Clone)]
+pub struct RmsNorm {
+    gpu: Gpu,
+    /// (groups, dim) F32.
+    gain: Tensor,
+    shape: NormShape,
+    kernel: Kernel,
+}
+
+impl RmsNorm {
+    /// `gain` is (groups, dim) F32.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive.
+    pub fn new(gpu: &Gpu, gain: &Tensor, shape: NormShape) -> Result<Self> {
+        if !(shape.eps > 0.0 && shape.eps.is_finite()) {
+            return Err(ErrorKind::argument("eps", format!("{} is not positive", shape.eps)));
+        }
+        if shape.groups == 0 || shape.dim == 0 {
+            return Err(ErrorKind::argument("shape", format!("{} groups of {} elements", shape.groups, shape.dim)));
+        }
+        gain.expect("gain", &[shape.groups, shape.dim], DType::F32)?;
+        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, kernel: gpu.kernel(spec())? })
+    }
+
+    /// Records `rows` rows; `x` and `y` are (rows, groups * dim + tail), in two buffers.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, rows: usize, x: Span<'_>, y: Span<'_>) -> Result<()> {
+        let NormShape { groups, dim, tail, eps } = self.shape;
+        let extent = Extent { rows, heads: 1, dim: groups * dim + tail };
+        x.check("x", extent)?;
+        y.check_output("y", extent, &[x.tensor, &self.gain])?;
+        let params = Params {
+            groups: word(groups),
+            dim: word(dim),
+            tail: word(tail),
+            x_offset: word(x.offset),
+            x_row_stride: word(x.row_stride),
+            y_offset: word(y.offset),
+            y_row_stride: word(y.row_stride),
+            eps,
+        };
+        let buffers = [&x.tensor.buffer, &self.gain.buffer, &y.tensor.buffer];
+        let grid = (word(groups + usize::from(tail > 0)), word(rows), 1);
+        self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
+    }
+
+    /// [`RmsNorm::encode`] into the [`Gpu`]'s own pass.
+    pub fn run(&self, rows: usize, x: Span<'_>, y: Span<'_>) -> Result<()> {
+        self.gpu.record(|pass| self.encode(pass, rows, x, y))
+    }
+}

@@ -1,0 +1,134 @@
+//! Rotary positions.
+
+use super::span::Extent;
+use super::{params, word, Span};
+use crate::attention::Rotation;
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+
+params!(Params {
+    heads: u32,
+    copy_dim: u32,
+    rope_dim: u32,
+    x_offset: u32,
+    x_row_stride: u32,
+    x_head_stride: u32,
+    y_offset: u32,
+    y_row_stride: u32,
+    y_head_stride: u32,
+});
+#[cfg(test)]
+pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
+
+pub(super) fn spec(rotation: Rotation) -> KernelSpec {
+    let pairs = match rotation {
+        Rotation::Interleaved => part!("parts/rope_interleaved.wgsl"),
+        Rotation::None | Rotation::Half => part!("parts/rope_half.wgsl"),
+    };
+    KernelSpec {
+        name: "rope",
+        consts: vec![],
+        parts: vec![pairs, part!("rope.wgsl")],
+        bindings: vec![Access::Read, Access::Read, Access::Write],
+        workgroup_bytes: 0,
+    }
+}
+
+/// The frequencies of a rotation, and which elements it pairs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Radians per position of each pair: `rope_dim / 2` of them. Scaled variants (YaRN) differ here alone.
+    pub inv_freq: Vec<f32>,
+    /// Which elements are a pair.
+    pub rotation: Rotation,
+}
+
+impl Rope {
+    /// `inv_freq[i] = theta^(-2 i / rope_dim)`.
+    pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Self {
+        let inv_freq = (0..rope_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rope_dim as f64) as f32).collect();
+        Rope { inv_freq, rotation }
+    }
+
+    /// Elements that are rotated.
+    pub fn rope_dim(&self) -> usize {
+        2 * self.inv_freq.len()
+    }
+}
+
+/// What a [`Rotate`] does with each head.
+#[derive(Debug, Clone, Copy)]
+pub struct RotateShape {
+    /// Heads per row.
+    pub heads: usize,
+    /// Leading elements of a head, copied as they are.
+    pub copy_dim: usize,
+    /// Elements behind them, rotated. Even.
+    pub rope_dim: usize,
+    /// Which elements are rotated together.
+    pub rotation: Rotation,
+}
+
+/// `y[r, h, :] = [ x[r, h, ..copy_dim] | rotated x[r, h, copy_dim..copy_dim + rope_dim] ]`.
+#[derive(Clone)]
+pub struct Rotate {
+    gpu: Gpu,
+    shape: RotateShape,
+    kernel: Kernel,
+}
+
+impl Rotate {
+    /// Compiles the kernel.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for no heads, or a `rope_dim` that is 0 or odd.
+    pub fn new(gpu: &Gpu, shape: RotateShape) -> Result<Self> {
+        if shape.heads == 0 {
+            return Err(ErrorKind::argument("heads", "0 heads"));
+        }
+        if shape.rope_dim == 0 || !shape.rope_dim.is_multiple_of(2) {
+            return Err(ErrorKind::argument("rope_dim", format!("{} is not an even number above 0", shape.rope_dim)));
+        }
+        Ok(Rotate { gpu: gpu.clone(), shape, kernel: gpu.kernel(spec(shape.rotation))? })
+    }
+
+    /// Records `rows` rows. `cos_sin` is (at least rows, rope_dim / 2, 2) F32, from
+    /// [`PagedKvCache::cos_sin`](crate::PagedKvCache::cos_sin) or
+    /// [`cos_sin_table`](crate::attention::append::cos_sin_table); `x` and `y` are (rows, heads, copy_dim + rope_dim),
+    /// in two buffers.
+    pub fn encode(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        cos_sin: &Tensor,
+        x: Span<'_>,
+        y: Span<'_>,
+    ) -> Result<()> {
+        let RotateShape { heads, copy_dim, rope_dim, .. } = self.shape;
+        cos_sin.expect("cos_sin", &[0, rope_dim / 2, 2], DType::F32)?;
+        if cos_sin.shape()[0] < rows {
+            return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
+        }
+        let extent = Extent { rows, heads, dim: copy_dim + rope_dim };
+        x.check("x", extent)?;
+        y.check_output("y", extent, &[x.tensor, cos_sin])?;
+        let params = Params {
+            heads: word(heads),
+            copy_dim: word(copy_dim),
+            rope_dim: word(rope_dim),
+            x_offset: word(x.offset),
+            x_row_stride: word(x.row_stride),
+            x_head_stride: word(x.head_stride),
+            y_offset: word(y.offset),
+            y_row_stride: word(y.row_stride),
+            y_head_stride: word(y.head_stride),
+        };
+        let buffers = [&x.tensor.buffer, &cos_sin.buffer, &y.tensor.buffer];
+        let grid = (word((heads * (copy_dim + rope_dim)).div_ceil(64)), word(rows), 1);
+        self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
+    }
+
+    /// [`Rotate::encode`] into the [`Gpu`]'s own pass.
+    pub fn run(&self, rows: usize, cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
+        self.gpu.record(|pass| self.encode(pass, rows, cos_sin, x, y))
+    }
+}

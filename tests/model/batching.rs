@@ -1,0 +1,205 @@
+//! The same tokens however a prompt is cut and whatever shares its batch; errors that change nothing.
+
+use crate::assert_kind;
+use crate::shared::*;
+use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
+use latten::model::{generate, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want};
+use latten::nn::Sampling;
+use latten::{DType, ErrorKind, Gpu, GpuOptions};
+use pollster::block_on;
+use std::ops::ControlFlow;
+
+fn decoder(gpu: &Gpu, variant: &str, test: &str) -> Decoder {
+    let folder = Tiny::new(variant, 5).write(&format!("{test}-{variant}"));
+    Decoder::load(gpu, folder.path(), DType::F16).unwrap()
+}
+
+fn session(decoder: &Decoder, max_batch: usize, chunk: usize) -> Session {
+    let options = SessionOptions { max_batch, chunk, cache_tokens: 200, page_size: 8, kv_dtype: DType::F32 };
+    Session::new(decoder, options).unwrap()
+}
+
+const PROMPTS: [&[u32]; 3] = [&[5, 6, 7, 8, 9, 10, 11], &[100], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]];
+const NEW: usize = 16;
+
+/// Greedy tokens of all prompts as one ragged batch.
+fn batched(decoder: &Decoder, prompts: &[&[u32]], chunk: usize) -> Vec<Vec<u32>> {
+    let mut session = session(decoder, prompts.len(), chunk);
+    let ids: Vec<_> = prompts.iter().map(|_| session.insert()).collect();
+    let mut next: Vec<Vec<u32>> = prompts.iter().map(|p| p.to_vec()).collect();
+    let mut made = vec![Vec::new(); prompts.len()];
+    for _ in 0..NEW {
+        let batch: Vec<_> = ids.iter().copied().zip(next.iter().map(Vec::as_slice)).collect();
+        let draws = vec![Draw::default(); prompts.len()];
+        let tokens = block_on(session.feed(&batch, Want::Token(&draws))).unwrap().tokens;
+        made.iter_mut().zip(&tokens).for_each(|(made, token)| made.push(*token));
+        next = tokens.into_iter().map(|token| vec![token]).collect();
+    }
+    made
+}
+
+fn greedy(decoder: &Decoder, prompt: &[u32], chunk: usize) -> Vec<u32> {
+    let options = GenerateOptions { max_new_tokens: NEW, ..Default::default() };
+    block_on(generate(&mut session(decoder, 1, chunk), prompt, options, |_| ControlFlow::Continue(()))).unwrap()
+}
+
+#[test]
+fn greedy_tokens_do_not_depend_on_chunks_or_batch() {
+    for variant in VARIANTS {
+        let decoder = decoder(gpu(), variant, "batching");
+        let alone: Vec<Vec<u32>> = PROMPTS.iter().map(|p| greedy(&decoder, p, 64)).collect();
+        assert!(alone.iter().any(|t| t.iter().any(|token| *token != t[0])), "{variant}: nothing but repetition");
+        for chunk in [1, 4] {
+            let chunked: Vec<Vec<u32>> = PROMPTS.iter().map(|p| greedy(&decoder, p, chunk)).collect();
+            assert_eq!(chunked, alone, "{variant}, chunks of {chunk}");
+        }
+        for chunk in [3, 10, 64] {
+            assert_eq!(batched(&decoder, &PROMPTS, chunk), alone, "{variant}, batched in chunks of {chunk}");
+        }
+        let last_first: Vec<&[u32]> = PROMPTS.iter().rev().copied().collect();
+        let reversed: Vec<Vec<u32>> = batched(&decoder, &last_first, 64).into_iter().rev().collect();
+        assert_eq!(reversed, alone, "{variant}, reversed");
+    }
+}
+
+#[test]
+fn tokens_logits_and_all_logits_agree_in_a_ragged_batch() {
+    let decoder = decoder(gpu(), "gla", "wants");
+    let vocab = decoder.config().vocab_size;
+    let run = |want: Want<'_>, chunk| {
+        let mut session = session(&decoder, 3, chunk);
+        let batch: Vec<_> = PROMPTS.iter().map(|p| (session.insert(), *p)).collect();
+        block_on(session.feed(&batch, want)).unwrap()
+    };
+    for chunk in [4, 64] {
+        let tokens = run(Want::Token(&[Draw::default(); 3]), chunk).tokens;
+        let last = run(Want::Logits, chunk).logits;
+        let all = run(Want::AllLogits, chunk).logits;
+        for i in 0..3 {
+            assert_eq!(all[i].len(), PROMPTS[i].len() * vocab);
+            let end = f64s(&all[i][all[i].len() - vocab..]);
+            assert_close(&format!("sequence {i}, chunks of {chunk}"), &last[i], &end, 1e-5, 1e-10);
+            let best = (0..vocab).fold(0, |best, t| if last[i][t] > last[i][best] { t } else { best });
+            assert_eq!(tokens[i] as usize, best, "sequence {i}, chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
+fn a_decode_loop_creates_nothing_and_waits_once_per_step() {
+    // A device of its own: the counters are per device, and tests run side by side.
+    let gpu = block_on(Gpu::with_options(GpuOptions::default())).unwrap();
+    for variant in VARIANTS {
+        let mut session = session(&decoder(&gpu, variant, "counters"), 2, 16);
+        let ids = [session.insert(), session.insert()];
+        let step = |session: &mut Session, token: u32| {
+            let (t, draws) = ([token], [Draw { sampling: Sampling { temperature: 1.0, top_p: 0.9 }, u: 0.3 }; 2]);
+            block_on(session.feed(&[(ids[0], &t), (ids[1], &t)], Want::Token(&draws))).unwrap()
+        };
+        step(&mut session, 1);
+        let before = gpu.counters();
+        (0..20).for_each(|token| drop(step(&mut session, token)));
+        let after = gpu.counters();
+        assert_eq!(after.buffers, before.buffers, "{variant}");
+        assert_eq!(after.pipelines, before.pipelines, "{variant}");
+        assert_eq!(after.bind_groups, before.bind_groups, "{variant}");
+        assert_eq!(after.submits - before.submits, 20, "{variant}");
+        assert_eq!(after.readbacks - before.readbacks, 20, "{variant}");
+    }
+}
+
+#[test]
+fn bad_calls_are_typed_errors_and_change_nothing() {
+    let decoder = decoder(gpu(), "gta", "errors");
+    let options = SessionOptions { max_batch: 2, chunk: 4, cache_tokens: 64, page_size: 8, kv_dtype: DType::F32 };
+    let mut session = Session::new(&decoder, options).unwrap();
+    let (a, b, gone) = (session.insert(), session.insert(), session.insert());
+    session.remove(gone).unwrap();
+    let mut reference = Session::new(&decoder, options).unwrap();
+    let r = reference.insert();
+    let start: &[u32] = &[9, 8, 7, 6, 5];
+    block_on(session.feed(&[(a, start)], Want::Logits)).unwrap();
+    block_on(reference.feed(&[(r, start)], Want::Logits)).unwrap();
+    let state = (5, 0, session.stats());
+    let (one, greedy) = ([1u32], [Draw::default()]);
+    let long = vec![1; MAX_POSITIONS];
+    let mut fails = |batch: &[(latten::SeqId, &[u32])], want: Want<'_>| {
+        let result = block_on(session.feed(batch, want));
+        assert_eq!((session.len(a).unwrap(), session.len(b).unwrap(), session.stats()), state);
+        result
+    };
+    assert_kind!(fails(&[], Want::Logits), ErrorKind::Argument { .. });
+    assert_kind!(fails(&[(a, &one), (b, &one), (a, &one)], Want::Logits), ErrorKind::Argument { .. });
+    assert_kind!(fails(&[(a, &one), (a, &one)], Want::Logits), ErrorKind::RepeatedSequence { .. });
+    assert_kind!(fails(&[(a, &one), (gone, &one)], Want::Logits), ErrorKind::UnknownSequence { .. });
+    assert_kind!(fails(&[(a, &one), (b, &[])], Want::Logits), ErrorKind::Argument { .. });
+    assert_kind!(fails(&[(a, &one), (b, &[1, 257])], Want::Logits), ErrorKind::Argument { .. });
+    assert_kind!(fails(&[(a, &one)], Want::Token(&[])), ErrorKind::Shape { .. });
+    let hot = [Draw { sampling: Sampling { temperature: f32::NAN, top_p: 1.0 }, u: 0.0 }];
+    assert_kind!(fails(&[(a, &one)], Want::Token(&hot)), ErrorKind::Argument { .. });
+    assert_kind!(fails(&[(a, &one)], Want::Token(&[Draw { u: 1.0, ..greedy[0] }])), ErrorKind::Argument { .. });
+    let too_long = message(fails(&[(a, &long)], Want::Token(&greedy)));
+    let b_text = too_long.replace(&a.to_string(), "A");
+    assert_eq!(b_text, "batch: sequence A has 5 tokens and gets 40, the model's max_position_embeddings is 40");
+    // 5 + 35 and 40 tokens are five pages each, of eight in all.
+    assert_kind!(fails(&[(a, &long[..35]), (b, &long)], Want::Logits), ErrorKind::CacheFull { needed: 9, free: 7 });
+    let after = block_on(session.feed(&[(a, &one)], Want::Logits)).unwrap();
+    assert_eq!(after, block_on(reference.feed(&[(r, &one)], Want::Logits)).unwrap());
+
+    for bad in [
+        SessionOptions { max_batch: 0, ..options },
+        SessionOptions { chunk: 0, ..options },
+        SessionOptions { cache_tokens: 0, ..options },
+        SessionOptions { page_size: 3, ..options },
+        SessionOptions { page_size: 0, ..options },
+        SessionOptions { chunk: usize::MAX, ..options },
+    ] {
+        assert_kind!(Session::new(&decoder, bad), ErrorKind::Argument { .. });
+    }
+    assert_kind!(Session::new(&decoder, SessionOptions { kv_dtype: DType::U32, ..options }), ErrorKind::DType { .. });
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_the_sequences_stay_as_they_were() {
+    let gpu = block_on(Gpu::with_options(GpuOptions::default())).unwrap();
+    let mut session = session(&decoder(&gpu, "mla", "lost"), 1, 4);
+    let a = session.insert();
+    block_on(session.feed(&[(a, &[1, 2, 3, 4, 5, 6])], Want::Logits)).unwrap();
+    gpu.device().destroy();
+    for _ in 0..2 {
+        let result = block_on(session.feed(&[(a, &[7, 8, 9, 10, 11])], Want::Token(&[Draw::default()])));
+        assert_kind!(result, ErrorKind::DeviceLost { .. });
+        assert_eq!(session.len(a).unwrap(), 6);
+    }
+}
+
+#[test]
+fn generation_stops_where_it_should_and_repeats_with_its_seed() {
+    let decoder = decoder(gpu(), "gqa", "generate");
+    let mut session = session(&decoder, 1, 64);
+    let all = |_| ControlFlow::Continue(());
+    let sampling = Sampling { temperature: 1.5, top_p: 1.0 };
+    let options = GenerateOptions { max_new_tokens: 30, sampling, seed: 42 };
+    let mut run = |options, prompt: &[u32]| block_on(generate(&mut session, prompt, options, all));
+    let tokens = run(options, &[1, 2, 3]).unwrap();
+    assert_eq!(tokens.len(), 30);
+    assert_eq!(run(options, &[1, 2, 3]).unwrap(), tokens);
+    assert_ne!(run(GenerateOptions { seed: 43, ..options }, &[1, 2, 3]).unwrap(), tokens);
+    // The last token is not fed, so 40 positions hold a prompt of 11 and 30 new tokens.
+    assert_eq!(run(options, &[7; 11]).unwrap().len(), 30);
+    assert_kind!(run(options, &[7; 12]), ErrorKind::Argument { name: "max_new_tokens", .. });
+    assert_kind!(run(options, &[]), ErrorKind::Argument { .. });
+    let mut seen = Vec::new();
+    let stop_at_five = |token| {
+        seen.push(token);
+        if seen.len() == 5 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let few = block_on(generate(&mut session, &[1, 2, 3], options, stop_at_five)).unwrap();
+    assert_eq!(few, tokens[..5]);
+    assert_eq!(seen, few);
+    assert_eq!(session.stats().used, 0);
+}

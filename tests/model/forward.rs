@@ -1,0 +1,64 @@
+//! Logits against the f64 forward pass.
+
+use crate::shared::*;
+use crate::tiny::{Tiny, VARIANTS};
+use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::{DType, Gpu};
+use safetensors::tensor::Dtype;
+
+const TOKENS: [u32; 11] = [0, 256, 17, 17, 99, 3, 200, 45, 17, 128, 1];
+
+fn decoder(gpu: &Gpu, tiny: &Tiny, file: Dtype, device: DType) -> Decoder {
+    let config = Config::parse("config.json", &tiny.config_json()).unwrap();
+    Decoder::from_bytes(gpu, config, ("model.safetensors", &tiny.bytes(file)), device).unwrap()
+}
+
+fn all_logits(decoder: &Decoder, kv_dtype: DType, chunk: usize) -> Vec<f32> {
+    let options = SessionOptions { kv_dtype, chunk, page_size: 4, cache_tokens: 16, ..Default::default() };
+    let mut session = Session::new(decoder, options).unwrap();
+    let sequence = session.insert();
+    let mut fed = pollster::block_on(session.feed(&[(sequence, &TOKENS)], Want::AllLogits)).unwrap();
+    assert!(fed.tokens.is_empty() && fed.logits.len() == 1);
+    fed.logits.remove(0)
+}
+
+#[test]
+fn logits_of_every_variant_match_the_f64_forward_in_any_chunks() {
+    for variant in VARIANTS {
+        let tiny = Tiny::new(variant, 1);
+        let want = tiny.forward(&TOKENS).concat();
+        for (weights, kv_dtype) in [(DType::F32, DType::F32), (DType::F16, DType::F32), (DType::F16, DType::F16)] {
+            let decoder = decoder(gpu(), &tiny, Dtype::F32, weights);
+            assert_eq!(decoder.config().variant(), variant);
+            for chunk in [1, 3, 11, 128] {
+                let case = format!("{variant}, {weights} weights, {kv_dtype} cache, chunks of {chunk}");
+                let (tolerance, nmse) = if kv_dtype == DType::F32 { (2e-5, 1e-10) } else { (5e-3, 1e-5) };
+                assert_close(&case, &all_logits(&decoder, kv_dtype, chunk), &want, tolerance, nmse);
+            }
+        }
+    }
+}
+
+#[test]
+fn files_in_f32_f16_and_bf16_give_the_same_model() {
+    for variant in VARIANTS {
+        let tiny = Tiny::new(variant, 2); // all values are exact in each
+        let of = |file| all_logits(&decoder(gpu(), &tiny, file, DType::F16), DType::F32, 128);
+        let want = of(Dtype::F32);
+        assert!(want.iter().any(|l| l.abs() > 0.1));
+        assert_eq!(of(Dtype::F16), want, "{variant}");
+        assert_eq!(of(Dtype::BF16), want, "{variant}");
+    }
+}
+
+#[test]
+fn absent_biases_are_zeros() {
+    for variant in VARIANTS {
+        let (mut none, mut zeros) = (Tiny::new(variant, 3), Tiny::new(variant, 3));
+        none.tensors.retain(|name, _| !name.ends_with(".bias"));
+        zeros.tensors.iter_mut().filter(|t| t.0.ends_with(".bias")).for_each(|(_, (_, v))| v.fill(0.0));
+        let of = |tiny| all_logits(&decoder(gpu(), tiny, Dtype::F32, DType::F32), DType::F32, 128);
+        assert_eq!(of(&none), of(&zeros), "{variant}");
+        assert_ne!(of(&none), of(&Tiny::new(variant, 3)), "{variant}");
+    }
+}

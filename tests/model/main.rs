@@ -1,0 +1,9 @@
+//! Model folders, forward passes, batching and errors, on tiny random models that the tests write themselves.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
+
+mod batching;
+mod folders;
+mod forward;
+#[path = "../shared/mod.rs"]
+mod shared;
+mod tiny;

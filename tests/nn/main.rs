@@ -1,0 +1,10 @@
+//! The decoder block's kernels on the adapter that is there, against the f64 reference.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
+
+mod encode;
+mod linear;
+mod rows;
+mod sample;
+#[path = "../shared/mod.rs"]
+mod shared;
+mod threads;
