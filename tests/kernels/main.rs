@@ -1,4 +1,5 @@
 //! Append, decode and merge on the adapter that is there, against the f64 reference.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 mod adversarial;
 mod append;
