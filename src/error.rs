@@ -34,12 +34,6 @@ impl From<ErrorKind> for Error {
     }
 }
 
-impl From<std::io::Error> for Error {
-    fn from(source: std::io::Error) -> Self {
-        ErrorKind::Io { path: String::new(), message: source.to_string() }.into()
-    }
-}
-
 /// Every way a call can fail.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

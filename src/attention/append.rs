@@ -52,15 +52,16 @@ pub struct AppendArgs<'a> {
 impl Append {
     /// Compiles the kernel.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width, [`ErrorKind::DType`] for U32.
+    /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width, or a page size that is no power of two up to 4096;
+    /// [`ErrorKind::DType`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: Rotation) -> Result<Self> {
         let spec = append_spec(&heads, dtype, page_size, rotation)?;
         let row_u32s = 4 * StateLayout::new(&heads, dtype).row_words(heads.groups());
         Ok(Self { kernel: gpu.kernel(spec)?, heads, dtype, page_size, rotation, row_u32s })
     }
 
-    /// Elements that are rotated: the rope key, or where there is none (GQA) the whole key of each head; 0 for
-    /// [`Rotation::None`].
+    /// Elements that are rotated: the rope key, or where there is none the whole key of each head (GQA) or nothing (a
+    /// tied state); 0 for [`Rotation::None`].
     pub fn rotated_dim(&self) -> usize {
         rotated_dim(&self.heads, self.rotation)
     }
@@ -126,10 +127,15 @@ pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
 fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
     match (rotation, heads.rope_dim()) {
         (Rotation::None, _) => 0,
+        // A tied state is the value too, which must not turn with the key.
+        (_, 0) if heads.v_offset() == 0 => 0,
         (_, 0) => heads.nope_dim(),
         (_, rope_dim) => rope_dim,
     }
 }
+
+/// Tokens of a page, at most.
+pub(crate) const MAX_PAGE_SIZE: usize = 4096;
 
 pub(crate) fn append_spec(
     heads: &HeadLayout,
@@ -137,6 +143,10 @@ pub(crate) fn append_spec(
     page_size: usize,
     rotation: Rotation,
 ) -> Result<KernelSpec> {
+    if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
+        let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
+        return Err(ErrorKind::argument("page_size", why));
+    }
     let layout = StateLayout::new(heads, dtype);
     let rotated = rotated_dim(heads, rotation);
     if !rotated.is_multiple_of(2) {

@@ -263,8 +263,9 @@ impl Decode {
         if !Arc::ptr_eq(&plan.home, &self.plans) {
             return Err(foreign());
         }
-        if plan.generation != layer.generation {
-            return Err(ErrorKind::StalePlan { plan: plan.generation, cache: layer.generation }.into());
+        let generation = layer.generation();
+        if plan.generation != generation {
+            return Err(ErrorKind::StalePlan { plan: plan.generation, cache: generation }.into());
         }
         if layer.heads != self.heads || layer.dtype != self.dtype {
             let why = format!(

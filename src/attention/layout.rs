@@ -2,6 +2,8 @@
 
 use super::heads::HeadLayout;
 use crate::gpu::DType;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 /// The page-plane layout of a [`HeadLayout`] in a dtype. Sizes in `vec4<u32>` words where the name says no other unit.
 ///
@@ -48,8 +50,8 @@ impl StateLayout {
     }
 }
 
-/// What a kernel sees of one layer of a cache: its pages and how to read them. Cheap to clone; of one moment, so take it
-/// anew in each step.
+/// What a kernel sees of one layer of a cache: its pages and how to read them. Cheap to clone, and good for the life of
+/// the cache: a plan is checked against the cache's state at the time of the call.
 #[derive(Debug, Clone)]
 pub struct KvView {
     pub(crate) pool: crate::gpu::Buffer,
@@ -57,11 +59,16 @@ pub struct KvView {
     pub(crate) dtype: DType,
     pub(crate) page_size: usize,
     pub(crate) page_count: usize,
-    /// Generation of the cache when the view was taken.
-    pub(crate) generation: u64,
+    /// The cache's generation as it is now, not as it was when the view was taken.
+    pub(crate) live_generation: Arc<AtomicU64>,
 }
 
 impl KvView {
+    /// The cache's present generation.
+    pub(crate) fn generation(&self) -> u64 {
+        self.live_generation.load(Ordering::Acquire)
+    }
+
     /// The head layout of the cached rows.
     pub fn heads(&self) -> &HeadLayout {
         &self.heads

@@ -9,6 +9,9 @@ use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::error::{shape_text, ErrorKind, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
 use crate::gpu::{Buffer, DType, Gpu, Tensor};
 
 /// How much a cache holds.
@@ -32,6 +35,8 @@ pub struct PagedKvCache {
     dtype: DType,
     layout: StateLayout,
     table: SeqTable,
+    /// The table's generation, shared with every view.
+    live_generation: Arc<AtomicU64>,
     pools: Vec<Buffer>,
     pages: Pages,
     append: Append,
@@ -74,8 +79,22 @@ impl PagedKvCache {
         gpu.clear(&pools)?;
         let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, 2)?;
         let inv_freq = Vec::new();
+        let live_generation = Arc::new(AtomicU64::new(table.generation()));
         let gpu = gpu.clone();
-        Ok(Self { gpu, heads, dtype, layout, table, pools, pages, append, inv_freq, step: None, step_buffers })
+        Ok(Self {
+            gpu,
+            heads,
+            dtype,
+            layout,
+            table,
+            live_generation,
+            pools,
+            pages,
+            append,
+            inv_freq,
+            step: None,
+            step_buffers,
+        })
     }
 
     /// Lets `append` rotate the key part of each row to its token's position: the rope key, or for GQA the key of
@@ -95,12 +114,16 @@ impl PagedKvCache {
 
     /// Adds an empty sequence.
     pub fn insert(&mut self) -> SeqId {
-        self.table.insert()
+        let id = self.table.insert();
+        self.changed();
+        id
     }
 
     /// Removes a sequence and frees its pages. Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
-        self.table.remove(id)
+        self.table.remove(id)?;
+        self.changed();
+        Ok(())
     }
 
     /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
@@ -113,21 +136,32 @@ impl PagedKvCache {
     /// Errors: [`ErrorKind::CacheFull`] with pages needed and free, [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0.
     pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        self.table.reserve(ids, n)
+        self.table.reserve(ids, n)?;
+        self.changed();
+        Ok(())
     }
 
     /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation.
     ///
     /// Errors: [`ErrorKind::Argument`] where fewer are reserved, and as [`PagedKvCache::reserve`].
     pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        self.table.commit(ids, n)
+        self.table.commit(ids, n)?;
+        self.changed();
+        Ok(())
     }
 
     /// Cuts a sequence to its first `len` committed tokens and drops any reservation.
     ///
     /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
-        self.table.truncate(id, len)
+        self.table.truncate(id, len)?;
+        self.changed();
+        Ok(())
+    }
+
+    /// Tells the views that are out: plans made before now are stale.
+    fn changed(&self) {
+        self.live_generation.store(self.table.generation(), Ordering::Release);
     }
 
     /// Pages in use and free.
@@ -186,8 +220,7 @@ impl PagedKvCache {
         Ok(tokens)
     }
 
-    /// What kernels see of one layer, at this moment: a view taken before a change of any sequence is refused together
-    /// with a plan made after it.
+    /// What kernels see of one layer. A view stays good while sequences change; a plan does not.
     ///
     /// Errors: [`ErrorKind::Argument`] for a layer that is not there.
     pub fn layer(&self, layer: usize) -> Result<KvView> {
@@ -200,7 +233,7 @@ impl PagedKvCache {
             dtype: self.dtype,
             page_size: self.pages.size,
             page_count: self.pages.count,
-            generation: self.table.generation(),
+            live_generation: self.live_generation.clone(),
         })
     }
 

@@ -3,7 +3,6 @@
 use super::capabilities::{describe, Capabilities};
 use super::{CounterCells, Gpu, Inner};
 use crate::error::{ErrorKind, Result};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 /// Which limits to ask the device for.
@@ -134,7 +133,6 @@ impl Gpu {
                 lost,
                 probe,
                 counters: CounterCells::default(),
-                ids: AtomicU64::new(0),
             }),
         })
     }

@@ -147,6 +147,7 @@ impl Gpu {
             return Ok(group.clone());
         }
         for b in buffers {
+            b.expect_gpu(self)?;
             let limit = self.capabilities().max_binding_bytes;
             if b.size_bytes() > limit {
                 let what = format!("a binding of {}", k.name);

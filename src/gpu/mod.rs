@@ -47,7 +47,6 @@ struct Inner {
     /// Mapped by nobody, ever: see [`Gpu::check_alive`].
     probe: Mutex<wgpu::Buffer>,
     counters: CounterCells,
-    ids: AtomicU64,
 }
 
 #[derive(Default)]
@@ -110,8 +109,10 @@ impl Gpu {
         }
     }
 
+    /// Distinct over all devices: the key of a bind group must not fit the tensor of another one.
     fn next_id(&self) -> u64 {
-        self.inner.ids.fetch_add(1, Ordering::Relaxed)
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        IDS.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A panicking thread elsewhere leaves these maps consistent, so a poisoned lock is used as it is.
@@ -216,6 +217,7 @@ impl Gpu {
 
     /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        buffer.expect_gpu(self)?;
         if bytes.is_empty() {
             return Ok(());
         }

@@ -36,6 +36,7 @@ impl Gpu {
 
     async fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
         self.check_alive()?;
+        tensor.buffer.expect_gpu(self)?;
         let bytes = tensor.len() * tensor.dtype().size_bytes();
         let size = (bytes as u64).next_multiple_of(4);
         let staging = self.staging(size)?;

@@ -51,7 +51,7 @@ pub(crate) struct Buffer {
 struct BufferInner {
     buffer: wgpu::Buffer,
     id: u64,
-    // Weak: the device keeps buffers of its own (parameters), which must not keep the device.
+    // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
 }
 
@@ -82,6 +82,15 @@ impl Buffer {
 
     fn is_unshared(&self) -> bool {
         Arc::strong_count(&self.inner) == 1
+    }
+
+    /// Fails on a buffer of another [`Gpu`]. wgpu does not notice where its device is of another instance: it takes the
+    /// buffer that has the same number here.
+    pub(super) fn expect_gpu(&self, gpu: &Gpu) -> Result<()> {
+        if std::ptr::eq(self.inner.gpu.as_ptr(), Arc::as_ptr(&gpu.inner)) {
+            return Ok(());
+        }
+        Err(ErrorKind::argument("tensor", format!("{self:?} belongs to another Gpu")))
     }
 }
 
