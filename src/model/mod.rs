@@ -4,6 +4,7 @@
 //! kernels, shared and never changed; a [`Session`] is a KV cache and the buffers of a step; [`generate()`] runs one
 //! prompt.
 
+mod attention;
 mod block;
 mod config;
 mod decoder;
@@ -12,6 +13,7 @@ mod schedule;
 mod session;
 mod weights;
 
+pub use attention::Attention;
 pub use config::{AttentionConfig, Config};
 pub use decoder::Decoder;
 pub use generate::{generate, GenerateOptions, SplitMix64, Utf8Stream};
