@@ -175,7 +175,8 @@ fn score_tile(item: WorkItem, group: u32, lane: u32) {
                 let key = unpack_word(tile[(token_lane + t * SCORE_LANES) * TILE_STRIDE + word]);
                 // unroll
                 for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                    sums[t] = fma(query_element(i, e), Rows(key[e / 4u][e % 4u]), sums[t]);
+                    // Indexed in place: a function's index would not be a constant, and the array would leave the registers.
+                    sums[t] = fma(q_slice[i * Q_WORD_STRIDE + e], Rows(key[e / 4u][e % 4u]), sums[t]);
                 }
             }
         }

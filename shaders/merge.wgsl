@@ -2,8 +2,7 @@
 //
 //   M = max_s LSE_s;  w_s = exp(LSE_s - M);  O = sum_s w_s O_s / sum_s w_s;  LSE = M + ln sum_s w_s
 //
-// (The merge of FlashDecoding and of FlashInfer's attention states; design: attention.md.) A split without a visible
-// token has LSE NEGATIVE and weight 0; a row with none at all becomes zeros and -inf.
+// (The merge of FlashDecoding and of FlashInfer's attention states.) A split without a visible token has LSE NEGATIVE and weight 0; a row with none at all becomes zeros and -inf.
 //
 // Grid: x = group * ROW_TILE + row of the tile, y (and z, folded) = merge item of the class; lanes over V_DIM.
 // Constants: GROUPS HEADS_PER_GROUP Q_HEADS V_DIM ROW_TILE. Parts: plan, softmax.

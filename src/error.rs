@@ -7,7 +7,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, in words for a person and, through [`Error::kind`], in a form for code.
 ///
-/// Whatever call returned it has changed nothing.
+/// A call that refuses its arguments, a sequence, a stale plan or a full cache has recorded nothing and changed nothing.
+/// After an error of the device ([`ErrorKind::OutOfMemory`], [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`]) commands
+/// recorded and not yet submitted may be gone; sequences and pages are as they were.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
     kind: Box<ErrorKind>,
@@ -29,12 +31,6 @@ impl Error {
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
         Error { kind: Box::new(kind) }
-    }
-}
-
-impl From<std::io::Error> for Error {
-    fn from(source: std::io::Error) -> Self {
-        ErrorKind::Io { path: String::new(), message: source.to_string() }.into()
     }
 }
 

@@ -1,5 +1,5 @@
-//! Every kernel text the crate can ask for, over a representative set of layouts: for people who want to read a shader,
-//! and for the tests that validate and translate them all. Needs no GPU.
+//! The texts of the attention kernels (append, decode, merge), over a representative set of layouts: for people who want
+//! to read a shader, and for the tests that validate and translate them all. Needs no GPU.
 
 use crate::attention::append::append_spec;
 use crate::attention::decode::{decode_spec, merge_spec};
@@ -16,8 +16,8 @@ use std::collections::HashSet;
 pub struct Variant {
     /// The kernel: `append`, `decode`, `merge`, ...
     pub name: &'static str,
-    /// What it was made for, and the constants that tell it from its siblings, for example
-    /// `gla-2x256+64 128 heads f16: TOKENS=8 ROWS=64 ..`.
+    /// What it was made for, and the constants and parts that tell it from its siblings, for example
+    /// `gla-2x256+64 128 heads f16: TOKENS=8 .. of parts/elements_f16 .. decode`.
     pub label: String,
     /// The text given to wgpu.
     pub wgsl: String,
@@ -32,7 +32,7 @@ pub struct Variant {
 /// Workgroup memory that every device has, but for 32 bytes that some drivers keep for themselves.
 const PORTABLE_WORKGROUP_BYTES: usize = 16352;
 
-/// Every kernel over a set of layouts that reaches each part, slot and lane assignment; no text twice.
+/// The attention kernels over a set of layouts that reaches each part and slot; no text twice.
 ///
 /// ```
 /// let merges = latten::inspect::variants()?.into_iter().filter(|v| v.name == "merge");
@@ -41,7 +41,7 @@ const PORTABLE_WORKGROUP_BYTES: usize = 16352;
 /// ```
 pub fn variants() -> Result<Vec<Variant>> {
     let mut all = attention()?;
-    all.extend(nn());
+    all.extend(crate::nn::specs()?);
     let mut seen = HashSet::new();
     Ok(all.into_iter().map(|(what, spec)| variant(&what, &spec)).filter(|v| seen.insert(v.wgsl.clone())).collect())
 }
@@ -49,18 +49,16 @@ pub fn variants() -> Result<Vec<Variant>> {
 /// A label and what it belongs to.
 type Labelled = (String, KernelSpec);
 
-/// The kernels of a layer's other parts.
-fn nn() -> Vec<Labelled> {
-    Vec::new()
-}
-
 fn attention() -> Result<Vec<Labelled>> {
     let mut all = Vec::new();
     for (name, heads) in layouts()? {
         for dtype in [DType::F32, DType::F16] {
             let what = format!("{name} {} heads {dtype}", heads.q_heads());
-            let limits = ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size: 32 };
-            for shape in DecodeShape::all(&heads, &StateLayout::new(&heads, dtype), limits)? {
+            let layout = StateLayout::new(&heads, dtype);
+            // Lanes in step of software GPUs and of desktop ones: the choice of workgroup size depends on them.
+            let limits = |subgroup_size| ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size };
+            let small = DecodeShape::all(&heads, &layout, limits(4))?;
+            for shape in DecodeShape::all(&heads, &layout, limits(32))?.into_iter().chain(small) {
                 all.push((what.clone(), decode_spec(&heads, dtype, &shape)?));
                 all.push((what.clone(), merge_spec(&heads, shape.rows())));
             }
@@ -102,9 +100,10 @@ fn layouts() -> Result<Vec<(String, HeadLayout)>> {
 fn variant(what: &str, spec: &KernelSpec) -> Variant {
     let source = spec.assemble();
     let numbers: Vec<String> = spec.consts.iter().filter_map(|(name, value)| number(name, *value)).collect();
+    let parts: Vec<&str> = spec.parts.iter().map(|part| part.name.trim_end_matches(".wgsl")).collect();
     Variant {
         name: spec.name,
-        label: format!("{what}: {}", numbers.join(" ")),
+        label: format!("{what}: {} of {}", numbers.join(" "), parts.join(" ")),
         annotated: source.annotated(),
         wgsl: source.text,
         workgroup_bytes: spec.workgroup_bytes,

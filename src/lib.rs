@@ -1,4 +1,92 @@
-//! Latent attention on any GPU.
+//! Decode attention with a small KV cache, on any GPU that [wgpu](https://wgpu.rs) reaches.
+//!
+//! Grouped-Tied (GTA), Grouped Latent (GLA), Multi-head Latent (MLA) and Grouped-Query Attention (GQA, with MHA and MQA
+//! as its ends) of Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, as WGSL
+//! compute kernels over a paged cache in f32 or f16. "GLA" here is never Gated Linear Attention.
+//!
+//! # The short program
+//!
+//! One [`HeadLayout`] describes the variant to everything else; the loop is the same for all of them.
+//!
+//! ```no_run
+//! use latten::nn::Rope;
+//! use latten::{DType, Decode, Gla, Gpu, HeadLayout, PagedKvCache, Pages, Result, Rotation, Tensor};
+//!
+//! /// Your model's part of a layer.
+//! trait Layer {
+//!     /// Absorbed and rotated queries (tokens, q_heads, q_dim); cache rows (tokens, kv_dim), not rotated.
+//!     fn project(&self, x: &Tensor, cos_sin: &Tensor) -> Result<(Tensor, Tensor)>;
+//!     /// The residual stream after the layer, from the attended values (tokens, q_heads, v_dim).
+//!     fn finish(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor>;
+//! }
+//!
+//! async fn decode_loop(layers: &[Box<dyn Layer>], mut x: Tensor, steps: usize) -> Result<()> {
+//!     let gpu = Gpu::new().await?; // or Gpu::from_wgpu(&adapter, device, queue)?
+//!     let heads = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
+//!     let rope = Rope::new(heads.rope_dim(), 10_000.0, Rotation::Half);
+//!     let pages = Pages { count: 1024, size: 64, layers: layers.len() };
+//!     let cache = PagedKvCache::new(&gpu, heads, DType::F16, pages)?;
+//!     let mut cache = cache.with_rotation(rope.rotation, &rope.inv_freq)?; // append rotates keys
+//!     let decode = Decode::new(&gpu, heads, DType::F16)?; // compiles here, not in the loop
+//!     let softmax_scale = (128.0f32 + 64.0).powf(-0.5); // head_dim + rope_dim, before absorption
+//!
+//!     let seq = cache.insert();
+//!     for _ in 0..steps {
+//!         cache.reserve(&[seq], 1)?; // or an error, CacheFull { needed, free }, and nothing changed
+//!         let plan = decode.plan(&cache, &[seq])?; // which workgroup reads what, for all layers
+//!         let cos_sin = cache.cos_sin(&[seq])?; // at the new token's position
+//!         for (i, layer) in layers.iter().enumerate() {
+//!             let (q, kv) = layer.project(&x, &cos_sin)?; // (1, 16, 320) and (1, 576)
+//!             cache.append(i, &[seq], &kv)?;
+//!             let attended = decode.run(&plan, &cache.layer(i)?, &q, softmax_scale)?;
+//!             x = layer.finish(&x, &attended.out)?; // out: (1, 16, 256)
+//!         }
+//!         let _logits = gpu.download(&x).await?; // the step's one submit, and its one wait
+//!         cache.commit(&[seq], 1)?;
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! With a model in this crate's folder format, [`model`] does all of that:
+//!
+//! ```no_run
+//! use latten::model::{generate, GenerateOptions};
+//! use latten::{DType, Decoder, Gpu, Session, SessionOptions};
+//! use std::ops::ControlFlow;
+//!
+//! # async fn f() -> latten::Result<()> {
+//! let gpu = Gpu::new().await?;
+//! let decoder = Decoder::load(&gpu, "examples/models/gla", DType::F16)?;
+//! let mut session = Session::new(&decoder, SessionOptions::default())?;
+//! let prompt: Vec<u32> = "ROMEO:\n".bytes().map(u32::from).collect();
+//! let tokens = generate(&mut session, &prompt, GenerateOptions::default(), |_token| ControlFlow::Continue(())).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Modules
+//!
+//! - [`gpu`]: device, tensors, uploads and downloads. Every kernel has `run`, which records into the [`Gpu`]'s own
+//!   commands, and `encode`, which records into a compute pass of yours. Nothing is submitted until a result is read,
+//!   memory is overwritten from the host, or [`Gpu::submit`] is called.
+//! - [`attention`]: [`HeadLayout`] and the kernels append, decode and merge.
+//! - [`cache`]: [`PagedKvCache`], sequences and pages.
+//! - [`nn`]: linear, norm, rotary positions, SwiGLU, embedding, sampling.
+//! - [`model`]: a Llama-style decoder over all of these.
+//! - [`reference`](mod@reference): every kernel as plain f64 loops, the specification. Needs no GPU.
+//! - [`inspect`]: the assembled text of the attention kernels. Needs no GPU.
+//!
+//! # Conventions
+//!
+//! Tensors are dense and row-major; shapes are written `(tokens, q_heads, q_dim)`, sizes count elements unless a name
+//! ends in `_bytes`. Activations are F32; caches and weights are F32 or F16 (two to a `u32`: no `shader-f16` needed).
+//! Every failure is an [`Error`] with an [`ErrorKind`] to match on; arguments are checked before anything is recorded.
+//! Functions are `async` only where they wait for the device: creation and downloads.
+//!
+//! # Features
+//!
+//! `vulkan`, `metal`, `dx12` and `webgpu`, wgpu's backends, all on by default; each compiles to nothing on a platform
+//! that lacks it. OpenGL is refused: it has no bounds checks. wgpu itself is re-exported as [`wgpu`].
 
 pub mod attention;
 pub mod cache;
@@ -9,8 +97,17 @@ pub mod model;
 pub mod nn;
 pub mod reference;
 
-pub use attention::{Decode, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvSource, Mla, Plan, Rotation, SplitPolicy};
-pub use cache::{PagedKvCache, Pages, SeqId};
+pub use attention::{
+    Decode, DecodeArgs, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, Plan, Rotation,
+    SplitPolicy,
+};
+pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result};
-pub use gpu::{DType, Gpu, GpuOptions, Tensor};
+pub use gpu::{Capabilities, DType, Gpu, GpuOptions, LimitsChoice, Tensor};
+pub use model::{Decoder, Session, SessionOptions};
 pub use wgpu;
+
+/// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

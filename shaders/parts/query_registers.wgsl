@@ -4,6 +4,8 @@
 @group(0) @binding(2) var<storage, read> q: array<f32>;
 
 var<private> q_slice: array<Rows, WORDS_PER_SPLIT * ELEMS_PER_WORD>;
+// Element e of the lane's key word number i, for each row of the block, is q_slice[i * Q_WORD_STRIDE + e].
+const Q_WORD_STRIDE = ELEMS_PER_WORD;
 
 // Loads the slice of row block `row_block` whose key words are first_word + i * KEY_SPLITS.
 fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {
@@ -30,9 +32,4 @@ fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {
 
 // Makes key word `word` of the row block ready.
 fn query_load(item: WorkItem, group: u32, row_block: u32, word: u32) {
-}
-
-// Element `e` of the lane's key word number `i`, for each row of the block.
-fn query_element(i: u32, e: u32) -> Rows {
-    return q_slice[i * ELEMS_PER_WORD + e];
 }

@@ -4,7 +4,9 @@
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
 
-var<private> q_word: array<Rows, ELEMS_PER_WORD>;
+var<private> q_slice: array<Rows, ELEMS_PER_WORD>;
+// Element e of the word last loaded, for each row of the block, is q_slice[i * Q_WORD_STRIDE + e].
+const Q_WORD_STRIDE = 0u;
 
 fn query_init(item: WorkItem, group: u32, row_block: u32, first_word: u32) {
 }
@@ -34,11 +36,6 @@ fn query_load(item: WorkItem, group: u32, row_block: u32, word: u32) {
     }
     // unroll
     for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-        q_word[e] = rows_narrow(wide[e]);
+        q_slice[e] = rows_narrow(wide[e]);
     }
-}
-
-// Element `e` of the word last loaded, for each row of the block.
-fn query_element(i: u32, e: u32) -> Rows {
-    return q_word[e];
 }

@@ -42,7 +42,8 @@ pub struct AppendArgs<'a> {
     pub kv: &'a Tensor,
     /// `(tokens)` u32: `page * page_size + offset`.
     pub slots: &'a Tensor,
-    /// `(tokens, rotated / 2, 2)` f32 cosines and sines, as [`Append::rotated_dim`] wide; any tensor for `Rotation::None`.
+    /// `(tokens, rotated_dim / 2, 2)` f32 cosines and sines at the tokens' positions ([`Append::rotated_dim`],
+    /// [`cos_sin_table`]); for [`Rotation::None`] any f32 tensor.
     pub cos_sin: &'a Tensor,
     /// Tokens to append; the tensors may be longer.
     pub tokens: usize,
@@ -51,14 +52,16 @@ pub struct AppendArgs<'a> {
 impl Append {
     /// Compiles the kernel.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width.
+    /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width, or a page size that is no power of two up to 4096;
+    /// [`ErrorKind::DType`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: Rotation) -> Result<Self> {
         let spec = append_spec(&heads, dtype, page_size, rotation)?;
         let row_u32s = 4 * StateLayout::new(&heads, dtype).row_words(heads.groups());
         Ok(Self { kernel: gpu.kernel(spec)?, heads, dtype, page_size, rotation, row_u32s })
     }
 
-    /// Elements that are rotated: the rope key, or where there is none (GQA) the whole key of each head.
+    /// Elements that are rotated: the rope key, or where there is none the whole key of each head (GQA) or nothing (a
+    /// tied state); 0 for [`Rotation::None`].
     pub fn rotated_dim(&self) -> usize {
         rotated_dim(&self.heads, self.rotation)
     }
@@ -66,7 +69,10 @@ impl Append {
     /// Records the append of `args` into `layer`.
     ///
     /// The slots must come from the cache that owns `layer` ([`crate::attention::KvBatch::slots`]); they are clamped
-    /// to the pool, not to a sequence.
+    /// to the pool, not to a sequence. f16 caches take values beyond +-65,504 as +-65,504.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a layer of another layout, dtype or page size; [`ErrorKind::Shape`],
+    /// [`ErrorKind::DType`].
     pub fn encode(
         &self,
         gpu: &Gpu,
@@ -105,8 +111,8 @@ impl Append {
     }
 }
 
-/// `(positions, pairs, 2)` cosines and sines. The angle is taken in f32, as the models were trained; its cosine and
-/// sine are exact to f32, which a GPU's own are not at large positions.
+/// `(positions, pairs, 2)` cosines and sines, from frequencies in radians per position. The angle is one f32 product, as
+/// in the models' training code; its cosine and sine are exact to f32, which a GPU's own are not at large positions.
 pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
     let mut table = Vec::with_capacity(2 * positions.len() * inv_freq.len());
     for &position in positions {
@@ -121,10 +127,15 @@ pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
 fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
     match (rotation, heads.rope_dim()) {
         (Rotation::None, _) => 0,
+        // A tied state is the value too, which must not turn with the key.
+        (_, 0) if heads.v_offset() == 0 => 0,
         (_, 0) => heads.nope_dim(),
         (_, rope_dim) => rope_dim,
     }
 }
+
+/// Tokens of a page, at most.
+pub(crate) const MAX_PAGE_SIZE: usize = 4096;
 
 pub(crate) fn append_spec(
     heads: &HeadLayout,
@@ -132,9 +143,13 @@ pub(crate) fn append_spec(
     page_size: usize,
     rotation: Rotation,
 ) -> Result<KernelSpec> {
+    if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
+        let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
+        return Err(ErrorKind::argument("page_size", why));
+    }
     let layout = StateLayout::new(heads, dtype);
     let rotated = rotated_dim(heads, rotation);
-    if rotated % 2 != 0 {
+    if !rotated.is_multiple_of(2) {
         return Err(ErrorKind::argument("head_dim", format!("{rotated} elements cannot be rotated in pairs")));
     }
     let (rotated_state, rotated_rope) = if heads.rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };

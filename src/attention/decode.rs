@@ -128,7 +128,8 @@ impl Decode {
         Ok(Self { gpu: gpu.clone(), heads, dtype, policy, shape, classes, plans, partials, outputs })
     }
 
-    /// The same with another way of splitting sequences among workgroups.
+    /// The same with another way of splitting sequences among workgroups. [`Decode::plan`] refuses a part count or size
+    /// of 0.
     pub fn with_policy(mut self, policy: SplitPolicy) -> Self {
         self.policy = policy;
         self
@@ -141,7 +142,11 @@ impl Decode {
 
     /// Plans a step: each sequence attends from its reserved tokens over everything it holds, those included.
     ///
-    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved.
+    /// Valid until any sequence of the cache changes, whichever it is. The plan is uploaded, and what is recorded is
+    /// submitted before: so plan before recording the step.
+    ///
+    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved,
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
         let batch = cache.batch(sequences)?;
         if batch.tokens() == 0 {
@@ -173,23 +178,25 @@ impl Decode {
         self.gpu.create_buffer("plan", bytes.next_power_of_two().max(PLAN_BYTES) as u64)
     }
 
-    /// Grows the scratch for partial results: to what the plan needs, and at once to what Auto may need later.
+    /// Grows the scratch for partial results: to what the plan needs, and at once to what Auto may need when the same
+    /// sequences have grown, so that a decode loop allocates nothing after its first step.
     fn reserve_partials(&self, list: &WorkList) -> Result<()> {
         let row_bytes = 4 * (self.heads.v_dim() + 1) * self.heads.groups();
         let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
-        if list.partial_rows == 0 || (list.partial_rows * row_bytes) as u64 <= partials.size_bytes() {
-            return Ok(());
-        }
-        let tallest = self.classes.iter().zip(&list.partial_slots).filter(|(_, n)| **n > 0).map(|(c, _)| c.row_tile);
-        let later =
-            (self.shape.target_workgroups / self.heads.groups() + list.merges.len()) * tallest.max().unwrap_or(1);
+        let auto = self.policy == SplitPolicy::Auto;
+        let later = if auto { most_partial_rows(list, &self.shape) } else { 0 };
         let limit = self.gpu.capabilities().max_binding_bytes as usize / row_bytes;
-        let rows = list.partial_rows.max(later.min(limit));
-        *partials = self.gpu.create_buffer("partials", (rows * row_bytes) as u64)?;
+        let bytes = (list.partial_rows.max(later.min(limit)) * row_bytes) as u64;
+        if bytes > partials.size_bytes() {
+            *partials = self.gpu.create_buffer("partials", bytes)?;
+        }
         Ok(())
     }
 
-    /// Result tensors for `tokens` query tokens: memory of an earlier result that was dropped, or new.
+    /// Result tensors for `tokens` query tokens, `(tokens, q_heads, v_dim)` and `(tokens, q_heads)`: memory of an earlier
+    /// result that was dropped, or new. What they hold is undefined until a decode wrote it.
+    ///
+    /// Errors: [`ErrorKind::Shape`] for 0 tokens, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn output(&self, tokens: usize) -> Result<DecodeOutput> {
         let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
         let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];
@@ -204,9 +211,11 @@ impl Decode {
         Ok(DecodeOutput { out, lse })
     }
 
-    /// Records the attention of one layer. `q` is `(tokens, q_heads, q_dim)` f32.
+    /// Records the attention of one layer. `q` and `softmax_scale` as in [`DecodeArgs`].
     ///
-    /// Errors: [`ErrorKind::StalePlan`], [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// Errors: [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
+    /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a
+    /// scale that is not finite.
     pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
         let output = self.output(plan.tokens)?;
         let args = DecodeArgs { plan, layer, q, softmax_scale, output: &output };
@@ -215,7 +224,10 @@ impl Decode {
         Ok(output)
     }
 
-    /// Records the attention of one layer into a pass of the caller's.
+    /// Records the attention of one layer into a pass of the caller's, on the same device. Keep the plan and the outputs
+    /// until the pass is submitted: dropped, their memory serves the next.
+    ///
+    /// Errors: as [`Decode::run`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
         let plan_buffer = self.check(&args)?;
         let DecodeArgs { plan, layer, q, softmax_scale, output } = args;
@@ -234,8 +246,9 @@ impl Decode {
             let (y, z) = plan::fold(*items);
             self.gpu.dispatch(pass, &class.decode, &params, &buffers, (groups as u32, y, z))?;
         }
+        // Without merges this dispatches nothing; but what it binds is ready when the sequences have grown.
         for (index, (class, (_, merges))) in
-            self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .1 > 0)
+            self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
             let (y, z) = plan::fold(*merges);
             let grid = ((groups * class.row_tile) as u32, y, z);
@@ -250,8 +263,9 @@ impl Decode {
         if !Arc::ptr_eq(&plan.home, &self.plans) {
             return Err(foreign());
         }
-        if plan.generation != layer.generation {
-            return Err(ErrorKind::StalePlan { plan: plan.generation, cache: layer.generation }.into());
+        let generation = layer.generation();
+        if plan.generation != generation {
+            return Err(ErrorKind::StalePlan { plan: plan.generation, cache: generation }.into());
         }
         if layer.heads != self.heads || layer.dtype != self.dtype {
             let why = format!(
@@ -298,6 +312,14 @@ impl Drop for Plan {
             self.home.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
         }
     }
+}
+
+/// Partial rows that Auto may need for batches like this one: a tile is split where it is 1.5 chunks long or longer,
+/// and a chunk is at least a workgroup's share of all tokens, so there are at most 1.5 slots per workgroup of the device.
+fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
+    let tallest =
+        list.classes.iter().zip(&shape.row_tiles).filter(|(items, _)| !items.is_empty()).map(|(_, rows)| *rows);
+    (3 * shape.target_workgroups).div_ceil(2 * shape.groups) * tallest.max().unwrap_or(0)
 }
 
 /// The plan buffer's content.
@@ -393,3 +415,7 @@ pub(crate) fn merge_spec(heads: &HeadLayout, row_tile: usize) -> KernelSpec {
         workgroup_bytes: 0,
     }
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

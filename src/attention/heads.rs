@@ -71,6 +71,8 @@ pub struct HeadLayout {
 /// No real model comes near; keeps every product of dimensions far inside u32.
 const MAX_DIM: usize = 1 << 14;
 
+/// Every constructor refuses, with [`ErrorKind::Argument`] and the number: heads, groups or a state width of 0 or above
+/// 16,384, groups that do not divide `q_heads`, and a `rope_dim` that is odd or (GTA) exceeds `head_dim`.
 impl HeadLayout {
     /// Multi-head attention: every query head has its own key and value.
     pub fn mha(q_heads: usize, head_dim: usize) -> Result<Self> {
@@ -96,7 +98,8 @@ impl HeadLayout {
         .checked("kv_heads")
     }
 
-    /// Grouped-tied attention. State `kv` (head_dim, never rotated) per tied head, one rope key.
+    /// Grouped-tied attention. State `kv` (head_dim, never rotated) per tied head, one rope key. The key of a head is
+    /// `[kv[..head_dim - rope_dim] | rope key]`, its value all of `kv`.
     pub fn gta(v: Gta) -> Result<Self> {
         if v.rope_dim > v.head_dim {
             return Err(ErrorKind::argument("rope_dim", format!("{} exceeds head_dim {}", v.rope_dim, v.head_dim)));

@@ -2,8 +2,10 @@
 
 use super::heads::HeadLayout;
 use crate::gpu::DType;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
-/// The page-plane layout of a [`HeadLayout`] in a dtype. All sizes in vec4<u32> words unless the name says otherwise.
+/// The page-plane layout of a [`HeadLayout`] in a dtype. Sizes in `vec4<u32>` words where the name says no other unit.
 ///
 /// A page of `page_size` tokens is, for each group, a `[page_size][state_words]` plane, then one
 /// `[page_size][rope_words]` plane. A state is its key elements padded to a word, then (unless the value is the state
@@ -48,7 +50,8 @@ impl StateLayout {
     }
 }
 
-/// What a kernel sees of one layer of a cache: its pages and how to read them. Cheap to clone.
+/// What a kernel sees of one layer of a cache: its pages and how to read them. Cheap to clone, and good for the life of
+/// the cache: a plan is checked against the cache's state at the time of the call.
 #[derive(Debug, Clone)]
 pub struct KvView {
     pub(crate) pool: crate::gpu::Buffer,
@@ -56,11 +59,16 @@ pub struct KvView {
     pub(crate) dtype: DType,
     pub(crate) page_size: usize,
     pub(crate) page_count: usize,
-    /// Generation of the cache when the view was taken.
-    pub(crate) generation: u64,
+    /// The cache's generation as it is now, not as it was when the view was taken.
+    pub(crate) live_generation: Arc<AtomicU64>,
 }
 
 impl KvView {
+    /// The cache's present generation.
+    pub(crate) fn generation(&self) -> u64 {
+        self.live_generation.load(Ordering::Acquire)
+    }
+
     /// The head layout of the cached rows.
     pub fn heads(&self) -> &HeadLayout {
         &self.heads
@@ -76,7 +84,8 @@ impl KvView {
         self.page_size
     }
 
-    /// The pages themselves, for an app's own kernels and tests; layout as in [`StateLayout`].
+    /// The pages themselves, `(page_count, words of a page)` `vec4<u32>` as in [`StateLayout`], for an app's own kernels
+    /// and tests.
     pub fn wgpu_buffer(&self) -> &wgpu::Buffer {
         self.pool.raw()
     }

@@ -132,7 +132,7 @@ impl DecodeShape {
         let token_splits = if units_per_lane > 1 { 1 } else { floor_power_of_two(threads / units).min(tokens) };
 
         // Unaligned queries can only be read element by element, so never inside the loop.
-        let aligned = heads.nope_dim() % 4 == 0 && heads.rope_dim() % 4 == 0;
+        let aligned = heads.nope_dim().is_multiple_of(4) && heads.rope_dim().is_multiple_of(4);
         let elems = layout.elems_per_word;
         let held =
             rows_per_block * (units_per_lane * (elems + 1) + tokens / score_lanes) + 4 * (state_fetches + rope_fetches);

@@ -42,9 +42,11 @@ pub trait KvSource {
     /// How the sequences are named.
     type Id: Copy;
     /// The batch of these sequences, their reserved tokens included. A sequence with none reserved has `q_len` 0.
+    ///
+    /// Errors: for one that is not in the cache, or is named twice.
     fn batch(&self, sequences: &[Self::Id]) -> Result<KvBatch>;
     /// Tokens per page, a power of two.
     fn page_size(&self) -> usize;
-    /// The present generation.
+    /// The present generation: another after every change of any sequence, and never that of another cache.
     fn generation(&self) -> u64;
 }

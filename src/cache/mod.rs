@@ -9,6 +9,9 @@ use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::error::{shape_text, ErrorKind, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
 use crate::gpu::{Buffer, DType, Gpu, Tensor};
 
 /// How much a cache holds.
@@ -32,6 +35,8 @@ pub struct PagedKvCache {
     dtype: DType,
     layout: StateLayout,
     table: SeqTable,
+    /// The table's generation, shared with every view.
+    live_generation: Arc<AtomicU64>,
     pools: Vec<Buffer>,
     pages: Pages,
     append: Append,
@@ -59,7 +64,8 @@ impl PagedKvCache {
     /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens.
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pool exceeds what the
-    /// device can bind, [`ErrorKind::OutOfMemory`].
+    /// device can bind ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
+    /// [`ErrorKind::DType`] for U32.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
         let table = SeqTable::new(pages.count, pages.size)?;
         if pages.layers == 0 || pages.layers > 1 << 16 {
@@ -73,8 +79,22 @@ impl PagedKvCache {
         gpu.clear(&pools)?;
         let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, 2)?;
         let inv_freq = Vec::new();
+        let live_generation = Arc::new(AtomicU64::new(table.generation()));
         let gpu = gpu.clone();
-        Ok(Self { gpu, heads, dtype, layout, table, pools, pages, append, inv_freq, step: None, step_buffers })
+        Ok(Self {
+            gpu,
+            heads,
+            dtype,
+            layout,
+            table,
+            live_generation,
+            pools,
+            pages,
+            append,
+            inv_freq,
+            step: None,
+            step_buffers,
+        })
     }
 
     /// Lets `append` rotate the key part of each row to its token's position: the rope key, or for GQA the key of
@@ -94,12 +114,16 @@ impl PagedKvCache {
 
     /// Adds an empty sequence.
     pub fn insert(&mut self) -> SeqId {
-        self.table.insert()
+        let id = self.table.insert();
+        self.changed();
+        id
     }
 
     /// Removes a sequence and frees its pages. Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
-        self.table.remove(id)
+        self.table.remove(id)?;
+        self.changed();
+        Ok(())
     }
 
     /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
@@ -112,19 +136,32 @@ impl PagedKvCache {
     /// Errors: [`ErrorKind::CacheFull`] with pages needed and free, [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0.
     pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        self.table.reserve(ids, n)
+        self.table.reserve(ids, n)?;
+        self.changed();
+        Ok(())
     }
 
     /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation.
     ///
     /// Errors: [`ErrorKind::Argument`] where fewer are reserved, and as [`PagedKvCache::reserve`].
     pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        self.table.commit(ids, n)
+        self.table.commit(ids, n)?;
+        self.changed();
+        Ok(())
     }
 
-    /// Cuts a sequence to its first `len` tokens and drops any reservation.
+    /// Cuts a sequence to its first `len` committed tokens and drops any reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
-        self.table.truncate(id, len)
+        self.table.truncate(id, len)?;
+        self.changed();
+        Ok(())
+    }
+
+    /// Tells the views that are out: plans made before now are stale.
+    fn changed(&self) {
+        self.live_generation.store(self.table.generation(), Ordering::Release);
     }
 
     /// Pages in use and free.
@@ -136,6 +173,13 @@ impl PagedKvCache {
     ///
     /// `kv`: `(tokens, groups * state_dim + rope_dim)` f32, the sequences' reserved tokens one after the other: states,
     /// then the rope key, not rotated if the cache has a rotation. Call it once per layer and step.
+    ///
+    /// The step's first call of this or [`PagedKvCache::cos_sin`] uploads slots and angles, and so submits what is
+    /// recorded: call `cos_sin` first where a step is to be one submit. For a pass of your own there is
+    /// [`Append::encode`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a layer that is not there or no reserved token, [`ErrorKind::Shape`],
+    /// [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
     pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
@@ -145,7 +189,10 @@ impl PagedKvCache {
     }
 
     /// Cosines and sines at the positions of the reserved tokens of these sequences, for rotating their queries:
-    /// a tensor of at least `(tokens, rotated / 2, 2)` f32.
+    /// a tensor of at least `(tokens, rotated / 2, 2)` f32, which the next step overwrites. Without a rotation its values
+    /// mean nothing.
+    ///
+    /// Errors: as [`PagedKvCache::append`].
     pub fn cos_sin(&mut self, ids: &[SeqId]) -> Result<Tensor> {
         self.prepare_step(ids)?;
         Ok(self.step_buffers.cos_sin.clone())
@@ -173,8 +220,9 @@ impl PagedKvCache {
         Ok(tokens)
     }
 
-    /// What kernels see of one layer, at this moment: a view taken before a change of any sequence is refused together
-    /// with a plan made after it.
+    /// What kernels see of one layer. A view stays good while sequences change; a plan does not.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a layer that is not there.
     pub fn layer(&self, layer: usize) -> Result<KvView> {
         let pool = self.pools.get(layer).ok_or_else(|| {
             ErrorKind::argument("layer", format!("{layer} is not among the {} layers", self.pools.len()))
@@ -185,7 +233,7 @@ impl PagedKvCache {
             dtype: self.dtype,
             page_size: self.pages.size,
             page_count: self.pages.count,
-            generation: self.table.generation(),
+            live_generation: self.live_generation.clone(),
         })
     }
 
@@ -204,12 +252,12 @@ impl PagedKvCache {
         self.pages
     }
 
-    /// Device memory of one token over all layers, padding included.
+    /// Bytes of one token over all layers, padding included.
     pub fn token_bytes(&self) -> usize {
         16 * self.layout.row_words(self.heads.groups()) * self.pages.layers
     }
 
-    /// Device memory of all pools.
+    /// Bytes of all pools.
     pub fn pool_bytes(&self) -> usize {
         self.token_bytes() * self.pages.size * self.pages.count
     }

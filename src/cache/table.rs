@@ -6,33 +6,37 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::attention::append::MAX_PAGE_SIZE;
 use crate::attention::view::{KvBatch, KvSource, SeqView};
 use crate::cache::pages::Pages;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Names a sequence of one cache. The id of a removed sequence is never given to another.
+/// Names a sequence of one cache. The id of a removed sequence is never given to another, and an id of another cache is
+/// unknown here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SeqId(u64);
+pub struct SeqId {
+    table: u64,
+    slot: u32,
+    /// How many sequences had that slot before.
+    generation: u32,
+}
 
 impl SeqId {
-    /// The index in the table's slots, and how many sequences had that slot before.
-    fn new(index: usize, generation: u32) -> Self {
-        SeqId(u64::from(generation) << 32 | index as u64)
-    }
     fn index(self) -> usize {
-        (self.0 & u64::from(u32::MAX)) as usize
-    }
-    fn generation(self) -> u32 {
-        (self.0 >> 32) as u32
+        self.slot as usize
     }
     fn unknown(self) -> Error {
-        ErrorKind::UnknownSequence { id: self.0 }.into()
+        ErrorKind::UnknownSequence { id: self.number() }.into()
+    }
+    /// What errors and `Display` show: unique within its table.
+    fn number(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
     }
 }
 
 impl fmt::Display for SeqId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.number().fmt(f)
     }
 }
 
@@ -56,8 +60,8 @@ pub struct SeqTable {
     vacant: Vec<usize>,
     pages: Pages,
     page_size: usize,
-    /// Generation of a new slot.
-    id_base: u32,
+    /// Which table of the process this is.
+    id: u64,
     generation: u64,
 }
 
@@ -79,11 +83,9 @@ struct Sequence {
     reserved: usize,
 }
 
-const MAX_PAGE_SIZE: usize = 4096;
-
 impl SeqTable {
     /// An empty table of `page_count` pages of `page_size` tokens (a power of two up to 4096; a kernel may take fewer).
-    /// Their product must fit 32 bits, since that is how kernels address a token.
+    /// Their product must fit 32 bits, since that is how kernels address a token. Errors: [`ErrorKind::Argument`].
     pub fn new(page_count: usize, page_size: usize) -> Result<Self> {
         if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
             let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
@@ -95,25 +97,26 @@ impl SeqTable {
             return Err(ErrorKind::argument("page_count", why));
         }
         let pages = Pages::new(page_count as u32); // no truncation: at most `most`
-                                                   // Each table counts from a place of its own, so that a plan or an id of another cache is known as such.
-        let table = TABLES.fetch_add(1, Ordering::Relaxed);
-        let (id_base, generation) = ((table as u32) << 16, table << 40);
-        Ok(Self { slots: Vec::new(), vacant: Vec::new(), pages, page_size, id_base, generation })
+        let id = TABLES.fetch_add(1, Ordering::Relaxed);
+        // Each table counts from a place of its own, so that a plan of another cache is known as such.
+        let generation = id << 40;
+        Ok(Self { slots: Vec::new(), vacant: Vec::new(), pages, page_size, id, generation })
     }
 
     /// Adds an empty sequence.
     pub fn insert(&mut self) -> SeqId {
         let index = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: self.id_base, sequence: None });
+            self.slots.push(Slot { generation: 0, sequence: None });
             self.slots.len() - 1
         });
         let slot = &mut self.slots[index];
         slot.sequence = Some(Sequence::default());
         self.generation += 1;
-        SeqId::new(index, slot.generation)
+        SeqId { table: self.id, slot: index as u32, generation: slot.generation }
+        // no truncation: far fewer slots
     }
 
-    /// Removes a sequence and gives its pages back.
+    /// Removes a sequence and gives its pages back. Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.sequence(id)?;
         self.vacate(id.index());
@@ -129,17 +132,17 @@ impl SeqTable {
         self.generation += 1;
     }
 
-    /// Committed tokens of a sequence.
+    /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
     pub fn len(&self, id: SeqId) -> Result<usize> {
         Ok(self.sequence(id)?.len)
     }
 
-    /// Tokens of a sequence that are reserved and not yet committed.
+    /// Tokens of a sequence that are reserved and not yet committed. Errors: [`ErrorKind::UnknownSequence`].
     pub fn reserved(&self, id: SeqId) -> Result<usize> {
         Ok(self.sequence(id)?.reserved)
     }
 
-    /// Page ids of a sequence's committed and reserved tokens, in token order.
+    /// Page ids of a sequence's committed and reserved tokens, in token order. Errors: [`ErrorKind::UnknownSequence`].
     pub fn page_table(&self, id: SeqId) -> Result<&[u32]> {
         Ok(&self.sequence(id)?.pages)
     }
@@ -152,8 +155,8 @@ impl SeqTable {
 
     /// Makes room for `n` more tokens of each sequence, on top of what they have reserved.
     ///
-    /// If the pages do not suffice, no sequence gets any: `CacheFull { needed, free }` counts the pages of the whole
-    /// call.
+    /// Errors: [`ErrorKind::CacheFull`] where the pages do not suffice: no sequence gets any, and it counts the pages of
+    /// the whole call. [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0.
     pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
         if n == 0 {
             return Err(ErrorKind::argument("n", "0 tokens to reserve"));
@@ -183,6 +186,9 @@ impl SeqTable {
     }
 
     /// Keeps the first `n` reserved tokens of each sequence and drops the rest of its reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, [`ErrorKind::UnknownSequence`],
+    /// [`ErrorKind::RepeatedSequence`].
     pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
         self.check_distinct(ids)?;
         for &id in ids {
@@ -203,6 +209,8 @@ impl SeqTable {
     }
 
     /// Cuts a sequence to its first `len` committed tokens and drops its reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         let old = self.sequence(id)?.len;
         if len > old {
@@ -216,7 +224,8 @@ impl SeqTable {
     }
 
     fn sequence(&self, id: SeqId) -> Result<&Sequence> {
-        let slot = self.slots.get(id.index()).filter(|slot| slot.generation == id.generation());
+        let own = |slot: &&Slot| id.table == self.id && slot.generation == id.generation;
+        let slot = self.slots.get(id.index()).filter(own);
         slot.and_then(|slot| slot.sequence.as_ref()).ok_or_else(|| id.unknown())
     }
 
@@ -240,7 +249,7 @@ impl SeqTable {
         let mut sorted = ids.to_vec();
         sorted.sort_unstable();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(ErrorKind::RepeatedSequence { id: pair[0].0 }.into()),
+            Some(pair) => Err(ErrorKind::RepeatedSequence { id: pair[0].number() }.into()),
             None => Ok(()),
         }
     }

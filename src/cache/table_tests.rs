@@ -84,15 +84,18 @@ fn wrong_arguments_change_nothing() {
     table.remove(gone).unwrap();
     let (before, generation) = (table.batch(&[a]).unwrap(), table.generation());
 
-    let id = gone.0;
+    let id = gone.number();
     assert_eq!(kind(table.reserve(&[a, gone], 1)), ErrorKind::UnknownSequence { id });
     assert_eq!(kind(table.commit(&[a, gone], 0)), ErrorKind::UnknownSequence { id });
     assert_eq!(kind(table.batch(&[a, gone])), ErrorKind::UnknownSequence { id });
     assert_eq!(kind(table.truncate(gone, 0)), ErrorKind::UnknownSequence { id });
     assert_eq!(kind(table.remove(gone)), ErrorKind::UnknownSequence { id });
-    assert_eq!(kind(table.len(SeqId(u64::MAX))), ErrorKind::UnknownSequence { id: u64::MAX });
+    assert_eq!(
+        kind(table.len(SeqId { slot: u32::MAX, generation: u32::MAX, ..a })),
+        ErrorKind::UnknownSequence { id: u64::MAX }
+    );
     for result in [table.reserve(&[a, a], 1), table.commit(&[a, a], 0), table.batch(&[a, a]).map(|_| ())] {
-        assert_eq!(kind(result), ErrorKind::RepeatedSequence { id: a.0 });
+        assert_eq!(kind(result), ErrorKind::RepeatedSequence { id: a.number() });
     }
     for result in [table.reserve(&[a], 0), table.commit(&[a], 2), table.commit(&[a], usize::MAX), table.truncate(a, 6)]
     {
@@ -122,11 +125,19 @@ fn an_id_is_never_given_again() {
 }
 
 #[test]
+fn an_id_of_another_table_is_unknown() {
+    let (mut one, mut other) = (table(2, 1), table(2, 1));
+    let (a, b) = (one.insert(), other.insert());
+    assert_eq!(a.number(), b.number());
+    assert!(one.len(b).is_err() && other.remove(a).is_err() && one.len(a).is_ok());
+}
+
+#[test]
 fn a_slot_is_given_up_after_its_last_generation() {
     let mut table = table(1, 1);
-    table.insert();
+    let first = table.insert();
     table.slots[0].generation = u32::MAX;
-    let last = SeqId::new(0, u32::MAX);
+    let last = SeqId { generation: u32::MAX, ..first };
     table.remove(last).unwrap();
     assert_ne!(table.insert().index(), 0);
     assert!(table.len(last).is_err());

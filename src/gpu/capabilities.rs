@@ -12,7 +12,7 @@ pub struct Capabilities {
     pub device_type: wgpu::DeviceType,
     /// The API in use.
     pub backend: wgpu::Backend,
-    /// Largest storage range one kernel can see.
+    /// Largest storage binding: the most that one tensor, or one layer's pool of pages, may take.
     pub max_binding_bytes: u64,
     /// Largest buffer.
     pub max_buffer_bytes: u64,
@@ -33,7 +33,7 @@ pub struct Capabilities {
     pub target_workgroups: usize,
 }
 
-/// What the kernels need at the least: WebGPU's own guarantees.
+/// What the kernels need at the least: WebGPU's defaults, but the workgroup memory of wgpu's downlevel ones.
 const MIN_STORAGE_BUFFERS: u32 = 8;
 const MIN_INVOCATIONS: u32 = 256;
 const MIN_WORKGROUP_STORAGE: u32 = 16352;
@@ -63,7 +63,7 @@ impl Capabilities {
             adapter: describe(&info),
             device_type: info.device_type,
             backend: info.backend,
-            max_binding_bytes: limits.max_storage_buffer_binding_size as u64,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
@@ -75,7 +75,7 @@ impl Capabilities {
         })
     }
 
-    /// Whether this is a CPU pretending to be a GPU.
+    /// Whether the adapter is a CPU (llvmpipe, SwiftShader, WARP).
     pub fn is_software(&self) -> bool {
         self.device_type == wgpu::DeviceType::Cpu
     }

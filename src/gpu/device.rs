@@ -3,7 +3,6 @@
 use super::capabilities::{describe, Capabilities};
 use super::{CounterCells, Gpu, Inner};
 use crate::error::{ErrorKind, Result};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 /// Which limits to ask the device for.
@@ -21,7 +20,8 @@ pub enum LimitsChoice {
 /// How to make a [`Gpu`]; `Default` is what [`Gpu::new`] uses.
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
-    /// Take the adapter whose description contains this, whatever its case. Default: the variable `LATTEN_ADAPTER`.
+    /// Take the adapter whose description ([`Capabilities::adapter`]) contains this, whatever its case; of several the
+    /// best. Default: the environment variable `LATTEN_ADAPTER`, if it is set and not empty.
     pub adapter: Option<String>,
     /// Device limits.
     pub limits: LimitsChoice,
@@ -42,7 +42,8 @@ impl Gpu {
         Self::with_options(GpuOptions::default()).await
     }
 
-    /// [`Gpu::new`] with choices.
+    /// [`Gpu::new`] with choices. Errors: as [`Gpu::new`]; [`ErrorKind::NoAdapter`] also where none fits the name,
+    /// [`ErrorKind::Unsupported`] also where the device refuses the limits.
     pub async fn with_options(options: GpuOptions) -> Result<Self> {
         let none = |found: String| ErrorKind::NoAdapter { found, hint: HINT.into() };
         if wgpu::Instance::enabled_backend_features().is_empty() {
@@ -87,10 +88,13 @@ impl Gpu {
         Self::build(device, queue, lost, options.target_workgroups)
     }
 
-    /// Uses a device that the app owns. Its error handlers and callbacks are left alone; `adapter` may be `None`
-    /// (it is used for nothing yet but will tell of cooperative matrices).
+    /// Uses a device that the app owns. Its error handlers and callbacks are left alone, `LATTEN_ADAPTER` does not
+    /// count, and no feature is needed: `TIMESTAMP_QUERY`, if it is on, serves [`Gpu::time_passes`]. `adapter` is not
+    /// used yet and may be `None`.
     ///
-    /// Errors: [`ErrorKind::Unsupported`] where the device's limits are below WebGPU's defaults, or on OpenGL.
+    /// Errors: [`ErrorKind::Unsupported`] on OpenGL, or where the device has less than 8 storage buffers per stage, 256
+    /// invocations per workgroup (and in x), or 16,352 bytes of workgroup memory. wgpu's `Limits::default()` suffice;
+    /// `Limits::downlevel_defaults()` do not, for their 4 storage buffers.
     pub fn from_wgpu<'a>(
         adapter: impl Into<Option<&'a wgpu::Adapter>>,
         device: wgpu::Device,
@@ -110,6 +114,12 @@ impl Gpu {
         target_workgroups: Option<usize>,
     ) -> Result<Self> {
         let capabilities = Capabilities::probe(&device, target_workgroups)?;
+        let probe = Mutex::new(device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        }));
         Ok(Gpu {
             inner: Arc::new(Inner {
                 device,
@@ -121,8 +131,8 @@ impl Gpu {
                 params: Mutex::default(),
                 readback: Mutex::default(),
                 lost,
+                probe,
                 counters: CounterCells::default(),
-                ids: AtomicU64::new(0),
             }),
         })
     }

@@ -91,7 +91,7 @@ impl Gpu {
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    // Every kernel writes its workgroup memory before it reads it (tests/poison.rs).
+                    // Every kernel writes its workgroup memory before it reads it.
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },
@@ -112,7 +112,8 @@ impl Gpu {
         })
     }
 
-    /// Records one dispatch into `pass`. `params` are the kernel's uniform block.
+    /// Records one dispatch into `pass`; of an empty grid only what it would bind is made. `params` are the kernel's
+    /// uniform block.
     pub(crate) fn dispatch<P: bytemuck::Pod>(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -128,11 +129,11 @@ impl Gpu {
             let what = format!("{}: a grid of {grid:?} workgroups exceeds {limit} per dimension", k.name);
             return Err(ErrorKind::Unsupported { what }.into());
         }
+        let slot = self.param_slot(bytemuck::bytes_of(params))?;
+        let group = self.bind_group(kernel, &slot.buffer, buffers)?;
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
             return Ok(());
         }
-        let slot = self.param_slot(bytemuck::bytes_of(params))?;
-        let group = self.bind_group(kernel, &slot.buffer, buffers)?;
         pass.set_pipeline(&k.pipeline);
         pass.set_bind_group(0, &group, &[slot.offset]);
         pass.dispatch_workgroups(grid.0, grid.1, grid.2);
@@ -146,6 +147,7 @@ impl Gpu {
             return Ok(group.clone());
         }
         for b in buffers {
+            b.expect_gpu(self)?;
             let limit = self.capabilities().max_binding_bytes;
             if b.size_bytes() > limit {
                 let what = format!("a binding of {}", k.name);

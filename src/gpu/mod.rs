@@ -1,4 +1,4 @@
-//! The device: the only folder that names wgpu types in its internals.
+//! Device, tensors, commands. The only folder that names wgpu types in its internals.
 
 mod capabilities;
 mod device;
@@ -19,14 +19,15 @@ use crate::error::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 /// A GPU: device, queue, compiled kernels, and the commands recorded but not yet submitted. Cheap to clone.
 ///
-/// Every `run` of a kernel only records. Commands go to the device together, when a result is read
-/// ([`Gpu::download`]) or on [`Gpu::submit`].
+/// Every `run` of a kernel only records, into one pass that stays open. Commands go to the device together: when a
+/// result is read ([`Gpu::download`]), before memory is overwritten from the host ([`Gpu::upload`], and the plans and
+/// step tables that go the same way), or on [`Gpu::submit`]. Clones share all of this, between threads too.
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
@@ -43,8 +44,9 @@ struct Inner {
     params: Mutex<kernel::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
     lost: Arc<Mutex<Option<String>>>,
+    /// Mapped by nobody, ever: see [`Gpu::check_alive`].
+    probe: Mutex<wgpu::Buffer>,
     counters: CounterCells,
-    ids: AtomicU64,
 }
 
 #[derive(Default)]
@@ -79,7 +81,7 @@ pub struct Counters {
 }
 
 impl Gpu {
-    /// Static facts about the device.
+    /// Limits and properties of the device, found out when this was made.
     pub fn capabilities(&self) -> &Capabilities {
         &self.inner.capabilities
     }
@@ -107,8 +109,10 @@ impl Gpu {
         }
     }
 
+    /// Distinct over all devices: the key of a bind group must not fit the tensor of another one.
     fn next_id(&self) -> u64 {
-        self.inner.ids.fetch_add(1, Ordering::Relaxed)
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        IDS.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A panicking thread elsewhere leaves these maps consistent, so a poisoned lock is used as it is.
@@ -116,8 +120,28 @@ impl Gpu {
         mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Fails once the device is known to be lost.
+    /// Fails once the device is lost.
+    ///
+    /// wgpu reports a loss to the app's callback alone: calls on a lost device succeed, and give invalid objects.
+    /// A map request is answered at once if and only if it cannot be served, so one is made, and withdrawn.
     pub(crate) fn check_alive(&self) -> Result<()> {
+        self.check_flag()?;
+        // In a browser nothing is answered at once; there the next readback fails.
+        if cfg!(target_arch = "wasm32") {
+            return Ok(());
+        }
+        let refused = Arc::new(AtomicBool::new(false));
+        let answer = refused.clone();
+        let probe = self.lock(&self.inner.probe);
+        probe.map_async(wgpu::MapMode::Read, .., move |result| answer.store(result.is_err(), Ordering::Release));
+        if refused.load(Ordering::Acquire) {
+            return Err(self.mark_lost("a map request was refused".into()));
+        }
+        probe.unmap();
+        Ok(())
+    }
+
+    fn check_flag(&self) -> Result<()> {
         match &*self.lock(&self.inner.lost) {
             Some(message) => Err(ErrorKind::DeviceLost { message: message.clone() }.into()),
             None => Ok(()),
@@ -126,7 +150,7 @@ impl Gpu {
 
     /// Runs API calls inside error scopes of our own; a user's device keeps its own handlers.
     pub(crate) fn scoped<T>(&self, context: &str, calls: impl FnOnce() -> T) -> Result<T> {
-        self.check_alive()?;
+        self.check_flag()?;
         let device = &self.inner.device;
         let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal]
             .map(|filter| device.push_error_scope(filter));
@@ -193,7 +217,7 @@ impl Gpu {
 
     /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.check_alive()?;
+        buffer.expect_gpu(self)?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -202,7 +226,11 @@ impl Gpu {
         self.scoped("write", || self.inner.queue.write_buffer(buffer.raw(), offset, bytes))
     }
 
-    /// Copies values into a whole tensor (F32 or F16: converted; U32 has [`Gpu::upload_u32`]).
+    /// Copies values into a whole tensor, F32 or (rounded to nearest even) F16, after everything recorded so far, which
+    /// is submitted. U32 has [`Gpu::upload_u32`].
+    ///
+    /// Errors: [`ErrorKind::Shape`] where `values` has not the tensor's element count, [`ErrorKind::DType`], those of
+    /// the device.
     pub fn upload(&self, tensor: &Tensor, values: &[f32]) -> Result<()> {
         if values.len() != tensor.len() {
             return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
@@ -218,7 +246,7 @@ impl Gpu {
         }
     }
 
-    /// Copies values into a whole u32 tensor.
+    /// [`Gpu::upload`] for a U32 tensor.
     pub fn upload_u32(&self, tensor: &Tensor, values: &[u32]) -> Result<()> {
         tensor.expect("tensor", tensor.shape(), DType::U32)?;
         if values.len() != tensor.len() {
@@ -237,7 +265,8 @@ impl Gpu {
         commands(pass)
     }
 
-    /// Sends what was recorded to the device; does not wait.
+    /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read
+    /// what `run` writes.
     pub fn submit(&self) -> Result<()> {
         self.submit_with(|_| {}, false)
     }

@@ -3,6 +3,7 @@
 use super::{DType, Gpu, Tensor};
 use crate::error::{ErrorKind, Result};
 use std::future::Future;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +27,7 @@ impl Gpu {
         })
     }
 
-    /// The values of a U32 tensor.
+    /// [`Gpu::download`] for a U32 tensor.
     pub async fn download_u32(&self, tensor: &Tensor) -> Result<Vec<u32>> {
         tensor.expect("tensor", tensor.shape(), DType::U32)?;
         let bytes = self.read(tensor).await?;
@@ -35,6 +36,7 @@ impl Gpu {
 
     async fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
         self.check_alive()?;
+        tensor.buffer.expect_gpu(self)?;
         let bytes = tensor.len() * tensor.dtype().size_bytes();
         let size = (bytes as u64).next_multiple_of(4);
         let staging = self.staging(size)?;
@@ -76,9 +78,12 @@ impl Gpu {
                 .map_async(wgpu::MapMode::Read, 0..size, move |result| sender.send(result.map_err(|e| e.to_string())));
         })?;
         // Browsers complete maps from their event loop; everywhere else this is the wait.
-        let polled = self.scoped("wait", || self.inner.device.poll(wgpu::PollType::wait_indefinitely()))?;
-        if let Err(e) = polled {
-            return Err(self.mark_lost(format!("waiting for the device: {e}")));
+        // wgpu panics here, whatever the scopes, where the driver says that the device is lost.
+        let poll = || self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+        match self.scoped("wait", || catch_unwind(AssertUnwindSafe(poll)))? {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return Err(self.mark_lost(format!("waiting for the device: {e}"))),
+            Err(_) => return Err(self.mark_lost("waiting for the device panicked".into())),
         }
         if let Err(message) = answer.await {
             self.check_alive()?;

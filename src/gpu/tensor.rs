@@ -51,7 +51,7 @@ pub(crate) struct Buffer {
 struct BufferInner {
     buffer: wgpu::Buffer,
     id: u64,
-    // Weak: the device keeps buffers of its own (parameters), which must not keep the device.
+    // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
 }
 
@@ -83,6 +83,15 @@ impl Buffer {
     fn is_unshared(&self) -> bool {
         Arc::strong_count(&self.inner) == 1
     }
+
+    /// Fails on a buffer of another [`Gpu`]. wgpu does not notice where its device is of another instance: it takes the
+    /// buffer that has the same number here.
+    pub(super) fn expect_gpu(&self, gpu: &Gpu) -> Result<()> {
+        if std::ptr::eq(self.inner.gpu.as_ptr(), Arc::as_ptr(&gpu.inner)) {
+            return Ok(());
+        }
+        Err(ErrorKind::argument("tensor", format!("{self:?} belongs to another Gpu")))
+    }
 }
 
 impl fmt::Debug for Buffer {
@@ -104,8 +113,8 @@ pub struct Tensor {
 impl Tensor {
     /// A tensor of zeros.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a zero-sized or overflowing shape, [`ErrorKind::TooLarge`],
-    /// [`ErrorKind::OutOfMemory`].
+    /// Errors: [`ErrorKind::Shape`] for a zero-sized or overflowing shape, [`ErrorKind::TooLarge`] past the device's
+    /// binding limit, [`ErrorKind::OutOfMemory`].
     pub fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = byte_len(shape, dtype)?;
         let buffer = gpu.create_buffer("tensor", bytes as u64)?;
@@ -113,6 +122,9 @@ impl Tensor {
     }
 
     /// A tensor of f32 values, converted to `dtype` (F32 or F16, rounding to nearest even).
+    ///
+    /// Errors: as [`Tensor::zeros`]; [`ErrorKind::Shape`] where `values` has not the shape's element count,
+    /// [`ErrorKind::DType`] for U32.
     pub fn from_f32(gpu: &Gpu, shape: &[usize], values: &[f32], dtype: DType) -> Result<Self> {
         check_len("values", shape, values.len())?;
         let tensor = Self::zeros(gpu, shape, dtype)?;
@@ -130,7 +142,7 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A tensor of u32 values.
+    /// A tensor of u32 values. Errors: as [`Tensor::from_f32`].
     pub fn from_u32(gpu: &Gpu, shape: &[usize], values: &[u32]) -> Result<Self> {
         check_len("values", shape, values.len())?;
         let tensor = Self::zeros(gpu, shape, DType::U32)?;
@@ -138,7 +150,11 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Wraps a buffer of the app's own: usage must contain `STORAGE`, and `COPY_SRC` if it is to be downloaded.
+    /// Wraps a buffer of the app's own, made on the same device. Its usage must contain `STORAGE`, `COPY_SRC` if it is to
+    /// be downloaded and `COPY_DST` if it is to be uploaded to. Wrap it once and keep the tensor: bind groups are cached
+    /// by it.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a buffer too small or without `STORAGE`, [`ErrorKind::Shape`].
     pub fn from_wgpu(gpu: &Gpu, buffer: wgpu::Buffer, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = byte_len(shape, dtype)? as u64;
         if buffer.size() < bytes {
@@ -150,7 +166,9 @@ impl Tensor {
         Ok(Self { buffer: gpu.adopt_buffer(buffer), shape: shape.to_vec(), dtype })
     }
 
-    /// The same memory seen with another shape of no more elements.
+    /// The same memory, from its start, seen with another shape of the same dtype.
+    ///
+    /// Errors: [`ErrorKind::Shape`] for a shape that does not fit the buffer.
     pub fn view(&self, shape: &[usize]) -> Result<Self> {
         if byte_len(shape, self.dtype)? as u64 > self.buffer.size_bytes() {
             return Err(ErrorKind::shape("view", shape, format!("at most {} bytes", self.buffer.size_bytes())));

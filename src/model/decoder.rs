@@ -40,6 +40,7 @@ impl Decoder {
     }
 
     /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of the safetensors file.
+    /// Errors: as there, but [`ErrorKind::Io`].
     pub fn from_bytes(gpu: &Gpu, config: Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
         let source = Source::new(gpu, weights.0, weights.1, dtype)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);

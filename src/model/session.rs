@@ -127,7 +127,8 @@ impl Session {
         self.cache.remove(id)
     }
 
-    /// Cuts a sequence to its first `len` tokens.
+    /// Cuts a sequence to its first `len` tokens. Errors: [`ErrorKind::Argument`] where it has fewer,
+    /// [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.cache.truncate(id, len)
     }

@@ -32,7 +32,9 @@ impl SwiGlu {
         Ok(SwiGlu { gpu: gpu.clone(), kernel: gpu.kernel(spec())? })
     }
 
-    /// Records; `x` is (rows, 2 * width) F32, [gate | up], and `y` (rows, width) F32 in another buffer.
+    /// Records; `x` is (rows, 2 * width) F32, `[gate | up]`, and `y` (rows, width) F32 in another buffer.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, x: &Tensor, y: &Tensor) -> Result<()> {
         y.expect("y", &[0, 0], DType::F32)?;
         let (rows, width) = (y.shape()[0], y.shape()[1]);

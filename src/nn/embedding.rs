@@ -30,7 +30,9 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// `table` has one head.
+    /// Compiles the kernel. `table` has one head.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for several.
     pub fn new(gpu: &Gpu, table: &Weight) -> Result<Self> {
         if table.heads() != 1 {
             return Err(ErrorKind::argument("table", format!("{} heads, a table has 1", table.heads())));
@@ -43,7 +45,7 @@ impl Embedding {
         &self.table
     }
 
-    /// Fails if an id is not a row of the table; the kernel itself clamps.
+    /// Fails, with [`ErrorKind::Argument`], if an id is not a row of the table; the kernel itself clamps.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let rows = self.table.out_dim();
         match ids.iter().position(|&id| id as usize >= rows) {
@@ -52,7 +54,9 @@ impl Embedding {
         }
     }
 
-    /// Records; `ids` is (rows) U32, `y` (rows, dim) F32.
+    /// Records; `ids` is (rows) U32, `y` (rows, dim) F32, in another buffer than ids and table.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
         ids.expect("ids", &[0], DType::U32)?;
         let (rows, dim) = (ids.shape()[0], self.table.in_dim());

@@ -21,6 +21,10 @@ pub use sample::{Sample, Sampling};
 pub use span::Span;
 pub use weight::Weight;
 
+use crate::attention::Rotation;
+use crate::error::Result;
+use crate::gpu::{DType, KernelSpec};
+
 /// A kernel's uniform block: a host struct, and its fields' names and offsets for the test that compares it with WGSL.
 macro_rules! params {
     ($name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
@@ -43,29 +47,41 @@ fn word(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
+/// Every kernel text this folder can ask for, and what for.
+pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
+    let mut all = Vec::new();
+    for dtype in [DType::F32, DType::F16] {
+        for in_lanes in [8, 32] {
+            let specs = linear::specs(dtype, in_lanes)?;
+            all.extend(specs.into_iter().map(|s| (format!("{dtype} {in_lanes} lanes in"), s)));
+        }
+        all.push((dtype.to_string(), embedding::spec(dtype)?));
+    }
+    all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
+    all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
+    all.extend([100, 100_000].map(|vocab| (format!("vocabulary of {vocab}"), sample::spec(vocab))));
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::Rotation;
-    use crate::gpu::{DType, KernelSpec};
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     /// What every WebGPU device has: unpack2x16float.
     const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
-    /// Every kernel text this folder can ask for, with its host parameter block.
+    /// Each text with its host parameter block.
     fn variants() -> Vec<(KernelSpec, &'static [(&'static str, usize)])> {
-        let mut all = Vec::new();
-        for dtype in [DType::F32, DType::F16] {
-            all.extend(linear::specs(dtype, 8).unwrap().into_iter().map(|s| (s, linear::PARAM_FIELDS)));
-            all.extend(linear::specs(dtype, 32).unwrap().into_iter().map(|s| (s, linear::PARAM_FIELDS)));
-            all.push((embedding::spec(dtype).unwrap(), embedding::PARAM_FIELDS));
-        }
-        all.push((norm::spec(), norm::PARAM_FIELDS));
-        all.push((activation::spec(), activation::PARAM_FIELDS));
-        all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (rope::spec(r), rope::PARAM_FIELDS)));
-        all.extend([100, 100_000].map(|vocab| (sample::spec(vocab), sample::PARAM_FIELDS)));
-        all
+        let fields = |name: &str| match name {
+            "embedding" => embedding::PARAM_FIELDS,
+            "norm" => norm::PARAM_FIELDS,
+            "swiglu" => activation::PARAM_FIELDS,
+            "rope" => rope::PARAM_FIELDS,
+            "sample" => sample::PARAM_FIELDS,
+            _ => linear::PARAM_FIELDS,
+        };
+        specs().unwrap().into_iter().map(|(_, spec)| (spec.clone(), fields(spec.name))).collect()
     }
 
     fn parse(spec: &KernelSpec) -> naga::Module {

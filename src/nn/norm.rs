@@ -68,7 +68,9 @@ impl RmsNorm {
         Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, kernel: gpu.kernel(spec())? })
     }
 
-    /// Records `rows` rows; `x` and `y` are (rows, groups * dim + tail), in two buffers.
+    /// Records `rows` rows; `x` and `y` are (rows, groups * dim + tail) F32, in two buffers.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, rows: usize, x: Span<'_>, y: Span<'_>) -> Result<()> {
         let NormShape { groups, dim, tail, eps } = self.shape;
         let extent = Extent { rows, heads: 1, dim: groups * dim + tail };

@@ -69,7 +69,9 @@ pub struct RotateShape {
     pub rotation: Rotation,
 }
 
-/// `y[r, h, :] = [ x[r, h, ..copy_dim] | rotated x[r, h, copy_dim..copy_dim + rope_dim] ]`.
+/// `y[r, h, :] = [ x[r, h, ..copy_dim] | rotated x[r, h, copy_dim..copy_dim + rope_dim] ]`
+/// (Su et al., "RoFormer", arXiv 2104.09864). For the queries: keys are rotated by
+/// [`PagedKvCache::append`](crate::PagedKvCache::append).
 #[derive(Clone)]
 pub struct Rotate {
     gpu: Gpu,
@@ -95,6 +97,8 @@ impl Rotate {
     /// [`PagedKvCache::cos_sin`](crate::PagedKvCache::cos_sin) or
     /// [`cos_sin_table`](crate::attention::append::cos_sin_table); `x` and `y` are (rows, heads, copy_dim + rope_dim),
     /// in two buffers.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,

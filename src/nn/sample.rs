@@ -60,7 +60,8 @@ impl Sampling {
     }
 }
 
-/// Draws one token per row of logits.
+/// Draws one token per row of logits, with temperature and nucleus (Holtzman et al., arXiv 1904.09751); defined in
+/// [`reference::sample`](crate::reference::sample()).
 #[derive(Clone)]
 pub struct Sample {
     gpu: Gpu,
@@ -69,7 +70,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Compiles the kernel for rows of `vocab` logits.
+    /// Compiles the kernel for rows of `vocab` logits. Errors: [`ErrorKind::Argument`] for 0.
     pub fn new(gpu: &Gpu, vocab: usize) -> Result<Self> {
         if vocab == 0 {
             return Err(ErrorKind::argument("vocab", "0 logits"));
@@ -78,7 +79,9 @@ impl Sample {
     }
 
     /// Records. `logits` is (rows, vocab) F32 at offset 0; `samplers` (rows, 4) F32, rows of [`Sampling::row`];
-    /// `tokens` (rows) U32.
+    /// `tokens` (rows) U32, in another buffer.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,

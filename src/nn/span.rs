@@ -22,7 +22,8 @@ pub(crate) struct Extent {
 }
 
 impl<'a> Span<'a> {
-    /// All of a dense tensor: (rows, dim), or (rows, heads, dim).
+    /// All of a dense tensor: (rows, dim), or (rows, heads, dim). Checked where it is used: [`ErrorKind::Shape`] for rows
+    /// past the tensor's end, [`ErrorKind::DType`].
     pub fn of(tensor: &'a Tensor) -> Self {
         let shape = tensor.shape();
         let row_stride = shape.iter().skip(1).product();

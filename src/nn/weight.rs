@@ -40,7 +40,9 @@ impl Weight {
         Ok(Weight { tensor, heads, out_dim, in_dim })
     }
 
-    /// An F32 tensor (rows, dim) seen as a table; `dim` must be a multiple of 4.
+    /// An F32 tensor (rows, dim) seen as a table; `dim` must be a multiple of 4. Shares the tensor's memory.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`].
     pub fn from_rows(tensor: &Tensor) -> Result<Self> {
         tensor.expect("tensor", &[0, 0], DType::F32)?;
         let (out_dim, in_dim) = (tensor.shape()[0], tensor.shape()[1]);

@@ -56,7 +56,11 @@ impl Check {
         let gpu = gpu();
         let count = positions.iter().map(|p| (p + new).div_ceil(page_size)).sum::<usize>() + 1;
         let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count, size: page_size, layers: 2 }).unwrap();
-        let width = if heads.rope_dim() > 0 { heads.rope_dim() } else { heads.nope_dim() };
+        let width = match heads.rope_dim() {
+            0 if heads.v_offset() == 0 => 0,
+            0 => heads.nope_dim(),
+            rope_dim => rope_dim,
+        };
         let table = reference::inv_freq(10_000.0, width);
         let inv_freq: Vec<f32> = table.iter().map(|v| *v as f32).collect();
         if rotation != Rotation::None {
@@ -137,6 +141,7 @@ fn layouts_to_append() -> Vec<HeadLayout> {
         HeadLayout::gqa(Gqa { q_heads: 3, kv_heads: 3, head_dim: 20 }).unwrap(),
         HeadLayout::gqa(Gqa { q_heads: 1, kv_heads: 1, head_dim: 100 }).unwrap(),
         HeadLayout::gla(Gla { q_heads: 2, latent_heads: 2, latent_dim: 10, rope_dim: 4 }).unwrap(),
+        HeadLayout::gla(Gla { q_heads: 2, latent_heads: 2, latent_dim: 10, rope_dim: 0 }).unwrap(),
     ]);
     all
 }

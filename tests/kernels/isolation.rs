@@ -37,14 +37,14 @@ fn a_thousand_repeats_give_the_same_bits() {
     let mut rng = Rng(11);
     let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count: 64, size, layers: 1 }).unwrap();
     let ids = [cache.insert(), cache.insert(), cache.insert()];
-    let mut tokens = 0;
     for (id, n) in ids.iter().zip([150, 3, 41]) {
         cache.reserve(&[*id], n).unwrap();
-        tokens += n;
+        let kv = Tensor::from_f32(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
+        cache.append(0, &[*id], &kv).unwrap();
+        cache.commit(&[*id], n - 1).unwrap();
+        cache.reserve(&[*id], 1).unwrap();
     }
-    let kv =
-        Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &rng.values(tokens * heads.kv_dim()), DType::F32).unwrap();
-    cache.append(0, &ids, &kv).unwrap();
+    let tokens = ids.len();
     let decode = Decode::new(gpu, heads, DType::F16).unwrap().with_policy(SplitPolicy::Count(3));
     let plan = decode.plan(&cache, &ids).unwrap();
     assert!(plan.is_split());

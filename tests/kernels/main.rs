@@ -1,10 +1,12 @@
 //! Append, decode and merge on the adapter that is there, against the f64 reference.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 mod adversarial;
 mod append;
 mod case;
 mod device;
 mod grid;
+mod inputs;
 mod isolation;
 mod pairwise;
 mod split;

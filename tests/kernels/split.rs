@@ -41,8 +41,9 @@ fn odd_dimensions() {
         HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 6, rope_dim: 6 }).unwrap(),
     ];
     for heads in odd {
-        for dtype in [DType::F32, DType::F16] {
-            let lengths = vec![(1, 1), (200, 1), (33, 1), (0, 0), (70, 3)];
+        // One class each: the other is the same text with other numbers, and costs seconds on a software GPU.
+        for (dtype, q_len) in [(DType::F32, 1), (DType::F16, 3)] {
+            let lengths = vec![(q_len, q_len), (200, q_len), (33, q_len), (0, 0), (70, q_len)];
             let case = Case { heads, dtype, page_size: 8, lengths, policy: SplitPolicy::FixedTokens(64), seed: 33 };
             case.check(gpu_of_thread());
         }

@@ -1,0 +1,74 @@
+//! What only the crate can reach: the plan buffer's tail, the scratch's size, and the cost of a check.
+
+use super::*;
+use crate::attention::plan::plan;
+use crate::attention::{Gta, SeqView};
+use crate::cache::{PagedKvCache, Pages};
+use proptest::prelude::*;
+
+fn small() -> HeadLayout {
+    HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 16, rope_dim: 8 }).unwrap()
+}
+
+/// Beyond its last page-table entry a plan buffer holds what an earlier plan left, at worst 0x7fffffff everywhere.
+#[test]
+fn the_tail_of_a_plan_buffer_does_not_matter() {
+    let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
+    let heads = small();
+    let mut cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 64, size: 8, layers: 1 }).unwrap();
+    let ids = [cache.insert(), cache.insert(), cache.insert()];
+    for (id, n) in ids.iter().zip([200, 5, 33]) {
+        cache.reserve(&[*id], n).unwrap();
+        let rows: Vec<f32> = (0..n * heads.kv_dim()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+        let kv = Tensor::from_f32(&gpu, &[n, heads.kv_dim()], &rows, DType::F32).unwrap();
+        cache.append(0, &[*id], &kv).unwrap();
+        cache.commit(&[*id], n - 1).unwrap();
+        cache.reserve(&[*id], 1).unwrap();
+    }
+    let q: Vec<f32> = (0..3 * 4 * heads.q_dim()).map(|i| (i % 17) as f32 / 16.0).collect();
+    let q = Tensor::from_f32(&gpu, &[3, 4, heads.q_dim()], &q, DType::F32).unwrap();
+    let run = |tail: u32, policy| {
+        let decode = Decode::new(&gpu, heads, DType::F32).unwrap().with_policy(policy);
+        let used = decode.plan(&cache, &ids).unwrap();
+        let buffer = used.buffer.clone().unwrap();
+        gpu.write(&buffer, 0, &tail.to_le_bytes().repeat(buffer.size_bytes() as usize / 4)).unwrap();
+        drop((used, buffer));
+        let plan = decode.plan(&cache, &ids).unwrap();
+        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
+        let values = pollster::block_on(gpu.download(&got.out)).unwrap();
+        values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    };
+    for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32)] {
+        let clean = run(0, policy);
+        assert!(clean == run(0x7fff_ffff, policy) && clean == run(u32::MAX, policy), "{policy:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Auto never needs more scratch than the first step of a batch reserves.
+    #[test]
+    fn auto_fits_its_first_reservation(
+        lengths in prop::collection::vec((1u32..200_000, 0u32..6), 1..40),
+        target in 1usize..2000,
+        groups in 1usize..9,
+        per_group in 1usize..70,
+    ) {
+        let sequences: Vec<SeqView> = lengths
+            .iter()
+            .map(|&(kv_len, q_len)| SeqView { page_table_first: 0, q_token_first: 0, q_len: q_len.min(kv_len), kv_len })
+            .collect();
+        let shape = PlanShape {
+            heads_per_group: per_group,
+            groups,
+            v_dim: 64,
+            bytes_per_token: 256,
+            row_tiles: vec![per_group.min(64), (4 * per_group).min(64) + 1, 66],
+            target_workgroups: target,
+            token_tile: 32,
+        };
+        let list = plan(&sequences, &shape, SplitPolicy::Auto).unwrap();
+        prop_assert!(list.partial_rows <= most_partial_rows(&list, &shape), "{} rows", list.partial_rows);
+    }
+}
