@@ -32,6 +32,7 @@
 //! A GTA head is `[nope, rope]`: its last `rope_dim` elements rotate. The names of MLA are DeepSeek's; its checkpoints do
 //! not load as they are (config, tokenizer, experts).
 
+mod attention;
 mod block;
 mod config;
 mod decoder;
@@ -40,6 +41,7 @@ mod schedule;
 mod session;
 mod weights;
 
+pub use attention::Attention;
 pub use config::{AttentionConfig, Config};
 pub use decoder::Decoder;
 pub use generate::{generate, GenerateOptions, SplitMix64, Utf8Stream};

@@ -1,6 +1,7 @@
 //! Sequences being decoded: their KV cache, and the buffers of a step.
 
-use super::block::{Scratch, Step};
+use super::attention::AttentionStep;
+use super::block::Scratch;
 use super::decoder::Decoder;
 use super::schedule::{schedule, Part};
 use crate::attention::{Decode, KvSource};
@@ -303,9 +304,8 @@ impl Session {
         let cos_sin = self.cache.cos_sin(&sequences)?;
         let scratch = b.scratch.first(rows)?;
         model.embedding.run(&id_rows, &scratch.x)?;
-        let mut step = Step {
+        let mut step = AttentionStep {
             rows,
-            scratch: &scratch,
             cache: &mut self.cache,
             decode: &self.decode,
             plan: &plan,
@@ -314,7 +314,7 @@ impl Session {
             softmax_scale: model.config.softmax_scale(),
         };
         for (i, block) in model.blocks.iter().enumerate() {
-            block.run(i, &mut step)?;
+            block.run(i, &scratch, &mut step)?;
         }
         let (normed, logits) = (Span::of(&scratch.normed), Span::of(&b.logits));
         if all_logits {

@@ -66,6 +66,10 @@ impl<'a> Source<'a> {
         Ok(Source { gpu, path, file, dtype, used: RefCell::default() })
     }
 
+    pub(super) fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
     fn bad(&self, tensor: &str, message: String) -> Error {
         bad(self.path, tensor, message)
     }

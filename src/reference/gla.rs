@@ -14,7 +14,7 @@
 //!
 //! Source: arXiv 2505.21487, §3.3.2; DeepSeek-AI, "DeepSeek-V2", arXiv 2405.04434, §2.1 (MLA).
 
-use super::layers::{last_position, LayerConfig};
+use super::layers::{last_position, LayerConfig, Projected};
 use super::{append, attend, decode, dot, expect_shape, linear, rms_norm, rope, DecodeInputs};
 use crate::attention::heads::{Gla, HeadLayout};
 use crate::error::{ErrorKind, Result};
@@ -58,17 +58,6 @@ pub enum Form {
     Absorbed,
 }
 
-/// A layer's query of the last token, and the cache rows of all tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GlaProjected {
-    /// (q_heads, head_dim + rope_dim), rotated, not absorbed
-    pub q: Vec<f64>,
-    /// (len, groups, state_dim), after the norm
-    pub states: Vec<f64>,
-    /// (len, rope_dim), rotated
-    pub rope_keys: Vec<f64>,
-}
-
 /// The layout of the layer's cache and kernel; refuses weights that do not fit.
 fn checked_layout(config: &LayerConfig, weights: &GlaWeights) -> Result<HeadLayout> {
     let LayerConfig { model_dim, q_heads, groups, head_dim, rope_dim, state_dim, q_latent_dim, .. } = *config;
@@ -94,7 +83,7 @@ fn checked_layout(config: &LayerConfig, weights: &GlaWeights) -> Result<HeadLayo
 /// The projections before the attention, and what they cache.
 ///
 /// - `x`: (len, model_dim), len at least 1, at positions 0..len
-pub fn gla_project(config: &LayerConfig, weights: &GlaWeights, x: &[f64]) -> Result<GlaProjected> {
+pub fn gla_project(config: &LayerConfig, weights: &GlaWeights, x: &[f64]) -> Result<Projected> {
     let LayerConfig { model_dim, head_dim, rope_dim, state_dim, q_latent_dim, .. } = *config;
     let layout = checked_layout(config, weights)?;
     let (len, last) = last_position(config, x)?;
@@ -117,7 +106,7 @@ pub fn gla_project(config: &LayerConfig, weights: &GlaWeights, x: &[f64]) -> Res
         states.extend_from_slice(latents);
         rope_keys.extend_from_slice(rope_key);
     }
-    Ok(GlaProjected { q, states, rope_keys })
+    Ok(Projected { q, states, rope_keys })
 }
 
 /// Takes a query into the latent space: `qc_h = W_UK,h^T q_nope,h`, the rope part unchanged.
@@ -169,7 +158,7 @@ pub fn gla_layer(config: &LayerConfig, weights: &GlaWeights, x: &[f64], form: Fo
         Form::Explicit => explicit_values(config, weights, &projected, softmax_scale)?,
         Form::Absorbed => {
             let q = absorb_query(config, weights, &projected.q)?;
-            let GlaProjected { states, rope_keys, .. } = &projected;
+            let Projected { states, rope_keys, .. } = &projected;
             let step = DecodeInputs { q: &q, states, rope_keys, softmax_scale, causal: true };
             unabsorb_values(config, weights, &decode(&layout, &step)?.out)?
         }
@@ -181,7 +170,7 @@ pub fn gla_layer(config: &LayerConfig, weights: &GlaWeights, x: &[f64], form: Fo
 fn explicit_values(
     config: &LayerConfig,
     weights: &GlaWeights,
-    projected: &GlaProjected,
+    projected: &Projected,
     softmax_scale: f64,
 ) -> Result<Vec<f64>> {
     let LayerConfig { q_heads, groups, head_dim, rope_dim, state_dim, .. } = *config;

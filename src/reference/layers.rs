@@ -62,6 +62,18 @@ pub struct GtaWeights {
     pub w_o: Vec<f64>,
 }
 
+/// A layer's query of the last token, and the cache rows of all tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Projected {
+    /// GTA: (q_heads, head_dim), its last rope_dim elements rotated. GLA: (q_heads, head_dim + rope_dim), rotated, not
+    /// absorbed.
+    pub q: Vec<f64>,
+    /// (len, groups, state_dim); GLA: after the norm
+    pub states: Vec<f64>,
+    /// (len, rope_dim), rotated
+    pub rope_keys: Vec<f64>,
+}
+
 /// How many tokens `x` holds, and the position of the last; refuses an empty `x`.
 pub(super) fn last_position(config: &LayerConfig, x: &[f64]) -> Result<(usize, u32)> {
     let len = super::count_rows("x", x.len(), config.model_dim)?;
@@ -105,19 +117,25 @@ pub fn gqa_layer(config: &LayerConfig, weights: &GqaWeights, x: &[f64]) -> Resul
     linear(&decode(&layout, &step)?.out, &weights.w_o, None, q_heads * head_dim)
 }
 
-/// Output of the last token of a GTA layer over tokens at positions 0..len.
-///
-/// - `x`: (len, model_dim), len at least 1
-/// - returns: (model_dim,)
-pub fn gta_layer(config: &LayerConfig, weights: &GtaWeights, x: &[f64]) -> Result<Vec<f64>> {
+/// The layout of a GTA layer's cache and kernel; refuses weights that do not fit.
+fn checked_layout(config: &LayerConfig, weights: &GtaWeights) -> Result<HeadLayout> {
     let LayerConfig { model_dim, q_heads, groups, head_dim, rope_dim, .. } = *config;
     let layout = HeadLayout::gta(Gta { q_heads, kv_heads: groups, head_dim, rope_dim })?;
-    let (len, last) = last_position(config, x)?;
     expect_shape("w_q", weights.w_q.len(), &[q_heads * head_dim, model_dim])?;
     expect_shape("w_kv", weights.w_kv.len(), &[groups * head_dim, model_dim])?;
     expect_shape("w_rope_k", weights.w_rope_k.len(), &[rope_dim, model_dim])?;
     expect_shape("b_rope_k", weights.b_rope_k.len(), &[rope_dim])?;
     expect_shape("w_o", weights.w_o.len(), &[model_dim, q_heads * head_dim])?;
+    Ok(layout)
+}
+
+/// The projections of a GTA layer before the attention, and what they cache.
+///
+/// - `x`: (len, model_dim), len at least 1, at positions 0..len
+pub fn gta_project(config: &LayerConfig, weights: &GtaWeights, x: &[f64]) -> Result<Projected> {
+    let LayerConfig { model_dim, groups, head_dim, rope_dim, .. } = *config;
+    let (len, last) = last_position(config, x)?;
+    let layout = checked_layout(config, weights)?;
 
     let (mut states, mut rope_keys) = (Vec::new(), Vec::new());
     for (position, x) in (0..=last).zip(x.chunks_exact(model_dim)) {
@@ -132,7 +150,17 @@ pub fn gta_layer(config: &LayerConfig, weights: &GtaWeights, x: &[f64]) -> Resul
     for q in q.chunks_exact_mut(head_dim) {
         rope(&mut q[head_dim - rope_dim..], last, &config.rotation)?;
     }
-    let softmax_scale = (head_dim as f64).powf(-0.5);
+    Ok(Projected { q, states, rope_keys })
+}
+
+/// Output of the last token of a GTA layer over tokens at positions 0..len.
+///
+/// - `x`: (len, model_dim), len at least 1
+/// - returns: (model_dim,)
+pub fn gta_layer(config: &LayerConfig, weights: &GtaWeights, x: &[f64]) -> Result<Vec<f64>> {
+    let layout = checked_layout(config, weights)?;
+    let Projected { q, states, rope_keys } = gta_project(config, weights, x)?;
+    let softmax_scale = (config.head_dim as f64).powf(-0.5);
     let step = DecodeInputs { q: &q, states: &states, rope_keys: &rope_keys, softmax_scale, causal: true };
-    linear(&decode(&layout, &step)?.out, &weights.w_o, None, q_heads * head_dim)
+    linear(&decode(&layout, &step)?.out, &weights.w_o, None, config.q_heads * config.head_dim)
 }

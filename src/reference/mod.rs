@@ -38,8 +38,8 @@ pub mod vector;
 
 pub use append::append;
 pub use decode::{attend, decode, decode_split, merge, Attended, DecodeInputs};
-pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaProjected, GlaWeights};
-pub use layers::{gqa_layer, gta_layer, GqaWeights, GtaWeights, LayerConfig};
+pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaWeights};
+pub use layers::{gqa_layer, gta_layer, gta_project, GqaWeights, GtaWeights, LayerConfig, Projected};
 pub use linear::{embedding, linear, swiglu};
 pub use norm::rms_norm;
 pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};

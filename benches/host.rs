@@ -1,0 +1,92 @@
+//! What a decode step costs the host: page bookkeeping, planning, rotation tables. Runs on wgpu's no-op device, so on
+//! any machine, and measures no driver.
+//!
+//! `cargo bench --bench host`
+
+use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
+use latten::attention::append::cos_sin_table;
+use latten::cache::SeqTable;
+use latten::nn::Rope;
+use latten::{wgpu, DType, Decode, Gla, Gpu, HeadLayout, KvSource, Result, Rotation, SeqId};
+use std::hint::black_box;
+
+const PAGE_SIZE: usize = 64;
+
+/// A table of sequences of this length; it is all of a [`latten::PagedKvCache`] but the memory on the device.
+fn table(sequences: usize, length: usize) -> Result<(SeqTable, Vec<SeqId>)> {
+    let mut table = SeqTable::new(sequences * (length + 1).div_ceil(PAGE_SIZE), PAGE_SIZE)?;
+    let ids: Vec<SeqId> = (0..sequences).map(|_| table.insert()).collect();
+    table.reserve(&ids, length)?;
+    table.commit(&ids, length)?;
+    Ok((table, ids))
+}
+
+fn noop() -> Result<Gpu> {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    Gpu::from_wgpu(None, device, queue)
+}
+
+/// Reserve one token of each sequence, plan, give it back (which costs what a commit does, and leaves lengths as they
+/// are). The submit is the one that a step has anyway.
+fn step(gpu: &Gpu, decode: &Decode, table: &mut SeqTable, ids: &[SeqId]) -> Result<usize> {
+    table.reserve(ids, 1)?;
+    let items = decode.plan(table, ids)?.items();
+    table.commit(ids, 0)?;
+    gpu.queue().submit([]);
+    Ok(items)
+}
+
+fn steps(criterion: &mut Criterion) -> Result<()> {
+    let gpu = noop()?;
+    let heads = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
+    let decode = Decode::new(&gpu, heads, DType::F16)?;
+    let mut group = criterion.benchmark_group("host step");
+    for sequences in [1, 16, 64, 256] {
+        for length in [64, 1024, 16384] {
+            let (mut table, ids) = table(sequences, length)?;
+            group.throughput(Throughput::Elements(sequences as u64));
+            step(&gpu, &decode, &mut table, &ids)?;
+            group.bench_function(BenchmarkId::new("reserve plan commit", format!("{sequences}x{length}")), |bencher| {
+                bencher.iter(|| step(&gpu, &decode, &mut table, &ids));
+            });
+            table.reserve(&ids, 1)?;
+            group.bench_function(BenchmarkId::new("batch", format!("{sequences}x{length}")), |bencher| {
+                bencher.iter(|| table.batch(&ids));
+            });
+        }
+    }
+    group.finish();
+    Ok(())
+}
+
+fn tables(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("cos_sin_table");
+    let rope = Rope::new(64, 1e4, Rotation::Half);
+    for tokens in [1, 64, 1024] {
+        let positions: Vec<u32> = (0..tokens).map(|i| 1000 + 7 * i).collect();
+        group.throughput(Throughput::Elements(u64::from(tokens)));
+        group.bench_function(BenchmarkId::from_parameter(tokens), |bencher| {
+            bencher.iter(|| cos_sin_table(black_box(&rope.inv_freq), black_box(&positions)));
+        });
+    }
+    group.finish();
+}
+
+fn all(criterion: &mut Criterion) {
+    if let Err(error) = steps(criterion) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+    tables(criterion);
+}
+
+fn config() -> Criterion {
+    use std::time::Duration;
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
+        .without_plots()
+}
+
+criterion_group! { name = benches; config = config(); targets = all }
+criterion_main!(benches);
