@@ -20,7 +20,7 @@ macro_rules! refused {
     ($call:expr, $kind:pat $(, $word:expr)* $(,)?) => {{
         let error = $call.err().expect(concat!("not refused: ", stringify!($call)));
         let text = error.to_string();
-        assert!(matches!(error.kind(), $kind), "{}: {error:?}", stringify!($call));
+        assert!(matches!(error.kind(), $kind), "{}: {text}", stringify!($call));
         $(assert!(text.contains(&$word.to_string()), "{}: {text:?} lacks {}", stringify!($call), $word);)*
     }};
 }
