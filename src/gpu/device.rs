@@ -114,12 +114,6 @@ impl Gpu {
         target_workgroups: Option<usize>,
     ) -> Result<Self> {
         let capabilities = Capabilities::probe(&device, target_workgroups)?;
-        let probe = Mutex::new(device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("probe"),
-            size: 4,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        }));
         Ok(Gpu {
             inner: Arc::new(Inner {
                 device,
@@ -131,7 +125,6 @@ impl Gpu {
                 params: Mutex::default(),
                 readback: Mutex::default(),
                 lost,
-                probe,
                 counters: CounterCells::default(),
             }),
         })

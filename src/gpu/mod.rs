@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
@@ -44,8 +44,6 @@ struct Inner {
     params: Mutex<kernel::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
     lost: Arc<Mutex<Option<String>>>,
-    /// Mapped by nobody, ever: see [`Gpu::check_alive`].
-    probe: Mutex<wgpu::Buffer>,
     counters: CounterCells,
 }
 
@@ -122,23 +120,26 @@ impl Gpu {
 
     /// Fails once the device is lost.
     ///
-    /// wgpu reports a loss to the app's callback alone: calls on a lost device succeed, and give invalid objects.
-    /// A map request is answered at once if and only if it cannot be served, so one is made, and withdrawn.
+    /// wgpu reports a loss to the app's callback alone: calls on a lost device succeed, and give invalid objects. What
+    /// tells the two apart is a call that must fail: a lost device swallows its error like every other. A query set
+    /// without queries is refused before anything is made, so asking changes nothing, on any thread.
     pub(crate) fn check_alive(&self) -> Result<()> {
         self.check_flag()?;
         // In a browser nothing is answered at once; there the next readback fails.
         if cfg!(target_arch = "wasm32") {
             return Ok(());
         }
-        let refused = Arc::new(AtomicBool::new(false));
-        let answer = refused.clone();
-        let probe = self.lock(&self.inner.probe);
-        probe.map_async(wgpu::MapMode::Read, .., move |result| answer.store(result.is_err(), Ordering::Release));
-        if refused.load(Ordering::Acquire) {
-            return Err(self.mark_lost("a map request was refused".into()));
+        let device = &self.inner.device;
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let _ = device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Occlusion,
+            count: 0,
+        });
+        match ready(scope.pop()).flatten() {
+            Some(_count_is_zero) => Ok(()),
+            None => Err(self.mark_lost("it no longer reports errors".into())),
         }
-        probe.unmap();
-        Ok(())
     }
 
     fn check_flag(&self) -> Result<()> {
