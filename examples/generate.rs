@@ -24,7 +24,7 @@ const USAGE: &str = "usage: generate [options]
   --dtype f16|f32    of weights and KV cache; default f16
   --adapter NAME     take the GPU whose description contains this";
 
-pub struct Args {
+pub(crate) struct Args {
     models: Vec<String>,
     prompt: String,
     options: GenerateOptions,
@@ -32,7 +32,7 @@ pub struct Args {
     adapter: Option<String>,
 }
 
-pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
+pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
     let (mut folder, mut variant, mut model) = (String::from("examples/models"), None, None);
     let mut parsed = Args {
         models: Vec::new(),
@@ -87,7 +87,7 @@ fn number<T: FromStr>(option: &str, text: &str) -> Result<T, String> {
 }
 
 /// What stops the program: a message, or a reader of the output that has gone away.
-pub enum Stop {
+pub(crate) enum Stop {
     Failed(String),
     ReaderGone,
 }
@@ -170,7 +170,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
     })
 }
 
-pub async fn run(args: &Args) -> Result<(), Stop> {
+pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
     let gpu = Gpu::with_options(GpuOptions { adapter: args.adapter.clone(), ..Default::default() }).await?;
     let mut reports = Vec::new();
     for model in &args.models {

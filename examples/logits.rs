@@ -15,7 +15,7 @@ Prints the logits after the last token, or with --all after each, as JSON.
   --dtype    of weights and cache; default f32
   --adapter  take the GPU whose description contains this";
 
-pub struct Args {
+pub(crate) struct Args {
     model: String,
     tokens: Vec<u32>,
     chunks: Vec<usize>,
@@ -24,7 +24,7 @@ pub struct Args {
     adapter: Option<String>,
 }
 
-pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
+pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
     let (mut model, mut tokens, mut chunks) = (None, None, None);
     let (mut all, mut dtype, mut adapter) = (false, DType::F32, None);
     while let Some(arg) = args.next() {
@@ -59,7 +59,7 @@ fn numbers<T: std::str::FromStr>(list: &str) -> Result<Vec<T>, String> {
     list.split(',').map(|n| n.trim().parse().map_err(|_| format!("{n:?} is not a number"))).collect()
 }
 
-pub async fn run(args: Args) -> latten::Result<Vec<Vec<f32>>> {
+pub(crate) async fn run(args: Args) -> latten::Result<Vec<Vec<f32>>> {
     let gpu = Gpu::with_options(GpuOptions { adapter: args.adapter, ..Default::default() }).await?;
     let decoder = Decoder::load(&gpu, &args.model, args.dtype)?;
     let cache_tokens = args.tokens.len();
