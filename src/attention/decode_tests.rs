@@ -44,6 +44,36 @@ fn the_tail_of_a_plan_buffer_does_not_matter() {
     }
 }
 
+/// The host checks page tables; should one be overwritten all the same, the kernel stays in the pool's last page.
+#[test]
+fn a_corrupted_page_table_stays_inside_the_pool() {
+    let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
+    let heads = small();
+    let mut cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 6, size: 8, layers: 1 }).unwrap();
+    let id = cache.insert();
+    cache.reserve(&[id], 41).unwrap();
+    let rows: Vec<f32> = (0..41 * heads.kv_dim()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+    let kv = Tensor::from_f32(&gpu, &[41, heads.kv_dim()], &rows, DType::F32).unwrap();
+    cache.append(0, &[id], &kv).unwrap();
+    cache.commit(&[id], 40).unwrap();
+    cache.reserve(&[id], 1).unwrap();
+    let q = Tensor::from_f32(&gpu, &[1, 4, heads.q_dim()], &vec![0.5; 4 * heads.q_dim()], DType::F32).unwrap();
+    let decode = Decode::new(&gpu, heads, DType::F32).unwrap().with_policy(SplitPolicy::Off);
+    let run = |page: u32| {
+        let plan = decode.plan(&cache, &[id]).unwrap();
+        // One item and no merge: the page table follows the header and eight words.
+        let second_page = 4 * (PLAN_HEADER as u64 + 8 + 1);
+        gpu.write(plan.buffer.as_ref().unwrap(), second_page, &page.to_le_bytes()).unwrap();
+        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
+        pollster::block_on(gpu.download(&got.out)).unwrap()
+    };
+    let last = run(5);
+    assert_ne!(last, run(1));
+    for page in [6, 1 << 20, 0x7fff_ffff, u32::MAX] {
+        assert_eq!(run(page), last, "page {page}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 

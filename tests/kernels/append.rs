@@ -2,7 +2,7 @@
 
 use crate::support::{gpu, layouts, small, wait, Rng};
 use half::f16;
-use latten::attention::{KvSource, StateLayout};
+use latten::attention::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference::{self, Pairs};
 use latten::{DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rotation, SeqId, Tensor};
 
@@ -142,6 +142,7 @@ fn layouts_to_append() -> Vec<HeadLayout> {
         HeadLayout::gqa(Gqa { q_heads: 1, kv_heads: 1, head_dim: 100 }).unwrap(),
         HeadLayout::gla(Gla { q_heads: 2, latent_heads: 2, latent_dim: 10, rope_dim: 4 }).unwrap(),
         HeadLayout::gla(Gla { q_heads: 2, latent_heads: 2, latent_dim: 10, rope_dim: 0 }).unwrap(),
+        HeadLayout::gla(Gla { q_heads: 2, latent_heads: 2, latent_dim: 4, rope_dim: 40 }).unwrap(),
     ]);
     all
 }
@@ -189,4 +190,35 @@ fn f16_is_rounded_to_nearest_even_and_clamped() {
     });
     let adapter = &gpu().capabilities().adapter;
     println!("{uneven} f16 values not rounded to nearest even on {adapter}");
+}
+
+/// 70,001 tokens: two planes of the grid, the second one short.
+#[test]
+fn every_token_past_a_grid_dimension_is_written_once() {
+    let heads = HeadLayout::mha(1, 4).unwrap();
+    Check { heads, dtype: DType::F16, page_size: 64, rotation: Rotation::None }.run(&[5], 70_001, Rng::value);
+}
+
+/// A slot that is none ends up in the pool's last one: never outside, never at a place that arithmetic makes up.
+#[test]
+fn slots_past_the_pool_are_clamped_to_its_last() {
+    let (gpu, heads, size) = (gpu(), small(), 8);
+    let cache = PagedKvCache::new(gpu, heads, DType::F32, Pages { count: 5, size, layers: 1 }).unwrap();
+    let append = Append::new(gpu, heads, DType::F32, size, Rotation::None).unwrap();
+    let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
+    for slot in [40, 41, 1 << 20, u32::MAX] {
+        let before = vec![0u32; cache.pool_bytes() / 4];
+        gpu.queue().write_buffer(cache.layer(0).unwrap().wgpu_buffer(), 0, bytemuck::cast_slice(&before));
+        let slots = Tensor::from_u32(gpu, &[1], &[slot]).unwrap();
+        let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let layer = cache.layer(0).unwrap();
+        append.encode(gpu, &mut encoder.begin_compute_pass(&Default::default()), &layer, args).unwrap();
+        gpu.queue().submit([encoder.finish()]);
+        let got = pool(gpu, &cache, 0);
+        let last: Vec<usize> = places(&heads, DType::F32, size, 39).iter().map(|p| p.0).collect();
+        assert!(last.iter().all(|at| got[*at] == 1f32.to_bits()), "slot {slot}: not in the last slot");
+        let elsewhere = got.iter().enumerate().find(|(at, word)| **word != 0 && !last.contains(at));
+        assert!(elsewhere.is_none(), "slot {slot}: {elsewhere:?}");
+    }
 }

@@ -59,7 +59,7 @@ impl Case {
         let mut done = vec![0; old.len()];
         let mut rng = Rng(self.seed ^ 0xabcd);
         let kv_dim = self.heads.kv_dim();
-        while let Some(_) = (0..old.len()).find(|&i| done[i] < old[i]) {
+        while (0..old.len()).any(|i| done[i] < old[i]) {
             // Rounds of uneven steps: several sequences in one append, pages taken in turn.
             let active: Vec<usize> = (0..old.len()).filter(|&i| done[i] < old[i]).collect();
             let mut kv = Vec::new();
@@ -95,20 +95,22 @@ impl Case {
         self.step(gpu, decode, sequences, (cache, ids))
     }
 
-    /// Random inputs, the cached tokens of each sequence appended in one go.
-    pub fn run_at_once(&self, gpu: &Gpu, decode: &Decode) -> Vec<Sequence> {
-        let sequences = self.draw();
+    /// The same with the cached tokens of all sequences appended in one go.
+    pub fn run_at_once(&self, gpu: &Gpu, decode: &Decode, sequences: Vec<Sequence>) -> Vec<Sequence> {
         let count = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum();
         let pages = Pages { count, size: self.page_size, layers: 1 };
         let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
         let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
+        let mut rows = Vec::new();
         for ((id, s), (kv_len, q_len)) in ids.iter().zip(&sequences).zip(&self.lengths) {
-            let old = kv_len - q_len;
-            cache.reserve(&[*id], old).unwrap();
-            let rows = &s.rows[..old * self.heads.kv_dim()];
-            let kv = Tensor::from_f32(gpu, &[old, self.heads.kv_dim()], rows, DType::F32).unwrap();
-            cache.append(0, &[*id], &kv).unwrap();
-            cache.commit(&[*id], old).unwrap();
+            cache.reserve(&[*id], kv_len - q_len).unwrap();
+            rows.extend_from_slice(&s.rows[..(kv_len - q_len) * self.heads.kv_dim()]);
+        }
+        let tokens = rows.len() / self.heads.kv_dim();
+        let kv = Tensor::from_f32(gpu, &[tokens, self.heads.kv_dim()], &rows, DType::F32).unwrap();
+        cache.append(0, &ids, &kv).unwrap();
+        for (id, (kv_len, q_len)) in ids.iter().zip(&self.lengths) {
+            cache.commit(&[*id], kv_len - q_len).unwrap();
         }
         self.step(gpu, decode, sequences, (cache, ids))
     }
@@ -162,11 +164,19 @@ impl Case {
         each.fold(Errors::default(), Errors::worst)
     }
 
+    /// What a failure names: lengths only where they are not thousands.
+    fn text(&self) -> String {
+        match self.lengths.len() {
+            0..100 => format!("{self:?}"),
+            n => format!("{n} sequences, seed {}, {:?} {} {:?}", self.seed, self.heads, self.dtype, self.policy),
+        }
+    }
+
     /// Compares one sequence with the reference: every result must be a number, and of long or tall ones a sample of
     /// rows (the first, the last and some between) is recomputed.
     pub fn compare(&self, index: usize, s: &Sequence, size: Size) -> Errors {
         let (heads, (kv_len, q_len)) = (&self.heads, self.lengths[index]);
-        let what = format!("{self:?} sequence {index}");
+        let what = format!("{} sequence {index}", self.text());
         assert!(s.out.iter().chain(&s.lse).all(|v| v.is_finite()), "{what}: a result is no number");
         let rows = q_len * heads.q_heads();
         let most = (4_000_000 / (kv_len * (heads.q_dim() + heads.v_dim())).max(1)).max(6);

@@ -1,9 +1,9 @@
 //! Splitting and merging: every policy within the bounds, splits in which early rows see nothing, and more work items
 //! than one grid dimension holds.
 
-use crate::case::{Case, Size};
-use crate::support::{gpu, gpu_of_thread, layouts, small};
-use latten::{DType, Decode, Gla, Gqa, Gta, HeadLayout, SplitPolicy};
+use crate::case::{Case, Sequence, Size};
+use crate::support::{gpu, gpu_of_thread, layouts, small, Rng};
+use latten::{DType, Decode, Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
 
 const POLICIES: [SplitPolicy; 7] = [
     SplitPolicy::Auto,
@@ -57,7 +57,7 @@ fn more_work_than_a_grid_dimension_holds() {
     let policy = SplitPolicy::FixedTokens(32);
     let decode = Decode::new(gpu(), heads, DType::F32).unwrap().with_policy(policy);
     let case = Case { heads, dtype: DType::F32, page_size: 1, lengths: vec![(70_480, 480), (40, 1)], policy, seed: 35 };
-    let results = case.run_at_once(gpu(), &decode);
+    let results = case.run_at_once(gpu(), &decode, case.draw());
     for (i, s) in results.iter().enumerate() {
         case.compare(i, s, Size::default());
     }
@@ -72,4 +72,21 @@ fn many_sequences() {
         let case = Case { heads, dtype: DType::F16, page_size: 4, lengths: lengths.clone(), policy, seed: 37 };
         case.check(gpu());
     }
+}
+
+/// 65,537 sequences of two parts each: items and merges fold, and the last plane of the grid is short in both.
+#[test]
+#[ignore = "two million tokens: seconds on a GPU, a minute on a software one"]
+fn more_merges_than_a_grid_dimension_holds() {
+    let heads = HeadLayout::mla(Mla { q_heads: 1, latent_dim: 4, rope_dim: 0 }).unwrap();
+    let policy = SplitPolicy::FixedTokens(1);
+    let decode = Decode::new(gpu(), heads, DType::F16).unwrap().with_policy(policy);
+    let lengths = vec![(66, 1); 65_537];
+    let case = Case { heads, dtype: DType::F16, page_size: 2, lengths, policy, seed: 39 };
+    let mut rng = Rng(39);
+    let inputs = (0..65_537).map(|_| {
+        let (rows, q) = (rng.values(66 * heads.kv_dim()), rng.values(heads.q_dim()));
+        Sequence { rows, q, out: vec![], lse: vec![] }
+    });
+    case.compare_all(&case.run_at_once(gpu(), &decode, inputs.collect()));
 }

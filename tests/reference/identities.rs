@@ -41,7 +41,7 @@ fn identities_sum_of_shards_is_the_whole_layer() {
     for (name, vector) in layers("layer_gla", 3) {
         let LayerWeights::Gla(weights) = &vector.weights else { panic!("{name} holds no gla") };
         let config = exact(&vector.config);
-        for ranks in [2, 4].into_iter().filter(|ranks| config.groups % ranks == 0) {
+        for ranks in [2, 4].into_iter().filter(|ranks| config.groups.is_multiple_of(*ranks)) {
             for form in [Form::Explicit, Form::Absorbed] {
                 let mut sum = vec![0.0; config.model_dim];
                 for rank in 0..ranks {

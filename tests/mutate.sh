@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Mutation check of the attention kernels: each clamp and mask of shaders/{append,decode,merge}.wgsl and their parts is
+# changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
+# hour on two cores with a software GPU.
+#
+#   tests/mutate.sh            all mutations
+#   tests/mutate.sh append     those whose name contains a word
+#
+# It works on a copy under target/mutate and leaves the checkout alone. A mutation that no longer applies is an error:
+# the table below must follow the shaders. Exit status: 0 if every mutation is killed, or is listed as equivalent:
+#
+# Each row: name ~ file under shaders/ ~ text ~ replacement ~ tests ~ "dies", or why no reachable input shows it.
+# "same" rows guard against what the host rules out (a corrupted plan, a row without tokens) or save only time; they are
+# run too, and reported if they die after all.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+A="append::"
+D="steps:: split::many append::every|split::odd split::every|isolation:: adversarial::"
+G="--include-ignored split::more_merges"
+table() {
+  cat <<'TABLE'
+append-row-end      ~append.wgsl~id.x >= ROW_U32S || ~~A~dies
+append-token-end    ~append.wgsl~ || token >= params.token_count~~A~dies
+append-slot-clamp   ~append.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~A~dies
+append-rotated-end  ~append.wgsl~if (i >= rotated)~if (i > rotated)~A~dies
+append-rotated-none ~append.wgsl~if (i >= rotated)~if (false)~A~dies
+append-tied-pad     ~append.wgsl~if (e < STATE_DIM)~if (true)~A~dies
+append-key-pad      ~append.wgsl~if (e < KEY_DIM)~if (e < VALUE_FIRST * ELEMS_PER_WORD)~A~dies
+append-value-first  ~append.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && ~~A~dies
+append-value-end    ~append.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
+append-rope-pad     ~append.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
+append-group        ~append.wgsl~select(GROUPS, group, in_state)~group~A~dies
+f16-clamp           ~parts/elements_f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
+decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
+decode-chunk-end    ~decode.wgsl~min(visible, item.token_last)~visible~D~dies
+decode-row-visible  ~decode.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
+decode-causal       ~decode.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
+decode-page-held    ~decode.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~same: such a token is nowhere, whatever its page
+decode-page-clamp   ~decode.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
+decode-state-held   ~decode.wgsl~group * page_size + offset) * STATE_WORDS, held)~group * page_size + offset) * STATE_WORDS, true)~D~dies
+decode-rope-held    ~decode.wgsl~select(NOWHERE, rope, held)~rope~D~same: the score is masked, and rope keys enter nothing else
+decode-nowhere      ~decode.wgsl~if (base == NOWHERE)~if (false)~D~dies
+decode-lane-base    ~decode.wgsl~    if (lane < TOKENS) {~    if (lane <= TOKENS) {~D~dies
+decode-fetch-state  ~decode.wgsl~if (token < TOKENS) {\n            fetched[i]~if (true) {\n            fetched[i]~D~same: what is fetched past the tile is not stored
+decode-fetch-rope   ~decode.wgsl~if (token < TOKENS) {\n            fetched[STATE~if (true) {\n            fetched[STATE~D~same: what is fetched past the tile is not stored
+decode-store-state  ~decode.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + tile_word~if (true) {\n            tile[token * TILE_STRIDE + tile_word~D~dies
+decode-store-rope   ~decode.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + KEY~if (true) {\n            tile[token * TILE_STRIDE + KEY~D~dies
+decode-score-lanes  ~decode.wgsl~if (token_lane >= SCORE_LANES)~if (false)~D~dies
+decode-key-end      ~decode.wgsl~if (word < KEY_WORDS + ROPE_WORDS)~if (true)~D~dies
+decode-score-mask   ~decode.wgsl~select(NEGATIVE, wide[j], first + softmax_token < visible[j])~wide[j]~D~dies
+decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], first + softmax_token < visible[j])~wide[j]~D~dies
+decode-output-units ~decode.wgsl~unit < VALUE_UNITS && token_split < TOKEN_SPLITS~true~D~same: a unit past the end is never written
+decode-write-units  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (token_split == 0u)~D~dies
+decode-write-split  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (unit < VALUE_UNITS)~D~dies
+decode-write-row    ~decode.wgsl~                if (row < item.q_len * HEADS_PER_GROUP) {~                if (true) {~D~dies
+decode-write-dim    ~decode.wgsl~if (first_dim + e < V_DIM)~if (true)~D~dies
+decode-merge-units  ~decode.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: only lanes below VALUE_UNITS write
+query-held          ~parts/query_registers.wgsl~held && ~~D~same: the cached padding is zero
+query-row           ~parts/query_registers.wgsl~ && row < item.q_len * HEADS_PER_GROUP~~D~same: a row past the end is never written
+query-stream-end    ~parts/query_stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
+query-stream-row    ~parts/query_stream.wgsl~min(row, item.q_len * HEADS_PER_GROUP - 1u)~row~D~same: a row past the end is never written
+merge-item-end      ~merge.wgsl~if (index >= merge_item_count(params.class_index))~if (false)~G~dies
+merge-row-end       ~merge.wgsl~if (tile_row >= item.rows)~if (false)~D~dies
+merge-weight        ~merge.wgsl~select(0.0, exp2(part - top), part > 0.5 * NEGATIVE)~exp2(part - top)~D~same: every row sees a token, so top is a score
+lse2-empty          ~parts/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
+lse-bits-empty      ~parts/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
+inverse-empty       ~parts/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
+TABLE
+}
+
+copy=target/mutate/tree
+mkdir -p "$copy"
+export CARGO_TARGET_DIR="$PWD/target/mutate/build"
+fresh() {
+  for part in src shaders tests examples benches Cargo.toml Cargo.lock clippy.toml README.md; do
+    if [[ -e $part ]]; then rm -rf "${copy:?}/$part" && cp -r "$part" "$copy/"; fi
+  done
+}
+
+# Runs the groups of tests, cheapest first; true as soon as one fails.
+dies() {
+  local target="--test kernels" groups
+  case $1 in
+    A) groups=$A ;;
+    D) groups=$D ;;
+    G) groups=$G ;;
+    L) groups="corrupted" target="--lib" ;;
+  esac
+  local group
+  while read -r group; do
+    # shellcheck disable=SC2086 # words
+    (cd "$copy" && timeout 900 cargo test --release --quiet $target -- $group) >"target/mutate/log" 2>&1 || return 0
+  done <<<"${groups//|/$'\n'}"
+  return 1
+}
+
+fresh
+(cd "$copy" && cargo test --release --quiet --no-run --test kernels --lib)
+survived=0 killed=0
+while IFS='~' read -r name file text new tests fate; do
+  name=${name// /}
+  [[ $name == *"${1:-}"* ]] || continue
+  fresh
+  TEXT=$text NEW=$new perl -0pi -e '
+    my ($text, $new) = @ENV{qw(TEXT NEW)};
+    s/\\n/\n/g for $text, $new;
+    my $at = index($_, $text);
+    substr($_, $at, length $text) = $new if $at >= 0;
+  ' "$copy/shaders/$file"
+  if cmp -s "shaders/$file" "$copy/shaders/$file"; then
+    echo "$name: does not apply to shaders/$file any more: correct the table" >&2
+    exit 2
+  fi
+  if dies "$tests"; then
+    if grep -q "could not compile" target/mutate/log; then cat target/mutate/log >&2 && exit 2; fi
+    killed=$((killed + 1))
+    echo "killed    $name ($(grep -o 'test [a-z_0-9:]* \.\.\. FAILED\|[a-z_0-9]*::[a-z_0-9:]* --- FAILED' target/mutate/log | head -1))"
+    [[ $fate == dies ]] || echo "          though listed as $fate"
+  elif [[ $fate == same* ]]; then
+    echo "survived  $name, as expected ($fate)"
+  else
+    survived=$((survived + 1))
+    echo "SURVIVED  $name: no test noticed"
+  fi
+done < <(table)
+echo "$killed killed, $survived survived that should not"
+[[ $survived == 0 ]]
