@@ -171,6 +171,8 @@ fn check_vector_refuses_what_is_no_vector() {
     odd_head["dims"]["state"] = json!(5);
     let mut unknown = value("kernel_gla_1");
     unknown["variant"] = json!("rwkv");
+    let mut large = value("kernel_mla_2");
+    large["states"][0][0][0] = json!(1e39);
     let mut odd_rope = value("kernel_mla_2");
     odd_rope["layout"]["rope"] = json!(5);
     let cases = [
@@ -188,6 +190,8 @@ fn check_vector_refuses_what_is_no_vector() {
         assert_eq!((code, out.as_str()), (UNCHECKED, ""), "{input:.40}");
         assert!(complaints.contains(why), "{input:.40}: {complaints}");
     }
+    let (code, _, complaints) = check(&[], &large.to_string());
+    assert_eq!((code, complaints.contains("an input is beyond f32")), (UNCHECKED, true), "{complaints}");
     for (args, why) in [
         (&["no/such/file.json"][..], "no/such/file.json: "),
         (&["--verbose"], "unknown option --verbose\n\nusage: "),

@@ -45,8 +45,8 @@ pub fn check(gpu: &Gpu, file: &str, vector: &KernelVector, report: &mut Report<'
                 q_len - case.seeing
             ));
         }
-        if let Some(large) = case.rows.iter().find(|v| !rounded(**v, dtype).is_finite()) {
-            report.say(&format!("  {dtype}: not run, {large} is beyond {dtype}"));
+        if !case.q.iter().copied().chain(case.rows.iter().map(|&v| rounded(v, dtype))).all(f32::is_finite) {
+            report.not_run(dtype, "an input")?;
             continue;
         }
         let (want, against) = case.expectation()?;

@@ -54,9 +54,8 @@ fn check_dtype(gpu: &Gpu, vector: &LayerVector, dtype: DType, report: &mut Repor
     let case = Reference { config: &vector.config, weights: &weights };
     let projected = case.project(&wide(&x))?;
     let want_rows = case.rows(&projected, dtype);
-    if let Some(large) = case.all_values().chain(&want_rows).chain(&wide(&x)).find(|v| !v.is_finite()) {
-        report.say(&format!("  {dtype}: not run, a weight, an input or a cached row is {large} in it"));
-        return Ok(());
+    if !case.all_values().chain(&want_rows).chain(&wide(&x)).all(|v| v.is_finite()) {
+        return report.not_run(dtype, "a weight, an input or a cached row");
     }
     let config = model_config(vector);
     let attention = Attention::from_bytes(gpu, &config, ("vector", &case.safetensors()?), dtype)?;

@@ -21,7 +21,8 @@ Reads one vector as JSON from each file, or from the standard input (-, or no fi
 and prints the error of each output.
   --adapter  take the GPU whose description contains this
 
-Exit code: 0 where all errors are within their bounds, 1 where one is beyond, 2 where something could not be checked.";
+Exit code: 0 where all errors are within their bounds, 1 where one is beyond, 2 where a vector could not be
+checked: bad usage or input, or no GPU that can run it.";
 
 /// All errors are within their bounds.
 pub const WITHIN: u8 = 0;

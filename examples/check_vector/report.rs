@@ -1,10 +1,10 @@
 //! Errors against their bounds, one line each.
 
-use latten::DType;
+use latten::{DType, ErrorKind, Result};
 use std::io::Write;
 
-/// What an output may be off by. All of it is in f32 but what is stored in f16, and against f64 on the same rounded
-/// inputs.
+/// What an output may be off by, against f64 on the same rounded inputs: all arithmetic is in f32, whatever the cache
+/// holds. The numbers are for inputs of order 1, which the oracle's are; scores of some hundreds cannot keep them.
 #[derive(Debug, Clone, Copy)]
 pub struct Bound {
     /// Mean square of the error relative to that of the wanted values.
@@ -50,6 +50,16 @@ impl<'a> Report<'a> {
     pub fn say(&mut self, line: &str) {
         // A reader that has gone away still gets the exit code.
         let _ = writeln!(self.out, "{line}");
+    }
+
+    /// Says that a dtype cannot hold the vector. That is no fault of the vector's, unless not even f32 can.
+    pub fn not_run(&mut self, dtype: DType, what: &str) -> Result<()> {
+        if dtype == DType::F32 {
+            let why = format!("{what} is beyond f32, so that nothing can be run");
+            return Err(ErrorKind::Argument { name: "vector", why }.into());
+        }
+        self.say(&format!("  {dtype}: not run, {what} is beyond {dtype}"));
+        Ok(())
     }
 
     /// Compares one output. `run` says what was run (dtype, policy), `against` with what it is compared.
