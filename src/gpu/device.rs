@@ -126,6 +126,8 @@ impl Gpu {
                 readback: Mutex::default(),
                 lost,
                 counters: CounterCells::default(),
+                #[cfg(test)]
+                poison_workgroup: Default::default(),
             }),
         })
     }

@@ -69,12 +69,18 @@ impl Gpu {
 
     fn compile(&self, spec: &KernelSpec) -> Result<Kernel> {
         let source = spec.assemble();
+        let text = &source.text;
+        #[cfg(test)]
+        let text = &match self.inner.poison_workgroup.load(Ordering::Relaxed) && spec.workgroup_bytes > 0 {
+            true => super::poison_tests::poisoned(text),
+            false => text.clone(),
+        };
         let device = &self.inner.device;
         let entries: Vec<_> = (0..=spec.bindings.len()).map(|i| layout_entry(i, spec)).collect();
         let made = self.scoped(spec.name, || {
             let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some(spec.name),
-                source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()),
+                source: wgpu::ShaderSource::Wgsl(text.as_str().into()),
             });
             let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: Some(spec.name),
@@ -91,7 +97,7 @@ impl Gpu {
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    // Every kernel writes its workgroup memory before it reads it.
+                    // Every kernel writes its workgroup memory before it reads it: gpu/poison_tests.rs.
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },

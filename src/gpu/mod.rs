@@ -3,6 +3,8 @@
 mod capabilities;
 mod device;
 pub(crate) mod kernel;
+#[cfg(test)]
+mod poison_tests;
 mod readback;
 pub(crate) mod shader;
 mod tensor;
@@ -45,6 +47,9 @@ struct Inner {
     readback: Mutex<Vec<wgpu::Buffer>>,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
+    /// Fill workgroup memory with NaN when a kernel begins.
+    #[cfg(test)]
+    poison_workgroup: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Default)]
