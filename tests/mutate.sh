@@ -3,20 +3,21 @@
 # changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
 # hour on two cores with a software GPU.
 #
-#   tests/mutate.sh            all mutations
-#   tests/mutate.sh append     those whose name contains a word
+#   tests/mutate.sh                 the mutations that must die
+#   tests/mutate.sh append          those whose name contains a word
+#   tests/mutate.sh --same [word]   the equivalent ones, to see that they still are (slow: all tests, each time)
 #
 # It works on a copy under target/mutate and leaves the checkout alone. A mutation that no longer applies is an error:
-# the table below must follow the shaders. Exit status: 0 if every mutation is killed, or is listed as equivalent:
+# the table below must follow the shaders. Exit status: 0 if every mutation that must die does.
 #
 # Each row: name ~ file under shaders/ ~ text ~ replacement ~ tests ~ "dies", or why no reachable input shows it.
-# "same" rows guard against what the host rules out (a corrupted plan, a row without tokens) or save only time; they are
-# run too, and reported if they die after all.
+# "same" rows guard against what the host rules out (a row without tokens) or save only time; --same reports those that
+# die after all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 A="append::"
-D="steps:: split::many append::every|split::odd split::every|isolation:: adversarial::"
+D="steps:: split::many|split::odd split::every|isolation:: adversarial::"
 G="--include-ignored split::more_merges"
 table() {
   cat <<'TABLE'
@@ -95,12 +96,15 @@ dies() {
   return 1
 }
 
+kind=dies
+if [[ ${1:-} == --same ]]; then kind=same && shift; fi
+word=${1:-}
 fresh
 (cd "$copy" && cargo test --release --quiet --no-run --test kernels --lib)
 survived=0 killed=0
 while IFS='~' read -r name file text new tests fate; do
   name=${name// /}
-  [[ $name == *"${1:-}"* ]] || continue
+  [[ $name == *"$word"* && ${fate%%:*} == "$kind" ]] || continue
   fresh
   TEXT=$text NEW=$new perl -0pi -e '
     my ($text, $new) = @ENV{qw(TEXT NEW)};
