@@ -114,7 +114,7 @@ fn rising_and_falling_scores() {
 #[test]
 fn alternating_at_the_end_of_f16() {
     let alternate = |heads: &HeadLayout, kv_len: usize, by_dim: bool| {
-        let sign = |i: usize| if i % 2 == 0 { 6.0e4 } else { -6.0e4 };
+        let sign = |i: usize| if i.is_multiple_of(2) { 6.0e4 } else { -6.0e4 };
         let at = |i: usize| sign(i / heads.kv_dim() + if by_dim { i % heads.kv_dim() } else { 0 });
         (0..kv_len * heads.kv_dim()).map(at).collect::<Vec<f32>>()
     };

@@ -59,7 +59,7 @@ impl Case {
         let mut done = vec![0; old.len()];
         let mut rng = Rng(self.seed ^ 0xabcd);
         let kv_dim = self.heads.kv_dim();
-        while let Some(_) = (0..old.len()).find(|&i| done[i] < old[i]) {
+        while (0..old.len()).any(|i| done[i] < old[i]) {
             // Rounds of uneven steps: several sequences in one append, pages taken in turn.
             let active: Vec<usize> = (0..old.len()).filter(|&i| done[i] < old[i]).collect();
             let mut kv = Vec::new();

@@ -46,7 +46,7 @@ const MOST_WORK: usize = 1 << 30;
 
 fn heads(kind: Kind, per_group: usize, dim: usize) -> HeadLayout {
     let gqa = |kv_heads| HeadLayout::gqa(Gqa { q_heads: kv_heads * per_group, kv_heads, head_dim: dim });
-    let rope_dim = if dim % 64 == 0 { 64 } else { 32 };
+    let rope_dim = if dim.is_multiple_of(64) { 64 } else { 32 };
     let layout = match kind {
         Kind::Mha => gqa(3),
         Kind::Gqa => gqa(2),
