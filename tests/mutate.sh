@@ -34,7 +34,7 @@ append-rope-pad     ~append.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~append.wgsl~select(GROUPS, group, in_state)~group~A~dies
 f16-clamp           ~parts/elements_f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
 decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
-decode-chunk-end    ~decode.wgsl~min(visible, item.token_last)~visible~D~dies
+decode-chunk-end    ~decode.wgsl~min(visible, item.token_last)~visible~D~same: chunks end on whole tiles, the last where its last row sees
 decode-row-visible  ~decode.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
 decode-causal       ~decode.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
 decode-page-held    ~decode.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~same: such a token is nowhere, whatever its page
