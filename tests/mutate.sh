@@ -17,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 A="append::"
-D="steps:: split::many|split::odd split::every|isolation:: adversarial::"
+D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
 G="--include-ignored split::more_merges"
 table() {
   cat <<'TABLE'
@@ -50,7 +50,7 @@ decode-store-rope   ~decode.wgsl~if (token < TOKENS) {\n            tile[token *
 decode-score-lanes  ~decode.wgsl~if (token_lane >= SCORE_LANES)~if (false)~D~dies
 decode-key-end      ~decode.wgsl~if (word < KEY_WORDS + ROPE_WORDS)~if (true)~D~dies
 decode-score-mask   ~decode.wgsl~select(NEGATIVE, wide[j], first + softmax_token < visible[j])~wide[j]~D~dies
-decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], first + softmax_token < visible[j])~wide[j]~D~dies
+decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], first + softmax_token < visible[j])~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
 decode-output-units ~decode.wgsl~unit < VALUE_UNITS && token_split < TOKEN_SPLITS~true~D~same: a unit past the end is never written
 decode-write-units  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (token_split == 0u)~D~dies
 decode-write-split  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (unit < VALUE_UNITS)~D~dies

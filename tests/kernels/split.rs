@@ -50,6 +50,16 @@ fn odd_dimensions() {
     }
 }
 
+/// 144 rows are three tiles of 64, and a tile has fewer value units than its lanes have places: a lane without a unit
+/// must not write, or it writes over the next tile's rows.
+#[test]
+fn several_tiles_with_lanes_to_spare() {
+    let heads = HeadLayout::mqa(9, 40).unwrap();
+    let lengths = vec![(16, 16), (40, 16)];
+    let case = Case { heads, dtype: DType::F16, page_size: 16, lengths, policy: SplitPolicy::Off, seed: 34 };
+    case.check(gpu_of_thread());
+}
+
 /// 70,480 tokens in one append and 65,640 work items in one decode: both fold into the grid's third dimension.
 #[test]
 fn more_work_than_a_grid_dimension_holds() {
