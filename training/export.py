@@ -78,6 +78,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", type=pathlib.Path, help="models.tar of run_all.py; left out: use what is in examples/models")
     p.add_argument("--results", type=pathlib.Path, help="results.json of the same runs, to compare bits per byte")
+    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     p.add_argument("--data", default=HERE / "data", type=pathlib.Path)
     p.add_argument("--root", default=HERE.parent, type=pathlib.Path)
     a = p.parse_args()
@@ -92,7 +93,7 @@ def main():
     vectors.mkdir(parents=True, exist_ok=True)
     runs = json.loads(a.results.read_text())["runs"] if a.results else []
     valid = load_bytes(a.data / "valid.txt", "cpu")
-    for variant in VARIANTS:
+    for variant in a.variants:
         found = vector(variant, models / variant, valid)
         path = vectors / f"logits_{variant}.json"
         path.write_text(json.dumps(found, separators=(",", ":")) + "\n")

@@ -42,6 +42,7 @@ def main():
     p.add_argument("--epochs", type=float, default=20)
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     p.add_argument("--limit", type=float, default=1e9, help="seconds until training stops")
     p.add_argument("--work", default="/tmp/latten_runs", type=pathlib.Path)
     p.add_argument("--out", default="out", type=pathlib.Path)
@@ -54,7 +55,7 @@ def main():
     a.work.mkdir(parents=True)
     a.out.mkdir(parents=True, exist_ok=True)
     jobs = []
-    for variant in VARIANTS:
+    for variant in a.variants:
         command = [sys.executable, HERE / "train.py", variant, "--seeds", *map(str, a.seeds), "--epochs", str(a.epochs),
                    "--lr", str(a.lr), "--batch", str(a.batch), "--data", a.data, "--out", a.work, "--device", a.device,
                    "--deadline", str(begun + a.limit)] + (["--no-compile"] if a.device == "cpu" else [])
@@ -68,7 +69,7 @@ def main():
         if int(time.time() - begun) % 20 == 0:
             bundle(a.work, a.out)
     runs = bundle(a.work, a.out)
-    for variant, job in zip(VARIANTS, jobs):
+    for variant, job in zip(a.variants, jobs):
         if job.returncode:
             print(variant, "failed:", (a.work / f"{variant}.log").read_text()[-1500:])
     for r in runs:
