@@ -2,6 +2,7 @@
 """Join the results.json of one or more run_all.py calls into training/results.json and print the tables of README.md. Standard library.
 
     python3 training/report.py --join long=out_long/results.json short=out_short/results.json
+    python3 training/report.py --replace long=out_gta/results.json     (a set's runs of the variants in that file)
     python3 training/report.py
 """
 import argparse
@@ -20,13 +21,24 @@ def join(sources):
     for source in sources:
         name, path = source.split("=", 1)
         runs = json.loads(pathlib.Path(path).read_text())["runs"]
-        shared = {key: runs[0][key] for key in ("device", "torch", "epochs", "steps", "lr", "batch", "recipe")}
+        shared = {key: runs[0][key] for key in ("torch", "epochs", "steps", "lr", "batch", "recipe")}
         assert all(run[key] == value for run in runs for key, value in shared.items()), name
-        configs = {run["variant"]: dict(run["config"], parameters=run["parameters"]) for run in runs}
+        configs = {run["variant"]: dict(run["config"], parameters=run["parameters"], device=run["device"]) for run in runs}
         kept = [dict(variant=r["variant"], seed=r["seed"], complete=r["complete"], seconds=r["seconds"], best=r["best"],
                      curve_columns=list(r["best"]), curve=[list(point.values()) for point in r["curve"]]) for r in runs]
         sets[name] = dict(shared, configs=configs, runs=sorted(kept, key=lambda r: (VARIANTS.index(r["variant"]), r["seed"])))
     return sets
+
+
+def replace(sets, fresh):
+    """Puts a set's runs of some variants in the place of the earlier ones, trained by the same recipe."""
+    for name, new in fresh.items():
+        old, variants = sets[name], set(new["configs"])
+        for key in ("torch", "epochs", "steps", "lr", "batch", "recipe"):
+            assert old[key] == new[key], (name, key)
+        old["configs"].update(new["configs"])
+        kept = [r for r in old["runs"] if r["variant"] not in variants] + new["runs"]
+        old["runs"] = sorted(kept, key=lambda r: (VARIANTS.index(r["variant"]), r["seed"]))
 
 
 def cached(c):
@@ -39,7 +51,7 @@ def cached(c):
 
 
 def show(name, data):
-    print(f"\n## {name}: {data['epochs']:g} epochs, {data['device']}, PyTorch {data['torch']}\n")
+    print(f"\n## {name}: {data['epochs']:g} epochs, PyTorch {data['torch']}\n")
     print("| variant | parameters | FFN width | KV elements per token and layer | KV bytes per token (f16, 4 layers) | validation bits per byte, "
           "each seed | mean ± std (min..max) | last checkpoint, mean | epochs at best | million bytes seen at best | seconds a run |")
     print("|" + "---|" * 11)
@@ -64,11 +76,15 @@ def show(name, data):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--join", nargs="+", metavar="NAME=PATH")
+    p.add_argument("--replace", nargs="+", metavar="NAME=PATH")
     p.add_argument("--results", default=HERE / "results.json", type=pathlib.Path)
     a = p.parse_args()
-    if a.join:
-        a.results.write_text(json.dumps(join(a.join), separators=(",", ":")) + "\n")
-    for name, data in json.loads(a.results.read_text()).items():
+    sets = join(a.join) if a.join else json.loads(a.results.read_text())
+    if a.replace:
+        replace(sets, join(a.replace))
+    if a.join or a.replace:
+        a.results.write_text(json.dumps(sets, separators=(",", ":")) + "\n")
+    for name, data in sets.items():
         show(name, data)
 
 
