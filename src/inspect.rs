@@ -2,12 +2,13 @@
 //! to read a shader, and for the tests that validate and translate them all. Needs no GPU.
 
 use crate::attention::append::append_spec;
-use crate::attention::decode::{decode_spec, merge_spec};
+use crate::attention::decode::{kernel_spec, merge_spec};
 use crate::attention::layout::StateLayout;
-use crate::attention::shape::{DecodeShape, ShapeLimits};
+use crate::attention::select::{Device, KernelShape};
+use crate::attention::shape::ShapeLimits;
 use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 use crate::error::Result;
-use crate::gpu::{Access, Const, DType, KernelSpec};
+use crate::gpu::{Access, Const, DType, KernelSpec, Tier};
 use std::collections::HashSet;
 
 /// One assembled kernel.
@@ -19,6 +20,8 @@ pub struct Variant {
     /// What it was made for, and the constants and parts that tell it from its siblings, for example
     /// `gla-2x256+64 128 heads f16: TOKENS=8 .. of parts/elements_f16 .. decode`.
     pub label: String,
+    /// What the device must have to run it.
+    pub tier: Tier,
     /// The text given to wgpu.
     pub wgsl: String,
     /// The same with each line's origin in a comment.
@@ -56,11 +59,13 @@ fn attention() -> Result<Vec<Labelled>> {
             let what = format!("{name} {} heads {dtype}", heads.q_heads());
             let layout = StateLayout::new(&heads, dtype);
             // Lanes in step of software GPUs and of desktop ones: the choice of workgroup size depends on them.
-            let limits = |subgroup_size| ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size };
-            let small = DecodeShape::all(&heads, &layout, limits(4))?;
-            for shape in DecodeShape::all(&heads, &layout, limits(32))?.into_iter().chain(small) {
-                all.push((what.clone(), decode_spec(&heads, dtype, &shape)?));
-                all.push((what.clone(), merge_spec(&heads, shape.rows())));
+            for (tier, lanes) in [(Tier::Portable, 4), (Tier::Portable, 32), (Tier::Subgroup, 8), (Tier::Subgroup, 32)]
+            {
+                let limits = ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size: lanes };
+                for shape in KernelShape::all(&heads, &layout, &Device { limits, tier, subgroup_min: lanes })? {
+                    all.push((what.clone(), kernel_spec(&heads, dtype, &shape)?));
+                    all.push((what.clone(), merge_spec(&heads, shape.rows())));
+                }
             }
             for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
                 let Ok(spec) = append_spec(&heads, dtype, page_size, rotation) else { continue };
@@ -103,6 +108,7 @@ fn variant(what: &str, spec: &KernelSpec) -> Variant {
     let parts: Vec<&str> = spec.parts.iter().map(|part| part.name.trim_end_matches(".wgsl")).collect();
     Variant {
         name: spec.name,
+        tier: spec.tier(),
         label: format!("{what}: {} of {}", numbers.join(" "), parts.join(" ")),
         annotated: source.annotated(),
         wgsl: source.text,

@@ -1,8 +1,8 @@
 // The plan buffer: what attention::plan wrote, as u32s.
-// Header of 16: [0] first u32 of the page tables, [1] first u32 of the merge items, [2] partial rows in all,
-// then for class c at 4 + 4c: first item, items, first merge item, merge items. Work items of 8 follow at 16.
+// Header of 32: [0] first u32 of the page tables, [1] first u32 of the merge items, [2] partial rows in all,
+// then for class c at 4 + 4c: first item, items, first merge item, merge items. Work items of 8 follow at 32.
 
-const PLAN_HEADER = 16u;
+const PLAN_HEADER = 32u;
 const NO_PARTIAL = 0xffffffffu;
 
 // (see above) u32; binding 3 in every kernel that reads a plan

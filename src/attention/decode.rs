@@ -3,11 +3,13 @@
 use super::append::elements_part;
 use super::layout::{KvView, StateLayout};
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
-use super::shape::{DecodeShape, ShapeLimits};
+use super::rows::RowShape;
+use super::select::{Device, KernelShape, MAX_CLASSES};
+use super::shape::DecodeShape;
 use super::view::KvSource;
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{number, part, Access, Buffer, Const, Consts, DType, Gpu, Kernel, KernelSpec, Tensor};
+use crate::gpu::{number, part, Access, Buffer, Const, Consts, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`.
@@ -36,7 +38,7 @@ pub struct Decode {
 
 /// The two kernels of one row tile.
 struct Class {
-    row_tile: usize,
+    shape: KernelShape,
     decode: Kernel,
     merge: Kernel,
 }
@@ -91,7 +93,8 @@ pub(crate) struct DecodeParams {
 }
 
 /// u32s before the first work item; layout in `shaders/parts/plan.wgsl`.
-const PLAN_HEADER: usize = 16;
+const PLAN_HEADER: usize = 32;
+const _: () = assert!(4 + 4 * MAX_CLASSES <= PLAN_HEADER);
 /// A plan buffer's least size in bytes, so that growing sequences seldom need a larger one.
 const PLAN_BYTES: usize = 64 << 10;
 
@@ -102,25 +105,21 @@ impl Decode {
     /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
         let layout = StateLayout::new(&heads, dtype);
-        let limits = ShapeLimits {
-            workgroup_bytes: gpu.capabilities().workgroup_storage_bytes as usize,
-            subgroup_size: gpu.capabilities().subgroup_size as usize,
-        };
-        let shapes = DecodeShape::all(&heads, &layout, limits)?;
+        let shapes = KernelShape::all(&heads, &layout, &Device::of(gpu.capabilities()))?;
         let mut classes = Vec::new();
-        for shape in &shapes {
-            let decode = gpu.kernel(decode_spec(&heads, dtype, shape)?)?;
+        for &shape in &shapes {
+            let decode = gpu.kernel(kernel_spec(&heads, dtype, &shape)?)?;
             let merge = gpu.kernel(merge_spec(&heads, shape.rows()))?;
-            classes.push(Class { row_tile: shape.rows(), decode, merge });
+            classes.push(Class { shape, decode, merge });
         }
         let shape = PlanShape {
             heads_per_group: heads.heads_per_group(),
             groups: heads.groups(),
             v_dim: heads.v_dim(),
             bytes_per_token: layout.group_bytes(),
-            row_tiles: shapes.iter().map(DecodeShape::rows).collect(),
+            row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
-            token_tile: shapes.iter().map(|s| s.tokens).max().unwrap_or(1),
+            token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
         };
         let partials = Mutex::new(gpu.create_buffer("partials", 16)?);
         let (plans, outputs) = (Arc::default(), Mutex::default());
@@ -244,14 +243,15 @@ impl Decode {
             };
             let buffers = [&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
             let (y, z) = plan::fold(*items);
-            self.gpu.dispatch(pass, &class.decode, &params, &buffers, (groups as u32, y, z))?;
+            let x = groups / class.shape.groups_per_workgroup();
+            self.gpu.dispatch(pass, &class.decode, &params, &buffers, (x as u32, y, z))?;
         }
         // Without merges this dispatches nothing; but what it binds is ready when the sequences have grown.
         for (index, (class, (_, merges))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
             let (y, z) = plan::fold(*merges);
-            let grid = ((groups * class.row_tile) as u32, y, z);
+            let grid = ((groups * class.shape.rows()) as u32, y, z);
             self.gpu.dispatch(pass, &class.merge, &(index as u32), &[&partials, out, plan_buffer, lse], grid)?;
         }
         Ok(())
@@ -349,20 +349,94 @@ fn head_consts(heads: &HeadLayout) -> Consts {
     ]
 }
 
-pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
-    let layout = StateLayout::new(heads, dtype);
+/// The kernel of a shape; all take the same bindings.
+pub(crate) fn kernel_spec(heads: &HeadLayout, dtype: DType, shape: &KernelShape) -> Result<KernelSpec> {
+    match shape {
+        KernelShape::Tile(shape) => decode_spec(heads, dtype, shape),
+        KernelShape::Rows(shape) => rows_spec(heads, dtype, shape),
+    }
+}
+
+/// Pool, queries, plan, output, LSE, partial results.
+fn decode_bindings() -> Vec<Access> {
+    vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write]
+}
+
+/// The vector that holds the rows of a block.
+fn rows_slot(rows_per_block: usize) -> (Const, Part) {
+    match rows_per_block {
+        1 => (Const::Alias("f32"), part!("parts/rows_1.wgsl")),
+        2 => (Const::Alias("vec2<f32>"), part!("parts/rows_2.wgsl")),
+        _ => (Const::Alias("vec4<f32>"), part!("parts/rows_4.wgsl")),
+    }
+}
+
+/// Constants of a layout in a dtype, for every decode kernel.
+fn state_consts(heads: &HeadLayout, layout: &StateLayout) -> Consts {
     let mut consts = head_consts(heads);
     consts.extend([
         ("NOPE_DIM", number(heads.nope_dim())),
         ("Q_DIM", number(heads.q_dim())),
         ("ELEMS_PER_WORD", number(layout.elems_per_word)),
-        ("ELEMS_PER_WORD_AND_TOTAL", number(layout.elems_per_word + 1)),
-        ("VECS_PER_WORD", number(layout.elems_per_word / 4)),
         ("KEY_WORDS", number(layout.key_words)),
         ("ROPE_WORDS", number(layout.rope_words)),
         ("STATE_WORDS", number(layout.state_words)),
         ("VALUE_FIRST", number(layout.value_first)),
         ("VALUE_WORDS", number(layout.value_words)),
+    ]);
+    consts
+}
+
+fn rows_spec(heads: &HeadLayout, dtype: DType, shape: &RowShape) -> Result<KernelSpec> {
+    let layout = StateLayout::new(heads, dtype);
+    let slots = shape.slots(&layout);
+    let mut consts = state_consts(heads, &layout);
+    let (rows_type, rows) = rows_slot(shape.rows_per_block);
+    consts.extend([
+        ("THREADS", number(shape.threads())),
+        ("TEAM", number(shape.team)),
+        ("TEAM_LOG2", number(shape.team.ilog2() as usize)),
+        ("TEAMS", number(shape.teams)),
+        ("TEAMS_LOG2", number(shape.teams.ilog2() as usize)),
+        ("TOKENS", number(shape.tokens)),
+        ("GROUPS_PER_WORKGROUP", number(shape.groups_per_workgroup)),
+        ("ROWS", number(shape.rows())),
+        ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
+        ("ROW_BLOCKS", number(shape.row_blocks)),
+        ("KEY_SLOTS", number(slots.key)),
+        ("ROPE_SLOTS", number(slots.rope)),
+        ("STATE_SLOTS", number(slots.state)),
+        ("SLOTS", number(slots.state + slots.rope)),
+        ("VALUE_SLOT_FIRST", number(slots.value_first)),
+        ("VALUE_SLOTS", number(slots.value)),
+        ("QUERY_ELEMS", number((slots.key + slots.rope) * layout.elems_per_word * shape.row_blocks)),
+        ("FETCHED_WORDS", number(2 * shape.tokens * (slots.state + slots.rope))),
+        ("SCORES", number(shape.tokens * shape.row_blocks)),
+        ("SUM_WIDTH", number(slots.value * layout.elems_per_word)),
+        ("SUM_ELEMS", number(slots.value * layout.elems_per_word * shape.row_blocks)),
+        ("Rows", rows_type),
+    ]);
+    Ok(KernelSpec {
+        name: "decode_rows",
+        consts,
+        parts: vec![
+            elements_part(dtype)?,
+            rows,
+            part!("parts/plan.wgsl"),
+            part!("parts/softmax.wgsl"),
+            part!("decode_rows.wgsl"),
+        ],
+        bindings: decode_bindings(),
+        workgroup_bytes: 0,
+    })
+}
+
+pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
+    let layout = StateLayout::new(heads, dtype);
+    let mut consts = state_consts(heads, &layout);
+    consts.extend([
+        ("ELEMS_PER_WORD_AND_TOTAL", number(layout.elems_per_word + 1)),
+        ("VECS_PER_WORD", number(layout.elems_per_word / 4)),
         ("THREADS", number(shape.threads)),
         ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
         ("ROW_BLOCKS", number(shape.row_blocks)),
@@ -380,12 +454,8 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
         ("TILE_VEC4S", number(shape.tile_vec4s)),
         ("SPLIT_SCORES", number(shape.row_blocks * shape.tokens * (shape.key_splits | 1))),
     ]);
-    let (rows_type, rows) = match shape.rows_per_block {
-        1 => ("f32", part!("parts/rows_1.wgsl")),
-        2 => ("vec2<f32>", part!("parts/rows_2.wgsl")),
-        _ => ("vec4<f32>", part!("parts/rows_4.wgsl")),
-    };
-    consts.push(("Rows", Const::Alias(rows_type)));
+    let (rows_type, rows) = rows_slot(shape.rows_per_block);
+    consts.push(("Rows", rows_type));
     let query =
         if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
     Ok(KernelSpec {
@@ -399,7 +469,7 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
             query,
             part!("decode.wgsl"),
         ],
-        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write],
+        bindings: decode_bindings(),
         workgroup_bytes: shape.workgroup_bytes,
     })
 }

@@ -5,6 +5,8 @@ pub mod decode;
 pub mod heads;
 pub mod layout;
 pub(crate) mod plan;
+pub(crate) mod rows;
+pub(crate) mod select;
 pub(crate) mod shape;
 pub mod view;
 

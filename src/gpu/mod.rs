@@ -10,7 +10,7 @@ pub(crate) mod shader;
 mod tensor;
 mod timing;
 
-pub use capabilities::Capabilities;
+pub use capabilities::{Capabilities, Tier};
 pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub(crate) use shader::{number, part, Const, Consts, Part};

@@ -1,0 +1,372 @@
+// Decode for few query rows: as `decode`, by teams of lanes that each hold a token's state in registers.
+//
+//   S[r][t] = scale * ( q_nope[r] . state[t][..NOPE_DIM] + q_rope[r] . rope_key[t] )
+//   O[r]    = sum_t softmax(S[r])[t] * state[t][v_offset ..],   LSE[r] = ln sum_t exp(S[r][t])
+//
+// Zadouri et al., arXiv 2505.21487, §3.3; online softmax as in FlashAttention. All rows of a tile are in every lane of a
+// team: lane l of TEAM holds every TEAM-th word of a state, of the queries and of the sums. A score is added up by
+// shuffles inside the team, so there is no workgroup memory and no barrier. A state that is key and value is loaded and
+// unpacked once. Each team takes every TEAMS-th token, TOKENS of them a step, and the loads of the next step are under
+// way during this one. At the end the teams of a group join their sums by shuffles.
+//
+// Grid: x = block of GROUPS_PER_WORKGROUP groups, whose loads of the shared rope key meet in the multiprocessor's cache;
+// y (and z, folded past 65,535) = work item of the class.
+// Constants: attention/rows.rs, RowShape. A group's teams, TEAMS * TEAM lanes, are never more than a subgroup.
+// Parts: plan, softmax, elements_*, rows_*.
+
+struct Params {
+    scale_log2: f32, // softmax_scale * log2(e)
+    page_count: u32,
+    page_shift: u32, // log2 of the tokens per page
+    class_index: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], vec4 words of elements
+@group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
+// (query tokens, Q_HEADS, Q_DIM) f32
+@group(0) @binding(2) var<storage, read> q: array<f32>;
+// (query tokens, Q_HEADS, V_DIM) f32
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+// (query tokens, Q_HEADS) f32 bits, natural log
+@group(0) @binding(5) var<storage, read_write> lse: array<u32>;
+// (GROUPS, partial rows, V_DIM) f32, then (GROUPS, partial rows) f32 LSE in log2 units
+@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+
+// Tokens of all teams of a group in one step.
+const STEP = TEAMS * TOKENS;
+// A maximum is raised, and the sums shrunk, only when a score exceeds it by this much (log2): a weight is then at most
+// 2^8, which f32 holds as exactly as 1.
+const SLACK = 8.0;
+// Where maxima begin: so far above NEGATIVE that the weight of a masked score is 0 from the first step on.
+const FLOOR = 0.5 * NEGATIVE;
+const ROPE_LAST = max(ROPE_WORDS, 1u) - 1u;
+
+// The lane's query words: KEY_SLOTS of the key without position, then ROPE_SLOTS of the rope key.
+var<private> query: array<Rows, QUERY_ELEMS>;
+// Two steps' words, turn about: per token STATE_SLOTS words of the state, then ROPE_SLOTS of the rope key.
+var<private> words: array<vec4<u32>, FETCHED_WORDS>;
+var<private> sums: array<Rows, SUM_ELEMS>;
+var<private> totals: array<Rows, ROW_BLOCKS>;
+var<private> row_max: array<Rows, ROW_BLOCKS>;
+// Pages of the lane's tokens of the step after the one that is being fetched.
+var<private> pages: array<u32, TOKENS>;
+
+// Row of q, out and lse of a tile row.
+fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
+    return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
+}
+
+// One past the last token of the item that a row may see: causal, aligned to the end; none for a row past the last.
+fn visible_tokens(item: WorkItem, row: u32) -> u32 {
+    let visible = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
+    return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
+}
+
+// The element of each row's query, scaled; 0 for rows past the last and for dimensions past the key.
+fn query_element(item: WorkItem, group: u32, row_block: u32, dim: u32, held: bool) -> Rows {
+    var wide = vec4<f32>(0.0);
+    // unroll
+    for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+        let row = item.row_first + row_block * ROWS_PER_BLOCK + j;
+        if (held && row < item.q_len * HEADS_PER_GROUP) {
+            wide[j] = q[query_row(item, group, row) * Q_DIM + dim] * params.scale_log2;
+        }
+    }
+    return rows_narrow(wide);
+}
+
+fn load_query(item: WorkItem, group: u32, lane: u32) {
+    // unroll
+    for (var i = 0u; i < KEY_SLOTS; i++) {
+        // unroll
+        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+            let dim = (lane + i * TEAM) * ELEMS_PER_WORD + e;
+            // unroll
+            for (var b = 0u; b < ROW_BLOCKS; b++) {
+                query[(i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b] = query_element(item, group, b, dim, dim < NOPE_DIM);
+            }
+        }
+    }
+    // unroll
+    for (var i = 0u; i < ROPE_SLOTS; i++) {
+        // unroll
+        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+            let dim = NOPE_DIM + (lane + i * TEAM) * ELEMS_PER_WORD + e;
+            // unroll
+            for (var b = 0u; b < ROW_BLOCKS; b++) {
+                query[((KEY_SLOTS + i) * ELEMS_PER_WORD + e) * ROW_BLOCKS + b] =
+                    query_element(item, group, b, dim, dim < Q_DIM);
+            }
+        }
+    }
+}
+
+// Looks up the pages of the lane's tokens of a step. Past the item's last token that one stands in: its memory is the
+// sequence's own, and its weight will be 0.
+fn fetch_pages(item: WorkItem, first: u32) {
+    // unroll
+    for (var u = 0u; u < TOKENS; u++) {
+        let token = min(first + u * TEAMS, item.token_last - 1u);
+        // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
+        pages[u] = min(plan[item.page_table_first + (token >> params.page_shift)], params.page_count - 1u);
+    }
+}
+
+// First word of the state of a token whose page is known, and of its rope key.
+fn token_base(item: WorkItem, group: u32, first_token: u32, page: u32) -> vec2<u32> {
+    let page_size = 1u << params.page_shift;
+    let token = min(first_token, item.token_last - 1u);
+    let offset = token & (page_size - 1u);
+    let page_first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
+    return vec2<u32>(
+        page_first + (group * page_size + offset) * STATE_WORDS,
+        page_first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS,
+    );
+}
+
+// Writes a finished row, or its partial result if the tokens of its tile are split.
+fn write_row(item: WorkItem, group: u32, lane: u32, tile_row: u32, total: f32, top: f32, values: array<f32, SUM_WIDTH>) {
+    let row = item.row_first + tile_row;
+    if (row >= item.q_len * HEADS_PER_GROUP) {
+        return;
+    }
+    let lse2 = softmax_lse2(top, total);
+    let split = item.partial_row != NO_PARTIAL;
+    let partial = group * partial_rows() + item.partial_row + tile_row;
+    let final_row = query_row(item, group, row);
+    let inverse = softmax_inverse(total);
+    // unroll
+    for (var i = 0u; i < VALUE_SLOTS; i++) {
+        let word = lane + (VALUE_SLOT_FIRST + i) * TEAM;
+        // unroll
+        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+            let dim = (word - VALUE_FIRST) * ELEMS_PER_WORD + e;
+            if (word >= VALUE_FIRST && dim < V_DIM) {
+                if (split) {
+                    partials[partial * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * inverse;
+                } else {
+                    out[final_row * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * inverse;
+                }
+            }
+        }
+    }
+    if (lane == 0u && split) {
+        partials[GROUPS * partial_rows() * V_DIM + partial] = lse2;
+    } else if (lane == 0u) {
+        lse[final_row] = softmax_lse_bits(lse2);
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) subgroup_width: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+) {
+    let index = workgroup.z * grid.y + workgroup.y;
+    if (index >= work_item_count(params.class_index)) {
+        return;
+    }
+    let item = work_item(params.class_index, index);
+    let thread = subgroup * subgroup_width + subgroup_lane;
+    let lane = thread % TEAM;
+    let team = thread / TEAM % TEAMS;
+    let group = workgroup.x * GROUPS_PER_WORKGROUP + thread / (TEAM * TEAMS);
+
+    load_query(item, group, lane);
+    var visible: array<u32, ROWS>;
+    // unroll
+    for (var r = 0u; r < ROWS; r++) {
+        visible[r] = visible_tokens(item, item.row_first + r);
+    }
+    // unroll
+    for (var b = 0u; b < ROW_BLOCKS; b++) {
+        row_max[b] = Rows(FLOOR);
+        totals[b] = Rows(0.0);
+    }
+    // unroll
+    for (var i = 0u; i < SUM_ELEMS; i++) {
+        sums[i] = Rows(0.0);
+    }
+
+    if (item.token_first < item.token_last) {
+        fetch_pages(item, item.token_first + team);
+        // unroll
+        for (var u = 0u; u < TOKENS; u++) {
+            let base = token_base(item, group, item.token_first + team + u * TEAMS, pages[u]);
+            // unroll
+            for (var i = 0u; i < STATE_SLOTS; i++) {
+                // A lane past the last word repeats it: its query is 0 and its sum is not written.
+                words[u * SLOTS + i] = pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)];
+            }
+            // unroll
+            for (var i = 0u; i < ROPE_SLOTS; i++) {
+                words[u * SLOTS + STATE_SLOTS + i] = pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
+            }
+        }
+        fetch_pages(item, item.token_first + STEP + team);
+    }
+    for (var first = item.token_first; first < item.token_last; first += 2u * STEP) {
+        // unroll
+        for (var half = 0u; half < 2u; half++) {
+            let now = first + half * STEP + team;
+
+            // Next step's words into the other half.
+            // unroll
+            for (var u = 0u; u < TOKENS; u++) {
+                let base = token_base(item, group, now + STEP + u * TEAMS, pages[u]);
+                // unroll
+                for (var i = 0u; i < STATE_SLOTS; i++) {
+                    words[((1u - half) * TOKENS + u) * SLOTS + i] =
+                        pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)];
+                }
+                // unroll
+                for (var i = 0u; i < ROPE_SLOTS; i++) {
+                    words[((1u - half) * TOKENS + u) * SLOTS + STATE_SLOTS + i] =
+                        pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
+                }
+            }
+            fetch_pages(item, now + 2u * STEP);
+
+            // Scores.
+            var scores: array<Rows, SCORES>;
+            // unroll
+            for (var s = 0u; s < SCORES; s++) {
+                scores[s] = Rows(0.0);
+            }
+            // unroll
+            for (var u = 0u; u < TOKENS; u++) {
+                // unroll
+                for (var i = 0u; i < KEY_SLOTS; i++) {
+                    let key = unpack_word(words[(half * TOKENS + u) * SLOTS + i]);
+                    // unroll
+                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                        // unroll
+                        for (var b = 0u; b < ROW_BLOCKS; b++) {
+                            scores[u * ROW_BLOCKS + b] = fma(
+                                query[(i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b],
+                                Rows(key[e / 4u][e % 4u]),
+                                scores[u * ROW_BLOCKS + b],
+                            );
+                        }
+                    }
+                }
+                // unroll
+                for (var i = 0u; i < ROPE_SLOTS; i++) {
+                    let key = unpack_word(words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i]);
+                    // unroll
+                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                        // unroll
+                        for (var b = 0u; b < ROW_BLOCKS; b++) {
+                            scores[u * ROW_BLOCKS + b] = fma(
+                                query[((KEY_SLOTS + i) * ELEMS_PER_WORD + e) * ROW_BLOCKS + b],
+                                Rows(key[e / 4u][e % 4u]),
+                                scores[u * ROW_BLOCKS + b],
+                            );
+                        }
+                    }
+                }
+            }
+            // unroll
+            for (var j = 0u; j < TEAM_LOG2; j++) {
+                // unroll
+                for (var s = 0u; s < SCORES; s++) {
+                    scores[s] += subgroupShuffleXor(scores[s], 1u << j);
+                }
+            }
+            // The last tokens, which not every row sees; the same for all lanes.
+            if (first + (half + 1u) * STEP > visible[0]) {
+                // unroll
+                for (var u = 0u; u < TOKENS; u++) {
+                    // unroll
+                    for (var b = 0u; b < ROW_BLOCKS; b++) {
+                        var wide = rows_widen(scores[u * ROW_BLOCKS + b]);
+                        // unroll
+                        for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+                            wide[j] = select(NEGATIVE, wide[j], now + u * TEAMS < visible[b * ROWS_PER_BLOCK + j]);
+                        }
+                        scores[u * ROW_BLOCKS + b] = rows_narrow(wide);
+                    }
+                }
+            }
+
+            // Weights.
+            // unroll
+            for (var b = 0u; b < ROW_BLOCKS; b++) {
+                var top = row_max[b];
+                // unroll
+                for (var u = 0u; u < TOKENS; u++) {
+                    top = max(top, scores[u * ROW_BLOCKS + b]);
+                }
+                if (any(rows_widen(top) > rows_widen(row_max[b]) + SLACK)) {
+                    let factor = exp2(row_max[b] - top);
+                    row_max[b] = top;
+                    totals[b] *= factor;
+                    // unroll
+                    for (var i = 0u; i < SUM_WIDTH; i++) {
+                        sums[i * ROW_BLOCKS + b] *= factor;
+                    }
+                }
+                // unroll
+                for (var u = 0u; u < TOKENS; u++) {
+                    let weight = exp2(scores[u * ROW_BLOCKS + b] - row_max[b]);
+                    totals[b] += weight;
+                    scores[u * ROW_BLOCKS + b] = weight;
+                }
+            }
+
+            // Output.
+            // unroll
+            for (var u = 0u; u < TOKENS; u++) {
+                // unroll
+                for (var i = 0u; i < VALUE_SLOTS; i++) {
+                    let value = unpack_word(words[(half * TOKENS + u) * SLOTS + VALUE_SLOT_FIRST + i]);
+                    // unroll
+                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                        // unroll
+                        for (var b = 0u; b < ROW_BLOCKS; b++) {
+                            let at = (i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b;
+                            sums[at] = fma(scores[u * ROW_BLOCKS + b], Rows(value[e / 4u][e % 4u]), sums[at]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // Join the teams, in the same order on every device of one subgroup size.
+    // unroll
+    for (var j = 0u; j < TEAMS_LOG2; j++) {
+        // unroll
+        for (var b = 0u; b < ROW_BLOCKS; b++) {
+            let top = max(row_max[b], subgroupShuffleXor(row_max[b], TEAM << j));
+            let factor = exp2(row_max[b] - top);
+            row_max[b] = top;
+            let total = totals[b] * factor;
+            totals[b] = total + subgroupShuffleXor(total, TEAM << j);
+            // unroll
+            for (var i = 0u; i < SUM_WIDTH; i++) {
+                let sum = sums[i * ROW_BLOCKS + b] * factor;
+                sums[i * ROW_BLOCKS + b] = sum + subgroupShuffleXor(sum, TEAM << j);
+            }
+        }
+    }
+    // unroll
+    for (var b = 0u; b < ROW_BLOCKS; b++) {
+        // unroll
+        for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+            if ((b * ROWS_PER_BLOCK + j) % TEAMS == team) {
+                var values: array<f32, SUM_WIDTH>;
+                // unroll
+                for (var i = 0u; i < SUM_WIDTH; i++) {
+                    values[i] = rows_get(sums[i * ROW_BLOCKS + b], j);
+                }
+                let tile_row = b * ROWS_PER_BLOCK + j;
+                write_row(item, group, lane, tile_row, rows_get(totals[b], j), rows_get(row_max[b], j), values);
+            }
+        }
+    }
+}

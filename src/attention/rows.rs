@@ -1,0 +1,101 @@
+//! Which row kernel: how lanes share a token, chosen once from the layout and the device. Pure.
+//!
+//! For few query rows, on devices with subgroup operations (`shaders/decode_rows.wgsl`). A lane keeps its share of the
+//! queries, of the sums and of two steps of tokens in registers, and so many must fit.
+
+use super::layout::StateLayout;
+use super::HeadLayout;
+
+/// Registers of a lane for what it holds across steps, under the 255 of NVIDIA, with room for addresses and scores.
+const MAX_REGISTERS: usize = 208;
+/// More rows than this are the tile kernel's: every lane works on all of them.
+pub(crate) const MAX_ROWS: usize = 8;
+/// Lanes of a workgroup, at most; more groups than fit take several workgroups.
+const MAX_THREADS: usize = 256;
+
+/// Constants of one variant of the row kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct RowShape {
+    pub(crate) rows_per_block: usize,
+    pub(crate) row_blocks: usize,
+    /// Lanes that share a token.
+    pub(crate) team: usize,
+    /// Teams of a group, together at most a subgroup.
+    pub(crate) teams: usize,
+    /// Tokens of a team per step.
+    pub(crate) tokens: usize,
+    pub(crate) groups_per_workgroup: usize,
+}
+
+impl RowShape {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows_per_block * self.row_blocks
+    }
+
+    /// The shape for `rows` rows on a device whose subgroups have at least `subgroup` lanes, or none where the registers
+    /// or lanes do not suffice.
+    pub(crate) fn choose(heads: &HeadLayout, layout: &StateLayout, rows: usize, subgroup: usize) -> Option<Self> {
+        let rows_per_block = match rows {
+            1 => 1,
+            2 => 2,
+            3..=MAX_ROWS => 4,
+            _ => return None,
+        };
+        let row_blocks = rows.div_ceil(rows_per_block);
+        // The fewest lanes per token: shuffles cost per lane and step, whatever they carry.
+        for team in [8, 16, 32].into_iter().filter(|team| *team <= subgroup) {
+            for tokens in [4, 2, 1] {
+                let shape = Self {
+                    rows_per_block,
+                    row_blocks,
+                    team,
+                    teams: subgroup.min(64) / team,
+                    tokens,
+                    groups_per_workgroup: 1,
+                };
+                if shape.registers(layout) <= MAX_REGISTERS {
+                    return Some(Self { groups_per_workgroup: shape.groups_that_fit(heads.groups()), ..shape });
+                }
+            }
+        }
+        None
+    }
+
+    /// Groups whose teams make a workgroup; they divide the groups.
+    fn groups_that_fit(&self, groups: usize) -> usize {
+        let most = MAX_THREADS / (self.team * self.teams);
+        (1..=most.min(groups)).rev().find(|n| groups.is_multiple_of(*n)).unwrap_or(1)
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.team * self.teams * self.groups_per_workgroup
+    }
+
+    /// Words of a lane: of the key without position, of the rope key, of a state, of the value; and the first of those.
+    pub(crate) fn slots(&self, layout: &StateLayout) -> Slots {
+        let value_first = layout.value_first / self.team;
+        Slots {
+            key: layout.key_words.div_ceil(self.team),
+            rope: layout.rope_words.div_ceil(self.team),
+            state: layout.state_words.div_ceil(self.team),
+            value: (layout.value_first + layout.value_words).div_ceil(self.team) - value_first,
+            value_first,
+        }
+    }
+
+    fn registers(&self, layout: &StateLayout) -> usize {
+        let slots = self.slots(layout);
+        let held = (slots.key + slots.rope + slots.value) * layout.elems_per_word * self.rows();
+        held + 2 * 4 * self.tokens * (slots.state + slots.rope) + 3 * self.rows()
+    }
+}
+
+/// See [`RowShape::slots`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slots {
+    pub(crate) key: usize,
+    pub(crate) rope: usize,
+    pub(crate) state: usize,
+    pub(crate) value: usize,
+    pub(crate) value_first: usize,
+}
