@@ -251,7 +251,7 @@ impl Decode {
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
             let (y, z) = plan::fold(*merges);
-            let grid = ((groups * class.shape.rows()) as u32, y, z);
+            let grid = ((groups * class.shape.rows() * merge_blocks(&self.heads)) as u32, y, z);
             self.gpu.dispatch(pass, &class.merge, &(index as u32), &[&partials, out, plan_buffer, lse], grid)?;
         }
         Ok(())
@@ -474,15 +474,20 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
     })
 }
 
+/// Blocks of 128 value dimensions, each a workgroup of the merge.
+fn merge_blocks(heads: &HeadLayout) -> usize {
+    heads.v_dim().div_ceil(128)
+}
+
 pub(crate) fn merge_spec(heads: &HeadLayout, row_tile: usize) -> KernelSpec {
     let mut consts = head_consts(heads);
-    consts.push(("ROW_TILE", number(row_tile)));
+    consts.extend([("ROW_TILE", number(row_tile)), ("V_BLOCKS", number(merge_blocks(heads)))]);
     KernelSpec {
         name: "merge",
         consts,
         parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), part!("merge.wgsl")],
         bindings: vec![Access::Read, Access::Write, Access::Read, Access::Write],
-        workgroup_bytes: 0,
+        workgroup_bytes: 256 * 16 + 2 * 8 * 4,
     }
 }
 
