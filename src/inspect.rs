@@ -3,7 +3,6 @@
 
 use crate::attention::append::append_spec;
 use crate::attention::decode::{kernel_spec, merge_spec};
-use crate::attention::layout::StateLayout;
 use crate::attention::select::{Device, KernelShape};
 use crate::attention::shape::ShapeLimits;
 use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
@@ -34,6 +33,8 @@ pub struct Variant {
 
 /// Workgroup memory that every device has, but for 32 bytes that some drivers keep for themselves.
 const PORTABLE_WORKGROUP_BYTES: usize = 16352;
+/// Workgroup memory of the GPUs that multiply matrices.
+const MATRIX_WORKGROUP_BYTES: usize = 48 << 10;
 
 /// The attention kernels over a set of layouts that reaches each part and slot; no text twice.
 ///
@@ -57,12 +58,20 @@ fn attention() -> Result<Vec<Labelled>> {
     for (name, heads) in layouts()? {
         for dtype in [DType::F32, DType::F16] {
             let what = format!("{name} {} heads {dtype}", heads.q_heads());
-            let layout = StateLayout::new(&heads, dtype);
             // Lanes in step of software GPUs and of desktop ones: the choice of workgroup size depends on them.
-            for (tier, lanes) in [(Tier::Portable, 4), (Tier::Portable, 32), (Tier::Subgroup, 8), (Tier::Subgroup, 32)]
-            {
-                let limits = ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size: lanes };
-                for shape in KernelShape::all(&heads, &layout, &Device { limits, tier, subgroup_min: lanes })? {
+            for (tier, lanes, workgroup_bytes) in [
+                (Tier::Portable, 4, PORTABLE_WORKGROUP_BYTES),
+                (Tier::Portable, 32, PORTABLE_WORKGROUP_BYTES),
+                (Tier::Subgroup, 8, PORTABLE_WORKGROUP_BYTES),
+                (Tier::Subgroup, 32, PORTABLE_WORKGROUP_BYTES),
+                (Tier::Matrix, 32, MATRIX_WORKGROUP_BYTES),
+            ] {
+                let limits = ShapeLimits { workgroup_bytes, subgroup_size: lanes };
+                for shape in KernelShape::all(&heads, dtype, &Device { limits, tier, subgroup_min: lanes })? {
+                    // A device of more memory has other tiles, too; the portable ones stand for them.
+                    if tier == Tier::Matrix && !matches!(shape, KernelShape::Matrix(_)) {
+                        continue;
+                    }
                     all.push((what.clone(), kernel_spec(&heads, dtype, &shape)?));
                     all.push((what.clone(), merge_spec(&heads, shape.rows())));
                 }
@@ -121,7 +130,7 @@ fn variant(what: &str, spec: &KernelSpec) -> Variant {
 fn number(name: &str, value: Const) -> Option<String> {
     match value {
         Const::U32(v) => Some(format!("{name}={v}")),
-        Const::Alias(_) => None,
+        Const::Alias(_) | Const::Enable => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::append::elements_part;
 use super::layout::{KvView, StateLayout};
+use super::matrix::MatrixShape;
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
 use super::rows::RowShape;
 use super::select::{Device, KernelShape, MAX_CLASSES};
@@ -105,7 +106,7 @@ impl Decode {
     /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
         let layout = StateLayout::new(&heads, dtype);
-        let shapes = KernelShape::all(&heads, &layout, &Device::of(gpu.capabilities()))?;
+        let shapes = KernelShape::all(&heads, dtype, &Device::of(gpu.capabilities()))?;
         let mut classes = Vec::new();
         for &shape in &shapes {
             let decode = gpu.kernel(kernel_spec(&heads, dtype, &shape)?)?;
@@ -354,6 +355,7 @@ pub(crate) fn kernel_spec(heads: &HeadLayout, dtype: DType, shape: &KernelShape)
     match shape {
         KernelShape::Tile(shape) => decode_spec(heads, dtype, shape),
         KernelShape::Rows(shape) => rows_spec(heads, dtype, shape),
+        KernelShape::Matrix(shape) => Ok(matrix_spec(heads, dtype, shape)),
     }
 }
 
@@ -429,6 +431,43 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, shape: &RowShape) -> Result<Kerne
         bindings: decode_bindings(),
         workgroup_bytes: 0,
     })
+}
+
+fn matrix_spec(heads: &HeadLayout, dtype: DType, shape: &MatrixShape) -> KernelSpec {
+    let layout = StateLayout::new(heads, dtype);
+    let (arrays, fetches) = (shape.arrays(&layout), shape.fetches(&layout));
+    let lanes = (shape.threads() / shape.tokens(), shape.threads() / shape.rows());
+    let mut consts = vec![("f16", Const::Enable), ("wgpu_cooperative_matrix", Const::Enable)];
+    consts.extend(state_consts(heads, &layout));
+    consts.extend([
+        ("THREADS", number(shape.threads())),
+        ("ROW_TILES", number(shape.row_tiles)),
+        ("TOKEN_TILES", number(shape.token_tiles)),
+        ("KEY_SPLITS", number(shape.key_splits)),
+        ("KEY_STEPS", number(shape.key_steps(heads))),
+        ("GROUP_TILES", number(shape.group_tiles())),
+        ("COLUMN_TILES", number(shape.column_tiles(heads))),
+        ("ROW_GROUPS", number(shape.row_groups)),
+        ("QUERY_MATRICES", number(shape.key_steps(heads) * shape.group_tiles())),
+        ("SUM_MATRICES", number(shape.row_tiles * shape.column_tiles(heads))),
+        ("STATE_FETCHES", number(fetches.0)),
+        ("ROPE_FETCHES", number(fetches.1)),
+        ("FETCHES", number(fetches.0 + fetches.1)),
+        ("LANES_PER_TOKEN_LOG2", number(lanes.0.ilog2() as usize)),
+        ("LANES_PER_ROW_LOG2", number(lanes.1.ilog2() as usize)),
+        ("TOKENS_PER_LANE", number(shape.tokens() / lanes.1)),
+        ("ROW_COUNT", number(shape.rows())),
+        ("TILE_UNITS", number(arrays.tile_units)),
+        ("SCORE_FLOATS", number(arrays.score_floats)),
+        ("WEIGHT_HALVES", number(arrays.weight_halves)),
+    ]);
+    KernelSpec {
+        name: "decode_matrix",
+        consts,
+        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), part!("decode_matrix.wgsl")],
+        bindings: decode_bindings(),
+        workgroup_bytes: shape.workgroup_bytes(&layout),
+    }
 }
 
 pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {

@@ -4,6 +4,7 @@ pub mod append;
 pub mod decode;
 pub mod heads;
 pub mod layout;
+pub(crate) mod matrix;
 pub(crate) mod plan;
 pub(crate) mod rows;
 pub(crate) mod select;

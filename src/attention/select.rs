@@ -1,17 +1,20 @@
 //! Which kernels a layout gets on a device: the one predicate for planner, scratch and dispatch. Pure.
 
 use super::layout::StateLayout;
+use super::matrix::{self, MatrixShape};
 use super::rows::{self, RowShape};
 use super::shape::{DecodeShape, ShapeLimits};
 use super::HeadLayout;
 use crate::error::Result;
-use crate::gpu::{Capabilities, Tier};
+use crate::gpu::{Capabilities, DType, Tier};
 
 /// A decode kernel of one tile height.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum KernelShape {
     /// Few rows, by subgroups: `shaders/decode_rows.wgsl`.
     Rows(RowShape),
+    /// Many rows, by cooperative matrices: `shaders/decode_matrix.wgsl`.
+    Matrix(MatrixShape),
     /// Any rows, through workgroup memory: `shaders/decode.wgsl`.
     Tile(DecodeShape),
 }
@@ -45,7 +48,8 @@ impl KernelShape {
     /// The kernels of a layout, one per tile height, ascending; at most [`MAX_CLASSES`].
     ///
     /// Errors: as [`DecodeShape::all`].
-    pub(crate) fn all(heads: &HeadLayout, layout: &StateLayout, device: &Device) -> Result<Vec<Self>> {
+    pub(crate) fn all(heads: &HeadLayout, dtype: DType, device: &Device) -> Result<Vec<Self>> {
+        let layout = &StateLayout::new(heads, dtype);
         let mut shapes: Vec<Self> = Vec::new();
         if device.tier >= Tier::Subgroup {
             let per_group = heads.heads_per_group();
@@ -54,6 +58,16 @@ impl KernelShape {
                 let tallest = shapes.last().map_or(0, Self::rows);
                 let shape = RowShape::choose(heads, layout, rows, device.subgroup_min);
                 shapes.extend(shape.filter(|s| s.rows() > tallest).map(Self::Rows));
+            }
+        }
+        if device.tier >= Tier::Matrix && dtype == DType::F16 {
+            for rows in [16, 32, matrix::MAX_ROWS] {
+                let tallest = shapes.last().map_or(0, Self::rows);
+                let shape = MatrixShape::choose(heads, layout, rows, device.limits.workgroup_bytes);
+                shapes.extend(shape.filter(|s| s.rows() > tallest).map(Self::Matrix));
+            }
+            if matches!(shapes.last(), Some(Self::Matrix(_))) {
+                return Ok(shapes);
             }
         }
         let tallest = shapes.last().map_or(0, Self::rows);
@@ -66,6 +80,7 @@ impl KernelShape {
     pub(crate) fn rows(&self) -> usize {
         match self {
             Self::Rows(s) => s.rows(),
+            Self::Matrix(s) => s.rows(),
             Self::Tile(s) => s.rows(),
         }
     }
@@ -74,6 +89,7 @@ impl KernelShape {
     pub(crate) fn tokens(&self) -> usize {
         match self {
             Self::Rows(s) => s.tokens * s.teams,
+            Self::Matrix(s) => s.tokens(),
             Self::Tile(s) => s.tokens,
         }
     }
@@ -82,7 +98,7 @@ impl KernelShape {
     pub(crate) fn groups_per_workgroup(&self) -> usize {
         match self {
             Self::Rows(s) => s.groups_per_workgroup,
-            Self::Tile(_) => 1,
+            Self::Matrix(_) | Self::Tile(_) => 1,
         }
     }
 }
@@ -91,8 +107,6 @@ impl KernelShape {
 mod tests {
     use super::*;
     use crate::attention::{Gla, Gqa, Gta, Mla};
-    use crate::gpu::DType;
-
     #[test]
     fn heights_ascend_and_lanes_suffice() {
         for (per_group, groups) in [(1, 8), (2, 3), (3, 4), (4, 8), (8, 2), (9, 1), (16, 2), (64, 2)] {
@@ -116,7 +130,7 @@ mod tests {
         let layout = StateLayout::new(heads, dtype);
         let limits = ShapeLimits { workgroup_bytes: 16352, subgroup_size: subgroup };
         let device = Device { limits, tier: Tier::Subgroup, subgroup_min: subgroup };
-        let shapes = KernelShape::all(heads, &layout, &device).unwrap();
+        let shapes = KernelShape::all(heads, dtype, &device).unwrap();
         assert!(!shapes.is_empty() && shapes.len() <= MAX_CLASSES);
         assert!(shapes.windows(2).all(|s| s[0].rows() < s[1].rows()), "{shapes:?}");
         for shape in shapes {
@@ -134,9 +148,8 @@ mod tests {
     #[test]
     fn few_rows_are_the_row_kernels_where_there_are_subgroups() {
         let gta = HeadLayout::gta(Gta { q_heads: 32, kv_heads: 8, head_dim: 128, rope_dim: 64 }).unwrap();
-        let layout = StateLayout::new(&gta, DType::F16);
         let limits = ShapeLimits { workgroup_bytes: 49152, subgroup_size: 32 };
-        let all = |tier| KernelShape::all(&gta, &layout, &Device { limits, tier, subgroup_min: 32 }).unwrap();
+        let all = |tier| KernelShape::all(&gta, DType::F16, &Device { limits, tier, subgroup_min: 32 }).unwrap();
         assert!(matches!(all(Tier::Subgroup)[0], KernelShape::Rows(s) if s.rows() == 4 && s.groups_per_workgroup == 8));
         assert!(all(Tier::Portable).iter().all(|s| matches!(s, KernelShape::Tile(_))));
     }

@@ -1,5 +1,6 @@
 //! What a device can do, probed once when a [`Gpu`](super::Gpu) is made.
 
+use super::GpuOptions;
 use crate::error::{ErrorKind, Result};
 
 /// Which kernels may run: each tier has those before it.
@@ -10,6 +11,10 @@ pub enum Tier {
     Portable,
     /// Subgroup operations (`wgpu::Features::SUBGROUP`): native devices.
     Subgroup,
+    /// Cooperative matrices of 16 x 16, f16 to f32, over subgroups of 32 lanes
+    /// (`wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX`, `SHADER_F16`). Factors are rounded to f16. wgpu calls the
+    /// feature experimental, so it is used only where [`GpuOptions::tier`](super::GpuOptions) asks for it.
+    Matrix,
 }
 
 /// Limits and properties that kernels and planner choose by. All sizes in bytes.
@@ -53,7 +58,8 @@ const MIN_INVOCATIONS: u32 = 256;
 const MIN_WORKGROUP_STORAGE: u32 = 16352;
 
 impl Capabilities {
-    pub(crate) fn probe(device: &wgpu::Device, target_workgroups: Option<usize>, most: Option<Tier>) -> Result<Self> {
+    /// `matrices`: whether the adapter multiplies 16 x 16 matrices of f16 into f32.
+    pub(crate) fn probe(device: &wgpu::Device, options: &GpuOptions, matrices: bool) -> Result<Self> {
         let (info, limits) = (device.adapter_info(), device.limits());
         for (name, got, want) in [
             ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, MIN_STORAGE_BUFFERS),
@@ -68,7 +74,13 @@ impl Capabilities {
         }
         // Fewer than 8 lanes (SwiftShader has 4) are too few to share a token.
         let subgroups = device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
-        let tier = if subgroups { Tier::Subgroup } else { Tier::Portable };
+        let wanted = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+        let lanes = (info.subgroup_min_size, info.subgroup_max_size);
+        let tier = match (subgroups, matrices && device.features().contains(wanted) && lanes == (32, 32)) {
+            (true, true) => Tier::Matrix,
+            (true, false) => Tier::Subgroup,
+            _ => Tier::Portable,
+        };
         let cores = std::thread::available_parallelism().map_or(4, usize::from);
         let guess = match info.device_type {
             wgpu::DeviceType::DiscreteGpu => 1024,
@@ -87,10 +99,10 @@ impl Capabilities {
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             subgroup_size: if info.subgroup_max_size == 0 { 32 } else { info.subgroup_max_size.clamp(8, 64) },
             subgroup_min_size: info.subgroup_min_size,
-            tier: most.map_or(tier, |most| tier.min(most)),
+            tier: options.tier.map_or(tier, |most| tier.min(most)),
             uniform_align_bytes: limits.min_uniform_buffer_offset_alignment,
             timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
-            target_workgroups: target_workgroups.unwrap_or(guess).max(1),
+            target_workgroups: options.target_workgroups.unwrap_or(guess).max(1),
         })
     }
 

@@ -27,7 +27,8 @@ pub struct GpuOptions {
     pub limits: LimitsChoice,
     /// Ask for no optional feature at all (no timestamps, no subgroups): for tests.
     pub no_features: bool,
-    /// The highest tier of kernels to use; default: the best that the device has.
+    /// The highest tier of kernels to use; default: the best that the device has, but for [`Tier::Matrix`], which wgpu
+    /// calls experimental and which must be asked for.
     pub tier: Option<Tier>,
     /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
     pub target_workgroups: Option<usize>,
@@ -71,12 +72,19 @@ impl Gpu {
                 wgpu::Limits { max_storage_buffers_per_shader_stage: 8, ..wgpu::Limits::downlevel_defaults() }
             }
         };
-        let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        let mut optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        let matrices = options.tier == Some(Tier::Matrix) && !options.no_features && multiplies_16x16(&adapter);
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if matrices {
+            optional |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+            experimental = experimental_features();
+        }
         let wanted = if options.no_features { wgpu::Features::empty() } else { optional };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("latten"),
             required_features: wanted & adapter.features(),
             required_limits: limits,
+            experimental_features: experimental,
             ..Default::default()
         });
         let (device, queue) =
@@ -88,13 +96,13 @@ impl Gpu {
             let mut lost = flag.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             lost.get_or_insert_with(|| format!("{reason:?}: {message}"));
         });
-        Self::build(device, queue, lost, &options)
+        Self::build(device, queue, lost, &options, matrices)
     }
 
     /// Uses a device that the app owns. Its error handlers and callbacks are left alone, `LATTEN_ADAPTER` does not
     /// count, and no feature is needed: `TIMESTAMP_QUERY`, if it is on, serves [`Gpu::time_passes`], and `SUBGROUP` brings
-    /// the kernels of [`Tier::Subgroup`]. `adapter` is not
-    /// used yet and may be `None`.
+    /// the kernels of [`Tier::Subgroup`]. Those of [`Tier::Matrix`] need its features on the device, and `adapter`, which is
+    /// asked for the matrices it multiplies; else it may be `None`.
     ///
     /// Errors: [`ErrorKind::Unsupported`] on OpenGL, or where the device has less than 8 storage buffers per stage, 256
     /// invocations per workgroup (and in x), or 16,352 bytes of workgroup memory. wgpu's `Limits::default()` suffice;
@@ -104,11 +112,11 @@ impl Gpu {
         device: wgpu::Device,
         queue: wgpu::Queue,
     ) -> Result<Self> {
-        let _ = adapter.into();
+        let matrices = adapter.into().is_some_and(multiplies_16x16);
         if device.adapter_info().backend == wgpu::Backend::Gl {
             return Err(ErrorKind::Unsupported { what: "the OpenGL backend (no bounds checks)".into() }.into());
         }
-        Self::build(device, queue, Arc::default(), &GpuOptions::default())
+        Self::build(device, queue, Arc::default(), &GpuOptions::default(), matrices)
     }
 
     fn build(
@@ -116,8 +124,9 @@ impl Gpu {
         queue: wgpu::Queue,
         lost: Arc<Mutex<Option<String>>>,
         options: &GpuOptions,
+        matrices: bool,
     ) -> Result<Self> {
-        let capabilities = Capabilities::probe(&device, options.target_workgroups, options.tier)?;
+        let capabilities = Capabilities::probe(&device, options, matrices)?;
         Ok(Gpu {
             inner: Arc::new(Inner {
                 device,
@@ -135,6 +144,24 @@ impl Gpu {
             }),
         })
     }
+}
+
+/// Whether the adapter multiplies 16 x 16 matrices of f16 and adds in f32.
+fn multiplies_16x16(adapter: &wgpu::Adapter) -> bool {
+    use wgpu::CooperativeScalarType as Scalar;
+    adapter
+        .cooperative_matrix_properties()
+        .iter()
+        .any(|p| (p.m_size, p.n_size, p.k_size) == (16, 16, 16) && p.ab_type == Scalar::F16 && p.cr_type == Scalar::F32)
+}
+
+/// wgpu's token for features that it does not yet vouch for.
+#[allow(unsafe_code)]
+fn experimental_features() -> wgpu::ExperimentalFeatures {
+    // SAFETY: whoever asks for Tier::Matrix accepts an experimental feature, as GpuOptions::tier says. What wgpu does
+    // not check there, that a matrix lies inside its buffer, the kernels see to: they load and store matrices in
+    // workgroup arrays of fixed size only, at indices below constants.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// The adapter to use, or what there was instead.

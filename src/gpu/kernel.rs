@@ -1,6 +1,6 @@
 //! Pipelines, bind groups and dispatch.
 
-use super::shader::{assemble, Assembled, Consts, Part};
+use super::shader::{assemble, Assembled, Const, Consts, Part};
 use super::tensor::Buffer;
 use super::{Gpu, Tier};
 use crate::error::{ErrorKind, Result};
@@ -35,7 +35,9 @@ impl KernelSpec {
     /// What the device must have: whatever the text uses.
     pub(crate) fn tier(&self) -> Tier {
         let code = || self.parts.iter().flat_map(|p| p.text.lines()).map(|l| l.split("//").next().unwrap_or(""));
-        if code().any(|line| line.contains("subgroup")) {
+        if self.consts.contains(&("wgpu_cooperative_matrix", Const::Enable)) {
+            Tier::Matrix
+        } else if code().any(|line| line.contains("subgroup")) {
             Tier::Subgroup
         } else {
             Tier::Portable

@@ -31,6 +31,8 @@ pub(crate) type Consts = Vec<(&'static str, Const)>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Const {
     U32(u32),
+    /// A language extension: printed as `enable NAME;`, so it comes before all others.
+    Enable,
     /// A type: printed as `alias NAME = type;`.
     Alias(&'static str),
 }
@@ -52,6 +54,7 @@ pub(crate) fn assemble(consts: &Consts, parts: &[Part]) -> Assembled {
     for (i, (name, value)) in consts.iter().enumerate() {
         let line = match value {
             Const::U32(v) => format!("const {name} = {v}u;"),
+            Const::Enable => format!("enable {name};"),
             Const::Alias(ty) => format!("alias {name} = {ty};"),
         };
         out.push(&line, ("constants", i + 1));
@@ -127,7 +130,7 @@ fn loop_header<'a>(line: &'a str, consts: &Consts) -> Option<(&'a str, u32)> {
     let literal = bound.strip_suffix('u').and_then(|n| n.parse().ok());
     let named = || match consts.iter().find(|(n, _)| *n == bound)?.1 {
         Const::U32(v) => Some(v),
-        Const::Alias(_) => None,
+        Const::Alias(_) | Const::Enable => None,
     };
     Some((variable, literal.or_else(named)?))
 }

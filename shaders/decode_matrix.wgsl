@@ -1,0 +1,356 @@
+// Decode for many query rows: as `decode`, its two products by cooperative matrices of 16 x 16.
+//
+//   S[r][t] = scale * ( q_nope[r] . state[t][..NOPE_DIM] + q_rope[r] . rope_key[t] )
+//   O[r]    = sum_t softmax(S[r])[t] * state[t][v_offset ..],   LSE[r] = ln sum_t exp(S[r][t])
+//
+// Zadouri et al., arXiv 2505.21487, §3.3; online softmax as in FlashAttention. Factors are f16, sums f32. Queries stay in
+// registers as matrices, and so do the sums O. A subgroup of the first product takes 16 tokens, ROW_TILES / ROW_GROUPS
+// row tiles and one of KEY_SPLITS parts of the key; of the second, COLUMN_TILES columns of all rows. The elements of a
+// matrix cannot be reached, so scores and weights go through workgroup memory, and O must be rescaled through it: which
+// is rare, since weights are taken against a reference maximum that is raised only when a score exceeds it by SLACK.
+//
+// Grid: x = group, y (and z, folded past 65,535) = work item of the class.
+// Constants: attention/matrix.rs, MatrixShape. Parts: plan, softmax.
+
+struct Params {
+    scale_log2: f32, // softmax_scale * log2(e)
+    page_count: u32,
+    page_shift: u32, // log2 of the tokens per page
+    class_index: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], words of 8 f16; two units each
+@group(0) @binding(1) var<storage, read> pool: array<vec4<f16>>;
+// (query tokens, Q_HEADS, Q_DIM) f32
+@group(0) @binding(2) var<storage, read> q: array<f32>;
+// (query tokens, Q_HEADS, V_DIM) f32
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+// (query tokens, Q_HEADS) f32 bits, natural log
+@group(0) @binding(5) var<storage, read_write> lse: array<u32>;
+// (GROUPS, partial rows, V_DIM) f32, then (GROUPS, partial rows) f32 LSE in log2 units
+@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+
+const ROWS = 16u * ROW_TILES;
+const TOKENS = 16u * TOKEN_TILES;
+// A unit is 4 elements, 8 bytes. Rows of the tile are an odd number of 16 bytes apart, against bank conflicts.
+const STATE_UNITS = 2u * STATE_WORDS;
+const ROPE_UNITS = 2u * ROPE_WORDS;
+const TILE_STRIDE = 2u * ((STATE_WORDS + ROPE_WORDS) | 1u);
+const SCORE_STRIDE = TOKENS + 4u;
+const WEIGHT_STRIDE = TOKENS + 8u;
+const LANES_PER_TOKEN = THREADS / TOKENS;
+const LANES_PER_ROW = THREADS / ROWS;
+const SLACK = 8.0;
+const FLOOR = 0.5 * NEGATIVE;
+
+// TOKENS rows of key, rope key, rest of the state; before the first step, TOKENS rows of queries.
+var<workgroup> tile: array<vec4<f16>, TILE_UNITS>;
+// KEY_SPLITS x ROWS x SCORE_STRIDE; also 16 x 16 for each subgroup when sums are rescaled or written.
+var<workgroup> scores: array<f32, SCORE_FLOATS>;
+var<workgroup> weights: array<f16, WEIGHT_HALVES>;
+var<workgroup> row_factor: array<f32, ROW_COUNT>;
+// By subgroup: whether one of its rows raised its maximum in this step.
+var<workgroup> raised: array<vec4<u32>, 2>;
+
+var<private> fetched: array<vec4<f16>, FETCHES>;
+
+// Row of q, out and lse of a tile row.
+fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
+    return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
+}
+
+// One past the last token of the item that a row may see: causal, aligned to the end; none for a row past the last.
+fn visible_tokens(item: WorkItem, row: u32) -> u32 {
+    let visible = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
+    return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
+}
+
+// Page of the lane's token of a step. Past the item's last token that one stands in: its weight will be 0.
+fn page_of(item: WorkItem, first: u32) -> u32 {
+    let token = min(first, item.token_last - 1u);
+    // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
+    return min(plan[item.page_table_first + (token >> params.page_shift)], params.page_count - 1u);
+}
+
+// The lane's units of its token.
+fn fetch(item: WorkItem, group: u32, lane: u32, first: u32, page: u32) {
+    let page_size = 1u << params.page_shift;
+    let offset = min(first, item.token_last - 1u) & (page_size - 1u);
+    let page_first = page * page_size * (GROUPS * STATE_UNITS + ROPE_UNITS);
+    let state = page_first + (group * page_size + offset) * STATE_UNITS;
+    let rope = page_first + GROUPS * page_size * STATE_UNITS + offset * ROPE_UNITS;
+    let sub = lane % LANES_PER_TOKEN;
+    // unroll
+    for (var i = 0u; i < STATE_FETCHES; i++) {
+        fetched[i] = pool[state + min(sub + i * LANES_PER_TOKEN, STATE_UNITS - 1u)];
+    }
+    // unroll
+    for (var i = 0u; i < ROPE_FETCHES; i++) {
+        fetched[STATE_FETCHES + i] = pool[rope + min(sub + i * LANES_PER_TOKEN, ROPE_UNITS - 1u)];
+    }
+}
+
+// Unit of a tile's row that holds a unit of the state: the rope key stands between the key and the rest.
+fn tile_unit(state_unit: u32) -> u32 {
+    return select(state_unit + ROPE_UNITS, state_unit, state_unit < 2u * KEY_WORDS);
+}
+
+fn store(lane: u32) {
+    let row = lane / LANES_PER_TOKEN * TILE_STRIDE;
+    let sub = lane % LANES_PER_TOKEN;
+    // unroll
+    for (var i = 0u; i < STATE_FETCHES; i++) {
+        let unit = sub + i * LANES_PER_TOKEN;
+        if (unit < STATE_UNITS) {
+            tile[row + tile_unit(unit)] = fetched[i];
+        }
+    }
+    // unroll
+    for (var i = 0u; i < ROPE_FETCHES; i++) {
+        let unit = sub + i * LANES_PER_TOKEN;
+        if (unit < ROPE_UNITS) {
+            tile[row + 2u * KEY_WORDS + unit] = fetched[STATE_FETCHES + i];
+        }
+    }
+}
+
+// Queries of ROW_GROUPS * 16 rows, each scaled to at most 1, as rows of f16 in the tile. The factor that is left, a power
+// of two, so that nothing is rounded by it, goes to row_factor.
+fn stage_queries(item: WorkItem, group: u32, lane: u32, first_row: u32) {
+    let sub = lane % LANES_PER_TOKEN;
+    let stage_row = lane / LANES_PER_TOKEN;
+    let tile_row = first_row + stage_row;
+    let row = item.row_first + tile_row;
+    let held = row < item.q_len * HEADS_PER_GROUP && stage_row < ROW_GROUPS * 16u;
+    let first = select(0u, query_row(item, group, row) * Q_DIM, held);
+    var largest = 0.0;
+    for (var d = sub; d < Q_DIM; d += LANES_PER_TOKEN) {
+        largest = max(largest, abs(q[first + d] * params.scale_log2));
+    }
+    // unroll
+    for (var j = 0u; j < LANES_PER_TOKEN_LOG2; j++) {
+        largest = max(largest, subgroupShuffleXor(largest, 1u << j));
+    }
+    let exponent = clamp(ceil(log2(max(largest, 1.0e-30))), -100.0, 100.0);
+    let factor = select(0.0, params.scale_log2 * exp2(-exponent), held);
+    for (var u = sub; u < Q_DIM / 4u; u += LANES_PER_TOKEN) {
+        let at = first + 4u * u;
+        let values = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
+        tile[stage_row * TILE_STRIDE + u] = vec4<f16>(values * factor);
+    }
+    if (sub == 0u && stage_row < ROW_GROUPS * 16u) {
+        row_factor[tile_row] = exp2(exponent);
+    }
+}
+
+// Writes 16 x 16 finished sums that lie in the subgroup's scratch, or partial results where the tile is split.
+fn write_sums(item: WorkItem, group: u32, scratch: u32, lane: u32, row_tile: u32, column: u32) {
+    // unroll
+    for (var i = 0u; i < 8u; i++) {
+        let at = lane + i * 32u;
+        let tile_row = row_tile * 16u + at / 16u;
+        let row = item.row_first + tile_row;
+        if (row < item.q_len * HEADS_PER_GROUP) {
+            let value = scores[scratch + at] * row_factor[tile_row];
+            let dim = column * 16u + at % 16u;
+            if (item.partial_row != NO_PARTIAL) {
+                partials[(group * partial_rows() + item.partial_row + tile_row) * V_DIM + dim] = value;
+            } else {
+                out[query_row(item, group, row) * V_DIM + dim] = value;
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+) {
+    let index = workgroup.z * grid.y + workgroup.y;
+    // Not by work_item_count: naga takes what a function makes of its arguments for non-uniform, and matrices need uniform
+    // control flow.
+    if (index >= plan[5u + 4u * params.class_index]) {
+        return;
+    }
+    let item = work_item(params.class_index, index);
+    let group = workgroup.x;
+    let lane = subgroup * 32u + subgroup_lane;
+
+    // First product: the subgroup's part of the key, tokens and row tiles.
+    let key_split = subgroup % KEY_SPLITS;
+    let token_tile = subgroup / KEY_SPLITS % TOKEN_TILES;
+    let row_group = subgroup / (KEY_SPLITS * TOKEN_TILES);
+    let key_first = key_split * KEY_STEPS * 4u;
+    if (lane < 2u) {
+        raised[lane] = vec4<u32>(0u);
+    }
+    var queries: array<coop_mat16x16<f16, A>, QUERY_MATRICES>;
+    // unroll
+    for (var j = 0u; j < GROUP_TILES; j++) {
+        // Row tiles j * ROW_GROUPS .. : one for each row group.
+        stage_queries(item, group, lane, j * ROW_GROUPS * 16u);
+        workgroupBarrier();
+        // unroll
+        for (var i = 0u; i < KEY_STEPS; i++) {
+            let at = row_group * 16u * TILE_STRIDE + key_first + i * 4u;
+            queries[i * GROUP_TILES + j] = coopLoadT<coop_mat16x16<f16, A>>(&tile[at], TILE_STRIDE);
+        }
+        workgroupBarrier();
+    }
+
+    // Softmax: the lane's row, of which it takes every LANES_PER_ROW-th token.
+    let softmax_row = lane / LANES_PER_ROW;
+    let softmax_lane = lane % LANES_PER_ROW;
+    let visible = visible_tokens(item, item.row_first + softmax_row);
+    let unit = row_factor[softmax_row];
+    var top = FLOOR;
+    var total = 0.0;
+
+    // Second product: the subgroup's columns.
+    let column_first = subgroup * COLUMN_TILES;
+    var sums: array<coop_mat16x16<f32, C>, SUM_MATRICES>;
+    // unroll
+    for (var i = 0u; i < SUM_MATRICES; i++) {
+        sums[i] = coop_mat16x16<f32, C>();
+    }
+
+    let own = item.token_first + lane / LANES_PER_TOKEN;
+    var next_page = 0u;
+    if (item.token_first < item.token_last) {
+        fetch(item, group, lane, own, page_of(item, own));
+        next_page = page_of(item, own + TOKENS);
+    }
+    for (var first = item.token_first; first < item.token_last; first += TOKENS) {
+        store(lane);
+        workgroupBarrier();
+        let next = first + TOKENS + lane / LANES_PER_TOKEN;
+        fetch(item, group, lane, next, next_page);
+        next_page = page_of(item, next + TOKENS);
+
+        var products: array<coop_mat16x16<f32, C>, GROUP_TILES>;
+        // unroll
+        for (var j = 0u; j < GROUP_TILES; j++) {
+            products[j] = coop_mat16x16<f32, C>();
+        }
+        // unroll
+        for (var i = 0u; i < KEY_STEPS; i++) {
+            let at = token_tile * 16u * TILE_STRIDE + key_first + i * 4u;
+            let keys = coopLoad<coop_mat16x16<f16, B>>(&tile[at], TILE_STRIDE);
+            // unroll
+            for (var j = 0u; j < GROUP_TILES; j++) {
+                products[j] = coopMultiplyAdd(queries[i * GROUP_TILES + j], keys, products[j]);
+            }
+        }
+        // unroll
+        for (var j = 0u; j < GROUP_TILES; j++) {
+            let row = (key_split * ROW_TILES + j * ROW_GROUPS + row_group) * 16u;
+            coopStoreT(products[j], &scores[row * SCORE_STRIDE + token_tile * 16u], SCORE_STRIDE);
+        }
+        workgroupBarrier();
+
+        var score: array<f32, TOKENS_PER_LANE>;
+        var largest = NEGATIVE;
+        // unroll
+        for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+            let token = softmax_lane + t * LANES_PER_ROW;
+            var sum = 0.0;
+            // unroll
+            for (var k = 0u; k < KEY_SPLITS; k++) {
+                sum += scores[(k * ROWS + softmax_row) * SCORE_STRIDE + token];
+            }
+            score[t] = select(NEGATIVE, sum * unit, first + token < visible);
+            largest = max(largest, score[t]);
+        }
+        // unroll
+        for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
+            largest = max(largest, subgroupShuffleXor(largest, 1u << j));
+        }
+        let raise = largest > top + SLACK;
+        let next_top = select(top, largest, raise);
+        let shrink = exp2(top - next_top);
+        top = next_top;
+        total *= shrink;
+        if (softmax_lane == 0u) {
+            row_factor[softmax_row] = shrink;
+        }
+        // In the first step there is no sum yet that would have to shrink.
+        let any_raise = subgroupAny(raise && first > item.token_first);
+        if (subgroup_lane == 0u) {
+            raised[subgroup / 4u][subgroup % 4u] = select(0u, 1u, any_raise);
+        }
+        // unroll
+        for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+            let weight = f16(exp2(score[t] - top));
+            // The sum is of what is multiplied, rounding included.
+            total += f32(weight);
+            weights[softmax_row * WEIGHT_STRIDE + softmax_lane + t * LANES_PER_ROW] = weight;
+        }
+        // A barrier, too.
+        let subgroups_raised = workgroupUniformLoad(&raised);
+        if (any(subgroups_raised[0] + subgroups_raised[1] != vec4<u32>(0u))) {
+            // unroll
+            for (var i = 0u; i < SUM_MATRICES; i++) {
+                coopStoreT(sums[i], &scores[subgroup * 256u], 16u);
+                workgroupBarrier();
+                // unroll
+                for (var n = 0u; n < 8u; n++) {
+                    let at = subgroup_lane + n * 32u;
+                    scores[subgroup * 256u + at] *= row_factor[i / COLUMN_TILES * 16u + at / 16u];
+                }
+                workgroupBarrier();
+                sums[i] = coopLoadT<coop_mat16x16<f32, C>>(&scores[subgroup * 256u], 16u);
+                workgroupBarrier();
+            }
+        }
+        // unroll
+        for (var t = 0u; t < TOKEN_TILES; t++) {
+            var columns: array<coop_mat16x16<f16, B>, COLUMN_TILES>;
+            // unroll
+            for (var c = 0u; c < COLUMN_TILES; c++) {
+                let at = t * 16u * TILE_STRIDE + tile_unit(2u * VALUE_FIRST + (column_first + c) * 4u);
+                columns[c] = coopLoadT<coop_mat16x16<f16, B>>(&tile[at], TILE_STRIDE);
+            }
+            // unroll
+            for (var r = 0u; r < ROW_TILES; r++) {
+                let rows = coopLoadT<coop_mat16x16<f16, A>>(&weights[r * 16u * WEIGHT_STRIDE + t * 16u], WEIGHT_STRIDE);
+                // unroll
+                for (var c = 0u; c < COLUMN_TILES; c++) {
+                    let at = r * COLUMN_TILES + c;
+                    sums[at] = coopMultiplyAdd(rows, columns[c], sums[at]);
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+
+    // unroll
+    for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
+        total += subgroupShuffleXor(total, 1u << j);
+    }
+    // Every lane has read its row's factor before it is written anew: a barrier ends each step, and one the queries.
+    if (softmax_lane == 0u) {
+        row_factor[softmax_row] = softmax_inverse(total);
+        let lse2 = softmax_lse2(top, total);
+        let row = item.row_first + softmax_row;
+        if (row < item.q_len * HEADS_PER_GROUP) {
+            if (item.partial_row != NO_PARTIAL) {
+                let at = group * partial_rows() + item.partial_row + softmax_row;
+                partials[GROUPS * partial_rows() * V_DIM + at] = lse2;
+            } else {
+                lse[query_row(item, group, row)] = softmax_lse_bits(lse2);
+            }
+        }
+    }
+    workgroupBarrier();
+    // unroll
+    for (var i = 0u; i < SUM_MATRICES; i++) {
+        coopStoreT(sums[i], &scores[subgroup * 256u], 16u);
+        workgroupBarrier();
+        write_sums(item, group, subgroup * 256u, subgroup_lane, i / COLUMN_TILES, column_first + i % COLUMN_TILES);
+        workgroupBarrier();
+    }
+}

@@ -1,0 +1,152 @@
+//! Which cooperative-matrix kernel: how subgroups share the two products, chosen once from the layout and the device.
+//! Pure.
+//!
+//! For many query rows over f16 caches, on devices that multiply 16 x 16 matrices of f16 (`shaders/decode_matrix.wgsl`).
+
+use super::layout::StateLayout;
+use super::HeadLayout;
+
+/// Lanes of a subgroup: what the kernel is written for.
+pub(crate) const SUBGROUP: usize = 32;
+/// Registers of a lane for what it holds across steps, under the 255 of NVIDIA, with room for the rest.
+const MAX_REGISTERS: usize = 200;
+/// Rows of the tallest tile: the sums of 64 rows of 256 elements are a quarter of a multiprocessor's registers.
+pub(crate) const MAX_ROWS: usize = 64;
+
+/// Constants of one variant of the matrix kernel. Tiles are of 16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct MatrixShape {
+    pub(crate) row_tiles: usize,
+    pub(crate) token_tiles: usize,
+    /// In the first product a subgroup takes `row_tiles / row_groups` row tiles, one token tile, and one of
+    /// `key_splits` parts of the key; in the second all rows of its columns.
+    pub(crate) row_groups: usize,
+    pub(crate) key_splits: usize,
+}
+
+impl MatrixShape {
+    pub(crate) fn rows(&self) -> usize {
+        16 * self.row_tiles
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        16 * self.token_tiles
+    }
+
+    pub(crate) fn subgroups(&self) -> usize {
+        self.row_groups * self.token_tiles * self.key_splits
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        SUBGROUP * self.subgroups()
+    }
+
+    /// The shape for tiles of `rows` rows (16, 32 or 64), or none where the dimensions are no multiples of 16 or memory
+    /// does not suffice.
+    pub(crate) fn choose(
+        heads: &HeadLayout,
+        layout: &StateLayout,
+        rows: usize,
+        workgroup_bytes: usize,
+    ) -> Option<Self> {
+        let dims = [heads.nope_dim(), heads.rope_dim(), heads.v_offset(), heads.v_dim(), heads.state_dim()];
+        if layout.elems_per_word != 8 || dims.iter().any(|dim| !dim.is_multiple_of(16)) {
+            return None;
+        }
+        let row_tiles = rows / 16;
+        let mut best: Option<(usize, Self)> = None;
+        for token_tiles in [2, 1] {
+            for row_groups in [1, 2, 4].into_iter().filter(|n| row_tiles.is_multiple_of(*n)) {
+                for key_splits in [1, 2, 4, 8] {
+                    let shape = Self { row_tiles, token_tiles, row_groups, key_splits };
+                    if !shape.fits(heads, layout, workgroup_bytes) {
+                        continue;
+                    }
+                    let cost = shape.traffic(heads, layout);
+                    if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                        best = Some((cost, shape));
+                    }
+                }
+            }
+        }
+        best.map(|(_, shape)| shape)
+    }
+
+    fn fits(&self, heads: &HeadLayout, layout: &StateLayout, workgroup_bytes: usize) -> bool {
+        let (key_tiles, columns) = (heads.q_dim() / 16, heads.v_dim() / 16);
+        let wanted = if self.row_tiles == 1 { 4..=8 } else { 8..=8 };
+        wanted.contains(&self.subgroups())
+            && key_tiles.is_multiple_of(self.key_splits)
+            && columns.is_multiple_of(self.subgroups())
+            // A stage of queries takes the place of a tile; rows and tokens have whole lanes each.
+            && self.row_groups <= self.token_tiles
+            && self.rows() <= self.threads() / 2
+            && self.tokens() >= self.threads() / self.rows()
+            && self.registers(heads, layout) <= MAX_REGISTERS
+            && self.workgroup_bytes(layout) <= workgroup_bytes
+    }
+
+    /// Key matrices of a subgroup's part.
+    pub(crate) fn key_steps(&self, heads: &HeadLayout) -> usize {
+        heads.q_dim() / 16 / self.key_splits
+    }
+
+    /// Row tiles of a subgroup in the first product.
+    pub(crate) fn group_tiles(&self) -> usize {
+        self.row_tiles / self.row_groups
+    }
+
+    /// Column tiles of a subgroup in the second product.
+    pub(crate) fn column_tiles(&self, heads: &HeadLayout) -> usize {
+        heads.v_dim() / 16 / self.subgroups()
+    }
+
+    /// 8-byte units of a state and of a rope key that a lane fetches.
+    pub(crate) fn fetches(&self, layout: &StateLayout) -> (usize, usize) {
+        let lanes = self.threads() / self.tokens();
+        ((2 * layout.state_words).div_ceil(lanes), (2 * layout.rope_words).div_ceil(lanes))
+    }
+
+    fn registers(&self, heads: &HeadLayout, layout: &StateLayout) -> usize {
+        let (state, rope) = self.fetches(layout);
+        let queries = 4 * self.key_steps(heads) * self.group_tiles();
+        queries + 8 * self.row_tiles * self.column_tiles(heads) + 8 * self.group_tiles() + 2 * (state + rope)
+    }
+
+    /// Bytes that a step moves through workgroup memory, per token: what bounds the kernel where rows are many.
+    fn traffic(&self, heads: &HeadLayout, layout: &StateLayout) -> usize {
+        let tokens = self.tokens();
+        let tile = 16 * tokens * (layout.state_words + layout.rope_words);
+        let keys = 2 * tokens * heads.q_dim() * self.row_groups;
+        let scores = 2 * 4 * self.key_splits * self.rows() * tokens;
+        let weights = 2 * self.rows() * tokens * (1 + self.subgroups());
+        let values = 2 * tokens * heads.v_dim();
+        // Four barriers a step, each worth some kilobytes of traffic.
+        let barriers = 4 * 8192;
+        (tile + keys + scores + weights + values + barriers) / tokens
+    }
+
+    /// Elements of the workgroup's arrays.
+    pub(crate) fn arrays(&self, layout: &StateLayout) -> Arrays {
+        let stride = 2 * ((layout.state_words + layout.rope_words) | 1);
+        let scores = self.key_splits * self.rows() * (self.tokens() + 4);
+        Arrays {
+            tile_units: self.tokens() * stride,
+            score_floats: scores.max(256 * self.subgroups()),
+            weight_halves: self.rows() * (self.tokens() + 8),
+        }
+    }
+
+    pub(crate) fn workgroup_bytes(&self, layout: &StateLayout) -> usize {
+        let arrays = self.arrays(layout);
+        8 * arrays.tile_units + 4 * arrays.score_floats + 2 * arrays.weight_halves + 4 * self.rows() + 32
+    }
+}
+
+/// See [`MatrixShape::arrays`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrays {
+    pub(crate) tile_units: usize,
+    pub(crate) score_floats: usize,
+    pub(crate) weight_halves: usize,
+}
