@@ -20,8 +20,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], words of 8 f16; two units each
-@group(0) @binding(1) var<storage, read> pool: array<vec4<f16>>;
+// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], words of 8 f16
+@group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
 // (query tokens, Q_HEADS, V_DIM) f32
@@ -33,27 +33,29 @@ struct Params {
 
 const ROWS = 16u * ROW_TILES;
 const TOKENS = 16u * TOKEN_TILES;
-// A unit is 4 elements, 8 bytes. Rows of the tile are an odd number of 16 bytes apart, against bank conflicts.
-const STATE_UNITS = 2u * STATE_WORDS;
-const ROPE_UNITS = 2u * ROPE_WORDS;
-const TILE_STRIDE = 2u * ((STATE_WORDS + ROPE_WORDS) | 1u);
-const SCORE_STRIDE = TOKENS + 4u;
-const WEIGHT_STRIDE = TOKENS + 8u;
+// Rows are an odd number of 16 bytes apart, against bank conflicts.
+const TILE_STRIDE = (STATE_WORDS + ROPE_WORDS) | 1u; // words
+const SCORE_STRIDE = TOKENS / 4u + 1u; // vec4s
+const WEIGHT_STRIDE = TOKENS / 8u + 1u; // words
 const LANES_PER_TOKEN = THREADS / TOKENS;
 const LANES_PER_ROW = THREADS / ROWS;
 const SLACK = 8.0;
 const FLOOR = 0.5 * NEGATIVE;
 
-// TOKENS rows of key, rope key, rest of the state; before the first step, TOKENS rows of queries.
-var<workgroup> tile: array<vec4<f16>, TILE_UNITS>;
+// The elements of these arrays are 16 bytes wide: whatever the index, which is clamped at run time, the driver then sees
+// that a matrix begins at a multiple of 16 bytes, which its fast loads need.
+alias Word = array<vec4<f16>, 2>;
+alias Weights = array<f16, 8>;
+// TOKENS rows of key, rope key, rest of the state; before the first step, rows of queries.
+var<workgroup> tile: array<Word, TILE_WORD_COUNT>;
 // KEY_SPLITS x ROWS x SCORE_STRIDE; also 16 x 16 for each subgroup when sums are rescaled or written.
-var<workgroup> scores: array<f32, SCORE_FLOATS>;
-var<workgroup> weights: array<f16, WEIGHT_HALVES>;
+var<workgroup> scores: array<vec4<f32>, SCORE_VEC4S>;
+var<workgroup> weights: array<Weights, WEIGHT_WORDS>;
 var<workgroup> row_factor: array<f32, ROW_COUNT>;
 // By subgroup: whether one of its rows raised its maximum in this step.
 var<workgroup> raised: array<vec4<u32>, 2>;
 
-var<private> fetched: array<vec4<f16>, FETCHES>;
+var<private> fetched: array<vec4<u32>, FETCHES>;
 
 // Row of q, out and lse of a tile row.
 fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
@@ -73,27 +75,35 @@ fn page_of(item: WorkItem, first: u32) -> u32 {
     return min(plan[item.page_table_first + (token >> params.page_shift)], params.page_count - 1u);
 }
 
-// The lane's units of its token.
+// The lane's words of its token.
 fn fetch(item: WorkItem, group: u32, lane: u32, first: u32, page: u32) {
     let page_size = 1u << params.page_shift;
     let offset = min(first, item.token_last - 1u) & (page_size - 1u);
-    let page_first = page * page_size * (GROUPS * STATE_UNITS + ROPE_UNITS);
-    let state = page_first + (group * page_size + offset) * STATE_UNITS;
-    let rope = page_first + GROUPS * page_size * STATE_UNITS + offset * ROPE_UNITS;
+    let page_first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
+    let state = page_first + (group * page_size + offset) * STATE_WORDS;
+    let rope = page_first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS;
     let sub = lane % LANES_PER_TOKEN;
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
-        fetched[i] = pool[state + min(sub + i * LANES_PER_TOKEN, STATE_UNITS - 1u)];
+        fetched[i] = pool[state + min(sub + i * LANES_PER_TOKEN, STATE_WORDS - 1u)];
     }
     // unroll
     for (var i = 0u; i < ROPE_FETCHES; i++) {
-        fetched[STATE_FETCHES + i] = pool[rope + min(sub + i * LANES_PER_TOKEN, ROPE_UNITS - 1u)];
+        fetched[STATE_FETCHES + i] = pool[rope + min(sub + i * LANES_PER_TOKEN, max(ROPE_WORDS, 1u) - 1u)];
     }
 }
 
-// Unit of a tile's row that holds a unit of the state: the rope key stands between the key and the rest.
-fn tile_unit(state_unit: u32) -> u32 {
-    return select(state_unit + ROPE_UNITS, state_unit, state_unit < 2u * KEY_WORDS);
+// Word of a tile's row that holds a word of the state: the rope key stands between the key and the rest.
+fn tile_word(state_word: u32) -> u32 {
+    return select(state_word + ROPE_WORDS, state_word, state_word < KEY_WORDS);
+}
+
+// naga cannot reinterpret bits as f16; the way through f32 loses nothing.
+fn half_word(bits: vec4<u32>) -> Word {
+    return Word(
+        vec4<f16>(vec2<f16>(unpack2x16float(bits.x)), vec2<f16>(unpack2x16float(bits.y))),
+        vec4<f16>(vec2<f16>(unpack2x16float(bits.z)), vec2<f16>(unpack2x16float(bits.w))),
+    );
 }
 
 fn store(lane: u32) {
@@ -101,16 +111,16 @@ fn store(lane: u32) {
     let sub = lane % LANES_PER_TOKEN;
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
-        let unit = sub + i * LANES_PER_TOKEN;
-        if (unit < STATE_UNITS) {
-            tile[row + tile_unit(unit)] = fetched[i];
+        let word = sub + i * LANES_PER_TOKEN;
+        if (word < STATE_WORDS) {
+            tile[row + tile_word(word)] = half_word(fetched[i]);
         }
     }
     // unroll
     for (var i = 0u; i < ROPE_FETCHES; i++) {
-        let unit = sub + i * LANES_PER_TOKEN;
-        if (unit < ROPE_UNITS) {
-            tile[row + 2u * KEY_WORDS + unit] = fetched[STATE_FETCHES + i];
+        let word = sub + i * LANES_PER_TOKEN;
+        if (word < ROPE_WORDS) {
+            tile[row + KEY_WORDS + word] = half_word(fetched[STATE_FETCHES + i]);
         }
     }
 }
@@ -137,7 +147,7 @@ fn stage_queries(item: WorkItem, group: u32, lane: u32, first_row: u32) {
     for (var u = sub; u < Q_DIM / 4u; u += LANES_PER_TOKEN) {
         let at = first + 4u * u;
         let values = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
-        tile[stage_row * TILE_STRIDE + u] = vec4<f16>(values * factor);
+        tile[stage_row * TILE_STRIDE + u / 2u][u % 2u] = vec4<f16>(values * factor);
     }
     if (sub == 0u && stage_row < ROW_GROUPS * 16u) {
         row_factor[tile_row] = exp2(exponent);
@@ -152,7 +162,7 @@ fn write_sums(item: WorkItem, group: u32, scratch: u32, lane: u32, row_tile: u32
         let tile_row = row_tile * 16u + at / 16u;
         let row = item.row_first + tile_row;
         if (row < item.q_len * HEADS_PER_GROUP) {
-            let value = scores[scratch + at] * row_factor[tile_row];
+            let value = scores[scratch + at / 4u][at % 4u] * row_factor[tile_row];
             let dim = column * 16u + at % 16u;
             if (item.partial_row != NO_PARTIAL) {
                 partials[(group * partial_rows() + item.partial_row + tile_row) * V_DIM + dim] = value;
@@ -184,7 +194,7 @@ fn main(
     let key_split = subgroup % KEY_SPLITS;
     let token_tile = subgroup / KEY_SPLITS % TOKEN_TILES;
     let row_group = subgroup / (KEY_SPLITS * TOKEN_TILES);
-    let key_first = key_split * KEY_STEPS * 4u;
+    let key_first = key_split * KEY_STEPS * 2u;
     if (lane < 2u) {
         raised[lane] = vec4<u32>(0u);
     }
@@ -196,8 +206,8 @@ fn main(
         workgroupBarrier();
         // unroll
         for (var i = 0u; i < KEY_STEPS; i++) {
-            let at = row_group * 16u * TILE_STRIDE + key_first + i * 4u;
-            queries[i * GROUP_TILES + j] = coopLoadT<coop_mat16x16<f16, A>>(&tile[at], TILE_STRIDE);
+            let at = row_group * 16u * TILE_STRIDE + key_first + i * 2u;
+            queries[i * GROUP_TILES + j] = coopLoadT<coop_mat16x16<f16, A>>(&tile[at][0], 2u * TILE_STRIDE);
         }
         workgroupBarrier();
     }
@@ -238,8 +248,8 @@ fn main(
         }
         // unroll
         for (var i = 0u; i < KEY_STEPS; i++) {
-            let at = token_tile * 16u * TILE_STRIDE + key_first + i * 4u;
-            let keys = coopLoad<coop_mat16x16<f16, B>>(&tile[at], TILE_STRIDE);
+            let at = token_tile * 16u * TILE_STRIDE + key_first + i * 2u;
+            let keys = coopLoad<coop_mat16x16<f16, B>>(&tile[at][0], 2u * TILE_STRIDE);
             // unroll
             for (var j = 0u; j < GROUP_TILES; j++) {
                 products[j] = coopMultiplyAdd(queries[i * GROUP_TILES + j], keys, products[j]);
@@ -248,7 +258,7 @@ fn main(
         // unroll
         for (var j = 0u; j < GROUP_TILES; j++) {
             let row = (key_split * ROW_TILES + j * ROW_GROUPS + row_group) * 16u;
-            coopStoreT(products[j], &scores[row * SCORE_STRIDE + token_tile * 16u], SCORE_STRIDE);
+            coopStoreT(products[j], &scores[row * SCORE_STRIDE + token_tile * 4u], SCORE_STRIDE);
         }
         workgroupBarrier();
 
@@ -260,7 +270,7 @@ fn main(
             var sum = 0.0;
             // unroll
             for (var k = 0u; k < KEY_SPLITS; k++) {
-                sum += scores[(k * ROWS + softmax_row) * SCORE_STRIDE + token];
+                sum += scores[(k * ROWS + softmax_row) * SCORE_STRIDE + token / 4u][token % 4u];
             }
             score[t] = select(NEGATIVE, sum * unit, first + token < visible);
             largest = max(largest, score[t]);
@@ -287,22 +297,23 @@ fn main(
             let weight = f16(exp2(score[t] - top));
             // The sum is of what is multiplied, rounding included.
             total += f32(weight);
-            weights[softmax_row * WEIGHT_STRIDE + softmax_lane + t * LANES_PER_ROW] = weight;
+            let token = softmax_lane + t * LANES_PER_ROW;
+            weights[softmax_row * WEIGHT_STRIDE + token / 8u][token % 8u] = weight;
         }
         // A barrier, too.
         let subgroups_raised = workgroupUniformLoad(&raised);
         if (any(subgroups_raised[0] + subgroups_raised[1] != vec4<u32>(0u))) {
             // unroll
             for (var i = 0u; i < SUM_MATRICES; i++) {
-                coopStoreT(sums[i], &scores[subgroup * 256u], 16u);
+                coopStoreT(sums[i], &scores[subgroup * 64u], 4u);
                 workgroupBarrier();
                 // unroll
                 for (var n = 0u; n < 8u; n++) {
                     let at = subgroup_lane + n * 32u;
-                    scores[subgroup * 256u + at] *= row_factor[i / COLUMN_TILES * 16u + at / 16u];
+                    scores[subgroup * 64u + at / 4u][at % 4u] *= row_factor[i / COLUMN_TILES * 16u + at / 16u];
                 }
                 workgroupBarrier();
-                sums[i] = coopLoadT<coop_mat16x16<f32, C>>(&scores[subgroup * 256u], 16u);
+                sums[i] = coopLoadT<coop_mat16x16<f32, C>>(&scores[subgroup * 64u], 4u);
                 workgroupBarrier();
             }
         }
@@ -311,12 +322,13 @@ fn main(
             var columns: array<coop_mat16x16<f16, B>, COLUMN_TILES>;
             // unroll
             for (var c = 0u; c < COLUMN_TILES; c++) {
-                let at = t * 16u * TILE_STRIDE + tile_unit(2u * VALUE_FIRST + (column_first + c) * 4u);
-                columns[c] = coopLoadT<coop_mat16x16<f16, B>>(&tile[at], TILE_STRIDE);
+                let at = t * 16u * TILE_STRIDE + tile_word(VALUE_FIRST + (column_first + c) * 2u);
+                columns[c] = coopLoadT<coop_mat16x16<f16, B>>(&tile[at][0], 2u * TILE_STRIDE);
             }
             // unroll
             for (var r = 0u; r < ROW_TILES; r++) {
-                let rows = coopLoadT<coop_mat16x16<f16, A>>(&weights[r * 16u * WEIGHT_STRIDE + t * 16u], WEIGHT_STRIDE);
+                let at_rows = r * 16u * WEIGHT_STRIDE + t * 2u;
+                let rows = coopLoadT<coop_mat16x16<f16, A>>(&weights[at_rows][0], 8u * WEIGHT_STRIDE);
                 // unroll
                 for (var c = 0u; c < COLUMN_TILES; c++) {
                     let at = r * COLUMN_TILES + c;
@@ -348,9 +360,9 @@ fn main(
     workgroupBarrier();
     // unroll
     for (var i = 0u; i < SUM_MATRICES; i++) {
-        coopStoreT(sums[i], &scores[subgroup * 256u], 16u);
+        coopStoreT(sums[i], &scores[subgroup * 64u], 4u);
         workgroupBarrier();
-        write_sums(item, group, subgroup * 256u, subgroup_lane, i / COLUMN_TILES, column_first + i % COLUMN_TILES);
+        write_sums(item, group, subgroup * 64u, subgroup_lane, i / COLUMN_TILES, column_first + i % COLUMN_TILES);
         workgroupBarrier();
     }
 }

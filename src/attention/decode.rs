@@ -457,9 +457,9 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, shape: &MatrixShape) -> KernelS
         ("LANES_PER_ROW_LOG2", number(lanes.1.ilog2() as usize)),
         ("TOKENS_PER_LANE", number(shape.tokens() / lanes.1)),
         ("ROW_COUNT", number(shape.rows())),
-        ("TILE_UNITS", number(arrays.tile_units)),
-        ("SCORE_FLOATS", number(arrays.score_floats)),
-        ("WEIGHT_HALVES", number(arrays.weight_halves)),
+        ("TILE_WORD_COUNT", number(arrays.tile_words)),
+        ("SCORE_VEC4S", number(arrays.score_vec4s)),
+        ("WEIGHT_WORDS", number(arrays.weight_words)),
     ]);
     KernelSpec {
         name: "decode_matrix",

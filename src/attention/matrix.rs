@@ -101,16 +101,16 @@ impl MatrixShape {
         heads.v_dim() / 16 / self.subgroups()
     }
 
-    /// 8-byte units of a state and of a rope key that a lane fetches.
+    /// Words of a state and of a rope key that a lane fetches.
     pub(crate) fn fetches(&self, layout: &StateLayout) -> (usize, usize) {
         let lanes = self.threads() / self.tokens();
-        ((2 * layout.state_words).div_ceil(lanes), (2 * layout.rope_words).div_ceil(lanes))
+        (layout.state_words.div_ceil(lanes), layout.rope_words.div_ceil(lanes))
     }
 
     fn registers(&self, heads: &HeadLayout, layout: &StateLayout) -> usize {
         let (state, rope) = self.fetches(layout);
         let queries = 4 * self.key_steps(heads) * self.group_tiles();
-        queries + 8 * self.row_tiles * self.column_tiles(heads) + 8 * self.group_tiles() + 2 * (state + rope)
+        queries + 8 * self.row_tiles * self.column_tiles(heads) + 8 * self.group_tiles() + 4 * (state + rope)
     }
 
     /// Bytes that a step moves through workgroup memory, per token: what bounds the kernel where rows are many.
@@ -128,25 +128,26 @@ impl MatrixShape {
 
     /// Elements of the workgroup's arrays.
     pub(crate) fn arrays(&self, layout: &StateLayout) -> Arrays {
-        let stride = 2 * ((layout.state_words + layout.rope_words) | 1);
-        let scores = self.key_splits * self.rows() * (self.tokens() + 4);
+        let stride = (layout.state_words + layout.rope_words) | 1;
+        let scores = self.key_splits * self.rows() * (self.tokens() / 4 + 1);
         Arrays {
-            tile_units: self.tokens() * stride,
-            score_floats: scores.max(256 * self.subgroups()),
-            weight_halves: self.rows() * (self.tokens() + 8),
+            tile_words: self.tokens() * stride,
+            score_vec4s: scores.max(64 * self.subgroups()),
+            weight_words: self.rows() * (self.tokens() / 8 + 1),
         }
     }
 
     pub(crate) fn workgroup_bytes(&self, layout: &StateLayout) -> usize {
         let arrays = self.arrays(layout);
-        8 * arrays.tile_units + 4 * arrays.score_floats + 2 * arrays.weight_halves + 4 * self.rows() + 32
+        // An array of halves is filled up to a whole word of 4 bytes by none but the driver; WGSL counts 2.
+        16 * (arrays.tile_words + arrays.score_vec4s + arrays.weight_words) + 4 * self.rows() + 32
     }
 }
 
 /// See [`MatrixShape::arrays`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrays {
-    pub(crate) tile_units: usize,
-    pub(crate) score_floats: usize,
-    pub(crate) weight_halves: usize,
+    pub(crate) tile_words: usize,
+    pub(crate) score_vec4s: usize,
+    pub(crate) weight_words: usize,
 }
