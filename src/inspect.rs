@@ -7,7 +7,7 @@ use crate::attention::layout::StateLayout;
 use crate::attention::shape::{DecodeShape, ShapeLimits};
 use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 use crate::error::Result;
-use crate::gpu::{Access, Const, DType, KernelSpec};
+use crate::gpu::{Access, Const, DType, KernelSpec, Tier};
 use std::collections::HashSet;
 
 /// One assembled kernel.
@@ -19,6 +19,8 @@ pub struct Variant {
     /// What it was made for, and the constants and parts that tell it from its siblings, for example
     /// `gla-2x256+64 128 heads f16: TOKENS=8 .. of parts/elements_f16 .. decode`.
     pub label: String,
+    /// What the device must have to run it.
+    pub tier: Tier,
     /// The text given to wgpu.
     pub wgsl: String,
     /// The same with each line's origin in a comment.
@@ -103,6 +105,7 @@ fn variant(what: &str, spec: &KernelSpec) -> Variant {
     let parts: Vec<&str> = spec.parts.iter().map(|part| part.name.trim_end_matches(".wgsl")).collect();
     Variant {
         name: spec.name,
+        tier: spec.tier(),
         label: format!("{what}: {} of {}", numbers.join(" "), parts.join(" ")),
         annotated: source.annotated(),
         wgsl: source.text,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 use latten::inspect::{variants, Variant};
+use latten::Tier;
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -13,6 +14,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What every WebGPU device has beyond naga's empty set: unpack2x16float and pack2x16float.
 const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// What naga must be allowed for a tier.
+fn allowed(tier: Tier) -> Capabilities {
+    match tier {
+        Tier::Portable => CORE,
+        _ => CORE | Capabilities::SUBGROUP,
+    }
+}
 
 /// Runs `check` on every variant, on all cores.
 fn each(check: impl Fn(&Variant) + Sync) {
@@ -36,14 +45,22 @@ fn parse(v: &Variant) -> Module {
 }
 
 fn validate(v: &Variant, module: &Module) -> ModuleInfo {
-    let checked = Validator::new(ValidationFlags::all(), CORE).validate(module);
+    let mut validator = Validator::new(ValidationFlags::all(), allowed(v.tier));
+    if v.tier > Tier::Portable {
+        validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+        validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
+    }
+    let checked = validator.validate(module);
     checked.unwrap_or_else(|e| panic!("{} {}: {}", v.name, v.label, e.emit_to_string(&v.wgsl)))
 }
 
 #[test]
-fn every_variant_is_valid_without_optional_capabilities() {
+fn every_variant_is_valid_with_its_tier_alone() {
     each(|v| {
         validate(v, &parse(v));
+        if v.tier > Tier::Portable {
+            return;
+        }
         for word in ["enable ", "requires ", "subgroup", "f16,", "<f16>", ": f16", "f16(", "override"] {
             // Comments may name what the code may not use.
             let found = v.wgsl.lines().any(|l| l.split("//").next().unwrap_or("").contains(word));
@@ -110,8 +127,8 @@ fn spirv() {
             lang_version: (1, 3),
             flags: spv::WriterFlags::empty(),
             bounds_check_policies: RESTRICT,
-            // What core WebGPU on Vulkan 1.1 may use: any other capability is an error.
-            capabilities: Some([spv::Capability::Shader].into_iter().collect()),
+            // What core WebGPU on Vulkan 1.1 may use, and what the tier adds: any other capability is an error.
+            capabilities: Some(spirv_capabilities(v.tier)),
             zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
             use_storage_input_output_16: false,
             ..Default::default()
@@ -121,6 +138,19 @@ fn spirv() {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         tool.check(v, "spv", &bytes, &["--target-env", "vulkan1.1"]);
     });
+}
+
+fn spirv_capabilities(tier: Tier) -> naga::FastHashSet<spv::Capability> {
+    let mut all = vec![spv::Capability::Shader];
+    if tier > Tier::Portable {
+        all.extend([
+            spv::Capability::GroupNonUniform,
+            spv::Capability::GroupNonUniformArithmetic,
+            spv::Capability::GroupNonUniformShuffle,
+            spv::Capability::GroupNonUniformShuffleRelative,
+        ]);
+    }
+    all.into_iter().collect()
 }
 
 fn pipeline_spv() -> spv::PipelineOptions {

@@ -2,6 +2,16 @@
 
 use crate::error::{ErrorKind, Result};
 
+/// Which kernels may run: each tier has those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Tier {
+    /// Workgroup memory and f32 arithmetic alone: every device.
+    Portable,
+    /// Subgroup operations (`wgpu::Features::SUBGROUP`): native devices.
+    Subgroup,
+}
+
 /// Limits and properties that kernels and planner choose by. All sizes in bytes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -24,6 +34,10 @@ pub struct Capabilities {
     pub max_workgroups: u32,
     /// Lanes that run in step, the largest the device may choose; a hint for workgroup sizes, 32 where unknown.
     pub subgroup_size: u32,
+    /// The fewest lanes that a subgroup may have; of use where the tier has subgroups.
+    pub subgroup_min_size: u32,
+    /// The kernels that this device gets.
+    pub tier: Tier,
     /// Alignment of dynamic uniform offsets.
     pub uniform_align_bytes: u32,
     /// Whether GPU timestamps can be taken.
@@ -39,7 +53,7 @@ const MIN_INVOCATIONS: u32 = 256;
 const MIN_WORKGROUP_STORAGE: u32 = 16352;
 
 impl Capabilities {
-    pub(crate) fn probe(device: &wgpu::Device, target_workgroups: Option<usize>) -> Result<Self> {
+    pub(crate) fn probe(device: &wgpu::Device, target_workgroups: Option<usize>, most: Option<Tier>) -> Result<Self> {
         let (info, limits) = (device.adapter_info(), device.limits());
         for (name, got, want) in [
             ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, MIN_STORAGE_BUFFERS),
@@ -52,6 +66,9 @@ impl Capabilities {
                 return Err(ErrorKind::Unsupported { what }.into());
             }
         }
+        // Fewer than 8 lanes (SwiftShader has 4) are too few to share a token.
+        let subgroups = device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
+        let tier = if subgroups { Tier::Subgroup } else { Tier::Portable };
         let cores = std::thread::available_parallelism().map_or(4, usize::from);
         let guess = match info.device_type {
             wgpu::DeviceType::DiscreteGpu => 1024,
@@ -69,6 +86,8 @@ impl Capabilities {
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             subgroup_size: if info.subgroup_max_size == 0 { 32 } else { info.subgroup_max_size.clamp(8, 64) },
+            subgroup_min_size: info.subgroup_min_size,
+            tier: most.map_or(tier, |most| tier.min(most)),
             uniform_align_bytes: limits.min_uniform_buffer_offset_alignment,
             timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
             target_workgroups: target_workgroups.unwrap_or(guess).max(1),

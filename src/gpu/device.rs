@@ -1,6 +1,6 @@
 //! Finding an adapter and making, or taking over, a device.
 
-use super::capabilities::{describe, Capabilities};
+use super::capabilities::{describe, Capabilities, Tier};
 use super::{CounterCells, Gpu, Inner};
 use crate::error::{ErrorKind, Result};
 use std::sync::{Arc, Mutex};
@@ -25,8 +25,10 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Device limits.
     pub limits: LimitsChoice,
-    /// Ask for no optional feature at all (no timestamps): for tests.
+    /// Ask for no optional feature at all (no timestamps, no subgroups): for tests.
     pub no_features: bool,
+    /// The highest tier of kernels to use; default: the best that the device has.
+    pub tier: Option<Tier>,
     /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
     pub target_workgroups: Option<usize>,
 }
@@ -69,7 +71,8 @@ impl Gpu {
                 wgpu::Limits { max_storage_buffers_per_shader_stage: 8, ..wgpu::Limits::downlevel_defaults() }
             }
         };
-        let wanted = if options.no_features { wgpu::Features::empty() } else { wgpu::Features::TIMESTAMP_QUERY };
+        let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        let wanted = if options.no_features { wgpu::Features::empty() } else { optional };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("latten"),
             required_features: wanted & adapter.features(),
@@ -85,11 +88,12 @@ impl Gpu {
             let mut lost = flag.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             lost.get_or_insert_with(|| format!("{reason:?}: {message}"));
         });
-        Self::build(device, queue, lost, options.target_workgroups)
+        Self::build(device, queue, lost, &options)
     }
 
     /// Uses a device that the app owns. Its error handlers and callbacks are left alone, `LATTEN_ADAPTER` does not
-    /// count, and no feature is needed: `TIMESTAMP_QUERY`, if it is on, serves [`Gpu::time_passes`]. `adapter` is not
+    /// count, and no feature is needed: `TIMESTAMP_QUERY`, if it is on, serves [`Gpu::time_passes`], and `SUBGROUP` brings
+    /// the kernels of [`Tier::Subgroup`]. `adapter` is not
     /// used yet and may be `None`.
     ///
     /// Errors: [`ErrorKind::Unsupported`] on OpenGL, or where the device has less than 8 storage buffers per stage, 256
@@ -104,16 +108,16 @@ impl Gpu {
         if device.adapter_info().backend == wgpu::Backend::Gl {
             return Err(ErrorKind::Unsupported { what: "the OpenGL backend (no bounds checks)".into() }.into());
         }
-        Self::build(device, queue, Arc::default(), None)
+        Self::build(device, queue, Arc::default(), &GpuOptions::default())
     }
 
     fn build(
         device: wgpu::Device,
         queue: wgpu::Queue,
         lost: Arc<Mutex<Option<String>>>,
-        target_workgroups: Option<usize>,
+        options: &GpuOptions,
     ) -> Result<Self> {
-        let capabilities = Capabilities::probe(&device, target_workgroups)?;
+        let capabilities = Capabilities::probe(&device, options.target_workgroups, options.tier)?;
         Ok(Gpu {
             inner: Arc::new(Inner {
                 device,

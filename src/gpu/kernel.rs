@@ -2,7 +2,7 @@
 
 use super::shader::{assemble, Assembled, Consts, Part};
 use super::tensor::Buffer;
-use super::Gpu;
+use super::{Gpu, Tier};
 use crate::error::{ErrorKind, Result};
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
@@ -30,6 +30,16 @@ pub(crate) struct KernelSpec {
 impl KernelSpec {
     pub(crate) fn assemble(&self) -> Assembled {
         assemble(&self.consts, &self.parts)
+    }
+
+    /// What the device must have: whatever the text uses.
+    pub(crate) fn tier(&self) -> Tier {
+        let code = || self.parts.iter().flat_map(|p| p.text.lines()).map(|l| l.split("//").next().unwrap_or(""));
+        if code().any(|line| line.contains("subgroup")) {
+            Tier::Subgroup
+        } else {
+            Tier::Portable
+        }
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) mod shader;
 mod tensor;
 mod timing;
 
-pub use capabilities::Capabilities;
+pub use capabilities::{Capabilities, Tier};
 pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub(crate) use shader::{number, part, Const, Consts, Part};
@@ -248,7 +248,10 @@ impl Gpu {
                 halves.resize(halves.len().next_multiple_of(2), half::f16::ZERO);
                 self.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))
             }
-            DType::U32 => Err(ErrorKind::DType { name: "tensor", got: "u32".into(), want: "f32 or f16".into() }.into()),
+            DType::U32 | DType::I8 => {
+                let got = tensor.dtype().to_string();
+                Err(ErrorKind::DType { name: "tensor", got, want: "f32 or f16".into() }.into())
+            }
         }
     }
 
