@@ -153,6 +153,7 @@ impl Gpu {
         pass.set_pipeline(&k.pipeline);
         pass.set_bind_group(0, &group, &[slot.offset]);
         pass.dispatch_workgroups(grid.0, grid.1, grid.2);
+        self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

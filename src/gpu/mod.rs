@@ -64,6 +64,7 @@ struct CounterCells {
     buffers: AtomicU64,
     pipelines: AtomicU64,
     bind_groups: AtomicU64,
+    dispatches: AtomicU64,
     submits: AtomicU64,
     readbacks: AtomicU64,
 }
@@ -77,6 +78,8 @@ pub struct Counters {
     pub pipelines: u64,
     /// Bind groups made.
     pub bind_groups: u64,
+    /// Dispatches recorded.
+    pub dispatches: u64,
     /// Queue submissions.
     pub submits: u64,
     /// Waits for a result.
@@ -107,6 +110,7 @@ impl Gpu {
             buffers: get(&c.buffers),
             pipelines: get(&c.pipelines),
             bind_groups: get(&c.bind_groups),
+            dispatches: get(&c.dispatches),
             submits: get(&c.submits),
             readbacks: get(&c.readbacks),
         }
