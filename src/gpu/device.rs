@@ -1,6 +1,7 @@
 //! Finding an adapter and making, or taking over, a device.
 
 use super::capabilities::{describe, Capabilities, Tier};
+use super::pipeline_cache::PipelineCacheFile;
 use super::{CounterCells, Gpu, Inner};
 use crate::error::{ErrorKind, Result};
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,9 @@ pub struct GpuOptions {
     pub tier: Option<Tier>,
     /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
     pub target_workgroups: Option<usize>,
+    /// A file that compiled pipelines are kept in, so that the next start compiles faster. Where the device has no such
+    /// caches (only Vulkan has) it is not used; a damaged file, or one of another device, is passed over and replaced.
+    pub pipeline_cache: Option<std::path::PathBuf>,
 }
 
 const HINT: &str = "install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers for a software one), \
@@ -72,7 +76,9 @@ impl Gpu {
             }
         };
         let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
-        let wanted = if options.no_features { wgpu::Features::empty() } else { optional };
+        let cache =
+            if options.pipeline_cache.is_some() { wgpu::Features::PIPELINE_CACHE } else { wgpu::Features::empty() };
+        let wanted = if options.no_features { wgpu::Features::empty() } else { optional | cache };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("latten"),
             required_features: wanted & adapter.features(),
@@ -118,6 +124,7 @@ impl Gpu {
         options: &GpuOptions,
     ) -> Result<Self> {
         let capabilities = Capabilities::probe(&device, options.target_workgroups, options.tier)?;
+        let pipeline_cache = options.pipeline_cache.clone().and_then(|path| PipelineCacheFile::open(&device, path));
         Ok(Gpu {
             inner: Arc::new(Inner {
                 device,
@@ -128,6 +135,7 @@ impl Gpu {
                 bind_groups: Mutex::default(),
                 params: Mutex::default(),
                 readback: Mutex::default(),
+                pipeline_cache,
                 lost,
                 counters: CounterCells::default(),
                 #[cfg(test)]

@@ -111,7 +111,7 @@ impl Gpu {
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },
-                cache: None,
+                cache: self.inner.pipeline_cache.as_ref().map(|file| file.cache()),
             });
             (pipeline, layout)
         });
@@ -122,6 +122,9 @@ impl Gpu {
             _ => e,
         })?;
         self.inner.counters.pipelines.fetch_add(1, Ordering::Relaxed);
+        if let Some(file) = &self.inner.pipeline_cache {
+            file.note_pipeline();
+        }
         let id = self.next_id();
         Ok(Kernel {
             inner: Arc::new(KernelInner { name: spec.name, id, pipeline, layout, bindings: spec.bindings.len() }),

@@ -3,6 +3,7 @@
 mod capabilities;
 mod device;
 pub(crate) mod kernel;
+mod pipeline_cache;
 #[cfg(test)]
 mod poison_tests;
 mod readback;
@@ -45,6 +46,7 @@ struct Inner {
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
     params: Mutex<kernel::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
+    pipeline_cache: Option<pipeline_cache::PipelineCacheFile>,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
     /// Fill workgroup memory with NaN when a kernel begins.
@@ -113,6 +115,15 @@ impl Gpu {
             dispatches: get(&c.dispatches),
             submits: get(&c.submits),
             readbacks: get(&c.readbacks),
+        }
+    }
+
+    /// Writes the pipeline cache of [`GpuOptions::pipeline_cache`], if there is one and pipelines were made since it was
+    /// written. Happens by itself when the last clone of this goes; an app that may be killed calls it when it has warmed
+    /// up. What fails is logged.
+    pub fn save_pipeline_cache(&self) {
+        if let Some(file) = &self.inner.pipeline_cache {
+            file.save();
         }
     }
 

@@ -77,7 +77,7 @@ pub(super) struct AttentionStep<'a> {
 impl Attention {
     /// The layer whose weights a safetensors file holds under a block's names without the block's prefix: `q_proj.weight`,
     /// `kv_b_proj.bias`, .. `weights` is a name for messages and the bytes of the file. Of `config` the numbers of the
-    /// attention count, and `hidden_size`. `dtype` (F16 or F32) is how matrices are kept on the device.
+    /// attention count, and `hidden_size`. `dtype` (F16, F32 or I8) is how matrices are kept on the device.
     ///
     /// Errors: [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
@@ -149,15 +149,6 @@ impl Attention {
             }
         };
         self.o.run(rows, Span::of(heads), x, true)
-    }
-
-    /// Compiles what so many rows run.
-    pub(super) fn prepare(&self, rows: usize) -> Result<()> {
-        let linears = match &self.projections {
-            Projections::Direct(direct) => vec![&direct.q, &direct.kv],
-            Projections::Latent(latent) => vec![&latent.down, &latent.q_up, &latent.absorb, &latent.unabsorb],
-        };
-        linears.into_iter().chain([&self.o]).try_for_each(|linear| linear.prepare(rows))
     }
 }
 

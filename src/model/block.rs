@@ -47,13 +47,6 @@ impl Block {
         self.gate_up.run(rows, x, ffn, false)?;
         self.down.run(rows, ffn, x, true)
     }
-
-    /// Compiles what so many rows run.
-    pub(super) fn prepare(&self, rows: usize) -> Result<()> {
-        self.attention.prepare(rows)?;
-        self.gate_up.prepare(rows)?;
-        self.down.prepare(rows)
-    }
 }
 
 impl Scratch {

@@ -90,7 +90,7 @@ struct Buffers {
 }
 
 impl Session {
-    /// Allocates cache and step buffers.
+    /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
     /// Errors: [`ErrorKind::Argument`] for a zero size, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device.
@@ -146,6 +146,11 @@ impl Session {
     /// The KV cache, for its sizes.
     pub fn cache(&self) -> &PagedKvCache {
         &self.cache
+    }
+
+    /// Most sequences of a call.
+    pub(super) fn max_batch(&self) -> usize {
+        self.options.max_batch
     }
 
     /// Pages in use and free.
@@ -266,7 +271,8 @@ impl Session {
         Ok(fed)
     }
 
-    fn capacity(&self) -> usize {
+    /// Most tokens of a step.
+    pub(super) fn capacity(&self) -> usize {
         self.options.chunk.max(self.options.max_batch)
     }
 
