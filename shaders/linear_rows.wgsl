@@ -1,24 +1,30 @@
 // y[r, h, o] (+)= sum_i W[h, o, i] x[r, h, i] + b[h, o]     for few rows: each weight is read once per ROWS rows.
 // The slots add to it: weights with scales, a norm before, SwiGLU or rotated elements after.
 //
-// Grid: (ceil(outputs / (OUTS / SUMS_PER_OUTPUT * OUT_LANES)), ceil(rows / ROWS), heads).
+// Grid: (ceil(outputs / (OUTPUTS * OUT_LANES)), ceil(rows / ROWS), heads), or more with parts/rest_norm.wgsl.
 // IN_LANES lanes go along the input together, 16 bytes of weights each and STEPS times OUTS of those in flight, since
 // the time is that of the memory; every lane does OUTS matrix rows for ROWS rows of x.
 // A row's sums are formed in the same order whatever ROWS and STEPS are and whatever the other rows hold.
 // Constants: ROWS, OUTS, STEPS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD, STEP_WORDS = STEPS *
-// OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, SQUARE_ROWS (ROWS with a norm, else 0); PADDED = PASSES * PASS, at least
-// ROWS * OUTS + SQUARE_ROWS; MAX_SUBGROUPS.
+// OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
+// ROWS * (OUTS + NORMS); MAX_SUBGROUPS.
 // Parts: linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*,
-// reduce_* (which holds main).
+// rest_*, reduce_* (which holds main).
 
-// Sums over a workgroup's lanes: ROWS * OUTS of the products, then SQUARE_ROWS of the squares, OUT_LANES of each.
+// Sums over a workgroup's lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each.
 var<workgroup> totals: array<f32, PADDED * OUT_LANES>;
 
 fn product(group: vec3<u32>, lane: u32) {
+    if (rest_of(group, lane)) {
+        return;
+    }
     let head = group.z;
     let first_row = group.y * ROWS;
     let in_lane = lane % IN_LANES;
     let first_out = group.x * OUTPUTS * OUT_LANES;
+    if (first_out >= params.out_dim / SUMS_PER_OUTPUT + params.tail_dim) {
+        return; // the grid is wide for the sake of rest_of
+    }
     var x_base: array<u32, ROWS>;
     // unroll
     for (var r = 0u; r < ROWS; r++) {

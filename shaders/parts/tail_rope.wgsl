@@ -1,5 +1,7 @@
 // Behind the outputs of a linear: the tail_dim elements behind its input, rotated. For absorbed queries, [nope | rope] to
 // [W nope | rotated rope]. Parts: parts/rope_half.wgsl or parts/rope_interleaved.wgsl. Slot: tail_*.
+// cos_sin: (rows, tail_dim / 2) vec2<f32>
+@group(0) @binding(7) var<storage, read> cos_sin: array<vec2<f32>>;
 
 fn tail(row: u32, head: u32, i: u32) -> f32 {
     let first = input_base(row, head) + params.in_dim;

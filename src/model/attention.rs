@@ -6,7 +6,7 @@ use crate::attention::{Decode, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, Span};
+use crate::nn::{Linear, NormShape, Rotate, RotateShape, Span};
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -38,13 +38,11 @@ struct Direct {
 struct Latent {
     /// [query latent | latents | rope key] of the stream: matrices of one input are one matrix.
     down: Linear,
-    q_latent_dim: usize,
-    /// Per head [nope | rope], with the norm of the query latent before it.
+    /// Per head [nope | rope], with the norm of the query latent before it and that of the latents beside it.
     q_up: Linear,
     /// W_UK^T per head, and behind its outputs the rotated part of the query, if there is a rope key.
     absorb: Linear,
     rotates: bool,
-    kv_norm: RmsNorm,
     /// W_UV per head, with the value's bias. The key's bias drops out of the softmax.
     unabsorb: Linear,
 }
@@ -199,16 +197,15 @@ impl Projections {
                 let keys: Vec<Matrix> = (0..heads).map(|h| cut(h, 0).transposed()).collect();
                 let values: Vec<Matrix> = (0..heads).map(|h| cut(h, 1)).collect();
                 let kv_norm = NormShape { groups: latent_heads, dim: latent_dim, tail: rope_dim, eps };
+                let kv_norm = source.norm(&format!("{prefix}kv_a_layernorm"), kv_norm)?;
                 let q_up = source.linear(&matrix("q_b_proj", heads * (head_dim + rope_dim), q_latent_dim)?)?;
                 let absorb = source.linear_heads(&keys)?;
                 let rotates = rope_dim > 0;
                 Ok(Projections::Latent(Box::new(Latent {
                     down: first(&Matrix::stack(&[q_down, kv_down]))?,
-                    q_latent_dim,
-                    q_up: source.normed(q_up, &format!("{prefix}q_a_layernorm"), eps)?,
+                    q_up: source.normed(q_up, &format!("{prefix}q_a_layernorm"), eps)?.with_rest(kv_norm)?,
                     absorb: if rotates { absorb.with_tail(rope_dim, config.rope().rotation)? } else { absorb },
                     rotates,
-                    kv_norm: source.norm(&format!("{prefix}kv_a_layernorm"), kv_norm)?,
                     unabsorb: source.linear_heads(&values)?,
                 })))
             }
@@ -232,13 +229,12 @@ impl Projections {
             Projections::Latent(latent) => {
                 let down = Span::of(&s.down);
                 latent.down.run(rows, input, down, false)?;
-                latent.q_up.run(rows, down, q_raw, false)?;
+                latent.q_up.run_with_rest(rows, down, q_raw, &s.kv)?;
                 // [nope | rope] -> [absorbed | rotated]
                 match latent.rotates {
-                    true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q)?,
-                    false => latent.absorb.run(rows, q_raw, q, false)?,
+                    true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q),
+                    false => latent.absorb.run(rows, q_raw, q, false),
                 }
-                latent.kv_norm.run(rows, down.offset(latent.q_latent_dim), Span::of(&s.kv))
             }
         }
     }

@@ -2,8 +2,8 @@
 //! a norm before a projection, a SwiGLU after it, and the rotation of what lies beside the input.
 
 use super::linear_shape::{Fusion, LinearTuning, Shape};
-use super::span::Extent;
-use super::{params, word, Span, Weight};
+use super::span::{check_apart, Extent};
+use super::{params, word, RmsNorm, Span, Weight};
 use crate::attention::Rotation;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Kernel, Tensor};
@@ -20,10 +20,12 @@ params!(Params {
     y_offset: u32,
     y_row_stride: u32,
     y_head_stride: u32,
-    has_bias: u32,
-    accumulate: u32,
+    flags: u32,
     tail_dim: u32,
     eps: f32,
+    rest_groups: u32,
+    rest_dim: u32,
+    rest_tail: u32,
 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
@@ -42,6 +44,8 @@ pub struct Linear {
     swiglu: bool,
     /// Elements behind the input of each head that are rotated behind its output.
     tail: Option<(usize, Rotation)>,
+    /// A norm of what lies behind the input.
+    rest: Option<RmsNorm>,
     tuning: LinearTuning,
     shapes: Vec<Shape>,
     /// Per shape: for input at multiples of 4 elements, then for any. Shared by clones.
@@ -56,6 +60,7 @@ struct Call<'a> {
     y: Span<'a>,
     accumulate: bool,
     cos_sin: Option<&'a Tensor>,
+    rest: Option<&'a Tensor>,
 }
 
 impl Linear {
@@ -75,6 +80,7 @@ impl Linear {
             norm: None,
             swiglu: false,
             tail: None,
+            rest: None,
             tuning,
             kernels: fresh(shapes.len()),
             shapes,
@@ -84,12 +90,16 @@ impl Linear {
     /// The same with a norm before it: the input is `gain * x / sqrt(mean(x^2) + eps)`, of each row and head by itself
     /// ([`reference::norm_linear`](crate::reference::norm_linear)). `gain` is (1, in_dim) F32.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive.
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, or
+    /// after [`Linear::with_rest`].
     pub fn with_norm(self, gain: &Tensor, eps: f32) -> Result<Self> {
         if !(eps > 0.0 && eps.is_finite()) {
             return Err(ErrorKind::argument("eps", format!("{eps} is not positive")));
         }
         gain.expect("gain", &[1, self.weight.in_dim()], DType::F32)?;
+        if self.rest.is_some() {
+            return Err(ErrorKind::argument("norm", "comes before the rest"));
+        }
         Ok(Linear { norm: Some((gain.clone(), eps)), ..self.without_kernels() })
     }
 
@@ -115,15 +125,32 @@ impl Linear {
     /// `y[r, h, :] = [ W[h] x[r, h, ..in_dim] | RoPE(x[r, h, in_dim..in_dim + rope_dim]) ]`. Run it by
     /// [`Linear::run_tailed`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, or beside SwiGLU.
+    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, or beside SwiGLU or a rest.
     pub fn with_tail(self, rope_dim: usize, rotation: Rotation) -> Result<Self> {
         if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
         }
-        if self.swiglu {
-            return Err(ErrorKind::argument("tail", "this linear has SwiGLU behind it"));
+        if self.swiglu || self.rest.is_some() {
+            return Err(ErrorKind::argument("tail", "this linear has SwiGLU or a rest"));
         }
         Ok(Linear { tail: Some((rope_dim, rotation)), ..self.without_kernels() })
+    }
+
+    /// The same with a norm beside it, of what lies behind the input of each row: `rest[r, :] = norm(x[r, in_dim..])`, in
+    /// the same dispatch for few rows and in one of its own for many. Run it by [`Linear::run_with_rest`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] for several heads, beside a tail, or where the norm before the product has
+    /// another `eps`.
+    pub fn with_rest(self, norm: RmsNorm) -> Result<Self> {
+        if self.weight.heads() != 1 || self.tail.is_some() {
+            return Err(ErrorKind::argument("rest", "this linear has several heads or a tail"));
+        }
+        match &self.norm {
+            Some((_, eps)) if *eps != norm.shape().eps => {
+                Err(ErrorKind::argument("rest", format!("eps {} beside {eps}", norm.shape().eps)))
+            }
+            _ => Ok(Linear { rest: Some(norm), ..self.without_kernels() }),
+        }
     }
 
     /// The same with other numbers than those chosen for the device: for measurements and tests.
@@ -177,7 +204,12 @@ impl Linear {
         if let Some(kernel) = cell.get() {
             return Ok(kernel.clone());
         }
-        let fusion = Fusion { norm: self.norm.is_some(), swiglu: self.swiglu, tail: self.tail.map(|(_, r)| r) };
+        let fusion = Fusion {
+            norm: self.norm.is_some(),
+            swiglu: self.swiglu,
+            tail: self.tail.map(|(_, rotation)| rotation),
+            rest: self.rest.is_some(),
+        };
         let spec = self.shapes[choice].spec(&self.tuning, self.weight.dtype(), aligned, fusion)?;
         let kernel = self.gpu.kernel(spec)?;
         Ok(cell.get_or_init(|| kernel).clone())
@@ -196,7 +228,7 @@ impl Linear {
         y: Span<'_>,
         accumulate: bool,
     ) -> Result<()> {
-        self.dispatch(pass, Call { rows, x, y, accumulate, cos_sin: None })
+        self.dispatch(pass, Call { rows, x, y, accumulate, cos_sin: None, rest: None })
     }
 
     /// [`Linear::encode`] into the [`Gpu`]'s own pass.
@@ -216,7 +248,7 @@ impl Linear {
         x: Span<'_>,
         y: Span<'_>,
     ) -> Result<()> {
-        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: Some(cos_sin) })
+        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: Some(cos_sin), rest: None })
     }
 
     /// [`Linear::encode_tailed`] into the [`Gpu`]'s own pass.
@@ -224,8 +256,46 @@ impl Linear {
         self.gpu.record(|pass| self.encode_tailed(pass, rows, cos_sin, x, y))
     }
 
+    /// [`Linear::encode`] of one with a rest: `x` is (rows, in_dim + the norm's width), `rest` (rows, the norm's width) F32
+    /// in a third buffer.
+    ///
+    /// Errors: as [`Linear::encode`], and [`ErrorKind::Argument`] for a linear without a rest.
+    pub fn encode_with_rest(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        x: Span<'_>,
+        y: Span<'_>,
+        rest: &Tensor,
+    ) -> Result<()> {
+        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: None, rest: Some(rest) })
+    }
+
+    /// [`Linear::encode_with_rest`] into the [`Gpu`]'s own pass.
+    pub fn run_with_rest(&self, rows: usize, x: Span<'_>, y: Span<'_>, rest: &Tensor) -> Result<()> {
+        self.gpu.record(|pass| self.encode_with_rest(pass, rows, x, y, rest))
+    }
+
+    /// Checks what is beside a product, and records the norm of the rest where that is a dispatch of its own.
+    fn check_rest(&self, pass: &mut wgpu::ComputePass<'_>, call: &Call<'_>, shape: Shape) -> Result<()> {
+        match (&self.rest, call.rest) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(ErrorKind::argument("rest", "this linear has none")),
+            (Some(_), None) => Err(ErrorKind::argument("rest", "this linear has one, which needs a tensor")),
+            (Some(norm), Some(rest)) => {
+                check_apart("rest", rest, &[call.y.tensor, &self.weight.tensor])?;
+                rest.expect("rest", &[call.rows, norm.width()], DType::F32)?;
+                let x = call.x.offset(call.x.offset.saturating_add(self.weight.in_dim()));
+                match shape {
+                    Shape::Tile(_) => norm.encode(pass, call.rows, x, Span::of(rest)),
+                    Shape::Rows(_) => norm.check(call.rows, x, Span::of(rest)),
+                }
+            }
+        }
+    }
+
     fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, call: Call<'_>) -> Result<()> {
-        let Call { rows, x, y, accumulate, cos_sin } = call;
+        let Call { rows, x, y, accumulate, cos_sin, .. } = call;
         let w = &self.weight;
         let (heads, in_dim, tail_dim) = (w.heads(), w.in_dim(), self.tail_dim());
         match (cos_sin, tail_dim) {
@@ -244,9 +314,12 @@ impl Linear {
         let bias = self.bias.as_ref().unwrap_or(any);
         let gain = self.norm.as_ref().map_or(any, |(gain, _)| gain);
         let scales = w.scales.as_ref().unwrap_or(any);
-        let cos_sin = cos_sin.unwrap_or(any);
-        let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin];
+        let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin.unwrap_or(any)];
         y.check_output("y", Extent { rows, heads, dim: self.outputs() }, &inputs)?;
+        let choice = self.choose(rows);
+        let shape = self.shapes[choice];
+        self.check_rest(pass, &call, shape)?;
+        let rest_shape = self.rest.as_ref().map(RmsNorm::shape);
         let params = Params {
             rows: word(rows),
             out_dim: word(w.out_dim()),
@@ -258,18 +331,23 @@ impl Linear {
             y_offset: word(y.offset),
             y_row_stride: word(y.row_stride),
             y_head_stride: word(y.head_stride),
-            has_bias: self.bias.is_some().into(),
-            accumulate: accumulate.into(),
+            flags: u32::from(self.bias.is_some()) | 2 * u32::from(accumulate),
             tail_dim: word(tail_dim),
-            eps: self.norm.as_ref().map_or(0.0, |(_, eps)| *eps),
+            eps: self.norm.as_ref().map(|(_, eps)| *eps).or(rest_shape.map(|s| s.eps)).unwrap_or(0.0),
+            rest_groups: word(rest_shape.map_or(0, |s| s.groups)),
+            rest_dim: word(rest_shape.map_or(0, |s| s.dim)),
+            rest_tail: word(rest_shape.map_or(0, |s| s.tail)),
         };
-        let choice = self.choose(rows);
-        let shape = self.shapes[choice];
         let kernel = self.kernel(choice, x.is_vec4() && in_dim.is_multiple_of(4))?;
-        let buffers = [&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, &gain.buffer];
-        let buffers = [&buffers[..], &[&scales.buffer, &cos_sin.buffer]].concat();
+        let mut buffers =
+            vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, &gain.buffer, &scales.buffer];
+        buffers.extend(cos_sin.map(|table| &table.buffer));
         let outs = self.outputs().div_ceil(shape.outputs(&self.tuning, self.swiglu));
-        let grid = (word(outs), word(rows.div_ceil(shape.rows())), word(heads));
+        let mut grid = (word(outs), word(rows.div_ceil(shape.rows())), word(heads));
+        if let (Some(norm), Some(rest), Shape::Rows(n)) = (&self.rest, call.rest, shape) {
+            buffers.extend([&norm.gain().buffer, &rest.buffer]);
+            grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
+        }
         self.gpu.dispatch(pass, &kernel, &params, &buffers, grid)
     }
 }

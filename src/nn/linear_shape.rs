@@ -29,6 +29,8 @@ pub(super) struct Fusion {
     pub(super) norm: bool,
     pub(super) swiglu: bool,
     pub(super) tail: Option<Rotation>,
+    /// Of few rows only.
+    pub(super) rest: bool,
 }
 
 /// A kernel by the rows it takes at a time, and how it does so.
@@ -76,7 +78,7 @@ impl LinearTuning {
             && one_of(steps, 8)
             && one_of(max_rows, 16)
             && !(swiglu && outs == 1);
-        let fusion = Fusion { norm: true, swiglu, tail: None };
+        let fusion = Fusion { norm: true, swiglu, ..Default::default() };
         if !fits || self.sums(max_rows, fusion).bytes > PORTABLE_BYTES {
             return Err(ErrorKind::argument("tuning", format!("{self:?} makes no kernel")));
         }
@@ -188,6 +190,7 @@ impl Shape {
                 } else {
                     parts.push(part!("parts/reduce_workgroup.wgsl"));
                 }
+                parts.push(if fusion.rest { part!("parts/rest_norm.wgsl") } else { part!("parts/rest_none.wgsl") });
                 parts.push(part!("linear_rows.wgsl"));
                 ("linear_rows", sums.bytes)
             }
@@ -204,7 +207,12 @@ impl Shape {
             }
         };
         use Access::{Read, Write};
-        let bindings = vec![Read, Read, Read, Write, Read, Read, Read];
+        let mut bindings = vec![Read, Read, Read, Write, Read, Read];
+        if fusion.tail.is_some() {
+            bindings.push(Read);
+        } else if fusion.rest && matches!(self, Shape::Rows(_)) {
+            bindings.extend([Read, Write]);
+        }
         Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes })
     }
 }
@@ -217,28 +225,31 @@ pub(super) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     let subgroups = LinearTuning { in_lanes: 64, subgroups: true, ..wide };
     let plain = Fusion::default();
     let norm = Fusion { norm: true, ..plain };
-    let fusions = [
-        plain,
-        norm,
-        Fusion { swiglu: true, ..norm },
-        Fusion { tail: Some(Rotation::Half), ..plain },
-        Fusion { tail: Some(Rotation::Interleaved), ..plain },
-    ];
+    let both = Fusion { swiglu: true, ..norm };
+    let rest = Fusion { rest: true, ..norm };
+    let tails = [Rotation::Half, Rotation::Interleaved].map(|r| Fusion { tail: Some(r), ..plain });
     let mut all = Vec::new();
+    let mut add = |shape: Shape, tuning: &LinearTuning, dtype: DType, vec4: bool, fusion: Fusion| {
+        shape.spec(tuning, dtype, vec4, fusion).map(|spec| all.push((dtype.to_string(), spec)))
+    };
+    // Each slot with each dtype and alignment, then each shape of each device.
     for dtype in [DType::F32, DType::F16, DType::I8] {
-        for fusion in fusions {
-            for vec4 in [true, false] {
-                for (i, tuning) in [software, portable, wide, subgroups].into_iter().enumerate() {
-                    // All shapes once; of the rest the fewest and the most rows.
-                    let all_shapes = i == 0 && vec4 && fusion.tail.is_none();
-                    let ends = [Shape::Rows(1), Shape::Rows(tuning.max_rows), Shape::Tile(4)];
-                    let wanted = |s: &Shape| all_shapes || (i != 2 || vec4) && ends.contains(s);
-                    for shape in tuning.shapes().into_iter().filter(wanted) {
-                        all.push((format!("{dtype}"), shape.spec(&tuning, dtype, vec4, fusion)?));
-                    }
-                }
+        for vec4 in [true, false] {
+            for fusion in [plain, norm, both, rest, tails[0], tails[1]] {
+                add(Shape::Rows(1), &software, dtype, vec4, fusion)?;
             }
+            add(Shape::Tile(4), &software, dtype, vec4, both)?;
         }
+    }
+    for tuning in [software, portable, wide, subgroups] {
+        for shape in tuning.shapes() {
+            add(shape, &tuning, DType::F16, true, both)?;
+        }
+        add(Shape::Rows(tuning.max_rows), &tuning, DType::I8, true, rest)?;
+        add(Shape::Rows(1), &tuning, DType::F16, true, plain)?;
+    }
+    for fusion in [plain, tails[0]] {
+        add(Shape::Tile(2), &software, DType::F16, true, fusion)?;
     }
     Ok(all)
 }

@@ -135,7 +135,7 @@ fn a_layer_is_at_most_ten_dispatches() {
     // As a discrete GPU plans it: split, and so merged, from 256 tokens on.
     let options = GpuOptions { target_workgroups: Some(1024), ..Default::default() };
     let gpu = block_on(Gpu::with_options(options)).unwrap();
-    for (variant, most) in [("gqa", 8), ("gta", 8), ("gla", 10), ("mla", 10)] {
+    for (variant, most) in [("gqa", 8), ("gta", 8), ("gla", 9), ("mla", 9)] {
         let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
         let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
         let mut session = Session::new(&decoder, SessionOptions::default()).unwrap();

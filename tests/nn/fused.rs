@@ -5,7 +5,7 @@ use crate::assert_kind;
 use crate::shared::*;
 use latten::attention::append::cos_sin_table;
 use latten::attention::Rotation;
-use latten::nn::{quantise, Linear, LinearTuning, Rope, Span, Weight};
+use latten::nn::{quantise, Linear, LinearTuning, NormShape, RmsNorm, Rope, Span, Weight};
 use latten::reference::{self, Pairs};
 use latten::{DType, ErrorKind, Gpu, Tensor, Tier};
 
@@ -175,6 +175,57 @@ fn rotated_tails_match_the_reference() {
     }
 }
 
+/// The product of a row's first part and the norm of its second, in one call.
+fn check_rest((in_dim, out_dim, groups, dim, tail): (usize, usize, usize, usize, usize), rows: usize, c: Case) {
+    let gpu = gpu();
+    let mut rng = Rng(41);
+    let w = rng.normals(out_dim * in_dim, (in_dim as f32).powf(-0.5));
+    let (gain, rest_gain) = (rng.normals(in_dim, 1.0), rng.normals(groups * dim, 1.0));
+    let norm = NormShape { groups, dim, tail, eps: EPS };
+    let norm = RmsNorm::new(gpu, &tensor(gpu, &[groups, dim], &rest_gain), norm).unwrap();
+    let c = Case { in_dim, out_dim, norm: true, ..c };
+    let linear = linear(gpu, &c, &w, &[], &gain).with_rest(norm).unwrap();
+    let (width, stride) = (groups * dim + tail, in_dim + groups * dim + tail + c.gap);
+    let weights = held(&w, in_dim, c.dtype);
+    let mut x = vec![f32::NAN; c.gap + rows * stride];
+    let (mut want, mut want_rest) = (Vec::new(), Vec::new());
+    for r in 0..rows {
+        let row = rng.normals(in_dim + width, 2.0);
+        x[c.gap + r * stride..][..row.len()].copy_from_slice(&row);
+        let row = f64s(&row);
+        let (input, rest) = row.split_at(in_dim);
+        want.extend(reference::norm_linear(input, &f64s(&gain), EPS.into(), &weights, None).unwrap());
+        let (latents, key) = rest.split_at(groups * dim);
+        want_rest.extend(reference::rms_norm(latents, &f64s(&rest_gain), dim, EPS.into()).unwrap());
+        want_rest.extend(key);
+    }
+    // A row more of each, which nobody owns.
+    let x = tensor(gpu, &[1, x.len()], &x);
+    let y = tensor(gpu, &[rows + 1, out_dim], &vec![f32::NAN; (rows + 1) * out_dim]);
+    let rest = tensor(gpu, &[rows + 1, width], &vec![f32::NAN; (rows + 1) * width]);
+    want.resize(want.len() + out_dim, f64::NAN);
+    want_rest.resize(want_rest.len() + width, f64::NAN);
+    let from = Span::of(&x).offset(c.gap).row_stride(stride);
+    linear.run_with_rest(rows, from, Span::of(&y), &rest.view(&[rows, width]).unwrap()).unwrap();
+    let case = format!("{rows} rows, {groups} x {dim} + {tail} beside {c:?}");
+    assert_close(&case, &download(gpu, &y), &want, 2e-5, 1e-9);
+    assert_close(&case, &download(gpu, &rest), &want_rest, 2e-5, 1e-9);
+}
+
+#[test]
+fn a_norm_beside_a_product_matches_the_reference() {
+    let sizes = [(64, 96, 2, 128, 16), (14, 8, 1, 21, 2), (32, 40, 8, 12, 0), (128, 3, 3, 65, 130)];
+    for (i, size) in sizes.into_iter().enumerate() {
+        for rows in [1, 3, 8, 9, 20] {
+            check_rest(size, rows, Case { gap: i, dtype: [DType::F16, DType::I8][i % 2], ..PLAIN });
+        }
+    }
+    for tuning in tunings() {
+        check_rest(sizes[0], 3, Case { tuning: Some(tuning), ..PLAIN });
+        check_rest(sizes[1], 1, Case { tuning: Some(tuning), ..PLAIN });
+    }
+}
+
 #[test]
 fn the_numbers_of_every_tier_and_device_give_the_same() {
     for (i, tuning) in tunings().into_iter().enumerate() {
@@ -260,6 +311,24 @@ fn bad_fusions_are_typed_errors() {
     assert_eq!(message(short), "cos_sin has shape (2,1,2), wanted at least 3 rows");
     assert_kind!(tailed.run(3, Span::of(&x), Span::of(&y), false), ErrorKind::Argument { .. });
     assert_kind!(of(4).run_tailed(3, &t(&[3, 1, 2]), Span::of(&x), Span::of(&y)), ErrorKind::Argument { .. });
+
+    let rest = |eps| RmsNorm::new(gpu, &t(&[1, 2]), NormShape { groups: 1, dim: 2, tail: 0, eps }).unwrap();
+    assert_kind!(of(4).with_tail(2, Rotation::Half).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_tail(2, Rotation::Half), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_norm(&t(&[1, 8]), 1e-6), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_norm(&t(&[1, 8]), 1e-5).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
+    let with_rest = of(4).with_rest(rest(1e-6)).unwrap();
+    for rows in [3, 40] {
+        let (x, y) = (t(&[rows, 10]), t(&[rows, 4]));
+        let run = |x: &Tensor, rest: &Tensor| with_rest.run_with_rest(rows, Span::of(x), Span::of(&y), rest);
+        run(&x, &t(&[rows, 2])).unwrap();
+        assert_kind!(run(&x, &t(&[rows, 3])), ErrorKind::Shape { .. });
+        assert_kind!(run(&t(&[rows, 9]), &t(&[rows, 2])), ErrorKind::Shape { .. });
+        assert_kind!(run(&x, &y.view(&[rows, 2]).unwrap()), ErrorKind::Argument { .. });
+        assert_kind!(run(&x, &x.view(&[rows, 2]).unwrap()), ErrorKind::Argument { .. });
+        assert_kind!(with_rest.run(rows, Span::of(&x), Span::of(&y), false), ErrorKind::Argument { .. });
+        assert_kind!(of(4).run_with_rest(rows, Span::of(&x), Span::of(&y), &t(&[rows, 2])), ErrorKind::Argument { .. });
+    }
     assert_kind!(quantise(&[1.0, f32::NAN], 2), ErrorKind::Argument { .. });
     assert_kind!(quantise(&[1.0, 2.0, 3.0], 2), ErrorKind::Shape { .. });
     assert_kind!(quantise(&[], 0), ErrorKind::Shape { .. });
