@@ -331,7 +331,7 @@ impl Linear {
             y_offset: word(y.offset),
             y_row_stride: word(y.row_stride),
             y_head_stride: word(y.head_stride),
-            flags: u32::from(self.bias.is_some()) | 2 * u32::from(accumulate),
+            flags: u32::from(self.bias.is_some()) + 2 * u32::from(accumulate),
             tail_dim: word(tail_dim),
             eps: self.norm.as_ref().map(|(_, eps)| *eps).or(rest_shape.map(|s| s.eps)).unwrap_or(0.0),
             rest_groups: word(rest_shape.map_or(0, |s| s.groups)),

@@ -1,7 +1,7 @@
 //! What a decoder block needs besides attention: linear, norm, activation, embedding, rotary positions, sampling.
 //!
-//! All activations are F32 tensors, row-major. Every kernel has `new`, which compiles; `encode`, which records into a
-//! pass of the caller's; and `run`, which records into the [`Gpu`](crate::Gpu)'s own. Neither waits.
+//! All activations are F32 tensors, row-major. Every kernel has `new`, which compiles ([`Linear`] compiles later); `encode`,
+//! which records into a pass of the caller's; and `run`, which records into the [`Gpu`](crate::Gpu)'s own. Neither waits.
 
 mod activation;
 mod embedding;
