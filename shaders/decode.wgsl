@@ -14,7 +14,7 @@
 //   4. output: a lane takes ROWS_PER_BLOCK rows x 1 value word x every TOKEN_SPLITS-th token, sums in registers
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*.
+// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*, score_*, mask_*, sink_*.
 
 struct Params {
     scale_log2: f32, // softmax_scale * log2(e)
@@ -62,12 +62,6 @@ var<private> fetched: array<vec4<u32>, STATE_FETCHES + ROPE_FETCHES>;
 // Row of q, out and lse of a tile row.
 fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
     return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
-}
-
-// One past the last token of the item that a row may see: causal, aligned to the end; none for a row past the last.
-fn visible_tokens(item: WorkItem, row: u32) -> u32 {
-    let visible = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
-    return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
 }
 
 // Page of a token of the tile at `token_first`; lanes below TOKENS each look one up, a step ahead.
@@ -215,10 +209,10 @@ fn main(
     // Softmax: lanes below BLOCK_TOKENS each own a token of the tile and a block of rows.
     let softmax_block = lane % ROW_BLOCKS;
     let softmax_token = lane / ROW_BLOCKS;
-    var visible: array<u32, ROWS_PER_BLOCK>;
+    var visible: array<Visible, ROWS_PER_BLOCK>;
     // unroll
     for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-        visible[j] = visible_tokens(item, item.row_first + softmax_block * ROWS_PER_BLOCK + j);
+        visible[j] = visible_to(item, item.row_first + softmax_block * ROWS_PER_BLOCK + j);
     }
     var running_max = Rows(NEGATIVE);
     if (lane < ROW_BLOCKS) {
@@ -258,7 +252,7 @@ fn main(
             var wide = rows_widen(reduce_splits(lane));
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                wide[j] = select(NEGATIVE, wide[j], first + softmax_token < visible[j]);
+                wide[j] = select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token));
             }
             score = rows_narrow(wide);
             scores[lane] = score;
@@ -274,7 +268,7 @@ fn main(
             var wide = rows_widen(exp2(score - top));
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                wide[j] = select(0.0, wide[j], first + softmax_token < visible[j]);
+                wide[j] = select(0.0, wide[j], sees(visible[j], first + softmax_token));
             }
             weights[lane] = rows_narrow(wide);
             if (softmax_token == 0u) {
@@ -359,14 +353,20 @@ fn main(
                 let row = item.row_first + tile_row;
                 if (row < item.q_len * HEADS_PER_GROUP) {
                     let total = rows_get(totals[u], j);
-                    let lse2 = softmax_lse2(rows_get(row_max[row_block], j), total);
+                    let top = rows_get(row_max[row_block], j);
+                    let head = group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
                     let split = item.partial_row != NO_PARTIAL;
+                    // A sink counts once per row: here, or where the parts are merged.
+                    var finished = softmax_finish(top, total, head);
+                    if (split) {
+                        finished = Finished(softmax_inverse(total), softmax_lse2(top, total));
+                    }
                     let partial = group * partial_rows() + item.partial_row + tile_row;
                     let final_row = query_row(item, group, row);
                     // unroll
                     for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                         if (first_dim + e < V_DIM) {
-                            let value = rows_get(sums[u * ELEMS_PER_WORD + e], j) * softmax_inverse(total);
+                            let value = rows_get(sums[u * ELEMS_PER_WORD + e], j) * finished.factor;
                             if (split) {
                                 partials[partial * V_DIM + first_dim + e] = value;
                             } else {
@@ -375,9 +375,9 @@ fn main(
                         }
                     }
                     if (first_dim == 0u && split) {
-                        partials[GROUPS * partial_rows() * V_DIM + partial] = lse2;
+                        partials[GROUPS * partial_rows() * V_DIM + partial] = finished.lse2;
                     } else if (first_dim == 0u) {
-                        lse[final_row] = softmax_lse_bits(lse2);
+                        lse[final_row] = softmax_lse_bits(finished.lse2);
                     }
                 }
             }

@@ -2,10 +2,11 @@
 //
 //   M = max_s LSE_s;  w_s = exp(LSE_s - M);  O = sum_s w_s O_s / sum_s w_s;  LSE = M + ln sum_s w_s
 //
-// (The merge of FlashDecoding and of FlashInfer's attention states.) A split without a visible token has LSE NEGATIVE and weight 0; a row with none at all becomes zeros and -inf.
+// (The merge of FlashDecoding and of FlashInfer's attention states.) A split without a visible token has
+// LSE NEGATIVE and weight 0; a row with none at all becomes zeros and -inf. A sink takes its share here, once.
 //
 // Grid: x = group * ROW_TILE + row of the tile, y (and z, folded) = merge item of the class; lanes over V_DIM.
-// Constants: GROUPS HEADS_PER_GROUP Q_HEADS V_DIM ROW_TILE. Parts: plan, softmax.
+// Constants: GROUPS HEADS_PER_GROUP Q_HEADS V_DIM ROW_TILE. Parts: plan, softmax, sink_*.
 
 struct Params {
     class_index: u32,
@@ -44,7 +45,8 @@ fn main(
         top = max(top, partials[lse_first + first + s * ROW_TILE]);
     }
     let row = item.row_first + tile_row;
-    let q_row = (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
+    let head = group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
+    let q_row = (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + head;
     for (var v = lane; v < V_DIM; v += LANES) {
         var sum = 0.0;
         var total = 0.0;
@@ -55,9 +57,10 @@ fn main(
             total += weight;
             sum += weight * partials[at * V_DIM + v];
         }
-        out[q_row * V_DIM + v] = sum * softmax_inverse(total);
+        let finished = softmax_finish(top, total, head);
+        out[q_row * V_DIM + v] = sum * finished.factor;
         if (v == 0u) {
-            lse[q_row] = softmax_lse_bits(softmax_lse2(top, total));
+            lse[q_row] = softmax_lse_bits(finished.lse2);
         }
     }
 }

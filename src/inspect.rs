@@ -5,7 +5,7 @@ use crate::attention::append::append_spec;
 use crate::attention::decode::{decode_spec, merge_spec};
 use crate::attention::layout::StateLayout;
 use crate::attention::shape::{DecodeShape, ShapeLimits};
-use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
+use crate::attention::{AttentionOptions, Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 use crate::error::Result;
 use crate::gpu::{Access, Const, DType, KernelSpec};
 use std::collections::HashSet;
@@ -59,8 +59,10 @@ fn attention() -> Result<Vec<Labelled>> {
             let limits = |subgroup_size| ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size };
             let small = DecodeShape::all(&heads, &layout, limits(4))?;
             for shape in DecodeShape::all(&heads, &layout, limits(32))?.into_iter().chain(small) {
-                all.push((what.clone(), decode_spec(&heads, dtype, &shape)?));
-                all.push((what.clone(), merge_spec(&heads, shape.rows())));
+                for options in options(&heads) {
+                    all.push((what.clone(), decode_spec(&heads, dtype, &options, &shape)?));
+                    all.push((what.clone(), merge_spec(&heads, &options, shape.rows())));
+                }
             }
             for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
                 let Ok(spec) = append_spec(&heads, dtype, page_size, rotation) else { continue };
@@ -69,6 +71,13 @@ fn attention() -> Result<Vec<Labelled>> {
         }
     }
     Ok(all)
+}
+
+/// None; and for a few layouts all at once, since options do not meet in one line of the kernels.
+fn options(heads: &HeadLayout) -> Vec<AttentionOptions> {
+    let all = AttentionOptions { softcap: Some(50.0), window: Some(1000), sinks: true };
+    let few = heads.q_heads() < 10 || heads.q_heads() == 128;
+    [AttentionOptions::default()].into_iter().chain(few.then_some(all)).collect()
 }
 
 /// Real shapes, and odd ones: one head, heads that fill no block, widths that fill no word.
@@ -115,6 +124,7 @@ fn variant(what: &str, spec: &KernelSpec) -> Variant {
 fn number(name: &str, value: Const) -> Option<String> {
     match value {
         Const::U32(v) => Some(format!("{name}={v}")),
+        Const::F32(bits) => Some(format!("{name}={}", f32::from_bits(bits))),
         Const::Alias(_) => None,
     }
 }

@@ -92,6 +92,10 @@ fn the_set_reaches_every_part_and_regime() {
         "pack2x16float",
         "ROTATED_STATE=128 ",
         "ROTATED_ROPE=64",
+        "fn softcap_tanh",
+        "WINDOW=1000 ",
+        "SINK_BINDING=7",
+        "SINK_BINDING=5",
     ] {
         assert!(reached(what), "no variant has {what}");
     }

@@ -98,8 +98,8 @@ pub mod nn;
 pub mod reference;
 
 pub use attention::{
-    Decode, DecodeArgs, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, Plan, Rotation,
-    SplitPolicy,
+    AttentionOptions, Decode, DecodeArgs, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla,
+    Plan, Rotation, SplitPolicy,
 };
 pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result};

@@ -18,6 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 A="append::"
 D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
+O="options::"
 G="--include-ignored split::more_merges"
 table() {
   cat <<'TABLE'
@@ -34,9 +35,9 @@ append-rope-pad     ~append.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~append.wgsl~select(GROUPS, group, in_state)~group~A~dies
 f16-clamp           ~parts/elements_f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
 decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
-decode-chunk-end    ~decode.wgsl~min(visible, item.token_last)~visible~D~same: chunks end on whole tiles, the last where its last row sees
-decode-row-visible  ~decode.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
-decode-causal       ~decode.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
+decode-chunk-end    ~parts/mask_causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees
+decode-row-visible  ~parts/mask_causal.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
+decode-causal       ~parts/mask_causal.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
 decode-page-held    ~decode.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~same: such a token is nowhere, whatever its page
 decode-page-clamp   ~decode.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
 decode-state-held   ~decode.wgsl~group * page_size + offset) * STATE_WORDS, held)~group * page_size + offset) * STATE_WORDS, true)~D~dies
@@ -49,14 +50,23 @@ decode-store-state  ~decode.wgsl~if (token < TOKENS) {\n            tile[token *
 decode-store-rope   ~decode.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + KEY~if (true) {\n            tile[token * TILE_STRIDE + KEY~D~dies
 decode-score-lanes  ~decode.wgsl~if (token_lane >= SCORE_LANES)~if (false)~D~dies
 decode-key-end      ~decode.wgsl~if (word < KEY_WORDS + ROPE_WORDS)~if (true)~D~dies
-decode-score-mask   ~decode.wgsl~select(NEGATIVE, wide[j], first + softmax_token < visible[j])~wide[j]~D~dies
-decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], first + softmax_token < visible[j])~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
+decode-score-mask   ~decode.wgsl~select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token))~score_transform(wide[j])~D~dies
+decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], sees(visible[j], first + softmax_token))~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
 decode-output-units ~decode.wgsl~unit < VALUE_UNITS && token_split < TOKEN_SPLITS~true~D~same: a unit past the end is never written
 decode-write-units  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (token_split == 0u)~D~dies
 decode-write-split  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (unit < VALUE_UNITS)~D~dies
 decode-write-row    ~decode.wgsl~                if (row < item.q_len * HEADS_PER_GROUP) {~                if (true) {~D~dies
 decode-write-dim    ~decode.wgsl~if (first_dim + e < V_DIM)~if (true)~D~dies
 decode-merge-units  ~decode.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: only lanes below VALUE_UNITS write
+mask-window         ~parts/mask_causal.wgsl~(WINDOW == 0u || token >= visible.first)~true~O~dies
+mask-window-edge    ~parts/mask_causal.wgsl~token >= visible.first~token > visible.first~O~dies
+mask-window-start   ~parts/mask_causal.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~O~dies
+softcap-large       ~parts/score_softcap.wgsl~min(abs(x), 15.0)~abs(x)~O~same: where exp2 overflows to infinity, which WGSL does not promise
+softcap-near        ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~far~O~dies
+softcap-far         ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~near~O~dies
+softcap-sign        ~parts/score_softcap.wgsl~select(value, -value, x < 0.0)~value~O~dies
+sink-none           ~parts/sink_logit.wgsl~max(sinks[head] * LOG2_E, NEGATIVE)~sinks[head] * LOG2_E~O~same: where exp2 of minus infinity is 0, which WGSL does not promise
+sink-split          ~decode.wgsl~                    if (split) {\n                        finished~                    if (false) {\n                        finished~O~dies
 query-held          ~parts/query_registers.wgsl~held && ~~D~same: the cached padding is zero
 query-row           ~parts/query_registers.wgsl~ && row < item.q_len * HEADS_PER_GROUP~~D~same: a row past the end is never written
 query-stream-end    ~parts/query_stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
@@ -86,6 +96,7 @@ dies() {
     A) groups=$A ;;
     D) groups=$D ;;
     G) groups=$G ;;
+    O) groups=$O ;;
     L) groups="corrupted" target="--lib" ;;
   esac
   local group

@@ -2,6 +2,7 @@
 
 use super::append::elements_part;
 use super::layout::{KvView, StateLayout};
+use super::options::AttentionOptions;
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
 use super::shape::{DecodeShape, ShapeLimits};
 use super::view::KvSource;
@@ -26,6 +27,7 @@ pub struct Decode {
     gpu: Gpu,
     heads: HeadLayout,
     dtype: DType,
+    options: AttentionOptions,
     policy: SplitPolicy,
     shape: PlanShape,
     classes: Vec<Class>,
@@ -77,6 +79,8 @@ pub struct DecodeArgs<'a> {
     /// Factor on the scores: `head_dim^-0.5` (GQA, GTA), `(head_dim + rope_dim)^-0.5` of the width before absorption
     /// (GLA, MLA).
     pub softmax_scale: f32,
+    /// `(q_heads)` f32: the layer's sinks, where the `Decode` was made with [`AttentionOptions::sinks`], and only there.
+    pub sinks: Option<&'a Tensor>,
     /// Where the results go.
     pub output: &'a DecodeOutput,
 }
@@ -101,6 +105,14 @@ impl Decode {
     /// Errors: [`ErrorKind::Unsupported`] for a state too large for the device's workgroup memory,
     /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
+        Self::with_options(gpu, heads, dtype, AttentionOptions::default())
+    }
+
+    /// Compiles the kernels with options.
+    ///
+    /// Errors: as [`Decode::new`]; [`ErrorKind::Argument`] for an option out of range.
+    pub fn with_options(gpu: &Gpu, heads: HeadLayout, dtype: DType, options: AttentionOptions) -> Result<Self> {
+        options.check()?;
         let layout = StateLayout::new(&heads, dtype);
         let limits = ShapeLimits {
             workgroup_bytes: gpu.capabilities().workgroup_storage_bytes as usize,
@@ -109,8 +121,8 @@ impl Decode {
         let shapes = DecodeShape::all(&heads, &layout, limits)?;
         let mut classes = Vec::new();
         for shape in &shapes {
-            let decode = gpu.kernel(decode_spec(&heads, dtype, shape)?)?;
-            let merge = gpu.kernel(merge_spec(&heads, shape.rows()))?;
+            let decode = gpu.kernel(decode_spec(&heads, dtype, &options, shape)?)?;
+            let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
             classes.push(Class { row_tile: shape.rows(), decode, merge });
         }
         let shape = PlanShape {
@@ -121,11 +133,12 @@ impl Decode {
             row_tiles: shapes.iter().map(DecodeShape::rows).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(|s| s.tokens).max().unwrap_or(1),
+            window: options.window_tokens(),
         };
         let partials = Mutex::new(gpu.create_buffer("partials", 16)?);
         let (plans, outputs) = (Arc::default(), Mutex::default());
         let policy = SplitPolicy::default();
-        Ok(Self { gpu: gpu.clone(), heads, dtype, policy, shape, classes, plans, partials, outputs })
+        Ok(Self { gpu: gpu.clone(), heads, dtype, options, policy, shape, classes, plans, partials, outputs })
     }
 
     /// The same with another way of splitting sequences among workgroups. [`Decode::plan`] refuses a part count or size
@@ -138,6 +151,11 @@ impl Decode {
     /// The head layout.
     pub fn heads(&self) -> &HeadLayout {
         &self.heads
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &AttentionOptions {
+        &self.options
     }
 
     /// Plans a step: each sequence attends from its reserved tokens over everything it holds, those included.
@@ -215,13 +233,32 @@ impl Decode {
     ///
     /// Errors: [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
     /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a
-    /// scale that is not finite.
+    /// scale that is not finite, a `Decode` that needs sinks.
     pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
         let output = self.output(plan.tokens)?;
-        let args = DecodeArgs { plan, layer, q, softmax_scale, output: &output };
-        self.check(&args)?;
-        self.gpu.record(|pass| self.encode(pass, args))?;
+        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: None, output: &output })?;
         Ok(output)
+    }
+
+    /// [`Decode::run`] with the layer's sinks, `(q_heads)` f32, for a `Decode` made with [`AttentionOptions::sinks`].
+    ///
+    /// Errors: as [`Decode::run`]; [`ErrorKind::Argument`] for a `Decode` made without.
+    pub fn run_with_sinks(
+        &self,
+        plan: &Plan,
+        layer: &KvView,
+        q: &Tensor,
+        softmax_scale: f32,
+        sinks: &Tensor,
+    ) -> Result<DecodeOutput> {
+        let output = self.output(plan.tokens)?;
+        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: Some(sinks), output: &output })?;
+        Ok(output)
+    }
+
+    fn record(&self, args: DecodeArgs<'_>) -> Result<()> {
+        self.check(&args)?;
+        self.gpu.record(|pass| self.encode(pass, args))
     }
 
     /// Records the attention of one layer into a pass of the caller's, on the same device. Keep the plan and the outputs
@@ -230,9 +267,10 @@ impl Decode {
     /// Errors: as [`Decode::run`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
         let plan_buffer = self.check(&args)?;
-        let DecodeArgs { plan, layer, q, softmax_scale, output } = args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = args;
         let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
+        let sinks = sinks.map(|tensor| &tensor.buffer);
         for (index, (class, (items, _))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
@@ -242,7 +280,8 @@ impl Decode {
                 page_shift: layer.page_size.ilog2(),
                 class_index: index as u32,
             };
-            let buffers = [&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            let mut buffers = vec![&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            buffers.extend(sinks);
             let (y, z) = plan::fold(*items);
             self.gpu.dispatch(pass, &class.decode, &params, &buffers, (groups as u32, y, z))?;
         }
@@ -252,13 +291,15 @@ impl Decode {
         {
             let (y, z) = plan::fold(*merges);
             let grid = ((groups * class.row_tile) as u32, y, z);
-            self.gpu.dispatch(pass, &class.merge, &(index as u32), &[&partials, out, plan_buffer, lse], grid)?;
+            let mut buffers = vec![&partials, out, plan_buffer, lse];
+            buffers.extend(sinks);
+            self.gpu.dispatch(pass, &class.merge, &(index as u32), &buffers, grid)?;
         }
         Ok(())
     }
 
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
-        let DecodeArgs { plan, layer, q, softmax_scale, output } = *args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = *args;
         let foreign = || ErrorKind::argument("plan", "was made by another Decode");
         if !Arc::ptr_eq(&plan.home, &self.plans) {
             return Err(foreign());
@@ -282,6 +323,12 @@ impl Decode {
             return Err(ErrorKind::argument("softmax_scale", format!("{softmax_scale} is not finite")));
         }
         let (tokens, heads) = (plan.tokens, self.heads.q_heads());
+        match sinks {
+            Some(sinks) if self.options.sinks => sinks.expect("sinks", &[heads], DType::F32)?,
+            None if !self.options.sinks => {}
+            Some(_) => return Err(ErrorKind::argument("sinks", "were given, the Decode was made without")),
+            None => return Err(ErrorKind::argument("sinks", "were not given, the Decode was made with them")),
+        }
         q.expect("q", &[tokens, heads, self.heads.q_dim()], DType::F32)?;
         output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
         output.lse.expect("lse", &[tokens, heads], DType::F32)?;
@@ -349,7 +396,12 @@ fn head_consts(heads: &HeadLayout) -> Consts {
     ]
 }
 
-pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
+pub(crate) fn decode_spec(
+    heads: &HeadLayout,
+    dtype: DType,
+    options: &AttentionOptions,
+    shape: &DecodeShape,
+) -> Result<KernelSpec> {
     let layout = StateLayout::new(heads, dtype);
     let mut consts = head_consts(heads);
     consts.extend([
@@ -388,6 +440,9 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
     consts.push(("Rows", Const::Alias(rows_type)));
     let query =
         if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
+    let mut bindings = vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
+    let [score, mask] = options.score_parts(&mut consts);
+    let sink = options.sink_part(&mut consts, &mut bindings);
     Ok(KernelSpec {
         name: "decode",
         consts,
@@ -397,21 +452,26 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
             part!("parts/plan.wgsl"),
             part!("parts/softmax.wgsl"),
             query,
+            score,
+            mask,
+            sink,
             part!("decode.wgsl"),
         ],
-        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write],
+        bindings,
         workgroup_bytes: shape.workgroup_bytes,
     })
 }
 
-pub(crate) fn merge_spec(heads: &HeadLayout, row_tile: usize) -> KernelSpec {
+pub(crate) fn merge_spec(heads: &HeadLayout, options: &AttentionOptions, row_tile: usize) -> KernelSpec {
     let mut consts = head_consts(heads);
     consts.push(("ROW_TILE", number(row_tile)));
+    let mut bindings = vec![Access::Read, Access::Write, Access::Read, Access::Write];
+    let sink = options.sink_part(&mut consts, &mut bindings);
     KernelSpec {
         name: "merge",
         consts,
-        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), part!("merge.wgsl")],
-        bindings: vec![Access::Read, Access::Write, Access::Read, Access::Write],
+        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), sink, part!("merge.wgsl")],
+        bindings,
         workgroup_bytes: 0,
     }
 }

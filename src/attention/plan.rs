@@ -19,7 +19,7 @@ pub enum SplitPolicy {
     /// A sequence's parts, and so the last bits of its result, depend on what else is in the batch.
     #[default]
     Auto,
-    /// Parts of this many tokens (rounded up to the kernel's token tile), cut at its multiples: a sequence's result
+    /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees: a sequence's result
     /// does not depend on the batch it is in, bit for bit.
     FixedTokens(usize),
     /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
@@ -87,8 +87,10 @@ pub(crate) struct PlanShape {
     pub row_tiles: Vec<usize>,
     /// Workgroups that fill the device, groups counted (workgroups).
     pub target_workgroups: usize,
-    /// Chunks start at multiples of this (tokens); a power of two.
+    /// Chunks start at multiples of this from the tile's first visible token (tokens); a power of two.
     pub token_tile: usize,
+    /// Tokens that a query token sees at most, its own included (tokens); 0 for all.
+    pub window: u32,
 }
 
 /// The plan of one step, used by every layer. A class is one entry of [`PlanShape::row_tiles`], one kernel.
@@ -118,13 +120,24 @@ struct Tile {
     /// First row within the sequence, and how many (rows).
     row_first: u32,
     rows: u32,
-    /// Tokens that its last row sees; the earlier ones see no more.
-    visible: u32,
+    /// First token that its first row sees; the later ones see no earlier.
+    first: u32,
+    /// One past the last token that its last row sees; the earlier ones see no more.
+    last: u32,
+}
+
+impl Tile {
+    /// Tokens from the first that some row sees to the last.
+    fn tokens(&self) -> u64 {
+        u64::from(self.last - self.first)
+    }
 }
 
 /// How a tile's tokens are cut: into `parts` runs of whole units, near-equal in length.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
+    /// First token of the tile.
+    first: u32,
     /// Tokens of the tile, and of a unit; the last unit may be short.
     tokens: u64,
     unit: u64,
@@ -136,7 +149,7 @@ impl Cut {
     fn boundary(&self, part: u64) -> u32 {
         let units = self.tokens.div_ceil(self.unit);
         let token = (part * units / self.parts * self.unit).min(self.tokens);
-        token as u32 // no truncation: tokens came from a u32
+        self.first + token as u32 // no truncation, and no overflow: both came from tokens of a u32
     }
 }
 
@@ -215,14 +228,16 @@ fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
         let row_tile = shape.row_tiles[class] as u64;
         count = count.saturating_add(rows.div_ceil(row_tile));
         check_items(count)?;
-        let before = sequence.kv_len - sequence.q_len;
+        // Tokens up to and with that of a row, in whose terms the row sees the last `window`.
+        let seen = |row: u64| sequence.kv_len - sequence.q_len + (row / shape.heads_per_group as u64) as u32 + 1;
         for first in (0..rows).step_by(row_tile as usize) {
             let last = (first + row_tile).min(rows) - 1;
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits
                 rows: (last - first + 1) as u32,
-                visible: before + (last / shape.heads_per_group as u64) as u32 + 1,
+                first: if shape.window == 0 { 0 } else { seen(first).saturating_sub(shape.window) },
+                last: seen(last),
             });
         }
     }
@@ -254,7 +269,7 @@ fn wanted_chunk(classes: &[Vec<Tile>], shape: &PlanShape) -> u64 {
     let (groups, target) = (shape.groups as u128, shape.target_workgroups as u128);
     let workgroups = |chunk| tiles().map(|tile| u128::from(auto_parts(tile, shape, chunk))).sum::<u128>() * groups;
 
-    let tokens: u128 = tiles().map(|tile| u128::from(tile.visible)).sum();
+    let tokens: u128 = tiles().map(|tile| u128::from(tile.tokens())).sum();
     let share = (tokens * groups).div_ceil(target).clamp(1, u128::from(u32::MAX)) as u64;
     let count = workgroups(share);
     if count <= target {
@@ -288,7 +303,7 @@ fn shortest_chunk(rows: u32, shape: &PlanShape) -> u64 {
 
 /// Parts of a tile under [`SplitPolicy::Auto`]; never more for a larger `wanted` chunk.
 fn auto_parts(tile: &Tile, shape: &PlanShape, wanted: u64) -> u64 {
-    let tokens = u64::from(tile.visible);
+    let tokens = tile.tokens();
     let shortest = shortest_chunk(tile.rows, shape);
     let chunk = wanted.max(shortest).next_multiple_of(shape.token_tile as u64);
     // A tile that is little longer than a chunk gains less by a cut than the merge costs.
@@ -299,7 +314,7 @@ fn auto_parts(tile: &Tile, shape: &PlanShape, wanted: u64) -> u64 {
 }
 
 fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut {
-    let tokens = u64::from(tile.visible);
+    let tokens = tile.tokens();
     let token_tile = shape.token_tile as u64;
     let units = tokens.div_ceil(token_tile);
     let (unit, parts) = match policy {
@@ -311,7 +326,7 @@ fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut 
         }
         SplitPolicy::Auto => (token_tile, auto_parts(tile, shape, wanted)),
     };
-    Cut { tokens, unit, parts: parts.max(1) } // max: a tile that sees nothing still has its zeros to write
+    Cut { first: tile.first, tokens, unit, parts: parts.max(1) } // max: a tile that sees nothing still has its zeros to write
 }
 
 fn check(shape: &PlanShape, policy: SplitPolicy) -> Result<()> {

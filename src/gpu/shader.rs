@@ -31,8 +31,17 @@ pub(crate) type Consts = Vec<(&'static str, Const)>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Const {
     U32(u32),
+    /// The bits of an f32, so that constants can be compared and hashed; see [`Const::f32`].
+    F32(u32),
     /// A type: printed as `alias NAME = type;`.
     Alias(&'static str),
+}
+
+impl Const {
+    /// A finite f32, printed so that it reads back as the same bits.
+    pub(crate) fn f32(value: f32) -> Self {
+        Const::F32(value.to_bits())
+    }
 }
 
 /// Shorthand for a u32 constant from a host size.
@@ -52,6 +61,7 @@ pub(crate) fn assemble(consts: &Consts, parts: &[Part]) -> Assembled {
     for (i, (name, value)) in consts.iter().enumerate() {
         let line = match value {
             Const::U32(v) => format!("const {name} = {v}u;"),
+            Const::F32(bits) => format!("const {name} = {:?}f;", f32::from_bits(*bits)),
             Const::Alias(ty) => format!("alias {name} = {ty};"),
         };
         out.push(&line, ("constants", i + 1));
@@ -127,7 +137,7 @@ fn loop_header<'a>(line: &'a str, consts: &Consts) -> Option<(&'a str, u32)> {
     let literal = bound.strip_suffix('u').and_then(|n| n.parse().ok());
     let named = || match consts.iter().find(|(n, _)| *n == bound)?.1 {
         Const::U32(v) => Some(v),
-        Const::Alias(_) => None,
+        Const::F32(_) | Const::Alias(_) => None,
     };
     Some((variable, literal.or_else(named)?))
 }

@@ -1,7 +1,7 @@
 //! A decode over a ragged batch through cache, plan, append and kernels, and its comparison with the f64 reference.
 
 use crate::support::{compare, gpu, wait, Bound, Rng};
-use latten::attention::KvSource;
+use latten::attention::{AttentionOptions, KvSource};
 use latten::reference;
 use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 
@@ -14,6 +14,14 @@ pub struct Case {
     pub lengths: Vec<(usize, usize)>,
     pub policy: SplitPolicy,
     pub seed: u64,
+}
+
+/// What a decode does beyond its case's definition.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    pub options: AttentionOptions,
+    /// (q_heads), where the options have sinks
+    pub sinks: Vec<f32>,
 }
 
 /// Inputs of one sequence, and what the device made of them.
@@ -91,8 +99,20 @@ impl Case {
 
     /// The same with inputs of the caller's and a `Decode` that may have served before.
     pub fn run(&self, gpu: &Gpu, decode: &Decode, sequences: Vec<Sequence>, poison: u8) -> Vec<Sequence> {
+        self.run_with(gpu, decode, sequences, poison, &Extra::default())
+    }
+
+    /// The same with options: those of `decode`.
+    pub fn run_with(
+        &self,
+        gpu: &Gpu,
+        decode: &Decode,
+        sequences: Vec<Sequence>,
+        poison: u8,
+        extra: &Extra,
+    ) -> Vec<Sequence> {
         let (cache, ids) = self.fill(gpu, &sequences, poison);
-        self.step(gpu, decode, sequences, (cache, ids))
+        self.step(gpu, decode, sequences, (cache, ids), extra)
     }
 
     /// The same with the cached tokens of all sequences appended in one go.
@@ -112,7 +132,7 @@ impl Case {
         for (id, (kv_len, q_len)) in ids.iter().zip(&self.lengths) {
             cache.commit(&[*id], kv_len - q_len).unwrap();
         }
-        self.step(gpu, decode, sequences, (cache, ids))
+        self.step(gpu, decode, sequences, (cache, ids), &Extra::default())
     }
 
     /// The step itself: the new tokens appended, then attention from them.
@@ -122,6 +142,7 @@ impl Case {
         decode: &Decode,
         mut sequences: Vec<Sequence>,
         (mut cache, ids): (PagedKvCache, Vec<SeqId>),
+        extra: &Extra,
     ) -> Vec<Sequence> {
         let heads = &self.heads;
         let (mut q, mut kv) = (Vec::new(), Vec::new());
@@ -142,7 +163,14 @@ impl Case {
         gpu.upload(&output.out, &vec![f32::NAN; output.out.len()]).unwrap();
         gpu.upload(&output.lse, &vec![f32::NAN; output.lse.len()]).unwrap();
         drop(output);
-        let result = decode.run(&plan, &cache.layer(0).unwrap(), &q, scale(heads)).unwrap();
+        let layer = cache.layer(0).unwrap();
+        let result = if extra.options.sinks {
+            let sinks = Tensor::from_f32(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap();
+            decode.run_with_sinks(&plan, &layer, &q, scale(heads), &sinks)
+        } else {
+            decode.run(&plan, &layer, &q, scale(heads))
+        };
+        let result = result.unwrap();
         let out = wait(gpu.download(&result.out)).unwrap();
         let lse = wait(gpu.download(&result.lse)).unwrap();
         for (s, seen) in sequences.iter_mut().zip(&cache.batch(&ids).unwrap().sequences) {
@@ -160,7 +188,11 @@ impl Case {
     }
 
     pub fn compare_all(&self, results: &[Sequence]) -> Errors {
-        let each = results.iter().enumerate().map(|(i, s)| self.compare(i, s, Size::default()));
+        self.compare_all_with(results, &Extra::default())
+    }
+
+    pub fn compare_all_with(&self, results: &[Sequence], extra: &Extra) -> Errors {
+        let each = results.iter().enumerate().map(|(i, s)| self.compare_with(i, s, Size::default(), extra));
         each.fold(Errors::default(), Errors::worst)
     }
 
@@ -175,8 +207,13 @@ impl Case {
     /// Compares one sequence with the reference: every result must be a number, and of long or tall ones a sample of
     /// rows (the first, the last and some between) is recomputed.
     pub fn compare(&self, index: usize, s: &Sequence, size: Size) -> Errors {
+        self.compare_with(index, s, size, &Extra::default())
+    }
+
+    /// The same for a decode with options.
+    pub fn compare_with(&self, index: usize, s: &Sequence, size: Size, extra: &Extra) -> Errors {
         let (heads, (kv_len, q_len)) = (&self.heads, self.lengths[index]);
-        let what = format!("{} sequence {index}", self.text());
+        let what = format!("{} {:?} sequence {index}", self.text(), extra.options);
         assert!(s.out.iter().chain(&s.lse).all(|v| v.is_finite()), "{what}: a result is no number");
         let rows = q_len * heads.q_heads();
         let most = (4_000_000 / (kv_len * (heads.q_dim() + heads.v_dim())).max(1)).max(6);
@@ -199,7 +236,10 @@ impl Case {
                 softmax_scale: f64::from(scale(heads)),
                 causal: true,
             };
-            let want = reference::decode(&one_head(heads), &inputs).unwrap();
+            let sinks: Vec<f64> = extra.sinks.get(h).map(|sink| f64::from(*sink)).into_iter().collect();
+            let AttentionOptions { softcap, window, .. } = extra.options;
+            let options = reference::DecodeOptions { softcap: softcap.map(f64::from), window, sinks: &sinks };
+            let want = reference::decode_with(&one_head(heads), &inputs, &options).unwrap();
             want_out.extend(want.out);
             want_lse.extend(want.lse);
             out.extend_from_slice(&s.out[row * heads.v_dim()..][..heads.v_dim()]);

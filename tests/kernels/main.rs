@@ -8,6 +8,7 @@ mod device;
 mod grid;
 mod inputs;
 mod isolation;
+mod options;
 mod pairwise;
 mod split;
 mod steps;
