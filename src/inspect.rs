@@ -73,11 +73,14 @@ fn attention() -> Result<Vec<Labelled>> {
     Ok(all)
 }
 
-/// None; and for a few layouts all at once, since options do not meet in one line of the kernels.
+/// None; and for a few layouts all at once, since options do not meet in one line of the kernels, and a tree.
 fn options(heads: &HeadLayout) -> Vec<AttentionOptions> {
-    let all = AttentionOptions { softcap: Some(50.0), window: Some(1000), sinks: true };
-    let few = heads.q_heads() < 10 || heads.q_heads() == 128;
-    [AttentionOptions::default()].into_iter().chain(few.then_some(all)).collect()
+    let mut some = vec![AttentionOptions::default()];
+    if [3, 8].contains(&heads.q_heads()) {
+        let all = AttentionOptions { softcap: Some(50.0), window: Some(1000), sinks: true, tree: false };
+        some.extend([all, AttentionOptions { tree: true, ..Default::default() }]);
+    }
+    some
 }
 
 /// Real shapes, and odd ones: one head, heads that fill no block, widths that fill no word.

@@ -96,6 +96,7 @@ fn the_set_reaches_every_part_and_regime() {
         "WINDOW=1000 ",
         "SINK_BINDING=7",
         "SINK_BINDING=5",
+        "parts/mask_tree",
     ] {
         assert!(reached(what), "no variant has {what}");
     }

@@ -19,6 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 A="append::"
 D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
 O="options::"
+T="tree::"
 G="--include-ignored split::more_merges"
 table() {
   cat <<'TABLE'
@@ -67,6 +68,11 @@ softcap-far         ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~nea
 softcap-sign        ~parts/score_softcap.wgsl~select(value, -value, x < 0.0)~value~O~dies
 sink-none           ~parts/sink_logit.wgsl~max(sinks[head] * LOG2_E, NEGATIVE)~sinks[head] * LOG2_E~O~same: where exp2 of minus infinity is 0, which WGSL does not promise
 sink-split          ~decode.wgsl~                    if (split) {\n                        finished~                    if (false) {\n                        finished~O~dies
+tree-window         ~parts/mask_tree.wgsl~return WINDOW == 0u || token >= visible.first;~return true;~T~dies
+tree-window-start   ~parts/mask_tree.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~T~dies
+tree-row            ~parts/mask_tree.wgsl~select(0u, item.kv_len - item.q_len, held)~item.kv_len - item.q_len~T~same: a row past the end is never written
+tree-high           ~parts/mask_tree.wgsl~select(visible.low, visible.high, i >= 32u)~visible.low~T~dies
+tree-end            ~parts/mask_tree.wgsl~i < 64u && ~~T~dies
 query-held          ~parts/query_registers.wgsl~held && ~~D~same: the cached padding is zero
 query-row           ~parts/query_registers.wgsl~ && row < item.q_len * HEADS_PER_GROUP~~D~same: a row past the end is never written
 query-stream-end    ~parts/query_stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
@@ -97,6 +103,7 @@ dies() {
     D) groups=$D ;;
     G) groups=$G ;;
     O) groups=$O ;;
+    T) groups=$T ;;
     L) groups="corrupted" target="--lib" ;;
   esac
   local group

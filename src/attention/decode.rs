@@ -166,12 +166,33 @@ impl Decode {
     /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved,
     /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
+        self.plan_masked(cache, sequences, None)
+    }
+
+    /// [`Decode::plan`] with a tree mask per query token, for a `Decode` made with [`AttentionOptions::tree`]: bit i of
+    /// `masks[t]` says whether query token t sees the i-th of its own sequence's reserved tokens. What was cached before,
+    /// every token sees. (With a window, a token sees the last of all these; in a tree they are its nearest ancestors.)
+    ///
+    /// Masks say who sees whom, not where: rotate queries and keys by the tokens' depths, through [`Append::encode`]
+    /// (the cache's own append counts positions along the sequence).
+    ///
+    /// Errors: as [`Decode::plan`]; [`ErrorKind::Shape`] for another number of masks than query tokens,
+    /// [`ErrorKind::Argument`] for more than 64 tokens of one sequence, bits past them, a token that does not see itself, a
+    /// `Decode` made without tree masks.
+    ///
+    /// [`Append::encode`]: super::Append::encode
+    pub fn plan_tree<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: &[u64]) -> Result<Plan> {
+        self.plan_masked(cache, sequences, Some(masks))
+    }
+
+    fn plan_masked<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: Option<&[u64]>) -> Result<Plan> {
         let batch = cache.batch(sequences)?;
         if batch.tokens() == 0 {
             return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
         }
-        let list = plan::plan(&batch.sequences, &self.shape, self.policy)?;
-        let words = plan_words(&list, &batch.page_table)?;
+        let masks = self.options.masks(&batch.sequences, masks)?;
+        let list = plan::plan_masked(&batch.sequences, &masks, &self.shape, self.policy)?;
+        let words = plan_words(&list, &batch.page_table, &masks)?;
         self.reserve_partials(&list)?;
         let bytes = 4 * words.len();
         let buffer = self.plan_buffer(bytes)?;
@@ -370,12 +391,14 @@ fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
 }
 
 /// The plan buffer's content.
-fn plan_words(list: &WorkList, page_table: &[u32]) -> Result<Vec<u32>> {
+fn plan_words(list: &WorkList, page_table: &[u32], masks: &[u64]) -> Result<Vec<u32>> {
     let word = |n: usize| u32::try_from(n).map_err(|_| ErrorKind::argument("plan", format!("{n} words")));
     let items: &[u32] = bytemuck::cast_slice(&list.items);
     let merges: &[u32] = bytemuck::cast_slice(&list.merges);
     let merges_first = PLAN_HEADER + items.len();
-    let mut words = vec![word(merges_first + merges.len())?, word(merges_first)?, word(list.partial_rows)?, 0];
+    let pages_first = merges_first + merges.len();
+    let masks_first = word(pages_first + page_table.len())?;
+    let mut words = vec![word(pages_first)?, word(merges_first)?, word(list.partial_rows)?, masks_first];
     for (items, merges) in list.classes.iter().zip(&list.merge_classes) {
         words.extend([word(items.start)?, word(items.len())?, word(merges.start)?, word(merges.len())?]);
     }
@@ -383,6 +406,7 @@ fn plan_words(list: &WorkList, page_table: &[u32]) -> Result<Vec<u32>> {
     words.extend(items);
     words.extend(merges);
     words.extend(page_table);
+    words.extend(masks.iter().flat_map(|mask| [*mask as u32, (mask >> 32) as u32]));
     word(words.len())?;
     Ok(words)
 }

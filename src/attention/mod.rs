@@ -7,6 +7,7 @@ pub mod layout;
 pub mod options;
 pub(crate) mod plan;
 pub(crate) mod shape;
+pub(crate) mod tree;
 pub mod view;
 
 pub use append::{Append, AppendArgs, Rotation};

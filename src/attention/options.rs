@@ -1,4 +1,7 @@
-//! What may be asked of attention beyond its definition: softcap, sliding window, sinks. Pure.
+//! What may be asked of attention beyond its definition: softcap, sliding window, sinks, tree masks. Pure.
+
+use super::tree::{chain_masks, tree_masks};
+use super::view::SeqView;
 
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, Const, Consts, Part};
@@ -22,6 +25,9 @@ pub struct AttentionOptions {
     /// The log-sum-exp of the results includes it, as FlashAttention's and FlashInfer's do: so `(out, lse)` stays a state
     /// that merges with others over further tokens, as long as only one of them has the sink.
     pub sinks: bool,
+    /// Whether the step's own tokens see each other by masks instead of causally, as the verification of a tree of drafted
+    /// tokens needs: [`Decode::plan_tree`](super::Decode::plan_tree). Up to 64 new tokens per sequence.
+    pub tree: bool,
 }
 
 /// Range of a softcap. Beyond, the score in units of the cap, or the cap in units of the score, leaves f32.
@@ -45,6 +51,17 @@ impl AttentionOptions {
         self.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX))
     }
 
+    /// The step's tree masks, one per query token: `given` ones checked and cut to the window, or those of plain sequences;
+    /// none without [`AttentionOptions::tree`].
+    pub(crate) fn masks(&self, sequences: &[SeqView], given: Option<&[u64]>) -> Result<Vec<u64>> {
+        match (self.tree, given) {
+            (false, None) => Ok(Vec::new()),
+            (false, Some(_)) => Err(ErrorKind::argument("masks", "were given, the Decode was made without tree masks")),
+            (true, Some(masks)) => tree_masks(sequences, masks, self.window_tokens()),
+            (true, None) => tree_masks(sequences, &chain_masks(sequences)?, self.window_tokens()),
+        }
+    }
+
     /// Adds what a kernel needs that scores and masks: constants and the slots `score_*` and `mask_*`. To follow
     /// `parts/plan.wgsl`.
     pub(crate) fn score_parts(&self, consts: &mut Consts) -> [Part; 2] {
@@ -57,7 +74,7 @@ impl AttentionOptions {
             }
             None => part!("parts/score_plain.wgsl"),
         };
-        [score, part!("parts/mask_causal.wgsl")]
+        [score, if self.tree { part!("parts/mask_tree.wgsl") } else { part!("parts/mask_causal.wgsl") }]
     }
 
     /// Adds what a kernel needs that writes finished rows: constants, the sinks' binding (after all others) and the slot

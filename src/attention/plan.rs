@@ -120,9 +120,9 @@ struct Tile {
     /// First row within the sequence, and how many (rows).
     row_first: u32,
     rows: u32,
-    /// First token that its first row sees; the later ones see no earlier.
+    /// First token that some row sees.
     first: u32,
-    /// One past the last token that its last row sees; the earlier ones see no more.
+    /// One past the last token that some row sees.
     last: u32,
 }
 
@@ -153,10 +153,22 @@ impl Cut {
     }
 }
 
-/// Plans the work of a step. The result depends on nothing but the arguments.
+/// Plans the work of a step of causal attention. The result depends on nothing but the arguments.
+#[cfg(test)]
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
+    plan_masked(sequences, &[], shape, policy)
+}
+
+/// Plans the work of a step. `masks`: one per query token, checked and cut to the window, or none where attention is
+/// causal. The result depends on nothing but the arguments.
+pub(crate) fn plan_masked(
+    sequences: &[SeqView],
+    masks: &[u64],
+    shape: &PlanShape,
+    policy: SplitPolicy,
+) -> Result<WorkList> {
     check(shape, policy)?;
-    let classes = tiles(sequences, shape)?;
+    let classes = tiles(sequences, masks, shape)?;
     let wanted = if policy == SplitPolicy::Auto { wanted_chunk(&classes, shape) } else { 0 };
     let cut = |tile: &Tile| cut(tile, shape, policy, wanted);
 
@@ -216,7 +228,7 @@ fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<
 }
 
 /// The tiles of every class. A sequence's class is decided by its own rows, never by its batch mates.
-fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
+fn tiles(sequences: &[SeqView], masks: &[u64], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
     let mut classes = vec![Vec::new(); shape.row_tiles.len()];
     let mut count = 0u64;
     for (index, &sequence) in sequences.iter().enumerate() {
@@ -228,20 +240,38 @@ fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
         let row_tile = shape.row_tiles[class] as u64;
         count = count.saturating_add(rows.div_ceil(row_tile));
         check_items(count)?;
-        // Tokens up to and with that of a row, in whose terms the row sees the last `window`.
-        let seen = |row: u64| sequence.kv_len - sequence.q_len + (row / shape.heads_per_group as u64) as u32 + 1;
         for first in (0..rows).step_by(row_tile as usize) {
             let last = (first + row_tile).min(rows) - 1;
+            let token = |row: u64| (row / shape.heads_per_group as u64) as u32;
+            let (token_first, token_last) = seen(&sequence, masks, token(first)..token(last) + 1, shape.window);
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits
                 rows: (last - first + 1) as u32,
-                first: if shape.window == 0 { 0 } else { seen(first).saturating_sub(shape.window) },
-                last: seen(last),
+                first: token_first,
+                last: token_last,
             });
         }
     }
     Ok(classes)
+}
+
+/// First cached token that one of these query tokens of a sequence sees, and one past the last.
+fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (u32, u32) {
+    let before = sequence.kv_len - sequence.q_len;
+    let from = |count: u32| if window == 0 { 0 } else { (before + count).saturating_sub(window) };
+    if masks.is_empty() {
+        return (from(tokens.start + 1), before + tokens.end);
+    }
+    let masks = &masks[sequence.q_token_first as usize..][..sequence.q_len as usize];
+    let masks = &masks[tokens.start as usize..tokens.end as usize];
+    let first = |mask: &u64| match mask.count_ones() {
+        count if window > 0 && count >= window => before + mask.trailing_zeros(), // the window ends among the new tokens
+        count => from(count),
+    };
+    let first = masks.iter().map(first).min();
+    let last = masks.iter().map(|mask| before + u64::BITS - mask.leading_zeros()).max();
+    (first.unwrap_or(0), last.unwrap_or(before))
 }
 
 /// Rows of a sequence per group, its numbers checked.

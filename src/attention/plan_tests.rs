@@ -178,6 +178,24 @@ fn a_window_leaves_out_what_no_row_sees() {
 }
 
 #[test]
+fn a_tree_reaches_as_far_as_its_masks() {
+    let cuts = |masks: &[u64], window| {
+        let shape = PlanShape { heads_per_group: 32, window, ..gqa() };
+        let list = plan_masked(&batch(&[(0, 50), (5, 105)]), masks, &shape, SplitPolicy::Off).unwrap();
+        let mut cuts: Vec<_> = list.items.iter().map(|i| (i.row_first, i.token_first, i.token_last)).collect();
+        cuts.sort();
+        cuts
+    };
+    // Two query tokens of 32 rows are a tile; the last is alone.
+    let tree = [0b1, 0b11, 0b101, 0b1001, 0b10011];
+    assert_eq!(cuts(&tree, 0), [(0, 0, 102), (64, 0, 104), (128, 0, 105)]);
+    assert_eq!(cuts(&tree, 10), [(0, 91, 102), (64, 92, 104), (128, 93, 105)]);
+    let chain = [0b1, 0b11, 0b111, 0b1111, 0b11111];
+    assert_eq!((cuts(&chain, 0), cuts(&chain, 10)), (cuts(&[], 0), cuts(&[], 10)));
+    assert_eq!(cuts(&[0b1, 0b10, 0b100, 0b1000, 0b10000], 1), cuts(&[], 1));
+}
+
+#[test]
 fn the_class_is_the_sequences_own() {
     let list = plan(&batch(&[(3, 100), (1, 200), (2, 300), (16, 100)]), &gqa(), SplitPolicy::Off).unwrap();
     assert_eq!(list.classes, [0..1, 1..2, 2..4]);

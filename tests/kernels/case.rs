@@ -22,6 +22,8 @@ pub struct Extra {
     pub options: AttentionOptions,
     /// (q_heads), where the options have sinks
     pub sinks: Vec<f32>,
+    /// A mask per query token of each sequence, where they are not chains
+    pub trees: Vec<Vec<u64>>,
 }
 
 /// Inputs of one sequence, and what the device made of them.
@@ -156,7 +158,10 @@ impl Case {
         let tokens = kv.len() / heads.kv_dim();
         let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let kv = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
-        let plan = decode.plan(&cache, &ids).unwrap();
+        let plan = match extra.trees.concat() {
+            masks if masks.is_empty() => decode.plan(&cache, &ids).unwrap(),
+            masks => decode.plan_tree(&cache, &ids, &masks).unwrap(),
+        };
         cache.append(0, &ids, &kv).unwrap();
         let output = decode.output(tokens).unwrap();
         // Unwritten results would show as NaN.
@@ -229,10 +234,15 @@ impl Case {
             let (m, h) = (row / heads.q_heads(), row % heads.q_heads());
             let (states, keys) = &groups[h / heads.heads_per_group()];
             let visible = kv_len - q_len + m + 1;
+            // The tokens a mask lets through, one after the other, are what a causal row would see of a shorter cache.
+            let mask = extra.trees.get(index).map_or(u64::MAX, |masks| masks[m]);
+            let seen = |t: usize| t < kv_len - q_len || mask >> (t - (kv_len - q_len)) & 1 == 1;
+            let end = if extra.trees.is_empty() { visible } else { kv_len };
+            let tokens: Vec<usize> = (0..end).filter(|t| extra.trees.is_empty() || seen(*t)).collect();
             let inputs = reference::DecodeInputs {
                 q: &wide(&s.q[row * heads.q_dim()..][..heads.q_dim()]),
-                states: &states[..visible * heads.state_dim()],
-                rope_keys: &keys[..visible * heads.rope_dim()],
+                states: &gather(states, heads.state_dim(), &tokens),
+                rope_keys: &gather(keys, heads.rope_dim(), &tokens),
                 softmax_scale: f64::from(scale(heads)),
                 causal: true,
             };
@@ -265,6 +275,10 @@ pub struct Size {
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
+}
+
+fn gather(rows: &[f64], width: usize, tokens: &[usize]) -> Vec<f64> {
+    tokens.iter().flat_map(|t| &rows[t * width..(t + 1) * width]).copied().collect()
 }
 
 /// States of one group (kv_len, state_dim) and the rope keys (kv_len, rope_dim).

@@ -13,3 +13,4 @@ mod pairwise;
 mod split;
 mod steps;
 mod support;
+mod tree;

@@ -5,8 +5,8 @@ use crate::support::{bits, gpu, gpu_of_thread, layouts, small, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, HeadLayout, SplitPolicy};
 
-const SOFTCAP: AttentionOptions = AttentionOptions { softcap: Some(1.5), window: None, sinks: false };
-const SINKS: AttentionOptions = AttentionOptions { softcap: None, window: None, sinks: true };
+const SOFTCAP: AttentionOptions = AttentionOptions { softcap: Some(1.5), window: None, sinks: false, tree: false };
+const SINKS: AttentionOptions = AttentionOptions { softcap: None, window: None, sinks: true, tree: false };
 
 fn window(tokens: usize) -> AttentionOptions {
     AttentionOptions { window: Some(tokens), ..Default::default() }
@@ -14,7 +14,7 @@ fn window(tokens: usize) -> AttentionOptions {
 
 fn extra(options: AttentionOptions, heads: &HeadLayout) -> Extra {
     let sinks = if options.sinks { Rng(7).values(heads.q_heads()) } else { vec![] };
-    Extra { options, sinks }
+    Extra { options, sinks, trees: vec![] }
 }
 
 fn case(heads: HeadLayout, dtype: DType, policy: SplitPolicy) -> Case {
@@ -45,7 +45,7 @@ fn each_option_alone() {
 fn all_options_in_every_layout() {
     for (i, heads) in layouts().into_iter().enumerate() {
         let dtype = [DType::F32, DType::F16][i % 2];
-        let options = AttentionOptions { softcap: Some(2.0), window: Some(70), sinks: true };
+        let options = AttentionOptions { softcap: Some(2.0), window: Some(70), sinks: true, tree: false };
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(48)] {
             check(&case(heads, dtype, policy), &extra(options, &heads));
         }
@@ -81,7 +81,7 @@ fn sinks_from_nothing_to_nearly_all() {
     let heads = small();
     for sinks in [vec![f32::NEG_INFINITY; 4], vec![30.0, -30.0, 0.0, f32::NEG_INFINITY], vec![-1e30, 3e4, 20.0, -3e4]] {
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32)] {
-            check(&case(heads, DType::F32, policy), &Extra { options: SINKS, sinks: sinks.clone() });
+            check(&case(heads, DType::F32, policy), &Extra { options: SINKS, sinks: sinks.clone(), trees: vec![] });
         }
     }
 }
