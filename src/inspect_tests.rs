@@ -97,6 +97,7 @@ fn the_set_reaches_every_part_and_regime() {
         "SINK_BINDING=7",
         "SINK_BINDING=5",
         "parts/mask_tree",
+        "parts/elements_bf16",
     ] {
         assert!(reached(what), "no variant has {what}");
     }

@@ -35,6 +35,9 @@ append-value-end    ~append.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DI
 append-rope-pad     ~append.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~append.wgsl~select(GROUPS, group, in_state)~group~A~dies
 f16-clamp           ~parts/elements_f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
+bf16-tie            ~parts/elements_bf16.wgsl~ + (size >> 16u & 1u)~~A~dies
+bf16-largest        ~parts/elements_bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
+bf16-nan            ~parts/elements_bf16.wgsl~size > 0x7f800000u~false~A~dies
 decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
 decode-chunk-end    ~parts/mask_causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees
 decode-row-visible  ~parts/mask_causal.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written

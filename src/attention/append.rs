@@ -69,7 +69,8 @@ impl Append {
     /// Records the append of `args` into `layer`.
     ///
     /// The slots must come from the cache that owns `layer` ([`crate::attention::KvBatch::slots`]); they are clamped
-    /// to the pool, not to a sequence. f16 caches take values beyond +-65,504 as +-65,504.
+    /// to the pool, not to a sequence. f16 caches take values beyond +-65,504 as +-65,504, bf16 caches
+    /// those beyond +-3.39e38 as that.
     ///
     /// Errors: [`ErrorKind::Argument`] for a layer of another layout, dtype or page size; [`ErrorKind::Shape`],
     /// [`ErrorKind::DType`].
@@ -185,6 +186,9 @@ pub(crate) fn elements_part(dtype: DType) -> Result<crate::gpu::Part> {
     match dtype {
         DType::F32 => Ok(part!("parts/elements_f32.wgsl")),
         DType::F16 => Ok(part!("parts/elements_f16.wgsl")),
-        DType::U32 => Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into()),
+        DType::BF16 => Ok(part!("parts/elements_bf16.wgsl")),
+        DType::U32 => {
+            Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32, f16 or bf16".into() }.into())
+        }
     }
 }

@@ -46,7 +46,7 @@ impl Case {
     pub fn draw(&self) -> Vec<Sequence> {
         let draw = |(i, &(kv_len, q_len)): (usize, &(usize, usize))| {
             let mut rng = Rng(self.seed + 1000 * i as u64);
-            let rows = rng.values(kv_len * self.heads.kv_dim());
+            let rows = rng.values(kv_len * self.heads.kv_dim()).into_iter().map(|v| rounded(v, self.dtype)).collect();
             let q = rng.values(q_len * self.heads.q_heads() * self.heads.q_dim());
             Sequence { rows, q, out: vec![], lse: vec![] }
         };
@@ -271,6 +271,14 @@ pub struct Size {
     pub score: f64,
     /// Largest value; errors of the output are relative to it. 0: to the output itself.
     pub value: f64,
+}
+
+/// As a cache of this dtype holds a value of [`Rng::value`]'s grid, which f16 and f32 hold exactly.
+pub fn rounded(value: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => half::bf16::from_f32(value).to_f32(),
+        _ => value,
+    }
 }
 
 fn wide(values: &[f32]) -> Vec<f64> {
