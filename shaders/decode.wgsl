@@ -14,7 +14,8 @@
 //   4. output: a lane takes ROWS_PER_BLOCK rows x 1 value word x every TOKEN_SPLITS-th token, sums in registers
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*, score_*, mask_*, sink_*.
+// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, page, elements_*,
+// scales_*, rows_*, query_*, score_*, mask_*, sink_*.
 
 struct Params {
     scale_log2: f32, // softmax_scale * log2(e)
@@ -24,7 +25,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], vec4 words of elements
+// one layer's pages (parts/page.wgsl), vec4 words of elements
 @group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
 // (query tokens, Q_HEADS, V_DIM) f32
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
@@ -76,11 +77,10 @@ fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
     if (lane < TOKENS) {
         let page_size = 1u << params.page_shift;
         let offset = token & (page_size - 1u);
-        let first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
         let held = token < item.token_last;
-        token_base[lane] = select(NOWHERE, first + (group * page_size + offset) * STATE_WORDS, held);
-        let rope = first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS;
-        token_base[TOKENS + lane] = select(NOWHERE, rope, held);
+        token_base[lane] = select(NOWHERE, page_state(page, page_size, offset, group), held);
+        token_base[TOKENS + lane] = select(NOWHERE, page_rope(page, page_size, offset), held);
+        scales_publish(select(NOWHERE, page_scales(page, page_size, offset), held));
     }
 }
 
@@ -107,7 +107,8 @@ fn plane_word(lane: u32, i: u32, width: u32) -> u32 {
 }
 
 // The lane's words of the tile whose bases are published; zero where there is no token.
-fn fetch_tile(lane: u32) {
+fn fetch_tile(group: u32, lane: u32) {
+    scales_fetch(group, lane);
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
         let token = plane_token(lane, i, STATE_WORDS);
@@ -130,6 +131,7 @@ fn tile_word(state_word: u32) -> u32 {
 }
 
 fn store_tile(lane: u32) {
+    scales_store(lane);
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
         let token = plane_token(lane, i, STATE_WORDS);
@@ -162,16 +164,18 @@ fn score_tile(item: WorkItem, group: u32, lane: u32) {
     // unroll
     for (var i = 0u; i < WORDS_PER_SPLIT; i++) {
         let word = split + i * KEY_SPLITS;
-        if (word < KEY_WORDS + ROPE_WORDS) {
+        if (word < QUERY_WORDS) {
             query_load(item, group, row_block, word);
             // unroll
             for (var t = 0u; t < TOKENS_PER_LANE; t++) {
-                let key = unpack_word(tile[(token_lane + t * SCORE_LANES) * TILE_STRIDE + word]);
+                let key = key_word(token_lane + t * SCORE_LANES, word);
+                var products = score_start(sums[t]);
                 // unroll
                 for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                     // Indexed in place: a function's index would not be a constant, and the array would leave the registers.
-                    sums[t] = fma(q_slice[i * Q_WORD_STRIDE + e], Rows(key[e / 4u][e % 4u]), sums[t]);
+                    products = fma(q_slice[i * Q_WORD_STRIDE + e], Rows(key[e / 4u][e % 4u]), products);
                 }
+                sums[t] = score_join(sums[t], products, token_lane + t * SCORE_LANES, word);
             }
         }
     }
@@ -235,21 +239,21 @@ fn main(
 
     publish_base(item, group, item.token_first + lane, page_of(item, item.token_first + lane), lane);
     workgroupBarrier();
-    fetch_tile(lane);
+    fetch_tile(group, lane);
     var next_page = page_of(item, item.token_first + TOKENS + lane);
     workgroupBarrier();
     for (var first = item.token_first; first < item.token_last; first += TOKENS) {
         store_tile(lane);
         publish_base(item, group, first + TOKENS + lane, next_page, lane);
         workgroupBarrier();
-        fetch_tile(lane);
+        fetch_tile(group, lane);
         next_page = page_of(item, first + 2u * TOKENS + lane);
         score_tile(item, group, lane);
         workgroupBarrier();
 
         var score = Rows(0.0);
         if (lane < BLOCK_TOKENS) {
-            var wide = rows_widen(reduce_splits(lane));
+            var wide = rows_widen(score_finish(reduce_splits(lane), softmax_token));
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
                 wide[j] = select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token));
@@ -301,10 +305,11 @@ fn main(
                         let weight = weights[token * ROW_BLOCKS + row_block];
                         let value = unpack_word(tile[token * TILE_STRIDE + word]);
                         totals[u] += weight;
+                        let share = value_weight(weight, token);
                         // unroll
                         for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                             let at = u * ELEMS_PER_WORD + e;
-                            sums[at] = fma(weight, Rows(value[e / 4u][e % 4u]), sums[at]);
+                            sums[at] = fma(share, Rows(value[e / 4u][e % 4u]), sums[at]);
                         }
                     }
                 }

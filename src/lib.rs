@@ -2,7 +2,7 @@
 //!
 //! Grouped-Tied (GTA), Grouped Latent (GLA), Multi-head Latent (MLA) and Grouped-Query Attention (GQA, with MHA and MQA
 //! as its ends) of Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, as WGSL
-//! compute kernels over a paged cache in f32 or f16. "GLA" here is never Gated Linear Attention.
+//! compute kernels over a paged cache in f32, f16 or bf16. "GLA" here is never Gated Linear Attention.
 //!
 //! # The short program
 //!

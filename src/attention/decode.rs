@@ -1,6 +1,6 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
 
-use super::append::elements_part;
+use super::append::cache_part;
 use super::layout::{KvView, StateLayout};
 use super::options::AttentionOptions;
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
@@ -439,6 +439,7 @@ pub(crate) fn decode_spec(
         ("STATE_WORDS", number(layout.state_words)),
         ("VALUE_FIRST", number(layout.value_first)),
         ("VALUE_WORDS", number(layout.value_words)),
+        ("QUERY_WORDS", number(layout.query_words())),
         ("THREADS", number(shape.threads)),
         ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
         ("ROW_BLOCKS", number(shape.row_blocks)),
@@ -462,6 +463,8 @@ pub(crate) fn decode_spec(
         _ => ("vec4<f32>", part!("parts/rows_4.wgsl")),
     };
     consts.push(("Rows", Const::Alias(rows_type)));
+    consts.extend(layout.scale_consts());
+    let scales = if layout.spans > 0 { part!("parts/scales_token.wgsl") } else { part!("parts/scales_none.wgsl") };
     let query =
         if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
     let mut bindings = vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
@@ -471,8 +474,10 @@ pub(crate) fn decode_spec(
         name: "decode",
         consts,
         parts: vec![
-            elements_part(dtype)?,
+            cache_part(dtype)?,
+            scales,
             rows,
+            part!("parts/page.wgsl"),
             part!("parts/plan.wgsl"),
             part!("parts/softmax.wgsl"),
             query,

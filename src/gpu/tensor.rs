@@ -15,6 +15,8 @@ pub enum DType {
     F16,
     /// bfloat16, the upper half of an f32; stored packed in u32 words.
     BF16,
+    /// 8-bit signed integer, with scales beside it.
+    I8,
     /// 32-bit unsigned integer (token ids, lengths).
     U32,
 }
@@ -25,6 +27,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::F16 | DType::BF16 => 2,
+            DType::I8 => 1,
         }
     }
 
@@ -40,6 +43,7 @@ impl fmt::Display for DType {
             DType::F32 => "f32",
             DType::F16 => "f16",
             DType::BF16 => "bf16",
+            DType::I8 => "i8",
             DType::U32 => "u32",
         })
     }

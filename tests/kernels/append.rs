@@ -152,7 +152,7 @@ fn close_bf16(what: &str, got: bf16, want: f64, raw: f32) {
     assert!((got.to_f64() - want.clamp(-largest, largest)).abs() <= unit, "{what}: {got}, wanted {want}");
 }
 
-fn layouts_to_append() -> Vec<HeadLayout> {
+pub fn layouts_to_append() -> Vec<HeadLayout> {
     let mut all = layouts();
     all.extend([
         HeadLayout::gta(Gta { q_heads: 2, kv_heads: 2, head_dim: 12, rope_dim: 6 }).unwrap(),

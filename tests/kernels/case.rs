@@ -1,5 +1,7 @@
 //! A decode over a ragged batch through cache, plan, append and kernels, and its comparison with the f64 reference.
 
+use crate::append::pool;
+use crate::int8::held;
 use crate::support::{compare, gpu, wait, Bound, Rng};
 use latten::attention::{AttentionOptions, KvSource};
 use latten::reference;
@@ -178,7 +180,20 @@ impl Case {
         let result = result.unwrap();
         let out = wait(gpu.download(&result.out)).unwrap();
         let lse = wait(gpu.download(&result.lse)).unwrap();
-        for (s, seen) in sequences.iter_mut().zip(&cache.batch(&ids).unwrap().sequences) {
+        let batch = cache.batch(&ids).unwrap();
+        if self.dtype == DType::I8 {
+            // Results are to be what the integers say that are in the cache; how good those are, tests of append say.
+            let memory = pool(gpu, &cache, 0);
+            for (s, seen) in sequences.iter_mut().zip(&batch.sequences) {
+                let slot = |t: usize| {
+                    let page = batch.page_table[seen.page_table_first as usize + t / self.page_size] as usize;
+                    page * self.page_size + t % self.page_size
+                };
+                s.rows =
+                    (0..seen.kv_len as usize).flat_map(|t| held(heads, self.page_size, &memory, slot(t))).collect();
+            }
+        }
+        for (s, seen) in sequences.iter_mut().zip(&batch.sequences) {
             let first = seen.q_token_first as usize;
             let rows = |width: usize| first * width..(first + seen.q_len as usize) * width;
             s.out = out[rows(heads.q_heads() * heads.v_dim())].to_vec();
@@ -217,9 +232,27 @@ impl Case {
 
     /// The same for a decode with options.
     pub fn compare_with(&self, index: usize, s: &Sequence, size: Size, extra: &Extra) -> Errors {
-        let (heads, (kv_len, q_len)) = (&self.heads, self.lengths[index]);
         let what = format!("{} {:?} sequence {index}", self.text(), extra.options);
         assert!(s.out.iter().chain(&s.lse).all(|v| v.is_finite()), "{what}: a result is no number");
+        let Sample { out, lse, want_out, want_lse } = self.sample(index, s, extra);
+        let nmse = if self.dtype == DType::F32 { 1e-10 } else { 1e-9 };
+        let bound = Bound { absolute: (2e-5 + 2.0 * size.score) * size.value.max(1.0), nmse, scale: size.value };
+        let (nmse, out) = compare(&format!("{what} out"), &out, &want_out, bound);
+        let bound = Bound { absolute: 1e-5 + size.score, nmse: f64::INFINITY, scale: 0.0 };
+        let (_, lse) = compare(&format!("{what} lse"), &lse, &want_lse, bound);
+        Errors { nmse, out, lse }
+    }
+
+    /// NMSE of one sequence's output against the reference, whatever it is.
+    pub fn nmse(&self, index: usize, s: &Sequence) -> f64 {
+        let sample = self.sample(index, s, &Extra::default());
+        let bound = Bound { absolute: f64::INFINITY, nmse: f64::INFINITY, scale: 0.0 };
+        compare("out", &sample.out, &sample.want_out, bound).0
+    }
+
+    /// Results of a sample of rows, and what the reference has for them.
+    fn sample(&self, index: usize, s: &Sequence, extra: &Extra) -> Sample {
+        let (heads, (kv_len, q_len)) = (&self.heads, self.lengths[index]);
         let rows = q_len * heads.q_heads();
         let most = (4_000_000 / (kv_len * (heads.q_dim() + heads.v_dim())).max(1)).max(6);
         let mut rng = Rng(self.seed ^ 0x5a5a);
@@ -255,13 +288,15 @@ impl Case {
             out.extend_from_slice(&s.out[row * heads.v_dim()..][..heads.v_dim()]);
             lse.push(s.lse[row]);
         }
-        let nmse = if self.dtype == DType::F32 { 1e-10 } else { 1e-9 };
-        let bound = Bound { absolute: (2e-5 + 2.0 * size.score) * size.value.max(1.0), nmse, scale: size.value };
-        let (nmse, out) = compare(&format!("{what} out"), &out, &want_out, bound);
-        let bound = Bound { absolute: 1e-5 + size.score, nmse: f64::INFINITY, scale: 0.0 };
-        let (_, lse) = compare(&format!("{what} lse"), &lse, &want_lse, bound);
-        Errors { nmse, out, lse }
+        Sample { out, lse, want_out, want_lse }
     }
+}
+
+struct Sample {
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    want_out: Vec<f64>,
+    want_lse: Vec<f64>,
 }
 
 /// How large a case's numbers are, where they are not of order 1.
