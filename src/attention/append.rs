@@ -199,6 +199,9 @@ pub(crate) fn append_spec(
 pub(crate) fn cache_part(dtype: DType) -> Result<crate::gpu::Part> {
     match dtype {
         DType::I8 => Ok(part!("parts/elements_i8.wgsl")),
+        DType::U32 => {
+            Err(ErrorKind::DType { name: "dtype", got: "u32".into(), want: "f32, f16, bf16 or i8".into() }.into())
+        }
         _ => elements_part(dtype),
     }
 }

@@ -98,7 +98,7 @@ impl DecodeShape {
                     let Some(shape) = Self::build(heads, layout, [rows, threads, tokens, words_per_split]) else {
                         continue;
                     };
-                    let cost = shape.cost(limits.subgroup_size);
+                    let cost = shape.cost(limits.subgroup_size, layout.spans > 0);
                     let fits = shape.workgroup_bytes <= limits.workgroup_bytes;
                     if fits && best.as_ref().is_none_or(|(least, _)| cost < *least) {
                         best = Some((cost, shape));
@@ -171,11 +171,12 @@ impl DecodeShape {
 
     /// Modelled clocks per token of one multiprocessor: issue slots, and latency shared by the workgroups side by side.
     /// The weights were fitted to seventeen timings on an H200 (benches/RESULTS.md, "Which shape"): they order shapes,
-    /// they do not predict times.
-    fn cost(&self, subgroup_size: usize) -> f64 {
-        let (rows, elems) = (self.rows_per_block, 8);
-        let product = 3 + elems + elems * rows;
-        let query_load = if self.query_in_registers { 0 } else { 40 * rows };
+    /// they do not predict times. For integers (`scaled`), whose words have 16 elements of two instructions each to unpack, the same
+    /// weights are taken: not fitted.
+    fn cost(&self, subgroup_size: usize, scaled: bool) -> f64 {
+        let (rows, elems, unpack) = (self.rows_per_block, if scaled { 16 } else { 8 }, if scaled { 2 } else { 1 });
+        let product = 3 + unpack * elems + elems * rows;
+        let query_load = if self.query_in_registers { 0 } else { 5 * elems * rows };
         let score = self.words_per_split * (query_load + self.tokens / self.score_lanes * product);
         let reduce = 8 * self.key_splits * (1 + rows);
         let softmax = self.tokens * (1 + rows) + 60;

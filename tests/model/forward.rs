@@ -71,10 +71,8 @@ fn narrow_caches_cost_what_they_round() {
         let want = tiny.forward(&TOKENS).concat();
         let decoder = decoder(gpu(), &tiny, Dtype::F32, DType::F32);
         for (kv_dtype, tolerance, nmse) in [(DType::BF16, 3e-2, 1e-4), (DType::I8, 1e-1, 1e-3)] {
-            for chunk in [3, 128] {
-                let case = format!("{variant}, {kv_dtype} cache, chunks of {chunk}");
-                assert_close(&case, &all_logits(&decoder, kv_dtype, chunk), &want, tolerance, nmse);
-            }
+            let case = format!("{variant}, {kv_dtype} cache");
+            assert_close(&case, &all_logits(&decoder, kv_dtype, 3), &want, tolerance, nmse);
         }
     }
 }
