@@ -49,7 +49,7 @@ scaled-value-first  ~append_scaled.wgsl~select(0u, VALUE_FIRST, is_value)~0u~I~d
 scaled-padding      ~append_scaled.wgsl~workgroup.x == 0u && GROUPS~false && GROUPS~I~dies
 scaled-padding-end  ~append_scaled.wgsl~ < SCALE_WORDS * U32S_PER_WORD~ <= SCALE_WORDS * U32S_PER_WORD~I~dies
 scaled-rope-range   ~parts/elements_i8.wgsl~clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0))~values~I~dies
-scales-nowhere      ~parts/scales_token.wgsl~if (scales_at != NOWHERE)~if (true)~I~dies
+scales-nowhere      ~parts/scales_token.wgsl~if (scales_at != NOWHERE)~if (true)~I~same: where what is read out of bounds is a number (a device that clamps reads the pool's last word, which may be NaN)
 scales-fetch-lane   ~parts/scales_token.wgsl~    if (lane < TOKENS) {\n        fetched~    if (true) {\n        fetched~I~same: what is fetched past the tile is not stored
 scales-rope-word    ~parts/scales_token.wgsl~select(1.0, scales[token], word < KEY_WORDS)~scales[token]~I~dies
 scales-key-word     ~parts/scales_token.wgsl~ROPE_WORDS > 0u && word >= KEY_WORDS~false~I~dies
