@@ -42,6 +42,7 @@ const PORTABLE_WORKGROUP_BYTES: usize = 16352;
 pub fn variants() -> Result<Vec<Variant>> {
     let mut all = attention()?;
     all.extend(crate::nn::specs()?);
+    all.push(("64 lanes".into(), crate::gpu::parallelism::spec()));
     let mut seen = HashSet::new();
     Ok(all.into_iter().map(|(what, spec)| variant(&what, &spec)).filter(|v| seen.insert(v.wgsl.clone())).collect())
 }

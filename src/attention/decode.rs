@@ -1,6 +1,7 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
 
 use super::append::elements_part;
+use super::balance::most_slots;
 use super::layout::{KvView, StateLayout};
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
 use super::shape::{DecodeShape, ShapeLimits};
@@ -132,6 +133,14 @@ impl Decode {
     /// of 0.
     pub fn with_policy(mut self, policy: SplitPolicy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// The same with another count of workgroups that fill the device, at least 1: what
+    /// [`Gpu::measure_parallelism`] found, where the device is the app's own. Default:
+    /// [`Capabilities::target_workgroups`](crate::Capabilities).
+    pub fn with_target_workgroups(mut self, workgroups: usize) -> Self {
+        self.shape.target_workgroups = workgroups.max(1);
         self
     }
 
@@ -314,12 +323,11 @@ impl Drop for Plan {
     }
 }
 
-/// Partial rows that Auto may need for batches like this one: a tile is split where it is 1.5 chunks long or longer,
-/// and a chunk is at least a workgroup's share of all tokens, so there are at most 1.5 slots per workgroup of the device.
+/// Partial rows that Auto may need for batches like this one: each of its classes may use so many slots.
 fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
-    let tallest =
-        list.classes.iter().zip(&shape.row_tiles).filter(|(items, _)| !items.is_empty()).map(|(_, rows)| *rows);
-    (3 * shape.target_workgroups).div_ceil(2 * shape.groups) * tallest.max().unwrap_or(0)
+    let used = list.classes.iter().zip(&shape.row_tiles).filter(|(items, _)| !items.is_empty());
+    used.map(|(_, rows)| most_slots(shape.target_workgroups, shape.groups).saturating_mul(*rows))
+        .fold(0, usize::saturating_add)
 }
 
 /// The plan buffer's content.
