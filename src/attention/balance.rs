@@ -17,9 +17,9 @@ const GOOD: f64 = 1.03;
 /// Lengths of items are told apart to one in this many of the longest, where schedules are modelled.
 const BINS: usize = 16;
 /// More lengths of tiles than this are told apart to one in this many, where cuts are compared.
-const KINDS: usize = 32;
+const KINDS: usize = 24;
 /// Cuts that are compared again, then by all lengths.
-const FINALISTS: usize = 6;
+const FINALISTS: usize = 4;
 /// Partial slots that a class may use: this many per workgroup that the device takes at once.
 const SLOTS_PER_WORKGROUP: usize = 2;
 
@@ -102,14 +102,15 @@ impl AutoCut {
 
     /// Parts of a tile that does not stay whole.
     fn parts(&self, tokens: u64) -> Parts {
-        let (chunk, most) = (self.chunk, tokens / self.shortest);
-        if tokens <= chunk || most < 2 {
+        let chunk = self.chunk;
+        if tokens <= chunk || tokens < 2 * self.shortest {
             return Parts::WHOLE;
         }
+        let most = tokens / self.shortest;
         let (long, rest) = (tokens / chunk, tokens % chunk);
         let even = |parts: u64| Parts { parts: parts.clamp(1, most), long: 0, chunk };
         if self.tails == 0 {
-            return even(tokens.div_ceil(chunk));
+            return even(long + u64::from(rest > 0));
         }
         if rest < self.shortest {
             return even(long);
@@ -149,8 +150,13 @@ impl Load {
         }
         // Compared by bins of lengths, which is fast; then the best of them by the lengths themselves.
         let binned = self.binned();
+        let longest = self.runs.iter().map(|run| run.0).max().unwrap_or(0);
+        let cuts_any = |cut: &AutoCut| match cut.keep {
+            0 => cut.chunk < longest,
+            keep => keep < tiles || cut.limit < longest,
+        };
         let mut best: Vec<(f64, AutoCut)> = Vec::new();
-        for cut in binned.candidates(share, tiles) {
+        for cut in binned.candidates(share, tiles).filter(cuts_any) {
             let Some(cost) = binned.cost(cut) else { continue };
             best.insert(best.partition_point(|other| other.0 <= cost), (cost, cut));
             best.truncate(FINALISTS);
