@@ -1,11 +1,12 @@
 // Reads a buffer at full speed, for gpu/parallelism.rs: how many workgroups does it take to fill the device?
 //
-// Grid: any number of workgroups; each reads `words` words of its own, the first ones again where the buffer ends.
+// Grid: any number of workgroups; each reads `words` words of its own, from the start again where the buffer ends.
 // Lanes as few and loads in flight as many as in decode, so that what fills the device here fills it there.
 // Constants: LANES. Parts: none.
 
 struct Params {
     words: u32, // per workgroup (vec4 words); a multiple of 4 * LANES, and the buffer a multiple of it
+    first: u32, // where the first workgroup begins (shares of `words`): not where another dispatch has just been
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -20,7 +21,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let shares = arrayLength(&source) / params.words;
-    let first = workgroup.x % shares * params.words + lane;
+    let first = (params.first + workgroup.x) % shares * params.words + lane;
     var a = vec4<u32>(0u);
     var b = vec4<u32>(0u);
     var c = vec4<u32>(0u);

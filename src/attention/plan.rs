@@ -197,7 +197,7 @@ pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy
             slots += cut.parts as usize;
             partial_rows += cut.parts * row_tile as u64;
         }
-        longest_first(&mut list.items, first_item);
+        longest_first(&mut list.items[first_item..]);
         list.classes.push(first_item..list.items.len());
         list.merge_classes.push(first_merge..list.merges.len());
         list.partial_slots.push(slots);
@@ -312,27 +312,26 @@ fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, auto: &mut Cutter) -
     }
 }
 
-/// Sorts the items from `first` on, the longest first, so that what is left at the end is short. Stable: equal plans
-/// for equal batches. Linear where there are many: two or three digits of a length are counted, nothing is compared.
-fn longest_first(list: &mut Vec<WorkItem>, first: usize) {
+/// Sorts items, the longest first, so that what is left at the end is short. Stable: equal plans for equal batches.
+/// Linear where there are many: a few digits of each length are counted, nothing is compared.
+fn longest_first(items: &mut [WorkItem]) {
     let length = |item: &WorkItem| item.token_last - item.token_first;
-    if list.len() - first < RADIX_ITEMS {
-        list[first..].sort_by_key(|item| Reverse(length(item)));
+    if items.len() < RADIX_ITEMS {
+        items.sort_by_key(|item| Reverse(length(item)));
         return;
     }
-    let longest = list[first..].iter().map(length).max().unwrap_or(0);
+    let longest = items.iter().map(length).max().unwrap_or(0);
     for shift in (0..u32::BITS - longest.leading_zeros()).step_by(RADIX_BITS as usize) {
         let digit = |item: &WorkItem| (!length(item) >> shift) as usize % (1 << RADIX_BITS);
         let mut places = vec![0usize; 1 << RADIX_BITS];
-        list[first..].iter().for_each(|item| places[digit(item)] += 1);
-        let mut next = first;
+        items.iter().for_each(|item| places[digit(item)] += 1);
+        let mut next = 0;
         for place in &mut places {
             next += std::mem::replace(place, next);
         }
-        let from = list.clone();
-        for item in &from[first..] {
-            let place = &mut places[digit(item)];
-            list[*place] = *item;
+        for item in items.to_vec() {
+            let place = &mut places[digit(&item)];
+            items[*place] = item;
             *place += 1;
         }
     }

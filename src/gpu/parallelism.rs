@@ -3,6 +3,7 @@
 use super::{number, part, Access, Buffer, Gpu, Kernel, KernelSpec};
 use crate::error::{ErrorKind, Result};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -147,10 +148,19 @@ impl Clock {
     }
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct StreamParams {
+    pub(crate) words: u32,
+    pub(crate) first: u32,
+}
+
 struct Stream {
     kernel: Kernel,
     source: Buffer,
     sink: Buffer,
+    /// Where the next dispatch begins (shares): past what the last ones left in a cache.
+    next: AtomicU32,
 }
 
 impl Stream {
@@ -158,13 +168,16 @@ impl Stream {
         let bytes = if gpu.capabilities().is_software() { SOFTWARE_BYTES } else { GPU_BYTES };
         let bytes = bytes.min(gpu.capabilities().max_binding_bytes) / SHARE_BYTES * SHARE_BYTES;
         let source = gpu.create_buffer("stream", bytes)?;
-        gpu.clear(&[source.clone()])?;
-        Ok(Stream { kernel: gpu.kernel(spec())?, source, sink: gpu.create_buffer("sink", 16)? })
+        gpu.clear(std::slice::from_ref(&source))?;
+        let (kernel, sink) = (gpu.kernel(spec())?, gpu.create_buffer("sink", 16)?);
+        Ok(Stream { kernel, source, sink, next: AtomicU32::new(0) })
     }
 
     fn dispatch(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, workgroups: usize) -> Result<()> {
-        let words = (SHARE_BYTES / 16) as u32;
-        gpu.dispatch(pass, &self.kernel, &words, &[&self.source, &self.sink], (workgroups as u32, 1, 1))
+        let shares = (self.source.size_bytes() / SHARE_BYTES) as u32;
+        let first = self.next.fetch_add(workgroups as u32, Ordering::Relaxed) % shares;
+        let params = StreamParams { words: (SHARE_BYTES / 16) as u32, first };
+        gpu.dispatch(pass, &self.kernel, &params, &[&self.source, &self.sink], (workgroups as u32, 1, 1))
     }
 
     /// The least time of a dispatch of so many workgroups (microseconds).
