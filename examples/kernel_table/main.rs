@@ -3,13 +3,15 @@
 //!     cargo run --release --example kernel_table -- [--adapter NAME] [--filter TEXT,TEXT..] [--tier T,T..]
 //!         [--dtype T,T..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE]
 //!     cargo run --release --example kernel_table -- --from JSON --svg FILE
+//!     cargo run --release --example kernel_table -- --list
 //!
 //! Per line: shape, median microseconds of GPU timestamps, GB/s of the bytes that must be read (each cached element
 //! once, plus queries and outputs) and their percent of a streaming read, TFLOP/s and their percent of plain f32
 //! multiply-adds and of the matrix units, and which ceiling bounds the shape. Sampled rows of each result are checked
 //! against the f64 reference before it is timed. Runs are cold, from caches taken in turn that are together larger than
 //! any last-level cache, unless the name says warm; clocks are warmed by 0.5 s of the same work. Where a batch is past
-//! the largest binding the name has what fits, and of how many. `--svg` draws the roofline, `--from` of an earlier run.
+//! the largest binding the name has what fits, and of how many. `--svg` draws the roofline, `--from` of an earlier run;
+//! `--list` names a GPU's rows and measures nothing.
 
 mod ceilings;
 mod matmul;
@@ -24,7 +26,7 @@ use report::{Run, Table};
 
 const USAGE: &str = "usage: kernel_table [--adapter NAME] [--filter TEXT,TEXT..] [--tier auto|t0|t1|t2,..] \
                      [--dtype f32|f16|bf16|int8,..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE] \
-                     [--from JSON]";
+                     [--from JSON] [--list]";
 
 struct Options {
     adapter: Option<String>,
@@ -33,6 +35,7 @@ struct Options {
     dtypes: String,
     target: Option<usize>,
     probe: bool,
+    list: bool,
     json: Option<String>,
     svg: Option<String>,
     from: Option<String>,
@@ -60,14 +63,19 @@ fn arguments() -> Result<Options, String> {
         dtypes: "f16".into(),
         target: None,
         probe: false,
+        list: false,
         json: None,
         svg: None,
         from: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
-        if name == "--probe" {
-            options.probe = true;
+        match name.as_str() {
+            "--probe" => options.probe = true,
+            "--list" => options.list = true,
+            _ => {}
+        }
+        if matches!(name.as_str(), "--probe" | "--list") {
             continue;
         }
         let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -107,16 +115,37 @@ fn cache_dtype(name: &str) -> Option<DType> {
     }
 }
 
+/// The roofline of an earlier run's JSON.
+pub fn drawn(path: &str) -> Result<String> {
+    Ok(roofline::svg(&Table::read(path)?))
+}
+
 async fn run(options: Options) -> Result<()> {
-    let table = match &options.from {
-        Some(path) => Table::read(path)?,
-        None => measured(&options).await?,
-    };
+    if options.list {
+        return list(&options);
+    }
+    if let (Some(from), Some(svg)) = (&options.from, &options.svg) {
+        return report::write(svg, &drawn(from)?);
+    }
+    let table = measured(&options).await?;
     if let Some(path) = &options.json {
         table.write(path)?;
     }
     if let Some(path) = &options.svg {
         report::write(path, &roofline::svg(&table))?;
+    }
+    Ok(())
+}
+
+/// The rows of a GPU with bindings of 2 GiB, which is Vulkan's and DX12's most.
+fn list(options: &Options) -> Result<()> {
+    for dtype in options.dtypes.split(',').filter_map(cache_dtype) {
+        let limits = shapes::Limits { dtype, binding_bytes: (2 << 30) - 4, software: false };
+        for shape in shapes::all(limits)?.iter().filter(|shape| wanted(&shape.name, &options.filter)) {
+            let (bytes, flops) = shape.bytes_and_flops(dtype);
+            let (name, pools) = (&shape.name, shape.pools(dtype));
+            println!("{name:<40} {dtype} {:>8.1} MB in {pools:>2} pools, {:>8.2} GFLOP", bytes / 1e6, flops / 1e9);
+        }
     }
     Ok(())
 }
@@ -129,8 +158,13 @@ async fn measured(options: &Options) -> Result<Table> {
     println!("adapter: {}", c.adapter);
     let mut base = base;
     if options.probe {
+        let probe = std::time::Instant::now();
         let found = gpu.measure_parallelism().await?;
-        println!("probe: {} workgroups stream, target {}", found.workgroups, found.target_workgroups);
+        let (streams, target) = (found.workgroups, found.target_workgroups);
+        println!(
+            "probe: {streams} workgroups stream, target {target}, found in {:.2} s",
+            probe.elapsed().as_secs_f64()
+        );
         found.samples.iter().for_each(|(workgroups, gbps)| println!("  {workgroups:>6} {gbps:>9.1} GB/s"));
         base.target_workgroups = Some(found.target_workgroups);
     }
@@ -170,7 +204,7 @@ async fn rows(gpu: &Gpu, options: &Options, (tier, name, dtype): (&str, &str, DT
                 report::print(&row);
                 table.rows.push(row);
             }
-            Err(error) => println!("{:<36} {error}", shape.name),
+            Err(error) => println!("{:<40} {error}", shape.name),
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! One row: fill a cache, decode, compare with the reference, time.
 
-use crate::shapes::Shape;
+use super::shapes::Shape;
 use half::f16;
 use latten::attention::{DecodeArgs, StateLayout};
 use latten::reference::{self, DecodeInputs};

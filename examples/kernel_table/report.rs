@@ -1,7 +1,7 @@
 //! Numbers of a row against the ceilings, as text and as JSON.
 
-use crate::ceilings::Ceilings;
-use crate::measure::Measured;
+use super::ceilings::Ceilings;
+use super::measure::Measured;
 use latten::{ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +55,7 @@ impl Row {
 
 /// What a row was measured with.
 pub struct Run<'a> {
-    pub shape: &'a crate::shapes::Shape,
+    pub shape: &'a super::shapes::Shape,
     pub tier: &'a str,
     pub dtype: (&'a str, latten::DType),
 }
@@ -97,7 +97,7 @@ pub fn digits(value: f64, digits: i32) -> f64 {
 
 pub fn print_head() {
     println!(
-        "{:<36} {:<4} {:<4} {:>6} {:>10} {:>8} {:>6} {:>9} {:>6} {:>6}  {:<6} {:>7} {:>9}",
+        "{:<40} {:<4} {:<4} {:>6} {:>10} {:>8} {:>6} {:>9} {:>6} {:>6}  {:<6} {:>7} {:>9}",
         "shape",
         "tier",
         "type",
@@ -117,7 +117,7 @@ pub fn print_head() {
 pub fn print(r: &Row) {
     let matmul = r.matmul_percent.map_or("-".into(), |percent| format!("{percent:.1}"));
     println!(
-        "{:<36} {:<4} {:<4} {:>6} {:>10.1} {:>8.1} {:>6.1} {:>9.3} {:>6.1} {:>6}  {:<6} {:>7.0e} {:>9.1}",
+        "{:<40} {:<4} {:<4} {:>6} {:>10.1} {:>8.1} {:>6.1} {:>9.3} {:>6.1} {:>6}  {:<6} {:>7.0e} {:>9.1}",
         r.shape,
         r.tier,
         r.dtype,

@@ -1,7 +1,7 @@
 //! The roofline as an SVG: FLOP per byte against TFLOP/s, both logarithmic; the ceilings as lines, a numbered point per
 //! row, and the rows' names beside it.
 
-use crate::report::{digits, Row, Table};
+use super::report::{digits, Row, Table};
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 1380.0;
