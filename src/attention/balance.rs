@@ -83,7 +83,8 @@ impl Cutter {
         if tokens > self.cut.limit {
             kept = 0;
         }
-        [(Parts::WHOLE, kept), (self.cut.parts(tokens), count - kept)]
+        let cut = if kept < count { self.cut.parts(tokens) } else { Parts::WHOLE };
+        [(Parts::WHOLE, kept), (cut, count - kept)]
     }
 
     /// Parts of the next tile, which has this length.
@@ -264,9 +265,10 @@ impl Load {
         let groups = self.groups as f64;
         let longest = self.runs.iter().map(|run| run.0).max()?.max(1);
         let longest = longest.min(cut.chunk.saturating_mul(2).max(cut.limit));
+        let bins_per_token = BINS as f64 / longest as f64;
         let mut bins = [(0.0f64, 0.0f64); BINS]; // items, their tokens
         let mut count = |tokens: f64, items: f64| {
-            let bin = &mut bins[((tokens / longest as f64 * BINS as f64) as usize).min(BINS - 1)];
+            let bin = &mut bins[((tokens * bins_per_token) as usize).min(BINS - 1)];
             *bin = (bin.0 + items, bin.1 + items * tokens);
         };
         let (mut cutter, mut partials) = (self.cutter(cut), 0.0);

@@ -329,7 +329,8 @@ fn longest_first(items: &mut [WorkItem]) {
         for place in &mut places {
             next += std::mem::replace(place, next);
         }
-        for item in items.to_vec() {
+        let from = items.to_vec();
+        for item in from {
             let place = &mut places[digit(&item)];
             items[*place] = item;
             *place += 1;
