@@ -3,6 +3,7 @@
 mod capabilities;
 mod device;
 pub(crate) mod kernel;
+pub(crate) mod parallelism;
 #[cfg(test)]
 mod poison_tests;
 mod readback;
@@ -13,6 +14,7 @@ mod timing;
 pub use capabilities::{Capabilities, Tier};
 pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
+pub use parallelism::Parallelism;
 pub(crate) use shader::{number, part, Const, Consts, Part};
 pub(crate) use tensor::Buffer;
 pub use tensor::{DType, Tensor};

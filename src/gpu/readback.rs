@@ -68,6 +68,17 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Waits for all that was submitted; in browsers it returns at once.
+    pub(super) fn wait(&self) -> Result<()> {
+        // wgpu panics here, whatever the scopes, where the driver says that the device is lost.
+        let poll = || self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+        match self.scoped("wait", || catch_unwind(AssertUnwindSafe(poll)))? {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(self.mark_lost(format!("waiting for the device: {e}"))),
+            Err(_) => Err(self.mark_lost("waiting for the device panicked".into())),
+        }
+    }
+
     /// Maps, waits, copies out, unmaps.
     pub(super) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
         let answer = Answer::default();
@@ -78,13 +89,7 @@ impl Gpu {
                 .map_async(wgpu::MapMode::Read, 0..size, move |result| sender.send(result.map_err(|e| e.to_string())));
         })?;
         // Browsers complete maps from their event loop; everywhere else this is the wait.
-        // wgpu panics here, whatever the scopes, where the driver says that the device is lost.
-        let poll = || self.inner.device.poll(wgpu::PollType::wait_indefinitely());
-        match self.scoped("wait", || catch_unwind(AssertUnwindSafe(poll)))? {
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) => return Err(self.mark_lost(format!("waiting for the device: {e}"))),
-            Err(_) => return Err(self.mark_lost("waiting for the device panicked".into())),
-        }
+        self.wait()?;
         if let Err(message) = answer.await {
             self.check_alive()?;
             return Err(self.mark_lost(format!("mapping a result: {message}")));
