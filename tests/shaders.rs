@@ -179,6 +179,7 @@ fn spirv_capabilities(tier: Tier) -> naga::FastHashSet<spv::Capability> {
     if tier > Tier::Portable {
         all.extend([
             spv::Capability::GroupNonUniform,
+            spv::Capability::GroupNonUniformArithmetic,
             spv::Capability::GroupNonUniformShuffle,
             spv::Capability::GroupNonUniformShuffleRelative,
         ]);

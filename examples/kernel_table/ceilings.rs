@@ -1,7 +1,7 @@
 //! The ceilings of a device, measured: streaming read, f32 multiply-add, and, where it has matrix units, their product.
 
 use super::matmul;
-use super::measure::{median_us, Block};
+use super::timing::{median_us, Block};
 use latten::{wgpu, Gpu, Result};
 use serde::{Deserialize, Serialize};
 

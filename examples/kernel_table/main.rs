@@ -19,10 +19,11 @@ mod measure;
 mod report;
 mod roofline;
 mod shapes;
+mod timing;
 
 use latten::{DType, Gpu, GpuOptions, Result, Tier};
-use measure::Block;
 use report::{Run, Table};
+use timing::Block;
 
 const USAGE: &str = "usage: kernel_table [--adapter NAME] [--filter TEXT,TEXT..] [--tier auto|t0|t1|t2,..] \
                      [--dtype f32|f16|bf16|int8,..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE] \

@@ -1,7 +1,7 @@
 //! The rate of the matrix units, through cooperative matrices; on a device of its own, since they are experimental.
 
 use super::ceilings::Bench;
-use super::measure::median_us;
+use super::timing::median_us;
 use latten::{wgpu, Gpu};
 
 /// As in the shader.

@@ -1,18 +1,14 @@
 //! One row: fill a cache, decode, compare with the reference, time.
 
 use super::shapes::Shape;
-use half::f16;
+use super::timing::{random, times_us, Block, WARM};
 use latten::attention::{DecodeArgs, StateLayout};
 use latten::reference::{self, DecodeInputs};
-use latten::{wgpu, DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result};
+use latten::{DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result};
 use latten::{SeqId, Tensor};
-use std::time::{Duration, Instant};
 
 /// Off by more than this from the f64 reference is a wrong result (outputs are of order 0.1 and below).
 const TOLERANCE: f64 = 1e-4;
-/// Elements of the block that fills memory: no power of two, so that no two pages are alike.
-const BLOCK_ELEMENTS: usize = 12_000_000;
-
 pub struct Measured {
     pub us: f64,
     /// From the 10th to the 90th percentile.
@@ -21,53 +17,8 @@ pub struct Measured {
     pub max_error: f64,
 }
 
-/// A block of random elements, on the host in f64's reach and on the device, made once for all rows.
-pub struct Block {
-    values: Vec<f32>,
-    dtype: DType,
-    buffer: wgpu::Buffer,
-}
-
-impl Block {
-    pub fn new(gpu: &Gpu, dtype: DType) -> Self {
-        let mut values = random(BLOCK_ELEMENTS, 7);
-        let halves: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
-        if dtype == DType::F16 {
-            values = halves.iter().map(|value| value.to_f32()).collect();
-        }
-        let bytes: &[u8] =
-            if dtype == DType::F16 { bytemuck::cast_slice(&halves) } else { bytemuck::cast_slice(&values) };
-        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("block"),
-            size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        gpu.queue().write_buffer(&buffer, 0, bytes);
-        Block { values, dtype, buffer }
-    }
-
-    /// Repeats the block over a whole buffer.
-    pub fn fill(&self, gpu: &Gpu, target: &wgpu::Buffer) -> Result<()> {
-        gpu.submit()?;
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let mut at = 0;
-        while at < target.size() {
-            let bytes = (target.size() - at).min(self.buffer.size());
-            encoder.copy_buffer_to_buffer(&self.buffer, 0, target, at, bytes);
-            at += bytes;
-        }
-        gpu.queue().submit([encoder.finish()]);
-        Ok(())
-    }
-
-    fn value(&self, element: usize) -> f64 {
-        self.values[element % self.values.len()].into()
-    }
-}
-
 pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured> {
-    let (heads, dtype) = (shape.heads, block.dtype);
+    let (heads, dtype) = (shape.heads, block.dtype());
     let pages = Pages { count: shape.pages(), size: shape.page_size, layers: shape.pools(dtype) };
     let mut cache = PagedKvCache::new(gpu, heads, dtype, pages)?;
     let mut ids = Vec::new();
@@ -93,7 +44,7 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
     let output = decode.run(&plan, &layers[0], &q, softmax_scale)?;
     let sample = Sample { cache: &cache, ids: &ids, q: &q_values, softmax_scale, block, shape };
     let max_error = sample.check(gpu, &output).await?;
-    let times = times_us(gpu, |pass, i| {
+    let times = times_us(gpu, WARM, |pass, i| {
         let layer = &layers[i % layers.len()];
         decode.encode(pass, DecodeArgs { plan: &plan, layer, q: &q, softmax_scale, output: &output })
     })
@@ -146,7 +97,7 @@ impl Sample<'_> {
     /// States of one group, and rope keys, of a sequence's first tokens.
     fn cached(&self, pages: &[u32], tokens: usize, group: usize) -> (Vec<f64>, Vec<f64>) {
         let (heads, page_size) = (&self.shape.heads, self.shape.page_size);
-        let layout = StateLayout::new(heads, self.block.dtype);
+        let layout = StateLayout::new(heads, self.block.dtype());
         let (state, rope) = (layout.elems_per_word * layout.state_words, layout.elems_per_word * layout.rope_words);
         let (mut states, mut keys) = (Vec::new(), Vec::new());
         for t in 0..tokens {
@@ -171,39 +122,4 @@ fn one_head(heads: &HeadLayout) -> Result<HeadLayout> {
         let gta = latten::Gta { q_heads: 1, kv_heads: 1, head_dim: heads.v_dim(), rope_dim: heads.rope_dim() };
         HeadLayout::gta(gta)
     }
-}
-
-/// About normal values.
-pub fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    (0..n).map(|_| next() + next() + next() + next() - 2.0).collect()
-}
-
-pub async fn median_us(gpu: &Gpu, mut work: impl FnMut(&mut wgpu::ComputePass<'_>)) -> Result<f64> {
-    let times = times_us(gpu, |pass, _| {
-        work(pass);
-        Ok(())
-    });
-    let times = times.await?;
-    Ok(times[times.len() / 2])
-}
-
-/// Sorted microseconds of passes that each do `work`, after half a second of it.
-async fn times_us(
-    gpu: &Gpu,
-    mut work: impl FnMut(&mut wgpu::ComputePass<'_>, usize) -> Result<()>,
-) -> Result<Vec<f64>> {
-    let software = gpu.capabilities().is_software();
-    let (passes, warm) = if software { (3, Duration::ZERO) } else { (20, Duration::from_millis(500)) };
-    let start = Instant::now();
-    while start.elapsed() < warm {
-        gpu.time_passes(passes, &mut work).await?;
-    }
-    let mut times = gpu.time_passes(passes, &mut work).await?;
-    times.sort_by(f64::total_cmp);
-    Ok(times)
 }

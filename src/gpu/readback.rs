@@ -17,8 +17,9 @@ impl Gpu {
     ///
     /// Errors: [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`].
     pub async fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        if tensor.dtype() == DType::U32 {
-            return Err(ErrorKind::DType { name: "tensor", got: "u32".into(), want: "f32 or f16".into() }.into());
+        if matches!(tensor.dtype(), DType::U32 | DType::I8) {
+            let got = tensor.dtype().to_string();
+            return Err(ErrorKind::DType { name: "tensor", got, want: "f32 or f16".into() }.into());
         }
         let bytes = self.read(tensor).await?;
         Ok(match tensor.dtype() {
