@@ -147,7 +147,7 @@ impl<'a> Bench<'a> {
         let (bytes, flops) = self.bytes_and_flops(rows);
         let (gbps, tflops) = (bytes / timed.us / 1e3, flops / timed.us / 1e6);
         let (read, fma) = (100.0 * gbps / c.read_gbps, 100.0 * tflops / c.fma_tflops);
-        let LinearTuning { in_lanes, outs, steps, subgroups, .. } = self.copies[0].tuning();
+        let LinearTuning { in_lanes, outs, steps, subgroups, .. } = self.copies[0].tuning(rows);
         let name = format!("{rows} x {0} x {0} {1}", self.size, self.dtype);
         println!(
             "{name:<22} {:>10.2} {:>10.2} {gbps:>8.1} {read:>6.1} {tflops:>9.3} {fma:>6.1} {error:>8.0e}  \

@@ -46,7 +46,8 @@ pub struct Linear {
     tail: Option<(usize, Rotation)>,
     /// A norm of what lies behind the input.
     rest: Option<RmsNorm>,
-    tuning: LinearTuning,
+    /// Of one row of input, and of more.
+    tunings: [LinearTuning; 2],
     shapes: Vec<Shape>,
     /// Per shape: for input at multiples of 4 elements, then for any. Shared by clones.
     kernels: Arc<[[OnceLock<Kernel>; 2]]>,
@@ -71,8 +72,8 @@ impl Linear {
         if let Some(bias) = bias {
             bias.expect("bias", &[weight.heads(), weight.out_dim()], DType::F32)?;
         }
-        let tuning = LinearTuning::of(gpu.capabilities(), weight);
-        let shapes = tuning.shapes();
+        let tunings = LinearTuning::of(gpu.capabilities(), weight);
+        let shapes = tunings[1].shapes();
         Ok(Linear {
             gpu: gpu.clone(),
             weight: weight.clone(),
@@ -81,7 +82,7 @@ impl Linear {
             swiglu: false,
             tail: None,
             rest: None,
-            tuning,
+            tunings,
             kernels: fresh(shapes.len()),
             shapes,
         })
@@ -116,8 +117,8 @@ impl Linear {
         if self.tail.is_some() {
             return Err(ErrorKind::argument("swiglu", "this linear has a tail"));
         }
-        let tuning = LinearTuning { outs: self.tuning.outs.max(2), ..self.tuning };
-        Ok(Linear { swiglu: true, tuning, shapes: tuning.shapes(), ..self.without_kernels() })
+        let tunings = self.tunings.map(|tuning| LinearTuning { outs: tuning.outs.max(2), ..tuning });
+        Ok(Linear { swiglu: true, tunings, ..self.without_kernels() })
     }
 
     /// The same with rotated elements behind each head's output: those that lie behind the head's input, `rope_dim` of
@@ -153,13 +154,13 @@ impl Linear {
         }
     }
 
-    /// The same with other numbers than those chosen for the device: for measurements and tests.
+    /// The same with other numbers than those chosen for the device, for any count of rows: for measurements and tests.
     ///
     /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] for subgroups where
     /// [`Capabilities::tier`](crate::Capabilities) has none.
     pub fn with_tuning(self, tuning: LinearTuning) -> Result<Self> {
         tuning.check(self.gpu.capabilities(), self.swiglu)?;
-        Ok(Linear { tuning, shapes: tuning.shapes(), ..self.without_kernels() })
+        Ok(Linear { tunings: [tuning; 2], shapes: tuning.shapes(), ..self.without_kernels() })
     }
 
     fn without_kernels(mut self) -> Self {
@@ -167,9 +168,9 @@ impl Linear {
         self
     }
 
-    /// The numbers of its kernels.
-    pub fn tuning(&self) -> LinearTuning {
-        self.tuning
+    /// The numbers of its kernel for so many rows.
+    pub fn tuning(&self, rows: usize) -> LinearTuning {
+        self.tunings[usize::from(rows > 1)]
     }
 
     /// The weights.
@@ -210,7 +211,8 @@ impl Linear {
             tail: self.tail.map(|(_, rotation)| rotation),
             rest: self.rest.is_some(),
         };
-        let spec = self.shapes[choice].spec(&self.tuning, self.weight.dtype(), aligned, fusion)?;
+        let spec =
+            self.shapes[choice].spec(&self.tuning(self.shapes[choice].rows()), self.weight.dtype(), aligned, fusion)?;
         let kernel = self.gpu.kernel(spec)?;
         Ok(cell.get_or_init(|| kernel).clone())
     }
@@ -342,7 +344,7 @@ impl Linear {
         let mut buffers =
             vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, &gain.buffer, &scales.buffer];
         buffers.extend(cos_sin.map(|table| &table.buffer));
-        let outs = self.outputs().div_ceil(shape.outputs(&self.tuning, self.swiglu));
+        let outs = self.outputs().div_ceil(shape.outputs(&self.tuning(shape.rows()), self.swiglu));
         let mut grid = (word(outs), word(rows.div_ceil(shape.rows())), word(heads));
         if let (Some(norm), Some(rest), Shape::Rows(n)) = (&self.rest, call.rest, shape) {
             buffers.extend([&norm.gain().buffer, &rest.buffer]);

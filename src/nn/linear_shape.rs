@@ -52,21 +52,28 @@ const PASS_BYTES: usize = 12 << 10;
 const PORTABLE_BYTES: usize = 16352;
 
 impl LinearTuning {
-    /// For a device and a matrix. The time of few rows is that of reading the matrix, so what counts is enough loads on
-    /// their way: as many lanes as the device likes, a few words each.
-    pub(super) fn of(capabilities: &Capabilities, weight: &Weight) -> Self {
+    /// For a device and a matrix: of one row of input, and of more. They differ in what leaves a row's sums as they are.
+    /// The time of few rows is that of reading the matrix, so what counts is enough loads on their way: as many lanes as
+    /// the device likes, a few words each. Measured on an H100 with 4096 x 4096 (`examples/linear_table --sweep`).
+    pub(super) fn of(capabilities: &Capabilities, weight: &Weight) -> [Self; 2] {
         // A software adapter runs few lanes at once: more work for each costs less in reductions.
         if capabilities.is_software() {
-            return LinearTuning { in_lanes: 8, outs: 4, steps: 1, max_rows: 8, subgroups: false };
+            return [LinearTuning { in_lanes: 8, outs: 4, steps: 1, max_rows: 8, subgroups: false }; 2];
         }
         let least = (capabilities.subgroup_size as usize).next_power_of_two().clamp(8, 64);
-        let in_lanes = weight.row_vec4().div_ceil(8).next_power_of_two().clamp(least, 128);
+        let words = if weight.dtype() == DType::I8 { 4 } else { 8 };
+        let in_lanes = weight.row_vec4().div_ceil(words).next_power_of_two().clamp(least, 128);
         let wanted_lanes = 64 * capabilities.target_workgroups;
         let matrix_rows = weight.heads() * weight.out_dim();
         let enough = |outs: &usize| matrix_rows / outs * in_lanes >= wanted_lanes;
         let outs = [4, 2].into_iter().find(enough).unwrap_or(1);
         let steps = if outs == 4 { 2 } else { 4 };
-        LinearTuning { in_lanes, outs, steps, max_rows: 16, subgroups: capabilities.tier >= Tier::Subgroup }
+        let more = LinearTuning { in_lanes, outs, steps, max_rows: 16, subgroups: capabilities.tier >= Tier::Subgroup };
+        let one = match weight.dtype() {
+            DType::I8 => LinearTuning { outs: outs.min(2), steps: 4, ..more },
+            _ => LinearTuning { outs: 1, steps: 2, ..more },
+        };
+        [one, more]
     }
 
     pub(super) fn check(&self, capabilities: &Capabilities, swiglu: bool) -> Result<()> {
@@ -248,8 +255,41 @@ pub(super) fn specs() -> Result<Vec<(String, KernelSpec)>> {
         add(Shape::Rows(tuning.max_rows), &tuning, DType::I8, true, rest)?;
         add(Shape::Rows(1), &tuning, DType::F16, true, plain)?;
     }
+    for (dtype, outs, steps) in [(DType::F16, 1, 2), (DType::I8, 2, 4)] {
+        for tuning in [wide, subgroups] {
+            add(Shape::Rows(1), &LinearTuning { outs, steps, ..tuning }, dtype, true, norm)?;
+        }
+    }
     for fusion in [plain, tails[0]] {
         add(Shape::Tile(2), &software, DType::F16, true, fusion)?;
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+
+    #[test]
+    fn one_row_differs_only_in_what_leaves_sums_as_they_are() {
+        let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
+        let large = Capabilities {
+            device_type: wgpu::DeviceType::DiscreteGpu,
+            subgroup_size: 32,
+            tier: Tier::Subgroup,
+            target_workgroups: 256,
+            ..gpu.capabilities().clone()
+        };
+        for (dtype, want) in [(DType::F16, (64, 1, 2)), (DType::I8, (64, 2, 4))] {
+            let weight = Weight::new(&gpu, [1, 1024, 4096], &vec![1.0; 1024 * 4096], dtype).unwrap();
+            let [one, more] = LinearTuning::of(&large, &weight);
+            assert_eq!((one.in_lanes, one.outs, one.steps), want, "{dtype}");
+            assert_eq!((more.in_lanes, more.outs, more.steps), (64, 4, 2), "{dtype}");
+            assert_eq!(LinearTuning { outs: more.outs, steps: more.steps, ..one }, more, "{dtype}");
+            for tuning in [one, more] {
+                tuning.check(&large, false).unwrap();
+            }
+        }
+    }
 }

@@ -290,7 +290,7 @@ fn bad_fusions_are_typed_errors() {
     assert_kind!(of(4).with_tail(3, Rotation::Half), ErrorKind::Argument { .. });
     assert_kind!(of(4).with_swiglu().unwrap().with_tail(2, Rotation::Half), ErrorKind::Argument { .. });
     assert_kind!(of(4).with_tail(2, Rotation::Half).unwrap().with_swiglu(), ErrorKind::Argument { .. });
-    let good = of(4).tuning();
+    let good = of(4).tuning(1);
     for bad in [
         LinearTuning { in_lanes: 12, ..good },
         LinearTuning { in_lanes: 512, ..good },
