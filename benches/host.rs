@@ -7,18 +7,73 @@ use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Through
 use latten::attention::append::cos_sin_table;
 use latten::cache::SeqTable;
 use latten::nn::Rope;
-use latten::{wgpu, DType, Decode, Gla, Gpu, HeadLayout, KvSource, Result, Rotation, SeqId};
+use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, Result, Rotation, SeqId, SplitPolicy};
 use std::hint::black_box;
 
 const PAGE_SIZE: usize = 64;
 
 /// A table of sequences of this length; it is all of a [`latten::PagedKvCache`] but the memory on the device.
 fn table(sequences: usize, length: usize) -> Result<(SeqTable, Vec<SeqId>)> {
-    let mut table = SeqTable::new(sequences * (length + 1).div_ceil(PAGE_SIZE), PAGE_SIZE)?;
-    let ids: Vec<SeqId> = (0..sequences).map(|_| table.insert()).collect();
-    table.reserve(&ids, length)?;
-    table.commit(&ids, length)?;
+    ragged_table(&vec![length; sequences])
+}
+
+fn ragged_table(lengths: &[usize]) -> Result<(SeqTable, Vec<SeqId>)> {
+    let pages = lengths.iter().map(|length| (length + 1).div_ceil(PAGE_SIZE)).sum();
+    let mut table = SeqTable::new(pages, PAGE_SIZE)?;
+    let mut ids = Vec::new();
+    for &length in lengths {
+        ids.push(table.insert());
+        table.reserve(&ids[ids.len() - 1..], length)?;
+        table.commit(&ids[ids.len() - 1..], length)?;
+    }
     Ok((table, ids))
+}
+
+/// A batch made once, so that planning is timed without its page tables.
+struct Batch(KvBatch);
+
+impl KvSource for Batch {
+    type Id = SeqId;
+    fn batch(&self, _: &[SeqId]) -> Result<KvBatch> {
+        Ok(self.0.clone())
+    }
+    fn page_size(&self) -> usize {
+        PAGE_SIZE
+    }
+    fn generation(&self) -> u64 {
+        self.0.generation
+    }
+}
+
+/// Planning alone, with its upload: for a card of 1,024 workgroups, equal and ragged lengths. What the upload and the
+/// copy of the batch take is in "unsplit" too.
+fn plans(criterion: &mut Criterion) -> Result<()> {
+    let gpu = noop()?;
+    let heads = HeadLayout::gqa(Gqa { q_heads: 32, kv_heads: 8, head_dim: 128 })?;
+    let decode = Decode::new(&gpu, heads, DType::F16)?.with_target_workgroups(1024);
+    let unsplit = Decode::new(&gpu, heads, DType::F16)?.with_policy(SplitPolicy::Off);
+    let mut group = criterion.benchmark_group("plan");
+    for sequences in [1, 32, 256] {
+        let ragged = (0..sequences).map(|i| 64 + i * 7919 % 8192).collect();
+        for (name, lengths) in [("equal", vec![4096; sequences]), ("ragged", ragged)] {
+            let (mut table, ids) = ragged_table(&lengths)?;
+            table.reserve(&ids, 1)?;
+            let batch = Batch(table.batch(&ids)?);
+            group.throughput(Throughput::Elements(sequences as u64));
+            for (what, decode) in [("auto", &decode), ("unsplit", &unsplit)] {
+                let id = BenchmarkId::new(what, format!("{sequences} {name}"));
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| {
+                        let items = decode.plan(&batch, &ids).map(|plan| plan.items());
+                        gpu.queue().submit([]);
+                        items
+                    });
+                });
+            }
+        }
+    }
+    group.finish();
+    Ok(())
 }
 
 fn noop() -> Result<Gpu> {
@@ -73,7 +128,7 @@ fn tables(criterion: &mut Criterion) {
 }
 
 fn all(criterion: &mut Criterion) {
-    if let Err(error) = steps(criterion) {
+    if let Err(error) = steps(criterion).and_then(|()| plans(criterion)) {
         eprintln!("error: {error}");
         std::process::exit(1);
     }

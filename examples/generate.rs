@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
 
-use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream, Want};
+use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
 use latten::nn::Sampling;
 use latten::{DType, Gpu, GpuOptions};
 use std::io::{self, Write};
@@ -22,6 +22,9 @@ const USAGE: &str = "usage: generate [options]
   --temperature T    0 is greedy; default 0.8
   --top-p P          default 0.95
   --dtype f16|f32    of weights and KV cache; default f16
+  --weights DTYPE    f16, f32 or i8: of weights alone
+  --profile          dispatches, submits and microseconds per token
+  --pipelines FILE   keep compiled pipelines there, for the next start
   --adapter NAME     take the GPU whose description contains this";
 
 pub(crate) struct Args {
@@ -29,6 +32,9 @@ pub(crate) struct Args {
     prompt: String,
     options: GenerateOptions,
     dtype: DType,
+    weights: Option<DType>,
+    profile: bool,
+    pipelines: Option<String>,
     adapter: Option<String>,
 }
 
@@ -43,6 +49,9 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             ..Default::default()
         },
         dtype: DType::F16,
+        weights: None,
+        profile: false,
+        pipelines: None,
         adapter: None,
     };
     while let Some(arg) = args.next() {
@@ -57,6 +66,16 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             "--temperature" => parsed.options.sampling.temperature = number(&arg, &value()?)?,
             "--top-p" => parsed.options.sampling.top_p = number(&arg, &value()?)?,
             "--adapter" => parsed.adapter = Some(value()?),
+            "--pipelines" => parsed.pipelines = Some(value()?),
+            "--profile" => parsed.profile = true,
+            "--weights" => {
+                parsed.weights = match value()?.as_str() {
+                    "f32" => Some(DType::F32),
+                    "f16" => Some(DType::F16),
+                    "i8" => Some(DType::I8),
+                    other => return Err(format!("--weights {other}: wanted f16, f32 or i8")),
+                }
+            }
             "--dtype" => {
                 parsed.dtype = match value()?.as_str() {
                     "f32" => DType::F32,
@@ -117,22 +136,21 @@ struct Report {
     kv_elements: usize,
     kv_bytes: usize,
     cached_bytes: usize,
+    /// Per token after the first.
+    dispatches: f64,
+    submits: f64,
+    layers: usize,
 }
 
 async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop> {
-    let decoder = Decoder::load(gpu, folder, args.dtype)?;
+    let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
     let config = decoder.config().clone();
     let prompt: Vec<u32> = args.prompt.bytes().map(u32::from).collect();
     let cache_tokens = prompt.len() + args.options.max_new_tokens;
     let options = SessionOptions { kv_dtype: args.dtype, cache_tokens, ..Default::default() };
     let mut session = Session::new(&decoder, options)?;
-    // Drivers finish compiling at first use: once the prompt's shapes and once a single token's, before any timing.
-    let warm_up = session.insert();
-    let first = prompt.len().min(config.max_positions - 1);
-    for tokens in [&prompt[..first], &prompt[..1]] {
-        session.feed(&[(warm_up, tokens)], Want::Logits).await?;
-    }
-    session.remove(warm_up)?;
+    // Before any timing.
+    session.warm_up().await?;
 
     let mut out = io::stdout().lock();
     write!(out, "--- {} ---\n{}", config.variant(), args.prompt)?;
@@ -140,10 +158,13 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
     let (mut text, mut written) = (Utf8Stream::default(), Ok(()));
     let start = Instant::now();
     let (mut first_at, mut last_at) = (start, start);
+    let mut counted = [gpu.counters(); 2];
     let on_token = |token| {
         last_at = Instant::now();
+        counted[1] = gpu.counters();
         if first_at == start {
             first_at = last_at;
+            counted[0] = counted[1];
         }
         written = write!(out, "{}", text.push(token)).and_then(|()| out.flush());
         if written.is_err() {
@@ -158,6 +179,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
 
     let heads = config.layout()?;
     let (prefill, decode) = ((first_at - start).as_secs_f64(), (last_at - first_at).as_secs_f64());
+    let per_token = |from: u64, to: u64| (to - from) as f64 / (tokens.len() - 1) as f64;
     let cached = prompt.len() + tokens.len() - 1; // the last token is not fed
     Ok(Report {
         variant: config.variant(),
@@ -167,24 +189,47 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
         kv_elements: heads.kv_dim() * config.layers,
         kv_bytes: session.cache().token_bytes(),
         cached_bytes: session.cache().token_bytes() * cached,
+        dispatches: per_token(counted[0].dispatches, counted[1].dispatches),
+        submits: per_token(counted[0].submits, counted[1].submits),
+        layers: config.layers,
     })
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
-    let gpu = Gpu::with_options(GpuOptions { adapter: args.adapter.clone(), ..Default::default() }).await?;
+    let options = GpuOptions {
+        adapter: args.adapter.clone(),
+        pipeline_cache: args.pipelines.clone().map(Into::into),
+        ..Default::default()
+    };
+    let gpu = Gpu::with_options(options).await?;
     let mut reports = Vec::new();
     for model in &args.models {
         reports.push(run_model(&gpu, model, args).await?);
     }
     let mut out = io::stdout().lock();
-    writeln!(out, "{}, {} weights and cache", gpu.capabilities().adapter, args.dtype)?;
+    match args.weights {
+        Some(weights) => writeln!(out, "{}, {weights} weights, {} cache", gpu.capabilities().adapter, args.dtype)?,
+        None => writeln!(out, "{}, {} weights and cache", gpu.capabilities().adapter, args.dtype)?,
+    }
     writeln!(out, "        prefill            decode    KV per token             KV in all")?;
-    for r in reports {
+    for r in &reports {
         let decode = if r.decode_rate.is_finite() { format!("{:.0} tok/s", r.decode_rate) } else { "-".into() };
         writeln!(
             out,
             "{}  {:>6.0} tok/s ({:>4.0} ms) {:>10}  {:>5} elements {:>5} B  {:>7} B",
             r.variant, r.prefill_rate, r.prefill_ms, decode, r.kv_elements, r.kv_bytes, r.cached_bytes
+        )?;
+    }
+    for r in reports.iter().filter(|r| args.profile && r.decode_rate.is_finite()) {
+        let us = 1e6 / r.decode_rate;
+        writeln!(
+            out,
+            "{}  per token: {us:.1} us, {:.1} dispatches ({:.1} per layer) of {:.2} us each, {:.2} submits",
+            r.variant,
+            r.dispatches,
+            (r.dispatches - 3.0) / r.layers as f64,
+            us / r.dispatches,
+            r.submits
         )?;
     }
     Ok(())

@@ -1,20 +1,30 @@
 // y[r, h, o] (+)= sum_i W[h, o, i] x[r, h, i] + b[h, o]     for few rows: each weight is read once per ROWS rows.
+// The slots add to it: weights with scales, a norm before, SwiGLU or rotated elements after.
 //
-// Grid: (ceil(out_dim / (OUTS * OUT_LANES)), ceil(rows / ROWS), heads).
-// IN_LANES lanes go along the input together, 16 bytes of weights each; every lane does OUTS outputs of ROWS rows.
-// A row's sums are formed in the same order whatever ROWS is and whatever the other rows hold.
-// Constants: ROWS, OUTS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD.
-// Bindings: parts/linear_io.wgsl, parts/input_*.wgsl. Parts: those and parts/elements_*.wgsl.
+// Grid: (ceil(outputs / (OUTPUTS * OUT_LANES)), ceil(rows / ROWS), heads), or more with parts/rest_norm.wgsl.
+// IN_LANES lanes go along the input together, 16 bytes of weights each and STEPS times OUTS of those in flight, since
+// the time is that of the memory; every lane does OUTS matrix rows for ROWS rows of x.
+// A row's sums are formed in the same order whatever ROWS and STEPS are and whatever the other rows hold.
+// Constants: ROWS, OUTS, STEPS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD, STEP_WORDS = STEPS *
+// OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
+// ROWS * (OUTS + NORMS); MAX_SUBGROUPS.
+// Parts: linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*,
+// rest_*, reduce_* (which holds main).
 
-const PARTIAL_STRIDE = LANES + 1u; // odd, against bank conflicts
-var<workgroup> partials: array<f32, ROWS * OUTS * PARTIAL_STRIDE>;
+// Sums over a workgroup's lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each.
+var<workgroup> totals: array<f32, PADDED * OUT_LANES>;
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn product(group: vec3<u32>, lane: u32) {
+    if (rest_of(group, lane)) {
+        return;
+    }
     let head = group.z;
     let first_row = group.y * ROWS;
     let in_lane = lane % IN_LANES;
-    let first_out = group.x * OUTS * OUT_LANES;
+    let first_out = group.x * OUTPUTS * OUT_LANES;
+    if (first_out >= params.out_dim / SUMS_PER_OUTPUT + params.tail_dim) {
+        return; // the grid is wide for the sake of rest_of
+    }
     var x_base: array<u32, ROWS>;
     // unroll
     for (var r = 0u; r < ROWS; r++) {
@@ -23,48 +33,61 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var w_base: array<u32, OUTS>;
     // unroll
     for (var j = 0u; j < OUTS; j++) {
-        w_base[j] = weight_base(head, first_out + j * OUT_LANES + lane / IN_LANES);
+        w_base[j] = weight_base(head, matrix_row(first_out, j, lane / IN_LANES));
     }
-    var sums: array<array<f32, OUTS>, ROWS>;
-    for (var k = in_lane; k < params.row_vec4; k += IN_LANES) {
-        var packed: array<vec4<u32>, OUTS>;
+    var sums: array<f32, PADDED>;
+    for (var k = in_lane; k < params.row_vec4; k += STEPS * IN_LANES) {
+        var packed: array<vec4<u32>, STEP_WORDS>;
         // unroll
-        for (var j = 0u; j < OUTS; j++) {
-            packed[j] = weights[w_base[j] + k];
-        }
-        // unroll
-        for (var q = 0u; q < VECS_PER_WORD; q++) {
-            var w: array<vec4<f32>, OUTS>;
+        for (var s = 0u; s < STEPS; s++) {
+            // Past the row's end any of its own words will do: the input is 0 there.
+            let word = min(k + s * IN_LANES, params.row_vec4 - 1u);
             // unroll
             for (var j = 0u; j < OUTS; j++) {
-                w[j] = unpack_word(packed[j])[q];
+                packed[s * OUTS + j] = weights[w_base[j] + word];
             }
+        }
+        // unroll
+        for (var s = 0u; s < STEPS; s++) {
             // unroll
-            for (var r = 0u; r < ROWS; r++) {
-                let values = input_quad(x_base[r], k * VECS_PER_WORD + q);
+            for (var q = 0u; q < VECS_PER_WORD; q++) {
+                let quad = (k + s * IN_LANES) * VECS_PER_WORD + q;
+                let gains = input_gain(quad);
+                var w: array<vec4<f32>, OUTS>;
                 // unroll
                 for (var j = 0u; j < OUTS; j++) {
-                    sums[r][j] += dot(w[j], values);
+                    w[j] = unpack_word(packed[s * OUTS + j])[q];
+                }
+                // unroll
+                for (var r = 0u; r < ROWS; r++) {
+                    let raw = input_quad(x_base[r], quad);
+                    let values = raw * gains;
+                    // unroll
+                    for (var j = 0u; j < OUTS; j++) {
+                        sums[r * OUTS + j] += dot(w[j], values);
+                    }
+                    // unroll
+                    for (var n = 0u; n < NORMS; n++) {
+                        sums[ROWS * OUTS + r + n] += dot(raw, raw);
+                    }
                 }
             }
         }
     }
-    // unroll
-    for (var r = 0u; r < ROWS; r++) {
+    reduce(lane, sums);
+    for (var t = lane; t < ROWS * OUTPUTS * OUT_LANES; t += LANES) {
+        let out_lane = t % OUT_LANES;
+        let r = t / OUT_LANES / OUTPUTS;
+        let n = t / OUT_LANES % OUTPUTS;
+        var factor = 1.0;
         // unroll
-        for (var j = 0u; j < OUTS; j++) {
-            partials[(r * OUTS + j) * PARTIAL_STRIDE + lane] = sums[r][j];
+        for (var m = 0u; m < NORMS; m++) {
+            factor = input_factor(totals[(ROWS * OUTS + r) * OUT_LANES + out_lane]);
         }
-    }
-    workgroupBarrier();
-    for (var t = lane; t < ROWS * OUTS * OUT_LANES; t += LANES) {
-        let pair = t / OUT_LANES; // row * OUTS + j
-        let first = pair * PARTIAL_STRIDE + (t % OUT_LANES) * IN_LANES;
-        var sum = 0.0;
-        // unroll
-        for (var i = 0u; i < IN_LANES; i++) {
-            sum += partials[first + i];
-        }
-        store(first_row + pair / OUTS, head, first_out + (pair % OUTS) * OUT_LANES + t % OUT_LANES, sum);
+        let a = n * SUMS_PER_OUTPUT;
+        let b = a + SUMS_PER_OUTPUT - 1u;
+        let first = with_bias(head, matrix_row(first_out, a, out_lane), totals[(r * OUTS + a) * OUT_LANES + out_lane] * factor);
+        let last = with_bias(head, matrix_row(first_out, b, out_lane), totals[(r * OUTS + b) * OUT_LANES + out_lane] * factor);
+        store(first_row + r, head, first_out + n * OUT_LANES + out_lane, joined(first, last));
     }
 }

@@ -1,13 +1,17 @@
 // y[r, h, o] (+)= sum_i W[h, o, i] x[r, h, i] + b[h, o]     for many rows: tiles in workgroup memory.
+// The slots add to it: weights with scales, a norm before, SwiGLU or rotated elements after.
 //
-// Grid: (ceil(out_dim / TILE_OUT), ceil(rows / TILE_ROWS), heads). 64 lanes as 8 x 8; each holds a micro-tile of
+// Grid: (ceil(outputs / (8 * OUTPUTS)), ceil(rows / TILE_ROWS), heads). 64 lanes as 8 x 8; each holds a micro-tile of
 // MICRO_ROWS x MICRO_OUT sums, rows and outputs 8 apart, so that neighbouring lanes read neighbouring tile rows.
-// Constants: MICRO_ROWS, MICRO_OUT, VECS_PER_WORD.
-// Bindings: parts/linear_io.wgsl, parts/input_*.wgsl. Parts: those and parts/elements_*.wgsl.
+// The next tile is on its way, in registers, while the present one is multiplied.
+// Constants: MICRO_ROWS, MICRO_OUT, OUT_LANES = 8, VECS_PER_WORD, TILE_WORDS = MICRO_OUT / VECS_PER_WORD (words of
+// weights that a lane fetches), OUTPUTS = MICRO_OUT / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0).
+// Parts: linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*.
 
 const TILE_ROWS = 8u * MICRO_ROWS;
 const TILE_OUT = 8u * MICRO_OUT;
 const DEPTH = 8u; // quads of input per step
+const WORDS = DEPTH / VECS_PER_WORD; // words of a matrix row per step
 const STRIDE = DEPTH + 1u; // odd, against bank conflicts
 var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * STRIDE>;
 var<workgroup> w_tile: array<vec4<f32>, TILE_OUT * STRIDE>;
@@ -16,29 +20,61 @@ var<workgroup> w_tile: array<vec4<f32>, TILE_OUT * STRIDE>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = group.z;
     let first_row = group.y * TILE_ROWS;
-    let first_out = group.x * TILE_OUT;
+    let first_out = group.x * OUTPUTS * 8u;
     let lane_row = lane / 8u;
     let lane_out = lane % 8u;
+    var x_base: array<u32, MICRO_ROWS>;
+    // unroll
+    for (var m = 0u; m < MICRO_ROWS; m++) {
+        x_base[m] = input_base(first_row + lane_row + 8u * m, head);
+    }
+    // This lane's words of the weight tile: tile rows 8 n + out_lane hold the n-th matrix row of out_lane.
+    var w_base: array<u32, TILE_WORDS>;
+    // unroll
+    for (var i = 0u; i < TILE_WORDS; i++) {
+        let tile_row = (lane + 64u * i) / WORDS;
+        w_base[i] = weight_base(head, matrix_row(first_out, tile_row / 8u, tile_row % 8u));
+    }
     var sums: array<array<f32, MICRO_OUT>, MICRO_ROWS>;
-    for (var k = 0u; k < params.row_vec4; k += DEPTH / VECS_PER_WORD) {
+    var squares: array<f32, MICRO_ROWS>;
+    var raw: array<vec4<f32>, MICRO_ROWS>;
+    var packed: array<vec4<u32>, TILE_WORDS>;
+    // unroll
+    for (var m = 0u; m < MICRO_ROWS; m++) {
+        raw[m] = input_quad(x_base[m], lane_out);
+    }
+    // unroll
+    for (var i = 0u; i < TILE_WORDS; i++) {
+        packed[i] = weights[w_base[i] + min((lane + 64u * i) % WORDS, params.row_vec4 - 1u)];
+    }
+    for (var k = 0u; k < params.row_vec4; k += WORDS) {
+        let gains = input_gain(k * VECS_PER_WORD + lane_out);
         // unroll
         for (var m = 0u; m < MICRO_ROWS; m++) {
-            let row = lane_row + 8u * m;
-            x_tile[row * STRIDE + lane_out] = input_quad(input_base(first_row + row, head), k * VECS_PER_WORD + lane_out);
-        }
-        for (var t = lane; t < TILE_OUT * DEPTH / VECS_PER_WORD; t += 64u) {
-            let out = t / (DEPTH / VECS_PER_WORD);
-            let at = t % (DEPTH / VECS_PER_WORD);
-            var packed = vec4<u32>();
-            if (k + at < params.row_vec4) {
-                packed = weights[weight_base(head, first_out + out) + k + at];
+            x_tile[(lane_row + 8u * m) * STRIDE + lane_out] = raw[m] * gains;
+            // unroll
+            for (var n = 0u; n < NORMS; n++) {
+                squares[m] += dot(raw[m], raw[m]);
             }
+        }
+        // unroll
+        for (var i = 0u; i < TILE_WORDS; i++) {
+            let t = lane + 64u * i;
             // unroll
             for (var q = 0u; q < VECS_PER_WORD; q++) {
-                w_tile[out * STRIDE + at * VECS_PER_WORD + q] = unpack_word(packed)[q];
+                w_tile[t / WORDS * STRIDE + t % WORDS * VECS_PER_WORD + q] = unpack_word(packed[i])[q];
             }
         }
         workgroupBarrier();
+        // Past the row's end any of its own words will do: the input is 0 there.
+        // unroll
+        for (var m = 0u; m < MICRO_ROWS; m++) {
+            raw[m] = input_quad(x_base[m], (k + WORDS) * VECS_PER_WORD + lane_out);
+        }
+        // unroll
+        for (var i = 0u; i < TILE_WORDS; i++) {
+            packed[i] = weights[w_base[i] + min(k + WORDS + (lane + 64u * i) % WORDS, params.row_vec4 - 1u)];
+        }
         for (var d = 0u; d < DEPTH; d++) {
             var w: array<vec4<f32>, MICRO_OUT>;
             // unroll
@@ -56,11 +92,34 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
+    // A row's squares are with the 8 lanes that fetched it.
+    // unroll
+    for (var n = 0u; n < NORMS; n++) {
+        // unroll
+        for (var m = 0u; m < MICRO_ROWS; m++) {
+            x_tile[(lane_row + 8u * m) * STRIDE + lane_out].x = squares[m];
+        }
+        workgroupBarrier();
+    }
     // unroll
     for (var m = 0u; m < MICRO_ROWS; m++) {
+        var factor = 1.0;
         // unroll
-        for (var n = 0u; n < MICRO_OUT; n++) {
-            store(first_row + lane_row + 8u * m, head, first_out + lane_out + 8u * n, sums[m][n]);
+        for (var n = 0u; n < NORMS; n++) {
+            var square = 0.0;
+            // unroll
+            for (var i = 0u; i < 8u; i++) {
+                square += x_tile[(lane_row + 8u * m) * STRIDE + i].x;
+            }
+            factor = input_factor(square);
+        }
+        // unroll
+        for (var n = 0u; n < OUTPUTS; n++) {
+            const a = n * SUMS_PER_OUTPUT;
+            const b = a + SUMS_PER_OUTPUT - 1u;
+            let first = with_bias(head, matrix_row(first_out, a, lane_out), sums[m][a] * factor);
+            let last = with_bias(head, matrix_row(first_out, b, lane_out), sums[m][b] * factor);
+            store(first_row + lane_row + 8u * m, head, first_out + 8u * n + lane_out, joined(first, last));
         }
     }
 }

@@ -46,6 +46,7 @@ const MATRIX_WORKGROUP_BYTES: usize = 48 << 10;
 pub fn variants() -> Result<Vec<Variant>> {
     let mut all = attention()?;
     all.extend(crate::nn::specs()?);
+    all.push(("64 lanes".into(), crate::gpu::parallelism::spec()));
     let mut seen = HashSet::new();
     Ok(all.into_iter().map(|(what, spec)| variant(&what, &spec)).filter(|v| seen.insert(v.wgsl.clone())).collect())
 }

@@ -5,6 +5,7 @@ use crate::attention::append::AppendParams;
 use crate::attention::decode::DecodeParams;
 use crate::attention::plan::{MergeItem, WorkItem};
 use crate::gpu::kernel::PARAM_BYTES;
+use crate::gpu::parallelism::StreamParams;
 use std::mem::{offset_of, size_of};
 
 /// Field names, their byte offsets, and the size of a struct of a kernel.
@@ -31,7 +32,8 @@ fn parameter_blocks_match_the_shaders() {
     assert_eq!(reflect("append", "Params"), host!(AppendParams: token_count, slot_count));
     assert_eq!(reflect("decode", "Params"), host!(DecodeParams: scale_log2, page_count, page_shift, class_index));
     assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
-    for kernel in ["append", "decode", "merge"] {
+    assert_eq!(reflect("stream", "Params"), host!(StreamParams: words, first));
+    for kernel in ["append", "decode", "merge", "stream"] {
         assert!(reflect(kernel, "Params").1 <= PARAM_BYTES, "{kernel}");
     }
 }

@@ -12,6 +12,9 @@ mod decode;
 #[path = "../examples/generate.rs"]
 mod generate;
 #[allow(dead_code)]
+#[path = "../examples/kernel_table/main.rs"]
+mod kernel_table;
+#[allow(dead_code)]
 #[path = "../examples/logits.rs"]
 mod logits;
 
@@ -254,4 +257,42 @@ fn generate_says_what_is_wrong_with_its_arguments() {
     let args = generate::parse(words("--model no/such/model")).unwrap();
     let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!() };
     assert!(message.contains("no/such/model"), "{message}");
+}
+
+/// The number after `name="` in an SVG element.
+fn attribute(element: &str, name: &str) -> f64 {
+    let (_, rest) = element.split_once(&format!(" {name}=\"")).unwrap_or_else(|| panic!("no {name} in {element}"));
+    rest.split('"').next().unwrap().parse().unwrap()
+}
+
+/// The picture of a run that was measured once: all of it inside its frame, each point numbered, no two numbers on top
+/// of each other.
+#[test]
+fn kernel_table_draws_an_earlier_run() {
+    let json = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/h200-2026-11-23.json");
+    let svg = kernel_table::drawn(json.to_str().unwrap()).unwrap();
+    let (width, height) = (attribute(&svg, "width"), attribute(&svg, "height"));
+    let texts: Vec<&str> = svg.lines().filter(|line| line.starts_with("<text")).collect();
+    for text in &texts {
+        let (x, y) = (attribute(text, "x"), attribute(text, "y"));
+        assert!((0.0..width).contains(&x) && (0.0..height).contains(&y), "{text}");
+    }
+    let rows = svg.matches(" L8192").count() + svg.matches(" L131072").count() + svg.matches("ragged").count();
+    assert_eq!(rows + svg.matches("15x1024").count(), 24, "names in the legend");
+    // Each row in the plot and in the legend, and the kinds of marker.
+    assert_eq!(svg.matches("<circle").count(), 2 * 24 + 2);
+    let numbers: Vec<(f64, f64)> = texts
+        .iter()
+        .filter(|text| text.contains("font-size=\"10\""))
+        .map(|text| (attribute(text, "x"), attribute(text, "y")))
+        .collect();
+    assert_eq!(numbers.len(), 24);
+    for (i, a) in numbers.iter().enumerate() {
+        for b in &numbers[i + 1..] {
+            assert!((a.0 - b.0).abs() > 6.0 || (a.1 - b.1).abs() > 8.0, "numbers at {a:?} and {b:?}");
+        }
+    }
+    assert!(svg.contains("streaming read 4591 GB/s") && svg.contains("f32 multiply-add 42.1 TFLOP/s"));
+    assert!(kernel_table::drawn("tests/vectors/kernel_gla_1.json").is_err());
+    assert!(kernel_table::drawn("nowhere.json").is_err());
 }

@@ -1,15 +1,22 @@
-//! The two ceilings of a device, measured: streaming read and f32 multiply-add.
+//! The ceilings of a device, measured: streaming read, f32 multiply-add, and, where it has matrix units, their product.
 
+use super::matmul;
+use super::timing::{median_us, Block};
 use latten::{wgpu, Gpu, Result};
+use serde::{Deserialize, Serialize};
 
-/// Bytes per second and f32 FLOP per second.
-#[derive(Debug, Clone, Copy)]
+/// Gigabytes per second, and TFLOP per second.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Ceilings {
     pub read_gbps: f64,
     pub fma_tflops: f64,
+    /// None without cooperative matrices.
+    #[serde(default)]
+    pub matmul_tflops: Option<f64>,
 }
 
-pub async fn measure(gpu: &Gpu, software: bool) -> Result<Ceilings> {
+pub async fn measure(gpu: &Gpu, block: &Block) -> Result<Ceilings> {
+    let software = gpu.capabilities().is_software();
     let bytes: u64 = if software { 64 << 20 } else { 1 << 30 };
     let bytes = bytes.min(gpu.capabilities().max_binding_bytes);
     let source = gpu.device().create_buffer(&wgpu::BufferDescriptor {
@@ -18,34 +25,41 @@ pub async fn measure(gpu: &Gpu, software: bool) -> Result<Ceilings> {
         usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     });
-    super::fill(gpu, &source, bytes);
+    block.fill(gpu, &source)?;
     let sink = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("sink"),
         size: 16,
         usage: wgpu::BufferUsages::STORAGE,
         mapped_at_creation: false,
     });
-    let read = Bench::new(gpu, include_str!("../../benches/shaders/stream.wgsl"), &source, &sink);
-    let fma = Bench::new(gpu, include_str!("../../benches/shaders/fma.wgsl"), &source, &sink);
+    let read = Bench::new(gpu.device(), include_str!("../../benches/shaders/stream.wgsl"), &[&source, &sink]);
+    let fma = Bench::new(gpu.device(), include_str!("../../benches/shaders/fma.wgsl"), &[&source, &sink]);
     // The best of a few grids: the number of workgroups that fills a device differs.
     let (mut read_gbps, mut fma_tflops) = (0.0f64, 0.0f64);
     for groups in if software { [2, 4, 8] } else { [1024, 2048, 8192] } {
-        let us = read.median_us(gpu, groups, software).await?;
+        let us = median_us(gpu, |pass| read.dispatch(pass, groups)).await?;
         read_gbps = read_gbps.max(bytes as f64 / us / 1e3);
-        let us = fma.median_us(gpu, groups, software).await?;
+        let us = median_us(gpu, |pass| fma.dispatch(pass, groups)).await?;
         fma_tflops = fma_tflops.max(f64::from(groups) * 256.0 * 1024.0 * 64.0 * 2.0 / us / 1e6);
     }
-    Ok(Ceilings { read_gbps, fma_tflops })
+    let matmul_tflops = match matmul::measure(gpu).await {
+        Ok(tflops) => Some(tflops),
+        Err(why) => {
+            println!("matmul ceiling: not measured, {why}");
+            None
+        }
+    };
+    Ok(Ceilings { read_gbps, fma_tflops, matmul_tflops })
 }
 
-struct Bench {
+/// A pipeline with its storage bindings, from 0 on.
+pub struct Bench {
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
 }
 
 impl Bench {
-    fn new(gpu: &Gpu, wgsl: &str, source: &wgpu::Buffer, sink: &wgpu::Buffer) -> Self {
-        let device = gpu.device();
+    pub fn new(device: &wgpu::Device, wgsl: &str, buffers: &[&wgpu::Buffer]) -> Self {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: None,
             source: wgpu::ShaderSource::Wgsl(wgsl.into()),
@@ -58,24 +72,21 @@ impl Bench {
             compilation_options: Default::default(),
             cache: None,
         });
+        let entries: Vec<_> = (0..)
+            .zip(buffers)
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+            .collect();
         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
             layout: &pipeline.get_bind_group_layout(0),
-            entries: &[
-                wgpu::BindGroupEntry { binding: 0, resource: source.as_entire_binding() },
-                wgpu::BindGroupEntry { binding: 1, resource: sink.as_entire_binding() },
-            ],
+            entries: &entries,
         });
         Bench { pipeline, group }
     }
 
-    async fn median_us(&self, gpu: &Gpu, groups: u32, software: bool) -> Result<f64> {
-        super::median_us(gpu, software, |pass| {
-            pass.set_pipeline(&self.pipeline);
-            pass.set_bind_group(0, &self.group, &[]);
-            pass.dispatch_workgroups(groups, 1, 1);
-            Ok(())
-        })
-        .await
+    pub fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, groups: u32) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.dispatch_workgroups(groups, 1, 1);
     }
 }

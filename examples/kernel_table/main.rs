@@ -1,34 +1,52 @@
-//! Times the decode kernels on this adapter against two ceilings measured in the same run.
+//! Times the decode kernels on this adapter against its ceilings, measured in the same run.
 //!
-//!     cargo run --release --example kernel_table -- [--adapter NAME] [--filter TEXT,TEXT..] [--json FILE]
+//!     cargo run --release --example kernel_table -- [--adapter NAME] [--filter TEXT,TEXT..] [--tier T,T..]
+//!         [--dtype T,T..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE]
+//!     cargo run --release --example kernel_table -- --from JSON --svg FILE
+//!     cargo run --release --example kernel_table -- --list
 //!
 //! Per line: shape, median microseconds of GPU timestamps, GB/s of the bytes that must be read (each cached element
 //! once, plus queries and outputs) and their percent of a streaming read, TFLOP/s and their percent of plain f32
-//! multiply-adds, and which of the two bounds the shape. Each result is checked against the f64 reference before it is
-//! timed. Caches are larger than any last-level cache, so every run is cold; clocks are warmed by 0.5 s of the same work.
+//! multiply-adds and of the matrix units, and which ceiling bounds the shape. Sampled rows of each result are checked
+//! against the f64 reference before it is timed. Runs are cold, from caches taken in turn that are together larger than
+//! any last-level cache, unless the name says warm; clocks are warmed by 0.5 s of the same work. Where a batch is past
+//! the largest binding the name has what fits, and of how many. `--svg` draws the roofline, `--from` of an earlier run;
+//! `--list` names a GPU's rows and measures nothing.
 
 mod ceilings;
+mod matmul;
+mod measure;
+mod report;
+mod roofline;
 mod shapes;
+mod timing;
 
-use latten::reference::{self, DecodeInputs};
-use latten::{
-    wgpu, DType, Decode, DecodeOutput, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, Result, Tensor,
-};
-use shapes::Shape;
-use std::io::Write as _;
-use std::time::{Duration, Instant};
+use latten::{DType, Gpu, GpuOptions, Result, Tier};
+use report::{Run, Table};
+use timing::Block;
+
+const USAGE: &str = "usage: kernel_table [--adapter NAME] [--filter TEXT,TEXT..] [--tier auto|t0|t1|t2,..] \
+                     [--dtype f32|f16|bf16|int8,..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE] \
+                     [--from JSON] [--list]";
 
 struct Options {
     adapter: Option<String>,
     filter: String,
+    tiers: String,
+    dtypes: String,
+    target: Option<usize>,
+    probe: bool,
+    list: bool,
     json: Option<String>,
+    svg: Option<String>,
+    from: Option<String>,
 }
 
 fn main() {
     let options = match arguments() {
         Ok(options) => options,
         Err(message) => {
-            eprintln!("{message}\nusage: kernel_table [--adapter NAME] [--filter TEXT] [--json FILE]");
+            eprintln!("{message}\n{USAGE}");
             std::process::exit(2);
         }
     };
@@ -39,50 +57,162 @@ fn main() {
 }
 
 fn arguments() -> Result<Options, String> {
-    let mut options = Options { adapter: None, filter: String::new(), json: None };
+    let mut options = Options {
+        adapter: None,
+        filter: String::new(),
+        tiers: "auto".into(),
+        dtypes: "f16".into(),
+        target: None,
+        probe: false,
+        list: false,
+        json: None,
+        svg: None,
+        from: None,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
+        match name.as_str() {
+            "--probe" => options.probe = true,
+            "--list" => options.list = true,
+            _ => {}
+        }
+        if matches!(name.as_str(), "--probe" | "--list") {
+            continue;
+        }
         let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
             "--adapter" => options.adapter = Some(value),
             "--filter" => options.filter = value,
+            "--tier" => options.tiers = value,
+            "--dtype" => options.dtypes = value,
+            "--target" => options.target = Some(value.parse().map_err(|_| format!("--target {value} is no count"))?),
             "--json" => options.json = Some(value),
+            "--svg" => options.svg = Some(value),
+            "--from" => options.from = Some(value),
             _ => return Err(format!("unknown argument {name}")),
         }
+    }
+    if options.from.is_some() && options.svg.is_none() {
+        return Err("--from draws an earlier run: it needs --svg".into());
     }
     Ok(options)
 }
 
+/// Tiers of kernels by the names of rows; the one place that knows them.
+const TIERS: [(&str, Tier); 3] = [("t0", Tier::Portable), ("t1", Tier::Subgroup), ("t2", Tier::Matrix)];
+
+/// A device with the kernels of a tier ("auto": what latten takes by itself), and the tier's name; none where the
+/// adapter has it not.
+async fn with_tier(tier: &str, options: GpuOptions) -> Result<Option<(Gpu, &'static str)>> {
+    let wanted = TIERS.iter().find(|(name, _)| *name == tier).map(|(_, tier)| *tier);
+    if wanted.is_none() && tier != "auto" {
+        return Ok(None);
+    }
+    let gpu = Gpu::with_options(GpuOptions { tier: wanted, ..options }).await?;
+    let got = gpu.capabilities().tier;
+    let name = TIERS.iter().find(|(_, tier)| *tier == got).map(|(name, _)| *name);
+    Ok(name.filter(|_| wanted.is_none_or(|wanted| wanted == got)).map(|name| (gpu, name)))
+}
+
+/// The cache dtype of a name; the one place that knows dtypes (and `Block` makes their contents).
+fn cache_dtype(name: &str) -> Option<DType> {
+    match name {
+        "f32" => Some(DType::F32),
+        "f16" => Some(DType::F16),
+        _ => None,
+    }
+}
+
+/// The roofline of an earlier run's JSON.
+pub fn drawn(path: &str) -> Result<String> {
+    Ok(roofline::svg(&Table::read(path)?))
+}
+
 async fn run(options: Options) -> Result<()> {
-    let gpu = Gpu::with_options(GpuOptions { adapter: options.adapter, ..Default::default() }).await?;
-    let software = gpu.capabilities().is_software();
-    println!("adapter: {}", gpu.capabilities().adapter);
-    let ceilings = ceilings::measure(&gpu, software).await?;
-    println!("ceilings: streaming read {:.0} GB/s, f32 fma {:.2} TFLOP/s\n", ceilings.read_gbps, ceilings.fma_tflops);
-    println!(
-        "{:<34} {:>5} {:>10} {:>8} {:>6} {:>9} {:>6}  {:<6} {:>7} {:>9}",
-        "shape", "items", "us", "GB/s", "%read", "TFLOP/s", "%fma", "bound", "max err", "us spread"
-    );
-    let mut lines = Vec::new();
-    for shape in shapes::all(software).iter().filter(|s| wanted(&s.name, &options.filter)) {
-        match measure(&gpu, shape).await {
-            Ok(m) => {
-                print_line(shape, &m, ceilings);
-                lines.push(json_line(shape, &m, ceilings));
-            }
-            Err(error) => println!("{:<34} {error}", shape.name),
+    if options.list {
+        return list(&options);
+    }
+    if let (Some(from), Some(svg)) = (&options.from, &options.svg) {
+        return report::write(svg, &drawn(from)?);
+    }
+    let table = measured(&options).await?;
+    if let Some(path) = &options.json {
+        table.write(path)?;
+    }
+    if let Some(path) = &options.svg {
+        report::write(path, &roofline::svg(&table))?;
+    }
+    Ok(())
+}
+
+/// The rows of a GPU with bindings of 2 GiB, which is Vulkan's and DX12's most.
+fn list(options: &Options) -> Result<()> {
+    for dtype in options.dtypes.split(',').filter_map(cache_dtype) {
+        let limits = shapes::Limits { dtype, binding_bytes: (2 << 30) - 4, software: false };
+        for shape in shapes::all(limits)?.iter().filter(|shape| wanted(&shape.name, &options.filter)) {
+            let (bytes, flops) = shape.bytes_and_flops(dtype);
+            let (name, pools) = (&shape.name, shape.pools(dtype));
+            println!("{name:<40} {dtype} {:>8.1} MB in {pools:>2} pools, {:>8.2} GFLOP", bytes / 1e6, flops / 1e9);
         }
     }
-    if let Some(path) = options.json {
-        let head = format!(
-            "{{\"adapter\":{:?},\"read_gbps\":{:.1},\"fma_tflops\":{:.3},\"rows\":[\n",
-            gpu.capabilities().adapter,
-            ceilings.read_gbps,
-            ceilings.fma_tflops
+    Ok(())
+}
+
+async fn measured(options: &Options) -> Result<Table> {
+    let start = std::time::Instant::now();
+    let base = GpuOptions { adapter: options.adapter.clone(), target_workgroups: options.target, ..Default::default() };
+    let gpu = Gpu::with_options(base.clone()).await?;
+    let c = gpu.capabilities();
+    println!("adapter: {}", c.adapter);
+    let mut base = base;
+    if options.probe {
+        let probe = std::time::Instant::now();
+        let found = gpu.measure_parallelism().await?;
+        let (streams, target) = (found.workgroups, found.target_workgroups);
+        println!(
+            "probe: {streams} workgroups stream, target {target}, found in {:.2} s",
+            probe.elapsed().as_secs_f64()
         );
-        let text = head + &lines.join(",\n") + "\n]}\n";
-        let written = std::fs::File::create(&path).and_then(|mut f| f.write_all(text.as_bytes()));
-        written.map_err(|e| ErrorKind::Io { path, message: e.to_string() })?;
+        found.samples.iter().for_each(|(workgroups, gbps)| println!("  {workgroups:>6} {gbps:>9.1} GB/s"));
+        base.target_workgroups = Some(found.target_workgroups);
+    }
+    println!("target workgroups: {}", base.target_workgroups.unwrap_or(c.target_workgroups));
+    let ceilings = ceilings::measure(&gpu, &Block::new(&gpu, DType::F16)).await?;
+    let matmul = ceilings.matmul_tflops.map_or("none".into(), |tflops| format!("{tflops:.1} TFLOP/s"));
+    let (read, fma) = (ceilings.read_gbps, ceilings.fma_tflops);
+    println!("ceilings: streaming read {read:.0} GB/s, f32 fma {fma:.2} TFLOP/s, f16 matrices {matmul}\n");
+    report::print_head();
+    let mut table = Table { adapter: c.adapter.clone(), ceilings, rows: Vec::new() };
+    for tier in options.tiers.split(',') {
+        let Some((gpu, tier_name)) = with_tier(tier, base.clone()).await? else {
+            println!("tier {tier}: not available");
+            continue;
+        };
+        for dtype in options.dtypes.split(',') {
+            match cache_dtype(dtype) {
+                Some(elements) => rows(&gpu, options, (tier_name, dtype, elements), &mut table).await?,
+                None => println!("dtype {dtype}: not available"),
+            }
+        }
+    }
+    println!("\n{} rows in {:.0} s", table.rows.len(), start.elapsed().as_secs_f64());
+    Ok(table)
+}
+
+/// All wanted rows of one tier and dtype. A row that fails is printed with its error; the rest goes on.
+async fn rows(gpu: &Gpu, options: &Options, (tier, name, dtype): (&str, &str, DType), table: &mut Table) -> Result<()> {
+    let c = gpu.capabilities();
+    let limits = shapes::Limits { dtype, binding_bytes: c.max_binding_bytes, software: c.is_software() };
+    let block = Block::new(gpu, dtype);
+    for shape in shapes::all(limits)?.iter().filter(|shape| wanted(&shape.name, &options.filter)) {
+        match measure::measure(gpu, shape, &block).await {
+            Ok(measured) => {
+                let row = Run { shape, tier, dtype: (name, dtype) }.row(&measured, &table.ceilings);
+                report::print(&row);
+                table.rows.push(row);
+            }
+            Err(error) => println!("{:<40} {error}", shape.name),
+        }
     }
     Ok(())
 }
@@ -93,191 +223,4 @@ fn wanted(name: &str, filter: &str) -> bool {
         Some(text) => name.ends_with(text),
         None => name.contains(text),
     })
-}
-
-struct Measured {
-    us: f64,
-    spread_us: f64,
-    items: usize,
-    max_error: f64,
-}
-
-async fn measure(gpu: &Gpu, shape: &Shape) -> Result<Measured> {
-    let heads = shape.heads()?;
-    let pages_each: Vec<usize> = shape.lengths.iter().map(|l| l.div_ceil(shape.page_size)).collect();
-    let pages = Pages { count: pages_each.iter().sum(), size: shape.page_size, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, pages)?;
-    let view = cache.layer(0)?;
-    let block = fill(gpu, view.wgpu_buffer(), view.wgpu_buffer().size());
-    let mut ids = Vec::new();
-    for &length in &shape.lengths {
-        let id = cache.insert();
-        if length > shape.q_len {
-            cache.reserve(&[id], length - shape.q_len)?;
-            cache.commit(&[id], length - shape.q_len)?;
-        }
-        cache.reserve(&[id], shape.q_len)?;
-        ids.push(id);
-    }
-    let decode = Decode::new(gpu, heads, DType::F16)?;
-    let tokens = ids.len() * shape.q_len;
-    let q_values = random(tokens * heads.q_heads() * heads.q_dim(), 99);
-    let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q_values, DType::F32)?;
-    let plan = decode.plan(&cache, &ids)?;
-    let layer = cache.layer(0)?;
-    let scale = (heads.q_dim() as f32).powf(-0.5);
-    let output = decode.run(&plan, &layer, &q, scale)?;
-    let max_error = check(gpu, &cache, &ids, (&q_values, scale), &output, &block, shape).await?;
-    let times = times_us(gpu, gpu.capabilities().is_software(), |pass| {
-        let args =
-            latten::attention::DecodeArgs { plan: &plan, layer: &layer, q: &q, softmax_scale: scale, output: &output };
-        decode.encode(pass, args)
-    })
-    .await?;
-    let spread_us = times[times.len() * 9 / 10] - times[times.len() / 10];
-    Ok(Measured { us: times[times.len() / 2], spread_us, items: plan.items() * heads.groups(), max_error })
-}
-
-/// Compares first and last sequence, first and last head, with the reference; the largest absolute error.
-async fn check(
-    gpu: &Gpu,
-    cache: &PagedKvCache,
-    ids: &[latten::SeqId],
-    (q, scale): (&[f32], f32),
-    output: &DecodeOutput,
-    block: &[half::f16],
-    shape: &Shape,
-) -> Result<f64> {
-    let out = gpu.download(&output.out).await?;
-    let (heads, batch) = (*cache.heads(), cache.batch(ids)?);
-    let layout = latten::attention::StateLayout::new(&heads, DType::F16);
-    let (state, rope) = (8 * layout.state_words, 8 * layout.rope_words);
-    let mut worst = 0.0f64;
-    for (b, head) in [(0, 0), (ids.len() - 1, heads.q_heads() - 1)] {
-        let (seq, group) = (batch.sequences[b], head / heads.heads_per_group());
-        let (mut states, mut keys) = (Vec::new(), Vec::new());
-        for t in 0..seq.kv_len as usize {
-            let page = batch.page_table[seq.page_table_first as usize + t / shape.page_size] as usize;
-            let page_first = page * shape.page_size * (heads.groups() * state + rope);
-            let at = page_first + (group * shape.page_size + t % shape.page_size) * state;
-            let value = |i: usize| block[i % block.len()].to_f64();
-            // These shapes need no padding: a state's elements are consecutive.
-            states.extend((0..heads.state_dim()).map(|i| value(at + i)));
-            let at = page_first + heads.groups() * shape.page_size * state + t % shape.page_size * rope;
-            keys.extend((0..heads.rope_dim()).map(|i| value(at + i)));
-        }
-        // The last query token of the sequence, this head alone.
-        let token = (seq.q_token_first + seq.q_len - 1) as usize;
-        let row = token * heads.q_heads() + head;
-        let one = one_head(&heads)?;
-        let q: Vec<f64> = q[row * heads.q_dim()..(row + 1) * heads.q_dim()].iter().map(|&x| x.into()).collect();
-        let inputs =
-            DecodeInputs { q: &q, states: &states, rope_keys: &keys, softmax_scale: scale.into(), causal: true };
-        let want = reference::decode(&one, &inputs)?;
-        for (g, w) in out[row * heads.v_dim()..].iter().zip(&want.out) {
-            worst = worst.max((f64::from(*g) - w).abs());
-        }
-    }
-    if worst > 1e-4 {
-        return Err(
-            ErrorKind::Gpu { context: shape.name.clone(), message: format!("wrong result, off by {worst:e}") }.into()
-        );
-    }
-    Ok(worst)
-}
-
-/// The layout of one head of one group.
-fn one_head(heads: &latten::HeadLayout) -> Result<latten::HeadLayout> {
-    if heads.v_offset() > 0 {
-        latten::HeadLayout::mha(1, heads.v_dim())
-    } else if heads.nope_dim() == heads.state_dim() {
-        latten::HeadLayout::mla(latten::Mla { q_heads: 1, latent_dim: heads.v_dim(), rope_dim: heads.rope_dim() })
-    } else {
-        let gta = latten::Gta { q_heads: 1, kv_heads: 1, head_dim: heads.v_dim(), rope_dim: heads.rope_dim() };
-        latten::HeadLayout::gta(gta)
-    }
-}
-
-/// About normal values.
-fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    (0..n).map(|_| next() + next() + next() + next() - 2.0).collect()
-}
-
-/// Fills a buffer with a repeated block of random f16 values, which it returns.
-fn fill(gpu: &Gpu, buffer: &wgpu::Buffer, bytes: u64) -> Vec<half::f16> {
-    // Not a power of two, so that no two pages are alike.
-    let block: Vec<half::f16> = random(3_000_000 * 4, 7).into_iter().map(half::f16::from_f32).collect();
-    let raw: &[u8] = bytemuck::cast_slice(&block);
-    let mut at = 0;
-    while at < bytes {
-        let n = (bytes - at).min(raw.len() as u64);
-        gpu.queue().write_buffer(buffer, at, &raw[..n as usize]);
-        gpu.queue().submit([]);
-        at += n;
-    }
-    block
-}
-
-async fn median_us(
-    gpu: &Gpu,
-    software: bool,
-    work: impl FnMut(&mut wgpu::ComputePass<'_>) -> Result<()>,
-) -> Result<f64> {
-    let times = times_us(gpu, software, work).await?;
-    Ok(times[times.len() / 2])
-}
-
-/// Sorted microseconds of passes that each do `work`, after half a second of it.
-async fn times_us(
-    gpu: &Gpu,
-    software: bool,
-    mut work: impl FnMut(&mut wgpu::ComputePass<'_>) -> Result<()>,
-) -> Result<Vec<f64>> {
-    let (passes, warm) = if software { (3, Duration::ZERO) } else { (20, Duration::from_millis(500)) };
-    let start = Instant::now();
-    while start.elapsed() < warm {
-        gpu.time_passes(passes, |pass, _| work(pass)).await?;
-    }
-    let mut times = gpu.time_passes(passes, |pass, _| work(pass)).await?;
-    times.sort_by(f64::total_cmp);
-    Ok(times)
-}
-
-struct Rates {
-    gbps: f64,
-    tflops: f64,
-    read_percent: f64,
-    fma_percent: f64,
-    bound: &'static str,
-}
-
-fn rates(shape: &Shape, m: &Measured, c: Ceilings) -> Rates {
-    let (bytes, flops) = shape.bytes_and_flops();
-    let (gbps, tflops) = (bytes / m.us / 1e3, flops / m.us / 1e6);
-    let bound = if bytes / c.read_gbps > flops / c.fma_tflops / 1e3 { "bytes" } else { "flops" };
-    Rates { gbps, tflops, read_percent: 100.0 * gbps / c.read_gbps, fma_percent: 100.0 * tflops / c.fma_tflops, bound }
-}
-
-use ceilings::Ceilings;
-
-fn print_line(shape: &Shape, m: &Measured, c: Ceilings) {
-    let r = rates(shape, m, c);
-    println!(
-        "{:<34} {:>5} {:>10.1} {:>8.1} {:>6.1} {:>9.3} {:>6.1}  {:<6} {:>7.0e} {:>9.1}",
-        shape.name, m.items, m.us, r.gbps, r.read_percent, r.tflops, r.fma_percent, r.bound, m.max_error, m.spread_us
-    );
-}
-
-fn json_line(shape: &Shape, m: &Measured, c: Ceilings) -> String {
-    let r = rates(shape, m, c);
-    format!(
-        "{{\"shape\":{:?},\"workgroups\":{},\"us\":{:.2},\"spread_us\":{:.2},\"gbps\":{:.1},\"read_percent\":{:.1},\
-         \"tflops\":{:.3},\"fma_percent\":{:.1},\"bound\":\"{}\",\"max_error\":{:.2e},\"cache\":\"cold\"}}",
-        shape.name, m.items, m.us, m.spread_us, r.gbps, r.read_percent, r.tflops, r.fma_percent, r.bound, m.max_error
-    )
 }

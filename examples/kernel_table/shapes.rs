@@ -1,101 +1,159 @@
 //! The rows of the table.
 
-use latten::{Gla, Gqa, Gta, HeadLayout, Mla, Result};
+use latten::attention::StateLayout;
+use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, Result};
 
-/// What the six numbers come from.
-#[derive(Debug, Clone, Copy)]
-enum Variant {
-    Gqa(Gqa),
-    Gta(Gta),
-    Gla(Gla),
-    Mla(Mla),
-}
+/// Caches of a cold row together hold at least this much: more than any last-level cache (bytes).
+const COLD_BYTES: usize = 256 << 20;
 
 /// One row: a variant, a batch and a page size.
 #[derive(Debug, Clone)]
 pub struct Shape {
     pub name: String,
-    variant: Variant,
+    pub heads: HeadLayout,
+    /// Cached tokens per sequence.
     pub lengths: Vec<usize>,
     pub q_len: usize,
     pub page_size: usize,
+    /// The same pool every time, small enough for a last-level cache.
+    pub warm: bool,
 }
 
 impl Shape {
-    pub fn heads(&self) -> Result<HeadLayout> {
-        match self.variant {
-            Variant::Gqa(v) => HeadLayout::gqa(v),
-            Variant::Gta(v) => HeadLayout::gta(v),
-            Variant::Gla(v) => HeadLayout::gla(v),
-            Variant::Mla(v) => HeadLayout::mla(v),
-        }
-    }
-
-    /// Bytes that must move and arithmetic that must be done: each cached f16 element once, f32 queries and outputs;
+    /// Bytes that must move and arithmetic that must be done: each cached element once, f32 queries and outputs;
     /// two FLOP per query row, token, and element of key and value.
-    pub fn bytes_and_flops(&self) -> (f64, f64) {
-        let Ok(h) = self.heads() else { return (0.0, 0.0) };
+    pub fn bytes_and_flops(&self, dtype: DType) -> (f64, f64) {
+        let h = &self.heads;
         let (tokens, rows): (usize, usize) = (self.lengths.iter().sum(), self.q_len * h.q_heads());
         let io = self.lengths.len() * rows * (h.q_dim() + h.v_dim() + 1) * 4;
-        let bytes = (tokens * h.kv_dim() * 2 + io) as f64;
+        let bytes = (tokens * h.kv_dim() * dtype.size_bytes() + io) as f64;
         (bytes, 2.0 * (rows * tokens * (h.q_dim() + h.v_dim())) as f64)
     }
-}
 
-fn shape(name: &str, variant: Variant, lengths: Vec<usize>) -> Shape {
-    Shape { name: name.into(), variant, lengths, q_len: 1, page_size: 64 }
-}
-
-pub fn all(software: bool) -> Vec<Shape> {
-    let gqa = Variant::Gqa(Gqa { q_heads: 32, kv_heads: 8, head_dim: 128 });
-    let gta = Variant::Gta(Gta { q_heads: 32, kv_heads: 8, head_dim: 128, rope_dim: 64 });
-    let gla16 = Variant::Gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 });
-    let gla128 = Variant::Gla(Gla { q_heads: 128, latent_heads: 2, latent_dim: 256, rope_dim: 64 });
-    let mla16 = Variant::Mla(Mla { q_heads: 16, latent_dim: 512, rope_dim: 64 });
-    let mla128 = Variant::Mla(Mla { q_heads: 128, latent_dim: 512, rope_dim: 64 });
-    let mha = Variant::Gqa(Gqa { q_heads: 8, kv_heads: 8, head_dim: 128 });
-    let mqa = Variant::Gqa(Gqa { q_heads: 16, kv_heads: 1, head_dim: 128 });
-    if software {
-        let l = vec![4096];
-        return vec![
-            shape("gqa 32/8 d128 B1 L4096", gqa, l.clone()),
-            shape("gta 32/8 d128+64 B1 L4096", gta, l.clone()),
-            shape("gla-2 h16 256+64 B1 L4096", gla16, l.clone()),
-            shape("mla h16 512+64 B1 L4096", mla16, l.clone()),
-            shape("mha 8 d128 B1 L4096", mha, l.clone()),
-            shape("mqa 16 d128 B1 L4096", mqa, l),
-        ];
+    /// Pages of one pool.
+    pub fn pages(&self) -> usize {
+        self.lengths.iter().map(|length| length.div_ceil(self.page_size)).sum()
     }
-    let (even, long) = (vec![8192; 32], vec![131_072]);
-    let ragged = vec![4641, 45118, 1730, 1696];
-    let mut straggler = vec![1024; 15];
-    straggler.push(131_072);
+
+    /// Pools to take in turn, so that no run finds its cache where the last one left it.
+    pub fn pools(&self, dtype: DType) -> usize {
+        let pool_bytes = self.pages() * self.page_size * token_bytes(&self.heads, dtype);
+        if self.warm {
+            1
+        } else {
+            COLD_BYTES.div_ceil(pool_bytes).max(1)
+        }
+    }
+}
+
+fn token_bytes(heads: &HeadLayout, dtype: DType) -> usize {
+    16 * StateLayout::new(heads, dtype).row_words(heads.groups())
+}
+
+/// What a row's batch is limited by.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub dtype: DType,
+    /// Largest storage binding: a layer's pool has to fit (bytes).
+    pub binding_bytes: u64,
+    pub software: bool,
+}
+
+impl Limits {
+    /// `batch` sequences of `length` tokens, or as many as one binding holds, which the name then says.
+    fn even(&self, name: &str, heads: HeadLayout, batch: usize, length: usize) -> Shape {
+        let fits = self.binding_bytes / (length * token_bytes(&heads, self.dtype)) as u64;
+        let most = batch.min(fits.max(1) as usize);
+        let of = if most < batch { format!("(of {batch})") } else { String::new() };
+        let name = format!("{name} B{most}{of} L{length}");
+        Shape { name, heads, lengths: vec![length; most], q_len: 1, page_size: 64, warm: false }
+    }
+}
+
+/// `shape` with so many query tokens per sequence; its name says so where they are more than one.
+fn with_q(shape: Shape, q_len: usize) -> Shape {
+    let name = if q_len == 1 { shape.name.clone() } else { format!("{} q{q_len}", shape.name) };
+    Shape { name, q_len, ..shape }
+}
+
+fn with_page(shape: Shape, page_size: usize) -> Shape {
+    Shape { name: format!("{} page {page_size}", shape.name), page_size, ..shape }
+}
+
+fn ragged(name: &str, heads: HeadLayout, lengths: &[usize]) -> Shape {
+    Shape { name: name.into(), heads, lengths: lengths.to_vec(), q_len: 1, page_size: 64, warm: false }
+}
+
+fn warm(shape: Shape) -> Shape {
+    Shape { name: format!("{} warm", shape.name), warm: true, ..shape }
+}
+
+/// All rows, in the order of the table of goals first.
+pub fn all(limits: Limits) -> Result<Vec<Shape>> {
+    let gqa = HeadLayout::gqa(Gqa { q_heads: 32, kv_heads: 8, head_dim: 128 })?;
+    let gta = HeadLayout::gta(Gta { q_heads: 32, kv_heads: 8, head_dim: 128, rope_dim: 64 })?;
+    let gla = |q_heads| HeadLayout::gla(Gla { q_heads, latent_heads: 2, latent_dim: 256, rope_dim: 64 });
+    let mla = |q_heads| HeadLayout::mla(Mla { q_heads, latent_dim: 512, rope_dim: 64 });
+    let (gla16, gla128, mla16, mla128) = (gla(16)?, gla(128)?, mla(16)?, mla(128)?);
+    let mha = HeadLayout::mha(8, 128)?;
+    let mqa = HeadLayout::gqa(Gqa { q_heads: 16, kv_heads: 1, head_dim: 128 })?;
+    let (gqa_name, gta_name) = ("gqa 32/8 d128", "gta 32/8 d128+64");
+    let (gla16_name, gla128_name) = ("gla-2 h16 256+64", "gla-2 h128 256+64");
+    let (mla16_name, mla128_name) = ("mla h16 512+64", "mla h128 512+64");
+    if limits.software {
+        let one = |name: &str, heads| limits.even(name, heads, 1, 4096);
+        return Ok(vec![
+            one(gqa_name, gqa),
+            one(gta_name, gta),
+            one(gla16_name, gla16),
+            one(mla16_name, mla16),
+            one("mha 8 d128", mha),
+            one("mqa 16 d128", mqa),
+            with_q(one(gqa_name, gqa), 4),
+            with_page(one(gqa_name, gqa), 1),
+            ragged("gqa 32/8 d128 ragged 4", gqa, &[464, 4511, 173, 169]),
+        ]);
+    }
+    let gqa64 = limits.even(gqa_name, gqa, 64, 8192);
+    let gla64 = limits.even(gla16_name, gla16, 64, 8192);
     let mut rows = vec![
-        shape("gqa 32/8 d128 B32 L8192", gqa, even.clone()),
-        shape("gta 32/8 d128+64 B32 L8192", gta, even.clone()),
-        shape("gta 32/8 d128+64 B64 L8192", gta, vec![8192; 64]),
-        shape("mha 8 d128 B32 L8192", mha, even.clone()),
-        shape("mqa 16 d128 B128 L8192", mqa, vec![8192; 128]),
-        shape("gla-2 h16 256+64 B64 L8192", gla16, vec![8192; 64]),
-        shape("gla-2 h128 256+64 B64 L8192", gla128, vec![8192; 64]),
-        shape("mla h16 512+64 B64 L8192", mla16, vec![8192; 64]),
-        shape("mla h128 512+64 B64 L8192", mla128, vec![8192; 64]),
-        shape("gqa 32/8 d128 B1 L131072", gqa, long.clone()),
-        shape("gta 32/8 d128+64 B1 L131072", gta, long.clone()),
-        shape("gla-2 h16 256+64 B1 L131072", gla16, long),
-        shape("gqa 32/8 d128 ragged 4", gqa, ragged.clone()),
-        shape("gla-2 h16 256+64 ragged 4", gla16, ragged),
-        shape("gqa 32/8 d128 15x1024+131072", gqa, straggler),
+        gqa64.clone(),
+        limits.even(gta_name, gta, 64, 8192),
+        limits.even(gqa_name, gqa, 1, 131_072),
+        limits.even(gta_name, gta, 1, 131_072),
+        gla64.clone(),
     ];
-    for q_len in [2, 4, 8] {
-        let name = format!("gqa 32/8 d128 B32 L8192 q{q_len}");
-        rows.push(Shape { q_len, ..shape(&name, gqa, even.clone()) });
-        let name = format!("gla-2 h16 256+64 B64 L8192 q{q_len}");
-        rows.push(Shape { q_len, ..shape(&name, gla16, vec![8192; 64]) });
+    for (name, heads, batch) in
+        [(gla128_name, gla128, 128), (gla128_name, gla128, 64), (mla16_name, mla16, 64), (mla128_name, mla128, 64)]
+    {
+        let shape = limits.even(name, heads, batch, 8192);
+        rows.extend([1, 2].map(|q_len| with_q(shape.clone(), q_len)));
+    }
+    // As in earlier tables, with which these rows are compared.
+    rows.extend([
+        limits.even(gqa_name, gqa, 32, 8192),
+        limits.even("mha 8 d128", mha, 32, 8192),
+        limits.even("mqa 16 d128", mqa, 128, 8192),
+        limits.even(gla16_name, gla16, 1, 131_072),
+        limits.even(gla128_name, gla128, 1, 65_536),
+        limits.even(mla16_name, mla16, 1, 65_536),
+    ]);
+    for q_len in [2, 3, 4, 5, 6, 7, 8, 12, 16] {
+        rows.extend([with_q(gqa64.clone(), q_len), with_q(gla64.clone(), q_len)]);
     }
     for page_size in [1, 16, 256] {
-        let name = format!("gqa 32/8 d128 B32 L8192 page {page_size}");
-        rows.push(Shape { page_size, ..shape(&name, gqa, even.clone()) });
+        rows.extend([with_page(gqa64.clone(), page_size), with_page(gla64.clone(), page_size)]);
     }
-    rows
+    let mut straggler = vec![1024; 15];
+    straggler.push(131_072);
+    for (name, heads) in [(gqa_name, gqa), (gta_name, gta), (gla16_name, gla16)] {
+        rows.push(ragged(&format!("{name} ragged 4"), heads, &[4641, 45_118, 1730, 1696]));
+        rows.push(ragged(&format!("{name} 15x1024+131072"), heads, &straggler));
+    }
+    // A cache that stays in the last level, and the same out of it.
+    for (name, heads, batch) in [(gqa_name, gqa, 1), (gta_name, gta, 2), (gla16_name, gla16, 4)] {
+        let small = limits.even(name, heads, batch, 4096);
+        rows.extend([small.clone(), warm(small)]);
+    }
+    Ok(rows)
 }

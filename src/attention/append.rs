@@ -185,6 +185,8 @@ pub(crate) fn elements_part(dtype: DType) -> Result<crate::gpu::Part> {
     match dtype {
         DType::F32 => Ok(part!("parts/elements_f32.wgsl")),
         DType::F16 => Ok(part!("parts/elements_f16.wgsl")),
-        DType::U32 => Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into()),
+        DType::U32 | DType::I8 => {
+            Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into())
+        }
     }
 }

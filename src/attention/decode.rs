@@ -1,6 +1,7 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
 
 use super::append::elements_part;
+use super::balance::most_slots;
 use super::layout::{KvView, StateLayout};
 use super::matrix::MatrixShape;
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
@@ -54,6 +55,7 @@ pub struct Plan {
     tokens: usize,
     /// Per class: work items and merge items.
     counts: Vec<(usize, usize)>,
+    workgroups: usize,
     partial_rows: usize,
     max_page: u32,
 }
@@ -119,6 +121,7 @@ impl Decode {
             v_dim: heads.v_dim(),
             bytes_per_token: layout.group_bytes(),
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
+            groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
         };
@@ -132,6 +135,14 @@ impl Decode {
     /// of 0.
     pub fn with_policy(mut self, policy: SplitPolicy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// The same with another count of workgroups that fill the device, at least 1: what
+    /// [`Gpu::measure_parallelism`] found, where the device is the app's own. Default:
+    /// [`Capabilities::target_workgroups`](crate::Capabilities).
+    pub fn with_target_workgroups(mut self, workgroups: usize) -> Self {
+        self.shape.target_workgroups = workgroups.max(1);
         self
     }
 
@@ -164,6 +175,7 @@ impl Decode {
             generation: batch.generation,
             tokens: batch.tokens(),
             counts: list.classes.iter().zip(&list.merge_classes).map(|(c, m)| (c.len(), m.len())).collect(),
+            workgroups: (0..).zip(&list.classes).map(|(class, items)| items.len() * self.shape.workgroups(class)).sum(),
             partial_rows: list.partial_rows,
             max_page: batch.page_table.iter().copied().max().unwrap_or(0),
         })
@@ -244,7 +256,7 @@ impl Decode {
             };
             let buffers = [&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
             let (y, z) = plan::fold(*items);
-            let x = groups / class.shape.groups_per_workgroup();
+            let x = self.shape.workgroups(index);
             self.gpu.dispatch(pass, &class.decode, &params, &buffers, (x as u32, y, z))?;
         }
         // Without merges this dispatches nothing; but what it binds is ready when the sequences have grown.
@@ -296,9 +308,14 @@ impl Plan {
         self.tokens
     }
 
-    /// Work items (workgroups per group) in all.
+    /// Work items in all: parts of sequences, each for every group.
     pub fn items(&self) -> usize {
         self.counts.iter().map(|c| c.0).sum()
+    }
+
+    /// Workgroups that decode takes in all; a workgroup takes one or more groups of an item.
+    pub fn workgroups(&self) -> usize {
+        self.workgroups
     }
 
     /// Whether some sequence is split, so that a merge follows.
@@ -315,12 +332,11 @@ impl Drop for Plan {
     }
 }
 
-/// Partial rows that Auto may need for batches like this one: a tile is split where it is 1.5 chunks long or longer,
-/// and a chunk is at least a workgroup's share of all tokens, so there are at most 1.5 slots per workgroup of the device.
+/// Partial rows that Auto may need for batches like this one: each of its classes may use so many slots.
 fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
-    let tallest =
-        list.classes.iter().zip(&shape.row_tiles).filter(|(items, _)| !items.is_empty()).map(|(_, rows)| *rows);
-    (3 * shape.target_workgroups).div_ceil(2 * shape.groups) * tallest.max().unwrap_or(0)
+    let used = list.classes.iter().zip(&shape.row_tiles).enumerate().filter(|(_, (items, _))| !items.is_empty());
+    used.map(|(class, (_, rows))| most_slots(shape.slots(class), shape.workgroups(class)).saturating_mul(*rows))
+        .fold(0, usize::saturating_add)
 }
 
 /// The plan buffer's content.

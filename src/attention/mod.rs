@@ -1,6 +1,7 @@
 //! The attention kernels and their planner.
 
 pub mod append;
+mod balance;
 pub mod decode;
 pub mod heads;
 pub mod layout;

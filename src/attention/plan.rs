@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
+use crate::attention::balance::{Cutter, Load, Parts};
 use crate::attention::view::SeqView;
 use crate::error::{ErrorKind, Result};
 
@@ -15,7 +16,9 @@ use crate::error::{ErrorKind, Result};
 /// Every policy gives the same result up to rounding; a given plan gives the same bits every time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SplitPolicy {
-    /// Enough parts to fill the device, as long as merging them costs under a tenth of reading the cache.
+    /// Parts that keep the device's workgroups evenly busy to the end: none where the batch does that by itself, the
+    /// last round alone where it almost does, many of one long sequence among short ones. Merging them costs under a
+    /// tenth of reading the cache, or under a half where there is too little work for the device anyway.
     /// A sequence's parts, and so the last bits of its result, depend on what else is in the batch.
     #[default]
     Auto,
@@ -85,10 +88,24 @@ pub(crate) struct PlanShape {
     pub bytes_per_token: usize,
     /// Heights of the kernels that may be chosen (rows), strictly ascending.
     pub row_tiles: Vec<usize>,
-    /// Workgroups that fill the device, groups counted (workgroups).
+    /// For each of them the groups that one workgroup takes; divisors of `groups`.
+    pub groups_per_workgroup: Vec<usize>,
+    /// Workgroups of one group each that fill the device (workgroups).
     pub target_workgroups: usize,
     /// Chunks start at multiples of this (tokens); a power of two.
     pub token_tile: usize,
+}
+
+impl PlanShape {
+    /// Workgroups of one item of a class.
+    pub(crate) fn workgroups(&self, class: usize) -> usize {
+        self.groups / self.groups_per_workgroup[class]
+    }
+
+    /// Workgroups of a class that fill the device: one that takes several groups is so many times as large.
+    pub(crate) fn slots(&self, class: usize) -> usize {
+        (self.target_workgroups / self.groups_per_workgroup[class]).max(1)
+    }
 }
 
 /// The plan of one step, used by every layer. A class is one entry of [`PlanShape::row_tiles`], one kernel.
@@ -111,6 +128,10 @@ pub(crate) struct WorkList {
 /// Work and merge lists are bound whole, and 128 MiB is the largest storage binding that every device has.
 const MAX_ITEMS: u64 = (128 << 20) / size_of::<WorkItem>() as u64;
 
+/// From this many items on they are sorted by digits of this many bits.
+const RADIX_ITEMS: usize = 4096;
+const RADIX_BITS: u32 = 11;
+
 /// Rows of a sequence that share one item, before its tokens are cut.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
@@ -122,21 +143,36 @@ struct Tile {
     visible: u32,
 }
 
-/// How a tile's tokens are cut: into `parts` runs of whole units, near-equal in length.
+impl Tile {
+    fn tokens(&self) -> u64 {
+        self.visible.into()
+    }
+}
+
+/// How a tile's tokens are cut: some parts of a fixed length, then near-equal runs of whole units.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     /// Tokens of the tile, and of a unit; the last unit may be short.
     tokens: u64,
     unit: u64,
+    /// How many parts, the first `long` of them `chunk` tokens each; one or more.
     parts: u64,
+    long: u64,
+    chunk: u64,
 }
 
 impl Cut {
+    fn even(tokens: u64, unit: u64, parts: u64) -> Self {
+        Cut { tokens, unit, parts: parts.max(1), long: 0, chunk: 0 } // max: what sees nothing still has its zeros to write
+    }
+
     /// Start of part `part`, and end of the one before.
     fn boundary(&self, part: u64) -> u32 {
-        let units = self.tokens.div_ceil(self.unit);
-        let token = (part * units / self.parts * self.unit).min(self.tokens);
-        token as u32 // no truncation: tokens came from a u32
+        let first = part.min(self.long) * self.chunk;
+        let (part, parts) = (part - part.min(self.long), self.parts - self.long);
+        let units = self.tokens.saturating_sub(first).div_ceil(self.unit);
+        let token = first + (part * units).checked_div(parts).unwrap_or(0) * self.unit;
+        token.min(self.tokens) as u32 // no truncation: tokens came from a u32
     }
 }
 
@@ -144,19 +180,24 @@ impl Cut {
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
     check(shape, policy)?;
     let classes = tiles(sequences, shape)?;
-    let wanted = if policy == SplitPolicy::Auto { wanted_chunk(&classes, shape) } else { 0 };
-    let cut = |tile: &Tile| cut(tile, shape, policy, wanted);
+    // One class is one dispatch, and they run one after the other: each is to fill the device by itself.
+    let cutters: Vec<Cutter> =
+        classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).collect();
 
     // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
-    let items: u64 = classes.iter().flatten().map(|tile| cut(tile).parts).sum();
+    let parts = |(tiles, cutter): (&Vec<Tile>, &Cutter)| {
+        let mut cutter = cutter.clone();
+        tiles.iter().map(|tile| cut(tile, shape, policy, &mut cutter).parts).sum::<u64>()
+    };
+    let items: u64 = classes.iter().zip(&cutters).map(parts).sum();
     check_items(items)?;
 
-    let mut list = WorkList::default();
+    let mut list = WorkList { items: Vec::with_capacity(items as usize), ..WorkList::default() };
     let mut partial_rows = 0u64;
-    for (tiles, &row_tile) in classes.iter().zip(&shape.row_tiles) {
+    for ((tiles, mut cutter), &row_tile) in classes.iter().zip(cutters).zip(&shape.row_tiles) {
         let (first_item, first_merge, mut slots) = (list.items.len(), list.merges.len(), 0);
         for tile in tiles {
-            let cut = cut(tile);
+            let cut = cut(tile, shape, policy, &mut cutter);
             let partial_first = (cut.parts > 1).then_some(partial_rows);
             push_items(&mut list.items, tile, cut, partial_first.map(|first| (first, row_tile as u64)))?;
             let Some(partial_first) = partial_first else { continue };
@@ -171,8 +212,7 @@ pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy
             slots += cut.parts as usize;
             partial_rows += cut.parts * row_tile as u64;
         }
-        // The longest first, so that what is left at the end is short. Stable: equal plans for equal batches.
-        list.items[first_item..].sort_by_key(|item| Reverse(item.token_last - item.token_first));
+        longest_first(&mut list.items[first_item..]);
         list.classes.push(first_item..list.items.len());
         list.merge_classes.push(first_merge..list.merges.len());
         list.partial_slots.push(slots);
@@ -247,71 +287,70 @@ fn rows(index: usize, sequence: &SeqView, shape: &PlanShape) -> Result<u64> {
     Ok(rows)
 }
 
-/// The chunk that [`SplitPolicy::Auto`] wants (tokens): the share of one workgroup of the device. The work is shared
-/// out by tokens, not by sequences, so one long straggler among short sequences is cut as well.
-fn wanted_chunk(classes: &[Vec<Tile>], shape: &PlanShape) -> u64 {
-    let tiles = || classes.iter().flatten();
-    let (groups, target) = (shape.groups as u128, shape.target_workgroups as u128);
-    let workgroups = |chunk| tiles().map(|tile| u128::from(auto_parts(tile, shape, chunk))).sum::<u128>() * groups;
-
-    let tokens: u128 = tiles().map(|tile| u128::from(tile.visible)).sum();
-    let share = (tokens * groups).div_ceil(target).clamp(1, u128::from(u32::MAX)) as u64;
-    let count = workgroups(share);
-    if count <= target {
-        return share;
-    }
-    // Parts are whole, so there may be more than the device takes at once, and a few left for another round. The
-    // smallest chunk that fits one round is better, unless that round lasts longer than those of equal parts would.
-    let longest = u128::from(share).saturating_mul(count.div_ceil(target) * target) / count;
-    let (mut too_small, mut fits) = (share, longest.min(u128::from(u32::MAX)) as u64);
-    if workgroups(fits) > target {
-        return share;
-    }
-    while fits - too_small > 1 {
-        let middle = too_small + (fits - too_small) / 2;
-        if workgroups(middle) <= target {
-            fits = middle;
-        } else {
-            too_small = middle;
+/// How [`SplitPolicy::Auto`] cuts the tiles of a class; for other policies it is not asked.
+fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) -> Cutter {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let wanted = if policy == SplitPolicy::Auto { tiles } else { &[] };
+    for tile in wanted {
+        match runs.last_mut() {
+            Some(run) if run.0 == tile.tokens() => run.1 += 1,
+            _ => runs.push((tile.tokens(), 1)),
         }
     }
-    fits
+    let rows = wanted.iter().map(|tile| tile.rows).max().unwrap_or(0);
+    let load = Load {
+        runs,
+        slots: shape.slots(class),
+        workgroups: shape.workgroups(class),
+        token_tile: shape.token_tile as u64,
+        // A partial is written and read as f32; groups of one workgroup count on both sides.
+        merge_tokens: 2.0 * 4.0 * f64::from(rows) * shape.v_dim as f64 / shape.bytes_per_token as f64,
+    };
+    load.choose()
 }
 
-/// The shortest chunk worth its merge (tokens): a partial is written and read as f32, which costs as much traffic
-/// as `2*4 rows v_dim / bytes_per_token` cached tokens; ten times that keeps merging under a tenth.
-fn shortest_chunk(rows: u32, shape: &PlanShape) -> u64 {
-    let partial_bytes = 2 * 4 * u128::from(rows) * shape.v_dim as u128;
-    let chunk = (10 * partial_bytes).div_ceil(shape.bytes_per_token as u128);
-    chunk.clamp(128, u128::from(u32::MAX)) as u64
-}
-
-/// Parts of a tile under [`SplitPolicy::Auto`]; never more for a larger `wanted` chunk.
-fn auto_parts(tile: &Tile, shape: &PlanShape, wanted: u64) -> u64 {
-    let tokens = u64::from(tile.visible);
-    let shortest = shortest_chunk(tile.rows, shape);
-    let chunk = wanted.max(shortest).next_multiple_of(shape.token_tile as u64);
-    // A tile that is little longer than a chunk gains less by a cut than the merge costs.
-    if 2 * tokens < 3 * chunk {
-        return 1;
-    }
-    tokens.div_ceil(chunk).min(tokens / shortest)
-}
-
-fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut {
-    let tokens = u64::from(tile.visible);
+/// The parts of a class's next tile.
+fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, auto: &mut Cutter) -> Cut {
+    let tokens = tile.tokens();
     let token_tile = shape.token_tile as u64;
-    let units = tokens.div_ceil(token_tile);
-    let (unit, parts) = match policy {
-        SplitPolicy::Off => (token_tile, 1),
-        SplitPolicy::Count(parts) => (token_tile, units.min(parts as u64)),
+    match policy {
+        SplitPolicy::Off => Cut::even(tokens, token_tile, 1),
+        SplitPolicy::Count(parts) => Cut::even(tokens, token_tile, tokens.div_ceil(token_tile).min(parts as u64)),
         SplitPolicy::FixedTokens(tokens_per_part) => {
             let unit = (tokens_per_part as u64).min(u64::from(u32::MAX)).next_multiple_of(token_tile);
-            (unit, tokens.div_ceil(unit))
+            Cut::even(tokens, unit, tokens.div_ceil(unit))
         }
-        SplitPolicy::Auto => (token_tile, auto_parts(tile, shape, wanted)),
-    };
-    Cut { tokens, unit, parts: parts.max(1) } // max: a tile that sees nothing still has its zeros to write
+        SplitPolicy::Auto => {
+            let Parts { parts, long, chunk } = auto.next(tokens);
+            Cut { tokens, unit: token_tile, parts, long, chunk }
+        }
+    }
+}
+
+/// Sorts items, the longest first, so that what is left at the end is short. Stable: equal plans for equal batches.
+/// Linear where there are many: a few digits of each length are counted, nothing is compared.
+fn longest_first(items: &mut [WorkItem]) {
+    let length = |item: &WorkItem| item.token_last - item.token_first;
+    if items.len() < RADIX_ITEMS {
+        items.sort_by_key(|item| Reverse(length(item)));
+        return;
+    }
+    let longest = items.iter().map(length).max().unwrap_or(0);
+    for shift in (0..u32::BITS - longest.leading_zeros()).step_by(RADIX_BITS as usize) {
+        let digit = |item: &WorkItem| (!length(item) >> shift) as usize % (1 << RADIX_BITS);
+        let mut places = vec![0usize; 1 << RADIX_BITS];
+        items.iter().for_each(|item| places[digit(item)] += 1);
+        let mut next = 0;
+        for place in &mut places {
+            next += std::mem::replace(place, next);
+        }
+        let from = items.to_vec();
+        for item in from {
+            let place = &mut places[digit(&item)];
+            items[*place] = item;
+            *place += 1;
+        }
+    }
 }
 
 fn check(shape: &PlanShape, policy: SplitPolicy) -> Result<()> {
@@ -336,6 +375,12 @@ fn check(shape: &PlanShape, policy: SplitPolicy) -> Result<()> {
     if !ascending || !in_range(shape.row_tiles.first()) || !in_range(shape.row_tiles.last()) {
         let why = format!("{:?} are not ascending heights of 1..=65536", shape.row_tiles);
         return Err(ErrorKind::argument("row_tiles", why));
+    }
+    let divides = |n: &usize| *n > 0 && shape.groups.is_multiple_of(*n);
+    if shape.groups_per_workgroup.len() != shape.row_tiles.len() || !shape.groups_per_workgroup.iter().all(divides) {
+        let (got, groups) = (&shape.groups_per_workgroup, shape.groups);
+        let why = format!("{got:?} are not {} divisors of {groups} groups", shape.row_tiles.len());
+        return Err(ErrorKind::argument("groups_per_workgroup", why));
     }
     match policy {
         SplitPolicy::FixedTokens(0) => Err(ErrorKind::argument("split", "FixedTokens(0): a part needs tokens")),

@@ -47,8 +47,8 @@ pub struct Capabilities {
     pub uniform_align_bytes: u32,
     /// Whether GPU timestamps can be taken.
     pub timestamps: bool,
-    /// How many workgroups keep the device busy: the planner's target. A guess by device type; override it with
-    /// [`GpuOptions::target_workgroups`](super::GpuOptions).
+    /// How many workgroups keep the device busy: the planner's target. A guess by device type, unless
+    /// [`GpuOptions::target_workgroups`](super::GpuOptions) says it; [`Gpu::measure_parallelism`](super::Gpu) finds out.
     pub target_workgroups: usize,
 }
 

@@ -1,6 +1,7 @@
 //! Finding an adapter and making, or taking over, a device.
 
 use super::capabilities::{describe, Capabilities, Tier};
+use super::pipeline_cache::PipelineCacheFile;
 use super::{CounterCells, Gpu, Inner};
 use crate::error::{ErrorKind, Result};
 use std::sync::{Arc, Mutex};
@@ -32,6 +33,9 @@ pub struct GpuOptions {
     pub tier: Option<Tier>,
     /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
     pub target_workgroups: Option<usize>,
+    /// A file that compiled pipelines are kept in, so that the next start compiles faster. Where the device has no such
+    /// caches (only Vulkan has) it is not used; a damaged file, or one of another device, is passed over and replaced.
+    pub pipeline_cache: Option<std::path::PathBuf>,
 }
 
 const HINT: &str = "install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers for a software one), \
@@ -73,6 +77,9 @@ impl Gpu {
             }
         };
         let mut optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        if options.pipeline_cache.is_some() {
+            optional |= wgpu::Features::PIPELINE_CACHE;
+        }
         let matrices = options.tier == Some(Tier::Matrix) && !options.no_features && multiplies_16x16(&adapter);
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if matrices {
@@ -127,6 +134,7 @@ impl Gpu {
         matrices: bool,
     ) -> Result<Self> {
         let capabilities = Capabilities::probe(&device, options, matrices)?;
+        let pipeline_cache = options.pipeline_cache.clone().and_then(|path| PipelineCacheFile::open(&device, path));
         Ok(Gpu {
             inner: Arc::new(Inner {
                 device,
@@ -137,6 +145,7 @@ impl Gpu {
                 bind_groups: Mutex::default(),
                 params: Mutex::default(),
                 readback: Mutex::default(),
+                pipeline_cache,
                 lost,
                 counters: CounterCells::default(),
                 #[cfg(test)]

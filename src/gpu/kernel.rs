@@ -113,7 +113,7 @@ impl Gpu {
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },
-                cache: None,
+                cache: self.inner.pipeline_cache.as_ref().map(|file| file.cache()),
             });
             (pipeline, layout)
         });
@@ -124,6 +124,9 @@ impl Gpu {
             _ => e,
         })?;
         self.inner.counters.pipelines.fetch_add(1, Ordering::Relaxed);
+        if let Some(file) = &self.inner.pipeline_cache {
+            file.note_pipeline();
+        }
         let id = self.next_id();
         Ok(Kernel {
             inner: Arc::new(KernelInner { name: spec.name, id, pipeline, layout, bindings: spec.bindings.len() }),
@@ -155,6 +158,7 @@ impl Gpu {
         pass.set_pipeline(&k.pipeline);
         pass.set_bind_group(0, &group, &[slot.offset]);
         pass.dispatch_workgroups(grid.0, grid.1, grid.2);
+        self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

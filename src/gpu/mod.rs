@@ -3,6 +3,8 @@
 mod capabilities;
 mod device;
 pub(crate) mod kernel;
+pub(crate) mod parallelism;
+mod pipeline_cache;
 #[cfg(test)]
 mod poison_tests;
 mod readback;
@@ -13,6 +15,7 @@ mod timing;
 pub use capabilities::{Capabilities, Tier};
 pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
+pub use parallelism::Parallelism;
 pub(crate) use shader::{number, part, Const, Consts, Part};
 pub(crate) use tensor::Buffer;
 pub use tensor::{DType, Tensor};
@@ -45,6 +48,7 @@ struct Inner {
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
     params: Mutex<kernel::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
+    pipeline_cache: Option<pipeline_cache::PipelineCacheFile>,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
     /// Fill workgroup memory with NaN when a kernel begins.
@@ -64,6 +68,7 @@ struct CounterCells {
     buffers: AtomicU64,
     pipelines: AtomicU64,
     bind_groups: AtomicU64,
+    dispatches: AtomicU64,
     submits: AtomicU64,
     readbacks: AtomicU64,
 }
@@ -77,6 +82,8 @@ pub struct Counters {
     pub pipelines: u64,
     /// Bind groups made.
     pub bind_groups: u64,
+    /// Dispatches recorded.
+    pub dispatches: u64,
     /// Queue submissions.
     pub submits: u64,
     /// Waits for a result.
@@ -107,8 +114,18 @@ impl Gpu {
             buffers: get(&c.buffers),
             pipelines: get(&c.pipelines),
             bind_groups: get(&c.bind_groups),
+            dispatches: get(&c.dispatches),
             submits: get(&c.submits),
             readbacks: get(&c.readbacks),
+        }
+    }
+
+    /// Writes the pipeline cache of [`GpuOptions::pipeline_cache`], if there is one and pipelines were made since it was
+    /// written. Happens by itself when the last clone of this goes; an app that may be killed calls it when it has warmed
+    /// up. What fails is logged.
+    pub fn save_pipeline_cache(&self) {
+        if let Some(file) = &self.inner.pipeline_cache {
+            file.save();
         }
     }
 
@@ -248,7 +265,10 @@ impl Gpu {
                 halves.resize(halves.len().next_multiple_of(2), half::f16::ZERO);
                 self.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))
             }
-            DType::U32 => Err(ErrorKind::DType { name: "tensor", got: "u32".into(), want: "f32 or f16".into() }.into()),
+            DType::U32 | DType::I8 => {
+                let got = tensor.dtype().to_string();
+                Err(ErrorKind::DType { name: "tensor", got, want: "f32 or f16".into() }.into())
+            }
         }
     }
 

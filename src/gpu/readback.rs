@@ -17,8 +17,9 @@ impl Gpu {
     ///
     /// Errors: [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`].
     pub async fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        if tensor.dtype() == DType::U32 {
-            return Err(ErrorKind::DType { name: "tensor", got: "u32".into(), want: "f32 or f16".into() }.into());
+        if matches!(tensor.dtype(), DType::U32 | DType::I8) {
+            let got = tensor.dtype().to_string();
+            return Err(ErrorKind::DType { name: "tensor", got, want: "f32 or f16".into() }.into());
         }
         let bytes = self.read(tensor).await?;
         Ok(match tensor.dtype() {
@@ -68,6 +69,17 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Waits for all that was submitted; in browsers it returns at once.
+    pub(super) fn wait(&self) -> Result<()> {
+        // wgpu panics here, whatever the scopes, where the driver says that the device is lost.
+        let poll = || self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+        match self.scoped("wait", || catch_unwind(AssertUnwindSafe(poll)))? {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(self.mark_lost(format!("waiting for the device: {e}"))),
+            Err(_) => Err(self.mark_lost("waiting for the device panicked".into())),
+        }
+    }
+
     /// Maps, waits, copies out, unmaps.
     pub(super) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
         let answer = Answer::default();
@@ -78,13 +90,7 @@ impl Gpu {
                 .map_async(wgpu::MapMode::Read, 0..size, move |result| sender.send(result.map_err(|e| e.to_string())));
         })?;
         // Browsers complete maps from their event loop; everywhere else this is the wait.
-        // wgpu panics here, whatever the scopes, where the driver says that the device is lost.
-        let poll = || self.inner.device.poll(wgpu::PollType::wait_indefinitely());
-        match self.scoped("wait", || catch_unwind(AssertUnwindSafe(poll)))? {
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) => return Err(self.mark_lost(format!("waiting for the device: {e}"))),
-            Err(_) => return Err(self.mark_lost("waiting for the device panicked".into())),
-        }
+        self.wait()?;
         if let Err(message) = answer.await {
             self.check_alive()?;
             return Err(self.mark_lost(format!("mapping a result: {message}")));

@@ -13,6 +13,8 @@ pub enum DType {
     F32,
     /// 16-bit float; stored packed in u32 words, so it needs no `shader-f16` feature.
     F16,
+    /// 8-bit signed integer, with scales beside it.
+    I8,
     /// 32-bit unsigned integer (token ids, lengths).
     U32,
 }
@@ -23,6 +25,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::F16 => 2,
+            DType::I8 => 1,
         }
     }
 
@@ -37,6 +40,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::F16 => "f16",
+            DType::I8 => "i8",
             DType::U32 => "u32",
         })
     }
@@ -135,7 +139,7 @@ impl Tensor {
                 halves.resize(halves.len().next_multiple_of(2), half::f16::ZERO);
                 gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))?;
             }
-            DType::U32 => {
+            DType::U32 | DType::I8 => {
                 return Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into())
             }
         }

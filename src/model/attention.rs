@@ -1,4 +1,4 @@
-//! The attention of a block: from the normed stream through queries, cache and decode back to the stream.
+//! The attention of a block: from the stream through norm, queries, cache and decode back to the stream.
 
 use super::config::{AttentionConfig, Config};
 use super::weights::{Matrix, Source};
@@ -6,7 +6,7 @@ use crate::attention::{Decode, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, Span};
+use crate::nn::{Linear, NormShape, Rotate, RotateShape, Span};
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -19,7 +19,7 @@ pub struct Attention {
     o: Linear,
 }
 
-/// From the normed stream to queries and cache rows.
+/// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
 enum Projections {
     /// GQA, GTA: head = [copied | rotated].
     Direct(Box<Direct>),
@@ -36,16 +36,13 @@ struct Direct {
 }
 
 struct Latent {
-    /// [query latent | latents | rope key] of the normed stream: matrices of one input are one matrix.
+    /// [query latent | latents | rope key] of the stream: matrices of one input are one matrix.
     down: Linear,
-    q_norm: RmsNorm,
-    /// Per head [nope | rope].
+    /// Per head [nope | rope], with the norm of the query latent before it and that of the latents beside it.
     q_up: Linear,
-    /// W_UK^T per head.
+    /// W_UK^T per head, and behind its outputs the rotated part of the query, if there is a rope key.
     absorb: Linear,
-    /// None where there is no rope key.
-    rotate: Option<Rotate>,
-    kv_norm: RmsNorm,
+    rotates: bool,
     /// W_UV per head, with the value's bias. The key's bias drops out of the softmax.
     unabsorb: Linear,
 }
@@ -54,8 +51,6 @@ struct Latent {
 pub(super) struct AttentionScratch {
     /// GLA, MLA: (rows, q_latent_dim + kv_dim)
     down: Tensor,
-    /// GLA, MLA: (rows, q_latent_dim)
-    q_latent: Tensor,
     /// Before rotation and absorption: (rows, q_heads, head_dim [+ rope_dim])
     q_raw: Tensor,
     /// (rows, q_heads, q_dim)
@@ -80,24 +75,25 @@ pub(super) struct AttentionStep<'a> {
 impl Attention {
     /// The layer whose weights a safetensors file holds under a block's names without the block's prefix: `q_proj.weight`,
     /// `kv_b_proj.bias`, .. `weights` is a name for messages and the bytes of the file. Of `config` the numbers of the
-    /// attention count, and `hidden_size`. `dtype` (F16 or F32) is how matrices are kept on the device.
+    /// attention count, and `hidden_size`. `dtype` (F16, F32 or I8) is how matrices are kept on the device.
     ///
     /// Errors: [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn from_bytes(gpu: &Gpu, config: &Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
         config.layout()?;
         let source = Source::new(gpu, weights.0, weights.1, dtype)?;
-        let attention = Self::from_source(&source, config, "")?;
+        let attention = Self::from_source(&source, config, "", None)?;
         source.warn_of_unused();
         Ok(attention)
     }
 
-    pub(super) fn from_source(source: &Source<'_>, config: &Config, prefix: &str) -> Result<Self> {
+    /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
+    pub(super) fn from_source(source: &Source<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
         let o = source.matrix(&format!("{prefix}o_proj"), config.hidden_size, config.q_heads * config.head_dim)?;
         Ok(Attention {
             gpu: source.gpu().clone(),
             config: config.clone(),
-            projections: Projections::load(source, config, prefix)?,
+            projections: Projections::load(source, config, prefix, norm)?,
             o: source.linear(&o)?,
         })
     }
@@ -130,17 +126,17 @@ impl Attention {
         Ok(y)
     }
 
-    /// Records the attention of the step's rows of `normed`, added to `x`.
+    /// Records the attention of the step's rows of `input`, added to `x`.
     pub(super) fn run(
         &self,
         layer: usize,
         s: &AttentionScratch,
         step: &mut AttentionStep<'_>,
-        normed: Span<'_>,
+        input: Span<'_>,
         x: Span<'_>,
     ) -> Result<()> {
         let rows = step.rows;
-        self.projections.project(s, rows, normed, step.cos_sin)?;
+        self.projections.project(s, rows, input, step.cos_sin)?;
         step.cache.append(layer, step.sequences, &s.kv)?;
         let attended = step.decode.run(step.plan, &step.cache.layer(layer)?, &s.q, step.softmax_scale)?;
         let heads = match &self.projections {
@@ -155,10 +151,15 @@ impl Attention {
 }
 
 impl Projections {
-    fn load(source: &Source<'_>, config: &Config, prefix: &str) -> Result<Self> {
+    fn load(source: &Source<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
         let Config { hidden_size: hidden, q_heads: heads, head_dim, .. } = *config;
         let matrix = |part: &str, rows, in_dim| source.matrix(&format!("{prefix}{part}"), rows, in_dim);
         let rope_dim = config.rope_dim();
+        let eps = config.rms_norm_eps;
+        let first = |matrix: &Matrix| match norm {
+            Some(norm) => source.normed(source.linear(matrix)?, norm, eps),
+            None => source.linear(matrix),
+        };
         let rotate = |copy_dim| {
             let shape = RotateShape { heads, copy_dim, rope_dim, rotation: config.rope().rotation };
             (rope_dim > 0).then(|| Rotate::new(source.gpu(), shape)).transpose()
@@ -171,8 +172,8 @@ impl Projections {
                 let group = |g: usize| g * head_dim..(g + 1) * head_dim;
                 let kv: Vec<Matrix> = (0..kv_heads).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
                 Ok(Projections::Direct(Box::new(Direct {
-                    q: source.linear(&matrix("q_proj", heads * head_dim, hidden)?)?,
-                    kv: source.linear(&Matrix::stack(&kv))?,
+                    q: first(&matrix("q_proj", heads * head_dim, hidden)?)?,
+                    kv: first(&Matrix::stack(&kv))?,
                     rotate: rotate(0)?,
                 })))
             }
@@ -180,8 +181,8 @@ impl Projections {
                 let kv = matrix("kv_proj", kv_heads * head_dim, hidden)?;
                 let rope_key = matrix("k_rope_proj", rope_dim, hidden)?;
                 Ok(Projections::Direct(Box::new(Direct {
-                    q: source.linear(&matrix("q_proj", heads * head_dim, hidden)?)?,
-                    kv: source.linear(&Matrix::stack(&[kv, rope_key]))?,
+                    q: first(&matrix("q_proj", heads * head_dim, hidden)?)?,
+                    kv: first(&Matrix::stack(&[kv, rope_key]))?,
                     rotate: rotate(head_dim - rope_dim)?,
                 })))
             }
@@ -195,49 +196,45 @@ impl Projections {
                 };
                 let keys: Vec<Matrix> = (0..heads).map(|h| cut(h, 0).transposed()).collect();
                 let values: Vec<Matrix> = (0..heads).map(|h| cut(h, 1)).collect();
-                let eps = config.rms_norm_eps;
-                let q_norm = NormShape { groups: 1, dim: q_latent_dim, tail: 0, eps };
                 let kv_norm = NormShape { groups: latent_heads, dim: latent_dim, tail: rope_dim, eps };
+                let kv_norm = source.norm(&format!("{prefix}kv_a_layernorm"), kv_norm)?;
+                let q_up = source.linear(&matrix("q_b_proj", heads * (head_dim + rope_dim), q_latent_dim)?)?;
+                let absorb = source.linear_heads(&keys)?;
+                let rotates = rope_dim > 0;
                 Ok(Projections::Latent(Box::new(Latent {
-                    down: source.linear(&Matrix::stack(&[q_down, kv_down]))?,
-                    q_norm: source.norm(&format!("{prefix}q_a_layernorm"), q_norm)?,
-                    q_up: source.linear(&matrix("q_b_proj", heads * (head_dim + rope_dim), q_latent_dim)?)?,
-                    absorb: source.linear_heads(&keys)?,
-                    rotate: rotate(0)?,
-                    kv_norm: source.norm(&format!("{prefix}kv_a_layernorm"), kv_norm)?,
+                    down: first(&Matrix::stack(&[q_down, kv_down]))?,
+                    q_up: source.normed(q_up, &format!("{prefix}q_a_layernorm"), eps)?.with_rest(kv_norm)?,
+                    absorb: if rotates { absorb.with_tail(rope_dim, config.rope().rotation)? } else { absorb },
+                    rotates,
                     unabsorb: source.linear_heads(&values)?,
                 })))
             }
         }
     }
 
-    /// From `normed` to `q` and `kv`.
-    fn project(&self, s: &AttentionScratch, rows: usize, normed: Span<'_>, cos_sin: &Tensor) -> Result<()> {
+    /// From `input` to `q` and `kv`.
+    fn project(&self, s: &AttentionScratch, rows: usize, input: Span<'_>, cos_sin: &Tensor) -> Result<()> {
         let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
         match self {
             Projections::Direct(direct) => {
                 match &direct.rotate {
                     Some(rotate) => {
-                        direct.q.run(rows, normed, q_raw, false)?;
+                        direct.q.run(rows, input, q_raw, false)?;
                         rotate.run(rows, cos_sin, q_raw, q)?;
                     }
-                    None => direct.q.run(rows, normed, q, false)?,
+                    None => direct.q.run(rows, input, q, false)?,
                 }
-                direct.kv.run(rows, normed, Span::of(&s.kv), false)
+                direct.kv.run(rows, input, Span::of(&s.kv), false)
             }
             Projections::Latent(latent) => {
-                let (down, q_latent) = (Span::of(&s.down), Span::of(&s.q_latent));
-                latent.down.run(rows, normed, down, false)?;
-                latent.q_norm.run(rows, down, q_latent)?;
-                latent.q_up.run(rows, q_latent, q_raw, false)?;
+                let down = Span::of(&s.down);
+                latent.down.run(rows, input, down, false)?;
+                latent.q_up.run_with_rest(rows, down, q_raw, &s.kv)?;
                 // [nope | rope] -> [absorbed | rotated]
-                let nope_dim = latent.absorb.weight().in_dim();
-                let latent_dim = latent.absorb.weight().out_dim();
-                latent.absorb.run(rows, q_raw, q, false)?;
-                if let Some(rotate) = &latent.rotate {
-                    rotate.run(rows, cos_sin, q_raw.offset(nope_dim), q.offset(latent_dim))?;
+                match latent.rotates {
+                    true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q),
+                    false => latent.absorb.run(rows, q_raw, q, false),
                 }
-                latent.kv_norm.run(rows, down.offset(s.q_latent.shape()[1]), Span::of(&s.kv))
             }
         }
     }
@@ -257,7 +254,6 @@ impl AttentionScratch {
         let latent = |dims: &[usize]| if q_latent_dim > 0 { f32s(dims) } else { f32s(&vec![1; dims.len()]) };
         Ok(AttentionScratch {
             down: latent(&[q_latent_dim + layout.kv_dim()])?,
-            q_latent: latent(&[q_latent_dim])?,
             q_raw: f32s(&[heads, raw_dim])?,
             q: f32s(&[heads, layout.q_dim()])?,
             kv: f32s(&[layout.kv_dim()])?,
@@ -270,7 +266,6 @@ impl AttentionScratch {
         let cut = |t: &Tensor| t.view(&[&[rows], &t.shape()[1..]].concat());
         Ok(AttentionScratch {
             down: cut(&self.down)?,
-            q_latent: cut(&self.q_latent)?,
             q_raw: cut(&self.q_raw)?,
             q: cut(&self.q)?,
             kv: cut(&self.kv)?,

@@ -5,7 +5,7 @@ use super::config::Config;
 use super::weights::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{DType, Gpu};
-use crate::nn::{Embedding, Linear, NormShape, RmsNorm, Sample};
+use crate::nn::{Embedding, Linear, Sample};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,14 +21,15 @@ pub(super) struct Inner {
     pub(super) config: Config,
     pub(super) embedding: Embedding,
     pub(super) blocks: Vec<Block>,
-    pub(super) norm: RmsNorm,
+    /// With the last norm before it.
     pub(super) head: Linear,
     pub(super) sample: Sample,
 }
 
 impl Decoder {
-    /// Loads `config.json` and `model.safetensors` of a folder. `dtype` (F16 or F32) is how matrices are kept on the
-    /// device, whatever they are in the file (f32, f16 or bf16).
+    /// Loads `config.json` and `model.safetensors` of a folder. `dtype` (F16, F32 or I8) is how matrices are kept on the
+    /// device, whatever they are in the file (f32, f16 or bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise));
+    /// the embedding table, and a head tied to it, stay F16.
     ///
     /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit tensor
     /// or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
@@ -49,12 +50,11 @@ impl Decoder {
             true => Linear::new(gpu, &table, None)?,
             false => source.linear(&source.matrix("lm_head", vocab, hidden)?)?,
         };
-        let norm = NormShape { groups: 1, dim: hidden, tail: 0, eps: config.rms_norm_eps };
+        let head = source.normed(head, "model.norm", config.rms_norm_eps)?;
         let inner = Inner {
             gpu: gpu.clone(),
             embedding: Embedding::new(gpu, &table)?,
-            blocks: (0..config.layers).map(|i| Block::load(gpu, &source, &config, i)).collect::<Result<_>>()?,
-            norm: source.norm("model.norm", norm)?,
+            blocks: (0..config.layers).map(|i| Block::load(&source, &config, i)).collect::<Result<_>>()?,
             head,
             sample: Sample::new(gpu, vocab)?,
             config,

@@ -39,6 +39,7 @@ mod decoder;
 mod generate;
 mod schedule;
 mod session;
+mod warm_up;
 mod weights;
 
 pub use attention::Attention;

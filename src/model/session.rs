@@ -90,7 +90,7 @@ struct Buffers {
 }
 
 impl Session {
-    /// Allocates cache and step buffers.
+    /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
     /// Errors: [`ErrorKind::Argument`] for a zero size, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device.
@@ -146,6 +146,11 @@ impl Session {
     /// The KV cache, for its sizes.
     pub fn cache(&self) -> &PagedKvCache {
         &self.cache
+    }
+
+    /// Most sequences of a call.
+    pub(super) fn max_batch(&self) -> usize {
+        self.options.max_batch
     }
 
     /// Pages in use and free.
@@ -266,7 +271,8 @@ impl Session {
         Ok(fed)
     }
 
-    fn capacity(&self) -> usize {
+    /// Most tokens of a step.
+    pub(super) fn capacity(&self) -> usize {
         self.options.chunk.max(self.options.max_batch)
     }
 
@@ -316,18 +322,16 @@ impl Session {
         for (i, block) in model.blocks.iter().enumerate() {
             block.run(i, &scratch, &mut step)?;
         }
-        let (normed, logits) = (Span::of(&scratch.normed), Span::of(&b.logits));
+        let logits = Span::of(&b.logits);
         if all_logits {
-            model.norm.run(rows, Span::of(&scratch.x), normed)?;
-            model.head.run(rows, normed, logits, false)?;
+            model.head.run(rows, Span::of(&scratch.x), logits, false)?;
         } else if ending > 0 {
             // Where every row is a last one (plain decode), there is nothing to gather.
             let last = if ending == rows { &scratch.x } else { &b.last };
             if ending < rows {
                 b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
             }
-            model.norm.run(ending, Span::of(last), normed)?;
-            model.head.run(ending, normed, logits, false)?;
+            model.head.run(ending, Span::of(last), logits, false)?;
             if !samplers.is_empty() {
                 model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
             }

@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
     /// The values of a matrix, which must fit the dtype that matrices are kept in.
     fn matrix_values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let values = self.values(name, shape)?;
-        let beyond = |v: &&f32| self.dtype == DType::F16 && !f16::from_f32(**v).is_finite();
+        let beyond = |v: &&f32| self.dtype != DType::F32 && !f16::from_f32(**v).is_finite();
         match values.iter().find(beyond) {
             Some(v) => Err(self.bad(name, format!("holds {v}, beyond f16: load the model with DType::F32"))),
             None => Ok(values),
@@ -109,6 +109,13 @@ impl<'a> Source<'a> {
         let bias = format!("{name}.bias");
         let bias = self.file.tensor(&bias).is_ok().then(|| self.values(&bias, &[rows])).transpose()?;
         Ok(Matrix { in_dim, weight, bias })
+    }
+
+    /// `{name}.weight` (dim) as the gain of a norm that is fused with the product behind it.
+    pub(super) fn normed(&self, linear: Linear, name: &str, eps: f32) -> Result<Linear> {
+        let dim = linear.weight().in_dim();
+        let gain = self.values(&format!("{name}.weight"), &[dim])?;
+        linear.with_norm(&Tensor::from_f32(self.gpu, &[1, dim], &gain, DType::F32)?, eps)
     }
 
     /// A linear of one head.
@@ -125,10 +132,11 @@ impl<'a> Source<'a> {
         Linear::new(self.gpu, &weight, bias.as_ref())
     }
 
-    /// `{name}.weight` (rows, dim) as a table of rows.
+    /// `{name}.weight` (rows, dim) as a table of rows; in F16 where matrices are in I8.
     pub(super) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Weight> {
         let values = self.matrix_values(&format!("{name}.weight"), &[rows, dim])?;
-        Weight::new(self.gpu, [1, rows, dim], &values, self.dtype)
+        let dtype = if self.dtype == DType::I8 { DType::F16 } else { self.dtype };
+        Weight::new(self.gpu, [1, rows, dim], &values, dtype)
     }
 
     /// `{name}.weight` (groups, dim) as the gain of a norm.

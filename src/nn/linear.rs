@@ -1,10 +1,13 @@
-//! `y = W x + b`, for one matrix or one per head. The absorbed projections of GLA and MLA are this kernel too.
+//! `y = W x + b`, for one matrix or one per head. The absorbed projections of GLA and MLA are this kernel too, and so are
+//! a norm before a projection, a SwiGLU after it, and the rotation of what lies beside the input.
 
-use super::span::Extent;
-use super::{params, word, Span, Weight};
-use crate::attention::append::elements_part;
-use crate::error::Result;
-use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+use super::linear_shape::{Fusion, LinearTuning, Shape};
+use super::span::{check_apart, Extent};
+use super::{params, word, RmsNorm, Span, Weight};
+use crate::attention::Rotation;
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{DType, Gpu, Kernel, Tensor};
+use std::sync::{Arc, OnceLock};
 
 params!(Params {
     rows: u32,
@@ -17,104 +20,157 @@ params!(Params {
     y_offset: u32,
     y_row_stride: u32,
     y_head_stride: u32,
-    has_bias: u32,
-    accumulate: u32,
+    flags: u32,
+    tail_dim: u32,
+    eps: f32,
+    rest_groups: u32,
+    rest_dim: u32,
+    rest_tail: u32,
 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
-/// A kernel by the rows it takes at a time, and how it does so. The one list: [`choose`] picks from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    /// linear_rows.wgsl: matrix times a few vectors, each weight read once for them all.
-    Rows(usize),
-    /// linear_tile.wgsl with `8 * n` rows per tile.
-    Tile(usize),
-}
-const SHAPES: [Shape; 6] =
-    [Shape::Rows(1), Shape::Rows(2), Shape::Rows(4), Shape::Rows(8), Shape::Tile(2), Shape::Tile(4)];
-
-/// Index into [`SHAPES`] of the kernel for so many rows.
-fn choose(rows: usize) -> usize {
-    SHAPES.iter().position(|s| rows <= s.rows()).unwrap_or(SHAPES.len() - 1)
-}
-
-/// Outputs of one lane in linear_rows.wgsl.
-const OUTS: usize = 4;
-/// Lanes of linear_rows.wgsl.
-const LANES: usize = 64;
-/// Outputs per lane, in each dimension, of linear_tile.wgsl.
-const MICRO_OUT: usize = 8;
-
-impl Shape {
-    fn rows(self) -> usize {
-        match self {
-            Shape::Rows(n) => n,
-            Shape::Tile(n) => 8 * n,
-        }
-    }
-
-    fn outs(self, in_lanes: usize) -> usize {
-        match self {
-            Shape::Rows(_) => OUTS * (LANES / in_lanes),
-            Shape::Tile(_) => 8 * MICRO_OUT,
-        }
-    }
-
-    fn spec(self, dtype: DType, in_lanes: usize, vec4: bool) -> Result<KernelSpec> {
-        let quads = ("VECS_PER_WORD", number(dtype.per_vec4() / 4));
-        let input = if vec4 { part!("parts/input_vec4.wgsl") } else { part!("parts/input_scalar.wgsl") };
-        let (name, text, consts, workgroup_bytes) = match self {
-            Shape::Rows(rows) => {
-                let consts = vec![
-                    ("ROWS", number(rows)),
-                    ("OUTS", number(OUTS)),
-                    ("IN_LANES", number(in_lanes)),
-                    ("OUT_LANES", number(LANES / in_lanes)),
-                    ("LANES", number(LANES)),
-                    quads,
-                ];
-                ("linear_rows", part!("linear_rows.wgsl"), consts, 4 * rows * OUTS * (LANES + 1))
-            }
-            Shape::Tile(micro_rows) => {
-                let consts = vec![("MICRO_ROWS", number(micro_rows)), ("MICRO_OUT", number(MICRO_OUT)), quads];
-                ("linear_tile", part!("linear_tile.wgsl"), consts, 16 * 9 * 8 * (micro_rows + MICRO_OUT))
-            }
-        };
-        let parts = vec![part!("parts/linear_io.wgsl"), input, elements_part(dtype)?, text];
-        let bindings = vec![Access::Read, Access::Read, Access::Read, Access::Write];
-        Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes })
-    }
-}
-
-/// Every kernel of a dtype: [`SHAPES`] with 16-byte input, then with input of any alignment.
-pub(super) fn specs(dtype: DType, in_lanes: usize) -> Result<Vec<KernelSpec>> {
-    [true, false].iter().flat_map(|&vec4| SHAPES.map(|s| s.spec(dtype, in_lanes, vec4))).collect()
-}
-
 /// A linear layer on the device: `y[r, h, :] (+)= W[h] x[r, h, :] + b[h]`.
+///
+/// Its kernels, one per class of row counts, are compiled at their first use, or ahead by [`Linear::prepare`].
 #[derive(Clone)]
 pub struct Linear {
     gpu: Gpu,
     weight: Weight,
     /// (heads, out_dim) F32.
     bias: Option<Tensor>,
-    kernels: Vec<Kernel>,
-    in_lanes: usize,
+    /// Gain (in_dim) F32 and eps of a norm of the input.
+    norm: Option<(Tensor, f32)>,
+    swiglu: bool,
+    /// Elements behind the input of each head that are rotated behind its output.
+    tail: Option<(usize, Rotation)>,
+    /// A norm of what lies behind the input.
+    rest: Option<RmsNorm>,
+    /// Of one row of input, and of more.
+    tunings: [LinearTuning; 2],
+    shapes: Vec<Shape>,
+    /// Per shape: for input at multiples of 4 elements, then for any. Shared by clones.
+    kernels: Arc<[[OnceLock<Kernel>; 2]]>,
+}
+
+/// One call of a [`Linear`].
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    rows: usize,
+    x: Span<'a>,
+    y: Span<'a>,
+    accumulate: bool,
+    cos_sin: Option<&'a Tensor>,
+    rest: Option<&'a Tensor>,
 }
 
 impl Linear {
-    /// Compiles the kernels of this weight. `bias` is (heads, out_dim) F32.
+    /// A product with `weight`. `bias` is (heads, out_dim) F32.
     ///
-    /// Errors: [`ErrorKind::Shape`](crate::ErrorKind::Shape), [`ErrorKind::Gpu`](crate::ErrorKind::Gpu).
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`].
     pub fn new(gpu: &Gpu, weight: &Weight, bias: Option<&Tensor>) -> Result<Self> {
         if let Some(bias) = bias {
             bias.expect("bias", &[weight.heads(), weight.out_dim()], DType::F32)?;
         }
-        // A software adapter runs few lanes at once: more work for each costs less in reductions.
-        let in_lanes = if gpu.capabilities().is_software() { 8 } else { 32 };
-        let kernels = specs(weight.dtype(), in_lanes)?.into_iter().map(|s| gpu.kernel(s)).collect::<Result<_>>()?;
-        Ok(Linear { gpu: gpu.clone(), weight: weight.clone(), bias: bias.cloned(), kernels, in_lanes })
+        let tunings = LinearTuning::of(gpu.capabilities(), weight);
+        let shapes = tunings[1].shapes();
+        Ok(Linear {
+            gpu: gpu.clone(),
+            weight: weight.clone(),
+            bias: bias.cloned(),
+            norm: None,
+            swiglu: false,
+            tail: None,
+            rest: None,
+            tunings,
+            kernels: fresh(shapes.len()),
+            shapes,
+        })
+    }
+
+    /// The same with a norm before it: the input is `gain * x / sqrt(mean(x^2) + eps)`, of each row and head by itself
+    /// ([`reference::norm_linear`](crate::reference::norm_linear)). `gain` is (1, in_dim) F32.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, or
+    /// after [`Linear::with_rest`].
+    pub fn with_norm(self, gain: &Tensor, eps: f32) -> Result<Self> {
+        if !(eps > 0.0 && eps.is_finite()) {
+            return Err(ErrorKind::argument("eps", format!("{eps} is not positive")));
+        }
+        gain.expect("gain", &[1, self.weight.in_dim()], DType::F32)?;
+        if self.rest.is_some() {
+            return Err(ErrorKind::argument("norm", "comes before the rest"));
+        }
+        Ok(Linear { norm: Some((gain.clone(), eps)), ..self.without_kernels() })
+    }
+
+    /// The same with SwiGLU behind it: of a matrix `[gate | up]`, `y = silu(gate x + b) (up x + b)`, half as wide as
+    /// `out_dim` ([`reference::swiglu`](crate::reference::swiglu())).
+    ///
+    /// Errors: [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail.
+    pub fn with_swiglu(self) -> Result<Self> {
+        let w = &self.weight;
+        if !w.out_dim().is_multiple_of(2) {
+            let shape = [w.heads(), w.out_dim(), w.in_dim()];
+            return Err(ErrorKind::shape("weight", &shape, "(_,an even number,_)"));
+        }
+        if self.tail.is_some() {
+            return Err(ErrorKind::argument("swiglu", "this linear has a tail"));
+        }
+        let tunings = self.tunings.map(|tuning| LinearTuning { outs: tuning.outs.max(2), ..tuning });
+        Ok(Linear { swiglu: true, tunings, ..self.without_kernels() })
+    }
+
+    /// The same with rotated elements behind each head's output: those that lie behind the head's input, `rope_dim` of
+    /// them, at the row's position. So absorbed queries are made of plain ones, `[nope | rope]`:
+    /// `y[r, h, :] = [ W[h] x[r, h, ..in_dim] | RoPE(x[r, h, in_dim..in_dim + rope_dim]) ]`. Run it by
+    /// [`Linear::run_tailed`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, or beside SwiGLU or a rest.
+    pub fn with_tail(self, rope_dim: usize, rotation: Rotation) -> Result<Self> {
+        if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
+            return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
+        }
+        if self.swiglu || self.rest.is_some() {
+            return Err(ErrorKind::argument("tail", "this linear has SwiGLU or a rest"));
+        }
+        Ok(Linear { tail: Some((rope_dim, rotation)), ..self.without_kernels() })
+    }
+
+    /// The same with a norm beside it, of what lies behind the input of each row: `rest[r, :] = norm(x[r, in_dim..])`, in
+    /// the same dispatch for few rows and in one of its own for many. Run it by [`Linear::run_with_rest`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] for several heads, beside a tail, or where the norm before the product has
+    /// another `eps`.
+    pub fn with_rest(self, norm: RmsNorm) -> Result<Self> {
+        if self.weight.heads() != 1 || self.tail.is_some() {
+            return Err(ErrorKind::argument("rest", "this linear has several heads or a tail"));
+        }
+        match &self.norm {
+            Some((_, eps)) if *eps != norm.shape().eps => {
+                Err(ErrorKind::argument("rest", format!("eps {} beside {eps}", norm.shape().eps)))
+            }
+            _ => Ok(Linear { rest: Some(norm), ..self.without_kernels() }),
+        }
+    }
+
+    /// The same with other numbers than those chosen for the device, for any count of rows: for measurements and tests.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] for subgroups where
+    /// [`Capabilities::tier`](crate::Capabilities) has none.
+    pub fn with_tuning(self, tuning: LinearTuning) -> Result<Self> {
+        tuning.check(self.gpu.capabilities(), self.swiglu)?;
+        Ok(Linear { tunings: [tuning; 2], shapes: tuning.shapes(), ..self.without_kernels() })
+    }
+
+    fn without_kernels(mut self) -> Self {
+        self.kernels = fresh(self.shapes.len().max(Shape::MOST));
+        self
+    }
+
+    /// The numbers of its kernel for so many rows.
+    pub fn tuning(&self, rows: usize) -> LinearTuning {
+        self.tunings[usize::from(rows > 1)]
     }
 
     /// The weights.
@@ -122,11 +178,50 @@ impl Linear {
         &self.weight
     }
 
-    /// Records `rows` rows. `x` is (rows, heads, in_dim), `y` (rows, heads, out_dim), in another buffer;
+    /// Outputs of a head: `out_dim`, half of it with SwiGLU, and the tail.
+    pub fn outputs(&self) -> usize {
+        self.weight.out_dim() / if self.swiglu { 2 } else { 1 } + self.tail_dim()
+    }
+
+    fn tail_dim(&self) -> usize {
+        self.tail.map_or(0, |(dim, _)| dim)
+    }
+
+    /// Compiles the kernel for so many rows of input at multiples of 4 elements (where `in_dim` is one), so that the
+    /// first call does not.
+    ///
+    /// Errors: [`ErrorKind::Gpu`], [`ErrorKind::Unsupported`].
+    pub fn prepare(&self, rows: usize) -> Result<()> {
+        self.kernel(self.choose(rows), self.weight.in_dim().is_multiple_of(4)).map(drop)
+    }
+
+    /// Index of the shape for so many rows.
+    fn choose(&self, rows: usize) -> usize {
+        self.shapes.iter().position(|s| rows <= s.rows()).unwrap_or(self.shapes.len() - 1)
+    }
+
+    fn kernel(&self, choice: usize, aligned: bool) -> Result<Kernel> {
+        let cell = &self.kernels[choice][usize::from(!aligned)];
+        if let Some(kernel) = cell.get() {
+            return Ok(kernel.clone());
+        }
+        let fusion = Fusion {
+            norm: self.norm.is_some(),
+            swiglu: self.swiglu,
+            tail: self.tail.map(|(_, rotation)| rotation),
+            rest: self.rest.is_some(),
+        };
+        let spec =
+            self.shapes[choice].spec(&self.tuning(self.shapes[choice].rows()), self.weight.dtype(), aligned, fusion)?;
+        let kernel = self.gpu.kernel(spec)?;
+        Ok(cell.get_or_init(|| kernel).clone())
+    }
+
+    /// Records `rows` rows. `x` is (rows, heads, in_dim), `y` (rows, heads, outputs), in another buffer;
     /// `accumulate` adds to what `y` holds.
     ///
-    /// Errors: [`ErrorKind::Shape`](crate::ErrorKind::Shape), [`ErrorKind::DType`](crate::ErrorKind::DType),
-    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for an output that overlaps itself or shares the buffer of `x`.
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an output that overlaps itself or
+    /// shares the buffer of `x`, or for a linear with a tail.
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -135,14 +230,101 @@ impl Linear {
         y: Span<'_>,
         accumulate: bool,
     ) -> Result<()> {
+        self.dispatch(pass, Call { rows, x, y, accumulate, cos_sin: None, rest: None })
+    }
+
+    /// [`Linear::encode`] into the [`Gpu`]'s own pass.
+    pub fn run(&self, rows: usize, x: Span<'_>, y: Span<'_>, accumulate: bool) -> Result<()> {
+        self.gpu.record(|pass| self.encode(pass, rows, x, y, accumulate))
+    }
+
+    /// [`Linear::encode`] of one with a tail: `x` is (rows, heads, in_dim + rope_dim), `y` (rows, heads, out_dim +
+    /// rope_dim); `cos_sin` as [`Rotate::encode`](super::Rotate::encode) has it.
+    ///
+    /// Errors: as [`Linear::encode`], and [`ErrorKind::Argument`] for a linear without a tail.
+    pub fn encode_tailed(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        cos_sin: &Tensor,
+        x: Span<'_>,
+        y: Span<'_>,
+    ) -> Result<()> {
+        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: Some(cos_sin), rest: None })
+    }
+
+    /// [`Linear::encode_tailed`] into the [`Gpu`]'s own pass.
+    pub fn run_tailed(&self, rows: usize, cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
+        self.gpu.record(|pass| self.encode_tailed(pass, rows, cos_sin, x, y))
+    }
+
+    /// [`Linear::encode`] of one with a rest: `x` is (rows, in_dim + the norm's width), `rest` (rows, the norm's width) F32
+    /// in a third buffer.
+    ///
+    /// Errors: as [`Linear::encode`], and [`ErrorKind::Argument`] for a linear without a rest.
+    pub fn encode_with_rest(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        x: Span<'_>,
+        y: Span<'_>,
+        rest: &Tensor,
+    ) -> Result<()> {
+        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: None, rest: Some(rest) })
+    }
+
+    /// [`Linear::encode_with_rest`] into the [`Gpu`]'s own pass.
+    pub fn run_with_rest(&self, rows: usize, x: Span<'_>, y: Span<'_>, rest: &Tensor) -> Result<()> {
+        self.gpu.record(|pass| self.encode_with_rest(pass, rows, x, y, rest))
+    }
+
+    /// Checks what is beside a product, and records the norm of the rest where that is a dispatch of its own.
+    fn check_rest(&self, pass: &mut wgpu::ComputePass<'_>, call: &Call<'_>, shape: Shape) -> Result<()> {
+        match (&self.rest, call.rest) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(ErrorKind::argument("rest", "this linear has none")),
+            (Some(_), None) => Err(ErrorKind::argument("rest", "this linear has one, which needs a tensor")),
+            (Some(norm), Some(rest)) => {
+                check_apart("rest", rest, &[call.y.tensor, &self.weight.tensor])?;
+                rest.expect("rest", &[call.rows, norm.width()], DType::F32)?;
+                let x = call.x.offset(call.x.offset.saturating_add(self.weight.in_dim()));
+                match shape {
+                    Shape::Tile(_) => norm.encode(pass, call.rows, x, Span::of(rest)),
+                    Shape::Rows(_) => norm.check(call.rows, x, Span::of(rest)),
+                }
+            }
+        }
+    }
+
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, call: Call<'_>) -> Result<()> {
+        let Call { rows, x, y, accumulate, cos_sin, .. } = call;
         let w = &self.weight;
-        let (heads, in_dim, out_dim) = (w.heads(), w.in_dim(), w.out_dim());
-        x.check("x", Extent { rows, heads, dim: in_dim })?;
-        let bias = self.bias.as_ref().unwrap_or(&w.tensor);
-        y.check_output("y", Extent { rows, heads, dim: out_dim }, &[x.tensor, &w.tensor, bias])?;
+        let (heads, in_dim, tail_dim) = (w.heads(), w.in_dim(), self.tail_dim());
+        match (cos_sin, tail_dim) {
+            (None, 0) => {}
+            (Some(_), 0) => return Err(ErrorKind::argument("cos_sin", "this linear has no tail")),
+            (None, _) => return Err(ErrorKind::argument("cos_sin", "this linear has a tail, which needs it")),
+            (Some(cos_sin), _) => {
+                cos_sin.expect("cos_sin", &[0, tail_dim / 2, 2], DType::F32)?;
+                if cos_sin.shape()[0] < rows {
+                    return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
+                }
+            }
+        }
+        x.check("x", Extent { rows, heads, dim: in_dim + tail_dim })?;
+        let any = &w.tensor;
+        let bias = self.bias.as_ref().unwrap_or(any);
+        let gain = self.norm.as_ref().map_or(any, |(gain, _)| gain);
+        let scales = w.scales.as_ref().unwrap_or(any);
+        let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin.unwrap_or(any)];
+        y.check_output("y", Extent { rows, heads, dim: self.outputs() }, &inputs)?;
+        let choice = self.choose(rows);
+        let shape = self.shapes[choice];
+        self.check_rest(pass, &call, shape)?;
+        let rest_shape = self.rest.as_ref().map(RmsNorm::shape);
         let params = Params {
             rows: word(rows),
-            out_dim: word(out_dim),
+            out_dim: word(w.out_dim()),
             in_dim: word(in_dim),
             row_vec4: word(w.row_vec4()),
             x_offset: word(x.offset),
@@ -151,21 +333,27 @@ impl Linear {
             y_offset: word(y.offset),
             y_row_stride: word(y.row_stride),
             y_head_stride: word(y.head_stride),
-            has_bias: self.bias.is_some().into(),
-            accumulate: accumulate.into(),
+            flags: u32::from(self.bias.is_some()) + 2 * u32::from(accumulate),
+            tail_dim: word(tail_dim),
+            eps: self.norm.as_ref().map(|(_, eps)| *eps).or(rest_shape.map(|s| s.eps)).unwrap_or(0.0),
+            rest_groups: word(rest_shape.map_or(0, |s| s.groups)),
+            rest_dim: word(rest_shape.map_or(0, |s| s.dim)),
+            rest_tail: word(rest_shape.map_or(0, |s| s.tail)),
         };
-        let choice = choose(rows);
-        let shape = SHAPES[choice];
-        let aligned = x.is_vec4() && in_dim % 4 == 0;
-        let kernel = &self.kernels[if aligned { choice } else { SHAPES.len() + choice }];
-        let buffers = [&w.tensor.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer];
-        let outs = out_dim.div_ceil(shape.outs(self.in_lanes));
-        let grid = (word(outs), word(rows.div_ceil(shape.rows())), word(heads));
-        self.gpu.dispatch(pass, kernel, &params, &buffers, grid)
+        let kernel = self.kernel(choice, x.is_vec4() && in_dim.is_multiple_of(4))?;
+        let mut buffers =
+            vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, &gain.buffer, &scales.buffer];
+        buffers.extend(cos_sin.map(|table| &table.buffer));
+        let outs = self.outputs().div_ceil(shape.outputs(&self.tuning(shape.rows()), self.swiglu));
+        let mut grid = (word(outs), word(rows.div_ceil(shape.rows())), word(heads));
+        if let (Some(norm), Some(rest), Shape::Rows(n)) = (&self.rest, call.rest, shape) {
+            buffers.extend([&norm.gain().buffer, &rest.buffer]);
+            grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
+        }
+        self.gpu.dispatch(pass, &kernel, &params, &buffers, grid)
     }
+}
 
-    /// [`Linear::encode`] into the [`Gpu`]'s own pass.
-    pub fn run(&self, rows: usize, x: Span<'_>, y: Span<'_>, accumulate: bool) -> Result<()> {
-        self.gpu.record(|pass| self.encode(pass, rows, x, y, accumulate))
-    }
+fn fresh(shapes: usize) -> Arc<[[OnceLock<Kernel>; 2]]> {
+    (0..shapes).map(|_| Default::default()).collect()
 }

@@ -1,11 +1,12 @@
 //! What a decoder block needs besides attention: linear, norm, activation, embedding, rotary positions, sampling.
 //!
-//! All activations are F32 tensors, row-major. Every kernel has `new`, which compiles; `encode`, which records into a
-//! pass of the caller's; and `run`, which records into the [`Gpu`](crate::Gpu)'s own. Neither waits.
+//! All activations are F32 tensors, row-major. Every kernel has `new`, which compiles ([`Linear`] compiles later); `encode`,
+//! which records into a pass of the caller's; and `run`, which records into the [`Gpu`](crate::Gpu)'s own. Neither waits.
 
 mod activation;
 mod embedding;
 mod linear;
+mod linear_shape;
 mod norm;
 mod rope;
 mod sample;
@@ -15,11 +16,12 @@ mod weight;
 pub use activation::SwiGlu;
 pub use embedding::Embedding;
 pub use linear::Linear;
+pub use linear_shape::LinearTuning;
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{Rope, Rotate, RotateShape};
 pub use sample::{Sample, Sampling};
 pub use span::Span;
-pub use weight::Weight;
+pub use weight::{quantise, Weight};
 
 use crate::attention::Rotation;
 use crate::error::Result;
@@ -49,12 +51,8 @@ fn word(value: usize) -> u32 {
 
 /// Every kernel text this folder can ask for, and what for.
 pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
-    let mut all = Vec::new();
+    let mut all = linear_shape::specs()?;
     for dtype in [DType::F32, DType::F16] {
-        for in_lanes in [8, 32] {
-            let specs = linear::specs(dtype, in_lanes)?;
-            all.extend(specs.into_iter().map(|s| (format!("{dtype} {in_lanes} lanes in"), s)));
-        }
         all.push((dtype.to_string(), embedding::spec(dtype)?));
     }
     all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
@@ -118,12 +116,17 @@ mod tests {
     }
 
     #[test]
-    fn every_variant_validates_without_optional_capabilities() {
+    fn every_variant_validates_with_its_tier_alone() {
         for (spec, _) in variants() {
             let module = parse(&spec);
-            Validator::new(ValidationFlags::all(), CORE)
-                .validate(&module)
-                .unwrap_or_else(|e| panic!("{}: {e:?}", spec.name));
+            let subgroups = spec.tier() > crate::Tier::Portable;
+            let allowed = if subgroups { CORE | Capabilities::SUBGROUP } else { CORE };
+            let mut validator = Validator::new(ValidationFlags::all(), allowed);
+            if subgroups {
+                validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+                validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
+            }
+            validator.validate(&module).unwrap_or_else(|e| panic!("{}: {e:?}", spec.name));
         }
     }
 }

@@ -68,14 +68,32 @@ impl RmsNorm {
         Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, kernel: gpu.kernel(spec())? })
     }
 
+    /// What it does with a row.
+    pub fn shape(&self) -> NormShape {
+        self.shape
+    }
+
+    /// Elements of a row.
+    pub(super) fn width(&self) -> usize {
+        self.shape.groups * self.shape.dim + self.shape.tail
+    }
+
+    pub(super) fn gain(&self) -> &Tensor {
+        &self.gain
+    }
+
+    pub(super) fn check(&self, rows: usize, x: Span<'_>, y: Span<'_>) -> Result<()> {
+        let extent = Extent { rows, heads: 1, dim: self.width() };
+        x.check("x", extent)?;
+        y.check_output("y", extent, &[x.tensor, &self.gain])
+    }
+
     /// Records `rows` rows; `x` and `y` are (rows, groups * dim + tail) F32, in two buffers.
     ///
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, rows: usize, x: Span<'_>, y: Span<'_>) -> Result<()> {
         let NormShape { groups, dim, tail, eps } = self.shape;
-        let extent = Extent { rows, heads: 1, dim: groups * dim + tail };
-        x.check("x", extent)?;
-        y.check_output("y", extent, &[x.tensor, &self.gain])?;
+        self.check(rows, x, y)?;
         let params = Params {
             groups: word(groups),
             dim: word(dim),

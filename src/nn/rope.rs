@@ -4,7 +4,7 @@ use super::span::Extent;
 use super::{params, word, Span};
 use crate::attention::Rotation;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
 
 params!(Params {
     heads: u32,
@@ -20,15 +20,19 @@ params!(Params {
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
-pub(super) fn spec(rotation: Rotation) -> KernelSpec {
-    let pairs = match rotation {
+/// The slot that says which elements are a pair.
+pub(super) fn pairs_part(rotation: Rotation) -> Part {
+    match rotation {
         Rotation::Interleaved => part!("parts/rope_interleaved.wgsl"),
         Rotation::None | Rotation::Half => part!("parts/rope_half.wgsl"),
-    };
+    }
+}
+
+pub(super) fn spec(rotation: Rotation) -> KernelSpec {
     KernelSpec {
         name: "rope",
         consts: vec![],
-        parts: vec![pairs, part!("rope.wgsl")],
+        parts: vec![pairs_part(rotation), part!("rope.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 0,
     }

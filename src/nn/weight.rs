@@ -1,7 +1,7 @@
 //! Weights on the device: packed rows that kernels read 16 bytes at a time.
 
 use crate::error::{shape_text, ErrorKind, Result};
-use crate::gpu::{DType, Gpu, Tensor};
+use crate::gpu::{part, DType, Gpu, Part, Tensor};
 
 /// A stack of `heads` matrices (out_dim, in_dim), or with one head a table of `out_dim` rows.
 ///
@@ -9,17 +9,20 @@ use crate::gpu::{DType, Gpu, Tensor};
 /// memory.
 #[derive(Debug, Clone)]
 pub struct Weight {
-    /// (heads, out_dim, in_dim rounded up to 16 bytes), F32 or F16.
+    /// (heads, out_dim, in_dim rounded up to 16 bytes), F32, F16 or I8.
     pub(crate) tensor: Tensor,
+    /// I8: (heads, out_dim) F32, what a row's integers are multiplied by.
+    pub(crate) scales: Option<Tensor>,
     heads: usize,
     out_dim: usize,
     in_dim: usize,
 }
 
 impl Weight {
-    /// `shape` is (heads, out_dim, in_dim), `values` row-major, converted to `dtype` (F32 or F16).
+    /// `shape` is (heads, out_dim, in_dim), `values` row-major, converted to `dtype`: F32, F16, or I8 by [`quantise`].
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`];
+    /// [`ErrorKind::Argument`] for I8 of a value that is not finite.
     pub fn new(gpu: &Gpu, shape: [usize; 3], values: &[f32], dtype: DType) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
         let count = heads.checked_mul(out_dim).and_then(|n| n.checked_mul(in_dim));
@@ -28,16 +31,18 @@ impl Weight {
             return Err(ErrorKind::shape("values", &[values.len()], want));
         }
         let padded = in_dim.next_multiple_of(dtype.per_vec4());
-        let tensor = if padded == in_dim {
-            Tensor::from_f32(gpu, &[heads, out_dim, padded], values, dtype)?
+        let device_shape = [heads, out_dim, padded];
+        let (tensor, scales) = if dtype == DType::I8 {
+            let (integers, scales) = quantise(values, in_dim)?;
+            let tensor = Tensor::zeros(gpu, &device_shape, dtype)?;
+            gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(&padded_rows(&integers, in_dim, padded)))?;
+            (tensor, Some(Tensor::from_f32(gpu, &[heads, out_dim], &scales, DType::F32)?))
+        } else if padded == in_dim {
+            (Tensor::from_f32(gpu, &device_shape, values, dtype)?, None)
         } else {
-            let mut rows = vec![0.0; heads * out_dim * padded];
-            for (to, from) in rows.chunks_exact_mut(padded).zip(values.chunks_exact(in_dim)) {
-                to[..in_dim].copy_from_slice(from);
-            }
-            Tensor::from_f32(gpu, &[heads, out_dim, padded], &rows, dtype)?
+            (Tensor::from_f32(gpu, &device_shape, &padded_rows(values, in_dim, padded), dtype)?, None)
         };
-        Ok(Weight { tensor, heads, out_dim, in_dim })
+        Ok(Weight { tensor, scales, heads, out_dim, in_dim })
     }
 
     /// An F32 tensor (rows, dim) seen as a table; `dim` must be a multiple of 4. Shares the tensor's memory.
@@ -49,7 +54,7 @@ impl Weight {
         if in_dim % 4 != 0 {
             return Err(ErrorKind::shape("tensor", tensor.shape(), "(_,a multiple of 4)"));
         }
-        Ok(Weight { tensor: tensor.clone(), heads: 1, out_dim, in_dim })
+        Ok(Weight { tensor: tensor.clone(), scales: None, heads: 1, out_dim, in_dim })
     }
 
     /// Matrices in the stack.
@@ -67,13 +72,64 @@ impl Weight {
         self.in_dim
     }
 
-    /// F32 or F16.
+    /// F32, F16 or I8.
     pub fn dtype(&self) -> DType {
         self.tensor.dtype()
+    }
+
+    /// Bytes on the device: padded rows, and the scales of I8.
+    pub fn size_bytes(&self) -> usize {
+        16 * self.row_vec4() * self.heads * self.out_dim + self.scales.as_ref().map_or(0, |s| 4 * s.len())
     }
 
     /// `vec4<u32>` per row.
     pub(crate) fn row_vec4(&self) -> usize {
         self.in_dim.div_ceil(self.dtype().per_vec4())
     }
+}
+
+fn padded_rows<T: Copy + Default>(values: &[T], in_dim: usize, padded: usize) -> Vec<T> {
+    let mut rows = vec![T::default(); values.len() / in_dim * padded];
+    for (to, from) in rows.chunks_exact_mut(padded).zip(values.chunks_exact(in_dim)) {
+        to[..in_dim].copy_from_slice(from);
+    }
+    rows
+}
+
+/// Rows of 8-bit integers and a scale for each: `value = integer * scale`, with `scale = max|row| / 127`, so that each
+/// value is off by at most half a scale. `values` is (rows, in_dim); returns (rows, in_dim) and (rows).
+///
+/// Errors: [`ErrorKind::Argument`] for a value that is not finite, [`ErrorKind::Shape`].
+pub fn quantise(values: &[f32], in_dim: usize) -> Result<(Vec<i8>, Vec<f32>)> {
+    if in_dim == 0 || !values.len().is_multiple_of(in_dim) {
+        return Err(ErrorKind::shape("values", &[values.len()], format!("a multiple of {in_dim}, not 0")));
+    }
+    if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+        return Err(ErrorKind::argument(
+            "values",
+            format!("element {i} is {}, which no integer stands for", values[i]),
+        ));
+    }
+    let (mut integers, mut scales) = (Vec::with_capacity(values.len()), Vec::new());
+    for row in values.chunks_exact(in_dim) {
+        let scale = row.iter().fold(0f32, |most, v| most.max(v.abs())) / 127.0;
+        // A row of zeros, or so small that the scale is lost to f32.
+        let inverse = if scale > 0.0 { 1.0 / f64::from(scale) } else { 0.0 };
+        integers.extend(row.iter().map(|v| (f64::from(*v) * inverse).round().clamp(-127.0, 127.0) as i8));
+        scales.push(scale);
+    }
+    Ok((integers, scales))
+}
+
+/// The slot that unpacks words of weights.
+pub(super) fn elements_part(dtype: DType) -> Result<Part> {
+    match dtype {
+        DType::I8 => Ok(part!("parts/weights_i8.wgsl")),
+        _ => crate::attention::append::elements_part(dtype),
+    }
+}
+
+/// The slot with the scales of a matrix's rows, where [`elements_part`] does not hold it.
+pub(super) fn scaling_part(dtype: DType) -> Option<Part> {
+    (dtype != DType::I8).then_some(part!("parts/weights_plain.wgsl"))
 }

@@ -2,7 +2,7 @@
 //!
 //! Source: `y = W x + b` as in every model of arXiv 2505.21487; SwiGLU: Shazeer, "GLU Variants", arXiv 2002.05202.
 
-use super::{count_rows, dot, expect_shape};
+use super::{count_rows, dot, expect_shape, rms_norm};
 use crate::error::{ErrorKind, Result};
 
 /// `y = x W^T + b`.
@@ -24,6 +24,28 @@ pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, in_dim: usize) ->
         }
     }
     Ok(y)
+}
+
+/// [`linear`] of rows that [`rms_norm`] has normalised, each as one group.
+///
+/// - `x`: (rows, in_dim), `gain`: (in_dim,)
+/// - returns: (rows, out_dim)
+pub fn norm_linear(x: &[f64], gain: &[f64], eps: f64, weight: &[f64], bias: Option<&[f64]>) -> Result<Vec<f64>> {
+    linear(&rms_norm(x, gain, gain.len(), eps)?, weight, bias, gain.len())
+}
+
+/// The weights that 8-bit integers stand for: each row of `weight` (out_dim, in_dim) in steps of its largest magnitude
+/// over 127.
+///
+/// - returns: (out_dim, in_dim)
+pub fn quantised(weight: &[f64], in_dim: usize) -> Result<Vec<f64>> {
+    count_rows("weight", weight.len(), in_dim)?;
+    let mut rounded = Vec::new();
+    for row in weight.chunks_exact(in_dim) {
+        let step = row.iter().fold(0.0, |most: f64, w| most.max(w.abs())) / 127.0;
+        rounded.extend(row.iter().map(|w| if step > 0.0 { (w / step).round() * step } else { 0.0 }));
+    }
+    Ok(rounded)
 }
 
 /// `silu(gate) * up`, where `silu(v) = v / (1 + exp(-v))`.

@@ -40,7 +40,7 @@ pub use append::append;
 pub use decode::{attend, decode, decode_split, merge, Attended, DecodeInputs};
 pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaWeights};
 pub use layers::{gqa_layer, gta_layer, gta_project, GqaWeights, GtaWeights, LayerConfig, Projected};
-pub use linear::{embedding, linear, swiglu};
+pub use linear::{embedding, linear, norm_linear, quantised, swiglu};
 pub use norm::rms_norm;
 pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};
 pub use sample::sample;

@@ -109,6 +109,80 @@ fn a_decode_loop_creates_nothing_and_waits_once_per_step() {
 }
 
 #[test]
+fn after_a_warm_up_the_first_token_makes_nothing() {
+    let gpu = block_on(Gpu::with_options(GpuOptions::default())).unwrap();
+    for variant in VARIANTS {
+        let mut session = session(&decoder(&gpu, variant, "warm"), 3, 12);
+        let free = session.stats().free;
+        block_on(session.warm_up()).unwrap();
+        assert_eq!(session.stats().free, free, "{variant}");
+        let before = gpu.counters();
+        let ids = [session.insert(), session.insert(), session.insert()];
+        for tokens in [PROMPTS[0], PROMPTS[1], &[4, 4]] {
+            block_on(session.feed(&[(ids[0], tokens)], Want::Token(&[Draw::default()]))).unwrap();
+        }
+        let batch: Vec<_> = ids.iter().map(|id| (*id, PROMPTS[1])).collect();
+        block_on(session.feed(&batch, Want::Token(&[Draw::default(); 3]))).unwrap();
+        let after = gpu.counters();
+        assert_eq!(after.pipelines, before.pipelines, "{variant}");
+        assert_eq!(after.bind_groups, before.bind_groups, "{variant}");
+        assert_eq!(after.buffers, before.buffers, "{variant}");
+    }
+}
+
+#[test]
+fn after_a_warm_up_the_first_merge_makes_nothing() {
+    // As a discrete GPU plans it: split, and so merged, from 256 tokens on.
+    let options = GpuOptions { target_workgroups: Some(1024), ..Default::default() };
+    let gpu = block_on(Gpu::with_options(options)).unwrap();
+    for variant in ["gqa", "gla"] {
+        let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
+        let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
+        let options = SessionOptions { max_batch: 2, chunk: 48, ..SessionOptions::default() };
+        let mut session = Session::new(&decoder, options).unwrap();
+        block_on(session.warm_up()).unwrap();
+        let before = gpu.counters();
+        let ids = [session.insert(), session.insert()];
+        block_on(session.feed(&[(ids[0], &[32; 400])], Want::Token(&[Draw::default()]))).unwrap();
+        // A decode step and a prompt in one step, both of them split.
+        for prompt in [400, 3, 1] {
+            let batch: [(_, &[u32]); 2] = [(ids[0], &[32]), (ids[1], &vec![32; prompt])];
+            block_on(session.feed(&batch, Want::Token(&[Draw::default(); 2]))).unwrap();
+        }
+        let after = gpu.counters();
+        let layers = decoder.config().layers as u64;
+        assert!(after.dispatches - before.dispatches > 12 * layers * 8, "{variant}");
+        assert_eq!(after.pipelines, before.pipelines, "{variant}");
+        assert_eq!(after.bind_groups, before.bind_groups, "{variant}");
+        assert_eq!(after.buffers, before.buffers, "{variant}");
+    }
+}
+
+#[test]
+fn a_layer_is_at_most_ten_dispatches() {
+    // As a discrete GPU plans it: split, and so merged, from 256 tokens on.
+    let options = GpuOptions { target_workgroups: Some(1024), ..Default::default() };
+    let gpu = block_on(Gpu::with_options(options)).unwrap();
+    for (variant, most) in [("gqa", 8), ("gta", 8), ("gla", 9), ("mla", 9)] {
+        let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
+        let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
+        let mut session = Session::new(&decoder, SessionOptions::default()).unwrap();
+        let id = session.insert();
+        let mut dispatches = |tokens: &[u32]| {
+            let before = gpu.counters().dispatches;
+            block_on(session.feed(&[(id, tokens)], Want::Token(&[Draw::default()]))).unwrap();
+            (gpu.counters().dispatches - before) as usize
+        };
+        // Beside the layers: embedding, head with its norm, sampling.
+        let layers = decoder.config().layers;
+        dispatches(&[32; 8]);
+        assert_eq!(dispatches(&[32]), 3 + layers * most, "{variant}");
+        dispatches(&[32; 900]);
+        assert_eq!(dispatches(&[32]), 3 + layers * (most + 1), "{variant} with a merge");
+    }
+}
+
+#[test]
 fn bad_calls_are_typed_errors_and_change_nothing() {
     let decoder = decoder(gpu(), "gta", "errors");
     let options = SessionOptions { max_batch: 2, chunk: 4, cache_tokens: 64, page_size: 8, kv_dtype: DType::F32 };

@@ -3,6 +3,7 @@
 use crate::shared::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::nn::quantise;
 use latten::{DType, Gpu};
 use safetensors::tensor::Dtype;
 
@@ -60,5 +61,36 @@ fn absent_biases_are_zeros() {
         let of = |tiny| all_logits(&decoder(gpu(), tiny, Dtype::F32, DType::F32), DType::F32, 128);
         assert_eq!(of(&none), of(&zeros), "{variant}");
         assert_ne!(of(&none), of(&Tiny::new(variant, 3)), "{variant}");
+    }
+}
+
+/// The model with each row of each projection as 8-bit integers hold it; the table stays as it is.
+fn in_eight_bits(tiny: &Tiny) -> Tiny {
+    let mut rounded = tiny.clone();
+    for (name, (shape, values)) in &mut rounded.tensors {
+        if name.contains("proj") && name.ends_with(".weight") {
+            let (integers, scales) = quantise(values, shape[1]).unwrap();
+            let rows = integers.chunks_exact(shape[1]).zip(scales);
+            *values = rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale)).collect();
+        }
+    }
+    rounded
+}
+
+#[test]
+fn eight_bit_weights_give_the_logits_of_the_rounded_model() {
+    for variant in VARIANTS {
+        let tiny = Tiny::new(variant, 4);
+        let got = all_logits(&decoder(gpu(), &tiny, Dtype::F32, DType::I8), DType::F32, 4);
+        let plain = tiny.forward(&TOKENS).concat();
+        let error: f64 = got.iter().zip(&plain).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
+        let nmse = error / plain.iter().map(|w| w * w).sum::<f64>();
+        println!("{variant}: int8 weights, normalised mean square error of the logits {nmse:.1e}");
+        assert!(nmse > 1e-5 && nmse < 1e-3, "{variant}: {nmse:e}");
+        // The latent variants cut and transpose a matrix before they round it, and GLA's head has no table to share.
+        if ["gqa", "gta"].contains(&variant) {
+            let want = in_eight_bits(&tiny).forward(&TOKENS).concat();
+            assert_close(&format!("{variant} in 8 bits"), &got, &want, 2e-5, 1e-10);
+        }
     }
 }

@@ -1,0 +1,96 @@
+//! Random contents, and times of passes; `linear_table` uses them too.
+
+use half::f16;
+use latten::{wgpu, DType, Gpu, Result};
+use std::time::{Duration, Instant};
+
+/// Elements of the block that fills memory: no power of two, so that no two pages are alike.
+const BLOCK_ELEMENTS: usize = 12_000_000;
+
+/// Work that brings the clocks up.
+pub const WARM: Duration = Duration::from_millis(500);
+
+/// A block of random elements, on the host in f64's reach and on the device, made once for all rows.
+pub struct Block {
+    values: Vec<f32>,
+    dtype: DType,
+    buffer: wgpu::Buffer,
+}
+
+impl Block {
+    pub fn new(gpu: &Gpu, dtype: DType) -> Self {
+        let mut values = random(BLOCK_ELEMENTS, 7);
+        let halves: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
+        if dtype == DType::F16 {
+            values = halves.iter().map(|value| value.to_f32()).collect();
+        }
+        let bytes: &[u8] =
+            if dtype == DType::F16 { bytemuck::cast_slice(&halves) } else { bytemuck::cast_slice(&values) };
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("block"),
+            size: bytes.len() as u64,
+            usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        gpu.queue().write_buffer(&buffer, 0, bytes);
+        Block { values, dtype, buffer }
+    }
+
+    /// Repeats the block over a whole buffer.
+    pub fn fill(&self, gpu: &Gpu, target: &wgpu::Buffer) -> Result<()> {
+        gpu.submit()?;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut at = 0;
+        while at < target.size() {
+            let bytes = (target.size() - at).min(self.buffer.size());
+            encoder.copy_buffer_to_buffer(&self.buffer, 0, target, at, bytes);
+            at += bytes;
+        }
+        gpu.queue().submit([encoder.finish()]);
+        Ok(())
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn value(&self, element: usize) -> f64 {
+        self.values[element % self.values.len()].into()
+    }
+}
+
+/// About normal values.
+pub fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..n).map(|_| next() + next() + next() + next() - 2.0).collect()
+}
+
+pub async fn median_us(gpu: &Gpu, mut work: impl FnMut(&mut wgpu::ComputePass<'_>)) -> Result<f64> {
+    let times = times_us(gpu, WARM, |pass, _| {
+        work(pass);
+        Ok(())
+    });
+    let times = times.await?;
+    Ok(times[times.len() / 2])
+}
+
+/// Sorted microseconds of passes that each do `work`, after `warm` of it (on a GPU).
+pub async fn times_us(
+    gpu: &Gpu,
+    warm: Duration,
+    mut work: impl FnMut(&mut wgpu::ComputePass<'_>, usize) -> Result<()>,
+) -> Result<Vec<f64>> {
+    let software = gpu.capabilities().is_software();
+    let (passes, warm) = if software { (3, Duration::ZERO) } else { (20, warm) };
+    let start = Instant::now();
+    while start.elapsed() < warm {
+        gpu.time_passes(passes, &mut work).await?;
+    }
+    let mut times = gpu.time_passes(passes, &mut work).await?;
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}

@@ -1,0 +1,39 @@
+// Sums over all lanes of the workgroup by subgroups of whatever size, at most MAX_SUBGROUPS of them. For OUT_LANES = 1.
+// Slot: reduce_*.
+var<workgroup> partials: array<f32, PADDED * MAX_SUBGROUPS>;
+var<private> subgroup: u32;
+var<private> subgroup_lane: u32;
+var<private> subgroup_count: u32;
+
+fn reduce(lane: u32, values: array<f32, PADDED>) {
+    // unroll
+    for (var i = 0u; i < PADDED; i++) {
+        let sum = subgroupAdd(values[i]);
+        if (subgroup_lane == 0u) {
+            partials[i * MAX_SUBGROUPS + subgroup] = sum;
+        }
+    }
+    workgroupBarrier();
+    for (var t = lane; t < PADDED; t += LANES) {
+        var sum = 0.0;
+        for (var s = 0u; s < subgroup_count; s++) {
+            sum += partials[t * MAX_SUBGROUPS + s];
+        }
+        totals[t] = sum;
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup_of_lane: u32,
+    @builtin(subgroup_invocation_id) lane_of_subgroup: u32,
+    @builtin(num_subgroups) subgroups_of_group: u32,
+) {
+    subgroup = subgroup_of_lane;
+    subgroup_lane = lane_of_subgroup;
+    subgroup_count = subgroups_of_group;
+    product(group, lane);
+}

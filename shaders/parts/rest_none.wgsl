@@ -1,0 +1,5 @@
+// Nothing beside a product of few rows. Slot: rest_*.
+
+fn rest_of(group: vec3<u32>, lane: u32) -> bool {
+    return false;
+}
