@@ -129,8 +129,14 @@ async fn measure(gpu: &Gpu, shape: &Shape) -> Result<Measured> {
     let output = decode.run(&plan, &layer, &q, scale)?;
     let max_error = check(gpu, &cache, &ids, (&q_values, scale), &output, &block, shape).await?;
     let times = times_us(gpu, gpu.capabilities().is_software(), |pass| {
-        let args =
-            latten::attention::DecodeArgs { plan: &plan, layer: &layer, q: &q, softmax_scale: scale, output: &output };
+        let args = latten::attention::DecodeArgs {
+            plan: &plan,
+            layer: &layer,
+            q: &q,
+            softmax_scale: scale,
+            sinks: None,
+            output: &output,
+        };
         decode.encode(pass, args)
     })
     .await?;

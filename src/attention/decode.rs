@@ -1,8 +1,9 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
 
-use super::append::elements_part;
+use super::append::cache_part;
 use super::layout::{KvView, StateLayout};
 use super::matrix::MatrixShape;
+use super::options::AttentionOptions;
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
 use super::rows::RowShape;
 use super::select::{Device, KernelShape, MAX_CLASSES};
@@ -29,6 +30,7 @@ pub struct Decode {
     gpu: Gpu,
     heads: HeadLayout,
     dtype: DType,
+    options: AttentionOptions,
     policy: SplitPolicy,
     shape: PlanShape,
     classes: Vec<Class>,
@@ -80,6 +82,8 @@ pub struct DecodeArgs<'a> {
     /// Factor on the scores: `head_dim^-0.5` (GQA, GTA), `(head_dim + rope_dim)^-0.5` of the width before absorption
     /// (GLA, MLA).
     pub softmax_scale: f32,
+    /// `(q_heads)` f32: the layer's sinks, where the `Decode` was made with [`AttentionOptions::sinks`], and only there.
+    pub sinks: Option<&'a Tensor>,
     /// Where the results go.
     pub output: &'a DecodeOutput,
 }
@@ -105,12 +109,20 @@ impl Decode {
     /// Errors: [`ErrorKind::Unsupported`] for a state too large for the device's workgroup memory,
     /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
+        Self::with_options(gpu, heads, dtype, AttentionOptions::default())
+    }
+
+    /// Compiles the kernels with options.
+    ///
+    /// Errors: as [`Decode::new`]; [`ErrorKind::Argument`] for an option out of range.
+    pub fn with_options(gpu: &Gpu, heads: HeadLayout, dtype: DType, options: AttentionOptions) -> Result<Self> {
+        options.check()?;
         let layout = StateLayout::new(&heads, dtype);
-        let shapes = KernelShape::all(&heads, dtype, &Device::of(gpu.capabilities()))?;
+        let shapes = KernelShape::all(&heads, dtype, &options, &Device::of(gpu.capabilities()))?;
         let mut classes = Vec::new();
         for &shape in &shapes {
-            let decode = gpu.kernel(kernel_spec(&heads, dtype, &shape)?)?;
-            let merge = gpu.kernel(merge_spec(&heads, shape.rows()))?;
+            let decode = gpu.kernel(kernel_spec(&heads, dtype, &options, &shape)?)?;
+            let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
             classes.push(Class { shape, decode, merge });
         }
         let shape = PlanShape {
@@ -121,11 +133,12 @@ impl Decode {
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
+            window: options.window_tokens(),
         };
         let partials = Mutex::new(gpu.create_buffer("partials", 16)?);
         let (plans, outputs) = (Arc::default(), Mutex::default());
         let policy = SplitPolicy::default();
-        Ok(Self { gpu: gpu.clone(), heads, dtype, policy, shape, classes, plans, partials, outputs })
+        Ok(Self { gpu: gpu.clone(), heads, dtype, options, policy, shape, classes, plans, partials, outputs })
     }
 
     /// The same with another way of splitting sequences among workgroups. [`Decode::plan`] refuses a part count or size
@@ -140,6 +153,11 @@ impl Decode {
         &self.heads
     }
 
+    /// The options it was made with.
+    pub fn options(&self) -> &AttentionOptions {
+        &self.options
+    }
+
     /// Plans a step: each sequence attends from its reserved tokens over everything it holds, those included.
     ///
     /// Valid until any sequence of the cache changes, whichever it is. The plan is uploaded, and what is recorded is
@@ -148,12 +166,33 @@ impl Decode {
     /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved,
     /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
+        self.plan_masked(cache, sequences, None)
+    }
+
+    /// [`Decode::plan`] with a tree mask per query token, for a `Decode` made with [`AttentionOptions::tree`]: bit i of
+    /// `masks[t]` says whether query token t sees the i-th of its own sequence's reserved tokens. What was cached before,
+    /// every token sees. (With a window, a token sees the last of all these; in a tree they are its nearest ancestors.)
+    ///
+    /// Masks say who sees whom, not where: rotate queries and keys by the tokens' depths, through [`Append::encode`]
+    /// (the cache's own append counts positions along the sequence).
+    ///
+    /// Errors: as [`Decode::plan`]; [`ErrorKind::Shape`] for another number of masks than query tokens,
+    /// [`ErrorKind::Argument`] for more than 64 tokens of one sequence, bits past them, a token that does not see itself, a
+    /// `Decode` made without tree masks.
+    ///
+    /// [`Append::encode`]: super::Append::encode
+    pub fn plan_tree<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: &[u64]) -> Result<Plan> {
+        self.plan_masked(cache, sequences, Some(masks))
+    }
+
+    fn plan_masked<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: Option<&[u64]>) -> Result<Plan> {
         let batch = cache.batch(sequences)?;
         if batch.tokens() == 0 {
             return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
         }
-        let list = plan::plan(&batch.sequences, &self.shape, self.policy)?;
-        let words = plan_words(&list, &batch.page_table)?;
+        let masks = self.options.masks(&batch.sequences, masks)?;
+        let list = plan::plan_masked(&batch.sequences, &masks, &self.shape, self.policy)?;
+        let words = plan_words(&list, &batch.page_table, &masks)?;
         self.reserve_partials(&list)?;
         let bytes = 4 * words.len();
         let buffer = self.plan_buffer(bytes)?;
@@ -215,13 +254,32 @@ impl Decode {
     ///
     /// Errors: [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
     /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a
-    /// scale that is not finite.
+    /// scale that is not finite, a `Decode` that needs sinks.
     pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
         let output = self.output(plan.tokens)?;
-        let args = DecodeArgs { plan, layer, q, softmax_scale, output: &output };
-        self.check(&args)?;
-        self.gpu.record(|pass| self.encode(pass, args))?;
+        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: None, output: &output })?;
         Ok(output)
+    }
+
+    /// [`Decode::run`] with the layer's sinks, `(q_heads)` f32, for a `Decode` made with [`AttentionOptions::sinks`].
+    ///
+    /// Errors: as [`Decode::run`]; [`ErrorKind::Argument`] for a `Decode` made without.
+    pub fn run_with_sinks(
+        &self,
+        plan: &Plan,
+        layer: &KvView,
+        q: &Tensor,
+        softmax_scale: f32,
+        sinks: &Tensor,
+    ) -> Result<DecodeOutput> {
+        let output = self.output(plan.tokens)?;
+        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: Some(sinks), output: &output })?;
+        Ok(output)
+    }
+
+    fn record(&self, args: DecodeArgs<'_>) -> Result<()> {
+        self.check(&args)?;
+        self.gpu.record(|pass| self.encode(pass, args))
     }
 
     /// Records the attention of one layer into a pass of the caller's, on the same device. Keep the plan and the outputs
@@ -230,9 +288,10 @@ impl Decode {
     /// Errors: as [`Decode::run`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
         let plan_buffer = self.check(&args)?;
-        let DecodeArgs { plan, layer, q, softmax_scale, output } = args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = args;
         let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
+        let sinks = sinks.map(|tensor| &tensor.buffer);
         for (index, (class, (items, _))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
@@ -242,7 +301,8 @@ impl Decode {
                 page_shift: layer.page_size.ilog2(),
                 class_index: index as u32,
             };
-            let buffers = [&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            let mut buffers = vec![&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            buffers.extend(sinks);
             let (y, z) = plan::fold(*items);
             let x = groups / class.shape.groups_per_workgroup();
             self.gpu.dispatch(pass, &class.decode, &params, &buffers, (x as u32, y, z))?;
@@ -253,13 +313,15 @@ impl Decode {
         {
             let (y, z) = plan::fold(*merges);
             let grid = ((groups * class.shape.rows() * merge_blocks(&self.heads)) as u32, y, z);
-            self.gpu.dispatch(pass, &class.merge, &(index as u32), &[&partials, out, plan_buffer, lse], grid)?;
+            let mut buffers = vec![&partials, out, plan_buffer, lse];
+            buffers.extend(sinks);
+            self.gpu.dispatch(pass, &class.merge, &(index as u32), &buffers, grid)?;
         }
         Ok(())
     }
 
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
-        let DecodeArgs { plan, layer, q, softmax_scale, output } = *args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = *args;
         let foreign = || ErrorKind::argument("plan", "was made by another Decode");
         if !Arc::ptr_eq(&plan.home, &self.plans) {
             return Err(foreign());
@@ -283,6 +345,12 @@ impl Decode {
             return Err(ErrorKind::argument("softmax_scale", format!("{softmax_scale} is not finite")));
         }
         let (tokens, heads) = (plan.tokens, self.heads.q_heads());
+        match sinks {
+            Some(sinks) if self.options.sinks => sinks.expect("sinks", &[heads], DType::F32)?,
+            None if !self.options.sinks => {}
+            Some(_) => return Err(ErrorKind::argument("sinks", "were given, the Decode was made without")),
+            None => return Err(ErrorKind::argument("sinks", "were not given, the Decode was made with them")),
+        }
         q.expect("q", &[tokens, heads, self.heads.q_dim()], DType::F32)?;
         output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
         output.lse.expect("lse", &[tokens, heads], DType::F32)?;
@@ -324,12 +392,14 @@ fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
 }
 
 /// The plan buffer's content.
-fn plan_words(list: &WorkList, page_table: &[u32]) -> Result<Vec<u32>> {
+fn plan_words(list: &WorkList, page_table: &[u32], masks: &[u64]) -> Result<Vec<u32>> {
     let word = |n: usize| u32::try_from(n).map_err(|_| ErrorKind::argument("plan", format!("{n} words")));
     let items: &[u32] = bytemuck::cast_slice(&list.items);
     let merges: &[u32] = bytemuck::cast_slice(&list.merges);
     let merges_first = PLAN_HEADER + items.len();
-    let mut words = vec![word(merges_first + merges.len())?, word(merges_first)?, word(list.partial_rows)?, 0];
+    let pages_first = merges_first + merges.len();
+    let masks_first = word(pages_first + page_table.len())?;
+    let mut words = vec![word(pages_first)?, word(merges_first)?, word(list.partial_rows)?, masks_first];
     for (items, merges) in list.classes.iter().zip(&list.merge_classes) {
         words.extend([word(items.start)?, word(items.len())?, word(merges.start)?, word(merges.len())?]);
     }
@@ -337,6 +407,7 @@ fn plan_words(list: &WorkList, page_table: &[u32]) -> Result<Vec<u32>> {
     words.extend(items);
     words.extend(merges);
     words.extend(page_table);
+    words.extend(masks.iter().flat_map(|mask| [*mask as u32, (mask >> 32) as u32]));
     word(words.len())?;
     Ok(words)
 }
@@ -351,9 +422,14 @@ fn head_consts(heads: &HeadLayout) -> Consts {
 }
 
 /// The kernel of a shape; all take the same bindings.
-pub(crate) fn kernel_spec(heads: &HeadLayout, dtype: DType, shape: &KernelShape) -> Result<KernelSpec> {
+pub(crate) fn kernel_spec(
+    heads: &HeadLayout,
+    dtype: DType,
+    options: &AttentionOptions,
+    shape: &KernelShape,
+) -> Result<KernelSpec> {
     match shape {
-        KernelShape::Tile(shape) => decode_spec(heads, dtype, shape),
+        KernelShape::Tile(shape) => decode_spec(heads, dtype, options, shape),
         KernelShape::Rows(shape) => rows_spec(heads, dtype, shape),
         KernelShape::Matrix(shape) => Ok(matrix_spec(heads, dtype, shape)),
     }
@@ -386,6 +462,7 @@ fn state_consts(heads: &HeadLayout, layout: &StateLayout) -> Consts {
         ("VALUE_FIRST", number(layout.value_first)),
         ("VALUE_WORDS", number(layout.value_words)),
     ]);
+    consts.extend(layout.scale_consts());
     consts
 }
 
@@ -422,7 +499,7 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, shape: &RowShape) -> Result<Kerne
         name: "decode_rows",
         consts,
         parts: vec![
-            elements_part(dtype)?,
+            cache_part(dtype)?,
             rows,
             part!("parts/plan.wgsl"),
             part!("parts/softmax.wgsl"),
@@ -470,12 +547,18 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, shape: &MatrixShape) -> KernelS
     }
 }
 
-pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
+pub(crate) fn decode_spec(
+    heads: &HeadLayout,
+    dtype: DType,
+    options: &AttentionOptions,
+    shape: &DecodeShape,
+) -> Result<KernelSpec> {
     let layout = StateLayout::new(heads, dtype);
     let mut consts = state_consts(heads, &layout);
     consts.extend([
         ("ELEMS_PER_WORD_AND_TOTAL", number(layout.elems_per_word + 1)),
         ("VECS_PER_WORD", number(layout.elems_per_word / 4)),
+        ("QUERY_WORDS", number(layout.query_words())),
         ("THREADS", number(shape.threads)),
         ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
         ("ROW_BLOCKS", number(shape.row_blocks)),
@@ -495,20 +578,29 @@ pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape)
     ]);
     let (rows_type, rows) = rows_slot(shape.rows_per_block);
     consts.push(("Rows", rows_type));
+    let scales = if layout.spans > 0 { part!("parts/scales_token.wgsl") } else { part!("parts/scales_none.wgsl") };
     let query =
         if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
+    let mut bindings = decode_bindings();
+    let [score, mask] = options.score_parts(&mut consts);
+    let sink = options.sink_part(&mut consts, &mut bindings);
     Ok(KernelSpec {
         name: "decode",
         consts,
         parts: vec![
-            elements_part(dtype)?,
+            cache_part(dtype)?,
+            scales,
             rows,
+            part!("parts/page.wgsl"),
             part!("parts/plan.wgsl"),
             part!("parts/softmax.wgsl"),
             query,
+            score,
+            mask,
+            sink,
             part!("decode.wgsl"),
         ],
-        bindings: decode_bindings(),
+        bindings,
         workgroup_bytes: shape.workgroup_bytes,
     })
 }
@@ -518,14 +610,16 @@ fn merge_blocks(heads: &HeadLayout) -> usize {
     heads.v_dim().div_ceil(128)
 }
 
-pub(crate) fn merge_spec(heads: &HeadLayout, row_tile: usize) -> KernelSpec {
+pub(crate) fn merge_spec(heads: &HeadLayout, options: &AttentionOptions, row_tile: usize) -> KernelSpec {
     let mut consts = head_consts(heads);
     consts.extend([("ROW_TILE", number(row_tile)), ("V_BLOCKS", number(merge_blocks(heads)))]);
+    let mut bindings = vec![Access::Read, Access::Write, Access::Read, Access::Write];
+    let sink = options.sink_part(&mut consts, &mut bindings);
     KernelSpec {
         name: "merge",
         consts,
-        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), part!("merge.wgsl")],
-        bindings: vec![Access::Read, Access::Write, Access::Read, Access::Write],
+        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), sink, part!("merge.wgsl")],
+        bindings,
         workgroup_bytes: 256 * 16 + 2 * 8 * 4,
     }
 }

@@ -97,6 +97,7 @@ proptest! {
             row_tiles: vec![per_group.min(64), (4 * per_group).min(64) + 1, 66],
             target_workgroups: target,
             token_tile: 32,
+            window: 0,
         };
         let list = plan(&sequences, &shape, SplitPolicy::Auto).unwrap();
         prop_assert!(list.partial_rows <= most_partial_rows(&list, &shape), "{} rows", list.partial_rows);

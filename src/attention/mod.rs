@@ -5,15 +5,18 @@ pub mod decode;
 pub mod heads;
 pub mod layout;
 pub(crate) mod matrix;
+pub mod options;
 pub(crate) mod plan;
 pub(crate) mod rows;
 pub(crate) mod select;
 pub(crate) mod shape;
+pub(crate) mod tree;
 pub mod view;
 
 pub use append::{Append, AppendArgs, Rotation};
 pub use decode::{Decode, DecodeArgs, DecodeOutput, Plan};
 pub use heads::{Gla, Gqa, Gta, HeadLayout, Mla};
 pub use layout::{KvView, StateLayout};
+pub use options::AttentionOptions;
 pub use plan::SplitPolicy;
 pub use view::{KvBatch, KvSource, SeqView};

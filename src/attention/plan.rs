@@ -19,7 +19,7 @@ pub enum SplitPolicy {
     /// A sequence's parts, and so the last bits of its result, depend on what else is in the batch.
     #[default]
     Auto,
-    /// Parts of this many tokens (rounded up to the kernel's token tile), cut at its multiples: a sequence's result
+    /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees: a sequence's result
     /// does not depend on the batch it is in, bit for bit.
     FixedTokens(usize),
     /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
@@ -87,8 +87,10 @@ pub(crate) struct PlanShape {
     pub row_tiles: Vec<usize>,
     /// Workgroups that fill the device, groups counted (workgroups).
     pub target_workgroups: usize,
-    /// Chunks start at multiples of this (tokens); a power of two.
+    /// Chunks start at multiples of this from the tile's first visible token (tokens); a power of two.
     pub token_tile: usize,
+    /// Tokens that a query token sees at most, its own included (tokens); 0 for all.
+    pub window: u32,
 }
 
 /// The plan of one step, used by every layer. A class is one entry of [`PlanShape::row_tiles`], one kernel.
@@ -118,13 +120,24 @@ struct Tile {
     /// First row within the sequence, and how many (rows).
     row_first: u32,
     rows: u32,
-    /// Tokens that its last row sees; the earlier ones see no more.
-    visible: u32,
+    /// First token that some row sees.
+    first: u32,
+    /// One past the last token that some row sees.
+    last: u32,
+}
+
+impl Tile {
+    /// Tokens from the first that some row sees to the last.
+    fn tokens(&self) -> u64 {
+        u64::from(self.last - self.first)
+    }
 }
 
 /// How a tile's tokens are cut: into `parts` runs of whole units, near-equal in length.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
+    /// First token of the tile.
+    first: u32,
     /// Tokens of the tile, and of a unit; the last unit may be short.
     tokens: u64,
     unit: u64,
@@ -136,14 +149,26 @@ impl Cut {
     fn boundary(&self, part: u64) -> u32 {
         let units = self.tokens.div_ceil(self.unit);
         let token = (part * units / self.parts * self.unit).min(self.tokens);
-        token as u32 // no truncation: tokens came from a u32
+        self.first + token as u32 // no truncation, and no overflow: both came from tokens of a u32
     }
 }
 
-/// Plans the work of a step. The result depends on nothing but the arguments.
+/// Plans the work of a step of causal attention. The result depends on nothing but the arguments.
+#[cfg(test)]
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
+    plan_masked(sequences, &[], shape, policy)
+}
+
+/// Plans the work of a step. `masks`: one per query token, checked and cut to the window, or none where attention is
+/// causal. The result depends on nothing but the arguments.
+pub(crate) fn plan_masked(
+    sequences: &[SeqView],
+    masks: &[u64],
+    shape: &PlanShape,
+    policy: SplitPolicy,
+) -> Result<WorkList> {
     check(shape, policy)?;
-    let classes = tiles(sequences, shape)?;
+    let classes = tiles(sequences, masks, shape)?;
     let wanted = if policy == SplitPolicy::Auto { wanted_chunk(&classes, shape) } else { 0 };
     let cut = |tile: &Tile| cut(tile, shape, policy, wanted);
 
@@ -203,7 +228,7 @@ fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<
 }
 
 /// The tiles of every class. A sequence's class is decided by its own rows, never by its batch mates.
-fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
+fn tiles(sequences: &[SeqView], masks: &[u64], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
     let mut classes = vec![Vec::new(); shape.row_tiles.len()];
     let mut count = 0u64;
     for (index, &sequence) in sequences.iter().enumerate() {
@@ -215,18 +240,38 @@ fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
         let row_tile = shape.row_tiles[class] as u64;
         count = count.saturating_add(rows.div_ceil(row_tile));
         check_items(count)?;
-        let before = sequence.kv_len - sequence.q_len;
         for first in (0..rows).step_by(row_tile as usize) {
             let last = (first + row_tile).min(rows) - 1;
+            let token = |row: u64| (row / shape.heads_per_group as u64) as u32;
+            let (token_first, token_last) = seen(&sequence, masks, token(first)..token(last) + 1, shape.window);
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits
                 rows: (last - first + 1) as u32,
-                visible: before + (last / shape.heads_per_group as u64) as u32 + 1,
+                first: token_first,
+                last: token_last,
             });
         }
     }
     Ok(classes)
+}
+
+/// First cached token that one of these query tokens of a sequence sees, and one past the last.
+fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (u32, u32) {
+    let before = sequence.kv_len - sequence.q_len;
+    let from = |count: u32| if window == 0 { 0 } else { (before + count).saturating_sub(window) };
+    if masks.is_empty() {
+        return (from(tokens.start + 1), before + tokens.end);
+    }
+    let masks = &masks[sequence.q_token_first as usize..][..sequence.q_len as usize];
+    let masks = &masks[tokens.start as usize..tokens.end as usize];
+    let first = |mask: &u64| match mask.count_ones() {
+        count if window > 0 && count >= window => before + mask.trailing_zeros(), // the window ends among the new tokens
+        count => from(count),
+    };
+    let first = masks.iter().map(first).min();
+    let last = masks.iter().map(|mask| before + u64::BITS - mask.leading_zeros()).max();
+    (first.unwrap_or(0), last.unwrap_or(before))
 }
 
 /// Rows of a sequence per group, its numbers checked.
@@ -254,7 +299,7 @@ fn wanted_chunk(classes: &[Vec<Tile>], shape: &PlanShape) -> u64 {
     let (groups, target) = (shape.groups as u128, shape.target_workgroups as u128);
     let workgroups = |chunk| tiles().map(|tile| u128::from(auto_parts(tile, shape, chunk))).sum::<u128>() * groups;
 
-    let tokens: u128 = tiles().map(|tile| u128::from(tile.visible)).sum();
+    let tokens: u128 = tiles().map(|tile| u128::from(tile.tokens())).sum();
     let share = (tokens * groups).div_ceil(target).clamp(1, u128::from(u32::MAX)) as u64;
     let count = workgroups(share);
     if count <= target {
@@ -288,7 +333,7 @@ fn shortest_chunk(rows: u32, shape: &PlanShape) -> u64 {
 
 /// Parts of a tile under [`SplitPolicy::Auto`]; never more for a larger `wanted` chunk.
 fn auto_parts(tile: &Tile, shape: &PlanShape, wanted: u64) -> u64 {
-    let tokens = u64::from(tile.visible);
+    let tokens = tile.tokens();
     let shortest = shortest_chunk(tile.rows, shape);
     let chunk = wanted.max(shortest).next_multiple_of(shape.token_tile as u64);
     // A tile that is little longer than a chunk gains less by a cut than the merge costs.
@@ -299,7 +344,7 @@ fn auto_parts(tile: &Tile, shape: &PlanShape, wanted: u64) -> u64 {
 }
 
 fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut {
-    let tokens = u64::from(tile.visible);
+    let tokens = tile.tokens();
     let token_tile = shape.token_tile as u64;
     let units = tokens.div_ceil(token_tile);
     let (unit, parts) = match policy {
@@ -311,7 +356,7 @@ fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, wanted: u64) -> Cut 
         }
         SplitPolicy::Auto => (token_tile, auto_parts(tile, shape, wanted)),
     };
-    Cut { tokens, unit, parts: parts.max(1) } // max: a tile that sees nothing still has its zeros to write
+    Cut { first: tile.first, tokens, unit, parts: parts.max(1) } // max: a tile that sees nothing still has its zeros to write
 }
 
 fn check(shape: &PlanShape, policy: SplitPolicy) -> Result<()> {
