@@ -14,25 +14,8 @@
 //   4. output: a lane takes ROWS_PER_BLOCK rows x 1 value word x every TOKEN_SPLITS-th token, sums in registers
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, page, elements_*,
-// scales_*, rows_*, query_*, score_*, mask_*, sink_*.
-
-struct Params {
-    scale_log2: f32, // softmax_scale * log2(e)
-    page_count: u32,
-    page_shift: u32, // log2 of the tokens per page
-    class_index: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages (parts/page.wgsl), vec4 words of elements
-@group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
-// (query tokens, Q_HEADS, V_DIM) f32
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
-// (query tokens, Q_HEADS) f32 bits, natural log
-@group(0) @binding(5) var<storage, read_write> lse: array<u32>;
-// (GROUPS, partial rows, V_DIM) f32, then (GROUPS, partial rows) f32 LSE in log2 units
-@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+// Constants: attention/shape.rs, DecodeShape. Parts: decode_io, plan, softmax, page,
+// elements_*, scales_*, rows_*, query_*, score_*, mask_*, sink_*.
 
 const TILE_WORDS = STATE_WORDS + ROPE_WORDS;
 // Odd, so that lanes reading one word of neighbouring tokens meet different banks.
@@ -59,18 +42,6 @@ var<workgroup> token_base: array<u32, 2u * TOKENS>;
 const NOWHERE = 0xffffffffu;
 
 var<private> fetched: array<vec4<u32>, STATE_FETCHES + ROPE_FETCHES>;
-
-// Row of q, out and lse of a tile row.
-fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
-    return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
-}
-
-// Page of a token of the tile at `token_first`; lanes below TOKENS each look one up, a step ahead.
-fn page_of(item: WorkItem, token: u32) -> u32 {
-    let held = min(token, max(item.token_last, 1u) - 1u);
-    // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
-    return min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u);
-}
 
 // Tells all lanes where `token` lies. Past the item's last token is nowhere: that memory is somebody else's.
 fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
@@ -359,14 +330,9 @@ fn main(
                 if (row < item.q_len * HEADS_PER_GROUP) {
                     let total = rows_get(totals[u], j);
                     let top = rows_get(row_max[row_block], j);
-                    let head = group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
                     let split = item.partial_row != NO_PARTIAL;
-                    // A sink counts once per row: here, or where the parts are merged.
-                    var finished = softmax_finish(top, total, head);
-                    if (split) {
-                        finished = Finished(softmax_inverse(total), softmax_lse2(top, total));
-                    }
-                    let partial = group * partial_rows() + item.partial_row + tile_row;
+                    let finished = finish_row(item, group, row, top, total);
+                    let partial = partial_of(item, group, tile_row);
                     let final_row = query_row(item, group, row);
                     // unroll
                     for (var e = 0u; e < ELEMS_PER_WORD; e++) {
@@ -379,10 +345,8 @@ fn main(
                             }
                         }
                     }
-                    if (first_dim == 0u && split) {
-                        partials[GROUPS * partial_rows() * V_DIM + partial] = finished.lse2;
-                    } else if (first_dim == 0u) {
-                        lse[final_row] = softmax_lse_bits(finished.lse2);
+                    if (first_dim == 0u) {
+                        write_lse(item, group, tile_row, finished.lse2);
                     }
                 }
             }

@@ -2,7 +2,7 @@
 //! to read a shader, and for the tests that validate and translate them all. Needs no GPU.
 
 use crate::attention::append::append_spec;
-use crate::attention::decode::{kernel_spec, merge_spec};
+use crate::attention::kernels::{kernel_spec, merge_spec};
 use crate::attention::select::{Device, KernelShape};
 use crate::attention::shape::ShapeLimits;
 use crate::attention::{AttentionOptions, Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
@@ -72,12 +72,12 @@ fn attention() -> Result<Vec<Labelled>> {
             ] {
                 let limits = ShapeLimits { workgroup_bytes, subgroup_size: lanes };
                 let device = Device { limits, tier, subgroup_min: lanes };
-                for options in options(&heads) {
-                    for shape in KernelShape::all(&heads, dtype, &options, &device)? {
-                        // A device of more memory has other tiles, too; the portable ones stand for them.
-                        if tier == Tier::Matrix && !matches!(shape, KernelShape::Matrix(_)) {
-                            continue;
-                        }
+                for shape in KernelShape::all(&heads, dtype, &device)? {
+                    // A device of more memory has other tiles, too; the portable ones stand for them.
+                    if tier == Tier::Matrix && !matches!(shape, KernelShape::Matrix(_)) {
+                        continue;
+                    }
+                    for options in options(&heads) {
                         all.push((what.clone(), kernel_spec(&heads, dtype, &options, &shape)?));
                         all.push((what.clone(), merge_spec(&heads, &options, shape.rows())));
                     }

@@ -17,3 +17,8 @@ fn visible_to(item: WorkItem, row: u32) -> Visible {
 fn sees(visible: Visible, token: u32) -> bool {
     return token < visible.last && (WINDOW == 0u || token >= visible.first);
 }
+
+// Of the tokens up to the item's last, the first that the row sees and one past the last, all between seen.
+fn clear_tokens(visible: Visible) -> vec2<u32> {
+    return vec2<u32>(select(visible.first, 0u, WINDOW == 0u), visible.last);
+}

@@ -30,3 +30,8 @@ fn sees(visible: Visible, token: u32) -> bool {
     let bits = select(visible.low, visible.high, i >= 32u);
     return i < 64u && (bits >> (i & 31u) & 1u) == 1u;
 }
+
+// A first token and one past a last, all between seen by the row: those before the step, or the last of them in the window.
+fn clear_tokens(visible: Visible) -> vec2<u32> {
+    return vec2<u32>(select(visible.first, 0u, WINDOW == 0u), visible.before);
+}

@@ -3,6 +3,7 @@
 pub mod append;
 pub mod decode;
 pub mod heads;
+pub(crate) mod kernels;
 pub mod layout;
 pub(crate) mod matrix;
 pub mod options;

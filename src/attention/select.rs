@@ -2,7 +2,6 @@
 
 use super::layout::StateLayout;
 use super::matrix::{self, MatrixShape};
-use super::options::AttentionOptions;
 use super::rows::{self, RowShape};
 use super::shape::{DecodeShape, ShapeLimits};
 use super::HeadLayout;
@@ -46,19 +45,14 @@ impl Device {
 pub(crate) const MAX_CLASSES: usize = 6;
 
 impl KernelShape {
-    /// The kernels of a layout, one per tile height, ascending; at most [`MAX_CLASSES`].
+    /// The kernels of a layout, one per tile height, ascending; at most [`MAX_CLASSES`]. All take all options.
     ///
     /// Errors: as [`DecodeShape::all`].
-    pub(crate) fn all(
-        heads: &HeadLayout,
-        dtype: DType,
-        options: &AttentionOptions,
-        device: &Device,
-    ) -> Result<Vec<Self>> {
+    pub(crate) fn all(heads: &HeadLayout, dtype: DType, device: &Device) -> Result<Vec<Self>> {
         let layout = &StateLayout::new(heads, dtype);
-        let plain = *options == AttentionOptions::default() && matches!(dtype, DType::F32 | DType::F16);
+        let unscaled = dtype != DType::I8;
         let mut shapes: Vec<Self> = Vec::new();
-        if device.tier >= Tier::Subgroup && plain {
+        if device.tier >= Tier::Subgroup && unscaled {
             let per_group = heads.heads_per_group();
             // One query token, and as many as the row kernel takes.
             for rows in [per_group, rows::MAX_ROWS / per_group.max(1) * per_group] {
@@ -67,7 +61,7 @@ impl KernelShape {
                 shapes.extend(shape.filter(|s| s.rows() > tallest).map(Self::Rows));
             }
         }
-        if device.tier >= Tier::Matrix && plain && dtype == DType::F16 {
+        if device.tier >= Tier::Matrix && dtype == DType::F16 {
             for rows in [16, 32, matrix::MAX_ROWS] {
                 let tallest = shapes.last().map_or(0, Self::rows);
                 let shape = MatrixShape::choose(heads, layout, rows, device.limits.workgroup_bytes);
@@ -137,7 +131,7 @@ mod tests {
         let layout = StateLayout::new(heads, dtype);
         let limits = ShapeLimits { workgroup_bytes: 16352, subgroup_size: subgroup };
         let device = Device { limits, tier: Tier::Subgroup, subgroup_min: subgroup };
-        let shapes = KernelShape::all(heads, dtype, &AttentionOptions::default(), &device).unwrap();
+        let shapes = KernelShape::all(heads, dtype, &device).unwrap();
         assert!(!shapes.is_empty() && shapes.len() <= MAX_CLASSES);
         assert!(shapes.windows(2).all(|s| s[0].rows() < s[1].rows()), "{shapes:?}");
         for shape in shapes {
@@ -158,7 +152,7 @@ mod tests {
         let limits = ShapeLimits { workgroup_bytes: 49152, subgroup_size: 32 };
         let all = |tier| {
             let device = Device { limits, tier, subgroup_min: 32 };
-            KernelShape::all(&gta, DType::F16, &AttentionOptions::default(), &device).unwrap()
+            KernelShape::all(&gta, DType::F16, &device).unwrap()
         };
         assert!(matches!(all(Tier::Subgroup)[0], KernelShape::Rows(s) if s.rows() == 4 && s.groups_per_workgroup == 8));
         assert!(all(Tier::Portable).iter().all(|s| matches!(s, KernelShape::Tile(_))));

@@ -1,9 +1,9 @@
 //! Softcap, sliding window and sinks, alone and together, against the f64 reference.
 
 use crate::case::{Case, Extra, Size};
-use crate::support::{bits, gpu, layouts, small, tiers, Rng};
+use crate::support::{bits, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
-use latten::{DType, Decode, HeadLayout, SplitPolicy};
+use latten::{DType, Decode, Gpu, HeadLayout, SplitPolicy};
 
 const SOFTCAP: AttentionOptions = AttentionOptions { softcap: Some(1.5), window: None, sinks: false, tree: false };
 const SINKS: AttentionOptions = AttentionOptions { softcap: None, window: None, sinks: true, tree: false };
@@ -59,18 +59,20 @@ fn what_no_window_reaches_is_not_read() {
         let options = window(tokens);
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32)] {
             let case = Case { page_size, ..case(small(), DType::F32, policy) };
-            let decode = Decode::with_options(gpu(), small(), DType::F32, options).unwrap().with_policy(policy);
-            let run = |outside: f32| {
+            let run = |gpu: &Gpu, outside: f32| {
+                let decode = Decode::with_options(gpu, small(), DType::F32, options).unwrap().with_policy(policy);
                 let mut sequences = case.draw();
                 for (s, (kv_len, q_len)) in sequences.iter_mut().zip(&case.lengths) {
                     // The first query token sees from here on, the others no earlier.
                     let first = (kv_len - q_len + 1).saturating_sub(tokens);
                     s.rows[..first * small().kv_dim()].fill(outside);
                 }
-                let results = case.run_with(gpu(), &decode, sequences, 0xff, &extra(options, &small()));
+                let results = case.run_with(gpu, &decode, sequences, 0xff, &extra(options, &small()));
                 results.iter().flat_map(|s| [bits(&s.out), bits(&s.lse)]).collect::<Vec<_>>()
             };
-            assert!(run(f32::NAN) == run(0.0), "pages of {page_size}, window {tokens}, {policy:?}");
+            for gpu in tiers() {
+                assert!(run(gpu, f32::NAN) == run(gpu, 0.0), "pages of {page_size}, window {tokens}, {policy:?}");
+            }
         }
     }
 }
@@ -93,15 +95,17 @@ fn softcap_of_any_score() {
     for (cap, factor) in [(1e-3, 1.0), (0.5, 4.0), (50.0, 1e-3), (50.0, 30.0), (50.0, 6e4), (1e6, 1.0), (30.0, 1e15)] {
         let case = case(heads, DType::F32, SplitPolicy::Off);
         let options = AttentionOptions { softcap: Some(cap), ..Default::default() };
-        let decode = Decode::with_options(gpu(), heads, DType::F32, options).unwrap().with_policy(SplitPolicy::Off);
         let mut sequences = case.draw();
         sequences.iter_mut().for_each(|s| s.q.iter_mut().for_each(|v| *v *= factor));
         let extra = extra(options, &heads);
-        let results = case.run_with(gpu(), &decode, sequences, 0xff, &extra);
-        for (i, s) in results.iter().enumerate() {
-            // A score of size s rounds to about 2^-24 s, a capped one to the cap's; a dot product adds a few of those.
-            let size = f64::from(cap.min(4.0 * factor)) * 2f64.powi(-22);
-            case.compare_with(i, s, Size { score: size, cancelled: 0.0, value: 0.0 }, &extra);
+        for gpu in tiers() {
+            let decode = Decode::with_options(gpu, heads, DType::F32, options).unwrap().with_policy(SplitPolicy::Off);
+            let results = case.run_with(gpu, &decode, sequences.clone(), 0xff, &extra);
+            for (i, s) in results.iter().enumerate() {
+                // A score of size s rounds to about 2^-24 s, a capped one to the cap's; a dot product adds a few of those.
+                let size = f64::from(cap.min(4.0 * factor)) * 2f64.powi(-22);
+                case.compare_with(i, s, Size { score: size, cancelled: 0.0, value: 0.0 }, &extra);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tree masks: chains are causal attention bit for bit, trees agree with the f64 reference, bad masks are refused.
 
 use crate::case::{Case, Extra};
-use crate::support::{bits, gpu, gpu_of_thread, layouts, portable, small, Rng};
+use crate::support::{bits, gpu, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy};
 
@@ -36,17 +36,27 @@ fn run(gpu: &Gpu, case: &Case, options: AttentionOptions, trees: Vec<Vec<u64>>) 
     results.iter().flat_map(|s| [bits(&s.out), bits(&s.lse)]).collect()
 }
 
+fn check(case: &Case, extra: &Extra) {
+    for gpu in tiers() {
+        let decode = Decode::with_options(gpu, case.heads, case.dtype, extra.options).unwrap().with_policy(case.policy);
+        let results = case.run_with(gpu, &decode, case.draw(), 0xff, extra);
+        case.compare_all_with(&results, extra);
+    }
+}
+
 #[test]
 fn a_chain_is_causal_bit_for_bit() {
     for window in [None, Some(20)] {
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32), SplitPolicy::Auto] {
             let case = case(small(), DType::F32, policy);
-            let gpu = portable();
-            let causal = run(gpu, &case, AttentionOptions { window, ..Default::default() }, vec![]);
-            let tree = AttentionOptions { window, ..TREE };
-            assert!(run(gpu, &case, tree, chain(&case)) == causal, "{policy:?} {window:?}");
-            // And a chain is what a plan without masks means.
-            assert!(run(gpu, &case, tree, vec![]) == causal, "{policy:?} {window:?} without masks");
+            for gpu in tiers() {
+                let what = format!("{:?} {policy:?} {window:?}", gpu.capabilities().tier);
+                let causal = run(gpu, &case, AttentionOptions { window, ..Default::default() }, vec![]);
+                let tree = AttentionOptions { window, ..TREE };
+                assert!(run(gpu, &case, tree, chain(&case)) == causal, "{what}");
+                // And a chain is what a plan without masks means.
+                assert!(run(gpu, &case, tree, vec![]) == causal, "{what} without masks");
+            }
         }
     }
 }
@@ -58,14 +68,11 @@ fn random_trees_agree_with_the_reference() {
         let (dtype, policy) =
             ([DType::F16, DType::F32][i % 2], [SplitPolicy::Off, SplitPolicy::FixedTokens(32)][i / 3]);
         let case = case(heads, dtype, policy);
-        let gpu = gpu_of_thread();
         // A window counts what the mask lets through.
         for options in [TREE, AttentionOptions { window: Some(12), ..TREE }].into_iter().take(if i < 4 { 2 } else { 1 })
         {
-            let decode = Decode::with_options(gpu, heads, dtype, options).unwrap().with_policy(policy);
             let extra = Extra { options, sinks: vec![], trees: random_trees(&case, &mut rng) };
-            let results = case.run_with(gpu, &decode, case.draw(), 0xff, &extra);
-            case.compare_all_with(&results, &extra);
+            check(&case, &extra);
         }
     }
 }
@@ -79,10 +86,7 @@ fn any_visibility() {
         (0..*q_len).map(|m| rng.next() & (u64::MAX >> (64 - q_len)) | 1 << m).collect::<Vec<u64>>()
     };
     let trees = case.lengths.iter().map(any).collect();
-    let decode = Decode::with_options(gpu(), small(), DType::F32, TREE).unwrap().with_policy(case.policy);
-    let extra = Extra { options: TREE, sinks: vec![], trees };
-    let results = case.run_with(gpu(), &decode, case.draw(), 0xff, &extra);
-    case.compare_all_with(&results, &extra);
+    check(&case, &Extra { options: TREE, sinks: vec![], trees });
 }
 
 #[test]
