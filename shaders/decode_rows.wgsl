@@ -12,7 +12,8 @@
 // Grid: x = block of GROUPS_PER_WORKGROUP groups, whose loads of the shared rope key meet in the multiprocessor's cache;
 // y (and z, folded past 65,535) = work item of the class.
 // Constants: attention/rows.rs, RowShape. A group's teams, TEAMS * TEAM lanes, are never more than a subgroup.
-// Parts: decode_io, plan, softmax, page, elements_*, rows_*, score_*, mask_*, sink_*.
+// Parts: decode_io, plan, softmax, page, elements_*, row_scales_*, rows_*,
+// score_*, mask_*, sink_*.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
@@ -30,6 +31,8 @@ const ROPE_LAST = max(ROPE_WORDS, 1u) - 1u;
 var<private> query: array<Rows, QUERY_ELEMS>;
 // Two steps' words, turn about: per token STATE_SLOTS words of the state, then ROPE_SLOTS of the rope key.
 var<private> words: array<vec4<u32>, FETCHED_WORDS>;
+// And their scales.
+var<private> scales: array<Scales, 2u * TOKENS>;
 var<private> sums: array<Rows, SUM_ELEMS>;
 var<private> totals: array<Rows, ROW_BLOCKS>;
 var<private> row_max: array<Rows, ROW_BLOCKS>;
@@ -64,11 +67,11 @@ fn load_query(item: WorkItem, group: u32, lane: u32) {
     // unroll
     for (var i = 0u; i < ROPE_SLOTS; i++) {
         // unroll
-        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-            let dim = NOPE_DIM + (lane + i * TEAM) * ELEMS_PER_WORD + e;
+        for (var e = 0u; e < ROPE_ELEMS; e++) {
+            let dim = NOPE_DIM + (lane + i * TEAM) * ROPE_ELEMS + e;
             // unroll
             for (var b = 0u; b < ROW_BLOCKS; b++) {
-                query[((KEY_SLOTS + i) * ELEMS_PER_WORD + e) * ROW_BLOCKS + b] =
+                query[(KEY_SLOTS * ELEMS_PER_WORD + i * ROPE_ELEMS + e) * ROW_BLOCKS + b] =
                     query_element(item, group, b, dim, dim < Q_DIM);
             }
         }
@@ -84,12 +87,16 @@ fn fetch_pages(item: WorkItem, first: u32) {
     }
 }
 
-// First word of the state of a token whose page is known, and of its rope key.
-fn token_base(item: WorkItem, group: u32, first_token: u32, page: u32) -> vec2<u32> {
+// First word of the state of a token whose page is known, of its rope key and of its scales.
+fn token_base(item: WorkItem, group: u32, first_token: u32, page: u32) -> vec3<u32> {
     let page_size = 1u << params.page_shift;
     let token = min(first_token, item.token_last - 1u);
     let offset = token & (page_size - 1u);
-    return vec2<u32>(page_state(page, page_size, offset, group), page_rope(page, page_size, offset));
+    return vec3<u32>(
+        page_state(page, page_size, offset, group),
+        page_rope(page, page_size, offset),
+        page_scales(page, page_size, offset),
+    );
 }
 
 // Writes a finished row, or its partial result if the tokens of its tile are split.
@@ -174,6 +181,7 @@ fn main(
             for (var i = 0u; i < ROPE_SLOTS; i++) {
                 words[u * SLOTS + STATE_SLOTS + i] = pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
             }
+            scales[u] = token_scales(base.z, group);
         }
         fetch_pages(item, item.token_first + STEP + team);
     }
@@ -196,6 +204,7 @@ fn main(
                     words[((1u - half) * TOKENS + u) * SLOTS + STATE_SLOTS + i] =
                         pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
                 }
+                scales[(1u - half) * TOKENS + u] = token_scales(base.z, group);
             }
             fetch_pages(item, now + 2u * STEP);
 
@@ -223,14 +232,18 @@ fn main(
                     }
                 }
                 // unroll
+                for (var b = 0u; b < ROW_BLOCKS; b++) {
+                    scores[u * ROW_BLOCKS + b] = scale_key(scores[u * ROW_BLOCKS + b], scales[half * TOKENS + u]);
+                }
+                // unroll
                 for (var i = 0u; i < ROPE_SLOTS; i++) {
-                    let key = unpack_word(words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i]);
+                    let key = unpack_rope_word(words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i]);
                     // unroll
-                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                    for (var e = 0u; e < ROPE_ELEMS; e++) {
                         // unroll
                         for (var b = 0u; b < ROW_BLOCKS; b++) {
                             scores[u * ROW_BLOCKS + b] = fma(
-                                query[((KEY_SLOTS + i) * ELEMS_PER_WORD + e) * ROW_BLOCKS + b],
+                                query[(KEY_SLOTS * ELEMS_PER_WORD + i * ROPE_ELEMS + e) * ROW_BLOCKS + b],
                                 Rows(key[e / 4u][e % 4u]),
                                 scores[u * ROW_BLOCKS + b],
                             );
@@ -293,7 +306,7 @@ fn main(
                 for (var u = 0u; u < TOKENS; u++) {
                     let weight = exp2(scores[u * ROW_BLOCKS + b] - row_max[b]);
                     totals[b] += weight;
-                    scores[u * ROW_BLOCKS + b] = weight;
+                    scores[u * ROW_BLOCKS + b] = scale_value(weight, scales[half * TOKENS + u]);
                 }
             }
 

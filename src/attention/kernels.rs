@@ -81,6 +81,7 @@ fn state_consts(heads: &HeadLayout, layout: &StateLayout) -> Consts {
 fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape: &RowShape) -> Result<KernelSpec> {
     let layout = StateLayout::new(heads, dtype);
     let slots = shape.slots(&layout);
+    let query_elems = slots.key * layout.elems_per_word + slots.rope * layout.rope_elems();
     let mut consts = state_consts(heads, &layout);
     let (rows_type, rows) = rows_slot(shape.rows_per_block);
     consts.extend([
@@ -100,7 +101,9 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("SLOTS", number(slots.state + slots.rope)),
         ("VALUE_SLOT_FIRST", number(slots.value_first)),
         ("VALUE_SLOTS", number(slots.value)),
-        ("QUERY_ELEMS", number((slots.key + slots.rope) * layout.elems_per_word * shape.row_blocks)),
+        ("ROPE_ELEMS", number(layout.rope_elems())),
+        ("ROPE_VECS", number(layout.rope_elems() / 4)),
+        ("QUERY_ELEMS", number(query_elems * shape.row_blocks)),
         ("FETCHED_WORDS", number(2 * shape.tokens * (slots.state + slots.rope))),
         ("SCORES", number(shape.tokens * shape.row_blocks)),
         ("SUM_WIDTH", number(slots.value * layout.elems_per_word)),
@@ -108,7 +111,9 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("Rows", rows_type),
     ]);
     let (bindings, mut parts) = common(options, &mut consts);
-    parts.extend([cache_part(dtype)?, rows, part!("decode_rows.wgsl")]);
+    let scales =
+        if layout.spans > 0 { part!("parts/row_scales_token.wgsl") } else { part!("parts/row_scales_none.wgsl") };
+    parts.extend([cache_part(dtype)?, scales, rows, part!("decode_rows.wgsl")]);
     Ok(KernelSpec { name: "decode_rows", consts, parts, bindings, workgroup_bytes: 0 })
 }
 

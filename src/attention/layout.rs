@@ -66,6 +66,15 @@ impl StateLayout {
         16 * (self.state_words + self.rope_words + self.spans.min(1))
     }
 
+    /// Elements in one word of the rope key.
+    pub(crate) fn rope_elems(&self) -> usize {
+        if self.spans > 0 {
+            8
+        } else {
+            self.elems_per_word
+        }
+    }
+
     /// Words of a query, counted as those of a state: a word of an i8 state has as many elements as two of its rope key.
     pub(crate) fn query_words(&self) -> usize {
         self.key_words + if self.spans > 0 { self.rope_words / 2 } else { self.rope_words }

@@ -50,9 +50,8 @@ impl KernelShape {
     /// Errors: as [`DecodeShape::all`].
     pub(crate) fn all(heads: &HeadLayout, dtype: DType, device: &Device) -> Result<Vec<Self>> {
         let layout = &StateLayout::new(heads, dtype);
-        let unscaled = dtype != DType::I8;
         let mut shapes: Vec<Self> = Vec::new();
-        if device.tier >= Tier::Subgroup && unscaled {
+        if device.tier >= Tier::Subgroup {
             let per_group = heads.heads_per_group();
             // One query token, and as many as the row kernel takes.
             for rows in [per_group, rows::MAX_ROWS / per_group.max(1) * per_group] {
@@ -119,7 +118,14 @@ mod tests {
                     HeadLayout::gla(Gla { q_heads, latent_heads: groups, latent_dim: dim, rope_dim: 32 }).unwrap(),
                     HeadLayout::mla(Mla { q_heads, latent_dim: dim, rope_dim: 64 }).unwrap(),
                 ] {
-                    for (dtype, subgroup) in [(DType::F16, 32), (DType::F32, 8), (DType::F16, 64), (DType::F32, 4)] {
+                    for (dtype, subgroup) in [
+                        (DType::F16, 32),
+                        (DType::F32, 8),
+                        (DType::F16, 64),
+                        (DType::F32, 4),
+                        (DType::I8, 8),
+                        (DType::I8, 32),
+                    ] {
                         check(&heads, dtype, subgroup);
                     }
                 }

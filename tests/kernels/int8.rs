@@ -2,7 +2,7 @@
 
 use crate::append::{layouts_to_append, pool};
 use crate::case::{Case, Sequence};
-use crate::support::{gpu, gpu_of_thread, layouts, Rng};
+use crate::support::{gpu, layouts, tiers, Rng};
 use half::f16;
 use latten::attention::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference::{self, Pairs};
@@ -224,19 +224,21 @@ fn error_against_the_unquantised() {
             let lengths = vec![(100, 1), (400, 3)];
             let policy = SplitPolicy::FixedTokens(64);
             let case = Case { heads, dtype: DType::I8, page_size: 16, lengths, policy, seed: 47 + i as u64 };
-            let decode = Decode::new(gpu_of_thread(), heads, DType::I8).unwrap().with_policy(policy);
             let mut drawn = case.draw();
             if uniform {
                 let mut rng = Rng(53);
                 drawn.iter_mut().flat_map(|s| &mut s.rows).for_each(|v| *v = 2.0 * rng.uniform() as f32 - 1.0);
             }
-            let results = case.run(gpu_of_thread(), &decode, drawn.clone(), 0xff);
-            // Against the same integers, within the bounds of any cache.
-            case.compare_all(&results);
             let mut worst = 0.0f64;
-            for ((index, got), drawn) in results.iter().enumerate().zip(&drawn) {
-                let plain = Sequence { out: got.out.clone(), lse: got.lse.clone(), ..drawn.clone() };
-                worst = worst.max(case.nmse(index, &plain));
+            for gpu in tiers() {
+                let decode = Decode::new(gpu, heads, DType::I8).unwrap().with_policy(policy);
+                let results = case.run(gpu, &decode, drawn.clone(), 0xff);
+                // Against the same integers, within the bounds of any cache.
+                case.compare_all(&results);
+                for ((index, got), drawn) in results.iter().enumerate().zip(&drawn) {
+                    let plain = Sequence { out: got.out.clone(), lse: got.lse.clone(), ..drawn.clone() };
+                    worst = worst.max(case.nmse(index, &plain));
+                }
             }
             println!("{heads:?} {}: NMSE {worst:.2e}", if uniform { "uniform" } else { "normal" });
             // Twice (values and scores) the widest span's (a / 127)^2 / 12, a = 4 (the largest of the test's normal values).
