@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mutation check of the attention kernels: each clamp and mask of shaders/{append,append_scaled,decode,merge}.wgsl and their parts is
-# changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
+# Mutation check of the attention kernels: each clamp and mask of shaders/{append,append_scaled,decode,decode_rows,merge}.wgsl
+# and their parts is changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
 # hour on two cores with a software GPU.
 #
 #   tests/mutate.sh                 the mutations that must die
@@ -57,8 +57,8 @@ decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index
 decode-chunk-end    ~parts/mask_causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees
 decode-row-visible  ~parts/mask_causal.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
 decode-causal       ~parts/mask_causal.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
-decode-page-held    ~decode.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~same: such a token is nowhere, whatever its page
-decode-page-clamp   ~decode.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
+decode-page-held    ~parts/decode_io.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~dies
+decode-page-clamp   ~parts/decode_io.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
 decode-state-held   ~decode.wgsl~page_state(page, page_size, offset, group), held)~page_state(page, page_size, offset, group), true)~D~dies
 decode-rope-held    ~decode.wgsl~page_rope(page, page_size, offset), held)~page_rope(page, page_size, offset), true)~D~same: the score is masked, and rope keys enter nothing else
 decode-nowhere      ~decode.wgsl~if (base == NOWHERE)~if (false)~D~dies
@@ -80,14 +80,18 @@ decode-merge-units  ~decode.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: o
 mask-window         ~parts/mask_causal.wgsl~(WINDOW == 0u || token >= visible.first)~true~O~dies
 mask-window-edge    ~parts/mask_causal.wgsl~token >= visible.first~token > visible.first~O~dies
 mask-window-start   ~parts/mask_causal.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~O~dies
+mask-clear-first    ~parts/mask_causal.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~O~dies
+mask-clear-last     ~parts/mask_causal.wgsl~WINDOW == 0u), visible.last~WINDOW == 0u), visible.last + 64u~O~dies
 softcap-large       ~parts/score_softcap.wgsl~min(abs(x), 15.0)~abs(x)~O~same: where exp2 overflows to infinity, which WGSL does not promise
 softcap-near        ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~far~O~dies
 softcap-far         ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~near~O~dies
 softcap-sign        ~parts/score_softcap.wgsl~select(value, -value, x < 0.0)~value~O~dies
 sink-none           ~parts/sink_logit.wgsl~max(sinks[head] * LOG2_E, NEGATIVE)~sinks[head] * LOG2_E~O~same: where exp2 of minus infinity is 0, which WGSL does not promise
-sink-split          ~decode.wgsl~                    if (split) {\n                        finished~                    if (false) {\n                        finished~O~dies
+sink-split          ~parts/decode_io.wgsl~if (item.partial_row != NO_PARTIAL) {\n        return Finished~if (false) {\n        return Finished~O~dies
 tree-window         ~parts/mask_tree.wgsl~return WINDOW == 0u || token >= visible.first;~return true;~T~dies
 tree-window-start   ~parts/mask_tree.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~T~dies
+tree-clear-first    ~parts/mask_tree.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~T~dies
+tree-clear-last     ~parts/mask_tree.wgsl~WINDOW == 0u), visible.before~WINDOW == 0u), visible.before + 64u~T~dies
 tree-row            ~parts/mask_tree.wgsl~select(0u, item.kv_len - item.q_len, held)~item.kv_len - item.q_len~T~same: a row past the end is never written
 tree-high           ~parts/mask_tree.wgsl~select(visible.low, visible.high, i >= 32u)~visible.low~T~dies
 tree-end            ~parts/mask_tree.wgsl~i < 64u && ~~T~dies
@@ -95,9 +99,24 @@ query-held          ~parts/query_registers.wgsl~held && ~~D~same: the cached pad
 query-row           ~parts/query_registers.wgsl~ && row < item.q_len * HEADS_PER_GROUP~~D~same: a row past the end is never written
 query-stream-end    ~parts/query_stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
 query-stream-row    ~parts/query_stream.wgsl~min(row, item.q_len * HEADS_PER_GROUP - 1u)~row~D~same: a row past the end is never written
+rows-item-end       ~decode_rows.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
+rows-token-held     ~decode_rows.wgsl~min(first_token, item.token_last - 1u)~first_token~D~dies
+rows-state-end      ~decode_rows.wgsl~words[u * SLOTS + i] = pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)]~words[u * SLOTS + i] = pool[base.x + lane + i * TEAM]~D~dies
+rows-query-held     ~decode_rows.wgsl~held && row < item.q_len~row < item.q_len~D~dies
+rows-clear          ~decode_rows.wgsl~if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {~if (false) {~D~dies
+rows-clear-rows     ~decode_rows.wgsl~        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {~        if (true) {~D~same: saves time
+rows-mask-last      ~decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
+rows-mask-tree-last ~decode_rows.wgsl~token < item.token_last && sees~sees~T~dies
+rows-softcap        ~decode_rows.wgsl~wide[j] = score_transform(wide[j])~wide[j] = wide[j]~O~dies
+rows-write-row      ~decode_rows.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
+rows-write-dim      ~decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
+rows-write-first    ~decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
+rows-key-scale      ~parts/row_scales_token.wgsl~return sum * scales.x~return sum * scales.y~I~dies
+rows-value-scale    ~parts/row_scales_token.wgsl~return weight * scales.y~return weight * scales.x~I~dies
+rows-scale-group    ~parts/row_scales_token.wgsl~let key = group * SPANS~let key = group~I~dies
 merge-item-end      ~merge.wgsl~if (index >= merge_item_count(params.class_index))~if (false)~G~dies
 merge-row-end       ~merge.wgsl~if (tile_row >= item.rows)~if (false)~D~dies
-merge-weight        ~merge.wgsl~select(0.0, exp2(part - top), part > 0.5 * NEGATIVE)~exp2(part - top)~D~same: every row sees a token, so top is a score
+merge-weight        ~merge.wgsl~select(0.0, exp2(part[i] - next), part[i] > 0.5 * NEGATIVE)~exp2(part[i] - next)~D~same: such a part weighs 0 beside any score, and its own sums are 0
 lse2-empty          ~parts/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
 lse-bits-empty      ~parts/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
 inverse-empty       ~parts/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
