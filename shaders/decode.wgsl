@@ -14,24 +14,8 @@
 //   4. output: a lane takes ROWS_PER_BLOCK rows x 1 value word x every TOKEN_SPLITS-th token, sums in registers
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/shape.rs, DecodeShape. Parts: plan, softmax, elements_*, rows_*, query_*.
-
-struct Params {
-    scale_log2: f32, // softmax_scale * log2(e)
-    page_count: u32,
-    page_shift: u32, // log2 of the tokens per page
-    class_index: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], vec4 words of elements
-@group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
-// (query tokens, Q_HEADS, V_DIM) f32
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
-// (query tokens, Q_HEADS) f32 bits, natural log
-@group(0) @binding(5) var<storage, read_write> lse: array<u32>;
-// (GROUPS, partial rows, V_DIM) f32, then (GROUPS, partial rows) f32 LSE in log2 units
-@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+// Constants: attention/shape.rs, DecodeShape. Parts: decode_io, plan, softmax, page,
+// elements_*, scales_*, rows_*, query_*, score_*, mask_*, sink_*.
 
 const TILE_WORDS = STATE_WORDS + ROPE_WORDS;
 // Odd, so that lanes reading one word of neighbouring tokens meet different banks.
@@ -59,34 +43,15 @@ const NOWHERE = 0xffffffffu;
 
 var<private> fetched: array<vec4<u32>, STATE_FETCHES + ROPE_FETCHES>;
 
-// Row of q, out and lse of a tile row.
-fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
-    return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
-}
-
-// One past the last token of the item that a row may see: causal, aligned to the end; none for a row past the last.
-fn visible_tokens(item: WorkItem, row: u32) -> u32 {
-    let visible = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
-    return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
-}
-
-// Page of a token of the tile at `token_first`; lanes below TOKENS each look one up, a step ahead.
-fn page_of(item: WorkItem, token: u32) -> u32 {
-    let held = min(token, max(item.token_last, 1u) - 1u);
-    // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
-    return min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u);
-}
-
 // Tells all lanes where `token` lies. Past the item's last token is nowhere: that memory is somebody else's.
 fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
     if (lane < TOKENS) {
         let page_size = 1u << params.page_shift;
         let offset = token & (page_size - 1u);
-        let first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
         let held = token < item.token_last;
-        token_base[lane] = select(NOWHERE, first + (group * page_size + offset) * STATE_WORDS, held);
-        let rope = first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS;
-        token_base[TOKENS + lane] = select(NOWHERE, rope, held);
+        token_base[lane] = select(NOWHERE, page_state(page, page_size, offset, group), held);
+        token_base[TOKENS + lane] = select(NOWHERE, page_rope(page, page_size, offset), held);
+        scales_publish(select(NOWHERE, page_scales(page, page_size, offset), held));
     }
 }
 
@@ -113,7 +78,8 @@ fn plane_word(lane: u32, i: u32, width: u32) -> u32 {
 }
 
 // The lane's words of the tile whose bases are published; zero where there is no token.
-fn fetch_tile(lane: u32) {
+fn fetch_tile(group: u32, lane: u32) {
+    scales_fetch(group, lane);
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
         let token = plane_token(lane, i, STATE_WORDS);
@@ -136,6 +102,7 @@ fn tile_word(state_word: u32) -> u32 {
 }
 
 fn store_tile(lane: u32) {
+    scales_store(lane);
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
         let token = plane_token(lane, i, STATE_WORDS);
@@ -168,16 +135,18 @@ fn score_tile(item: WorkItem, group: u32, lane: u32) {
     // unroll
     for (var i = 0u; i < WORDS_PER_SPLIT; i++) {
         let word = split + i * KEY_SPLITS;
-        if (word < KEY_WORDS + ROPE_WORDS) {
+        if (word < QUERY_WORDS) {
             query_load(item, group, row_block, word);
             // unroll
             for (var t = 0u; t < TOKENS_PER_LANE; t++) {
-                let key = unpack_word(tile[(token_lane + t * SCORE_LANES) * TILE_STRIDE + word]);
+                let key = key_word(token_lane + t * SCORE_LANES, word);
+                var products = score_start(sums[t]);
                 // unroll
                 for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                     // Indexed in place: a function's index would not be a constant, and the array would leave the registers.
-                    sums[t] = fma(q_slice[i * Q_WORD_STRIDE + e], Rows(key[e / 4u][e % 4u]), sums[t]);
+                    products = fma(q_slice[i * Q_WORD_STRIDE + e], Rows(key[e / 4u][e % 4u]), products);
                 }
+                sums[t] = score_join(sums[t], products, token_lane + t * SCORE_LANES, word);
             }
         }
     }
@@ -215,10 +184,10 @@ fn main(
     // Softmax: lanes below BLOCK_TOKENS each own a token of the tile and a block of rows.
     let softmax_block = lane % ROW_BLOCKS;
     let softmax_token = lane / ROW_BLOCKS;
-    var visible: array<u32, ROWS_PER_BLOCK>;
+    var visible: array<Visible, ROWS_PER_BLOCK>;
     // unroll
     for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-        visible[j] = visible_tokens(item, item.row_first + softmax_block * ROWS_PER_BLOCK + j);
+        visible[j] = visible_to(item, item.row_first + softmax_block * ROWS_PER_BLOCK + j);
     }
     var running_max = Rows(NEGATIVE);
     if (lane < ROW_BLOCKS) {
@@ -241,24 +210,24 @@ fn main(
 
     publish_base(item, group, item.token_first + lane, page_of(item, item.token_first + lane), lane);
     workgroupBarrier();
-    fetch_tile(lane);
+    fetch_tile(group, lane);
     var next_page = page_of(item, item.token_first + TOKENS + lane);
     workgroupBarrier();
     for (var first = item.token_first; first < item.token_last; first += TOKENS) {
         store_tile(lane);
         publish_base(item, group, first + TOKENS + lane, next_page, lane);
         workgroupBarrier();
-        fetch_tile(lane);
+        fetch_tile(group, lane);
         next_page = page_of(item, first + 2u * TOKENS + lane);
         score_tile(item, group, lane);
         workgroupBarrier();
 
         var score = Rows(0.0);
         if (lane < BLOCK_TOKENS) {
-            var wide = rows_widen(reduce_splits(lane));
+            var wide = rows_widen(score_finish(reduce_splits(lane), softmax_token));
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                wide[j] = select(NEGATIVE, wide[j], first + softmax_token < visible[j]);
+                wide[j] = select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token));
             }
             score = rows_narrow(wide);
             scores[lane] = score;
@@ -274,7 +243,7 @@ fn main(
             var wide = rows_widen(exp2(score - top));
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                wide[j] = select(0.0, wide[j], first + softmax_token < visible[j]);
+                wide[j] = select(0.0, wide[j], sees(visible[j], first + softmax_token));
             }
             weights[lane] = rows_narrow(wide);
             if (softmax_token == 0u) {
@@ -307,10 +276,11 @@ fn main(
                         let weight = weights[token * ROW_BLOCKS + row_block];
                         let value = unpack_word(tile[token * TILE_STRIDE + word]);
                         totals[u] += weight;
+                        let share = value_weight(weight, token);
                         // unroll
                         for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                             let at = u * ELEMS_PER_WORD + e;
-                            sums[at] = fma(weight, Rows(value[e / 4u][e % 4u]), sums[at]);
+                            sums[at] = fma(share, Rows(value[e / 4u][e % 4u]), sums[at]);
                         }
                     }
                 }
@@ -359,14 +329,15 @@ fn main(
                 let row = item.row_first + tile_row;
                 if (row < item.q_len * HEADS_PER_GROUP) {
                     let total = rows_get(totals[u], j);
-                    let lse2 = softmax_lse2(rows_get(row_max[row_block], j), total);
+                    let top = rows_get(row_max[row_block], j);
                     let split = item.partial_row != NO_PARTIAL;
-                    let partial = group * partial_rows() + item.partial_row + tile_row;
+                    let finished = finish_row(item, group, row, top, total);
+                    let partial = partial_of(item, group, tile_row);
                     let final_row = query_row(item, group, row);
                     // unroll
                     for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                         if (first_dim + e < V_DIM) {
-                            let value = rows_get(sums[u * ELEMS_PER_WORD + e], j) * softmax_inverse(total);
+                            let value = rows_get(sums[u * ELEMS_PER_WORD + e], j) * finished.factor;
                             if (split) {
                                 partials[partial * V_DIM + first_dim + e] = value;
                             } else {
@@ -374,10 +345,8 @@ fn main(
                             }
                         }
                     }
-                    if (first_dim == 0u && split) {
-                        partials[GROUPS * partial_rows() * V_DIM + partial] = lse2;
-                    } else if (first_dim == 0u) {
-                        lse[final_row] = softmax_lse_bits(lse2);
+                    if (first_dim == 0u) {
+                        write_lse(item, group, tile_row, finished.lse2);
                     }
                 }
             }

@@ -10,26 +10,11 @@
 // is rare, since weights are taken against a reference maximum that is raised only when a score exceeds it by SLACK.
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/matrix.rs, MatrixShape. Parts: plan, softmax.
+// Constants: attention/matrix.rs, MatrixShape. Parts: decode_io, plan, softmax, page, score_*,
+// mask_*, sink_*.
 
-struct Params {
-    scale_log2: f32, // softmax_scale * log2(e)
-    page_count: u32,
-    page_shift: u32, // log2 of the tokens per page
-    class_index: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], words of 8 f16
-@group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
-// (query tokens, Q_HEADS, V_DIM) f32
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
-// (query tokens, Q_HEADS) f32 bits, natural log
-@group(0) @binding(5) var<storage, read_write> lse: array<u32>;
-// (GROUPS, partial rows, V_DIM) f32, then (GROUPS, partial rows) f32 LSE in log2 units
-@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
 
 const ROWS = 16u * ROW_TILES;
 const TOKENS = 16u * TOKEN_TILES;
@@ -57,31 +42,12 @@ var<workgroup> raised: array<vec4<u32>, 2>;
 
 var<private> fetched: array<vec4<u32>, FETCHES>;
 
-// Row of q, out and lse of a tile row.
-fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
-    return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
-}
-
-// One past the last token of the item that a row may see: causal, aligned to the end; none for a row past the last.
-fn visible_tokens(item: WorkItem, row: u32) -> u32 {
-    let visible = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
-    return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
-}
-
-// Page of the lane's token of a step. Past the item's last token that one stands in: its weight will be 0.
-fn page_of(item: WorkItem, first: u32) -> u32 {
-    let token = min(first, item.token_last - 1u);
-    // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
-    return min(plan[item.page_table_first + (token >> params.page_shift)], params.page_count - 1u);
-}
-
 // The lane's words of its token.
 fn fetch(item: WorkItem, group: u32, lane: u32, first: u32, page: u32) {
     let page_size = 1u << params.page_shift;
     let offset = min(first, item.token_last - 1u) & (page_size - 1u);
-    let page_first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
-    let state = page_first + (group * page_size + offset) * STATE_WORDS;
-    let rope = page_first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS;
+    let state = page_state(page, page_size, offset, group);
+    let rope = page_rope(page, page_size, offset);
     let sub = lane % LANES_PER_TOKEN;
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
@@ -165,7 +131,7 @@ fn write_sums(item: WorkItem, group: u32, scratch: u32, lane: u32, row_tile: u32
             let value = scores[scratch + at / 4u][at % 4u] * row_factor[tile_row];
             let dim = column * 16u + at % 16u;
             if (item.partial_row != NO_PARTIAL) {
-                partials[(group * partial_rows() + item.partial_row + tile_row) * V_DIM + dim] = value;
+                partials[partial_of(item, group, tile_row) * V_DIM + dim] = value;
             } else {
                 out[query_row(item, group, row) * V_DIM + dim] = value;
             }
@@ -215,7 +181,7 @@ fn main(
     // Softmax: the lane's row, of which it takes every LANES_PER_ROW-th token.
     let softmax_row = lane / LANES_PER_ROW;
     let softmax_lane = lane % LANES_PER_ROW;
-    let visible = visible_tokens(item, item.row_first + softmax_row);
+    let visible = visible_to(item, item.row_first + softmax_row);
     let unit = row_factor[softmax_row];
     var top = FLOOR;
     var total = 0.0;
@@ -272,7 +238,7 @@ fn main(
             for (var k = 0u; k < KEY_SPLITS; k++) {
                 sum += scores[(k * ROWS + softmax_row) * SCORE_STRIDE + token / 4u][token % 4u];
             }
-            score[t] = select(NEGATIVE, sum * unit, first + token < visible);
+            score[t] = select(NEGATIVE, score_transform(sum * unit), sees(visible, first + token));
             largest = max(largest, score[t]);
         }
         // unroll
@@ -345,16 +311,11 @@ fn main(
     }
     // Every lane has read its row's factor before it is written anew: a barrier ends each step, and one the queries.
     if (softmax_lane == 0u) {
-        row_factor[softmax_row] = softmax_inverse(total);
-        let lse2 = softmax_lse2(top, total);
         let row = item.row_first + softmax_row;
+        let finished = finish_row(item, group, row, top, total);
+        row_factor[softmax_row] = finished.factor;
         if (row < item.q_len * HEADS_PER_GROUP) {
-            if (item.partial_row != NO_PARTIAL) {
-                let at = group * partial_rows() + item.partial_row + softmax_row;
-                partials[GROUPS * partial_rows() * V_DIM + at] = lse2;
-            } else {
-                lse[query_row(item, group, row)] = softmax_lse_bits(lse2);
-            }
+            write_lse(item, group, softmax_row, finished.lse2);
         }
     }
     workgroupBarrier();

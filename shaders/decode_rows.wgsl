@@ -12,26 +12,11 @@
 // Grid: x = block of GROUPS_PER_WORKGROUP groups, whose loads of the shared rope key meet in the multiprocessor's cache;
 // y (and z, folded past 65,535) = work item of the class.
 // Constants: attention/rows.rs, RowShape. A group's teams, TEAMS * TEAM lanes, are never more than a subgroup.
-// Parts: plan, softmax, elements_*, rows_*.
+// Parts: decode_io, plan, softmax, page, elements_*, row_scales_*, rows_*,
+// score_*, mask_*, sink_*.
 
-struct Params {
-    scale_log2: f32, // softmax_scale * log2(e)
-    page_count: u32,
-    page_shift: u32, // log2 of the tokens per page
-    class_index: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages: per group [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], vec4 words of elements
-@group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
-// (query tokens, Q_HEADS, V_DIM) f32
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
-// (query tokens, Q_HEADS) f32 bits, natural log
-@group(0) @binding(5) var<storage, read_write> lse: array<u32>;
-// (GROUPS, partial rows, V_DIM) f32, then (GROUPS, partial rows) f32 LSE in log2 units
-@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
 
 // Tokens of all teams of a group in one step.
 const STEP = TEAMS * TOKENS;
@@ -46,22 +31,13 @@ const ROPE_LAST = max(ROPE_WORDS, 1u) - 1u;
 var<private> query: array<Rows, QUERY_ELEMS>;
 // Two steps' words, turn about: per token STATE_SLOTS words of the state, then ROPE_SLOTS of the rope key.
 var<private> words: array<vec4<u32>, FETCHED_WORDS>;
+// And their scales.
+var<private> scales: array<Scales, 2u * TOKENS>;
 var<private> sums: array<Rows, SUM_ELEMS>;
 var<private> totals: array<Rows, ROW_BLOCKS>;
 var<private> row_max: array<Rows, ROW_BLOCKS>;
 // Pages of the lane's tokens of the step after the one that is being fetched.
 var<private> pages: array<u32, TOKENS>;
-
-// Row of q, out and lse of a tile row.
-fn query_row(item: WorkItem, group: u32, row: u32) -> u32 {
-    return (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
-}
-
-// One past the last token of the item that a row may see: causal, aligned to the end; none for a row past the last.
-fn visible_tokens(item: WorkItem, row: u32) -> u32 {
-    let visible = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
-    return select(0u, min(visible, item.token_last), row < item.q_len * HEADS_PER_GROUP);
-}
 
 // The element of each row's query, scaled; 0 for rows past the last and for dimensions past the key.
 fn query_element(item: WorkItem, group: u32, row_block: u32, dim: u32, held: bool) -> Rows {
@@ -91,11 +67,11 @@ fn load_query(item: WorkItem, group: u32, lane: u32) {
     // unroll
     for (var i = 0u; i < ROPE_SLOTS; i++) {
         // unroll
-        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-            let dim = NOPE_DIM + (lane + i * TEAM) * ELEMS_PER_WORD + e;
+        for (var e = 0u; e < ROPE_ELEMS; e++) {
+            let dim = NOPE_DIM + (lane + i * TEAM) * ROPE_ELEMS + e;
             // unroll
             for (var b = 0u; b < ROW_BLOCKS; b++) {
-                query[((KEY_SLOTS + i) * ELEMS_PER_WORD + e) * ROW_BLOCKS + b] =
+                query[(KEY_SLOTS * ELEMS_PER_WORD + i * ROPE_ELEMS + e) * ROW_BLOCKS + b] =
                     query_element(item, group, b, dim, dim < Q_DIM);
             }
         }
@@ -107,21 +83,19 @@ fn load_query(item: WorkItem, group: u32, lane: u32) {
 fn fetch_pages(item: WorkItem, first: u32) {
     // unroll
     for (var u = 0u; u < TOKENS; u++) {
-        let token = min(first + u * TEAMS, item.token_last - 1u);
-        // The host has checked the page table; the clamp keeps a corrupted one inside the pool.
-        pages[u] = min(plan[item.page_table_first + (token >> params.page_shift)], params.page_count - 1u);
+        pages[u] = page_of(item, first + u * TEAMS);
     }
 }
 
-// First word of the state of a token whose page is known, and of its rope key.
-fn token_base(item: WorkItem, group: u32, first_token: u32, page: u32) -> vec2<u32> {
+// First word of the state of a token whose page is known, of its rope key and of its scales.
+fn token_base(item: WorkItem, group: u32, first_token: u32, page: u32) -> vec3<u32> {
     let page_size = 1u << params.page_shift;
     let token = min(first_token, item.token_last - 1u);
     let offset = token & (page_size - 1u);
-    let page_first = page * page_size * (GROUPS * STATE_WORDS + ROPE_WORDS);
-    return vec2<u32>(
-        page_first + (group * page_size + offset) * STATE_WORDS,
-        page_first + GROUPS * page_size * STATE_WORDS + offset * ROPE_WORDS,
+    return vec3<u32>(
+        page_state(page, page_size, offset, group),
+        page_rope(page, page_size, offset),
+        page_scales(page, page_size, offset),
     );
 }
 
@@ -131,11 +105,10 @@ fn write_row(item: WorkItem, group: u32, lane: u32, tile_row: u32, total: f32, t
     if (row >= item.q_len * HEADS_PER_GROUP) {
         return;
     }
-    let lse2 = softmax_lse2(top, total);
     let split = item.partial_row != NO_PARTIAL;
-    let partial = group * partial_rows() + item.partial_row + tile_row;
+    let finished = finish_row(item, group, row, top, total);
+    let partial = partial_of(item, group, tile_row);
     let final_row = query_row(item, group, row);
-    let inverse = softmax_inverse(total);
     // unroll
     for (var i = 0u; i < VALUE_SLOTS; i++) {
         let word = lane + (VALUE_SLOT_FIRST + i) * TEAM;
@@ -144,17 +117,15 @@ fn write_row(item: WorkItem, group: u32, lane: u32, tile_row: u32, total: f32, t
             let dim = (word - VALUE_FIRST) * ELEMS_PER_WORD + e;
             if (word >= VALUE_FIRST && dim < V_DIM) {
                 if (split) {
-                    partials[partial * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * inverse;
+                    partials[partial * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * finished.factor;
                 } else {
-                    out[final_row * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * inverse;
+                    out[final_row * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * finished.factor;
                 }
             }
         }
     }
-    if (lane == 0u && split) {
-        partials[GROUPS * partial_rows() * V_DIM + partial] = lse2;
-    } else if (lane == 0u) {
-        lse[final_row] = softmax_lse_bits(lse2);
+    if (lane == 0u) {
+        write_lse(item, group, tile_row, finished.lse2);
     }
 }
 
@@ -177,10 +148,14 @@ fn main(
     let group = workgroup.x * GROUPS_PER_WORKGROUP + thread / (TEAM * TEAMS);
 
     load_query(item, group, lane);
-    var visible: array<u32, ROWS>;
+    // The tokens that every row sees; outside them the rows are masked one by one.
+    var clear = vec2<u32>(0u, item.token_last);
     // unroll
     for (var r = 0u; r < ROWS; r++) {
-        visible[r] = visible_tokens(item, item.row_first + r);
+        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {
+            let seen = clear_tokens(visible_to(item, item.row_first + r));
+            clear = vec2<u32>(max(clear.x, seen.x), min(clear.y, seen.y));
+        }
     }
     // unroll
     for (var b = 0u; b < ROW_BLOCKS; b++) {
@@ -206,6 +181,7 @@ fn main(
             for (var i = 0u; i < ROPE_SLOTS; i++) {
                 words[u * SLOTS + STATE_SLOTS + i] = pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
             }
+            scales[u] = token_scales(base.z, group);
         }
         fetch_pages(item, item.token_first + STEP + team);
     }
@@ -228,6 +204,7 @@ fn main(
                     words[((1u - half) * TOKENS + u) * SLOTS + STATE_SLOTS + i] =
                         pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
                 }
+                scales[(1u - half) * TOKENS + u] = token_scales(base.z, group);
             }
             fetch_pages(item, now + 2u * STEP);
 
@@ -255,14 +232,18 @@ fn main(
                     }
                 }
                 // unroll
+                for (var b = 0u; b < ROW_BLOCKS; b++) {
+                    scores[u * ROW_BLOCKS + b] = scale_key(scores[u * ROW_BLOCKS + b], scales[half * TOKENS + u]);
+                }
+                // unroll
                 for (var i = 0u; i < ROPE_SLOTS; i++) {
-                    let key = unpack_word(words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i]);
+                    let key = unpack_rope_word(words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i]);
                     // unroll
-                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                    for (var e = 0u; e < ROPE_ELEMS; e++) {
                         // unroll
                         for (var b = 0u; b < ROW_BLOCKS; b++) {
                             scores[u * ROW_BLOCKS + b] = fma(
-                                query[((KEY_SLOTS + i) * ELEMS_PER_WORD + e) * ROW_BLOCKS + b],
+                                query[(KEY_SLOTS * ELEMS_PER_WORD + i * ROPE_ELEMS + e) * ROW_BLOCKS + b],
                                 Rows(key[e / 4u][e % 4u]),
                                 scores[u * ROW_BLOCKS + b],
                             );
@@ -277,16 +258,27 @@ fn main(
                     scores[s] += subgroupShuffleXor(scores[s], 1u << j);
                 }
             }
-            // The last tokens, which not every row sees; the same for all lanes.
-            if (first + (half + 1u) * STEP > visible[0]) {
+            // unroll
+            for (var s = 0u; s < SCORES; s++) {
+                var wide = rows_widen(scores[s]);
+                // unroll
+                for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+                    wide[j] = score_transform(wide[j]);
+                }
+                scores[s] = rows_narrow(wide);
+            }
+            // The last tokens, which not every row sees, and with a window the first; the same for all lanes.
+            if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {
                 // unroll
                 for (var u = 0u; u < TOKENS; u++) {
                     // unroll
                     for (var b = 0u; b < ROW_BLOCKS; b++) {
                         var wide = rows_widen(scores[u * ROW_BLOCKS + b]);
+                        let token = now + u * TEAMS;
                         // unroll
                         for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                            wide[j] = select(NEGATIVE, wide[j], now + u * TEAMS < visible[b * ROWS_PER_BLOCK + j]);
+                            let visible = visible_to(item, item.row_first + b * ROWS_PER_BLOCK + j);
+                            wide[j] = select(NEGATIVE, wide[j], token < item.token_last && sees(visible, token));
                         }
                         scores[u * ROW_BLOCKS + b] = rows_narrow(wide);
                     }
@@ -314,7 +306,7 @@ fn main(
                 for (var u = 0u; u < TOKENS; u++) {
                     let weight = exp2(scores[u * ROW_BLOCKS + b] - row_max[b]);
                     totals[b] += weight;
-                    scores[u * ROW_BLOCKS + b] = weight;
+                    scores[u * ROW_BLOCKS + b] = scale_value(weight, scales[half * TOKENS + u]);
                 }
             }
 

@@ -3,14 +3,14 @@
 //   M = max_s LSE_s;  w_s = exp(LSE_s - M);  O = sum_s w_s O_s / sum_s w_s;  LSE = M + ln sum_s w_s
 //
 // (The merge of FlashDecoding and of FlashInfer's attention states.) A split without a visible token has LSE NEGATIVE
-// and weight 0; a row with none at all becomes zeros and -inf.
+// and weight 0; a row with none at all becomes zeros and -inf. A sink takes its share here, once.
 //
 // A long sequence alone on a large GPU has hundreds of partials, and then what takes time is one load after the other:
 // so SPLIT_LANES lanes share them, each takes several at once, and their results are merged at the end.
 //
 // Grid: x = (group * ROW_TILE + row of the tile) * V_BLOCKS + block of V_BLOCK value dimensions,
 // y (and z, folded) = merge item of the class.
-// Constants: GROUPS HEADS_PER_GROUP Q_HEADS V_DIM V_BLOCKS ROW_TILE. Parts: plan, softmax.
+// Constants: GROUPS HEADS_PER_GROUP Q_HEADS V_DIM V_BLOCKS ROW_TILE. Parts: plan, softmax, sink_*.
 
 struct Params {
     class_index: u32,
@@ -111,15 +111,17 @@ fn main(
         sums += weight * lane_sums[k * V_LANES + lane];
     }
     let row = item.row_first + tile_row;
-    let q_row = (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
+    let head = group * HEADS_PER_GROUP + row % HEADS_PER_GROUP;
+    let q_row = (item.q_token_first + row / HEADS_PER_GROUP) * Q_HEADS + head;
+    let finished = softmax_finish(top, total, head);
     // unroll
     for (var k = 0u; k < 4u; k++) {
         let v = v_first + k * V_LANES;
         if (v < V_DIM) {
-            out[q_row * V_DIM + v] = sums[k] * softmax_inverse(total);
+            out[q_row * V_DIM + v] = sums[k] * finished.factor;
         }
         if (v == 0u) {
-            lse[q_row] = softmax_lse_bits(softmax_lse2(top, total));
+            lse[q_row] = softmax_lse_bits(finished.lse2);
         }
     }
 }

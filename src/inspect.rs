@@ -2,10 +2,10 @@
 //! to read a shader, and for the tests that validate and translate them all. Needs no GPU.
 
 use crate::attention::append::append_spec;
-use crate::attention::decode::{kernel_spec, merge_spec};
+use crate::attention::kernels::{kernel_spec, merge_spec};
 use crate::attention::select::{Device, KernelShape};
 use crate::attention::shape::ShapeLimits;
-use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
+use crate::attention::{AttentionOptions, Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 use crate::error::Result;
 use crate::gpu::{Access, Const, DType, KernelSpec, Tier};
 use std::collections::HashSet;
@@ -57,7 +57,11 @@ type Labelled = (String, KernelSpec);
 fn attention() -> Result<Vec<Labelled>> {
     let mut all = Vec::new();
     for (name, heads) in layouts()? {
-        for dtype in [DType::F32, DType::F16] {
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
+            // The text differs from f16's in one slot.
+            if dtype == DType::BF16 && heads.q_heads() > 8 {
+                continue;
+            }
             let what = format!("{name} {} heads {dtype}", heads.q_heads());
             // Lanes in step of software GPUs and of desktop ones: the choice of workgroup size depends on them.
             for (tier, lanes, workgroup_bytes) in [
@@ -68,13 +72,16 @@ fn attention() -> Result<Vec<Labelled>> {
                 (Tier::Matrix, 32, MATRIX_WORKGROUP_BYTES),
             ] {
                 let limits = ShapeLimits { workgroup_bytes, subgroup_size: lanes };
-                for shape in KernelShape::all(&heads, dtype, &Device { limits, tier, subgroup_min: lanes })? {
+                let device = Device { limits, tier, subgroup_min: lanes };
+                for shape in KernelShape::all(&heads, dtype, &device)? {
                     // A device of more memory has other tiles, too; the portable ones stand for them.
                     if tier == Tier::Matrix && !matches!(shape, KernelShape::Matrix(_)) {
                         continue;
                     }
-                    all.push((what.clone(), kernel_spec(&heads, dtype, &shape)?));
-                    all.push((what.clone(), merge_spec(&heads, shape.rows())));
+                    for options in options(&heads) {
+                        all.push((what.clone(), kernel_spec(&heads, dtype, &options, &shape)?));
+                        all.push((what.clone(), merge_spec(&heads, &options, shape.rows())));
+                    }
                 }
             }
             for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
@@ -84,6 +91,16 @@ fn attention() -> Result<Vec<Labelled>> {
         }
     }
     Ok(all)
+}
+
+/// None; and for a few layouts all at once, since options do not meet in one line of the kernels, and a tree.
+fn options(heads: &HeadLayout) -> Vec<AttentionOptions> {
+    let mut some = vec![AttentionOptions::default()];
+    if [3, 8].contains(&heads.q_heads()) {
+        let all = AttentionOptions { softcap: Some(50.0), window: Some(1000), sinks: true, tree: false };
+        some.extend([all, AttentionOptions { tree: true, ..Default::default() }]);
+    }
+    some
 }
 
 /// Real shapes, and odd ones: one head, heads that fill no block, widths that fill no word.
@@ -131,6 +148,7 @@ fn variant(what: &str, spec: &KernelSpec) -> Variant {
 fn number(name: &str, value: Const) -> Option<String> {
     match value {
         Const::U32(v) => Some(format!("{name}={v}")),
+        Const::F32(bits) => Some(format!("{name}={}", f32::from_bits(bits))),
         Const::Alias(_) | Const::Enable => None,
     }
 }

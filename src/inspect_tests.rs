@@ -30,6 +30,7 @@ macro_rules! host {
 #[test]
 fn parameter_blocks_match_the_shaders() {
     assert_eq!(reflect("append", "Params"), host!(AppendParams: token_count, slot_count));
+    assert_eq!(reflect("append_scaled", "Params"), host!(AppendParams: token_count, slot_count));
     assert_eq!(reflect("decode", "Params"), host!(DecodeParams: scale_log2, page_count, page_shift, class_index));
     assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
     assert_eq!(reflect("stream", "Params"), host!(StreamParams: words, first));
@@ -94,6 +95,15 @@ fn the_set_reaches_every_part_and_regime() {
         "pack2x16float",
         "ROTATED_STATE=128 ",
         "ROTATED_ROPE=64",
+        "fn softcap_tanh",
+        "WINDOW=1000 ",
+        "SINK_BINDING=7",
+        "SINK_BINDING=5",
+        "parts/mask_tree",
+        "parts/elements_bf16",
+        "parts/scales_token",
+        "SPANS=1 ",
+        "SPANS=2 ",
     ] {
         assert!(reached(what), "no variant has {what}");
     }

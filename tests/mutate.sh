@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mutation check of the attention kernels: each clamp and mask of shaders/{append,decode,merge}.wgsl and their parts is
-# changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
+# Mutation check of the attention kernels: each clamp and mask of shaders/{append,append_scaled,decode,decode_rows,merge}.wgsl
+# and their parts is changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
 # hour on two cores with a software GPU.
 #
 #   tests/mutate.sh                 the mutations that must die
@@ -18,29 +18,49 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 A="append::"
 D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
+O="options::"
+T="tree::"
+I="int8::|isolation::"
 G="--include-ignored split::more_merges"
 table() {
   cat <<'TABLE'
 append-row-end      ~append.wgsl~id.x >= ROW_U32S || ~~A~dies
 append-token-end    ~append.wgsl~ || token >= params.token_count~~A~dies
 append-slot-clamp   ~append.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~A~dies
-append-rotated-end  ~append.wgsl~if (i >= rotated)~if (i > rotated)~A~dies
-append-rotated-none ~append.wgsl~if (i >= rotated)~if (false)~A~dies
-append-tied-pad     ~append.wgsl~if (e < STATE_DIM)~if (true)~A~dies
-append-key-pad      ~append.wgsl~if (e < KEY_DIM)~if (e < VALUE_FIRST * ELEMS_PER_WORD)~A~dies
-append-value-first  ~append.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && ~~A~dies
-append-value-end    ~append.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
-append-rope-pad     ~append.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
+append-rotated-end  ~parts/append_row.wgsl~if (i >= rotated)~if (i > rotated)~A~dies
+append-rotated-none ~parts/append_row.wgsl~if (i >= rotated)~if (false)~A~dies
+append-tied-pad     ~parts/append_row.wgsl~if (e < STATE_DIM)~if (true)~A~dies
+append-key-pad      ~parts/append_row.wgsl~if (e < KEY_DIM)~if (e < VALUE_FIRST * ELEMS_PER_WORD)~A~dies
+append-value-first  ~parts/append_row.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && ~~A~dies
+append-value-end    ~parts/append_row.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
+append-rope-pad     ~parts/append_row.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~append.wgsl~select(GROUPS, group, in_state)~group~A~dies
 f16-clamp           ~parts/elements_f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
+bf16-tie            ~parts/elements_bf16.wgsl~ + (size >> 16u & 1u)~~A~dies
+bf16-largest        ~parts/elements_bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
+bf16-nan            ~parts/elements_bf16.wgsl~size > 0x7f800000u~false~A~dies
+scaled-token-end    ~append_scaled.wgsl~if (token >= params.token_count)~if (false)~I~dies
+scaled-slot-clamp   ~append_scaled.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~I~dies
+scaled-least        ~append_scaled.wgsl~let held = top >= LEAST~let held = true~I~dies
+scaled-most         ~append_scaled.wgsl~min(tops[0], MOST)~tops[0]~I~dies
+scaled-range        ~append_scaled.wgsl~clamp(round(state_quad(token, group, u) * inverse), vec4<f32>(-127.0), vec4<f32>(127.0))~round(state_quad(token, group, u) * inverse)~I~dies
+scaled-key-end      ~append_scaled.wgsl~SPANS == 2u && !is_value~false~I~dies
+scaled-value-first  ~append_scaled.wgsl~select(0u, VALUE_FIRST, is_value)~0u~I~dies
+scaled-padding      ~append_scaled.wgsl~workgroup.x == 0u && GROUPS~false && GROUPS~I~dies
+scaled-padding-end  ~append_scaled.wgsl~ < SCALE_WORDS * U32S_PER_WORD~ <= SCALE_WORDS * U32S_PER_WORD~I~dies
+scaled-rope-range   ~parts/elements_i8.wgsl~clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0))~values~I~dies
+scales-nowhere      ~parts/scales_token.wgsl~if (scales_at != NOWHERE)~if (true)~I~same: where what is read out of bounds is a number (a device that clamps reads the pool's last word, which may be NaN)
+scales-fetch-lane   ~parts/scales_token.wgsl~    if (lane < TOKENS) {\n        fetched~    if (true) {\n        fetched~I~same: what is fetched past the tile is not stored
+scales-rope-word    ~parts/scales_token.wgsl~select(1.0, scales[token], word < KEY_WORDS)~scales[token]~I~dies
+scales-key-word     ~parts/scales_token.wgsl~ROPE_WORDS > 0u && word >= KEY_WORDS~false~I~dies
 decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
-decode-chunk-end    ~decode.wgsl~min(visible, item.token_last)~visible~D~same: chunks end on whole tiles, the last where its last row sees
-decode-row-visible  ~decode.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
-decode-causal       ~decode.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
-decode-page-held    ~decode.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~same: such a token is nowhere, whatever its page
-decode-page-clamp   ~decode.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
-decode-state-held   ~decode.wgsl~group * page_size + offset) * STATE_WORDS, held)~group * page_size + offset) * STATE_WORDS, true)~D~dies
-decode-rope-held    ~decode.wgsl~select(NOWHERE, rope, held)~rope~D~same: the score is masked, and rope keys enter nothing else
+decode-chunk-end    ~parts/mask_causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees
+decode-row-visible  ~parts/mask_causal.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
+decode-causal       ~parts/mask_causal.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
+decode-page-held    ~parts/decode_io.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~dies
+decode-page-clamp   ~parts/decode_io.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
+decode-state-held   ~decode.wgsl~page_state(page, page_size, offset, group), held)~page_state(page, page_size, offset, group), true)~D~dies
+decode-rope-held    ~decode.wgsl~page_rope(page, page_size, offset), held)~page_rope(page, page_size, offset), true)~D~same: the score is masked, and rope keys enter nothing else
 decode-nowhere      ~decode.wgsl~if (base == NOWHERE)~if (false)~D~dies
 decode-lane-base    ~decode.wgsl~    if (lane < TOKENS) {~    if (lane <= TOKENS) {~D~dies
 decode-fetch-state  ~decode.wgsl~if (token < TOKENS) {\n            fetched[i]~if (true) {\n            fetched[i]~D~same: what is fetched past the tile is not stored
@@ -48,22 +68,55 @@ decode-fetch-rope   ~decode.wgsl~if (token < TOKENS) {\n            fetched[STAT
 decode-store-state  ~decode.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + tile_word~if (true) {\n            tile[token * TILE_STRIDE + tile_word~D~dies
 decode-store-rope   ~decode.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + KEY~if (true) {\n            tile[token * TILE_STRIDE + KEY~D~dies
 decode-score-lanes  ~decode.wgsl~if (token_lane >= SCORE_LANES)~if (false)~D~dies
-decode-key-end      ~decode.wgsl~if (word < KEY_WORDS + ROPE_WORDS)~if (true)~D~dies
-decode-score-mask   ~decode.wgsl~select(NEGATIVE, wide[j], first + softmax_token < visible[j])~wide[j]~D~dies
-decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], first + softmax_token < visible[j])~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
+decode-key-end      ~decode.wgsl~if (word < QUERY_WORDS)~if (true)~D~dies
+decode-score-mask   ~decode.wgsl~select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token))~score_transform(wide[j])~D~dies
+decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], sees(visible[j], first + softmax_token))~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
 decode-output-units ~decode.wgsl~unit < VALUE_UNITS && token_split < TOKEN_SPLITS~true~D~same: a unit past the end is never written
 decode-write-units  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (token_split == 0u)~D~dies
 decode-write-split  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (unit < VALUE_UNITS)~D~dies
 decode-write-row    ~decode.wgsl~                if (row < item.q_len * HEADS_PER_GROUP) {~                if (true) {~D~dies
 decode-write-dim    ~decode.wgsl~if (first_dim + e < V_DIM)~if (true)~D~dies
 decode-merge-units  ~decode.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: only lanes below VALUE_UNITS write
+mask-window         ~parts/mask_causal.wgsl~(WINDOW == 0u || token >= visible.first)~true~O~dies
+mask-window-edge    ~parts/mask_causal.wgsl~token >= visible.first~token > visible.first~O~dies
+mask-window-start   ~parts/mask_causal.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~O~dies
+mask-clear-first    ~parts/mask_causal.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~O~dies
+mask-clear-last     ~parts/mask_causal.wgsl~WINDOW == 0u), visible.last~WINDOW == 0u), visible.last + 64u~O~dies
+softcap-large       ~parts/score_softcap.wgsl~min(abs(x), 15.0)~abs(x)~O~same: where exp2 overflows to infinity, which WGSL does not promise
+softcap-near        ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~far~O~dies
+softcap-far         ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~near~O~dies
+softcap-sign        ~parts/score_softcap.wgsl~select(value, -value, x < 0.0)~value~O~dies
+sink-none           ~parts/sink_logit.wgsl~max(sinks[head] * LOG2_E, NEGATIVE)~sinks[head] * LOG2_E~O~same: where exp2 of minus infinity is 0, which WGSL does not promise
+sink-split          ~parts/decode_io.wgsl~if (item.partial_row != NO_PARTIAL) {\n        return Finished~if (false) {\n        return Finished~O~dies
+tree-window         ~parts/mask_tree.wgsl~return WINDOW == 0u || token >= visible.first;~return true;~T~dies
+tree-window-start   ~parts/mask_tree.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~T~dies
+tree-clear-first    ~parts/mask_tree.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~T~dies
+tree-clear-last     ~parts/mask_tree.wgsl~WINDOW == 0u), visible.before~WINDOW == 0u), visible.before + 64u~T~dies
+tree-row            ~parts/mask_tree.wgsl~select(0u, item.kv_len - item.q_len, held)~item.kv_len - item.q_len~T~same: a row past the end is never written
+tree-high           ~parts/mask_tree.wgsl~select(visible.low, visible.high, i >= 32u)~visible.low~T~dies
+tree-end            ~parts/mask_tree.wgsl~i < 64u && ~~T~dies
 query-held          ~parts/query_registers.wgsl~held && ~~D~same: the cached padding is zero
 query-row           ~parts/query_registers.wgsl~ && row < item.q_len * HEADS_PER_GROUP~~D~same: a row past the end is never written
 query-stream-end    ~parts/query_stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
 query-stream-row    ~parts/query_stream.wgsl~min(row, item.q_len * HEADS_PER_GROUP - 1u)~row~D~same: a row past the end is never written
+rows-item-end       ~decode_rows.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
+rows-token-held     ~decode_rows.wgsl~min(first_token, item.token_last - 1u)~first_token~D~dies
+rows-state-end      ~decode_rows.wgsl~words[u * SLOTS + i] = pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)]~words[u * SLOTS + i] = pool[base.x + lane + i * TEAM]~D~dies
+rows-query-held     ~decode_rows.wgsl~held && row < item.q_len~row < item.q_len~D~dies
+rows-clear          ~decode_rows.wgsl~if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {~if (false) {~D~dies
+rows-clear-rows     ~decode_rows.wgsl~        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {~        if (true) {~D~same: saves time
+rows-mask-last      ~decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
+rows-mask-tree-last ~decode_rows.wgsl~token < item.token_last && sees~sees~T~dies
+rows-softcap        ~decode_rows.wgsl~wide[j] = score_transform(wide[j])~wide[j] = wide[j]~O~dies
+rows-write-row      ~decode_rows.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
+rows-write-dim      ~decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
+rows-write-first    ~decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
+rows-key-scale      ~parts/row_scales_token.wgsl~return sum * scales.x~return sum * scales.y~I~dies
+rows-value-scale    ~parts/row_scales_token.wgsl~return weight * scales.y~return weight * scales.x~I~dies
+rows-scale-group    ~parts/row_scales_token.wgsl~let key = group * SPANS~let key = group~I~dies
 merge-item-end      ~merge.wgsl~if (index >= merge_item_count(params.class_index))~if (false)~G~dies
 merge-row-end       ~merge.wgsl~if (tile_row >= item.rows)~if (false)~D~dies
-merge-weight        ~merge.wgsl~select(0.0, exp2(part - top), part > 0.5 * NEGATIVE)~exp2(part - top)~D~same: every row sees a token, so top is a score
+merge-weight        ~merge.wgsl~select(0.0, exp2(part[i] - next), part[i] > 0.5 * NEGATIVE)~exp2(part[i] - next)~D~same: such a part weighs 0 beside any score, and its own sums are 0
 lse2-empty          ~parts/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
 lse-bits-empty      ~parts/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
 inverse-empty       ~parts/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
@@ -86,6 +139,9 @@ dies() {
     A) groups=$A ;;
     D) groups=$D ;;
     G) groups=$G ;;
+    O) groups=$O ;;
+    T) groups=$T ;;
+    I) groups=$I ;;
     L) groups="corrupted" target="--lib" ;;
   esac
   local group

@@ -37,7 +37,7 @@ pub fn check(gpu: &Gpu, file: &str, vector: &KernelVector, report: &mut Report<'
     let run = "reference, f64";
     report.compare("out", run, "the vector", (&reference.out, &vector.out), Bound::out(DType::F32));
     report.compare("lse", run, "the vector", (&reference.lse, &vector.lse), Bound::lse());
-    for dtype in [DType::F32, DType::F16] {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
         let case = Case::new(vector, dtype);
         if case.seeing < *q_len {
             report.say(&format!(
@@ -64,6 +64,7 @@ pub fn check(gpu: &Gpu, file: &str, vector: &KernelVector, report: &mut Report<'
 pub fn rounded(value: f32, dtype: DType) -> f32 {
     match dtype {
         DType::F16 => half::f16::from_f32(value).to_f32(),
+        DType::BF16 => half::bf16::from_f32(value).to_f32(),
         _ => value,
     }
 }

@@ -46,7 +46,7 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
     let max_error = sample.check(gpu, &output).await?;
     let times = times_us(gpu, WARM, |pass, i| {
         let layer = &layers[i % layers.len()];
-        decode.encode(pass, DecodeArgs { plan: &plan, layer, q: &q, softmax_scale, output: &output })
+        decode.encode(pass, DecodeArgs { plan: &plan, layer, q: &q, softmax_scale, sinks: None, output: &output })
     })
     .await?;
     let spread_us = times[times.len() * 9 / 10] - times[times.len() / 10];

@@ -1,5 +1,6 @@
 // The plan buffer: what attention::plan wrote, as u32s.
 // Header of 32: [0] first u32 of the page tables, [1] first u32 of the merge items, [2] partial rows in all,
+// [3] first u32 of the tree masks (two per query token of the step, low word first; kernels without tree masks have none),
 // then for class c at 4 + 4c: first item, items, first merge item, merge items. Work items of 8 follow at 32.
 
 const PLAN_HEADER = 32u;
@@ -46,6 +47,11 @@ fn merge_item_count(class_index: u32) -> u32 {
 fn merge_item(class_index: u32, index: u32) -> MergeItem {
     let at = plan[1] + 8u * (plan[6u + 4u * class_index] + index);
     return MergeItem(plan[at], plan[at + 1u], plan[at + 2u], plan[at + 3u], plan[at + 4u]);
+}
+
+// Where the step's tree masks begin.
+fn tree_masks_first() -> u32 {
+    return plan[3];
 }
 
 // Rows of partial results of one group.

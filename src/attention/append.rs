@@ -25,7 +25,8 @@ pub struct Append {
     dtype: DType,
     page_size: usize,
     rotation: Rotation,
-    row_u32s: usize,
+    /// Workgroups per token.
+    x: u32,
 }
 
 #[repr(C)]
@@ -56,8 +57,12 @@ impl Append {
     /// [`ErrorKind::DType`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: Rotation) -> Result<Self> {
         let spec = append_spec(&heads, dtype, page_size, rotation)?;
-        let row_u32s = 4 * StateLayout::new(&heads, dtype).row_words(heads.groups());
-        Ok(Self { kernel: gpu.kernel(spec)?, heads, dtype, page_size, rotation, row_u32s })
+        let layout = StateLayout::new(&heads, dtype);
+        let x = match layout.spans {
+            0 => (4 * layout.row_words(heads.groups())).div_ceil(64),
+            spans => heads.groups() * spans + usize::from(layout.rope_words > 0),
+        };
+        Ok(Self { kernel: gpu.kernel(spec)?, heads, dtype, page_size, rotation, x: x as u32 })
     }
 
     /// Elements that are rotated: the rope key, or where there is none the whole key of each head (GQA) or nothing (a
@@ -69,7 +74,9 @@ impl Append {
     /// Records the append of `args` into `layer`.
     ///
     /// The slots must come from the cache that owns `layer` ([`crate::attention::KvBatch::slots`]); they are clamped
-    /// to the pool, not to a sequence. f16 caches take values beyond +-65,504 as +-65,504.
+    /// to the pool, not to a sequence. f16 caches take values beyond +-65,504 as +-65,504, bf16 caches
+    /// those beyond +-3.39e38 as that. i8 caches round a state to 127 steps of its largest value (key and value apart where they
+    /// are), and keep rope keys as f16.
     ///
     /// Errors: [`ErrorKind::Argument`] for a layer of another layout, dtype or page size; [`ErrorKind::Shape`],
     /// [`ErrorKind::DType`].
@@ -86,7 +93,7 @@ impl Append {
             AppendParams { token_count: tokens as u32, slot_count: (layer.page_count * layer.page_size) as u32 };
         let (y, z) = super::plan::fold(tokens);
         let buffers: [&Buffer; 4] = [&kv.buffer, &slots.buffer, &cos_sin.buffer, &layer.pool];
-        gpu.dispatch(pass, &self.kernel, &params, &buffers, (self.row_u32s.div_ceil(64) as u32, y, z))
+        gpu.dispatch(pass, &self.kernel, &params, &buffers, (self.x, y, z))
     }
 
     fn check(&self, layer: &KvView, args: &AppendArgs<'_>) -> Result<()> {
@@ -153,14 +160,22 @@ pub(crate) fn append_spec(
         return Err(ErrorKind::argument("head_dim", format!("{rotated} elements cannot be rotated in pairs")));
     }
     let (rotated_state, rotated_rope) = if heads.rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
-    let elements = elements_part(dtype)?;
+    let elements = cache_part(dtype)?;
     let rope = match rotation {
         Rotation::Interleaved => part!("parts/rope_interleaved.wgsl"),
         Rotation::None | Rotation::Half => part!("parts/rope_half.wgsl"),
     };
+    let scaled = layout.spans > 0;
+    let (name, main) = match scaled {
+        false => ("append", part!("append.wgsl")),
+        true => ("append_scaled", part!("append_scaled.wgsl")),
+    };
+    let [spans, scale_words] = layout.scale_consts();
     Ok(KernelSpec {
-        name: "append",
+        name,
         consts: vec![
+            spans,
+            scale_words,
             ("GROUPS", number(heads.groups())),
             ("STATE_DIM", number(heads.state_dim())),
             ("KEY_DIM", number(heads.nope_dim())),
@@ -174,19 +189,31 @@ pub(crate) fn append_spec(
             ("ROTATED_STATE", number(rotated_state)),
             ("ROTATED_ROPE", number(rotated_rope)),
         ],
-        parts: vec![elements, rope, part!("append.wgsl")],
+        parts: vec![elements, rope, part!("parts/page.wgsl"), part!("parts/append_row.wgsl"), main],
         bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write],
-        workgroup_bytes: 0,
+        workgroup_bytes: if scaled { 4 * 64 } else { 0 },
     })
 }
 
-/// The slot that unpacks words of a cache or weight dtype.
+/// The slot that unpacks words of a cache dtype.
+pub(crate) fn cache_part(dtype: DType) -> Result<crate::gpu::Part> {
+    match dtype {
+        DType::I8 => Ok(part!("parts/elements_i8.wgsl")),
+        DType::U32 => {
+            Err(ErrorKind::DType { name: "dtype", got: "u32".into(), want: "f32, f16, bf16 or i8".into() }.into())
+        }
+        _ => elements_part(dtype),
+    }
+}
+
+/// The slot that unpacks words of floats.
 pub(crate) fn elements_part(dtype: DType) -> Result<crate::gpu::Part> {
     match dtype {
         DType::F32 => Ok(part!("parts/elements_f32.wgsl")),
         DType::F16 => Ok(part!("parts/elements_f16.wgsl")),
+        DType::BF16 => Ok(part!("parts/elements_bf16.wgsl")),
         DType::U32 | DType::I8 => {
-            Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into())
+            Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32, f16 or bf16".into() }.into())
         }
     }
 }

@@ -1,17 +1,15 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
 
-use super::append::elements_part;
 use super::balance::most_slots;
+use super::kernels::{kernel_spec, merge_blocks, merge_spec};
 use super::layout::{KvView, StateLayout};
-use super::matrix::MatrixShape;
+use super::options::AttentionOptions;
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
-use super::rows::RowShape;
 use super::select::{Device, KernelShape, MAX_CLASSES};
-use super::shape::DecodeShape;
 use super::view::KvSource;
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{number, part, Access, Buffer, Const, Consts, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
+use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`.
@@ -30,6 +28,7 @@ pub struct Decode {
     gpu: Gpu,
     heads: HeadLayout,
     dtype: DType,
+    options: AttentionOptions,
     policy: SplitPolicy,
     shape: PlanShape,
     classes: Vec<Class>,
@@ -82,6 +81,8 @@ pub struct DecodeArgs<'a> {
     /// Factor on the scores: `head_dim^-0.5` (GQA, GTA), `(head_dim + rope_dim)^-0.5` of the width before absorption
     /// (GLA, MLA).
     pub softmax_scale: f32,
+    /// `(q_heads)` f32: the layer's sinks, where the `Decode` was made with [`AttentionOptions::sinks`], and only there.
+    pub sinks: Option<&'a Tensor>,
     /// Where the results go.
     pub output: &'a DecodeOutput,
 }
@@ -107,12 +108,20 @@ impl Decode {
     /// Errors: [`ErrorKind::Unsupported`] for a state too large for the device's workgroup memory,
     /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
+        Self::with_options(gpu, heads, dtype, AttentionOptions::default())
+    }
+
+    /// Compiles the kernels with options.
+    ///
+    /// Errors: as [`Decode::new`]; [`ErrorKind::Argument`] for an option out of range.
+    pub fn with_options(gpu: &Gpu, heads: HeadLayout, dtype: DType, options: AttentionOptions) -> Result<Self> {
+        options.check()?;
         let layout = StateLayout::new(&heads, dtype);
         let shapes = KernelShape::all(&heads, dtype, &Device::of(gpu.capabilities()))?;
         let mut classes = Vec::new();
         for &shape in &shapes {
-            let decode = gpu.kernel(kernel_spec(&heads, dtype, &shape)?)?;
-            let merge = gpu.kernel(merge_spec(&heads, shape.rows()))?;
+            let decode = gpu.kernel(kernel_spec(&heads, dtype, &options, &shape)?)?;
+            let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
             classes.push(Class { shape, decode, merge });
         }
         let shape = PlanShape {
@@ -124,11 +133,12 @@ impl Decode {
             groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
+            window: options.window_tokens(),
         };
         let partials = Mutex::new(gpu.create_buffer("partials", 16)?);
         let (plans, outputs) = (Arc::default(), Mutex::default());
         let policy = SplitPolicy::default();
-        Ok(Self { gpu: gpu.clone(), heads, dtype, policy, shape, classes, plans, partials, outputs })
+        Ok(Self { gpu: gpu.clone(), heads, dtype, options, policy, shape, classes, plans, partials, outputs })
     }
 
     /// The same with another way of splitting sequences among workgroups. [`Decode::plan`] refuses a part count or size
@@ -151,6 +161,11 @@ impl Decode {
         &self.heads
     }
 
+    /// The options it was made with.
+    pub fn options(&self) -> &AttentionOptions {
+        &self.options
+    }
+
     /// Plans a step: each sequence attends from its reserved tokens over everything it holds, those included.
     ///
     /// Valid until any sequence of the cache changes, whichever it is. The plan is uploaded, and what is recorded is
@@ -159,12 +174,33 @@ impl Decode {
     /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved,
     /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
+        self.plan_masked(cache, sequences, None)
+    }
+
+    /// [`Decode::plan`] with a tree mask per query token, for a `Decode` made with [`AttentionOptions::tree`]: bit i of
+    /// `masks[t]` says whether query token t sees the i-th of its own sequence's reserved tokens. What was cached before,
+    /// every token sees. (With a window, a token sees the last of all these; in a tree they are its nearest ancestors.)
+    ///
+    /// Masks say who sees whom, not where: rotate queries and keys by the tokens' depths, through [`Append::encode`]
+    /// (the cache's own append counts positions along the sequence).
+    ///
+    /// Errors: as [`Decode::plan`]; [`ErrorKind::Shape`] for another number of masks than query tokens,
+    /// [`ErrorKind::Argument`] for more than 64 tokens of one sequence, bits past them, a token that does not see itself, a
+    /// `Decode` made without tree masks.
+    ///
+    /// [`Append::encode`]: super::Append::encode
+    pub fn plan_tree<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: &[u64]) -> Result<Plan> {
+        self.plan_masked(cache, sequences, Some(masks))
+    }
+
+    fn plan_masked<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: Option<&[u64]>) -> Result<Plan> {
         let batch = cache.batch(sequences)?;
         if batch.tokens() == 0 {
             return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
         }
-        let list = plan::plan(&batch.sequences, &self.shape, self.policy)?;
-        let words = plan_words(&list, &batch.page_table)?;
+        let masks = self.options.masks(&batch.sequences, masks)?;
+        let list = plan::plan_masked(&batch.sequences, &masks, &self.shape, self.policy)?;
+        let words = plan_words(&list, &batch.page_table, &masks)?;
         self.reserve_partials(&list)?;
         let bytes = 4 * words.len();
         let buffer = self.plan_buffer(bytes)?;
@@ -227,13 +263,32 @@ impl Decode {
     ///
     /// Errors: [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
     /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a
-    /// scale that is not finite.
+    /// scale that is not finite, a `Decode` that needs sinks.
     pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
         let output = self.output(plan.tokens)?;
-        let args = DecodeArgs { plan, layer, q, softmax_scale, output: &output };
-        self.check(&args)?;
-        self.gpu.record(|pass| self.encode(pass, args))?;
+        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: None, output: &output })?;
         Ok(output)
+    }
+
+    /// [`Decode::run`] with the layer's sinks, `(q_heads)` f32, for a `Decode` made with [`AttentionOptions::sinks`].
+    ///
+    /// Errors: as [`Decode::run`]; [`ErrorKind::Argument`] for a `Decode` made without.
+    pub fn run_with_sinks(
+        &self,
+        plan: &Plan,
+        layer: &KvView,
+        q: &Tensor,
+        softmax_scale: f32,
+        sinks: &Tensor,
+    ) -> Result<DecodeOutput> {
+        let output = self.output(plan.tokens)?;
+        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: Some(sinks), output: &output })?;
+        Ok(output)
+    }
+
+    fn record(&self, args: DecodeArgs<'_>) -> Result<()> {
+        self.check(&args)?;
+        self.gpu.record(|pass| self.encode(pass, args))
     }
 
     /// Records the attention of one layer into a pass of the caller's, on the same device. Keep the plan and the outputs
@@ -242,9 +297,10 @@ impl Decode {
     /// Errors: as [`Decode::run`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
         let plan_buffer = self.check(&args)?;
-        let DecodeArgs { plan, layer, q, softmax_scale, output } = args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = args;
         let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
+        let sinks = sinks.map(|tensor| &tensor.buffer);
         for (index, (class, (items, _))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
@@ -254,7 +310,8 @@ impl Decode {
                 page_shift: layer.page_size.ilog2(),
                 class_index: index as u32,
             };
-            let buffers = [&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            let mut buffers = vec![&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            buffers.extend(sinks);
             let (y, z) = plan::fold(*items);
             let x = self.shape.workgroups(index);
             self.gpu.dispatch(pass, &class.decode, &params, &buffers, (x as u32, y, z))?;
@@ -265,13 +322,15 @@ impl Decode {
         {
             let (y, z) = plan::fold(*merges);
             let grid = ((groups * class.shape.rows() * merge_blocks(&self.heads)) as u32, y, z);
-            self.gpu.dispatch(pass, &class.merge, &(index as u32), &[&partials, out, plan_buffer, lse], grid)?;
+            let mut buffers = vec![&partials, out, plan_buffer, lse];
+            buffers.extend(sinks);
+            self.gpu.dispatch(pass, &class.merge, &(index as u32), &buffers, grid)?;
         }
         Ok(())
     }
 
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
-        let DecodeArgs { plan, layer, q, softmax_scale, output } = *args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = *args;
         let foreign = || ErrorKind::argument("plan", "was made by another Decode");
         if !Arc::ptr_eq(&plan.home, &self.plans) {
             return Err(foreign());
@@ -295,6 +354,12 @@ impl Decode {
             return Err(ErrorKind::argument("softmax_scale", format!("{softmax_scale} is not finite")));
         }
         let (tokens, heads) = (plan.tokens, self.heads.q_heads());
+        match sinks {
+            Some(sinks) if self.options.sinks => sinks.expect("sinks", &[heads], DType::F32)?,
+            None if !self.options.sinks => {}
+            Some(_) => return Err(ErrorKind::argument("sinks", "were given, the Decode was made without")),
+            None => return Err(ErrorKind::argument("sinks", "were not given, the Decode was made with them")),
+        }
         q.expect("q", &[tokens, heads, self.heads.q_dim()], DType::F32)?;
         output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
         output.lse.expect("lse", &[tokens, heads], DType::F32)?;
@@ -340,12 +405,14 @@ fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
 }
 
 /// The plan buffer's content.
-fn plan_words(list: &WorkList, page_table: &[u32]) -> Result<Vec<u32>> {
+fn plan_words(list: &WorkList, page_table: &[u32], masks: &[u64]) -> Result<Vec<u32>> {
     let word = |n: usize| u32::try_from(n).map_err(|_| ErrorKind::argument("plan", format!("{n} words")));
     let items: &[u32] = bytemuck::cast_slice(&list.items);
     let merges: &[u32] = bytemuck::cast_slice(&list.merges);
     let merges_first = PLAN_HEADER + items.len();
-    let mut words = vec![word(merges_first + merges.len())?, word(merges_first)?, word(list.partial_rows)?, 0];
+    let pages_first = merges_first + merges.len();
+    let masks_first = word(pages_first + page_table.len())?;
+    let mut words = vec![word(pages_first)?, word(merges_first)?, word(list.partial_rows)?, masks_first];
     for (items, merges) in list.classes.iter().zip(&list.merge_classes) {
         words.extend([word(items.start)?, word(items.len())?, word(merges.start)?, word(merges.len())?]);
     }
@@ -353,197 +420,9 @@ fn plan_words(list: &WorkList, page_table: &[u32]) -> Result<Vec<u32>> {
     words.extend(items);
     words.extend(merges);
     words.extend(page_table);
+    words.extend(masks.iter().flat_map(|mask| [*mask as u32, (mask >> 32) as u32]));
     word(words.len())?;
     Ok(words)
-}
-
-fn head_consts(heads: &HeadLayout) -> Consts {
-    vec![
-        ("GROUPS", number(heads.groups())),
-        ("HEADS_PER_GROUP", number(heads.heads_per_group())),
-        ("Q_HEADS", number(heads.q_heads())),
-        ("V_DIM", number(heads.v_dim())),
-    ]
-}
-
-/// The kernel of a shape; all take the same bindings.
-pub(crate) fn kernel_spec(heads: &HeadLayout, dtype: DType, shape: &KernelShape) -> Result<KernelSpec> {
-    match shape {
-        KernelShape::Tile(shape) => decode_spec(heads, dtype, shape),
-        KernelShape::Rows(shape) => rows_spec(heads, dtype, shape),
-        KernelShape::Matrix(shape) => Ok(matrix_spec(heads, dtype, shape)),
-    }
-}
-
-/// Pool, queries, plan, output, LSE, partial results.
-fn decode_bindings() -> Vec<Access> {
-    vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write]
-}
-
-/// The vector that holds the rows of a block.
-fn rows_slot(rows_per_block: usize) -> (Const, Part) {
-    match rows_per_block {
-        1 => (Const::Alias("f32"), part!("parts/rows_1.wgsl")),
-        2 => (Const::Alias("vec2<f32>"), part!("parts/rows_2.wgsl")),
-        _ => (Const::Alias("vec4<f32>"), part!("parts/rows_4.wgsl")),
-    }
-}
-
-/// Constants of a layout in a dtype, for every decode kernel.
-fn state_consts(heads: &HeadLayout, layout: &StateLayout) -> Consts {
-    let mut consts = head_consts(heads);
-    consts.extend([
-        ("NOPE_DIM", number(heads.nope_dim())),
-        ("Q_DIM", number(heads.q_dim())),
-        ("ELEMS_PER_WORD", number(layout.elems_per_word)),
-        ("KEY_WORDS", number(layout.key_words)),
-        ("ROPE_WORDS", number(layout.rope_words)),
-        ("STATE_WORDS", number(layout.state_words)),
-        ("VALUE_FIRST", number(layout.value_first)),
-        ("VALUE_WORDS", number(layout.value_words)),
-    ]);
-    consts
-}
-
-fn rows_spec(heads: &HeadLayout, dtype: DType, shape: &RowShape) -> Result<KernelSpec> {
-    let layout = StateLayout::new(heads, dtype);
-    let slots = shape.slots(&layout);
-    let mut consts = state_consts(heads, &layout);
-    let (rows_type, rows) = rows_slot(shape.rows_per_block);
-    consts.extend([
-        ("THREADS", number(shape.threads())),
-        ("TEAM", number(shape.team)),
-        ("TEAM_LOG2", number(shape.team.ilog2() as usize)),
-        ("TEAMS", number(shape.teams)),
-        ("TEAMS_LOG2", number(shape.teams.ilog2() as usize)),
-        ("TOKENS", number(shape.tokens)),
-        ("GROUPS_PER_WORKGROUP", number(shape.groups_per_workgroup)),
-        ("ROWS", number(shape.rows())),
-        ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
-        ("ROW_BLOCKS", number(shape.row_blocks)),
-        ("KEY_SLOTS", number(slots.key)),
-        ("ROPE_SLOTS", number(slots.rope)),
-        ("STATE_SLOTS", number(slots.state)),
-        ("SLOTS", number(slots.state + slots.rope)),
-        ("VALUE_SLOT_FIRST", number(slots.value_first)),
-        ("VALUE_SLOTS", number(slots.value)),
-        ("QUERY_ELEMS", number((slots.key + slots.rope) * layout.elems_per_word * shape.row_blocks)),
-        ("FETCHED_WORDS", number(2 * shape.tokens * (slots.state + slots.rope))),
-        ("SCORES", number(shape.tokens * shape.row_blocks)),
-        ("SUM_WIDTH", number(slots.value * layout.elems_per_word)),
-        ("SUM_ELEMS", number(slots.value * layout.elems_per_word * shape.row_blocks)),
-        ("Rows", rows_type),
-    ]);
-    Ok(KernelSpec {
-        name: "decode_rows",
-        consts,
-        parts: vec![
-            elements_part(dtype)?,
-            rows,
-            part!("parts/plan.wgsl"),
-            part!("parts/softmax.wgsl"),
-            part!("decode_rows.wgsl"),
-        ],
-        bindings: decode_bindings(),
-        workgroup_bytes: 0,
-    })
-}
-
-fn matrix_spec(heads: &HeadLayout, dtype: DType, shape: &MatrixShape) -> KernelSpec {
-    let layout = StateLayout::new(heads, dtype);
-    let (arrays, fetches) = (shape.arrays(&layout), shape.fetches(&layout));
-    let lanes = (shape.threads() / shape.tokens(), shape.threads() / shape.rows());
-    let mut consts = vec![("f16", Const::Enable), ("wgpu_cooperative_matrix", Const::Enable)];
-    consts.extend(state_consts(heads, &layout));
-    consts.extend([
-        ("THREADS", number(shape.threads())),
-        ("ROW_TILES", number(shape.row_tiles)),
-        ("TOKEN_TILES", number(shape.token_tiles)),
-        ("KEY_SPLITS", number(shape.key_splits)),
-        ("KEY_STEPS", number(shape.key_steps(heads))),
-        ("GROUP_TILES", number(shape.group_tiles())),
-        ("COLUMN_TILES", number(shape.column_tiles(heads))),
-        ("ROW_GROUPS", number(shape.row_groups)),
-        ("QUERY_MATRICES", number(shape.key_steps(heads) * shape.group_tiles())),
-        ("SUM_MATRICES", number(shape.row_tiles * shape.column_tiles(heads))),
-        ("STATE_FETCHES", number(fetches.0)),
-        ("ROPE_FETCHES", number(fetches.1)),
-        ("FETCHES", number(fetches.0 + fetches.1)),
-        ("LANES_PER_TOKEN_LOG2", number(lanes.0.ilog2() as usize)),
-        ("LANES_PER_ROW_LOG2", number(lanes.1.ilog2() as usize)),
-        ("TOKENS_PER_LANE", number(shape.tokens() / lanes.1)),
-        ("ROW_COUNT", number(shape.rows())),
-        ("TILE_WORD_COUNT", number(arrays.tile_words)),
-        ("SCORE_VEC4S", number(arrays.score_vec4s)),
-        ("WEIGHT_WORDS", number(arrays.weight_words)),
-    ]);
-    KernelSpec {
-        name: "decode_matrix",
-        consts,
-        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), part!("decode_matrix.wgsl")],
-        bindings: decode_bindings(),
-        workgroup_bytes: shape.workgroup_bytes(&layout),
-    }
-}
-
-pub(crate) fn decode_spec(heads: &HeadLayout, dtype: DType, shape: &DecodeShape) -> Result<KernelSpec> {
-    let layout = StateLayout::new(heads, dtype);
-    let mut consts = state_consts(heads, &layout);
-    consts.extend([
-        ("ELEMS_PER_WORD_AND_TOTAL", number(layout.elems_per_word + 1)),
-        ("VECS_PER_WORD", number(layout.elems_per_word / 4)),
-        ("THREADS", number(shape.threads)),
-        ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
-        ("ROW_BLOCKS", number(shape.row_blocks)),
-        ("TOKENS", number(shape.tokens)),
-        ("KEY_SPLITS", number(shape.key_splits)),
-        ("WORDS_PER_SPLIT", number(shape.words_per_split)),
-        ("TOKEN_SPLITS", number(shape.token_splits)),
-        ("TOKENS_PER_SPLIT", number(shape.tokens / shape.token_splits)),
-        ("TOKENS_UNROLLED", number(shape.tokens_unrolled)),
-        ("UNITS_PER_LANE", number(shape.units_per_lane)),
-        ("STATE_FETCHES", number(shape.state_fetches)),
-        ("ROPE_FETCHES", number(shape.rope_fetches)),
-        ("SCORE_LANES", number(shape.score_lanes)),
-        ("TOKENS_PER_LANE", number(shape.tokens / shape.score_lanes)),
-        ("TILE_VEC4S", number(shape.tile_vec4s)),
-        ("SPLIT_SCORES", number(shape.row_blocks * shape.tokens * (shape.key_splits | 1))),
-    ]);
-    let (rows_type, rows) = rows_slot(shape.rows_per_block);
-    consts.push(("Rows", rows_type));
-    let query =
-        if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
-    Ok(KernelSpec {
-        name: "decode",
-        consts,
-        parts: vec![
-            elements_part(dtype)?,
-            rows,
-            part!("parts/plan.wgsl"),
-            part!("parts/softmax.wgsl"),
-            query,
-            part!("decode.wgsl"),
-        ],
-        bindings: decode_bindings(),
-        workgroup_bytes: shape.workgroup_bytes,
-    })
-}
-
-/// Blocks of 128 value dimensions, each a workgroup of the merge.
-fn merge_blocks(heads: &HeadLayout) -> usize {
-    heads.v_dim().div_ceil(128)
-}
-
-pub(crate) fn merge_spec(heads: &HeadLayout, row_tile: usize) -> KernelSpec {
-    let mut consts = head_consts(heads);
-    consts.extend([("ROW_TILE", number(row_tile)), ("V_BLOCKS", number(merge_blocks(heads)))]);
-    KernelSpec {
-        name: "merge",
-        consts,
-        parts: vec![part!("parts/plan.wgsl"), part!("parts/softmax.wgsl"), part!("merge.wgsl")],
-        bindings: vec![Access::Read, Access::Write, Access::Read, Access::Write],
-        workgroup_bytes: 256 * 16 + 2 * 8 * 4,
-    }
 }
 
 #[cfg(test)]

@@ -98,6 +98,7 @@ proptest! {
             groups_per_workgroup: vec![groups, if groups.is_multiple_of(2) { 2 } else { 1 }, 1],
             target_workgroups: target,
             token_tile: 32,
+            window: 0,
         };
         let list = plan(&sequences, &shape, SplitPolicy::Auto).unwrap();
         prop_assert!(list.partial_rows <= most_partial_rows(&list, &shape), "{} rows", list.partial_rows);

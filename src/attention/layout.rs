@@ -1,15 +1,19 @@
 //! How one token's row lies in a page, in 16-byte words. Pure.
 
 use super::heads::HeadLayout;
-use crate::gpu::DType;
+use crate::gpu::{number, Const, DType};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// The page-plane layout of a [`HeadLayout`] in a dtype. Sizes in `vec4<u32>` words where the name says no other unit.
 ///
 /// A page of `page_size` tokens is, for each group, a `[page_size][state_words]` plane, then one
-/// `[page_size][rope_words]` plane. A state is its key elements padded to a word, then (unless the value is the state
+/// `[page_size][rope_words]` plane, then one `[page_size][scale_words]` plane. A state is its key elements padded to a word, then (unless the value is the state
 /// itself) its value elements padded to a word; so any dimension works, and a kernel's loads stay aligned.
+///
+/// In [`DType::I8`] the elements of states are integers, to be multiplied by a scale: one f32 per token and group where the
+/// value is the state itself, else one for the key and one for the value, groups in order. The rope key is f16 there, its
+/// words padded to an even number. Other dtypes have no scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StateLayout {
     /// Elements in one word.
@@ -24,6 +28,10 @@ pub struct StateLayout {
     pub state_words: usize,
     /// Words of the rope key.
     pub rope_words: usize,
+    /// Scales of one group's state: 0, 1 or 2.
+    pub spans: usize,
+    /// Words of one token's scales, over all groups.
+    pub scale_words: usize,
 }
 
 impl StateLayout {
@@ -35,18 +43,46 @@ impl StateLayout {
         let tied = heads.v_offset() == 0;
         let value_first = if tied { 0 } else { key_words };
         let state_words = if tied { words(heads.state_dim()) } else { key_words + words(heads.v_dim()) };
-        let (value_words, rope_words) = (words(heads.v_dim()), words(heads.rope_dim()));
-        Self { elems_per_word, key_words, value_first, value_words, state_words, rope_words }
+        let value_words = words(heads.v_dim());
+        let scaled = dtype == DType::I8;
+        let rope_words = words(heads.rope_dim()) * if scaled { 2 } else { 1 };
+        let spans = match (scaled, tied) {
+            (false, _) => 0,
+            (true, true) => 1,
+            // Keys and values differ in size, and a common scale would cost the smaller its bits: reference/append.rs.
+            (true, false) => 2,
+        };
+        let scale_words = (spans * heads.groups()).div_ceil(4);
+        Self { elems_per_word, key_words, value_first, value_words, state_words, rope_words, spans, scale_words }
     }
 
-    /// Words of one token's row over all groups.
+    /// Words of one token's row over all groups, scales included.
     pub fn row_words(&self, groups: usize) -> usize {
-        groups * self.state_words + self.rope_words
+        groups * self.state_words + self.rope_words + self.scale_words
     }
 
-    /// Bytes that one group reads per token: its state and the rope key.
+    /// Bytes that one group reads per token: its state, the rope key and a word of scales.
     pub fn group_bytes(&self) -> usize {
-        16 * (self.state_words + self.rope_words)
+        16 * (self.state_words + self.rope_words + self.spans.min(1))
+    }
+
+    /// Elements in one word of the rope key.
+    pub(crate) fn rope_elems(&self) -> usize {
+        if self.spans > 0 {
+            8
+        } else {
+            self.elems_per_word
+        }
+    }
+
+    /// Words of a query, counted as those of a state: a word of an i8 state has as many elements as two of its rope key.
+    pub(crate) fn query_words(&self) -> usize {
+        self.key_words + if self.spans > 0 { self.rope_words / 2 } else { self.rope_words }
+    }
+
+    /// The constants of scales, for kernels that read or write pages.
+    pub(crate) fn scale_consts(&self) -> [(&'static str, Const); 2] {
+        [("SPANS", number(self.spans)), ("SCALE_WORDS", number(self.scale_words))]
     }
 }
 
@@ -84,7 +120,7 @@ impl KvView {
         self.page_size
     }
 
-    /// The pages themselves, `(page_count, words of a page)` `vec4<u32>` as in [`StateLayout`], for an app's own kernels
+    /// The pages themselves, `(page_count, page_size * row_words)` `vec4<u32>` as in [`StateLayout`], for an app's own kernels
     /// and tests.
     pub fn wgpu_buffer(&self) -> &wgpu::Buffer {
         self.pool.raw()

@@ -22,7 +22,7 @@ pub enum SplitPolicy {
     /// A sequence's parts, and so the last bits of its result, depend on what else is in the batch.
     #[default]
     Auto,
-    /// Parts of this many tokens (rounded up to the kernel's token tile), cut at its multiples: a sequence's result
+    /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees: a sequence's result
     /// does not depend on the batch it is in, bit for bit.
     FixedTokens(usize),
     /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
@@ -92,8 +92,10 @@ pub(crate) struct PlanShape {
     pub groups_per_workgroup: Vec<usize>,
     /// Workgroups of one group each that fill the device (workgroups).
     pub target_workgroups: usize,
-    /// Chunks start at multiples of this (tokens); a power of two.
+    /// Chunks start at multiples of this from the tile's first visible token (tokens); a power of two.
     pub token_tile: usize,
+    /// Tokens that a query token sees at most, its own included (tokens); 0 for all.
+    pub window: u32,
 }
 
 impl PlanShape {
@@ -139,19 +141,24 @@ struct Tile {
     /// First row within the sequence, and how many (rows).
     row_first: u32,
     rows: u32,
-    /// Tokens that its last row sees; the earlier ones see no more.
-    visible: u32,
+    /// First token that some row sees.
+    first: u32,
+    /// One past the last token that some row sees.
+    last: u32,
 }
 
 impl Tile {
+    /// Tokens from the first that some row sees to the last.
     fn tokens(&self) -> u64 {
-        self.visible.into()
+        u64::from(self.last - self.first)
     }
 }
 
 /// How a tile's tokens are cut: some parts of a fixed length, then near-equal runs of whole units.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
+    /// First token of the tile.
+    first: u32,
     /// Tokens of the tile, and of a unit; the last unit may be short.
     tokens: u64,
     unit: u64,
@@ -162,8 +169,9 @@ struct Cut {
 }
 
 impl Cut {
-    fn even(tokens: u64, unit: u64, parts: u64) -> Self {
-        Cut { tokens, unit, parts: parts.max(1), long: 0, chunk: 0 } // max: what sees nothing still has its zeros to write
+    fn even(tile: &Tile, unit: u64, parts: u64) -> Self {
+        let (first, tokens) = (tile.first, tile.tokens());
+        Cut { first, tokens, unit, parts: parts.max(1), long: 0, chunk: 0 } // max: what sees nothing still has its zeros to write
     }
 
     /// Start of part `part`, and end of the one before.
@@ -172,14 +180,26 @@ impl Cut {
         let (part, parts) = (part - part.min(self.long), self.parts - self.long);
         let units = self.tokens.saturating_sub(first).div_ceil(self.unit);
         let token = first + (part * units).checked_div(parts).unwrap_or(0) * self.unit;
-        token.min(self.tokens) as u32 // no truncation: tokens came from a u32
+        self.first + token.min(self.tokens) as u32 // no truncation, and no overflow: both came from tokens of a u32
     }
 }
 
-/// Plans the work of a step. The result depends on nothing but the arguments.
+/// Plans the work of a step of causal attention. The result depends on nothing but the arguments.
+#[cfg(test)]
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
+    plan_masked(sequences, &[], shape, policy)
+}
+
+/// Plans the work of a step. `masks`: one per query token, checked and cut to the window, or none where attention is
+/// causal. The result depends on nothing but the arguments.
+pub(crate) fn plan_masked(
+    sequences: &[SeqView],
+    masks: &[u64],
+    shape: &PlanShape,
+    policy: SplitPolicy,
+) -> Result<WorkList> {
     check(shape, policy)?;
-    let classes = tiles(sequences, shape)?;
+    let classes = tiles(sequences, masks, shape)?;
     // One class is one dispatch, and they run one after the other: each is to fill the device by itself.
     let cutters: Vec<Cutter> =
         classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).collect();
@@ -243,7 +263,7 @@ fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<
 }
 
 /// The tiles of every class. A sequence's class is decided by its own rows, never by its batch mates.
-fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
+fn tiles(sequences: &[SeqView], masks: &[u64], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
     let mut classes = vec![Vec::new(); shape.row_tiles.len()];
     let mut count = 0u64;
     for (index, &sequence) in sequences.iter().enumerate() {
@@ -255,18 +275,38 @@ fn tiles(sequences: &[SeqView], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
         let row_tile = shape.row_tiles[class] as u64;
         count = count.saturating_add(rows.div_ceil(row_tile));
         check_items(count)?;
-        let before = sequence.kv_len - sequence.q_len;
         for first in (0..rows).step_by(row_tile as usize) {
             let last = (first + row_tile).min(rows) - 1;
+            let token = |row: u64| (row / shape.heads_per_group as u64) as u32;
+            let (token_first, token_last) = seen(&sequence, masks, token(first)..token(last) + 1, shape.window);
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits
                 rows: (last - first + 1) as u32,
-                visible: before + (last / shape.heads_per_group as u64) as u32 + 1,
+                first: token_first,
+                last: token_last,
             });
         }
     }
     Ok(classes)
+}
+
+/// First cached token that one of these query tokens of a sequence sees, and one past the last.
+fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (u32, u32) {
+    let before = sequence.kv_len - sequence.q_len;
+    let from = |count: u32| if window == 0 { 0 } else { (before + count).saturating_sub(window) };
+    if masks.is_empty() {
+        return (from(tokens.start + 1), before + tokens.end);
+    }
+    let masks = &masks[sequence.q_token_first as usize..][..sequence.q_len as usize];
+    let masks = &masks[tokens.start as usize..tokens.end as usize];
+    let first = |mask: &u64| match mask.count_ones() {
+        count if window > 0 && count >= window => before + mask.trailing_zeros(), // the window ends among the new tokens
+        count => from(count),
+    };
+    let first = masks.iter().map(first).min();
+    let last = masks.iter().map(|mask| before + u64::BITS - mask.leading_zeros()).max();
+    (first.unwrap_or(0), last.unwrap_or(before))
 }
 
 /// Rows of a sequence per group, its numbers checked.
@@ -314,15 +354,15 @@ fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, auto: &mut Cutter) -
     let tokens = tile.tokens();
     let token_tile = shape.token_tile as u64;
     match policy {
-        SplitPolicy::Off => Cut::even(tokens, token_tile, 1),
-        SplitPolicy::Count(parts) => Cut::even(tokens, token_tile, tokens.div_ceil(token_tile).min(parts as u64)),
+        SplitPolicy::Off => Cut::even(tile, token_tile, 1),
+        SplitPolicy::Count(parts) => Cut::even(tile, token_tile, tokens.div_ceil(token_tile).min(parts as u64)),
         SplitPolicy::FixedTokens(tokens_per_part) => {
             let unit = (tokens_per_part as u64).min(u64::from(u32::MAX)).next_multiple_of(token_tile);
-            Cut::even(tokens, unit, tokens.div_ceil(unit))
+            Cut::even(tile, unit, tokens.div_ceil(unit))
         }
         SplitPolicy::Auto => {
             let Parts { parts, long, chunk } = auto.next(tokens);
-            Cut { tokens, unit: token_tile, parts, long, chunk }
+            Cut { first: tile.first, tokens, unit: token_tile, parts, long, chunk }
         }
     }
 }

@@ -15,6 +15,7 @@ fn gla() -> PlanShape {
         groups_per_workgroup: vec![1; 3],
         target_workgroups: 264,
         token_tile: 64,
+        window: 0,
     }
 }
 
@@ -80,23 +81,24 @@ fn check_plan(sequences: &[SeqView], shape: &PlanShape, list: &WorkList) -> BTre
         let cuts = found.entry(sequence.q_token_first).or_default();
         for first in (0..rows).step_by(row_tile) {
             let last = (first + row_tile).min(rows) - 1;
-            let visible = sequence.kv_len - sequence.q_len + (last / shape.heads_per_group) as u32 + 1;
+            let seen = |row: usize| sequence.kv_len - sequence.q_len + (row / shape.heads_per_group) as u32 + 1;
+            let start = if shape.window > 0 { seen(first).saturating_sub(shape.window) } else { 0 };
             let key = (sequence.q_token_first, first as u32);
             let mut parts = parts.remove(&key).unwrap();
             parts.sort_by_key(|(item, _)| item.token_first);
             let merge = merges.remove(&key);
-            let mut token = 0;
+            let mut token = start;
             for (index, (item, class_tile)) in parts.iter().enumerate() {
                 let WorkItem { page_table_first, q_token_first, q_len, kv_len, .. } = *item;
                 assert_eq!(SeqView { page_table_first, q_token_first, q_len, kv_len }, *sequence);
                 assert_eq!((*class_tile, item.token_first), (row_tile, token));
-                assert_eq!(item.token_first as usize % shape.token_tile, 0);
+                assert_eq!((item.token_first - start) as usize % shape.token_tile, 0);
                 assert!(item.token_last > token || parts.len() == 1, "an empty part");
                 let slot = merge.map(|merge| merge.partial_first + (index * row_tile) as u32);
                 assert_eq!(item.partial, slot.unwrap_or(NO_PARTIAL));
                 token = item.token_last;
             }
-            assert_eq!(token, visible, "every visible token once");
+            assert_eq!(token, seen(last), "every visible token once");
             assert_eq!(merge.map_or(1, |merge| merge.partial_count as usize), parts.len());
             assert!(merge.is_none_or(|merge| merge.rows as usize == last - first + 1));
             let bounds = parts.iter().map(|(item, _)| (item.token_first, item.token_last)).collect();
@@ -156,6 +158,42 @@ fn prefill_tiles_skip_what_the_mask_hides() {
     let list = plan(&batch(&[(48, 148)]), &gqa(), SplitPolicy::Off).unwrap();
     let tiles: Vec<_> = list.items.iter().map(|item| (item.row_first, item.token_last)).collect();
     assert_eq!(tiles, [(128, 148), (64, 132), (0, 116)]);
+}
+
+#[test]
+fn a_window_leaves_out_what_no_row_sees() {
+    let shape = PlanShape { window: 100, ..gqa() };
+    let list = plan(&batch(&[(48, 300), (1, 99), (1, 101)]), &shape, SplitPolicy::Off).unwrap();
+    // Tiles of 16, 16 and 16 query tokens: the first sees from 253 - 100 on, the last up to 300.
+    let cuts: Vec<_> = list.items.iter().map(|item| (item.kv_len, item.token_first, item.token_last)).collect();
+    assert_eq!(cuts, [(101, 1, 101), (99, 0, 99), (300, 153, 268), (300, 169, 284), (300, 185, 300)]);
+    // Parts are counted from there.
+    let list = plan(&decode(&[300]), &shape, SplitPolicy::FixedTokens(64)).unwrap();
+    let cuts: Vec<_> = list.items.iter().map(|item| (item.token_first, item.token_last)).collect();
+    assert_eq!(cuts, [(200, 264), (264, 300)]);
+    // A window longer than any sequence is none.
+    let sequences = batch(&[(48, 300), (1, 99)]);
+    let wide = PlanShape { window: u32::MAX, ..gqa() };
+    let same = |policy| plan(&sequences, &wide, policy).unwrap() == plan(&sequences, &gqa(), policy).unwrap();
+    assert!(same(SplitPolicy::Off) && same(SplitPolicy::FixedTokens(64)) && same(SplitPolicy::Auto));
+}
+
+#[test]
+fn a_tree_reaches_as_far_as_its_masks() {
+    let cuts = |masks: &[u64], window| {
+        let shape = PlanShape { heads_per_group: 32, window, ..gqa() };
+        let list = plan_masked(&batch(&[(0, 50), (5, 105)]), masks, &shape, SplitPolicy::Off).unwrap();
+        let mut cuts: Vec<_> = list.items.iter().map(|i| (i.row_first, i.token_first, i.token_last)).collect();
+        cuts.sort();
+        cuts
+    };
+    // Two query tokens of 32 rows are a tile; the last is alone.
+    let tree = [0b1, 0b11, 0b101, 0b1001, 0b10011];
+    assert_eq!(cuts(&tree, 0), [(0, 0, 102), (64, 0, 104), (128, 0, 105)]);
+    assert_eq!(cuts(&tree, 10), [(0, 91, 102), (64, 92, 104), (128, 93, 105)]);
+    let chain = [0b1, 0b11, 0b111, 0b1111, 0b11111];
+    assert_eq!((cuts(&chain, 0), cuts(&chain, 10)), (cuts(&[], 0), cuts(&[], 10)));
+    assert_eq!(cuts(&[0b1, 0b10, 0b100, 0b1000, 0b10000], 1), cuts(&[], 1));
 }
 
 #[test]
@@ -334,8 +372,9 @@ fn shape() -> impl Strategy<Value = PlanShape> {
     let heads = prop::sample::select(vec![1usize, 2, 3, 4, 8, 9, 16, 63, 64, 128]);
     let dims = (prop::sample::select(vec![32usize, 128, 512]), 1usize..5);
     let most_groups = prop::array::uniform6(1usize..9);
-    (heads, 1usize..9, dims, row_tiles, most_groups, 1usize..600, 0u32..8).prop_map(
-        |(heads_per_group, groups, (v_dim, ratio), row_tiles, most_groups, target_workgroups, log2)| {
+    let window = prop_oneof![2 => Just(0u32), 1 => 1u32..5000];
+    (heads, 1usize..9, dims, row_tiles, most_groups, 1usize..600, (0u32..8, window)).prop_map(
+        |(heads_per_group, groups, (v_dim, ratio), row_tiles, most_groups, target_workgroups, (log2, window))| {
             let divisor = |most: &usize| (1..=*most).rev().find(|n| groups.is_multiple_of(*n)).unwrap();
             PlanShape {
                 heads_per_group,
@@ -346,6 +385,7 @@ fn shape() -> impl Strategy<Value = PlanShape> {
                 row_tiles,
                 target_workgroups,
                 token_tile: 1 << log2,
+                window,
             }
         },
     )
@@ -367,7 +407,8 @@ proptest! {
         let list = plan(&sequences, &shape, policy).unwrap();
         let found = check_plan(&sequences, &shape, &list);
         for (_, _, bounds) in found.values().flat_map(BTreeMap::values) {
-            let in_cuts = |tokens: usize| bounds.iter().all(|(first, _)| (*first as usize).is_multiple_of(tokens));
+            let start = bounds[0].0;
+            let in_cuts = |tokens: usize| bounds.iter().all(|(first, _)| ((first - start) as usize).is_multiple_of(tokens));
             match policy {
                 SplitPolicy::Auto => {}
                 SplitPolicy::Off => prop_assert_eq!(bounds.len(), 1),

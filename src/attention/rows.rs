@@ -85,8 +85,9 @@ impl RowShape {
 
     fn registers(&self, layout: &StateLayout) -> usize {
         let slots = self.slots(layout);
-        let held = (slots.key + slots.rope + slots.value) * layout.elems_per_word * self.rows();
-        held + 2 * 4 * self.tokens * (slots.state + slots.rope) + 3 * self.rows()
+        let elems = (slots.key + slots.value) * layout.elems_per_word + slots.rope * layout.rope_elems();
+        let fetched = 4 * (slots.state + slots.rope) + layout.spans;
+        elems * self.rows() + 2 * self.tokens * fetched + 3 * self.rows()
     }
 }
 

@@ -45,7 +45,7 @@ impl Device {
 pub(crate) const MAX_CLASSES: usize = 6;
 
 impl KernelShape {
-    /// The kernels of a layout, one per tile height, ascending; at most [`MAX_CLASSES`].
+    /// The kernels of a layout, one per tile height, ascending; at most [`MAX_CLASSES`]. All take all options.
     ///
     /// Errors: as [`DecodeShape::all`].
     pub(crate) fn all(heads: &HeadLayout, dtype: DType, device: &Device) -> Result<Vec<Self>> {
@@ -118,7 +118,14 @@ mod tests {
                     HeadLayout::gla(Gla { q_heads, latent_heads: groups, latent_dim: dim, rope_dim: 32 }).unwrap(),
                     HeadLayout::mla(Mla { q_heads, latent_dim: dim, rope_dim: 64 }).unwrap(),
                 ] {
-                    for (dtype, subgroup) in [(DType::F16, 32), (DType::F32, 8), (DType::F16, 64), (DType::F32, 4)] {
+                    for (dtype, subgroup) in [
+                        (DType::F16, 32),
+                        (DType::F32, 8),
+                        (DType::F16, 64),
+                        (DType::F32, 4),
+                        (DType::I8, 8),
+                        (DType::I8, 32),
+                    ] {
                         check(&heads, dtype, subgroup);
                     }
                 }
@@ -149,7 +156,10 @@ mod tests {
     fn few_rows_are_the_row_kernels_where_there_are_subgroups() {
         let gta = HeadLayout::gta(Gta { q_heads: 32, kv_heads: 8, head_dim: 128, rope_dim: 64 }).unwrap();
         let limits = ShapeLimits { workgroup_bytes: 49152, subgroup_size: 32 };
-        let all = |tier| KernelShape::all(&gta, DType::F16, &Device { limits, tier, subgroup_min: 32 }).unwrap();
+        let all = |tier| {
+            let device = Device { limits, tier, subgroup_min: 32 };
+            KernelShape::all(&gta, DType::F16, &device).unwrap()
+        };
         assert!(matches!(all(Tier::Subgroup)[0], KernelShape::Rows(s) if s.rows() == 4 && s.groups_per_workgroup == 8));
         assert!(all(Tier::Portable).iter().all(|s| matches!(s, KernelShape::Tile(_))));
     }

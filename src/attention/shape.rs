@@ -90,7 +90,7 @@ impl DecodeShape {
 
     /// The best shape for `rows` rows by the model, or none within the limits.
     fn choose(heads: &HeadLayout, layout: &StateLayout, rows: usize, limits: ShapeLimits) -> Option<Self> {
-        let key_words = layout.key_words + layout.rope_words;
+        let key_words = layout.query_words();
         let mut best: Option<(f64, Self)> = None;
         for threads in THREADS.into_iter().filter(|t| *t >= limits.subgroup_size) {
             for tokens in TOKENS {
@@ -98,7 +98,7 @@ impl DecodeShape {
                     let Some(shape) = Self::build(heads, layout, [rows, threads, tokens, words_per_split]) else {
                         continue;
                     };
-                    let cost = shape.cost(limits.subgroup_size);
+                    let cost = shape.cost(limits.subgroup_size, layout.spans > 0);
                     let fits = shape.workgroup_bytes <= limits.workgroup_bytes;
                     if fits && best.as_ref().is_none_or(|(least, _)| cost < *least) {
                         best = Some((cost, shape));
@@ -119,7 +119,7 @@ impl DecodeShape {
         };
         let row_blocks = rows.div_ceil(rows_per_block);
         let block_tokens = row_blocks * tokens;
-        let key_splits = (layout.key_words + layout.rope_words).div_ceil(words_per_split);
+        let key_splits = layout.query_words().div_ceil(words_per_split);
         if block_tokens > threads || row_blocks * key_splits > threads {
             return None;
         }
@@ -147,6 +147,7 @@ impl DecodeShape {
         }
         let reduction_vec4s = if token_splits > 1 { threads } else { 0 };
         let tile_vec4s = (tokens * (tile_words | 1)).max(reduction_vec4s);
+        let scale_bytes = if layout.spans > 0 { 8 * tokens } else { 0 };
         let blocks = block_tokens * (key_splits | 1) + 2 * block_tokens + 2 * row_blocks;
         Some(Self {
             threads,
@@ -163,18 +164,19 @@ impl DecodeShape {
             rope_fetches,
             query_in_registers,
             tile_vec4s,
-            workgroup_bytes: 16 * tile_vec4s + 4 * rows_per_block * blocks + 8 * tokens,
+            workgroup_bytes: 16 * tile_vec4s + 4 * rows_per_block * blocks + 8 * tokens + scale_bytes,
             registers,
         })
     }
 
     /// Modelled clocks per token of one multiprocessor: issue slots, and latency shared by the workgroups side by side.
     /// The weights were fitted to seventeen timings on an H200 (benches/RESULTS.md, "Which shape"): they order shapes,
-    /// they do not predict times.
-    fn cost(&self, subgroup_size: usize) -> f64 {
-        let (rows, elems) = (self.rows_per_block, 8);
-        let product = 3 + elems + elems * rows;
-        let query_load = if self.query_in_registers { 0 } else { 40 * rows };
+    /// they do not predict times. For integers (`scaled`), whose words have 16 elements of two instructions each to unpack, the same
+    /// weights are taken: not fitted.
+    fn cost(&self, subgroup_size: usize, scaled: bool) -> f64 {
+        let (rows, elems, unpack) = (self.rows_per_block, if scaled { 16 } else { 8 }, if scaled { 2 } else { 1 });
+        let product = 3 + unpack * elems + elems * rows;
+        let query_load = if self.query_in_registers { 0 } else { 5 * elems * rows };
         let score = self.words_per_split * (query_load + self.tokens / self.score_lanes * product);
         let reduce = 8 * self.key_splits * (1 + rows);
         let softmax = self.tokens * (1 + rows) + 60;
@@ -222,7 +224,7 @@ mod tests {
     #[test]
     fn every_layout_gets_kernels_within_default_limits() {
         for heads in layouts() {
-            for dtype in [DType::F32, DType::F16] {
+            for dtype in [DType::F32, DType::F16, DType::I8] {
                 let layout = StateLayout::new(&heads, dtype);
                 let shapes = DecodeShape::all(&heads, &layout, LIMITS).unwrap();
                 assert!(!shapes.is_empty() && shapes.len() <= 3);
@@ -231,7 +233,7 @@ mod tests {
                     assert!(s.key_splits * s.row_blocks * s.score_lanes <= s.threads, "{s:?}");
                     assert!(s.row_blocks * s.tokens <= s.threads, "{s:?}");
                     assert_eq!(s.tokens % s.score_lanes, 0);
-                    assert!(s.key_splits * s.words_per_split >= layout.key_words + layout.rope_words, "{s:?}");
+                    assert!(s.key_splits * s.words_per_split >= layout.query_words(), "{s:?}");
                     assert_eq!(s.tokens % s.token_splits, 0);
                     assert!(s.units_per_lane * s.threads >= s.row_blocks * layout.value_words);
                     if s.token_splits > 1 {

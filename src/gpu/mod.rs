@@ -17,6 +17,7 @@ pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub use parallelism::Parallelism;
 pub(crate) use shader::{number, part, Const, Consts, Part};
+use tensor::not_floats;
 pub(crate) use tensor::Buffer;
 pub use tensor::{DType, Tensor};
 
@@ -249,7 +250,7 @@ impl Gpu {
         self.scoped("write", || self.inner.queue.write_buffer(buffer.raw(), offset, bytes))
     }
 
-    /// Copies values into a whole tensor, F32 or (rounded to nearest even) F16, after everything recorded so far, which
+    /// Copies values into a whole tensor, F32 or (rounded to nearest even) F16 or BF16, after everything recorded so far, which
     /// is submitted. U32 has [`Gpu::upload_u32`].
     ///
     /// Errors: [`ErrorKind::Shape`] where `values` has not the tensor's element count, [`ErrorKind::DType`], those of
@@ -258,18 +259,23 @@ impl Gpu {
         if values.len() != tensor.len() {
             return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
         }
-        match tensor.dtype() {
-            DType::F32 => self.write(&tensor.buffer, 0, bytemuck::cast_slice(values)),
-            DType::F16 => {
-                let mut halves: Vec<half::f16> = values.iter().map(|&v| half::f16::from_f32(v)).collect();
-                halves.resize(halves.len().next_multiple_of(2), half::f16::ZERO);
-                self.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))
-            }
-            DType::U32 | DType::I8 => {
-                let got = tensor.dtype().to_string();
-                Err(ErrorKind::DType { name: "tensor", got, want: "f32 or f16".into() }.into())
-            }
-        }
+        self.write_f32(tensor, "tensor", values)
+    }
+
+    /// Writes values converted to the tensor's dtype; `name` is whose dtype an error speaks of.
+    pub(crate) fn write_f32(&self, tensor: &Tensor, name: &'static str, values: &[f32]) -> Result<()> {
+        let packed = |bits: fn(f32) -> u16| {
+            let mut halves: Vec<u16> = values.iter().map(|&v| bits(v)).collect();
+            halves.resize(halves.len().next_multiple_of(2), 0);
+            halves
+        };
+        let halves = match tensor.dtype() {
+            DType::F32 => return self.write(&tensor.buffer, 0, bytemuck::cast_slice(values)),
+            DType::F16 => packed(|v| half::f16::from_f32(v).to_bits()),
+            DType::BF16 => packed(|v| half::bf16::from_f32(v).to_bits()),
+            dtype => return Err(not_floats(name, dtype)),
+        };
+        self.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))
     }
 
     /// [`Gpu::upload`] for a U32 tensor.

@@ -34,12 +34,12 @@ pub(super) fn poisoned(wgsl: &str) -> String {
 
 /// Logits of a prompt in two chunks and of three single tokens, and tokens drawn: every kernel that has workgroup
 /// memory (decode of few and many rows, both linears, norm, sample).
-fn bits(variant: &str, poison: bool) -> Vec<u32> {
+fn bits(variant: &str, kv_dtype: DType, poison: bool) -> Vec<u32> {
     let gpu = pollster::block_on(Gpu::with_options(GpuOptions::default())).expect("a GPU adapter");
     gpu.inner.poison_workgroup.store(poison, Ordering::Relaxed);
     let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
     let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
-    let mut session = Session::new(&decoder, SessionOptions::default()).unwrap();
+    let mut session = Session::new(&decoder, SessionOptions { kv_dtype, ..Default::default() }).unwrap();
     let id = session.insert();
     let prompt: Vec<u32> = (0..150).map(|i| 97 + i * 7 % 26).collect();
     let mut out = Vec::new();
@@ -60,9 +60,9 @@ fn bits(variant: &str, poison: bool) -> Vec<u32> {
 
 #[test]
 fn workgroup_memory_is_written_before_it_is_read() {
-    // Grouped states with separate keys and values, and latents with a rope key.
-    for variant in ["gqa", "gla"] {
-        assert_eq!(bits(variant, false), bits(variant, true), "{variant}");
+    // Grouped states with separate keys and values, and latents with a rope key; i8 has scales and an append of its own.
+    for (variant, kv_dtype) in [("gqa", DType::F16), ("gla", DType::F16), ("gla", DType::I8)] {
+        assert_eq!(bits(variant, kv_dtype, false), bits(variant, kv_dtype, true), "{variant} {kv_dtype}");
     }
 }
 

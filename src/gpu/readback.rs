@@ -1,5 +1,6 @@
 //! Reading results: one copy, one submit, one wait.
 
+use super::tensor::not_floats;
 use super::{DType, Gpu, Tensor};
 use crate::error::{ErrorKind, Result};
 use std::future::Future;
@@ -13,17 +14,19 @@ use std::task::{Context, Poll, Waker};
 const KEPT: usize = 4;
 
 impl Gpu {
-    /// The values of an F32 or F16 tensor, after everything recorded so far. Submits and waits.
+    /// The values of an F32, F16 or BF16 tensor, after everything recorded so far. Submits and waits.
     ///
     /// Errors: [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`].
     pub async fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        if matches!(tensor.dtype(), DType::U32 | DType::I8) {
-            let got = tensor.dtype().to_string();
-            return Err(ErrorKind::DType { name: "tensor", got, want: "f32 or f16".into() }.into());
+        let dtype = tensor.dtype();
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(not_floats("tensor", dtype));
         }
         let bytes = self.read(tensor).await?;
-        Ok(match tensor.dtype() {
-            DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+        Ok(match dtype {
+            DType::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
+            DType::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
             _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         })
     }

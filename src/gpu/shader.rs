@@ -33,8 +33,17 @@ pub(crate) enum Const {
     U32(u32),
     /// A language extension: printed as `enable NAME;`, so it comes before all others.
     Enable,
+    /// The bits of an f32, so that constants can be compared and hashed; see [`Const::f32`].
+    F32(u32),
     /// A type: printed as `alias NAME = type;`.
     Alias(&'static str),
+}
+
+impl Const {
+    /// A finite f32, printed so that it reads back as the same bits.
+    pub(crate) fn f32(value: f32) -> Self {
+        Const::F32(value.to_bits())
+    }
 }
 
 /// Shorthand for a u32 constant from a host size.
@@ -55,6 +64,7 @@ pub(crate) fn assemble(consts: &Consts, parts: &[Part]) -> Assembled {
         let line = match value {
             Const::U32(v) => format!("const {name} = {v}u;"),
             Const::Enable => format!("enable {name};"),
+            Const::F32(bits) => format!("const {name} = {:?}f;", f32::from_bits(*bits)),
             Const::Alias(ty) => format!("alias {name} = {ty};"),
         };
         out.push(&line, ("constants", i + 1));
@@ -130,7 +140,7 @@ fn loop_header<'a>(line: &'a str, consts: &Consts) -> Option<(&'a str, u32)> {
     let literal = bound.strip_suffix('u').and_then(|n| n.parse().ok());
     let named = || match consts.iter().find(|(n, _)| *n == bound)?.1 {
         Const::U32(v) => Some(v),
-        Const::Alias(_) | Const::Enable => None,
+        Const::F32(_) | Const::Alias(_) | Const::Enable => None,
     };
     Some((variable, literal.or_else(named)?))
 }

@@ -1,7 +1,7 @@
 //! Buffers and tensors: device memory with a shape and a dtype.
 
 use super::{Gpu, Inner};
-use crate::error::{shape_text, ErrorKind, Result};
+use crate::error::{shape_text, Error, ErrorKind, Result};
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -13,6 +13,8 @@ pub enum DType {
     F32,
     /// 16-bit float; stored packed in u32 words, so it needs no `shader-f16` feature.
     F16,
+    /// bfloat16, the upper half of an f32; stored packed in u32 words.
+    BF16,
     /// 8-bit signed integer, with scales beside it.
     I8,
     /// 32-bit unsigned integer (token ids, lengths).
@@ -24,7 +26,7 @@ impl DType {
     pub fn size_bytes(self) -> usize {
         match self {
             DType::F32 | DType::U32 => 4,
-            DType::F16 => 2,
+            DType::F16 | DType::BF16 => 2,
             DType::I8 => 1,
         }
     }
@@ -40,6 +42,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::F16 => "f16",
+            DType::BF16 => "bf16",
             DType::I8 => "i8",
             DType::U32 => "u32",
         })
@@ -125,24 +128,14 @@ impl Tensor {
         Ok(Self { buffer, shape: shape.to_vec(), dtype })
     }
 
-    /// A tensor of f32 values, converted to `dtype` (F32 or F16, rounding to nearest even).
+    /// A tensor of f32 values, converted to `dtype` (F32, F16 or BF16, rounding to nearest even).
     ///
     /// Errors: as [`Tensor::zeros`]; [`ErrorKind::Shape`] where `values` has not the shape's element count,
     /// [`ErrorKind::DType`] for U32.
     pub fn from_f32(gpu: &Gpu, shape: &[usize], values: &[f32], dtype: DType) -> Result<Self> {
         check_len("values", shape, values.len())?;
         let tensor = Self::zeros(gpu, shape, dtype)?;
-        match dtype {
-            DType::F32 => gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(values))?,
-            DType::F16 => {
-                let mut halves: Vec<half::f16> = values.iter().map(|&v| half::f16::from_f32(v)).collect();
-                halves.resize(halves.len().next_multiple_of(2), half::f16::ZERO);
-                gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))?;
-            }
-            DType::U32 | DType::I8 => {
-                return Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32 or f16".into() }.into())
-            }
-        }
+        gpu.write_f32(&tensor, "dtype", values)?;
         Ok(tensor)
     }
 
@@ -221,6 +214,11 @@ impl Tensor {
         }
         Ok(())
     }
+}
+
+/// The error of a dtype that holds no float values.
+pub(super) fn not_floats(name: &'static str, dtype: DType) -> Error {
+    ErrorKind::DType { name, got: dtype.to_string(), want: "f32, f16 or bf16".into() }.into()
 }
 
 fn check_len(name: &'static str, shape: &[usize], got: usize) -> Result<()> {

@@ -21,7 +21,7 @@ pub struct SessionOptions {
     pub cache_tokens: usize,
     /// Tokens per page of the cache, a power of two.
     pub page_size: usize,
-    /// Element type of the cache: F16 or F32.
+    /// Element type of the cache: F32, F16, BF16 or I8.
     pub kv_dtype: DType,
 }
 

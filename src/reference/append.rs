@@ -29,3 +29,39 @@ pub fn append(layout: &HeadLayout, kv: &mut [f64], position: u32, rotation: &Rot
     }
     Ok(())
 }
+
+/// What an i8 cache holds of one span of a state: whole numbers of -127 to 127, and the scale that they are multiplied by,
+/// an f32. A span without a value of 1e-30 or more is zeros with scale 0.
+///
+/// ```text
+/// scale = max |x| / 127,  q = round(x / scale)
+/// ```
+/// With a largest value of `a` standard deviations the mean squared error is `(a / 127)^2 / 12` of the mean square: 4e-5 for
+/// normal values (a = 2.8 over a span of 128), 1.6e-5 for uniform ones (a = 1.73). No code of 8 bits per independent value
+/// does better than 2^-16 = 1.5e-5 for normal values, by rate-distortion theory.
+pub fn quantise_span(values: &[f64]) -> (Vec<f64>, f64) {
+    let top = values.iter().fold(0.0f64, |top, x| top.max(x.abs()));
+    if top < 1e-30 {
+        return (vec![0.0; values.len()], 0.0);
+    }
+    let whole = values.iter().map(|x| (x * (127.0 / top)).round_ties_even()).collect();
+    (whole, f64::from((top / 127.0) as f32))
+}
+
+/// Rounds, in place, one token's row, as [`append`] leaves it, to what an i8 cache holds of it: the key and the value of
+/// each state, or a state that is both, by [`quantise_span`]; the rope key to f16.
+///
+/// - `kv`: (groups * state_dim + rope_dim,)
+pub fn round_to_i8(layout: &HeadLayout, kv: &mut [f64]) -> Result<()> {
+    expect_shape("kv", kv.len(), &[layout.kv_dim()])?;
+    let (states, rope_key) = kv.split_at_mut(layout.groups() * layout.state_dim());
+    let span = if layout.v_offset() == 0 { layout.state_dim() } else { layout.v_offset() };
+    for state in states.chunks_exact_mut(layout.state_dim()) {
+        for span in state.chunks_mut(span) {
+            let (whole, scale) = quantise_span(span);
+            span.iter_mut().zip(whole).for_each(|(x, q)| *x = q * scale);
+        }
+    }
+    rope_key.iter_mut().for_each(|x| *x = f64::from(half::f16::from_f64(x.clamp(-65504.0, 65504.0))));
+    Ok(())
+}

@@ -6,7 +6,8 @@
 //! out  = sum_t softmax(S)[t] * state_i[t][v_offset .. v_offset + v_dim]
 //! lse  = ln sum_t exp(S[t])
 //! ```
-//! Source: arXiv 2505.21487, §3.3.1 and §3.3.2 (absorbed form); the merge: Dao et al., Flash-Decoding (2023).
+//! Source: arXiv 2505.21487, §3.3.1 and §3.3.2 (absorbed form); the merge: Dao et al., Flash-Decoding (2023); softcap: Gemma 2
+//! (arXiv 2408.00118); sinks: gpt-oss (arXiv 2508.10925).
 
 use std::ops::Range;
 
@@ -27,6 +28,17 @@ pub struct DecodeInputs<'a> {
     pub softmax_scale: f64,
     /// Whether query token m sees only the first `kv_len - q_len + m + 1` tokens (bottom-right aligned), or all.
     pub causal: bool,
+}
+
+/// What may change a decode beyond its definition: [`AttentionOptions`](crate::AttentionOptions) with the sinks themselves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DecodeOptions<'a> {
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f64>,
+    /// A query token sees the last this many tokens up to its own.
+    pub window: Option<usize>,
+    /// A logit per head that enters the softmax once and has no value: (q_heads,), or empty for none.
+    pub sinks: &'a [f64],
 }
 
 /// What attention over some tokens gives: an output and the weight with which it enters a [`merge`].
@@ -66,18 +78,34 @@ pub fn attend(scores: &[f64], values: &[f64], v_dim: usize) -> Result<(Vec<f64>,
 
 /// Attention over the whole cache of one sequence.
 pub fn decode(layout: &HeadLayout, step: &DecodeInputs<'_>) -> Result<Attended> {
-    decode_range(layout, step, 0..usize::MAX)
+    decode_with(layout, step, &DecodeOptions::default())
+}
+
+/// [`decode`] with options.
+pub fn decode_with(layout: &HeadLayout, step: &DecodeInputs<'_>, options: &DecodeOptions<'_>) -> Result<Attended> {
+    let mut attended = decode_range(layout, step, options, 0..usize::MAX)?;
+    if !options.sinks.is_empty() {
+        expect_shape("sinks", options.sinks.len(), &[layout.q_heads()])?;
+        add_sinks(&mut attended, options.sinks, layout.v_dim())?;
+    }
+    Ok(attended)
 }
 
 /// Attention over each range of tokens alone: one partial per range, in the order given, for [`merge`].
 ///
 /// - `ranges`: of token indices, disjoint; what lies past the last visible token is ignored
 pub fn decode_split(layout: &HeadLayout, step: &DecodeInputs<'_>, ranges: &[Range<usize>]) -> Result<Vec<Attended>> {
-    ranges.iter().map(|range| decode_range(layout, step, range.clone())).collect()
+    let options = DecodeOptions::default();
+    ranges.iter().map(|range| decode_range(layout, step, &options, range.clone())).collect()
 }
 
 /// [`decode`] restricted to the tokens in `range`.
-fn decode_range(layout: &HeadLayout, step: &DecodeInputs<'_>, range: Range<usize>) -> Result<Attended> {
+fn decode_range(
+    layout: &HeadLayout,
+    step: &DecodeInputs<'_>,
+    options: &DecodeOptions<'_>,
+    range: Range<usize>,
+) -> Result<Attended> {
     let (groups, state_dim, rope_dim) = (layout.groups(), layout.state_dim(), layout.rope_dim());
     let (q_heads, nope_dim) = (layout.q_heads(), layout.nope_dim());
     let (v_offset, v_dim) = (layout.v_offset(), layout.v_dim());
@@ -87,16 +115,19 @@ fn decode_range(layout: &HeadLayout, step: &DecodeInputs<'_>, range: Range<usize
 
     let mut attended = Attended { out: Vec::new(), lse: Vec::new() };
     for m in 0..q_len {
-        let visible = if step.causal { (kv_len + m + 1).saturating_sub(q_len) } else { kv_len };
+        let seen = (kv_len + m + 1).saturating_sub(q_len); // the tokens up to m's own
+        let first = options.window.map_or(0, |window| seen.saturating_sub(window));
+        let end = if step.causal { seen } else { kv_len };
         for h in 0..q_heads {
             let group = h / layout.heads_per_group();
             let q = &step.q[(m * q_heads + h) * layout.q_dim()..][..layout.q_dim()];
             let (q_nope, q_rope) = q.split_at(nope_dim);
             let (mut scores, mut values) = (Vec::new(), Vec::new());
-            for t in range.start..range.end.min(visible) {
+            for t in range.start.max(first)..range.end.min(end) {
                 let state = &step.states[(t * groups + group) * state_dim..][..state_dim];
                 let rope_key = &step.rope_keys[t * rope_dim..][..rope_dim];
-                scores.push(step.softmax_scale * (dot(q_nope, &state[..nope_dim]) + dot(q_rope, rope_key)));
+                let score = step.softmax_scale * (dot(q_nope, &state[..nope_dim]) + dot(q_rope, rope_key));
+                scores.push(options.softcap.map_or(score, |cap| cap * (score / cap).tanh()));
                 values.extend_from_slice(&state[v_offset..v_offset + v_dim]);
             }
             let (out, lse) = attend(&scores, &values, v_dim)?;
@@ -105,6 +136,32 @@ fn decode_range(layout: &HeadLayout, step: &DecodeInputs<'_>, range: Range<usize
         }
     }
     Ok(attended)
+}
+
+/// Lets each head's sink take its share of the weights: what one more token would, with this score and a value of zero.
+/// Once per row, so after a [`merge`].
+///
+/// ```text
+/// lse' = ln(exp(lse) + exp(sink)),  out' = out * exp(lse - lse')
+/// ```
+/// - `attended`: out (rows, v_dim) and lse (rows,), rows = q_len * q_heads, head fastest
+/// - `sinks`: (q_heads,)
+pub fn add_sinks(attended: &mut Attended, sinks: &[f64], v_dim: usize) -> Result<()> {
+    count_rows("lse", attended.lse.len(), sinks.len())?;
+    expect_shape("out", attended.out.len(), &[attended.lse.len(), v_dim])?;
+    for (row, lse) in attended.lse.iter_mut().enumerate() {
+        let sink = sinks[row % sinks.len()];
+        let max = lse.max(sink);
+        if max == f64::NEG_INFINITY {
+            continue; // neither a token nor a sink
+        }
+        let with_sink = max + ((*lse - max).exp() + (sink - max).exp()).ln();
+        for o in &mut attended.out[row * v_dim..][..v_dim] {
+            *o *= (*lse - with_sink).exp();
+        }
+        *lse = with_sink;
+    }
+    Ok(())
 }
 
 /// Merges partials over disjoint sets of tokens, in ascending order. Its identity is a row of zeros with LSE -inf, and

@@ -1,7 +1,7 @@
 //! Append, seen in the memory itself: the whole pool against an image made on the host.
 
 use crate::support::{gpu, layouts, small, wait, Rng};
-use half::f16;
+use half::{bf16, f16};
 use latten::attention::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference::{self, Pairs};
 use latten::{DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rotation, SeqId, Tensor};
@@ -98,6 +98,10 @@ impl Check {
                     (DType::F32, None) => assert_eq!(got[at], 0, "{what}: padding"),
                     (_, None) => assert_eq!(got[at] >> (16 * half) & 0xffff, 0, "{what}: padding"),
                     (DType::F32, Some(e)) => close_f32(&what, f32::from_bits(got[at]), want[e], row[e], &want),
+                    (DType::BF16, Some(e)) => {
+                        let bits = (got[at] >> (16 * half) & 0xffff) as u16;
+                        close_bf16(&what, bf16::from_bits(bits), want[e], row[e]);
+                    }
                     (_, Some(e)) => {
                         let bits = (got[at] >> (16 * half) & 0xffff) as u16;
                         uneven += close_f16(&what, f16::from_bits(bits), want[e], row[e]);
@@ -135,7 +139,20 @@ fn close_f16(what: &str, got: f16, want: f64, raw: f32) -> usize {
     usize::from(off != 0 && want == f64::from(raw))
 }
 
-fn layouts_to_append() -> Vec<HeadLayout> {
+/// The nearest bf16, ties to even, bit for bit; what is rotated within a unit in the last place.
+fn close_bf16(what: &str, got: bf16, want: f64, raw: f32) {
+    let largest = f64::from(bf16::MAX);
+    if want.is_nan() || want == f64::from(raw) {
+        // From the f32: an f64 on its way to bf16 would be rounded once, as the f32 is.
+        let nearest = bf16::from_f32(raw.clamp(bf16::MIN.to_f32(), bf16::MAX.to_f32()));
+        let same = if raw.is_nan() { got.is_nan() } else { got.to_bits() == nearest.to_bits() };
+        return assert!(same, "{what}: {got}, wanted {nearest}, raw {raw:e}");
+    }
+    let unit = want.abs().max(1e-30) * 2f64.powi(-7);
+    assert!((got.to_f64() - want.clamp(-largest, largest)).abs() <= unit, "{what}: {got}, wanted {want}");
+}
+
+pub fn layouts_to_append() -> Vec<HeadLayout> {
     let mut all = layouts();
     all.extend([
         HeadLayout::gta(Gta { q_heads: 2, kv_heads: 2, head_dim: 12, rope_dim: 6 }).unwrap(),
@@ -152,7 +169,7 @@ fn layouts_to_append() -> Vec<HeadLayout> {
 fn every_layout_rotation_and_dtype_writes_its_rows_and_nothing_else() {
     let mut uneven = 0;
     for heads in layouts_to_append() {
-        for dtype in [DType::F32, DType::F16] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
             for rotation in [Rotation::None, Rotation::Half, Rotation::Interleaved] {
                 for page_size in [1, 8] {
                     let check = Check { heads, dtype, page_size, rotation };
@@ -191,6 +208,25 @@ fn f16_is_rounded_to_nearest_even_and_clamped() {
     });
     let adapter = &gpu().capabilities().adapter;
     println!("{uneven} f16 values not rounded to nearest even on {adapter}");
+}
+
+/// bf16 over its whole range: halfway cases to both sides, subnormals, the largest, infinities and NaN.
+#[test]
+fn bf16_is_rounded_to_nearest_even_and_clamped() {
+    let check = Check { heads: layouts()[5], dtype: DType::BF16, page_size: 4, rotation: Rotation::None };
+    check.run(&[0, 5], 64, |rng| {
+        // Upper half: any; lower half: around nothing, the middle and the end.
+        let low = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff][rng.below(6)];
+        let bits = (rng.next() as u32 & 0xffff_0000) | low;
+        match rng.below(8) {
+            0 => {
+                [f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -0.0, 3.39e38, 3.3962e38][rng.below(8)]
+            }
+            1 => f32::from_bits(0x7f7f_0000 | low),
+            2 => f32::from_bits(bits & 0x807f_ffff),
+            _ => f32::from_bits(bits),
+        }
+    });
 }
 
 /// 70,001 tokens: two planes of the grid, the second one short.

@@ -1,7 +1,9 @@
 //! A decode over a ragged batch through cache, plan, append and kernels, and its comparison with the f64 reference.
 
+use crate::append::pool;
+use crate::int8::held;
 use crate::support::{compare, gpu, wait, Bound, Rng};
-use latten::attention::KvSource;
+use latten::attention::{AttentionOptions, KvSource};
 use latten::reference;
 use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 
@@ -14,6 +16,16 @@ pub struct Case {
     pub lengths: Vec<(usize, usize)>,
     pub policy: SplitPolicy,
     pub seed: u64,
+}
+
+/// What a decode does beyond its case's definition.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    pub options: AttentionOptions,
+    /// (q_heads), where the options have sinks
+    pub sinks: Vec<f32>,
+    /// A mask per query token of each sequence, where they are not chains
+    pub trees: Vec<Vec<u64>>,
 }
 
 /// Inputs of one sequence, and what the device made of them.
@@ -36,7 +48,7 @@ impl Case {
     pub fn draw(&self) -> Vec<Sequence> {
         let draw = |(i, &(kv_len, q_len)): (usize, &(usize, usize))| {
             let mut rng = Rng(self.seed + 1000 * i as u64);
-            let rows = rng.values(kv_len * self.heads.kv_dim());
+            let rows = rng.values(kv_len * self.heads.kv_dim()).into_iter().map(|v| rounded(v, self.dtype)).collect();
             let q = rng.values(q_len * self.heads.q_heads() * self.heads.q_dim());
             Sequence { rows, q, out: vec![], lse: vec![] }
         };
@@ -91,8 +103,20 @@ impl Case {
 
     /// The same with inputs of the caller's and a `Decode` that may have served before.
     pub fn run(&self, gpu: &Gpu, decode: &Decode, sequences: Vec<Sequence>, poison: u8) -> Vec<Sequence> {
+        self.run_with(gpu, decode, sequences, poison, &Extra::default())
+    }
+
+    /// The same with options: those of `decode`.
+    pub fn run_with(
+        &self,
+        gpu: &Gpu,
+        decode: &Decode,
+        sequences: Vec<Sequence>,
+        poison: u8,
+        extra: &Extra,
+    ) -> Vec<Sequence> {
         let (cache, ids) = self.fill(gpu, &sequences, poison);
-        self.step(gpu, decode, sequences, (cache, ids))
+        self.step(gpu, decode, sequences, (cache, ids), extra)
     }
 
     /// The same with the cached tokens of all sequences appended in one go.
@@ -112,7 +136,7 @@ impl Case {
         for (id, (kv_len, q_len)) in ids.iter().zip(&self.lengths) {
             cache.commit(&[*id], kv_len - q_len).unwrap();
         }
-        self.step(gpu, decode, sequences, (cache, ids))
+        self.step(gpu, decode, sequences, (cache, ids), &Extra::default())
     }
 
     /// The step itself: the new tokens appended, then attention from them.
@@ -122,6 +146,7 @@ impl Case {
         decode: &Decode,
         mut sequences: Vec<Sequence>,
         (mut cache, ids): (PagedKvCache, Vec<SeqId>),
+        extra: &Extra,
     ) -> Vec<Sequence> {
         let heads = &self.heads;
         let (mut q, mut kv) = (Vec::new(), Vec::new());
@@ -135,17 +160,40 @@ impl Case {
         let tokens = kv.len() / heads.kv_dim();
         let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let kv = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
-        let plan = decode.plan(&cache, &ids).unwrap();
+        let plan = match extra.trees.concat() {
+            masks if masks.is_empty() => decode.plan(&cache, &ids).unwrap(),
+            masks => decode.plan_tree(&cache, &ids, &masks).unwrap(),
+        };
         cache.append(0, &ids, &kv).unwrap();
         let output = decode.output(tokens).unwrap();
         // Unwritten results would show as NaN.
         gpu.upload(&output.out, &vec![f32::NAN; output.out.len()]).unwrap();
         gpu.upload(&output.lse, &vec![f32::NAN; output.lse.len()]).unwrap();
         drop(output);
-        let result = decode.run(&plan, &cache.layer(0).unwrap(), &q, scale(heads)).unwrap();
+        let layer = cache.layer(0).unwrap();
+        let result = if extra.options.sinks {
+            let sinks = Tensor::from_f32(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap();
+            decode.run_with_sinks(&plan, &layer, &q, scale(heads), &sinks)
+        } else {
+            decode.run(&plan, &layer, &q, scale(heads))
+        };
+        let result = result.unwrap();
         let out = wait(gpu.download(&result.out)).unwrap();
         let lse = wait(gpu.download(&result.lse)).unwrap();
-        for (s, seen) in sequences.iter_mut().zip(&cache.batch(&ids).unwrap().sequences) {
+        let batch = cache.batch(&ids).unwrap();
+        if self.dtype == DType::I8 {
+            // Results are to be what the integers say that are in the cache; how good those are, tests of append say.
+            let memory = pool(gpu, &cache, 0);
+            for (s, seen) in sequences.iter_mut().zip(&batch.sequences) {
+                let slot = |t: usize| {
+                    let page = batch.page_table[seen.page_table_first as usize + t / self.page_size] as usize;
+                    page * self.page_size + t % self.page_size
+                };
+                s.rows =
+                    (0..seen.kv_len as usize).flat_map(|t| held(heads, self.page_size, &memory, slot(t))).collect();
+            }
+        }
+        for (s, seen) in sequences.iter_mut().zip(&batch.sequences) {
             let first = seen.q_token_first as usize;
             let rows = |width: usize| first * width..(first + seen.q_len as usize) * width;
             s.out = out[rows(heads.q_heads() * heads.v_dim())].to_vec();
@@ -160,7 +208,11 @@ impl Case {
     }
 
     pub fn compare_all(&self, results: &[Sequence]) -> Errors {
-        let each = results.iter().enumerate().map(|(i, s)| self.compare(i, s, Size::default()));
+        self.compare_all_with(results, &Extra::default())
+    }
+
+    pub fn compare_all_with(&self, results: &[Sequence], extra: &Extra) -> Errors {
+        let each = results.iter().enumerate().map(|(i, s)| self.compare_with(i, s, Size::default(), extra));
         each.fold(Errors::default(), Errors::worst)
     }
 
@@ -175,9 +227,32 @@ impl Case {
     /// Compares one sequence with the reference: every result must be a number, and of long or tall ones a sample of
     /// rows (the first, the last and some between) is recomputed.
     pub fn compare(&self, index: usize, s: &Sequence, size: Size) -> Errors {
-        let (heads, (kv_len, q_len)) = (&self.heads, self.lengths[index]);
-        let what = format!("{} sequence {index}", self.text());
+        self.compare_with(index, s, size, &Extra::default())
+    }
+
+    /// The same for a decode with options.
+    pub fn compare_with(&self, index: usize, s: &Sequence, size: Size, extra: &Extra) -> Errors {
+        let what = format!("{} {:?} sequence {index}", self.text(), extra.options);
         assert!(s.out.iter().chain(&s.lse).all(|v| v.is_finite()), "{what}: a result is no number");
+        let Sample { out, lse, want_out, want_lse } = self.sample(index, s, extra);
+        let nmse = if self.dtype == DType::F32 { 1e-10 } else { 1e-9 } + size.cancelled * size.cancelled;
+        let bound = Bound { absolute: (2e-5 + 2.0 * size.score) * size.value.max(1.0), nmse, scale: size.value };
+        let (nmse, out) = compare(&format!("{what} out"), &out, &want_out, bound);
+        let bound = Bound { absolute: 1e-5 + size.score, nmse: f64::INFINITY, scale: 0.0 };
+        let (_, lse) = compare(&format!("{what} lse"), &lse, &want_lse, bound);
+        Errors { nmse, out, lse }
+    }
+
+    /// NMSE of one sequence's output against the reference, whatever it is.
+    pub fn nmse(&self, index: usize, s: &Sequence) -> f64 {
+        let sample = self.sample(index, s, &Extra::default());
+        let bound = Bound { absolute: f64::INFINITY, nmse: f64::INFINITY, scale: 0.0 };
+        compare("out", &sample.out, &sample.want_out, bound).0
+    }
+
+    /// Results of a sample of rows, and what the reference has for them.
+    fn sample(&self, index: usize, s: &Sequence, extra: &Extra) -> Sample {
+        let (heads, (kv_len, q_len)) = (&self.heads, self.lengths[index]);
         let rows = q_len * heads.q_heads();
         let most = (4_000_000 / (kv_len * (heads.q_dim() + heads.v_dim())).max(1)).max(6);
         let mut rng = Rng(self.seed ^ 0x5a5a);
@@ -192,26 +267,36 @@ impl Case {
             let (m, h) = (row / heads.q_heads(), row % heads.q_heads());
             let (states, keys) = &groups[h / heads.heads_per_group()];
             let visible = kv_len - q_len + m + 1;
+            // The tokens a mask lets through, one after the other, are what a causal row would see of a shorter cache.
+            let mask = extra.trees.get(index).map_or(u64::MAX, |masks| masks[m]);
+            let seen = |t: usize| t < kv_len - q_len || mask >> (t - (kv_len - q_len)) & 1 == 1;
+            let end = if extra.trees.is_empty() { visible } else { kv_len };
+            let tokens: Vec<usize> = (0..end).filter(|t| extra.trees.is_empty() || seen(*t)).collect();
             let inputs = reference::DecodeInputs {
                 q: &wide(&s.q[row * heads.q_dim()..][..heads.q_dim()]),
-                states: &states[..visible * heads.state_dim()],
-                rope_keys: &keys[..visible * heads.rope_dim()],
+                states: &gather(states, heads.state_dim(), &tokens),
+                rope_keys: &gather(keys, heads.rope_dim(), &tokens),
                 softmax_scale: f64::from(scale(heads)),
                 causal: true,
             };
-            let want = reference::decode(&one_head(heads), &inputs).unwrap();
+            let sinks: Vec<f64> = extra.sinks.get(h).map(|sink| f64::from(*sink)).into_iter().collect();
+            let AttentionOptions { softcap, window, .. } = extra.options;
+            let options = reference::DecodeOptions { softcap: softcap.map(f64::from), window, sinks: &sinks };
+            let want = reference::decode_with(&one_head(heads), &inputs, &options).unwrap();
             want_out.extend(want.out);
             want_lse.extend(want.lse);
             out.extend_from_slice(&s.out[row * heads.v_dim()..][..heads.v_dim()]);
             lse.push(s.lse[row]);
         }
-        let nmse = if self.dtype == DType::F32 { 1e-10 } else { 1e-9 } + size.cancelled * size.cancelled;
-        let bound = Bound { absolute: (2e-5 + 2.0 * size.score) * size.value.max(1.0), nmse, scale: size.value };
-        let (nmse, out) = compare(&format!("{what} out"), &out, &want_out, bound);
-        let bound = Bound { absolute: 1e-5 + size.score, nmse: f64::INFINITY, scale: 0.0 };
-        let (_, lse) = compare(&format!("{what} lse"), &lse, &want_lse, bound);
-        Errors { nmse, out, lse }
+        Sample { out, lse, want_out, want_lse }
     }
+}
+
+struct Sample {
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    want_out: Vec<f64>,
+    want_lse: Vec<f64>,
 }
 
 /// How large a case's numbers are, where they are not of order 1.
@@ -226,8 +311,20 @@ pub struct Size {
     pub value: f64,
 }
 
+/// As a cache of this dtype holds a value of [`Rng::value`]'s grid, which f16 and f32 hold exactly.
+pub fn rounded(value: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => half::bf16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
+}
+
+fn gather(rows: &[f64], width: usize, tokens: &[usize]) -> Vec<f64> {
+    tokens.iter().flat_map(|t| &rows[t * width..(t + 1) * width]).copied().collect()
 }
 
 /// States of one group (kv_len, state_dim) and the rope keys (kv_len, rope_dim).

@@ -183,7 +183,14 @@ fn passes_are_timed() {
     let q = Tensor::zeros(gpu, &[200, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
     let (plan, output, layer) =
         (decode.plan(&cache, &[id]).unwrap(), decode.output(200).unwrap(), cache.layer(0).unwrap());
-    let args = latten::attention::DecodeArgs { plan: &plan, layer: &layer, q: &q, softmax_scale: 1.0, output: &output };
+    let args = latten::attention::DecodeArgs {
+        plan: &plan,
+        layer: &layer,
+        q: &q,
+        softmax_scale: 1.0,
+        sinks: None,
+        output: &output,
+    };
     let times = wait(gpu.time_passes(3, |pass, _| decode.encode(pass, args))).unwrap();
     assert_eq!(times.len(), 3);
     assert!(times.iter().all(|t| *t > 0.0 && *t < 60e6), "{times:?} us");

@@ -36,10 +36,10 @@ const DIMS: [usize; 8] = [32, 48, 64, 96, 128, 192, 256, 512];
 const Q_LENS: [usize; 6] = [1, 2, 3, 5, 8, 16];
 const LENGTHS: [Length; 10] = [Zero, One, Page(-1), Page(0), Page(1), Split(-1), Split(0), Split(1), Long, Straggler];
 const PAGES: [usize; 4] = [1, 16, 64, 256];
-const DTYPES: [DType; 2] = [DType::F32, DType::F16];
+const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I8];
 const POLICIES: [SplitPolicy; 4] =
     [SplitPolicy::Auto, SplitPolicy::FixedTokens(96), SplitPolicy::Count(3), SplitPolicy::Off];
-const WIDTHS: [usize; 8] = [9, 10, 8, 6, 10, 4, 2, 4];
+const WIDTHS: [usize; 8] = [9, 10, 8, 6, 10, 4, DTYPES.len(), 4];
 
 /// Multiply-adds of one case: half a second or so of software GPU.
 const MOST_WORK: usize = 1 << 30;
@@ -129,7 +129,7 @@ fn pairwise_part(part: usize, all: bool) {
         let adapter = &gpu().capabilities().adapter;
         println!("skipped: tall tiles of wide states compile slowly on {adapter}; --ignored runs them");
     }
-    let mut worst = [Errors::default(); 2];
+    let mut worst = [Errors::default(); DTYPES.len()];
     for (i, row) in rows.iter().enumerate().filter(|(i, _)| i % PARTS == part) {
         let start = std::time::Instant::now();
         let case = case(row, SEED + i as u64);
@@ -137,7 +137,9 @@ fn pairwise_part(part: usize, all: bool) {
         println!("{:.1?} {case:?}", start.elapsed());
         worst[row[6]] = worst[row[6]].worst(e);
     }
-    println!("worst of f32 {:?}, of f16 {:?}", worst[0], worst[1]);
+    for (dtype, worst) in DTYPES.iter().zip(worst) {
+        println!("worst of {dtype}: {worst:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! device, which validates and computes nothing, so it needs no GPU; once on the adapter too.
 
 use crate::support::{gpu, small, wait};
-use latten::attention::{Append, AppendArgs, DecodeArgs, DecodeOutput, KvSource};
+use latten::attention::{Append, AppendArgs, AttentionOptions, DecodeArgs, DecodeOutput, KvSource};
 use latten::cache::SeqTable;
 use latten::{
     wgpu, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Rotation, SeqId,
@@ -238,7 +238,8 @@ fn decodes() {
         let small_out = DecodeOutput { out: output.out.view(&[2, heads, 16]).unwrap(), lse: output.lse.clone() };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        let args = DecodeArgs { plan: &plan, layer: &layer, q: &good, softmax_scale: 1.0, output: &small_out };
+        let args =
+            DecodeArgs { plan: &plan, layer: &layer, q: &good, softmax_scale: 1.0, sinks: None, output: &small_out };
         refused!(decode.encode(&mut pass, args), Shape { name: "out", .. }, "(2,");
         decode.encode(&mut pass, DecodeArgs { output: &output, ..args }).unwrap();
         let append = Append::new(gpu, small(), DType::F16, 4, Rotation::None).unwrap();
@@ -314,5 +315,31 @@ proptest! {
             }
         }
         let _ = SeqTable::new(a, b);
+    }
+}
+
+#[test]
+fn attention_options() {
+    for gpu in [&noop(), gpu()] {
+        let with = |options| Decode::with_options(gpu, small(), DType::F16, options);
+        let none = AttentionOptions::default();
+        for cap in [0.0, -1.0, 9e-4, 1.1e6, f32::NAN, f32::INFINITY] {
+            refused!(with(AttentionOptions { softcap: Some(cap), ..none }), Argument { name: "softcap", .. }, cap);
+        }
+        refused!(with(AttentionOptions { window: Some(0), ..none }), Argument { name: "window", .. }, 0);
+        let Ready { mut cache, decode: plain, id } = ready(gpu);
+        let sinking = with(AttentionOptions { sinks: true, ..none }).unwrap();
+        cache.reserve(&[id], 3).unwrap();
+        let (heads, layer) = (small().q_heads(), cache.layer(0).unwrap());
+        let q = Tensor::zeros(gpu, &[3, heads, small().q_dim()], DType::F32).unwrap();
+        let sinks = |n, dtype| Tensor::zeros(gpu, &[n], dtype).unwrap();
+        let plan = plain.plan(&cache, &[id]).unwrap();
+        let with_sinks = |d: &Decode, plan, sinks| d.run_with_sinks(plan, &layer, &q, 1.0, &sinks);
+        refused!(with_sinks(&plain, &plan, sinks(heads, DType::F32)), Argument { name: "sinks", .. });
+        let plan = sinking.plan(&cache, &[id]).unwrap();
+        refused!(sinking.run(&plan, &layer, &q, 1.0), Argument { name: "sinks", .. });
+        refused!(with_sinks(&sinking, &plan, sinks(heads + 1, DType::F32)), Shape { name: "sinks", .. }, heads + 1);
+        refused!(with_sinks(&sinking, &plan, sinks(heads, DType::F16)), ErrorKind::DType { name: "sinks", .. }, "f16");
+        with_sinks(&sinking, &plan, sinks(heads, DType::F32)).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! What the kernel tests share: the adapter, seeded random numbers, a few layouts, comparison.
 
-use latten::{Gla, Gpu, GpuOptions, Gqa, Gta, HeadLayout, Mla};
+use latten::{Gla, Gpu, GpuOptions, Gqa, Gta, HeadLayout, Mla, Tier};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
@@ -13,6 +13,19 @@ pub fn gpu() -> &'static Gpu {
         println!("adapter: {}", gpu.capabilities().adapter);
         gpu
     })
+}
+
+/// The same adapter with the kernels that every device has; the other device has the best tier that needs no asking.
+pub fn portable() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| gpu_with(GpuOptions { tier: Some(Tier::Portable), ..Default::default() }))
+}
+
+/// A device of each tier that the adapter has without asking for more.
+pub fn tiers() -> Vec<&'static Gpu> {
+    let mut all = vec![portable()];
+    all.extend(Some(gpu()).filter(|gpu| gpu.capabilities().tier > Tier::Portable));
+    all
 }
 
 /// One of a few devices, by test thread: software GPUs compile on one core per device.

@@ -1,0 +1,84 @@
+// Append for caches of integers: as `append`, with a scale per token, group and span of the state.
+//
+//   scale = max |x| / 127 over the span,  q = round(x / scale),  so that x = scale * q to within half a scale
+//
+// A span is a state's key or its value where they lie apart, the whole state where it is both: what is scored and what is
+// averaged may differ in size by much (spans of real keys and values do). Rope keys are not scaled but kept as f16.
+//
+// Grid: x = group * SPANS + span, and after them all the rope key; y (and z, folded past 65,535) = token; lanes over u32s.
+// Constants: those of its parts, and SPANS. Parts: elements_i8, rope_*, page, append_row.
+
+const LANES = 64u;
+// A span whose largest value is below is kept as zeros: its inverse would leave f32.
+const LEAST = 1.0e-30;
+const MOST = 3.4028234663852886e38; // the largest f32: infinity is taken as it
+
+var<workgroup> tops: array<f32, LANES>;
+
+// Four elements of the state, from element 4 u.
+fn state_quad(token: u32, group: u32, u: u32) -> vec4<f32> {
+    return vec4<f32>(
+        state_element(token, group, 4u * u),
+        state_element(token, group, 4u * u + 1u),
+        state_element(token, group, 4u * u + 2u),
+        state_element(token, group, 4u * u + 3u),
+    );
+}
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let token = workgroup.z * grid.y + workgroup.y;
+    if (token >= params.token_count) {
+        return;
+    }
+    // The host has checked the slots; the clamp keeps a corrupted buffer from reaching another binding.
+    let slot = min(slots[token], params.slot_count - 1u);
+    let page = slot / PAGE_SIZE;
+    let offset = slot % PAGE_SIZE;
+    if (workgroup.x == GROUPS * SPANS) {
+        let first = page_rope(page, PAGE_SIZE, offset) * U32S_PER_WORD;
+        for (var u = lane; u < ROPE_WORDS * U32S_PER_WORD; u += LANES) {
+            pool[first + u] = pack_rope(vec2<f32>(rope_element(token, 2u * u), rope_element(token, 2u * u + 1u)));
+        }
+        return;
+    }
+
+    let group = workgroup.x / SPANS;
+    let is_value = workgroup.x % SPANS == 1u;
+    let span_first = select(0u, VALUE_FIRST, is_value) * U32S_PER_WORD;
+    let span_last = select(STATE_WORDS, VALUE_FIRST, SPANS == 2u && !is_value) * U32S_PER_WORD;
+    var top = 0.0;
+    for (var u = span_first + lane; u < span_last; u += LANES) {
+        let size = abs(state_quad(token, group, u));
+        top = max(top, max(max(size.x, size.y), max(size.z, size.w)));
+    }
+    tops[lane] = top;
+    workgroupBarrier();
+    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
+        if (lane < stride) {
+            tops[lane] = max(tops[lane], tops[lane + stride]);
+        }
+        workgroupBarrier();
+    }
+    top = min(tops[0], MOST);
+    let held = top >= LEAST;
+    let inverse = select(0.0, 127.0 / max(top, LEAST), held);
+
+    let state = page_state(page, PAGE_SIZE, offset, group) * U32S_PER_WORD;
+    for (var u = span_first + lane; u < span_last; u += LANES) {
+        let x = clamp(round(state_quad(token, group, u) * inverse), vec4<f32>(-127.0), vec4<f32>(127.0));
+        pool[state + u] = pack_elements(array<f32, 4>(x.x, x.y, x.z, x.w));
+    }
+    let scales = page_scales(page, PAGE_SIZE, offset) * U32S_PER_WORD;
+    if (lane == 0u) {
+        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, top / 127.0, held));
+    }
+    // The first workgroup clears what fills the last word.
+    if (workgroup.x == 0u && GROUPS * SPANS + lane < SCALE_WORDS * U32S_PER_WORD) {
+        pool[scales + GROUPS * SPANS + lane] = 0u;
+    }
+}

@@ -1,0 +1,43 @@
+// Cache words of 16 signed bytes, to be multiplied by a scale. Slot: elements_*.
+
+// Whole numbers below 2^23 in an f32's mantissa, under the exponent of 2^23; bytes with 128 added, so that none is
+// negative. Two operations an element: conversions of integers are slow on many GPUs. Exact, rounded or not.
+fn unpack_bytes(raw: u32) -> vec4<f32> {
+    let biased = raw ^ 0x80808080u;
+    let bytes = vec2<u32>(biased, biased >> 16u).xxyy & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u);
+    let numbers = bitcast<vec4<f32>>(bytes | vec4<u32>(0x4b000000u));
+    let units = vec4<f32>(1.0, 0.00390625, 1.0, 0.00390625);
+    return fma(numbers, units, vec4<f32>(-8388736.0, -32896.0, -8388736.0, -32896.0));
+}
+
+fn unpack_word(raw: vec4<u32>) -> array<vec4<f32>, 4> {
+    return array<vec4<f32>, 4>(unpack_bytes(raw.x), unpack_bytes(raw.y), unpack_bytes(raw.z), unpack_bytes(raw.w));
+}
+
+// An i8 cache holds rope keys in f16.
+fn unpack_halves(raw: vec4<u32>) -> array<vec4<f32>, 2> {
+    return array<vec4<f32>, 2>(
+        vec4<f32>(unpack2x16float(raw.x), unpack2x16float(raw.y)),
+        vec4<f32>(unpack2x16float(raw.z), unpack2x16float(raw.w)),
+    );
+}
+
+// Two words of them as one word's elements.
+fn unpack_rope(first: vec4<u32>, second: vec4<u32>) -> array<vec4<f32>, 4> {
+    let low = unpack_halves(first);
+    let high = unpack_halves(second);
+    return array<vec4<f32>, 4>(low[0], low[1], high[0], high[1]);
+}
+
+// Whole numbers of -127 to 127.
+fn pack_elements(values: array<f32, 4>) -> u32 {
+    var packed = 0u;
+    for (var i = 0u; i < 4u; i++) {
+        packed |= (u32(i32(values[i])) & 0xffu) << (8u * i);
+    }
+    return packed;
+}
+
+fn pack_rope(values: vec2<f32>) -> u32 {
+    return pack2x16float(clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
+}

@@ -1,0 +1,24 @@
+// Which cached tokens a row sees: those up to its own, or only the last WINDOW of them. Slot: mask_*.
+// Constants: HEADS_PER_GROUP, WINDOW (0: no window). Parts: plan.
+
+// Of one row, within its work item.
+struct Visible {
+    first: u32, // first token; matters with a window only
+    last: u32, // one past the last token; 0 for a row past the sequence's last
+}
+
+// Causal, aligned to the end.
+fn visible_to(item: WorkItem, row: u32) -> Visible {
+    let seen = item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len;
+    let last = select(0u, min(seen, item.token_last), row < item.q_len * HEADS_PER_GROUP);
+    return Visible(seen - min(seen, WINDOW), last);
+}
+
+fn sees(visible: Visible, token: u32) -> bool {
+    return token < visible.last && (WINDOW == 0u || token >= visible.first);
+}
+
+// Of the tokens up to the item's last, the first that the row sees and one past the last, all between seen.
+fn clear_tokens(visible: Visible) -> vec2<u32> {
+    return vec2<u32>(select(visible.first, 0u, WINDOW == 0u), visible.last);
+}

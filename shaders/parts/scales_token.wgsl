@@ -1,0 +1,72 @@
+// States are integers with a scale per token, group and span (key and value apart, or one span for a state that is
+// both); rope keys are f16. The key's scale multiplies the finished score, or with a rope key what each word adds to it;
+// the value's multiplies the weight: so no element is ever scaled. Slot: scales_* of decode.
+// Constants: SPANS KEY_WORDS ROPE_WORDS TOKENS. Parts: page.
+
+// Of the tile's tokens: key scales, then value scales.
+var<workgroup> scales: array<f32, 2u * TOKENS>;
+
+// The lane's token of the next tile: where its scales lie, then the two.
+var<private> scales_at: u32;
+var<private> fetched_scales: vec2<f32>;
+
+fn scales_publish(base: u32) {
+    scales_at = base;
+}
+
+fn scales_fetch(group: u32, lane: u32) {
+    if (lane < TOKENS) {
+        fetched_scales = vec2<f32>(0.0);
+        if (scales_at != NOWHERE) {
+            let key = group * SPANS;
+            let value = key + SPANS - 1u;
+            let key_scale = bitcast<f32>(pool[scales_at + key / 4u][key % 4u]);
+            fetched_scales = vec2<f32>(key_scale, bitcast<f32>(pool[scales_at + value / 4u][value % 4u]));
+        }
+    }
+}
+
+fn scales_store(lane: u32) {
+    if (lane < TOKENS) {
+        scales[lane] = fetched_scales.x;
+        scales[TOKENS + lane] = fetched_scales.y;
+    }
+}
+
+// Elements of key word `word` of a token of the tile; a word of the rope key is two of memory.
+fn key_word(token: u32, word: u32) -> array<vec4<f32>, VECS_PER_WORD> {
+    let at = token * TILE_STRIDE + word;
+    if (ROPE_WORDS > 0u && word >= KEY_WORDS) {
+        let rope = at + word - KEY_WORDS;
+        return unpack_rope(tile[rope], tile[rope + 1u]);
+    }
+    return unpack_word(tile[at]);
+}
+
+// A word's products are added to ...
+fn score_start(sum: Rows) -> Rows {
+    if (ROPE_WORDS == 0u) {
+        return sum;
+    }
+    return Rows(0.0);
+}
+
+// ... and become the new sum.
+fn score_join(sum: Rows, products: Rows, token: u32, word: u32) -> Rows {
+    if (ROPE_WORDS == 0u) {
+        return products;
+    }
+    return fma(products, Rows(select(1.0, scales[token], word < KEY_WORDS)), sum);
+}
+
+fn score_finish(score: Rows, token: u32) -> Rows {
+    if (ROPE_WORDS == 0u) {
+        return score * scales[token];
+    }
+    return score;
+}
+
+// What a token's value is multiplied by.
+fn value_weight(weight: Rows, token: u32) -> Rows {
+    return weight * scales[TOKENS + token];
+}
