@@ -66,7 +66,9 @@ fn main(
     }
     top = min(tops[0], MOST);
     let held = top >= LEAST;
-    let inverse = select(0.0, 127.0 / max(top, LEAST), held);
+    // By way of the scale: the inverse of the largest f32 would be subnormal, and may then be taken as zero.
+    let scale = max(top, LEAST) / 127.0;
+    let inverse = select(0.0, 1.0 / scale, held);
 
     let state = page_state(page, PAGE_SIZE, offset, group) * U32S_PER_WORD;
     for (var u = span_first + lane; u < span_last; u += LANES) {
@@ -75,7 +77,7 @@ fn main(
     }
     let scales = page_scales(page, PAGE_SIZE, offset) * U32S_PER_WORD;
     if (lane == 0u) {
-        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, top / 127.0, held));
+        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, scale, held));
     }
     // The first workgroup clears what fills the last word.
     if (workgroup.x == 0u && GROUPS * SPANS + lane < SCALE_WORDS * U32S_PER_WORD) {
