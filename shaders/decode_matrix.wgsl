@@ -5,13 +5,20 @@
 //
 // Zadouri et al., arXiv 2505.21487, §3.3; online softmax as in FlashAttention. Factors are f16, sums f32. Queries stay in
 // registers as matrices, and so do the sums O. A subgroup of the first product takes 16 tokens, ROW_TILES / ROW_GROUPS
-// row tiles and one of KEY_SPLITS parts of the key; of the second, COLUMN_TILES columns of all rows. The elements of a
-// matrix cannot be reached, so scores and weights go through workgroup memory, and O must be rescaled through it: which
-// is rare, since weights are taken against a reference maximum that is raised only when a score exceeds it by SLACK.
+// row tiles and one of KEY_SPLITS parts of the key; of the second, COLUMN_TILES columns of all rows.
+//
+// Per step TOKENS tokens go through workgroup memory:
+//   1. store the tile fetched during the last step; fetch the next one into registers
+//   2. first product; its scores to workgroup memory
+//   3. softmax: a lane takes TOKENS_PER_LANE tokens of a row; weights to workgroup memory
+//   4. second product
+// The elements of a matrix cannot be reached, so scores and weights go through workgroup memory, and O must be rescaled
+// through it: which is rare, since weights are taken against a reference maximum that is raised only when a score exceeds
+// it by SLACK.
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/matrix.rs, MatrixShape. Parts: decode_io, plan, softmax, page, score_*,
-// mask_*, sink_*.
+// Constants: attention/matrix.rs, MatrixShape. Parts: decode_io, plan, softmax, page, pool_ordered,
+// score_*, mask_*, sink_*.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
@@ -20,7 +27,8 @@ const ROWS = 16u * ROW_TILES;
 const TOKENS = 16u * TOKEN_TILES;
 // Rows are an odd number of 16 bytes apart, against bank conflicts.
 const TILE_STRIDE = (STATE_WORDS + ROPE_WORDS) | 1u; // words
-const SCORE_STRIDE = TOKENS / 4u + 1u; // vec4s
+const STAGE_STRIDE = (2u * KEY_SPLITS * STAGE_STEPS) | 1u; // words
+const STAGE_QUADS = 4u * KEY_SPLITS * STAGE_STEPS; // of a row
 const WEIGHT_STRIDE = TOKENS / 8u + 1u; // words
 const LANES_PER_TOKEN = THREADS / TOKENS;
 const LANES_PER_ROW = THREADS / ROWS;
@@ -91,32 +99,33 @@ fn store(lane: u32) {
     }
 }
 
-// Queries of ROW_GROUPS * 16 rows, each scaled to at most 1, as rows of f16 in the tile. The factor that is left, a power
-// of two, so that nothing is rounded by it, goes to row_factor.
-fn stage_queries(item: WorkItem, group: u32, lane: u32, first_row: u32) {
-    let sub = lane % LANES_PER_TOKEN;
-    let stage_row = lane / LANES_PER_TOKEN;
-    let tile_row = first_row + stage_row;
-    let row = item.row_first + tile_row;
-    let held = row < item.q_len * HEADS_PER_GROUP && stage_row < ROW_GROUPS * 16u;
-    let first = select(0u, query_row(item, group, row) * Q_DIM, held);
+// The power of two that queries of a lane's row are divided by, so that all are at most 1: nothing is rounded by it.
+fn query_exponent(item: WorkItem, group: u32, lane: u32) -> f32 {
+    let row = item.row_first + lane / LANES_PER_ROW;
+    let first = select(0u, query_row(item, group, row) * Q_DIM, row < item.q_len * HEADS_PER_GROUP);
     var largest = 0.0;
-    for (var d = sub; d < Q_DIM; d += LANES_PER_TOKEN) {
+    for (var d = lane % LANES_PER_ROW; d < Q_DIM; d += LANES_PER_ROW) {
         largest = max(largest, abs(q[first + d] * params.scale_log2));
     }
     // unroll
-    for (var j = 0u; j < LANES_PER_TOKEN_LOG2; j++) {
+    for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
         largest = max(largest, subgroupShuffleXor(largest, 1u << j));
     }
-    let exponent = clamp(ceil(log2(max(largest, 1.0e-30))), -100.0, 100.0);
-    let factor = select(0.0, params.scale_log2 * exp2(-exponent), held);
-    for (var u = sub; u < Q_DIM / 4u; u += LANES_PER_TOKEN) {
-        let at = first + 4u * u;
+    return clamp(ceil(log2(max(largest, 1.0e-30))), -100.0, 100.0);
+}
+
+// Puts STAGE_STEPS matrices of every part of the key, of all rows, into the tiles' memory; those from `step` on.
+fn stage_queries(item: WorkItem, group: u32, lane: u32, step: u32) {
+    for (var i = lane; i < ROWS * STAGE_QUADS; i += THREADS) {
+        let tile_row = i / STAGE_QUADS;
+        let quad = i % STAGE_QUADS;
+        let row = item.row_first + tile_row;
+        let held = row < item.q_len * HEADS_PER_GROUP;
+        let key = (quad / (4u * STAGE_STEPS) * KEY_STEPS + step) * 4u + quad % (4u * STAGE_STEPS);
+        let at = select(0u, query_row(item, group, row) * Q_DIM, held) + 4u * key;
+        let factor = select(0.0, params.scale_log2 / row_factor[tile_row], held);
         let values = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
-        tile[stage_row * TILE_STRIDE + u / 2u][u % 2u] = vec4<f16>(values * factor);
-    }
-    if (sub == 0u && stage_row < ROW_GROUPS * 16u) {
-        row_factor[tile_row] = exp2(exponent);
+        tile[tile_row * STAGE_STRIDE + quad / 2u][quad % 2u] = vec4<f16>(values * factor);
     }
 }
 
@@ -160,32 +169,40 @@ fn main(
     let key_split = subgroup % KEY_SPLITS;
     let token_tile = subgroup / KEY_SPLITS % TOKEN_TILES;
     let row_group = subgroup / (KEY_SPLITS * TOKEN_TILES);
-    let key_first = key_split * KEY_STEPS * 2u;
-    if (lane < 2u) {
-        raised[lane] = vec4<u32>(0u);
-    }
-    var queries: array<coop_mat16x16<f16, A>, QUERY_MATRICES>;
-    // unroll
-    for (var j = 0u; j < GROUP_TILES; j++) {
-        // Row tiles j * ROW_GROUPS .. : one for each row group.
-        stage_queries(item, group, lane, j * ROW_GROUPS * 16u);
-        workgroupBarrier();
-        // unroll
-        for (var i = 0u; i < KEY_STEPS; i++) {
-            let at = row_group * 16u * TILE_STRIDE + key_first + i * 2u;
-            queries[i * GROUP_TILES + j] = coopLoadT<coop_mat16x16<f16, A>>(&tile[at][0], 2u * TILE_STRIDE);
-        }
-        workgroupBarrier();
-    }
-
+    let key_at = token_tile * 16u * TILE_STRIDE + key_split * KEY_STEPS * 2u;
+    let score_at = (key_split * ROWS + row_group * 16u) * SCORE_STRIDE + token_tile * 4u;
     // Softmax: the lane's row, of which it takes every LANES_PER_ROW-th token.
     let softmax_row = lane / LANES_PER_ROW;
     let softmax_lane = lane % LANES_PER_ROW;
     let visible = visible_to(item, item.row_first + softmax_row);
-    let unit = row_factor[softmax_row];
+    let unit = exp2(query_exponent(item, group, lane));
+    if (softmax_lane == 0u) {
+        row_factor[softmax_row] = unit;
+    }
+    if (lane < 2u) {
+        raised[lane] = vec4<u32>(0u);
+    }
+    workgroupBarrier();
+    var queries: array<coop_mat16x16<f16, A>, QUERY_MATRICES>;
+    // unroll
+    for (var stage = 0u; stage < STAGES; stage++) {
+        stage_queries(item, group, lane, stage * STAGE_STEPS);
+        workgroupBarrier();
+        // unroll
+        for (var i = 0u; i < STAGE_STEPS; i++) {
+            // unroll
+            for (var j = 0u; j < GROUP_TILES; j++) {
+                // Row tiles row_group, row_group + ROW_GROUPS ..
+                let at = (j * ROW_GROUPS + row_group) * 16u * STAGE_STRIDE + (key_split * STAGE_STEPS + i) * 2u;
+                let matrix = (stage * STAGE_STEPS + i) * GROUP_TILES + j;
+                queries[matrix] = coopLoadT<coop_mat16x16<f16, A>>(&tile[at][0], 2u * STAGE_STRIDE);
+            }
+        }
+        workgroupBarrier();
+    }
+
     var top = FLOOR;
     var total = 0.0;
-
     // Second product: the subgroup's columns.
     let column_first = subgroup * COLUMN_TILES;
     var sums: array<coop_mat16x16<f32, C>, SUM_MATRICES>;
@@ -214,8 +231,7 @@ fn main(
         }
         // unroll
         for (var i = 0u; i < KEY_STEPS; i++) {
-            let at = token_tile * 16u * TILE_STRIDE + key_first + i * 2u;
-            let keys = coopLoad<coop_mat16x16<f16, B>>(&tile[at][0], 2u * TILE_STRIDE);
+            let keys = coopLoad<coop_mat16x16<f16, B>>(&tile[key_at + i * 2u][0], 2u * TILE_STRIDE);
             // unroll
             for (var j = 0u; j < GROUP_TILES; j++) {
                 products[j] = coopMultiplyAdd(queries[i * GROUP_TILES + j], keys, products[j]);
@@ -223,8 +239,7 @@ fn main(
         }
         // unroll
         for (var j = 0u; j < GROUP_TILES; j++) {
-            let row = (key_split * ROW_TILES + j * ROW_GROUPS + row_group) * 16u;
-            coopStoreT(products[j], &scores[row * SCORE_STRIDE + token_tile * 4u], SCORE_STRIDE);
+            coopStoreT(products[j], &scores[score_at + j * ROW_GROUPS * 16u * SCORE_STRIDE], SCORE_STRIDE);
         }
         workgroupBarrier();
 
@@ -273,11 +288,10 @@ fn main(
             for (var i = 0u; i < SUM_MATRICES; i++) {
                 coopStoreT(sums[i], &scores[subgroup * 64u], 4u);
                 workgroupBarrier();
-                // unroll
-                for (var n = 0u; n < 8u; n++) {
-                    let at = subgroup_lane + n * 32u;
-                    scores[subgroup * 64u + at / 4u][at % 4u] *= row_factor[i / COLUMN_TILES * 16u + at / 16u];
-                }
+                // A lane takes half of a row.
+                let factor = row_factor[i / COLUMN_TILES * 16u + subgroup_lane / 2u];
+                scores[subgroup * 64u + subgroup_lane * 2u] *= factor;
+                scores[subgroup * 64u + subgroup_lane * 2u + 1u] *= factor;
                 workgroupBarrier();
                 sums[i] = coopLoadT<coop_mat16x16<f32, C>>(&scores[subgroup * 64u], 4u);
                 workgroupBarrier();
@@ -304,7 +318,6 @@ fn main(
         }
         workgroupBarrier();
     }
-
     // unroll
     for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
         total += subgroupShuffleXor(total, 1u << j);

@@ -1,5 +1,5 @@
-// What the decode kernels share: parameters, pages and results; queries are each kernel's own. Parts: plan, page,
-// softmax, sink_*.
+// What the decode kernels share: parameters and results; queries are each kernel's own. Parts: plan, page, softmax,
+// pool_*, sink_*.
 
 struct Params {
     scale_log2: f32, // softmax_scale * log2(e)
@@ -9,8 +9,6 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-// one layer's pages (parts/page.wgsl), vec4 words of elements
-@group(0) @binding(1) var<storage, read> pool: array<vec4<u32>>;
 // (query tokens, Q_HEADS, V_DIM) f32
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 // (query tokens, Q_HEADS) f32 bits, natural log

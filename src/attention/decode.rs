@@ -131,6 +131,7 @@ impl Decode {
             bytes_per_token: layout.group_bytes(),
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
+            room: shapes.iter().map(KernelShape::room).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
             window: options.window_tokens(),

@@ -35,15 +35,18 @@ pub(crate) fn kernel_spec(
     }
 }
 
-/// What every decode kernel shares: its bindings and the parts that follow from the options. Adds to `consts`.
-fn common(options: &AttentionOptions, consts: &mut Consts) -> (Vec<Access>, Vec<Part>) {
-    let mut bindings = vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
+/// What every decode kernel shares: its bindings and the parts that follow from the options. Adds to `consts`. `ordered`:
+/// reads of the pool stay ahead of the barriers that they are written ahead of.
+fn common(options: &AttentionOptions, ordered: bool, consts: &mut Consts) -> (Vec<Access>, Vec<Part>) {
+    let pool = if ordered { Access::Write } else { Access::Read };
+    let mut bindings = vec![pool, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
     let [score, mask] = options.score_parts(consts);
     let sink = options.sink_part(consts, &mut bindings);
     let parts = vec![
         part!("parts/page.wgsl"),
         part!("parts/plan.wgsl"),
         part!("parts/softmax.wgsl"),
+        if ordered { part!("parts/pool_ordered.wgsl") } else { part!("parts/pool_constant.wgsl") },
         part!("parts/decode_io.wgsl"),
         score,
         mask,
@@ -110,7 +113,7 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("SUM_ELEMS", number(slots.value * layout.elems_per_word * shape.row_blocks)),
         ("Rows", rows_type),
     ]);
-    let (bindings, mut parts) = common(options, &mut consts);
+    let (bindings, mut parts) = common(options, shape.ordered(&layout), &mut consts);
     let scales =
         if layout.spans > 0 { part!("parts/row_scales_token.wgsl") } else { part!("parts/row_scales_none.wgsl") };
     parts.extend([cache_part(dtype)?, scales, rows, part!("decode_rows.wgsl")]);
@@ -121,6 +124,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
     let layout = StateLayout::new(heads, dtype);
     let (arrays, fetches) = (shape.arrays(&layout), shape.fetches(&layout));
     let lanes = (shape.threads() / shape.tokens(), shape.threads() / shape.rows());
+    let stage_steps = shape.stage_steps(heads, &layout);
     let mut consts = vec![("f16", Const::Enable), ("wgpu_cooperative_matrix", Const::Enable)];
     consts.extend(state_consts(heads, &layout));
     consts.extend([
@@ -137,6 +141,9 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
         ("STATE_FETCHES", number(fetches.0)),
         ("ROPE_FETCHES", number(fetches.1)),
         ("FETCHES", number(fetches.0 + fetches.1)),
+        ("STAGES", number(shape.key_steps(heads) / stage_steps)),
+        ("STAGE_STEPS", number(stage_steps)),
+        ("SCORE_STRIDE", number(shape.score_stride())),
         ("LANES_PER_TOKEN_LOG2", number(lanes.0.ilog2() as usize)),
         ("LANES_PER_ROW_LOG2", number(lanes.1.ilog2() as usize)),
         ("TOKENS_PER_LANE", number(shape.tokens() / lanes.1)),
@@ -145,7 +152,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
         ("SCORE_VEC4S", number(arrays.score_vec4s)),
         ("WEIGHT_WORDS", number(arrays.weight_words)),
     ]);
-    let (bindings, mut parts) = common(options, &mut consts);
+    let (bindings, mut parts) = common(options, true, &mut consts);
     parts.push(part!("decode_matrix.wgsl"));
     let workgroup_bytes = shape.workgroup_bytes(&layout);
     KernelSpec { name: "decode_matrix", consts, parts, bindings, workgroup_bytes }
@@ -180,7 +187,7 @@ fn tile_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     let scales = if layout.spans > 0 { part!("parts/scales_token.wgsl") } else { part!("parts/scales_none.wgsl") };
     let query =
         if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
-    let (bindings, mut parts) = common(options, &mut consts);
+    let (bindings, mut parts) = common(options, false, &mut consts);
     parts.extend([cache_part(dtype)?, scales, rows, query, part!("decode.wgsl")]);
     Ok(KernelSpec { name: "decode", consts, parts, bindings, workgroup_bytes: shape.workgroup_bytes })
 }

@@ -90,7 +90,9 @@ pub(crate) struct PlanShape {
     pub row_tiles: Vec<usize>,
     /// For each of them the groups that one workgroup takes; divisors of `groups`.
     pub groups_per_workgroup: Vec<usize>,
-    /// Workgroups of one group each that fill the device (workgroups).
+    /// For each of them how many ordinary workgroups one takes the room of (workgroups).
+    pub room: Vec<usize>,
+    /// Ordinary workgroups that fill the device (workgroups).
     pub target_workgroups: usize,
     /// Chunks start at multiples of this from the tile's first visible token (tokens); a power of two.
     pub token_tile: usize,
@@ -104,9 +106,9 @@ impl PlanShape {
         self.groups / self.groups_per_workgroup[class]
     }
 
-    /// Workgroups of a class that fill the device: one that takes several groups is so many times as large.
+    /// Workgroups of a class that fill the device.
     pub(crate) fn slots(&self, class: usize) -> usize {
-        (self.target_workgroups / self.groups_per_workgroup[class]).max(1)
+        (self.target_workgroups / self.room[class]).max(1)
     }
 }
 
@@ -421,6 +423,10 @@ fn check(shape: &PlanShape, policy: SplitPolicy) -> Result<()> {
         let (got, groups) = (&shape.groups_per_workgroup, shape.groups);
         let why = format!("{got:?} are not {} divisors of {groups} groups", shape.row_tiles.len());
         return Err(ErrorKind::argument("groups_per_workgroup", why));
+    }
+    if shape.room.len() != shape.row_tiles.len() || shape.room.contains(&0) {
+        let why = format!("{:?} are not {} counts of workgroups", shape.room, shape.row_tiles.len());
+        return Err(ErrorKind::argument("room", why));
     }
     match policy {
         SplitPolicy::FixedTokens(0) => Err(ErrorKind::argument("split", "FixedTokens(0): a part needs tokens")),

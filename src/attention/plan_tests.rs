@@ -13,6 +13,7 @@ fn gla() -> PlanShape {
         bytes_per_token: (256 + 64) * 2,
         row_tiles: vec![8, 16, 64],
         groups_per_workgroup: vec![1; 3],
+        room: vec![1; 3],
         target_workgroups: 264,
         token_tile: 64,
         window: 0,
@@ -261,7 +262,7 @@ fn classes_are_balanced_each_by_itself() {
 #[test]
 fn a_workgroup_of_several_groups_is_as_large() {
     // All 8 groups in one workgroup: 33 of those fill what 264 of one group do.
-    let whole = PlanShape { groups_per_workgroup: vec![8, 1, 1], ..gqa() };
+    let whole = PlanShape { groups_per_workgroup: vec![8, 1, 1], room: vec![8, 1, 1], ..gqa() };
     let list = plan(&decode(&[8192; 33]), &whole, SplitPolicy::Auto).unwrap();
     assert_eq!((list.items.len(), list.merges.len()), (33, 0));
     let list = plan(&decode(&[132_000]), &whole, SplitPolicy::Auto).unwrap();
@@ -304,13 +305,15 @@ fn bad_arguments() {
         PlanShape { target_workgroups: 0, ..gla() },
         PlanShape { token_tile: 0, ..gla() },
         PlanShape { token_tile: 48, ..gla() },
-        PlanShape { row_tiles: vec![], groups_per_workgroup: vec![], ..gla() },
+        PlanShape { row_tiles: vec![], groups_per_workgroup: vec![], room: vec![], ..gla() },
         PlanShape { row_tiles: vec![0, 8, 64], ..gla() },
         PlanShape { row_tiles: vec![8, 8, 64], ..gla() },
         PlanShape { row_tiles: vec![8, 16, usize::MAX], ..gla() },
         PlanShape { groups_per_workgroup: vec![1, 1], ..gla() },
         PlanShape { groups_per_workgroup: vec![1, 0, 1], ..gla() },
         PlanShape { groups_per_workgroup: vec![1, 1, 3], ..gla() },
+        PlanShape { room: vec![1, 1], ..gla() },
+        PlanShape { room: vec![1, 0, 1], ..gla() },
     ];
     for shape in wrong {
         let kind = err(&ok, &shape, SplitPolicy::Auto);
@@ -333,7 +336,7 @@ fn extremes_are_errors_or_plans() {
         assert!(matches!(err(&[view; 9], &gla(), policy), ErrorKind::TooLarge { .. }));
     }
     // 2^22 parts of 2^16 rows pass the limit on items, but not 32 bits.
-    let tall = PlanShape { row_tiles: vec![1 << 16], groups_per_workgroup: vec![1], ..gla() };
+    let tall = PlanShape { row_tiles: vec![1 << 16], groups_per_workgroup: vec![1], room: vec![1], ..gla() };
     let kv_len = 1 << 28;
     let kind = err(&[SeqView { kv_len, ..view }], &tall, SplitPolicy::FixedTokens(64));
     assert!(matches!(kind, ErrorKind::Argument { name: "split", .. }), "{kind}");
@@ -342,7 +345,8 @@ fn extremes_are_errors_or_plans() {
     assert!(matches!(kind, ErrorKind::Argument { name: "q_len", .. }), "{kind}");
     let kind = err(&[SeqView { q_token_first: MAX, ..view }], &gla(), SplitPolicy::Off);
     assert!(matches!(kind, ErrorKind::Argument { name: "q_token_first", .. }), "{kind}");
-    let one = PlanShape { heads_per_group: 1, row_tiles: vec![1], groups_per_workgroup: vec![1], ..gla() };
+    let one =
+        PlanShape { heads_per_group: 1, row_tiles: vec![1], groups_per_workgroup: vec![1], room: vec![1], ..gla() };
     assert!(matches!(err(&[SeqView { q_len: MAX, ..view }], &one, SplitPolicy::Off), ErrorKind::TooLarge { .. }));
 }
 
@@ -382,6 +386,7 @@ fn shape() -> impl Strategy<Value = PlanShape> {
                 v_dim,
                 bytes_per_token: v_dim * ratio,
                 groups_per_workgroup: most_groups[..row_tiles.len()].iter().map(divisor).collect(),
+                room: most_groups[..row_tiles.len()].to_vec(),
                 row_tiles,
                 target_workgroups,
                 token_tile: 1 << log2,

@@ -94,6 +94,16 @@ impl KernelShape {
         }
     }
 
+    /// How many workgroups of the ordinary kind one takes the room of, on a device that runs so many side by side.
+    pub(crate) fn room(&self) -> usize {
+        match self {
+            Self::Rows(s) => s.groups_per_workgroup,
+            // The registers of a multiprocessor that would run eight others.
+            Self::Matrix(_) => 8,
+            Self::Tile(_) => 1,
+        }
+    }
+
     /// Groups that one workgroup takes; they divide the layout's groups.
     pub(crate) fn groups_per_workgroup(&self) -> usize {
         match self {
