@@ -101,14 +101,14 @@ fn arguments() -> Result<Options, String> {
 /// Tiers of kernels by the names of rows; the one place that knows them.
 const TIERS: [(&str, Tier); 3] = [("t0", Tier::Portable), ("t1", Tier::Subgroup), ("t2", Tier::Matrix)];
 
-/// A device with the kernels of a tier ("auto": what latten takes by itself), and the tier's name; none where the
-/// adapter has it not.
+/// A device with the kernels of a tier ("auto": the best that the adapter has, experimental ones that pass their self-test
+/// too), and the tier's name; none where the adapter has it not.
 async fn with_tier(tier: &str, options: GpuOptions) -> Result<Option<(Gpu, &'static str)>> {
     let wanted = TIERS.iter().find(|(name, _)| *name == tier).map(|(_, tier)| *tier);
     if wanted.is_none() && tier != "auto" {
         return Ok(None);
     }
-    let gpu = Gpu::with_options(GpuOptions { tier: wanted, ..options }).await?;
+    let gpu = Gpu::with_options(GpuOptions { tier: wanted.or(Some(Tier::Matrix)), ..options }).await?;
     let got = gpu.capabilities().tier;
     let name = TIERS.iter().find(|(_, tier)| *tier == got).map(|(name, _)| *name);
     Ok(name.filter(|_| wanted.is_none_or(|wanted| wanted == got)).map(|name| (gpu, name)))
