@@ -1,7 +1,10 @@
 //! The self-test passes right kernels and fails wrong ones; and it reaches what it is for.
 
 use super::*;
+use crate::attention::kernels::kernel_spec;
 use crate::attention::shape::ShapeLimits;
+use crate::attention::AttentionOptions;
+use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 
 /// As small as the kernels of software GPUs like it, with the same inputs otherwise.
 fn small() -> HeadLayout {
@@ -47,6 +50,23 @@ fn every_height_of_the_matrix_kernel_is_run() {
         for rows in matrices {
             assert!(LENGTHS.iter().any(|(_, q_len)| used(*q_len) == Some(rows)), "{kib} KiB: nothing has {rows} rows");
         }
+    }
+}
+
+/// A text that wgpu refuses would cost every device its matrix kernels.
+#[test]
+fn the_matrix_kernels_of_the_test_are_valid() {
+    let heads = layout().unwrap();
+    let limits = ShapeLimits { workgroup_bytes: 48 << 10, subgroup_size: 32 };
+    let device = Device { limits, tier: Tier::Matrix, subgroup_min: 32 };
+    for shape in KernelShape::all(&heads, DType::F16, &device).unwrap() {
+        let spec = kernel_spec(&heads, DType::F16, &AttentionOptions::default(), &shape).unwrap();
+        let module = naga::front::wgsl::parse_str(&spec.assemble().text).unwrap();
+        let allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::SHADER_FLOAT16;
+        let allowed = allowed | Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
+        let mut validator = Validator::new(ValidationFlags::all(), allowed);
+        validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+        validator.validate(&module).unwrap();
     }
 }
 
