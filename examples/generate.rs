@@ -4,7 +4,7 @@
 
 use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
 use latten::nn::Sampling;
-use latten::{DType, Gpu, GpuOptions};
+use latten::{DType, Gpu, GpuOptions, Tier};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -199,6 +199,8 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
     let options = GpuOptions {
         adapter: args.adapter.clone(),
         pipeline_cache: args.pipelines.clone().map(Into::into),
+        // The best there is, the experimental kernels too where they pass their self-test.
+        tier: Some(Tier::Matrix),
         ..Default::default()
     };
     let gpu = Gpu::with_options(options).await?;

@@ -97,6 +97,8 @@ pub mod inspect;
 pub mod model;
 pub mod nn;
 pub mod reference;
+mod self_test;
+mod start;
 
 pub use attention::{
     AttentionOptions, Decode, DecodeArgs, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla,

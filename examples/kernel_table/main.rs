@@ -6,7 +6,7 @@
 //!     cargo run --release --example kernel_table -- --list
 //!
 //! Per line: shape, median microseconds of GPU timestamps, GB/s of the bytes that must be read (each cached element
-//! once, plus queries and outputs) and their percent of a streaming read, TFLOP/s and their percent of plain f32
+//! once, with its scales in i8, plus queries and outputs) and their percent of a streaming read, TFLOP/s and their percent of plain f32
 //! multiply-adds and of the matrix units, and which ceiling bounds the shape. Sampled rows of each result are checked
 //! against the f64 reference before it is timed. Runs are cold, from caches taken in turn that are together larger than
 //! any last-level cache, unless the name says warm; clocks are warmed by 0.5 s of the same work. Where a batch is past
@@ -14,6 +14,7 @@
 //! `--list` names a GPU's rows and measures nothing.
 
 mod ceilings;
+mod contents;
 mod matmul;
 mod measure;
 mod report;
@@ -26,7 +27,7 @@ use report::{Run, Table};
 use timing::Block;
 
 const USAGE: &str = "usage: kernel_table [--adapter NAME] [--filter TEXT,TEXT..] [--tier auto|t0|t1|t2,..] \
-                     [--dtype f32|f16|bf16|int8,..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE] \
+                     [--dtype f32|f16|bf16|i8,..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE] \
                      [--from JSON] [--list]";
 
 struct Options {
@@ -101,26 +102,22 @@ fn arguments() -> Result<Options, String> {
 /// Tiers of kernels by the names of rows; the one place that knows them.
 const TIERS: [(&str, Tier); 3] = [("t0", Tier::Portable), ("t1", Tier::Subgroup), ("t2", Tier::Matrix)];
 
-/// A device with the kernels of a tier ("auto": what latten takes by itself), and the tier's name; none where the
-/// adapter has it not.
+/// A device with the kernels of a tier ("auto": the best that the adapter has, experimental ones that pass their self-test
+/// too), and the tier's name; none where the adapter has it not.
 async fn with_tier(tier: &str, options: GpuOptions) -> Result<Option<(Gpu, &'static str)>> {
     let wanted = TIERS.iter().find(|(name, _)| *name == tier).map(|(_, tier)| *tier);
     if wanted.is_none() && tier != "auto" {
         return Ok(None);
     }
-    let gpu = Gpu::with_options(GpuOptions { tier: wanted, ..options }).await?;
+    let gpu = Gpu::with_options(GpuOptions { tier: wanted.or(Some(Tier::Matrix)), ..options }).await?;
     let got = gpu.capabilities().tier;
     let name = TIERS.iter().find(|(_, tier)| *tier == got).map(|(name, _)| *name);
     Ok(name.filter(|_| wanted.is_none_or(|wanted| wanted == got)).map(|name| (gpu, name)))
 }
 
-/// The cache dtype of a name; the one place that knows dtypes (and `Block` makes their contents).
+/// The cache dtype of a name.
 fn cache_dtype(name: &str) -> Option<DType> {
-    match name {
-        "f32" => Some(DType::F32),
-        "f16" => Some(DType::F16),
-        _ => None,
-    }
+    [DType::F32, DType::F16, DType::BF16, DType::I8].into_iter().find(|dtype| dtype.to_string() == name)
 }
 
 /// The roofline of an earlier run's JSON.

@@ -1,8 +1,9 @@
 //! One row: fill a cache, decode, compare with the reference, time.
 
+use super::contents::Contents;
 use super::shapes::Shape;
 use super::timing::{random, times_us, Block, WARM};
-use latten::attention::{DecodeArgs, StateLayout};
+use latten::attention::DecodeArgs;
 use latten::reference::{self, DecodeInputs};
 use latten::{DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result};
 use latten::{SeqId, Tensor};
@@ -32,8 +33,9 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
         ids.push(id);
     }
     let layers = (0..pages.layers).map(|layer| cache.layer(layer)).collect::<Result<Vec<_>>>()?;
+    let contents = Contents::new(gpu, heads, shape.page_size, block);
     for layer in &layers {
-        block.fill(gpu, layer.wgpu_buffer())?;
+        contents.fill(gpu, layer.wgpu_buffer())?;
     }
     let decode = Decode::new(gpu, heads, dtype)?;
     let tokens = ids.len() * shape.q_len;
@@ -42,7 +44,7 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
     let plan = decode.plan(&cache, &ids)?;
     let softmax_scale = (heads.q_dim() as f32).powf(-0.5);
     let output = decode.run(&plan, &layers[0], &q, softmax_scale)?;
-    let sample = Sample { cache: &cache, ids: &ids, q: &q_values, softmax_scale, block, shape };
+    let sample = Sample { cache: &cache, ids: &ids, q: &q_values, softmax_scale, contents: &contents, shape };
     let max_error = sample.check(gpu, &output).await?;
     let times = times_us(gpu, WARM, |pass, i| {
         let layer = &layers[i % layers.len()];
@@ -59,7 +61,7 @@ struct Sample<'a> {
     ids: &'a [SeqId],
     q: &'a [f32],
     softmax_scale: f32,
-    block: &'a Block,
+    contents: &'a Contents<'a>,
     shape: &'a Shape,
 }
 
@@ -75,7 +77,7 @@ impl Sample<'_> {
             // A query token sees the tokens up to its own.
             let visible = view.kv_len as usize - q_len + token + 1;
             let pages = &batch.page_table[view.page_table_first as usize..];
-            let (states, rope_keys) = self.cached(pages, visible, head / heads.heads_per_group());
+            let (states, rope_keys) = self.contents.rows(pages, visible, head / heads.heads_per_group());
             let row = (view.q_token_first as usize + token) * heads.q_heads() + head;
             let q = self.q[row * heads.q_dim()..(row + 1) * heads.q_dim()].iter();
             let q: Vec<f64> = q.map(|&x| x.into()).collect();
@@ -92,23 +94,6 @@ impl Sample<'_> {
             return Err(ErrorKind::Gpu { context: self.shape.name.clone(), message }.into());
         }
         Ok(worst)
-    }
-
-    /// States of one group, and rope keys, of a sequence's first tokens.
-    fn cached(&self, pages: &[u32], tokens: usize, group: usize) -> (Vec<f64>, Vec<f64>) {
-        let (heads, page_size) = (&self.shape.heads, self.shape.page_size);
-        let layout = StateLayout::new(heads, self.block.dtype());
-        let (state, rope) = (layout.elems_per_word * layout.state_words, layout.elems_per_word * layout.rope_words);
-        let (mut states, mut keys) = (Vec::new(), Vec::new());
-        for t in 0..tokens {
-            let page_first = pages[t / page_size] as usize * page_size * (heads.groups() * state + rope);
-            let at = page_first + (group * page_size + t % page_size) * state;
-            // The table's shapes need no padding: a state's elements are consecutive.
-            states.extend((0..heads.state_dim()).map(|i| self.block.value(at + i)));
-            let at = page_first + heads.groups() * page_size * state + t % page_size * rope;
-            keys.extend((0..heads.rope_dim()).map(|i| self.block.value(at + i)));
-        }
-        (states, keys)
     }
 }
 

@@ -64,8 +64,9 @@ impl Run<'_> {
     pub fn row(&self, m: &Measured, c: &Ceilings) -> Row {
         let (bytes, flops) = self.shape.bytes_and_flops(self.dtype.1);
         let (gbps, tflops) = (bytes / m.us / 1e3, flops / m.us / 1e6);
-        // Matrix units are the ceiling where the tier has them.
-        let most_tflops = if self.tier == "t2" { c.matmul_tflops.unwrap_or(c.fma_tflops) } else { c.fma_tflops };
+        // Matrix units are the ceiling where kernels use them.
+        let matrices = self.tier == "t2" && self.dtype.1 == latten::DType::F16;
+        let most_tflops = if matrices { c.matmul_tflops.unwrap_or(c.fma_tflops) } else { c.fma_tflops };
         let bound = if bytes / c.read_gbps > flops / most_tflops / 1e3 { "bytes" } else { "flops" };
         Row {
             shape: self.shape.name.clone(),

@@ -20,13 +20,22 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Bytes that must move and arithmetic that must be done: each cached element once, f32 queries and outputs;
+    /// Bytes that must move and arithmetic that must be done: each cached element and scale once, f32 queries
+    /// and outputs;
     /// two FLOP per query row, token, and element of key and value.
     pub fn bytes_and_flops(&self, dtype: DType) -> (f64, f64) {
         let h = &self.heads;
         let (tokens, rows): (usize, usize) = (self.lengths.iter().sum(), self.q_len * h.q_heads());
         let io = self.lengths.len() * rows * (h.q_dim() + h.v_dim() + 1) * 4;
-        let bytes = (tokens * h.kv_dim() * dtype.size_bytes() + io) as f64;
+        let token_bytes = match dtype {
+            // Halves for the rope key, and f32 scales.
+            DType::I8 => {
+                let spans = StateLayout::new(h, dtype).spans;
+                h.groups() * (h.state_dim() + 4 * spans) + 2 * h.rope_dim()
+            }
+            _ => h.kv_dim() * dtype.size_bytes(),
+        };
+        let bytes = (tokens * token_bytes + io) as f64;
         (bytes, 2.0 * (rows * tokens * (h.q_dim() + h.v_dim())) as f64)
     }
 

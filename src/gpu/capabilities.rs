@@ -13,7 +13,8 @@ pub enum Tier {
     Subgroup,
     /// Cooperative matrices of 16 x 16, f16 to f32, over subgroups of 32 lanes
     /// (`wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX`, `SHADER_F16`). Factors are rounded to f16. wgpu calls the
-    /// feature experimental, so it is used only where [`GpuOptions::tier`](super::GpuOptions) asks for it.
+    /// feature experimental, so it is used only where [`GpuOptions::tier`](super::GpuOptions) asks for it, and the kernels
+    /// have agreed with the reference on this device ([`Gpu::with_options`](super::Gpu::with_options)).
     Matrix,
 }
 
@@ -41,8 +42,12 @@ pub struct Capabilities {
     pub subgroup_size: u32,
     /// The fewest lanes that a subgroup may have; of use where the tier has subgroups.
     pub subgroup_min_size: u32,
-    /// The kernels that this device gets.
+    /// The kernels that are used: at most what [`GpuOptions::tier`](super::GpuOptions) asks for, and [`Tier::Matrix`] only
+    /// after a self-test ([`Gpu::with_options`](super::Gpu::with_options)).
     pub tier: Tier,
+    /// The highest tier that the device, as it was made, has the features for: above [`tier`](Self::tier) where more was
+    /// not asked for, or failed its self-test.
+    pub device_tier: Tier,
     /// Alignment of dynamic uniform offsets.
     pub uniform_align_bytes: u32,
     /// Whether GPU timestamps can be taken.
@@ -100,6 +105,7 @@ impl Capabilities {
             subgroup_size: if info.subgroup_max_size == 0 { 32 } else { info.subgroup_max_size.clamp(8, 64) },
             subgroup_min_size: info.subgroup_min_size,
             tier: options.tier.map_or(tier, |most| tier.min(most)),
+            device_tier: tier,
             uniform_align_bytes: limits.min_uniform_buffer_offset_alignment,
             timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
             target_workgroups: options.target_workgroups.unwrap_or(guess).max(1),

@@ -19,6 +19,15 @@ pub enum LimitsChoice {
 }
 
 /// How to make a [`Gpu`]; `Default` is what [`Gpu::new`] uses.
+///
+/// ```no_run
+/// # use latten::{Gpu, GpuOptions, Tier};
+/// # async fn f() -> latten::Result<()> {
+/// // The best kernels there are, the experimental ones too where the adapter has them and they pass their test.
+/// let gpu = Gpu::with_options(GpuOptions { tier: Some(Tier::Matrix), ..Default::default() }).await?;
+/// println!("{:?}", gpu.capabilities().tier);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
     /// Take the adapter whose description ([`Capabilities::adapter`]) contains this, whatever its case; of several the
@@ -28,8 +37,9 @@ pub struct GpuOptions {
     pub limits: LimitsChoice,
     /// Ask for no optional feature at all (no timestamps, no subgroups): for tests.
     pub no_features: bool,
-    /// The highest tier of kernels to use; default: the best that the device has, but for [`Tier::Matrix`], which wgpu
-    /// calls experimental and which must be asked for.
+    /// The highest tier of kernels to use: a device that has less gives what it has, so `Some(Tier::Matrix)` asks for the
+    /// best there is. Default: the best but for [`Tier::Matrix`], which wgpu calls experimental and which must be asked
+    /// for. [`Capabilities::tier`] says what is used.
     pub tier: Option<Tier>,
     /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
     pub target_workgroups: Option<usize>,
@@ -42,16 +52,9 @@ const HINT: &str = "install a Vulkan driver (Debian: apt-get install mesa-vulkan
                     check LATTEN_ADAPTER, or build with a backend feature for this platform";
 
 impl Gpu {
-    /// The best adapter: a discrete GPU, else an integrated or virtual one, else a software one.
-    ///
-    /// Errors: [`ErrorKind::NoAdapter`] with what was found and what to install; [`ErrorKind::Unsupported`].
-    pub async fn new() -> Result<Self> {
-        Self::with_options(GpuOptions::default()).await
-    }
-
-    /// [`Gpu::new`] with choices. Errors: as [`Gpu::new`]; [`ErrorKind::NoAdapter`] also where none fits the name,
-    /// [`ErrorKind::Unsupported`] also where the device refuses the limits.
-    pub async fn with_options(options: GpuOptions) -> Result<Self> {
+    /// A device as the options say, its matrix kernels not yet tested: `start.rs` goes on. Errors: as
+    /// [`Gpu::with_options`].
+    pub(crate) async fn open(options: &GpuOptions) -> Result<Self> {
         let none = |found: String| ErrorKind::NoAdapter { found, hint: HINT.into() };
         if wgpu::Instance::enabled_backend_features().is_empty() {
             return Err(none("no backend compiled in".into()).into());
@@ -61,7 +64,7 @@ impl Gpu {
         desc.backends = wgpu::Backends::all() - wgpu::Backends::GL;
         desc.flags = wgpu::InstanceFlags::empty();
         let instance = wgpu::Instance::new(desc);
-        let adapter = pick(&instance, &options).await.map_err(none)?;
+        let adapter = pick(&instance, options).await.map_err(none)?;
         let info = adapter.get_info();
         if info.device_type == wgpu::DeviceType::Cpu {
             log::warn!("latten: no GPU found, using the software adapter {}", describe(&info));
@@ -103,13 +106,13 @@ impl Gpu {
             let mut lost = flag.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             lost.get_or_insert_with(|| format!("{reason:?}: {message}"));
         });
-        Self::build(device, queue, lost, &options, matrices)
+        Self::build(device, queue, lost, options, matrices)
     }
 
     /// Uses a device that the app owns. Its error handlers and callbacks are left alone, `LATTEN_ADAPTER` does not
     /// count, and no feature is needed: `TIMESTAMP_QUERY`, if it is on, serves [`Gpu::time_passes`], and `SUBGROUP` brings
-    /// the kernels of [`Tier::Subgroup`]. Those of [`Tier::Matrix`] need its features on the device, and `adapter`, which is
-    /// asked for the matrices it multiplies; else it may be `None`.
+    /// the kernels of [`Tier::Subgroup`]. Those of [`Tier::Matrix`] come with [`Gpu::with_matrix_kernels`]; they need its
+    /// features on the device, and `adapter`, which is asked for the matrices it multiplies; else it may be `None`.
     ///
     /// Errors: [`ErrorKind::Unsupported`] on OpenGL, or where the device has less than 8 storage buffers per stage, 256
     /// invocations per workgroup (and in x), or 16,352 bytes of workgroup memory. wgpu's `Limits::default()` suffice;
@@ -123,7 +126,8 @@ impl Gpu {
         if device.adapter_info().backend == wgpu::Backend::Gl {
             return Err(ErrorKind::Unsupported { what: "the OpenGL backend (no bounds checks)".into() }.into());
         }
-        Self::build(device, queue, Arc::default(), &GpuOptions::default(), matrices)
+        let options = GpuOptions { tier: Some(Tier::Subgroup), ..Default::default() };
+        Self::build(device, queue, Arc::default(), &options, matrices)
     }
 
     fn build(
@@ -135,7 +139,25 @@ impl Gpu {
     ) -> Result<Self> {
         let capabilities = Capabilities::probe(&device, options, matrices)?;
         let pipeline_cache = options.pipeline_cache.clone().and_then(|path| PipelineCacheFile::open(&device, path));
-        Ok(Gpu {
+        Ok(Self::of_parts(device, queue, lost, capabilities, pipeline_cache.map(Arc::new)))
+    }
+
+    /// The same device with the kernels of another tier, at most the device's own. It shares nothing recorded, and what was
+    /// made with one is refused by the other.
+    pub(crate) fn at_tier(&self, tier: Tier) -> Self {
+        let Inner { device, queue, lost, capabilities, pipeline_cache, .. } = &*self.inner;
+        let capabilities = Capabilities { tier: tier.min(capabilities.device_tier), ..capabilities.clone() };
+        Self::of_parts(device.clone(), queue.clone(), lost.clone(), capabilities, pipeline_cache.clone())
+    }
+
+    fn of_parts(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        lost: Arc<Mutex<Option<String>>>,
+        capabilities: Capabilities,
+        pipeline_cache: Option<Arc<PipelineCacheFile>>,
+    ) -> Self {
+        Gpu {
             inner: Arc::new(Inner {
                 device,
                 queue,
@@ -151,7 +173,7 @@ impl Gpu {
                 #[cfg(test)]
                 poison_workgroup: Default::default(),
             }),
-        })
+        }
     }
 }
 

@@ -49,7 +49,7 @@ struct Inner {
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
     params: Mutex<kernel::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
-    pipeline_cache: Option<pipeline_cache::PipelineCacheFile>,
+    pipeline_cache: Option<Arc<pipeline_cache::PipelineCacheFile>>,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
     /// Fill workgroup memory with NaN when a kernel begins.

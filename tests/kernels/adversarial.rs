@@ -29,7 +29,7 @@ fn strain_by(
                 let case = Case { heads, dtype, page_size: 16, lengths, policy, seed: 21 };
                 let inputs = case.lengths.iter().enumerate().map(|(i, &(kv_len, q_len))| {
                     let (rows, q) = make(&heads, kv_len, q_len, &mut Rng(21 + i as u64));
-                    Sequence { rows, q, out: vec![], lse: vec![] }
+                    Sequence { rows, q, ..Default::default() }
                 });
                 let results = case.run(gpu(), &decode, inputs.collect(), 0xff);
                 for (i, s) in results.iter().enumerate() {

@@ -5,7 +5,7 @@ use crate::int8::held;
 use crate::support::{compare, gpu, wait, Bound, Rng};
 use latten::attention::{AttentionOptions, KvSource};
 use latten::reference;
-use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier};
 
 /// One decode to check: a ragged batch of `(cached tokens with the new ones, new tokens)`.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct Extra {
 }
 
 /// Inputs of one sequence, and what the device made of them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sequence {
     /// (kv_len, kv_dim)
     pub rows: Vec<f32>,
@@ -37,6 +37,13 @@ pub struct Sequence {
     pub q: Vec<f32>,
     pub out: Vec<f32>,
     pub lse: Vec<f32>,
+    /// Whether factors of products may have been rounded to f16, as matrix kernels do.
+    pub halves: bool,
+}
+
+/// Whether a decode on this device may use the matrix kernels.
+pub fn halves(gpu: &Gpu, dtype: DType) -> bool {
+    gpu.capabilities().tier >= Tier::Matrix && dtype == DType::F16
 }
 
 pub fn scale(heads: &HeadLayout) -> f32 {
@@ -50,7 +57,7 @@ impl Case {
             let mut rng = Rng(self.seed + 1000 * i as u64);
             let rows = rng.values(kv_len * self.heads.kv_dim()).into_iter().map(|v| rounded(v, self.dtype)).collect();
             let q = rng.values(q_len * self.heads.q_heads() * self.heads.q_dim());
-            Sequence { rows, q, out: vec![], lse: vec![] }
+            Sequence { rows, q, ..Default::default() }
         };
         self.lengths.iter().enumerate().map(draw).collect()
     }
@@ -198,6 +205,7 @@ impl Case {
             let rows = |width: usize| first * width..(first + seen.q_len as usize) * width;
             s.out = out[rows(heads.q_heads() * heads.v_dim())].to_vec();
             s.lse = lse[rows(heads.q_heads())].to_vec();
+            s.halves = halves(gpu, self.dtype);
         }
         sequences
     }
@@ -234,11 +242,23 @@ impl Case {
     pub fn compare_with(&self, index: usize, s: &Sequence, size: Size, extra: &Extra) -> Errors {
         let what = format!("{} {:?} sequence {index}", self.text(), extra.options);
         assert!(s.out.iter().chain(&s.lse).all(|v| v.is_finite()), "{what}: a result is no number");
-        let Sample { out, lse, want_out, want_lse } = self.sample(index, s, extra);
-        let nmse = if self.dtype == DType::F32 { 1e-10 } else { 1e-9 } + size.cancelled * size.cancelled;
-        let bound = Bound { absolute: (2e-5 + 2.0 * size.score) * size.value.max(1.0), nmse, scale: size.value };
+        let Sample { out, lse, want_out, want_lse, products } = self.sample(index, s, extra);
+        let Size { mut score, mut cancelled, .. } = size;
+        let (mut value, mut weight) = (size.value.max(1.0), 0.0);
+        let mut nmse = if self.dtype == DType::F32 { 1e-10 } else { 1e-9 };
+        if s.halves {
+            // Rounding to f16 moves a query's element, and so its products, and a weight, by up to 2^-11 of each.
+            score += products * 2f64.powi(-11);
+            cancelled += if cancelled > 0.0 { products * 2f64.powi(-11) } else { 0.0 };
+            weight = 2f64.powi(-11);
+            nmse = 1e-6;
+            // The largest of Rng::value.
+            value = value.max(4.0);
+        }
+        nmse += cancelled * cancelled;
+        let bound = Bound { absolute: (2e-5 + 2.0 * (score + weight)) * value, nmse, scale: size.value };
         let (nmse, out) = compare(&format!("{what} out"), &out, &want_out, bound);
-        let bound = Bound { absolute: 1e-5 + size.score, nmse: f64::INFINITY, scale: 0.0 };
+        let bound = Bound { absolute: 1e-5 + score + weight, nmse: f64::INFINITY, scale: 0.0 };
         let (_, lse) = compare(&format!("{what} lse"), &lse, &want_lse, bound);
         Errors { nmse, out, lse }
     }
@@ -263,6 +283,7 @@ impl Case {
         };
         let groups: Vec<(Vec<f64>, Vec<f64>)> = (0..heads.groups()).map(|g| group_rows(heads, g, &s.rows)).collect();
         let (mut out, mut lse, mut want_out, mut want_lse) = (vec![], vec![], vec![], vec![]);
+        let mut products = 0.0f64;
         for &row in &sample {
             let (m, h) = (row / heads.q_heads(), row % heads.q_heads());
             let (states, keys) = &groups[h / heads.heads_per_group()];
@@ -272,8 +293,17 @@ impl Case {
             let seen = |t: usize| t < kv_len - q_len || mask >> (t - (kv_len - q_len)) & 1 == 1;
             let end = if extra.trees.is_empty() { visible } else { kv_len };
             let tokens: Vec<usize> = (0..end).filter(|t| extra.trees.is_empty() || seen(*t)).collect();
+            let q = wide(&s.q[row * heads.q_dim()..][..heads.q_dim()]);
+            if s.halves {
+                for &t in &tokens {
+                    let key = states[t * heads.state_dim()..][..heads.nope_dim()].iter();
+                    let key = key.chain(&keys[t * heads.rope_dim()..][..heads.rope_dim()]);
+                    let sum: f64 = q.iter().zip(key).map(|(q, k)| (q * k).abs()).sum();
+                    products = products.max(sum * f64::from(scale(heads)));
+                }
+            }
             let inputs = reference::DecodeInputs {
-                q: &wide(&s.q[row * heads.q_dim()..][..heads.q_dim()]),
+                q: &q,
                 states: &gather(states, heads.state_dim(), &tokens),
                 rope_keys: &gather(keys, heads.rope_dim(), &tokens),
                 softmax_scale: f64::from(scale(heads)),
@@ -288,7 +318,7 @@ impl Case {
             out.extend_from_slice(&s.out[row * heads.v_dim()..][..heads.v_dim()]);
             lse.push(s.lse[row]);
         }
-        Sample { out, lse, want_out, want_lse }
+        Sample { out, lse, want_out, want_lse, products }
     }
 }
 
@@ -297,6 +327,8 @@ struct Sample {
     lse: Vec<f32>,
     want_out: Vec<f64>,
     want_lse: Vec<f64>,
+    /// Largest sum |q k| that enters a score, scaled; only where factors are halves.
+    products: f64,
 }
 
 /// How large a case's numbers are, where they are not of order 1.

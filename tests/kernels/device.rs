@@ -3,7 +3,9 @@
 use crate::case::Case;
 use crate::support::{bits, gpu, gpu_with, small, wait, Rng};
 use latten::gpu::{Counters, LimitsChoice};
-use latten::{wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor};
+use latten::{
+    wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor, Tier,
+};
 
 /// A slice of the decode tests on a device of its own.
 fn decodes(gpu: &Gpu) {
@@ -32,15 +34,55 @@ fn default_and_downlevel_limits_and_no_features_suffice() {
 }
 
 /// The adapter under test as an app would find it. latten's own choice names it.
-fn app_device(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+fn app_adapter() -> wgpu::Adapter {
     let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
     desc.backends = wgpu::Backends::all() - wgpu::Backends::GL;
     let adapters = wait(wgpu::Instance::new(desc).enumerate_adapters(wgpu::Backends::all() - wgpu::Backends::GL));
     let used = &gpu().capabilities().adapter;
-    let adapter = adapters.into_iter().find(|a| used.starts_with(&a.get_info().name)).unwrap();
+    adapters.into_iter().find(|a| used.starts_with(&a.get_info().name)).unwrap()
+}
+
+fn app_device(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+    let adapter = app_adapter();
     let request = wgpu::DeviceDescriptor { required_limits: limits(&adapter), ..Default::default() };
     let (device, queue) = wait(adapter.request_device(&request)).unwrap();
     (adapter, device, queue)
+}
+
+/// A device with the experimental features that the matrix kernels need.
+fn matrix_device() -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+    use wgpu::Features as F;
+    let adapter = app_adapter();
+    let request = wgpu::DeviceDescriptor {
+        required_limits: adapter.limits(),
+        required_features: F::EXPERIMENTAL_COOPERATIVE_MATRIX | F::SHADER_F16 | F::SUBGROUP,
+        // SAFETY: as for latten's own devices of the tier: its kernels load and store matrices in arrays of fixed size.
+        #[allow(unsafe_code)]
+        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+        ..Default::default()
+    };
+    let (device, queue) = wait(adapter.request_device(&request)).unwrap();
+    (adapter, device, queue)
+}
+
+/// Where the adapter has matrices, their kernels pass the self-test that comes before their use; and it leaves nothing.
+#[test]
+fn matrix_kernels_pass_their_self_test() {
+    let gpu = gpu_with(GpuOptions { tier: Some(Tier::Matrix), ..Default::default() });
+    let c = gpu.capabilities();
+    if c.device_tier < Tier::Matrix {
+        assert_eq!(c.tier, c.device_tier, "the best there is was asked for");
+        println!("skipped: no matrices of 16 x 16 on {}", c.adapter);
+        return;
+    }
+    assert_eq!(c.tier, Tier::Matrix, "{}: the self-test failed", c.adapter);
+    let made = gpu.counters();
+    assert_eq!((made.buffers, made.pipelines, made.dispatches), (0, 0, 0));
+    // An app's device has them only when it asks.
+    let (adapter, device, queue) = matrix_device();
+    let own = Gpu::from_wgpu(&adapter, device, queue).unwrap();
+    assert_eq!((own.capabilities().tier, own.capabilities().device_tier), (Tier::Subgroup, Tier::Matrix));
+    assert_eq!(wait(own.with_matrix_kernels()).unwrap().capabilities().tier, Tier::Matrix);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn fixed_tokens_does_not_see_the_batch() {
             let mut rng = Rng(kv_len as u64 * 31 + q_len as u64);
             let rows = rng.values(kv_len * heads.kv_dim());
             let q = rng.values(q_len * heads.q_heads() * heads.q_dim());
-            Sequence { rows, q, out: vec![], lse: vec![] }
+            Sequence { rows, q, ..Default::default() }
         };
         let decode = Decode::new(gpu(), heads, dtype).unwrap().with_policy(SplitPolicy::FixedTokens(64));
         let run = |lengths: &[(usize, usize)], page_size| {

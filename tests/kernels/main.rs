@@ -14,4 +14,6 @@ mod pairwise;
 mod split;
 mod steps;
 mod support;
+#[path = "../shared/tier.rs"]
+mod tier;
 mod tree;

@@ -2,7 +2,7 @@
 //! what refuses to go together.
 
 use crate::append::pool;
-use crate::case::{scale, Case, Sequence};
+use crate::case::{halves, scale, Case, Sequence};
 use crate::support::{bits, gpu, small, wait, Rng};
 use latten::{DType, Decode, ErrorKind, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 
@@ -40,7 +40,7 @@ impl World {
             let queries = self.rng.values(n * heads.q_heads() * heads.q_dim());
             kv.extend_from_slice(&added);
             q.extend_from_slice(&queries);
-            results.push(Sequence { rows: [&rows[..], &added].concat(), q: queries, out: vec![], lse: vec![] });
+            results.push(Sequence { rows: [&rows[..], &added].concat(), q: queries, ..Default::default() });
         }
         let tokens: usize = new.iter().sum();
         let q = Tensor::from_f32(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
@@ -54,6 +54,7 @@ impl World {
             let width = heads.q_heads() * heads.v_dim();
             s.out = out[first * width..(first + n) * width].to_vec();
             s.lse = lse[first * heads.q_heads()..(first + n) * heads.q_heads()].to_vec();
+            s.halves = halves(gpu(), DType::F16);
             first += n;
         }
         let lengths = results.iter().zip(new).map(|(s, n)| (s.rows.len() / heads.kv_dim(), *n)).collect();

@@ -1,31 +1,34 @@
 //! What the kernel tests share: the adapter, seeded random numbers, a few layouts, comparison.
 
+use crate::tier;
+pub use crate::tier::gpu_with;
 use latten::{Gla, Gpu, GpuOptions, Gqa, Gta, HeadLayout, Mla, Tier};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-/// The device under test, shared by tests so that each kernel compiles once. No adapter is a failure, never a silent
-/// pass.
+/// The device under test, shared by tests so that each kernel compiles once: of the tier that `LATTEN_TEST_TIER` names,
+/// else of latten's own choice. No adapter is a failure, never a silent pass.
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     GPU.get_or_init(|| {
         let gpu = gpu_with(GpuOptions::default());
-        println!("adapter: {}", gpu.capabilities().adapter);
+        println!("adapter: {}, {:?}", gpu.capabilities().adapter, gpu.capabilities().tier);
         gpu
     })
 }
 
-/// The same adapter with the kernels that every device has; the other device has the best tier that needs no asking.
-pub fn portable() -> &'static Gpu {
-    static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| gpu_with(GpuOptions { tier: Some(Tier::Portable), ..Default::default() }))
-}
-
-/// A device of each tier that the adapter has without asking for more.
+/// A device of each tier that the adapter has, those that must be asked for too; [`gpu`] is one of them. In a run for
+/// one tier, that alone.
 pub fn tiers() -> Vec<&'static Gpu> {
-    let mut all = vec![portable()];
-    all.extend(Some(gpu()).filter(|gpu| gpu.capabilities().tier > Tier::Portable));
-    all
+    static OTHERS: OnceLock<Vec<Gpu>> = OnceLock::new();
+    let own = gpu().capabilities().tier;
+    let others = OTHERS.get_or_init(|| {
+        let asked = [Tier::Portable, Tier::Matrix].into_iter().filter(|tier| tier::wanted().is_none() && *tier != own);
+        let got = asked.map(|tier| (tier, gpu_with(GpuOptions { tier: Some(tier), ..Default::default() })));
+        // Asked for more than there is, latten gives the best there is, which is here already.
+        got.filter(|(tier, gpu)| gpu.capabilities().tier == *tier).map(|(_, gpu)| gpu).collect()
+    });
+    [gpu()].into_iter().chain(others).collect()
 }
 
 /// One of a few devices, by test thread: software GPUs compile on one core per device.
@@ -35,10 +38,6 @@ pub fn gpu_of_thread() -> &'static Gpu {
     thread_local! { static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed); }
     let devices = std::thread::available_parallelism().map_or(2, usize::from).min(GPUS.len());
     GPUS[MINE.with(|i| i % devices)].get_or_init(|| gpu_with(GpuOptions::default()))
-}
-
-pub fn gpu_with(options: GpuOptions) -> Gpu {
-    pollster::block_on(Gpu::with_options(options)).expect("a GPU adapter, software ones count: ./dev installs one")
 }
 
 /// SplitMix64: seeded, the same everywhere.

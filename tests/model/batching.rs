@@ -88,7 +88,7 @@ fn tokens_logits_and_all_logits_agree_in_a_ragged_batch() {
 #[test]
 fn a_decode_loop_creates_nothing_and_waits_once_per_step() {
     // A device of its own: the counters are per device, and tests run side by side.
-    let gpu = block_on(Gpu::with_options(GpuOptions::default())).unwrap();
+    let gpu = gpu_with(GpuOptions::default());
     for variant in VARIANTS {
         let mut session = session(&decoder(&gpu, variant, "counters"), 2, 16);
         let ids = [session.insert(), session.insert()];
@@ -110,7 +110,7 @@ fn a_decode_loop_creates_nothing_and_waits_once_per_step() {
 
 #[test]
 fn after_a_warm_up_the_first_token_makes_nothing() {
-    let gpu = block_on(Gpu::with_options(GpuOptions::default())).unwrap();
+    let gpu = gpu_with(GpuOptions::default());
     for variant in VARIANTS {
         let mut session = session(&decoder(&gpu, variant, "warm"), 3, 12);
         let free = session.stats().free;
@@ -134,7 +134,7 @@ fn after_a_warm_up_the_first_token_makes_nothing() {
 fn after_a_warm_up_the_first_merge_makes_nothing() {
     // As a discrete GPU plans it: split, and so merged, from 256 tokens on.
     let options = GpuOptions { target_workgroups: Some(1024), ..Default::default() };
-    let gpu = block_on(Gpu::with_options(options)).unwrap();
+    let gpu = gpu_with(options);
     for variant in ["gqa", "gla"] {
         let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
         let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
@@ -162,7 +162,7 @@ fn after_a_warm_up_the_first_merge_makes_nothing() {
 fn a_layer_is_at_most_ten_dispatches() {
     // As a discrete GPU plans it: split, and so merged, from 256 tokens on.
     let options = GpuOptions { target_workgroups: Some(1024), ..Default::default() };
-    let gpu = block_on(Gpu::with_options(options)).unwrap();
+    let gpu = gpu_with(options);
     for (variant, most) in [("gqa", 8), ("gta", 8), ("gla", 9), ("mla", 9)] {
         let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
         let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
@@ -235,7 +235,7 @@ fn bad_calls_are_typed_errors_and_change_nothing() {
 
 #[test]
 fn a_lost_device_is_an_error_and_the_sequences_stay_as_they_were() {
-    let gpu = block_on(Gpu::with_options(GpuOptions::default())).unwrap();
+    let gpu = gpu_with(GpuOptions::default());
     let mut session = session(&decoder(&gpu, "mla", "lost"), 1, 4);
     let a = session.insert();
     block_on(session.feed(&[(a, &[1, 2, 3, 4, 5, 6])], Want::Logits)).unwrap();

@@ -1,16 +1,18 @@
 //! What GPU tests share: the adapter, seeded numbers, comparison with the f64 reference.
 #![allow(dead_code)] // each test binary uses a part of it
 
+mod tier;
+
 use latten::{DType, Error, Gpu, GpuOptions, Tensor};
 use std::sync::OnceLock;
+pub use tier::gpu_with;
 
-/// The adapter under test. No adapter is a failure, never a silent pass.
+/// The adapter under test, with the tier of kernels under test. No adapter is a failure, never a silent pass.
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     GPU.get_or_init(|| {
-        let gpu = pollster::block_on(Gpu::with_options(GpuOptions::default()));
-        let gpu = gpu.expect("a GPU adapter, software ones count: ./dev installs one");
-        eprintln!("adapter: {}", gpu.capabilities().adapter);
+        let gpu = gpu_with(GpuOptions::default());
+        eprintln!("adapter: {}, {:?}", gpu.capabilities().adapter, gpu.capabilities().tier);
         gpu
     })
 }
