@@ -3,11 +3,12 @@
 //
 // Factors are f16, sums f32. The input comes from linear_pack: f16, each row with a factor of its own. int8 weights are
 // exact in f16, and their scales multiply the sums. A workgroup makes ROWS x 16 OUT_TILES OUT_GROUPS sums, each subgroup
-// ROW_TILES x OUT_TILES matrices of them, which stay in registers. Words of the next step are on their way, in registers,
-// while the present one is multiplied; two buffers, so that one barrier a step is enough.
+// ROW_TILES x OUT_TILES matrices of them, which stay in registers. Words of the next AHEAD steps are on their way, in
+// registers, while the present one is multiplied.
 //
-// What bounds it, per multiply-add of the matrix units: workgroup memory, from which a subgroup reads 1 / OUT_TILES +
-// 1 / ROW_TILES matrices per product, and the cache behind it, from which a workgroup reads 1 / outputs + 1 / rows halves.
+// What bounds it: in workgroup memory a subgroup reads 1 / OUT_TILES + 1 / ROW_TILES matrices per product, and from the
+// cache or the memory behind it a workgroup reads 1 / ROWS + 1 / MATRIX_ROWS halves per multiply-add, STEP_WORDS words of a
+// row at a time: on an H100 runs of 4 words take twice as long as runs of 8.
 //
 // Grid: (ceil(outputs / workgroup's outputs), ceil(rows / ROWS), heads).
 // Constants: nn/linear_matrix.rs, MatrixTile. Parts: linear_params, linear_io, input_halves, and one each of
@@ -21,9 +22,9 @@ const STRIDE = STEP_WORDS | 1u;
 
 // 16 bytes wide, so that the driver sees where matrices begin: see decode_matrix.
 alias Word = array<vec4<f16>, 2>;
-// Two buffers of ROWS rows of input, and of MATRIX_ROWS rows of weights.
-var<workgroup> x_tile: array<Word, 2u * ROWS * STRIDE>;
-var<workgroup> w_tile: array<Word, 2u * MATRIX_ROWS * STRIDE>;
+// A step of ROWS rows of input, and of MATRIX_ROWS rows of weights.
+var<workgroup> x_tile: array<Word, ROWS * STRIDE>;
+var<workgroup> w_tile: array<Word, MATRIX_ROWS * STRIDE>;
 // 16 x 16 sums of each subgroup.
 var<workgroup> scratch: array<vec4<f32>, 64u * ROW_GROUPS * OUT_GROUPS>;
 
@@ -69,65 +70,71 @@ fn main(
     let x_first = subgroup / OUT_GROUPS * (16u * ROW_TILES * STRIDE);
     let w_first = subgroup % OUT_GROUPS * (16u * OUT_TILES * STRIDE);
 
-    var x_words: array<vec4<u32>, X_FETCHES>;
-    var w_words: array<vec4<u32>, W_FETCHES>;
+    // Steps to come; past a matrix row's end any of its own words will do, since the input is 0 there, and past the last
+    // step nothing is multiplied.
+    var x_words: array<vec4<u32>, X_HELD>;
+    var w_words: array<vec4<u32>, W_HELD>;
     // unroll
-    for (var i = 0u; i < X_FETCHES; i++) {
-        x_words[i] = halves[x_base[i]];
-    }
-    // unroll
-    for (var i = 0u; i < W_FETCHES; i++) {
-        w_words[i] = weights[w_base[i] + min((lane + THREADS * i) % W_STEP_WORDS, params.row_vec4 - 1u)];
-    }
-    var buffer = 0u;
-    for (var k = 0u; k < row_words; k += STEP_WORDS) {
+    for (var u = 0u; u < AHEAD; u++) {
         // unroll
         for (var i = 0u; i < X_FETCHES; i++) {
-            let t = lane + THREADS * i;
-            x_tile[(buffer * ROWS + t / STEP_WORDS) * STRIDE + t % STEP_WORDS] = half_word(x_words[i]);
+            x_words[u * X_FETCHES + i] = halves[x_base[i] + u * STEP_WORDS];
         }
         // unroll
         for (var i = 0u; i < W_FETCHES; i++) {
-            let t = lane + THREADS * i;
-            let at = (buffer * MATRIX_ROWS + t / W_STEP_WORDS) * STRIDE + t % W_STEP_WORDS * HALVES_PER_WORD;
+            let word = u * W_STEP_WORDS + (lane + THREADS * i) % W_STEP_WORDS;
+            w_words[u * W_FETCHES + i] = weights[w_base[i] + min(word, params.row_vec4 - 1u)];
+        }
+    }
+    for (var k = 0u; k < row_words; k += AHEAD * STEP_WORDS) {
+        // unroll
+        for (var u = 0u; u < AHEAD; u++) {
+            workgroupBarrier();
             // unroll
-            for (var q = 0u; q < HALVES_PER_WORD; q++) {
-                let quads = unpack_word(w_words[i]);
-                w_tile[at + q] = Word(vec4<f16>(quads[2u * q]), vec4<f16>(quads[2u * q + 1u]));
-            }
-        }
-        // Whoever still reads the other buffer does so before the next barrier, and it is written after that.
-        workgroupBarrier();
-        // Past the last step nothing is multiplied any more. Past a matrix row's end any of its own words will do: the input
-        // is 0 there.
-        // unroll
-        for (var i = 0u; i < X_FETCHES; i++) {
-            x_words[i] = halves[x_base[i] + k + STEP_WORDS];
-        }
-        // unroll
-        for (var i = 0u; i < W_FETCHES; i++) {
-            let word = (k + STEP_WORDS) / HALVES_PER_WORD + (lane + THREADS * i) % W_STEP_WORDS;
-            w_words[i] = weights[w_base[i] + min(word, params.row_vec4 - 1u)];
-        }
-        let x_at = buffer * (ROWS * STRIDE) + x_first;
-        let w_at = buffer * (MATRIX_ROWS * STRIDE) + w_first;
-        // unroll
-        for (var d = 0u; d < STEP_MATRICES; d++) {
-            var w: array<coop_mat16x16<f16, B>, OUT_TILES>;
-            // unroll
-            for (var n = 0u; n < OUT_TILES; n++) {
-                w[n] = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_at + n * 16u * STRIDE + d * 2u][0], 2u * STRIDE);
+            for (var i = 0u; i < X_FETCHES; i++) {
+                let t = lane + THREADS * i;
+                x_tile[t / STEP_WORDS * STRIDE + t % STEP_WORDS] = half_word(x_words[u * X_FETCHES + i]);
             }
             // unroll
-            for (var m = 0u; m < ROW_TILES; m++) {
-                let rows = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_at + m * 16u * STRIDE + d * 2u][0], 2u * STRIDE);
+            for (var i = 0u; i < W_FETCHES; i++) {
+                let t = lane + THREADS * i;
+                let at = t / W_STEP_WORDS * STRIDE + t % W_STEP_WORDS * HALVES_PER_WORD;
+                let quads = unpack_word(w_words[u * W_FETCHES + i]);
+                // unroll
+                for (var q = 0u; q < HALVES_PER_WORD; q++) {
+                    w_tile[at + q] = Word(vec4<f16>(quads[2u * q]), vec4<f16>(quads[2u * q + 1u]));
+                }
+            }
+            workgroupBarrier();
+            let next = k + (u + AHEAD) * STEP_WORDS;
+            // unroll
+            for (var i = 0u; i < X_FETCHES; i++) {
+                x_words[u * X_FETCHES + i] = halves[x_base[i] + next];
+            }
+            // unroll
+            for (var i = 0u; i < W_FETCHES; i++) {
+                let word = next / HALVES_PER_WORD + (lane + THREADS * i) % W_STEP_WORDS;
+                w_words[u * W_FETCHES + i] = weights[w_base[i] + min(word, params.row_vec4 - 1u)];
+            }
+            // unroll
+            for (var d = 0u; d < STEP_MATRICES; d++) {
+                var w: array<coop_mat16x16<f16, B>, OUT_TILES>;
                 // unroll
                 for (var n = 0u; n < OUT_TILES; n++) {
-                    sums[m * OUT_TILES + n] = coopMultiplyAdd(rows, w[n], sums[m * OUT_TILES + n]);
+                    let at = w_first + n * 16u * STRIDE + d * 2u;
+                    w[n] = coopLoad<coop_mat16x16<f16, B>>(&w_tile[at][0], 2u * STRIDE);
+                }
+                // unroll
+                for (var m = 0u; m < ROW_TILES; m++) {
+                    let at = x_first + m * 16u * STRIDE + d * 2u;
+                    let rows = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[at][0], 2u * STRIDE);
+                    // unroll
+                    for (var n = 0u; n < OUT_TILES; n++) {
+                        sums[m * OUT_TILES + n] = coopMultiplyAdd(rows, w[n], sums[m * OUT_TILES + n]);
+                    }
                 }
             }
         }
-        buffer = 1u - buffer;
     }
 
     // The elements of a matrix cannot be reached, so sums go through workgroup memory, 16 x 16 at a time.

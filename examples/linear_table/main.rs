@@ -272,7 +272,7 @@ impl<'a> Bench<'a> {
         let mut all = Vec::new();
         for (text, linears) in self.candidates(rows) {
             self.error(&linears[0], rows).await?;
-            all.push((self.time(&linears, rows, Duration::from_millis(60)).await?, text));
+            all.push((self.time(&linears, rows, WARM).await?, text));
         }
         all.sort_by(|a, b| a.0.us.total_cmp(&b.0.us));
         println!("{}: the best of {}", self.name(rows), all.len());
@@ -309,14 +309,12 @@ impl<'a> Bench<'a> {
                 }
             }
         }
-        for (row_tiles, row_groups, step_words) in numbers([1, 2, 4], [1, 2, 4], [4, 8]) {
-            for (out_tiles, out_groups) in [(2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4)] {
-                if row_groups * out_groups < 4 {
-                    continue;
-                }
-                let tile = MatrixTile { row_tiles, out_tiles, row_groups, out_groups, step_words };
-                let most = 16 * row_tiles * row_groups;
-                if rows >= 16 && tier == Tier::Matrix && most < 2 * rows.next_power_of_two() {
+        for (row_tiles, row_groups, (step_words, ahead)) in numbers([1, 2, 4], [1, 2, 4], [(8, 1), (8, 2), (16, 1)]) {
+            for (out_tiles, out_groups) in [(2, 1), (2, 2), (2, 4), (4, 1), (4, 2)] {
+                let tile = MatrixTile { row_tiles, out_tiles, row_groups, out_groups, step_words, ahead };
+                let tile_rows = 16 * row_tiles * row_groups;
+                let useless = row_groups * out_groups < 4 || tile_rows >= 2 * rows.next_power_of_two();
+                if rows >= 16 && tier == Tier::Matrix && !useless {
                     let tune = |linear: &Linear| {
                         // Fewer rows of the other kernel, so that this one is taken.
                         let tuning = LinearTuning { max_rows: 8, ..linear.tuning(rows) };
@@ -331,17 +329,17 @@ impl<'a> Bench<'a> {
 }
 
 fn tile_text(tile: &MatrixTile) -> String {
-    let MatrixTile { row_tiles, out_tiles, row_groups, out_groups, step_words } = *tile;
+    let MatrixTile { row_tiles, out_tiles, row_groups, out_groups, step_words, ahead } = *tile;
     let (rows, outs) = (16 * row_tiles * row_groups, 16 * out_tiles * out_groups);
-    format!("matrices: {rows} x {outs}, {row_groups} x {out_groups} subgroups, {step_words} words")
+    format!("matrices: {rows} x {outs}, {row_groups} x {out_groups} subgroups, {ahead} x {step_words} words")
 }
 
 /// All triples.
-fn numbers<const A: usize, const B: usize, const C: usize>(
-    a: [usize; A],
-    b: [usize; B],
-    c: [usize; C],
-) -> Vec<(usize, usize, usize)> {
+fn numbers<T: Copy, const N: usize, const M: usize, const L: usize>(
+    a: [usize; N],
+    b: [usize; M],
+    c: [T; L],
+) -> Vec<(usize, usize, T)> {
     let pairs = a.into_iter().flat_map(|a| b.into_iter().map(move |b| (a, b)));
     pairs.flat_map(|(a, b)| c.into_iter().map(move |c| (a, b, c))).collect()
 }

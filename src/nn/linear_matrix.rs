@@ -7,7 +7,7 @@ use crate::gpu::{number, part, Access, Capabilities, Const, Consts, DType, Kerne
 /// Lanes of a subgroup: what the kernel is written for, and [`Tier::Matrix`] promises.
 const SUBGROUP: usize = 32;
 /// Words that rows of packed input are padded to: whole steps of any tile.
-const ROW_ALIGN: usize = 8;
+const ROW_ALIGN: usize = 16;
 /// Workgroup memory; more than this has hung a device that claimed to have it.
 const WORKGROUP_BYTES: usize = 48 << 10;
 /// Packed input of one call; with more the portable kernel takes over, rather than hold so much memory.
@@ -25,18 +25,22 @@ pub struct MatrixTile {
     pub row_groups: usize,
     /// Subgroups along the matrix rows: 1, 2 or 4; at most 8 subgroups in all.
     pub out_groups: usize,
-    /// Words of 8 elements that a step takes of each row: 4 or 8.
+    /// Words of 8 elements that a step takes of each row: 4, 8 or 16.
     pub step_words: usize,
+    /// Steps whose words are on their way at once: 1 or more, with at most 16 words of a row in all.
+    pub ahead: usize,
 }
 
-const fn tile(row_tiles: usize, out_tiles: usize, groups: (usize, usize), step_words: usize) -> MatrixTile {
-    MatrixTile { row_tiles, out_tiles, row_groups: groups.0, out_groups: groups.1, step_words }
+const fn tile(tiles: (usize, usize), groups: (usize, usize), step_words: usize, ahead: usize) -> MatrixTile {
+    let ((row_tiles, out_tiles), (row_groups, out_groups)) = (tiles, groups);
+    MatrixTile { row_tiles, out_tiles, row_groups, out_groups, step_words, ahead }
 }
 
 impl MatrixTile {
     /// From large to small. A large tile reads less from the cache for each product, a small one fills the device with
     /// fewer rows.
-    pub(super) const TABLE: [Self; 3] = [tile(4, 2, (2, 4), 4), tile(2, 2, (2, 2), 8), tile(1, 2, (4, 1), 8)];
+    pub(super) const TABLE: [Self; 3] =
+        [tile((4, 2), (2, 4), 8, 2), tile((2, 2), (2, 2), 16, 1), tile((1, 2), (4, 1), 16, 1)];
 
     /// The tiles of a device for weights of a dtype; none where it cannot multiply matrices, or would have to round weights.
     pub(super) fn all(capabilities: &Capabilities, dtype: DType) -> Vec<Self> {
@@ -64,12 +68,14 @@ impl MatrixTile {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        let Self { row_tiles, out_tiles, row_groups, out_groups, step_words } = *self;
+        let Self { row_tiles, out_tiles, row_groups, out_groups, step_words, ahead } = *self;
         let fits = [1, 2, 4].contains(&row_tiles)
             && [2, 4].contains(&out_tiles)
             && [row_groups, out_groups].iter().all(|n| [1, 2, 4].contains(n))
             && row_groups * out_groups <= 8
-            && [4, 8].contains(&step_words)
+            && [4, 8, 16].contains(&step_words)
+            && ahead.is_power_of_two()
+            && ahead * step_words <= ROW_ALIGN
             && (self.rows() * step_words).is_multiple_of(self.threads())
             && (self.matrix_rows() * step_words / 2).is_multiple_of(self.threads())
             && self.workgroup_bytes() <= WORKGROUP_BYTES;
@@ -91,15 +97,16 @@ impl MatrixTile {
         SUBGROUP * self.row_groups * self.out_groups
     }
 
-    /// Two buffers of both tiles, and 16 x 16 sums for each subgroup.
+    /// A step of both tiles, and 16 x 16 sums for each subgroup.
     pub(super) fn workgroup_bytes(&self) -> usize {
         let row_bytes = 16 * (self.step_words | 1);
-        2 * row_bytes * (self.rows() + self.matrix_rows()) + 1024 * self.row_groups * self.out_groups
+        row_bytes * (self.rows() + self.matrix_rows()) + 1024 * self.row_groups * self.out_groups
     }
 
     pub(super) fn spec(&self, dtype: DType, fusion: Fusion, mut parts: Vec<Part>) -> KernelSpec {
         let halves_per_word = dtype.per_vec4() / 8;
         let sums = if fusion.swiglu { 2 } else { 1 };
+        let x_fetches = self.rows() * self.step_words / self.threads();
         let w_fetches = self.matrix_rows() * self.step_words / halves_per_word / self.threads();
         let consts: Consts = vec![
             ("f16", Const::Enable),
@@ -112,8 +119,11 @@ impl MatrixTile {
             ("STEP_WORDS", number(self.step_words)),
             ("STEP_MATRICES", number(self.step_words / 2)),
             ("HALVES_PER_WORD", number(halves_per_word)),
-            ("X_FETCHES", number(self.rows() * self.step_words / self.threads())),
+            ("AHEAD", number(self.ahead)),
+            ("X_FETCHES", number(x_fetches)),
             ("W_FETCHES", number(w_fetches)),
+            ("X_HELD", number(self.ahead * x_fetches)),
+            ("W_HELD", number(self.ahead * w_fetches)),
             ("SUM_MATRICES", number(self.row_tiles * self.out_tiles)),
             ("SUMS", number(sums)),
             ("OUTPUTS", number(self.out_tiles / sums)),
