@@ -2,6 +2,8 @@
 
 mod capabilities;
 mod device;
+#[cfg(test)]
+mod emulation_tests;
 pub(crate) mod kernel;
 pub(crate) mod parallelism;
 mod pipeline_cache;

@@ -422,3 +422,7 @@ fn shapes(tuning: &LinearTuning, tiles: &[MatrixTile]) -> Vec<Shape> {
 fn fresh(shapes: usize) -> Arc<[[OnceLock<Kernel>; 2]]> {
     (0..=shapes).map(|_| Default::default()).collect()
 }
+
+#[cfg(test)]
+#[path = "linear_matrix_tests.rs"]
+mod matrix_tests;
