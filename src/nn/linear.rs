@@ -34,6 +34,10 @@ pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 /// A linear layer on the device: `y[r, h, :] (+)= W[h] x[r, h, :] + b[h]`.
 ///
 /// Its kernels, one per class of row counts, are compiled at their first use, or ahead by [`Linear::prepare`].
+///
+/// On a device of [`Tier::Matrix`](crate::Tier), with F16 or I8 weights, more than [`LinearTuning::max_rows`] rows are rounded
+/// to f16 before they are multiplied, each row under a power of two of its own, whatever its size: so each element is off by at
+/// most 2^-11 of itself. Sums are f32.
 #[derive(Clone)]
 pub struct Linear {
     gpu: Gpu,
