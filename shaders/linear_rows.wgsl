@@ -8,7 +8,7 @@
 // Constants: ROWS, OUTS, STEPS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD, STEP_WORDS = STEPS *
 // OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
 // ROWS * (OUTS + NORMS); MAX_SUBGROUPS.
-// Parts: linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*,
+// Parts: linear_params, linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*,
 // rest_*, reduce_* (which holds main).
 
 // Sums over a workgroup's lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each.

@@ -6,7 +6,7 @@
 // The next tile is on its way, in registers, while the present one is multiplied.
 // Constants: MICRO_ROWS, MICRO_OUT, OUT_LANES = 8, VECS_PER_WORD, TILE_WORDS = MICRO_OUT / VECS_PER_WORD (words of
 // weights that a lane fetches), OUTPUTS = MICRO_OUT / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0).
-// Parts: linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*.
+// Parts: linear_params, linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*.
 
 const TILE_ROWS = 8u * MICRO_ROWS;
 const TILE_OUT = 8u * MICRO_OUT;

@@ -167,6 +167,7 @@ impl Gpu {
                 bind_groups: Mutex::default(),
                 params: Mutex::default(),
                 readback: Mutex::default(),
+                scratch: Mutex::default(),
                 pipeline_cache,
                 lost,
                 counters: CounterCells::default(),

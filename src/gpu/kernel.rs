@@ -87,6 +87,11 @@ impl Gpu {
             true => super::poison_tests::poisoned(text),
             false => text.clone(),
         };
+        #[cfg(test)]
+        let text = &match spec.tier() > self.capabilities().tier && spec.tier() == Tier::Matrix {
+            true => super::emulation_tests::without_matrices(text),
+            false => text.clone(),
+        };
         let device = &self.inner.device;
         let entries: Vec<_> = (0..=spec.bindings.len()).map(|i| layout_entry(i, spec)).collect();
         let made = self.scoped(spec.name, || {

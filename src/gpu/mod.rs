@@ -2,6 +2,8 @@
 
 mod capabilities;
 mod device;
+#[cfg(test)]
+mod emulation_tests;
 pub(crate) mod kernel;
 pub(crate) mod parallelism;
 mod pipeline_cache;
@@ -49,6 +51,7 @@ struct Inner {
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
     params: Mutex<kernel::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
+    scratch: Mutex<Option<Buffer>>,
     pipeline_cache: Option<Arc<pipeline_cache::PipelineCacheFile>>,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
@@ -203,6 +206,22 @@ impl Gpu {
     fn mark_lost(&self, message: String) -> Error {
         self.lock(&self.inner.lost).get_or_insert_with(|| message.clone());
         ErrorKind::DeviceLost { message }.into()
+    }
+
+    /// Memory for what one dispatch hands to the next one of the same call: shared by all, since dispatches run in order.
+    /// Of the most bytes asked for so far, rounded up.
+    pub(crate) fn scratch(&self, bytes: u64) -> Result<Buffer> {
+        let mut scratch = self.lock(&self.inner.scratch);
+        match &*scratch {
+            Some(buffer) if buffer.size_bytes() >= bytes => Ok(buffer.clone()),
+            _ => {
+                let limit = self.capabilities().max_buffer_bytes.min(self.capabilities().max_binding_bytes);
+                let size = bytes.max(1 << 20).checked_next_power_of_two().unwrap_or(bytes).min(limit).max(bytes);
+                let buffer = self.create_buffer("scratch", size)?;
+                *scratch = Some(buffer.clone());
+                Ok(buffer)
+            }
+        }
     }
 
     pub(crate) fn create_buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {

@@ -3,10 +3,13 @@
 use super::session::{Draw, Session, Want};
 use crate::cache::SeqId;
 use crate::error::Result;
+use crate::gpu::Tier;
 
 /// One of each class of rows that kernels tell apart. The largest first: scratch memory that grew would make the bind
 /// groups of what ran before it anew.
 const ROWS: [usize; 8] = [33, 17, 16, 9, 5, 3, 2, 1];
+/// What products by cooperative matrices tell apart besides.
+const MATRIX_ROWS: [usize; 3] = [257, 129, 65];
 
 impl Session {
     /// Runs steps of every size that has kernels of its own, on sequences that are gone afterwards, and draws from their
@@ -31,7 +34,10 @@ impl Session {
         if mixed.iter().map(|n| n.div_ceil(page_size)).sum::<usize>() <= free {
             self.rehearse(&mixed).await?;
         }
-        for rows in [most].into_iter().chain(ROWS).filter(|n| *n <= most && n.div_ceil(page_size) <= free) {
+        let matrices = self.decoder().gpu().capabilities().tier == Tier::Matrix;
+        let larger = MATRIX_ROWS.into_iter().filter(|_| matrices);
+        for rows in [most].into_iter().chain(larger).chain(ROWS).filter(|n| *n <= most && n.div_ceil(page_size) <= free)
+        {
             self.rehearse(&[rows]).await?;
         }
         // Single tokens of several sequences: other rows for the products, the same for the attention.

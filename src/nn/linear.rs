@@ -1,6 +1,7 @@
 //! `y = W x + b`, for one matrix or one per head. The absorbed projections of GLA and MLA are this kernel too, and so are
 //! a norm before a projection, a SwiGLU after it, and the rotation of what lies beside the input.
 
+use super::linear_matrix::{pack_spec, packed_bytes, MatrixTile};
 use super::linear_shape::{Fusion, LinearTuning, Shape};
 use super::span::{check_apart, Extent};
 use super::{params, word, RmsNorm, Span, Weight};
@@ -33,6 +34,10 @@ pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 /// A linear layer on the device: `y[r, h, :] (+)= W[h] x[r, h, :] + b[h]`.
 ///
 /// Its kernels, one per class of row counts, are compiled at their first use, or ahead by [`Linear::prepare`].
+///
+/// On a device of [`Tier::Matrix`](crate::Tier), with F16 or I8 weights, more than [`LinearTuning::max_rows`] rows are rounded
+/// to f16 before they are multiplied, each row under a power of two of its own, whatever its size: so each element is off by at
+/// most 2^-11 of itself. Sums are f32.
 #[derive(Clone)]
 pub struct Linear {
     gpu: Gpu,
@@ -48,8 +53,11 @@ pub struct Linear {
     rest: Option<RmsNorm>,
     /// Of one row of input, and of more.
     tunings: [LinearTuning; 2],
+    /// Of the device's cooperative matrices, from large to small.
+    tiles: Vec<MatrixTile>,
+    /// Those of the tuning by rows, then the tiles.
     shapes: Vec<Shape>,
-    /// Per shape: for input at multiples of 4 elements, then for any. Shared by clones.
+    /// Per shape: for input at multiples of 4 elements, then for any; last those that pack input. Shared by clones.
     kernels: Arc<[[OnceLock<Kernel>; 2]]>,
 }
 
@@ -73,7 +81,8 @@ impl Linear {
             bias.expect("bias", &[weight.heads(), weight.out_dim()], DType::F32)?;
         }
         let tunings = LinearTuning::of(gpu.capabilities(), weight);
-        let shapes = tunings[1].shapes();
+        let tiles = MatrixTile::all(gpu.capabilities(), weight.dtype());
+        let shapes = shapes(&tunings[1], &tiles);
         Ok(Linear {
             gpu: gpu.clone(),
             weight: weight.clone(),
@@ -83,6 +92,7 @@ impl Linear {
             tail: None,
             rest: None,
             tunings,
+            tiles,
             kernels: fresh(shapes.len()),
             shapes,
         })
@@ -160,12 +170,34 @@ impl Linear {
     /// [`Capabilities::tier`](crate::Capabilities) has none.
     pub fn with_tuning(self, tuning: LinearTuning) -> Result<Self> {
         tuning.check(self.gpu.capabilities(), self.swiglu)?;
-        Ok(Linear { tunings: [tuning; 2], shapes: tuning.shapes(), ..self.without_kernels() })
+        Ok(Linear { tunings: [tuning; 2], ..self }.without_kernels())
+    }
+
+    /// The same with this tile for every count of rows above [`LinearTuning::max_rows`]: for measurements and tests.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] where
+    /// [`Capabilities::tier`](crate::Capabilities) has no cooperative matrices, or the weights are F32.
+    pub fn with_matrix_tile(self, tile: MatrixTile) -> Result<Self> {
+        tile.check()?;
+        if self.tiles.is_empty() {
+            let what = format!("cooperative matrices for {} weights on this device", self.weight.dtype());
+            return Err(ErrorKind::Unsupported { what }.into());
+        }
+        Ok(Linear { tiles: vec![tile], ..self }.without_kernels())
     }
 
     fn without_kernels(mut self) -> Self {
-        self.kernels = fresh(self.shapes.len().max(Shape::MOST));
+        self.shapes = shapes(&self.tunings[1], &self.tiles);
+        self.kernels = fresh(self.shapes.len());
         self
+    }
+
+    /// The tile of cooperative matrices for so many rows, if the device has them and they are used.
+    pub fn matrix_tile(&self, rows: usize) -> Option<MatrixTile> {
+        match self.shapes[self.choose(rows)] {
+            Shape::Matrix(tile) => Some(tile),
+            _ => None,
+        }
     }
 
     /// The numbers of its kernel for so many rows.
@@ -192,15 +224,38 @@ impl Linear {
     ///
     /// Errors: [`ErrorKind::Gpu`], [`ErrorKind::Unsupported`].
     pub fn prepare(&self, rows: usize) -> Result<()> {
-        self.kernel(self.choose(rows), self.weight.in_dim().is_multiple_of(4)).map(drop)
+        let (choice, aligned) = (self.choose(rows), self.weight.in_dim().is_multiple_of(4));
+        if matches!(self.shapes[choice], Shape::Matrix(_)) {
+            self.pack_kernel(aligned)?;
+        }
+        self.kernel(choice, aligned).map(drop)
     }
 
     /// Index of the shape for so many rows.
     fn choose(&self, rows: usize) -> usize {
-        self.shapes.iter().position(|s| rows <= s.rows()).unwrap_or(self.shapes.len() - 1)
+        let plain = self.shapes.len() - self.tiles.len();
+        if rows > self.tuning(rows).max_rows {
+            let w = &self.weight;
+            let shape = [w.heads(), w.out_dim(), w.in_dim()];
+            if let Some(tile) = MatrixTile::choose(&self.tiles, self.gpu.capabilities(), rows, shape) {
+                return plain + tile;
+            }
+        }
+        self.shapes[..plain].iter().position(|s| rows <= s.rows()).unwrap_or(plain - 1)
+    }
+
+    fn pack_kernel(&self, aligned: bool) -> Result<Kernel> {
+        let cell = &self.kernels[self.shapes.len()][usize::from(!aligned)];
+        if let Some(kernel) = cell.get() {
+            return Ok(kernel.clone());
+        }
+        let kernel = self.gpu.kernel(pack_spec(self.weight.in_dim(), aligned, self.norm.is_some()))?;
+        Ok(cell.get_or_init(|| kernel).clone())
     }
 
     fn kernel(&self, choice: usize, aligned: bool) -> Result<Kernel> {
+        // Packed input is aligned, whatever it was packed from.
+        let aligned = aligned || matches!(self.shapes[choice], Shape::Matrix(_));
         let cell = &self.kernels[choice][usize::from(!aligned)];
         if let Some(kernel) = cell.get() {
             return Ok(kernel.clone());
@@ -289,7 +344,7 @@ impl Linear {
                 rest.expect("rest", &[call.rows, norm.width()], DType::F32)?;
                 let x = call.x.offset(call.x.offset.saturating_add(self.weight.in_dim()));
                 match shape {
-                    Shape::Tile(_) => norm.encode(pass, call.rows, x, Span::of(rest)),
+                    Shape::Tile(_) | Shape::Matrix(_) => norm.encode(pass, call.rows, x, Span::of(rest)),
                     Shape::Rows(_) => norm.check(call.rows, x, Span::of(rest)),
                 }
             }
@@ -340,9 +395,18 @@ impl Linear {
             rest_dim: word(rest_shape.map_or(0, |s| s.dim)),
             rest_tail: word(rest_shape.map_or(0, |s| s.tail)),
         };
-        let kernel = self.kernel(choice, x.is_vec4() && in_dim.is_multiple_of(4))?;
-        let mut buffers =
-            vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, &gain.buffer, &scales.buffer];
+        let aligned = x.is_vec4() && in_dim.is_multiple_of(4);
+        let kernel = self.kernel(choice, aligned)?;
+        let packed = match shape {
+            Shape::Matrix(_) => Some(self.gpu.scratch(packed_bytes(rows, heads, in_dim) as u64)?),
+            _ => None,
+        };
+        if let Some(packed) = &packed {
+            let (pack, buffers) = (self.pack_kernel(aligned)?, [packed, &x.tensor.buffer, &gain.buffer]);
+            self.gpu.dispatch(pass, &pack, &params, &buffers, (word(rows), 1, word(heads)))?;
+        }
+        let gain = packed.as_ref().unwrap_or(&gain.buffer);
+        let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
         buffers.extend(cos_sin.map(|table| &table.buffer));
         let outs = self.outputs().div_ceil(shape.outputs(&self.tuning(shape.rows()), self.swiglu));
         let mut grid = (word(outs), word(rows.div_ceil(shape.rows())), word(heads));
@@ -354,6 +418,15 @@ impl Linear {
     }
 }
 
-fn fresh(shapes: usize) -> Arc<[[OnceLock<Kernel>; 2]]> {
-    (0..shapes).map(|_| Default::default()).collect()
+fn shapes(tuning: &LinearTuning, tiles: &[MatrixTile]) -> Vec<Shape> {
+    tuning.shapes().into_iter().chain(tiles.iter().map(|tile| Shape::Matrix(*tile))).collect()
 }
+
+/// Of so many shapes, and of what packs input.
+fn fresh(shapes: usize) -> Arc<[[OnceLock<Kernel>; 2]]> {
+    (0..=shapes).map(|_| Default::default()).collect()
+}
+
+#[cfg(test)]
+#[path = "linear_matrix_tests.rs"]
+mod matrix_tests;

@@ -1,5 +1,6 @@
 //! Which kernel a linear is, by its matrix, its rows and the device. Pure.
 
+use super::linear_matrix::{pack_spec, MatrixTile};
 use super::rope::pairs_part;
 use super::weight::{elements_part, scaling_part};
 use super::Weight;
@@ -40,6 +41,8 @@ pub(super) enum Shape {
     Rows(usize),
     /// linear_tile.wgsl with `8 * n` rows per tile.
     Tile(usize),
+    /// linear_matrix.wgsl, and before it linear_pack.wgsl.
+    Matrix(MatrixTile),
 }
 
 /// Outputs per lane, in each dimension, of linear_tile.wgsl.
@@ -138,13 +141,11 @@ struct Sums {
 }
 
 impl Shape {
-    /// Most shapes of one linear.
-    pub(super) const MOST: usize = 7;
-
     pub(super) fn rows(self) -> usize {
         match self {
             Shape::Rows(n) => n,
             Shape::Tile(n) => 8 * n,
+            Shape::Matrix(tile) => tile.rows(),
         }
     }
 
@@ -153,6 +154,7 @@ impl Shape {
         let sums = match self {
             Shape::Rows(_) => tuning.outs * tuning.out_lanes(),
             Shape::Tile(_) => 8 * MICRO_OUT,
+            Shape::Matrix(tile) => tile.matrix_rows(),
         };
         sums / if swiglu { 2 } else { 1 }
     }
@@ -161,10 +163,9 @@ impl Shape {
         let vecs = dtype.per_vec4() / 4;
         let sums_per_output = if fusion.swiglu { 2 } else { 1 };
         let mut parts = vec![
+            part!("parts/linear_params.wgsl"),
             part!("parts/linear_io.wgsl"),
-            if vec4 { part!("parts/input_vec4.wgsl") } else { part!("parts/input_scalar.wgsl") },
             elements_part(dtype)?,
-            if fusion.norm { part!("parts/scaling_rms.wgsl") } else { part!("parts/scaling_none.wgsl") },
             if fusion.swiglu { part!("parts/outputs_swiglu.wgsl") } else { part!("parts/outputs_plain.wgsl") },
         ];
         parts.extend(scaling_part(dtype));
@@ -172,9 +173,16 @@ impl Shape {
             Some(rotation) => parts.extend([pairs_part(rotation), part!("parts/tail_rope.wgsl")]),
             None => parts.push(part!("parts/tail_none.wgsl")),
         }
-        let mut consts = vec![("VECS_PER_WORD", number(vecs)), ("NORMS", number(fusion.norm.into()))];
+        let input = [
+            if vec4 { part!("parts/input_vec4.wgsl") } else { part!("parts/input_scalar.wgsl") },
+            if fusion.norm { part!("parts/scaling_rms.wgsl") } else { part!("parts/scaling_none.wgsl") },
+        ];
+        let mut consts =
+            vec![("VECS_PER_WORD", number(vecs)), ("NORMS", number(fusion.norm.into())), ("GAIN_BINDING", number(5))];
         let (name, workgroup_bytes) = match self {
+            Shape::Matrix(tile) => return Ok(tile.spec(dtype, fusion, parts)),
             Shape::Rows(rows) => {
+                parts.extend(input);
                 let sums = tuning.sums(rows, fusion);
                 let (steps, outs, out_lanes) = (tuning.steps(rows), tuning.outs, tuning.out_lanes());
                 let lanes = tuning.in_lanes * out_lanes;
@@ -202,6 +210,7 @@ impl Shape {
                 ("linear_rows", sums.bytes)
             }
             Shape::Tile(micro_rows) => {
+                parts.extend(input);
                 consts.extend([
                     ("MICRO_ROWS", number(micro_rows)),
                     ("MICRO_OUT", number(MICRO_OUT)),
@@ -262,6 +271,16 @@ pub(super) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     }
     for fusion in [plain, tails[0]] {
         add(Shape::Tile(2), &software, DType::F16, true, fusion)?;
+    }
+    for tile in MatrixTile::TABLE {
+        for dtype in [DType::F16, DType::I8] {
+            for fusion in [plain, both, tails[0], tails[1]] {
+                add(Shape::Matrix(tile), &subgroups, dtype, true, fusion)?;
+            }
+        }
+    }
+    for (in_dim, vec4) in [(4096, true), (64, true), (61, false)] {
+        all.extend([false, true].map(|norm| (format!("{in_dim}"), pack_spec(in_dim, vec4, norm))));
     }
     Ok(all)
 }

@@ -6,6 +6,7 @@
 mod activation;
 mod embedding;
 mod linear;
+mod linear_matrix;
 mod linear_shape;
 mod norm;
 mod rope;
@@ -16,6 +17,7 @@ mod weight;
 pub use activation::SwiGlu;
 pub use embedding::Embedding;
 pub use linear::Linear;
+pub use linear_matrix::MatrixTile;
 pub use linear_shape::LinearTuning;
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{Rope, Rotate, RotateShape};
@@ -68,6 +70,7 @@ mod tests {
 
     /// What every WebGPU device has: unpack2x16float.
     const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    const MATRIX: Capabilities = Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16);
 
     /// Each text with its host parameter block.
     fn variants() -> Vec<(KernelSpec, &'static [(&'static str, usize)])> {
@@ -109,7 +112,8 @@ mod tests {
             let of = |space| module.global_variables.iter().filter(move |(_, v)| v.space == space);
             let bytes: usize = of(naga::AddressSpace::WorkGroup).map(|(_, v)| layouter[v.ty].size as usize).sum();
             assert_eq!(bytes, spec.workgroup_bytes, "{}", spec.name);
-            assert!(bytes <= 16352, "{}: {bytes} bytes", spec.name);
+            let most = if spec.tier() == crate::Tier::Matrix { 49152 } else { 16352 };
+            assert!(bytes <= most, "{}: {bytes} bytes", spec.name);
             let bound = module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
             assert_eq!(bound, spec.bindings.len() + 1, "{}", spec.name);
         }
@@ -120,7 +124,11 @@ mod tests {
         for (spec, _) in variants() {
             let module = parse(&spec);
             let subgroups = spec.tier() > crate::Tier::Portable;
-            let allowed = if subgroups { CORE | Capabilities::SUBGROUP } else { CORE };
+            let allowed = match spec.tier() {
+                crate::Tier::Portable => CORE,
+                crate::Tier::Subgroup => CORE | Capabilities::SUBGROUP,
+                crate::Tier::Matrix => CORE | Capabilities::SUBGROUP | MATRIX,
+            };
             let mut validator = Validator::new(ValidationFlags::all(), allowed);
             if subgroups {
                 validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);

@@ -4,6 +4,7 @@
 mod encode;
 mod fused;
 mod linear;
+mod matrix;
 mod rows;
 mod sample;
 #[path = "../shared/mod.rs"]
