@@ -11,6 +11,8 @@
 const LANES = 64u;
 // A span whose largest value is below is kept as zeros: its inverse would leave f32.
 const LEAST = 1.0e-30;
+const LARGE = 1.0e18;
+const LOWER = 5.421010862427522e-20; // 2^-64
 const MOST = 3.4028234663852886e38; // the largest f32: infinity is taken as it
 
 var<workgroup> tops: array<f32, LANES>;
@@ -66,9 +68,9 @@ fn main(
     }
     top = min(tops[0], MOST);
     let held = top >= LEAST;
-    // By way of the scale: the inverse of the largest f32 would be subnormal, and may then be taken as zero.
-    let scale = max(top, LEAST) / 127.0;
-    let inverse = select(0.0, 1.0 / scale, held);
+    // A large one is brought down first: a GPU may divide by the inverse, which is subnormal from 2^126 on, and so zero.
+    let lower = select(1.0, LOWER, top > LARGE);
+    let inverse = select(0.0, 127.0 / max(top * lower, LEAST) * lower, held);
 
     let state = page_state(page, PAGE_SIZE, offset, group) * U32S_PER_WORD;
     for (var u = span_first + lane; u < span_last; u += LANES) {
@@ -77,7 +79,7 @@ fn main(
     }
     let scales = page_scales(page, PAGE_SIZE, offset) * U32S_PER_WORD;
     if (lane == 0u) {
-        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, scale, held));
+        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, top / 127.0, held));
     }
     // The first workgroup clears what fills the last word.
     if (workgroup.x == 0u && GROUPS * SPANS + lane < SCALE_WORDS * U32S_PER_WORD) {

@@ -1,5 +1,5 @@
-//! Whether a device's decode kernels agree with the f64 reference: a small decode, run before the matrix kernels of a
-//! device are used, since they rest on what wgpu calls experimental.
+//! Whether a device's kernels agree with the host: a small decode against the f64 reference, and small products, run before
+//! the matrix kernels of a device are used, since they rest on what wgpu calls experimental.
 //!
 //! One batch with a sequence for each height of tiles, whole and split. In one tile, row by row: scores that rise slowly, so
 //! that sums are rescaled and what they held still counts; that rise or fall steeply; and that lie 256 above or below zero,
@@ -13,12 +13,16 @@
 //!
 //! The d of different tokens differ, so the mean square error is near 2^-24, 6e-8 of the output's; 1e-5 is allowed. A fault
 //! in addressing, masking or rescaling is off by 1e-3 and more (the tests of this file).
+//!
+//! The products of linears, one with each tile, are of numbers that f16 holds and whose sums f32 holds: exact but for matrix
+//! units that truncate while they add.
 
 use crate::attention::select::{Device, KernelShape};
 use crate::attention::{Decode, Gla, HeadLayout, KvSource, SplitPolicy};
 use crate::cache::{PagedKvCache, Pages, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor, Tier};
+use crate::nn::{Linear, MatrixTile, Span, Weight};
 use crate::reference;
 
 /// Query heads of a group: 1, 2 and 4 query tokens are the tiles of 16, 32 and 64 rows.
@@ -50,7 +54,61 @@ pub(crate) async fn run(gpu: &Gpu) -> Result<Option<String>> {
         let bytes = gpu.capabilities().workgroup_storage_bytes;
         return Ok(Some(format!("none fits {bytes} bytes of workgroup memory")));
     }
-    run_layout(gpu, heads).await
+    if let Some(fault) = run_layout(gpu, heads).await? {
+        return Ok(Some(fault));
+    }
+    let tiles: Vec<Option<MatrixTile>> = match gpu.capabilities().tier {
+        Tier::Matrix => MatrixTile::TABLE.into_iter().map(Some).collect(),
+        _ => vec![None],
+    };
+    for tile in tiles {
+        let fits = |tile: &MatrixTile| tile.workgroup_bytes() <= gpu.capabilities().workgroup_storage_bytes as usize;
+        if !tile.as_ref().is_none_or(fits) {
+            continue;
+        }
+        if let Some(fault) = product_fault(&product(gpu, tile).await?) {
+            return Ok(Some(format!("a product of {PRODUCT:?} rows, outputs and inputs by {tile:?}: {fault}")));
+        }
+    }
+    Ok(None)
+}
+
+/// Rows, outputs and inputs of the product: no multiples of a tile's.
+const PRODUCT: [usize; 3] = [150, 136, 104];
+/// Units of 1/16 in the inputs: -32 to 32.
+fn input(i: usize) -> f32 {
+    (((i as u64).wrapping_mul(2_654_435_761) >> 7) % 65) as f32 / 16.0 - 2.0
+}
+
+async fn product(gpu: &Gpu, tile: Option<MatrixTile>) -> Result<Vec<f32>> {
+    let [rows, outs, ins] = PRODUCT;
+    let weights: Vec<f32> = (0..outs * ins).map(|i| input(i + rows * ins)).collect();
+    let x: Vec<f32> = (0..rows * ins).map(input).collect();
+    let mut linear = Linear::new(gpu, &Weight::new(gpu, [1, outs, ins], &weights, DType::F16)?, None)?;
+    if let Some(tile) = tile {
+        linear = linear.with_matrix_tile(tile)?;
+    }
+    let x = Tensor::from_f32(gpu, &[rows, ins], &x, DType::F32)?;
+    let y = Tensor::zeros(gpu, &[rows, outs], DType::F32)?;
+    linear.run(rows, Span::of(&x), Span::of(&y), false)?;
+    gpu.download(&y).await
+}
+
+/// What is wrong with a product, in words; none if nothing is.
+fn product_fault(got: &[f32]) -> Option<String> {
+    let [rows, outs, ins] = PRODUCT;
+    if got.len() != rows * outs {
+        return Some(format!("{} results", got.len()));
+    }
+    got.iter().enumerate().find_map(|(i, got)| {
+        let (row, out) = (i / outs, i % outs);
+        let products = (0..ins).map(|k| f64::from(input(row * ins + k) * input((rows + out) * ins + k)));
+        let (want, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+        // Truncation of each addition, of up to all inputs one by one.
+        let bound = size * ins as f64 * 2f64.powi(-23);
+        let right = (f64::from(*got) - want).abs() <= bound; // what is no number is not
+        (!right).then(|| format!("row {row}, output {out} is {got}, not {want} within {bound:.1e}"))
+    })
 }
 
 async fn run_layout(gpu: &Gpu, heads: HeadLayout) -> Result<Option<String>> {

@@ -34,6 +34,28 @@ fn the_kernels_that_every_device_has_pass() {
     }
 }
 
+#[test]
+fn products_of_the_kernels_that_every_device_has_pass_and_wrong_ones_do_not() {
+    let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
+    let right = pollster::block_on(product(&gpu.at_tier(Tier::Portable), None)).unwrap();
+    assert_eq!(product_fault(&right), None);
+    let [rows, outs, _] = PRODUCT;
+    type Spoil = fn(&mut Vec<f32>);
+    let spoils: [Spoil; 5] = [
+        |y| y[PRODUCT[1] * PRODUCT[0] - 1] = f32::NAN,
+        |y| y.swap(0, 1),
+        |y| y.rotate_right(PRODUCT[1]),
+        |y| y[16 * PRODUCT[1]..][..16].fill(0.0),
+        |y| y.truncate(10),
+    ];
+    assert_eq!(right.len(), rows * outs);
+    for spoil in spoils {
+        let mut wrong = right.clone();
+        spoil(&mut wrong);
+        assert!(product_fault(&wrong).is_some());
+    }
+}
+
 /// All heights of the matrix kernel, and no other kernel, on a GPU with 48 KiB of workgroup memory or with 32.
 #[test]
 fn every_height_of_the_matrix_kernel_is_run() {

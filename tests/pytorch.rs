@@ -5,7 +5,7 @@
 mod shared;
 
 use latten::model::{Decoder, Draw, Session, SessionOptions, Want};
-use latten::{DType, SeqId};
+use latten::{DType, SeqId, Tier};
 use pollster::block_on;
 use serde::Deserialize;
 use shared::gpu;
@@ -34,7 +34,15 @@ struct Greedy {
     min_gap: f32,
 }
 
-const TOLERANCE: f32 = 2e-3;
+/// Of logits of about 10. Where prompts are multiplied by cooperative matrices, each of 28 products (7 in each of 4 layers)
+/// has its input rounded to f16, by 2^-12 on the mean: 10 * 2^-12 * sqrt(28) = 1.3e-2. Greedy tokens must not differ.
+fn tolerance() -> f32 {
+    if gpu().capabilities().tier == Tier::Matrix {
+        2e-2
+    } else {
+        2e-3
+    }
+}
 
 struct Model {
     decoder: Decoder,
@@ -71,7 +79,7 @@ impl Model {
 
     fn check_logits(&self, variant: &str) {
         let vocab = self.decoder.config().vocab_size;
-        let (mut worst, mut compared) = (0f32, 0);
+        let (tolerance, mut worst, mut compared) = (tolerance(), 0f32, 0);
         for prompt in &self.vectors.prompts {
             for chunk in [128, 7] {
                 let mut session = self.session(1, chunk);
@@ -84,7 +92,7 @@ impl Model {
                         let length = prompt.tokens.len();
                         let case =
                             format!("{variant}, {length} tokens in chunks of {chunk}, logit {token} at {position}");
-                        assert!((g - w).abs() <= TOLERANCE, "{case}: {g}, PyTorch has {w}");
+                        assert!((g - w).abs() <= tolerance, "{case}: {g}, PyTorch has {w}");
                         worst = worst.max((g - w).abs());
                         compared += 1;
                     }

@@ -39,7 +39,7 @@ const fn tile(tiles: (usize, usize), groups: (usize, usize), step_words: usize, 
 impl MatrixTile {
     /// From large to small. A large tile reads less from the cache for each product, a small one fills the device with
     /// fewer rows.
-    pub(super) const TABLE: [Self; 3] =
+    pub(crate) const TABLE: [Self; 3] =
         [tile((4, 2), (2, 4), 8, 2), tile((2, 2), (2, 2), 16, 1), tile((1, 2), (4, 1), 16, 1)];
 
     /// The tiles of a device for weights of a dtype; none where it cannot multiply matrices, or would have to round weights.
@@ -105,7 +105,7 @@ impl MatrixTile {
     }
 
     /// A step of both tiles, and 16 x 16 sums for each subgroup.
-    pub(super) fn workgroup_bytes(&self) -> usize {
+    pub(crate) fn workgroup_bytes(&self) -> usize {
         let row_bytes = 16 * (self.step_words | 1);
         row_bytes * (self.rows() + self.matrix_rows()) + 1024 * self.subgroups()
     }
