@@ -4,7 +4,7 @@
 
 use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
 use latten::nn::Sampling;
-use latten::{DType, Gpu, GpuOptions, Tier};
+use latten::{DType, DispatchTime, Gpu, GpuOptions, Tier};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ const USAGE: &str = "usage: generate [options]
   --top-p P          default 0.95
   --dtype f16|f32    of weights and KV cache; default f16
   --weights DTYPE    f16, f32 or i8: of weights alone
-  --profile          dispatches, submits and microseconds per token
+  --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
   --pipelines FILE   keep compiled pipelines there, for the next start
   --adapter NAME     take the GPU whose description contains this";
 
@@ -140,6 +140,51 @@ struct Report {
     dispatches: f64,
     submits: f64,
     layers: usize,
+    /// Of so many tokens more, where they were asked for.
+    profile: (Vec<DispatchTime>, usize),
+}
+
+/// Tokens whose dispatches are timed.
+const PROFILED: usize = 40;
+
+/// The dispatches of some tokens after the first.
+async fn profiled(
+    gpu: &Gpu,
+    session: &mut Session,
+    prompt: &[u32],
+    args: &Args,
+) -> Result<(Vec<DispatchTime>, usize), Stop> {
+    let options = GenerateOptions { max_new_tokens: PROFILED.min(args.options.max_new_tokens), ..args.options };
+    let (mut started, mut tokens) = (None, 0);
+    let on_token = |_| {
+        match started {
+            None => started = Some(gpu.start_profile()),
+            Some(_) => tokens += 1,
+        }
+        ControlFlow::Continue(())
+    };
+    generate(session, prompt, options, on_token).await?;
+    started.transpose()?;
+    Ok((gpu.take_profile().await?, tokens))
+}
+
+/// By kernel, the dearest first.
+fn print_profile(out: &mut impl Write, (times, tokens): &(Vec<DispatchTime>, usize)) -> io::Result<()> {
+    let mut kernels: Vec<(&str, usize, f64)> = Vec::new();
+    for time in times {
+        match kernels.iter_mut().find(|kernel| kernel.0 == time.kernel) {
+            Some(kernel) => (kernel.1, kernel.2) = (kernel.1 + 1, kernel.2 + time.us),
+            None => kernels.push((time.kernel, 1, time.us)),
+        }
+    }
+    kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
+    let (all, tokens) = (kernels.iter().map(|kernel| kernel.2).sum::<f64>(), *tokens as f64);
+    writeln!(out, "  kernel            per token   us each  us per token  share")?;
+    for (name, count, us) in kernels {
+        let (each, per_token, share) = (us / count as f64, us / tokens, 100.0 * us / all);
+        writeln!(out, "  {name:<16} {:>10.1} {each:>9.2} {per_token:>13.1} {share:>5.1}%", count as f64 / tokens)?;
+    }
+    writeln!(out, "  {:<16} {:>10.1} {:>9} {:>13.1}", "all", times.len() as f64 / tokens, "", all / tokens)
 }
 
 async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop> {
@@ -177,6 +222,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
     written?;
     writeln!(out, "{}\n", text.finish())?;
 
+    let profile = if args.profile { profiled(gpu, &mut session, &prompt, args).await? } else { Default::default() };
     let heads = config.layout()?;
     let (prefill, decode) = ((first_at - start).as_secs_f64(), (last_at - first_at).as_secs_f64());
     let per_token = |from: u64, to: u64| (to - from) as f64 / (tokens.len() - 1) as f64;
@@ -192,12 +238,14 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
         dispatches: per_token(counted[0].dispatches, counted[1].dispatches),
         submits: per_token(counted[0].submits, counted[1].submits),
         layers: config.layers,
+        profile,
     })
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
     let options = GpuOptions {
         adapter: args.adapter.clone(),
+        profile: args.profile,
         pipeline_cache: args.pipelines.clone().map(Into::into),
         // The best there is, the experimental kernels too where they pass their self-test.
         tier: Some(Tier::Matrix),
@@ -233,6 +281,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
             us / r.dispatches,
             r.submits
         )?;
+        print_profile(&mut out, &r.profile)?;
     }
     Ok(())
 }

@@ -106,7 +106,7 @@ pub use attention::{
 };
 pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result};
-pub use gpu::{Capabilities, DType, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
+pub use gpu::{Capabilities, DType, DispatchTime, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
 pub use model::{Decoder, Session, SessionOptions};
 pub use wgpu;
 

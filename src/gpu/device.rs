@@ -43,6 +43,8 @@ pub struct GpuOptions {
     pub tier: Option<Tier>,
     /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
     pub target_workgroups: Option<usize>,
+    /// Ask for timestamps inside passes, which [`Gpu::start_profile`] needs. Not every device has them.
+    pub profile: bool,
     /// A file that compiled pipelines are kept in, so that the next start compiles faster. Where the device has no such
     /// caches (only Vulkan has) it is not used; a damaged file, or one of another device, is passed over and replaced.
     pub pipeline_cache: Option<std::path::PathBuf>,
@@ -82,6 +84,9 @@ impl Gpu {
         let mut optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
         if options.pipeline_cache.is_some() {
             optional |= wgpu::Features::PIPELINE_CACHE;
+        }
+        if options.profile {
+            optional |= wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         }
         let matrices = options.tier == Some(Tier::Matrix) && !options.no_features && multiplies_16x16(&adapter);
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
@@ -168,6 +173,7 @@ impl Gpu {
                 params: Mutex::default(),
                 readback: Mutex::default(),
                 scratch: Mutex::default(),
+                profile: Mutex::default(),
                 pipeline_cache,
                 lost,
                 counters: CounterCells::default(),

@@ -157,9 +157,11 @@ impl Gpu {
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
             return Ok(());
         }
-        pass.set_pipeline(&k.pipeline);
-        pass.set_bind_group(0, &group, &[slot.offset]);
-        pass.dispatch_workgroups(grid.0, grid.1, grid.2);
+        self.profiled(pass, k.name, |pass| {
+            pass.set_pipeline(&k.pipeline);
+            pass.set_bind_group(0, &group, &[slot.offset]);
+            pass.dispatch_workgroups(grid.0, grid.1, grid.2);
+        });
         self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

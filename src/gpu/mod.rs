@@ -9,6 +9,7 @@ pub(crate) mod parallelism;
 mod pipeline_cache;
 #[cfg(test)]
 mod poison_tests;
+mod profile;
 mod readback;
 pub(crate) mod shader;
 mod tensor;
@@ -18,6 +19,7 @@ pub use capabilities::{Capabilities, Tier};
 pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub use parallelism::Parallelism;
+pub use profile::DispatchTime;
 pub(crate) use shader::{number, part, Const, Consts, Part};
 use tensor::not_floats;
 pub(crate) use tensor::Buffer;
@@ -53,6 +55,7 @@ struct Inner {
     readback: Mutex<Vec<wgpu::Buffer>>,
     scratch: Mutex<Option<Buffer>>,
     pipeline_cache: Option<Arc<pipeline_cache::PipelineCacheFile>>,
+    profile: Mutex<Option<profile::Profile>>,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
     /// Fill workgroup memory with NaN when a kernel begins.

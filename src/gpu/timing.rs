@@ -25,22 +25,8 @@ impl Gpu {
         }
         self.submit()?;
         let device = &self.inner.device;
-        let bytes = 16 * passes as u64;
-        use wgpu::BufferUsages as U;
-        let (set, resolved, staging) = self.scoped("timestamps", || {
-            let count = 2 * passes as u32;
-            let desc = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };
-            let buffer = |usage| {
-                device.create_buffer(&wgpu::BufferDescriptor {
-                    label: None,
-                    size: bytes,
-                    usage,
-                    mapped_at_creation: false,
-                })
-            };
-            let resolved = buffer(U::QUERY_RESOLVE | U::COPY_SRC);
-            (device.create_query_set(&desc), resolved, buffer(U::MAP_READ | U::COPY_DST))
-        })?;
+        let desc = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 * passes as u32 };
+        let set = self.scoped("timestamps", || device.create_query_set(&desc))?;
         let mut encoder = device.create_command_encoder(&Default::default());
         for i in 0..passes {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -53,7 +39,23 @@ impl Gpu {
             });
             work(&mut pass, i)?;
         }
-        encoder.resolve_query_set(&set, 0..2 * passes as u32, &resolved, 0);
+        self.finish_and_submit(|| encoder)?;
+        let times = self.timestamps_us(&set, 2 * passes).await?;
+        Ok(times.chunks_exact(2).map(|t| (t[1] - t[0]).max(0.0)).collect())
+    }
+
+    /// The first `count` timestamps of a set, after those who write them were submitted, from the earliest on (GPU
+    /// microseconds).
+    pub(super) async fn timestamps_us(&self, set: &wgpu::QuerySet, count: usize) -> Result<Vec<f64>> {
+        use wgpu::BufferUsages as U;
+        let (device, bytes) = (&self.inner.device, 8 * count as u64);
+        let buffer = |usage| {
+            device.create_buffer(&wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false })
+        };
+        let (resolved, staging) =
+            self.scoped("timestamps", || (buffer(U::QUERY_RESOLVE | U::COPY_SRC), buffer(U::MAP_READ | U::COPY_DST)))?;
+        let mut encoder = device.create_command_encoder(&Default::default());
+        encoder.resolve_query_set(set, 0..count as u32, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
         self.finish_and_submit(|| encoder)?;
         let data = self.map(&staging, bytes).await?;
@@ -61,7 +63,8 @@ impl Gpu {
             .chunks_exact(8)
             .map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
             .collect();
-        let ns_per_tick = f64::from(self.inner.queue.get_timestamp_period());
-        Ok(ticks.chunks_exact(2).map(|t| t[1].saturating_sub(t[0]) as f64 * ns_per_tick / 1000.0).collect())
+        let earliest = ticks.iter().copied().min().unwrap_or(0);
+        let us_per_tick = f64::from(self.inner.queue.get_timestamp_period()) / 1000.0;
+        Ok(ticks.into_iter().map(|tick| (tick - earliest) as f64 * us_per_tick).collect())
     }
 }

@@ -187,6 +187,49 @@ fn after_its_first_step_a_decode_loop_creates_nothing() {
 }
 
 #[test]
+fn a_profile_has_each_dispatch_in_order_and_changes_no_result() {
+    let gpu = gpu_with(GpuOptions { profile: true, ..Default::default() });
+    let mut work = Loop::new(gpu.clone());
+    let first = work.step().unwrap();
+    if !gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
+        println!("skipped: no timestamps inside passes on {}", gpu.capabilities().adapter);
+        let kind = |e: latten::Error| format!("{:?}", e.kind());
+        assert!(kind(gpu.start_profile().err().unwrap()).contains("Unsupported"));
+        return;
+    }
+    let none = wait(gpu.take_profile()).err().unwrap();
+    assert!(matches!(none.kind(), ErrorKind::Argument { .. }), "{none}");
+
+    let before = gpu.counters().dispatches;
+    gpu.start_profile().unwrap();
+    let second = work.step().unwrap();
+    let times = wait(gpu.take_profile()).unwrap();
+    assert_eq!(times.len() as u64, gpu.counters().dispatches - before);
+    let kernels: Vec<&str> = times.iter().map(|t| t.kernel).collect();
+    assert_eq!(kernels[0], "append");
+    assert!(kernels[1].starts_with("decode"), "{kernels:?}");
+    assert_eq!(kernels[..kernels.len() / 2], kernels[kernels.len() / 2..], "two layers");
+    assert!(times.iter().all(|t| (0.0..1e7).contains(&t.us)) && times.iter().any(|t| t.us > 0.0), "{times:?}");
+    // The same without: a step more of the same loop.
+    let mut plain = Loop::new(gpu_with(GpuOptions::default()));
+    assert_eq!(bits(&plain.step().unwrap()), bits(&first));
+    assert_eq!(bits(&plain.step().unwrap()), bits(&second));
+    // More than one profile holds.
+    gpu.start_profile().unwrap();
+    for _ in 0..600 {
+        work.step().unwrap();
+    }
+    assert_eq!(wait(gpu.take_profile()).unwrap().len(), 2048);
+}
+
+/// Without the option there is none.
+#[test]
+fn a_profile_must_be_asked_for() {
+    let error = gpu_with(GpuOptions::default()).start_profile().err().unwrap();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported { .. }), "{error}");
+}
+
+#[test]
 fn cached_bind_groups_do_not_keep_tensors_alive() {
     let gpu = gpu_with(GpuOptions::default());
     let mut work = Loop::new(gpu.clone());
