@@ -9,6 +9,7 @@ pub mod layout;
 pub(crate) mod matrix;
 pub mod options;
 pub(crate) mod plan;
+mod plan_shape;
 pub(crate) mod rows;
 pub(crate) mod select;
 pub(crate) mod shape;

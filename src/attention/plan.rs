@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::attention::balance::{Cutter, Load, Parts};
+pub(crate) use crate::attention::plan_shape::PlanShape;
 use crate::attention::view::SeqView;
 use crate::error::{ErrorKind, Result};
 
@@ -73,43 +74,6 @@ pub(crate) struct MergeItem {
     pub partial_count: u32,
     /// Zero; fills the struct to 32 bytes.
     pub reserved: [u32; 3],
-}
-
-/// What the planner knows of the kernels and the device.
-#[derive(Debug, Clone)]
-pub(crate) struct PlanShape {
-    /// Query heads that read one state (rows per query token).
-    pub heads_per_group: usize,
-    /// States per token.
-    pub groups: usize,
-    /// Width of the value (elements).
-    pub v_dim: usize,
-    /// What one group reads per cached token: its state and the whole rope key, in the cache's dtype (bytes).
-    pub bytes_per_token: usize,
-    /// Heights of the kernels that may be chosen (rows), strictly ascending.
-    pub row_tiles: Vec<usize>,
-    /// For each of them the groups that one workgroup takes; divisors of `groups`.
-    pub groups_per_workgroup: Vec<usize>,
-    /// For each of them how many ordinary workgroups one takes the room of (workgroups).
-    pub room: Vec<usize>,
-    /// Ordinary workgroups that fill the device (workgroups).
-    pub target_workgroups: usize,
-    /// Chunks start at multiples of this from the tile's first visible token (tokens); a power of two.
-    pub token_tile: usize,
-    /// Tokens that a query token sees at most, its own included (tokens); 0 for all.
-    pub window: u32,
-}
-
-impl PlanShape {
-    /// Workgroups of one item of a class.
-    pub(crate) fn workgroups(&self, class: usize) -> usize {
-        self.groups / self.groups_per_workgroup[class]
-    }
-
-    /// Workgroups of a class that fill the device.
-    pub(crate) fn slots(&self, class: usize) -> usize {
-        (self.target_workgroups / self.room[class]).max(1)
-    }
 }
 
 /// The plan of one step, used by every layer. A class is one entry of [`PlanShape::row_tiles`], one kernel.
@@ -200,7 +164,7 @@ pub(crate) fn plan_masked(
     shape: &PlanShape,
     policy: SplitPolicy,
 ) -> Result<WorkList> {
-    check(shape, policy)?;
+    shape.check(policy)?;
     let classes = tiles(sequences, masks, shape)?;
     // One class is one dispatch, and they run one after the other: each is to fill the device by itself.
     let cutters: Vec<Cutter> =
@@ -392,46 +356,6 @@ fn longest_first(items: &mut [WorkItem]) {
             items[*place] = item;
             *place += 1;
         }
-    }
-}
-
-fn check(shape: &PlanShape, policy: SplitPolicy) -> Result<()> {
-    let counts = [
-        ("heads_per_group", shape.heads_per_group),
-        ("groups", shape.groups),
-        ("v_dim", shape.v_dim),
-        ("bytes_per_token", shape.bytes_per_token),
-        ("target_workgroups", shape.target_workgroups),
-    ];
-    for (name, count) in counts {
-        if count == 0 {
-            return Err(ErrorKind::argument(name, "must not be 0"));
-        }
-    }
-    if !shape.token_tile.is_power_of_two() || shape.token_tile > 1 << 16 {
-        let why = format!("{} is not a power of two up to 65536", shape.token_tile);
-        return Err(ErrorKind::argument("token_tile", why));
-    }
-    let ascending = shape.row_tiles.windows(2).all(|pair| pair[0] < pair[1]);
-    let in_range = |tile: Option<&usize>| tile.is_some_and(|&tile| tile > 0 && tile <= 1 << 16);
-    if !ascending || !in_range(shape.row_tiles.first()) || !in_range(shape.row_tiles.last()) {
-        let why = format!("{:?} are not ascending heights of 1..=65536", shape.row_tiles);
-        return Err(ErrorKind::argument("row_tiles", why));
-    }
-    let divides = |n: &usize| *n > 0 && shape.groups.is_multiple_of(*n);
-    if shape.groups_per_workgroup.len() != shape.row_tiles.len() || !shape.groups_per_workgroup.iter().all(divides) {
-        let (got, groups) = (&shape.groups_per_workgroup, shape.groups);
-        let why = format!("{got:?} are not {} divisors of {groups} groups", shape.row_tiles.len());
-        return Err(ErrorKind::argument("groups_per_workgroup", why));
-    }
-    if shape.room.len() != shape.row_tiles.len() || shape.room.contains(&0) {
-        let why = format!("{:?} are not {} counts of workgroups", shape.room, shape.row_tiles.len());
-        return Err(ErrorKind::argument("room", why));
-    }
-    match policy {
-        SplitPolicy::FixedTokens(0) => Err(ErrorKind::argument("split", "FixedTokens(0): a part needs tokens")),
-        SplitPolicy::Count(0) => Err(ErrorKind::argument("split", "Count(0): a sequence needs a part")),
-        _ => Ok(()),
     }
 }
 
