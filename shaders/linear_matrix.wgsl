@@ -71,7 +71,7 @@ fn main(
     let w_first = subgroup % OUT_GROUPS * (16u * OUT_TILES * STRIDE);
 
     // Steps to come; past a matrix row's end any of its own words will do, since the input is 0 there, and past the last
-    // step nothing is multiplied.
+    // step nothing is multiplied, so it is fetched again.
     var x_words: array<vec4<u32>, X_HELD>;
     var w_words: array<vec4<u32>, W_HELD>;
     // unroll
@@ -106,7 +106,7 @@ fn main(
                 }
             }
             workgroupBarrier();
-            let next = k + (u + AHEAD) * STEP_WORDS;
+            let next = min(k + (u + AHEAD) * STEP_WORDS, row_words - STEP_WORDS);
             // unroll
             for (var i = 0u; i < X_FETCHES; i++) {
                 x_words[u * X_FETCHES + i] = halves[x_base[i] + next];

@@ -106,7 +106,7 @@ rows-query-held     ~decode_rows.wgsl~held && row < item.q_len~row < item.q_len~
 rows-clear          ~decode_rows.wgsl~if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {~if (false) {~D~dies
 rows-clear-rows     ~decode_rows.wgsl~        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {~        if (true) {~D~same: saves time
 rows-mask-last      ~decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
-rows-mask-tree-last ~decode_rows.wgsl~token < item.token_last && sees~sees~T~dies
+rows-mask-tree-last ~decode_rows.wgsl~token < item.token_last && sees~sees~T~same: where chunks are whole pairs of steps; not with subgroups of 64
 rows-softcap        ~decode_rows.wgsl~wide[j] = score_transform(wide[j])~wide[j] = wide[j]~O~dies
 rows-write-row      ~decode_rows.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
 rows-write-dim      ~decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
