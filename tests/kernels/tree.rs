@@ -8,8 +8,21 @@ use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, Spl
 const TREE: AttentionOptions = AttentionOptions { softcap: None, window: None, sinks: false, tree: true };
 
 fn case(heads: HeadLayout, dtype: DType, policy: SplitPolicy) -> Case {
-    let lengths =
-        vec![(1, 1), (10, 3), (200, 1), (5, 5), (133, 5), (16, 16), (300, 16), (64, 64), (111, 64), (9, 0), (90, 33)];
+    let lengths = vec![
+        (1, 1),
+        (10, 3),
+        (200, 1),
+        (5, 5),
+        (133, 5),
+        (16, 16),
+        (300, 16),
+        (64, 64),
+        (111, 64),
+        (9, 0),
+        (90, 33),
+        (70, 2),
+        (77, 4),
+    ];
     Case { heads, dtype, page_size: 8, lengths, policy, seed: 71 }
 }
 
