@@ -10,10 +10,10 @@
 //!          by its XXH64, seeded with the table's plus the block's index
 //! ```
 //!
-//! All numbers are little-endian. A row is what a page holds of a token, in 16-byte words as in
-//! [`StateLayout`]: `[state_0 | .. | state_{groups-1} | rope key | scales]`. Nothing but one
-//! number in the head depends on the page size, so a cache of any other reads the file. Layers come one after the other, so
-//! that a block is one dispatch. The seeds make a block of another file, or of another place in this one, a damaged block.
+//! All numbers are little-endian. A block is laid out as a page of just its tokens: planes of 16-byte words as in
+//! [`StateLayout`]. So a page's part of a plane is one run in the file too, and nothing but one number in the head depends on
+//! the page size: a cache of any other reads the file. Layers come one after the other, so that a block is of one pool. The
+//! seeds make a block of another file, or of another place in this one, a damaged block.
 
 use super::checksum::xxh64;
 use super::input::Input;
@@ -32,8 +32,9 @@ pub(super) const SUM_BYTES: usize = 8;
 /// Rows of a block: small enough for second-level caches and the smallest binding limits, large enough that a block's
 /// dispatch, copy and write cost little beside it (1 MiB, or one row).
 const BLOCK_BYTES: usize = 1 << 20;
-/// Of a file, so that damaged or hostile numbers ask for no memory to speak of.
-const MOST_BLOCK_BYTES: usize = 32 << 20;
+/// Of a file, so that hostile numbers ask for no memory to speak of, nor for a dispatch that no device has (2^18 rows of 16
+/// bytes are 2^15 workgroups).
+const MOST_BLOCK_BYTES: usize = 4 << 20;
 /// Widths and heads: as in `HeadLayout`.
 const MOST_DIM: u32 = 1 << 14;
 
@@ -259,7 +260,7 @@ impl Head {
         }
         let block_bytes = info.block_tokens.checked_mul(info.row_bytes());
         if block_bytes.is_none_or(|bytes| bytes > MOST_BLOCK_BYTES.max(info.row_bytes())) {
-            return Err(malformed("block size", self.block_tokens.into(), "tokens of more than 32 MiB"));
+            return Err(malformed("block size", self.block_tokens.into(), "tokens of more than 4 MiB"));
         }
         if info.blocks_bytes().is_none() {
             return Err(malformed("sequence count", self.sequences.into(), "more rows than 64 bits count"));

@@ -70,7 +70,7 @@ impl PagedKvCache {
         let mut new = NewSequences { cache: self, ids: Vec::new() };
         new.reserve(&info)?;
         let mut writer = RowWriter::new(new.cache, &info)?;
-        let mut bytes = vec![0; writer.rows.rows.size_bytes() as usize + SUM_BYTES];
+        let mut bytes = vec![0; writer.rows.most_bytes() as usize + SUM_BYTES];
         for (index, block) in info.blocks().enumerate() {
             let bytes = &mut bytes[..block.tokens * info.row_bytes() + SUM_BYTES];
             let rows = input.block(&block, bytes, seed.wrapping_add(index as u64))?;
@@ -173,9 +173,7 @@ struct RowWriter {
 impl RowWriter {
     fn new(cache: &PagedKvCache, info: &SavedInfo) -> Result<RowWriter> {
         let longest = info.sequences.iter().map(|s| s.len).max().unwrap_or(0);
-        let block = info.block_tokens.min(longest.max(1));
-        let pages = longest.div_ceil(cache.pages.size);
-        let rows = PageRows::new(&cache.gpu, (&cache.heads, cache.dtype), Direction::ToPages, block, pages)?;
+        let rows = PageRows::new(cache, Direction::ToPages, info.block_tokens, longest)?;
         Ok(RowWriter { rows, sequence: None })
     }
 
@@ -186,8 +184,6 @@ impl RowWriter {
             self.rows.sequence(&cache.gpu, cache.table.page_table(ids[block.sequence])?)?;
             self.sequence = Some(block.sequence);
         }
-        cache.gpu.write(&self.rows.rows, 0, bytes)?;
-        self.rows.record(&cache.gpu, &cache.layer(block.layer)?, block)?;
-        cache.gpu.submit()
+        self.rows.write(&cache.gpu, &cache.layer(block.layer)?, block, bytes)
     }
 }

@@ -141,7 +141,6 @@ impl PagedKvCache {
 struct RowReader<'a, B> {
     cache: &'a PagedKvCache,
     what: Save<'a>,
-    row_bytes: usize,
     blocks: B,
     rows: PageRows,
     /// The sequence whose pages `rows` has.
@@ -159,21 +158,10 @@ impl<'a> RowReader<'a, ()> {
         what: Save<'a>,
     ) -> Result<RowReader<'a, impl Iterator<Item = Block> + 'a>> {
         let longest = info.sequences.iter().map(|s| s.len).max().unwrap_or(0);
-        let block = info.block_tokens.min(longest.max(1));
-        let pages = longest.div_ceil(cache.pages.size);
-        let rows = PageRows::new(&cache.gpu, (&cache.heads, cache.dtype), Direction::FromPages, block, pages)?;
-        let size = rows.rows.size_bytes();
+        let rows = PageRows::new(cache, Direction::FromPages, info.block_tokens, longest)?;
+        let size = rows.most_bytes();
         let free = vec![cache.gpu.host_buffer(size)?, cache.gpu.host_buffer(size)?];
-        let mut reader = RowReader {
-            cache,
-            what,
-            row_bytes: info.row_bytes(),
-            blocks: info.blocks(),
-            rows,
-            sequence: None,
-            under_way: None,
-            free,
-        };
+        let mut reader = RowReader { cache, what, blocks: info.blocks(), rows, sequence: None, under_way: None, free };
         reader.start()?;
         Ok(reader)
     }
@@ -192,10 +180,9 @@ impl<B: Iterator<Item = Block>> RowReader<'_, B> {
     fn start(&mut self) -> Result<()> {
         let gpu = &self.cache.gpu;
         let Some(block) = self.blocks.next() else { return Ok(()) };
-        let size = (block.tokens * self.row_bytes) as u64;
         let memory = match self.free.pop() {
             Some(memory) => memory,
-            None => gpu.host_buffer(self.rows.rows.size_bytes())?,
+            None => gpu.host_buffer(self.rows.most_bytes())?,
         };
         if self.sequence != Some(block.sequence) {
             let id = self.what.sequences[block.sequence].id;
@@ -204,8 +191,7 @@ impl<B: Iterator<Item = Block>> RowReader<'_, B> {
             self.rows.sequence(gpu, held.get(..pages).unwrap_or(held))?; // not those of reserved tokens
             self.sequence = Some(block.sequence);
         }
-        self.rows.record(gpu, &self.cache.layer(block.layer)?, &block)?;
-        self.under_way = Some(gpu.start_read(&self.rows.rows, memory, size)?);
+        self.under_way = Some(self.rows.start_read(gpu, &self.cache.layer(block.layer)?, &block, memory)?);
         Ok(())
     }
 }

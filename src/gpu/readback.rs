@@ -126,12 +126,17 @@ impl Gpu {
         Ok(HostBuffer { buffer: self.staging(size)? })
     }
 
-    /// Submits what is recorded and then a copy of the first `size` bytes of `buffer`, a multiple of 4, into host memory.
-    /// While it is under way the host may do something else, and the other buffer of a pair be read.
-    pub(crate) fn start_read(&self, buffer: &Buffer, into: HostBuffer, size: u64) -> Result<Reading> {
-        self.submit_with(|encoder| encoder.copy_buffer_to_buffer(buffer.raw(), 0, &into.buffer, 0, size), true)?;
+    /// Submits what is recorded and then copies of parts of `from` into host memory, of which `size` bytes are to be read.
+    /// While they are under way the host may do something else, and the other buffer of a pair be read.
+    pub(crate) fn start_read(&self, from: &Buffer, into: HostBuffer, size: u64, runs: &[Run]) -> Result<Reading> {
+        self.submit_with(|encoder| copy_runs(encoder, from.raw(), &into.buffer, runs), true)?;
         let answer = self.start_map(&into.buffer, size)?;
         Ok(Reading { into, answer, size })
+    }
+
+    /// Submits what is recorded and then copies of parts of one buffer into another.
+    pub(crate) fn copy(&self, from: &Buffer, into: &Buffer, runs: &[Run]) -> Result<()> {
+        self.submit_with(|encoder| copy_runs(encoder, from.raw(), into.raw(), runs), true)
     }
 
     /// Waits for a copy (and all else that was submitted).
@@ -146,6 +151,20 @@ impl Gpu {
         if kept.len() < KEPT {
             kept.push(buffer.buffer);
         }
+    }
+}
+
+/// One copy between buffers, in bytes, multiples of 4.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) size: u64,
+}
+
+fn copy_runs(encoder: &mut wgpu::CommandEncoder, from: &wgpu::Buffer, into: &wgpu::Buffer, runs: &[Run]) {
+    for run in runs {
+        encoder.copy_buffer_to_buffer(from, run.from, into, run.to, run.size);
     }
 }
 
