@@ -9,6 +9,7 @@ mod pages;
 mod save;
 mod table;
 
+pub(crate) use checksum::xxh64;
 pub use format::{saved_info, SavedInfo, SavedSequence};
 pub use load::LoadedSequence;
 #[cfg(test)]

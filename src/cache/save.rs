@@ -210,12 +210,19 @@ impl NewFile {
     fn create(path: &Path) -> Result<NewFile> {
         // Two saves of one process, or of two, to one path: each has a file of its own, and the last to end stays.
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}-{}.part", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        let temporary = path.with_file_name(name);
-        let file = File::options().write(true).create_new(true).open(&temporary);
-        let file = file.map_err(|e| io(&path.display().to_string(), &e))?;
-        Ok(NewFile { temporary, file: Some(file) })
+        // Where there are no processes there are no files either: opening it will say so.
+        let process = if cfg!(target_arch = "wasm32") { 0 } else { std::process::id() };
+        loop {
+            let mut name = path.file_name().unwrap_or_default().to_os_string();
+            name.push(format!(".{process}-{}.part", COUNT.fetch_add(1, Ordering::Relaxed)));
+            let temporary = path.with_file_name(name);
+            match File::options().write(true).create_new(true).open(&temporary) {
+                Ok(file) => return Ok(NewFile { temporary, file: Some(file) }),
+                // Of a process with this number that did not end well.
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(io(&path.display().to_string(), &e)),
+            }
+        }
     }
 
     fn file(&mut self) -> Result<&mut File> {

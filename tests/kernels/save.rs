@@ -1,12 +1,12 @@
 //! Saved caches: every bit of every committed row, through pages of other sizes; and files that are refused.
 
 use crate::append::pool;
-use crate::support::{gpu, gpu_with, layouts, small, wait, Rng};
+use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::attention::{KvSource, StateLayout};
 use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::{
-    reference, DType, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation, SavedFault,
-    SeqId, Tensor,
+    reference, DType, Decode, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation,
+    SavedFault, SeqId, SplitPolicy, Tensor,
 };
 use std::io::{Error as IoError, Write};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -194,6 +194,41 @@ fn large_sequences_stream_through_fixed_memory() {
         "pages of 64 are copied"
     );
     assert!(all_rows(&gpu, &other, &loaded) == all_rows(&gpu, &source, &kept));
+}
+
+/// Attention over pages of another size, split at the same tokens: the same bits.
+#[test]
+fn decode_after_a_load_gives_the_same_bits() {
+    let (gpu, heads, mut rng) = (gpu(), small(), Rng(77));
+    let decode = Decode::new(gpu, heads, DType::F16).unwrap().with_policy(SplitPolicy::FixedTokens(32));
+    let mut stayed = cache(gpu, heads, DType::F16, Pages { count: 60, size: 8, layers: 1 });
+    let lengths = [200, 45];
+    let kept: Vec<SeqId> = lengths.iter().map(|_| stayed.insert()).collect();
+    for (id, n) in kept.iter().zip(lengths) {
+        stayed.reserve(&[*id], n).unwrap();
+        let kv = Tensor::from_f32(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
+        stayed.append(0, &[*id], &kv).unwrap();
+        stayed.commit(&[*id], n).unwrap();
+    }
+    let bytes = saved(&stayed, &kept).unwrap();
+    let q = rng.values(2 * heads.q_heads() * heads.q_dim());
+    let q = Tensor::from_f32(gpu, &[2, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+    let kv = Tensor::from_f32(gpu, &[2, heads.kv_dim()], &rng.values(2 * heads.kv_dim()), DType::F32).unwrap();
+    let step = |cache: &mut PagedKvCache, ids: &[SeqId]| {
+        cache.reserve(ids, 1).unwrap();
+        let plan = decode.plan(cache, ids).unwrap();
+        assert!(plan.is_split());
+        cache.append(0, ids, &kv).unwrap();
+        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.3).unwrap();
+        (bits(&wait(gpu.download(&got.out)).unwrap()), bits(&wait(gpu.download(&got.lse)).unwrap()))
+    };
+    let want = step(&mut stayed, &kept);
+    for size in [1, 16, 128] {
+        let mut other = cache(gpu, heads, DType::F16, Pages { count: 400 / size + 4, size, layers: 1 });
+        scramble(gpu, &other, &mut rng);
+        let loaded = ids(&load(&mut other, &bytes).unwrap());
+        assert!(step(&mut other, &loaded) == want, "pages of {size}");
+    }
 }
 
 /// What was recorded and not yet submitted is saved; what is reserved is not; tokens and lengths come back.
