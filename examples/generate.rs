@@ -2,9 +2,11 @@
 //!
 //! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
 
-use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
+use latten::cache::{saved_info, LoadedSequence, SaveSequence};
+use latten::model::{continue_sequence, generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
 use latten::nn::Sampling;
-use latten::{DType, DispatchTime, Gpu, GpuOptions, Tier};
+use latten::{DType, DispatchTime, Gpu, GpuOptions, SeqId, Tier};
+use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -24,6 +26,8 @@ const USAGE: &str = "usage: generate [options]
   --dtype f16|f32    of weights and KV cache; default f16
   --weights DTYPE    f16, f32 or i8: of weights alone
   --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
+  --save-session FILE  keep the model's state there at the end; with --model or --variant
+  --load-session FILE  go on from there: before the prompt, whose default is then none
   --pipelines FILE   keep compiled pipelines there, for the next start
   --adapter NAME     take the GPU whose description contains this";
 
@@ -34,15 +38,17 @@ pub(crate) struct Args {
     dtype: DType,
     weights: Option<DType>,
     profile: bool,
+    save: Option<String>,
+    load: Option<String>,
     pipelines: Option<String>,
     adapter: Option<String>,
 }
 
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let (mut folder, mut variant, mut model) = (String::from("examples/models"), None, None);
+    let (mut folder, mut variant, mut model, mut prompt) = (String::from("examples/models"), None, None, None);
     let mut parsed = Args {
         models: Vec::new(),
-        prompt: "ROMEO:\n".into(),
+        prompt: String::new(),
         options: GenerateOptions {
             max_new_tokens: 200,
             sampling: Sampling { temperature: 0.8, top_p: 0.95 },
@@ -51,6 +57,8 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         dtype: DType::F16,
         weights: None,
         profile: false,
+        save: None,
+        load: None,
         pipelines: None,
         adapter: None,
     };
@@ -60,7 +68,9 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             "--variant" => variant = Some(value()?),
             "--model" => model = Some(value()?),
             "--models" => folder = value()?,
-            "--prompt" => parsed.prompt = value()?,
+            "--prompt" => prompt = Some(value()?),
+            "--save-session" => parsed.save = Some(value()?),
+            "--load-session" => parsed.load = Some(value()?),
             "--tokens" => parsed.options.max_new_tokens = number(&arg, &value()?)?,
             "--seed" => parsed.options.seed = number(&arg, &value()?)?,
             "--temperature" => parsed.options.sampling.temperature = number(&arg, &value()?)?,
@@ -86,8 +96,12 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             _ => return Err(format!("unknown argument {arg}")),
         }
     }
-    if parsed.prompt.is_empty() || parsed.options.max_new_tokens == 0 {
+    parsed.prompt = prompt.unwrap_or(if parsed.load.is_some() { "" } else { "ROMEO:\n" }.into());
+    if (parsed.prompt.is_empty() && parsed.load.is_none()) || parsed.options.max_new_tokens == 0 {
         return Err("the prompt is empty, or --tokens is 0".into());
+    }
+    if (parsed.save.is_some() || parsed.load.is_some()) && model.is_none() && variant.is_none() {
+        return Err("a session is of one model: --model or --variant".into());
     }
     parsed.models = match (model, variant) {
         (Some(model), None) => vec![model],
@@ -190,17 +204,27 @@ fn print_profile(out: &mut impl Write, (times, tokens): &(Vec<DispatchTime>, usi
 async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop> {
     let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
     let config = decoder.config().clone();
-    let prompt: Vec<u32> = args.prompt.bytes().map(u32::from).collect();
-    let cache_tokens = prompt.len() + args.options.max_new_tokens;
+    let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
+    let cache_tokens = saved + args.prompt.len() + args.options.max_new_tokens;
     let options = SessionOptions { kv_dtype: args.dtype, cache_tokens, ..Default::default() };
     let mut session = Session::new(&decoder, options)?;
     // Before any timing.
     session.warm_up().await?;
 
+    let (sequence, mut tokens) = match &args.load {
+        Some(path) => first(session.load_file(path, |_| {}).await?, path)?,
+        None => (session.insert(), Vec::new()),
+    };
+    tokens.extend(args.prompt.bytes().map(u32::from));
+    // What is not in the cache yet: the last token of the saved text, and the prompt.
+    let input = tokens.get(session.len(sequence)?..).unwrap_or_default().to_vec();
+
     let mut out = io::stdout().lock();
-    write!(out, "--- {} ---\n{}", config.variant(), args.prompt)?;
+    let mut text = Utf8Stream::default();
+    write!(out, "--- {} ---\n", config.variant())?;
+    tokens.iter().try_for_each(|token| write!(out, "{}", text.push(*token)))?;
     out.flush()?;
-    let (mut text, mut written) = (Utf8Stream::default(), Ok(()));
+    let mut written = Ok(());
     let start = Instant::now();
     let (mut first_at, mut last_at) = (start, start);
     let mut counted = [gpu.counters(); 2];
@@ -218,20 +242,26 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
             ControlFlow::Continue(())
         }
     };
-    let tokens = generate(&mut session, &prompt, args.options, on_token).await?;
+    let made = continue_sequence(&mut session, sequence, &input, args.options, on_token).await?;
     written?;
     writeln!(out, "{}\n", text.finish())?;
+    tokens.extend(&made);
+    if let Some(path) = &args.save {
+        session.save_file(&[SaveSequence { id: sequence, tokens: &tokens }], path, |_| {}).await?;
+        writeln!(out, "{} tokens kept in {path}\n", tokens.len())?;
+    }
 
-    let profile = if args.profile { profiled(gpu, &mut session, &prompt, args).await? } else { Default::default() };
+    let cached = session.len(sequence)?; // the last token is not fed
+    session.remove(sequence)?;
+    let profile = if args.profile { profiled(gpu, &mut session, &input, args).await? } else { Default::default() };
     let heads = config.layout()?;
     let (prefill, decode) = ((first_at - start).as_secs_f64(), (last_at - first_at).as_secs_f64());
-    let per_token = |from: u64, to: u64| (to - from) as f64 / (tokens.len() - 1) as f64;
-    let cached = prompt.len() + tokens.len() - 1; // the last token is not fed
+    let per_token = |from: u64, to: u64| (to - from) as f64 / (made.len() - 1) as f64;
     Ok(Report {
         variant: config.variant(),
         prefill_ms: 1e3 * prefill,
-        prefill_rate: prompt.len() as f64 / prefill,
-        decode_rate: (tokens.len() - 1) as f64 / decode,
+        prefill_rate: input.len() as f64 / prefill,
+        decode_rate: (made.len() - 1) as f64 / decode,
         kv_elements: heads.kv_dim() * config.layers,
         kv_bytes: session.cache().token_bytes(),
         cached_bytes: session.cache().token_bytes() * cached,
@@ -240,6 +270,21 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
         layers: config.layers,
         profile,
     })
+}
+
+/// Tokens of a saved session.
+fn saved_tokens(path: &str) -> Result<usize, Stop> {
+    let file = File::open(path).map_err(|e| Stop::Failed(format!("{path}: {e}")))?;
+    let sequences = saved_info(file).map_err(|e| Stop::Failed(format!("{path}: {e}")))?.sequences;
+    Ok(sequences.iter().map(|s| s.tokens.len().max(s.len)).sum())
+}
+
+/// The one sequence of a session that this program saved, and its tokens.
+fn first(loaded: Vec<LoadedSequence>, path: &str) -> Result<(SeqId, Vec<u32>), Stop> {
+    match loaded.into_iter().next() {
+        Some(first) if !first.tokens.is_empty() => Ok((first.id, first.tokens)),
+        _ => Err(Stop::Failed(format!("{path}: no sequence with tokens in it"))),
+    }
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Stop> {

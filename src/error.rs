@@ -156,6 +156,14 @@ pub enum ErrorKind {
         /// What is wrong with it.
         message: String,
     },
+    /// A saved cache cannot be loaded. Nothing was changed.
+    #[error("saved cache {path}: {fault}")]
+    Saved {
+        /// The file, or "-" where the bytes come from elsewhere.
+        path: String,
+        /// What is wrong with it.
+        fault: SavedFault,
+    },
     /// A file could not be read or written.
     #[error("{path}: {message}")]
     Io {
@@ -163,6 +171,74 @@ pub enum ErrorKind {
         path: String,
         /// The system's words.
         message: String,
+    },
+}
+
+/// What is wrong with a saved cache.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SavedFault {
+    /// It does not begin as one.
+    #[error("not a saved cache, its first bytes are {found:02x?}")]
+    Foreign {
+        /// The bytes that should be the format's name.
+        found: [u8; 8],
+    },
+    /// A later version of this crate wrote it.
+    #[error("its format is version {version}, this program knows up to {known}")]
+    Newer {
+        /// The file's version.
+        version: u32,
+        /// The last one known here.
+        known: u32,
+    },
+    /// It ends too soon.
+    #[error("ends at byte {end}, {missing} bytes before the end of its {part}")]
+    Truncated {
+        /// What was being read.
+        part: String,
+        /// Bytes that there are.
+        end: u64,
+        /// Bytes of that part that are not there.
+        missing: u64,
+    },
+    /// A checksum does not fit the bytes.
+    #[error("its {part}, from byte {first}, is damaged: checksum {got:016x}, wanted {want:016x}")]
+    Damaged {
+        /// What the checksum is of.
+        part: String,
+        /// The part's first byte.
+        first: u64,
+        /// The checksum of the bytes.
+        got: u64,
+        /// The one in the file.
+        want: u64,
+    },
+    /// The checksum fits, yet a number cannot be right.
+    #[error("its {name} is {value}, {why}")]
+    Malformed {
+        /// The number's name.
+        name: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it should be.
+        why: &'static str,
+    },
+    /// It goes on after its end.
+    #[error("goes on after its {size} bytes")]
+    TooLong {
+        /// Bytes that it should have.
+        size: u64,
+    },
+    /// Whole, but of another cache or model.
+    #[error("its {name} is {file}, here it is {here}")]
+    Other {
+        /// What differs.
+        name: &'static str,
+        /// The file's.
+        file: String,
+        /// The cache's, or the caller's.
+        here: String,
     },
 }
 

@@ -6,6 +6,7 @@ use crate::attention::kernels::{kernel_spec, merge_spec};
 use crate::attention::select::{Device, KernelShape};
 use crate::attention::shape::ShapeLimits;
 use crate::attention::{AttentionOptions, Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
+use crate::cache::{pages_rows_spec, Direction};
 use crate::error::Result;
 use crate::gpu::{Access, Const, DType, KernelSpec, Tier};
 use std::collections::HashSet;
@@ -83,6 +84,9 @@ fn attention() -> Result<Vec<Labelled>> {
                         all.push((what.clone(), merge_spec(&heads, &options, shape.rows())));
                     }
                 }
+            }
+            for direction in [Direction::FromPages, Direction::ToPages] {
+                all.push((format!("{what} {direction:?}"), pages_rows_spec(&heads, dtype, direction)));
             }
             for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
                 let Ok(spec) = append_spec(&heads, dtype, page_size, rotation) else { continue };

@@ -4,6 +4,7 @@ use super::*;
 use crate::attention::append::AppendParams;
 use crate::attention::decode::DecodeParams;
 use crate::attention::plan::{MergeItem, WorkItem};
+use crate::cache::PageRowsParams;
 use crate::gpu::kernel::PARAM_BYTES;
 use crate::gpu::parallelism::StreamParams;
 use std::mem::{offset_of, size_of};
@@ -33,8 +34,9 @@ fn parameter_blocks_match_the_shaders() {
     assert_eq!(reflect("append_scaled", "Params"), host!(AppendParams: token_count, slot_count));
     assert_eq!(reflect("decode", "Params"), host!(DecodeParams: scale_log2, page_count, page_shift, class_index));
     assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
+    assert_eq!(reflect("pages_rows", "Params"), host!(PageRowsParams: page_shift));
     assert_eq!(reflect("stream", "Params"), host!(StreamParams: words, first));
-    for kernel in ["append", "decode", "merge", "stream"] {
+    for kernel in ["append", "decode", "merge", "pages_rows", "stream"] {
         assert!(reflect(kernel, "Params").1 <= PARAM_BYTES, "{kernel}");
     }
 }

@@ -105,7 +105,7 @@ pub use attention::{
     Plan, Rotation, SplitPolicy,
 };
 pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, SavedFault};
 pub use gpu::{Capabilities, DType, DispatchTime, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
 pub use model::{Decoder, Session, SessionOptions};
 pub use wgpu;

@@ -249,6 +249,9 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         ("--model here --variant gla", "exclude each other"),
         ("--dtype f64", "--dtype f64"),
         ("--seed", "--seed wants a value"),
+        ("--save-session f", "a session is of one model"),
+        ("--load-session f", "a session is of one model"),
+        ("--load-session f --variant gla --tokens 0", "--tokens is 0"),
         ("now", "unknown argument now"),
     ] {
         let message = generate::parse(words(args)).err().unwrap();
@@ -257,6 +260,39 @@ fn generate_says_what_is_wrong_with_its_arguments() {
     let args = generate::parse(words("--model no/such/model")).unwrap();
     let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!() };
     assert!(message.contains("no/such/model"), "{message}");
+}
+
+/// Text in two runs is that of one.
+#[test]
+fn generate_goes_on_with_a_saved_session() {
+    let folder = std::env::temp_dir().join(format!("latten-generate-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+    let generate = |args: &str| {
+        let args = args.replace("@", &format!("{}/", folder.display()));
+        let args = generate::parse(words(&format!("--models {models} --variant mla --temperature 0 {args}"))).unwrap();
+        match pollster::block_on(generate::run(&args)) {
+            Ok(()) => String::new(),
+            Err(generate::Stop::Failed(message)) => message,
+            Err(generate::Stop::ReaderGone) => panic!("nobody reads"),
+        }
+    };
+    assert_eq!(generate("--tokens 24 --save-session @whole"), "");
+    assert_eq!(generate("--tokens 10 --save-session @half"), "");
+    assert_eq!(generate("--tokens 14 --load-session @half --save-session @both"), "");
+    assert_eq!(generate("--tokens 2 --load-session @both --prompt A --save-session @more"), "");
+    let tokens = |name: &str| {
+        let info = latten::cache::saved_info(std::fs::File::open(folder.join(name)).unwrap()).unwrap();
+        info.sequences[0].tokens.clone()
+    };
+    assert_eq!((tokens("half").len(), tokens("whole").len()), (17, 31));
+    assert_eq!(tokens("both"), tokens("whole"));
+    assert_eq!(tokens("more")[..32], [&tokens("whole")[..], &[65]].concat());
+    assert!(generate("--load-session @none").contains("none: "));
+    std::fs::write(folder.join("half"), "no session").unwrap();
+    let message = generate("--load-session @half");
+    assert!(message.contains("half") && message.contains("ends at byte 10"), "{message}");
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// The number after `name="` in an SVG element.

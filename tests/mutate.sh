@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mutation check of the attention kernels: each clamp and mask of shaders/{append,append_scaled,decode,decode_rows,merge}.wgsl
+# Mutation check of the attention kernels: each clamp and mask of shaders/{append,append_scaled,decode,decode_rows,merge,pages_rows}.wgsl
 # and their parts is changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
 # hour on two cores with a software GPU.
 #
@@ -22,8 +22,13 @@ O="options::"
 T="tree::"
 I="int8::|isolation::"
 G="--include-ignored split::more_merges"
+S="save::"
 table() {
   cat <<'TABLE'
+rows-word-end       ~pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
+rows-token-end      ~pages_rows.wgsl~ || row >= tokens~~S~dies
+rows-rope-end       ~pages_rows.wgsl~after_states < ROPE_WORDS~true~S~dies
+rows-first-token    ~pages_rows.wgsl~let token = places[0] + row~let token = row~S~dies
 append-row-end      ~append.wgsl~id.x >= ROW_U32S || ~~A~dies
 append-token-end    ~append.wgsl~ || token >= params.token_count~~A~dies
 append-slot-clamp   ~append.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~A~dies

@@ -71,6 +71,11 @@ impl Append {
         rotated_dim(&self.heads, self.rotation)
     }
 
+    /// How keys are rotated on their way.
+    pub(crate) fn rotation(&self) -> Rotation {
+        self.rotation
+    }
+
     /// Records the append of `args` into `layer`.
     ///
     /// The slots must come from the cache that owns `layer` ([`crate::attention::KvBatch::slots`]); they are clamped

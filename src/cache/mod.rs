@@ -1,8 +1,21 @@
 //! The paged KV cache: sequences, their pages, and the pools that hold them.
 
+mod checksum;
+mod format;
+mod input;
+mod load;
+mod page_rows;
 mod pages;
+mod save;
 mod table;
 
+pub(crate) use checksum::xxh64;
+pub use format::{saved_info, SavedInfo, SavedSequence};
+pub use load::LoadedSequence;
+#[cfg(test)]
+pub(crate) use page_rows::PageRowsParams;
+pub(crate) use page_rows::{pages_rows_spec, Direction};
+pub use save::{Progress, Save, SaveSequence};
 pub use table::{CacheStats, SeqId, SeqTable};
 
 use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};

@@ -20,6 +20,7 @@ pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub use parallelism::Parallelism;
 pub use profile::DispatchTime;
+pub(crate) use readback::{Arrived, HostBuffer, Reading, Run};
 pub(crate) use shader::{number, part, Const, Consts, Part};
 use tensor::not_floats;
 pub(crate) use tensor::Buffer;

@@ -1,6 +1,6 @@
-//! Reading results: one copy, one submit, one wait.
+//! Reading results: one copy, one submit, one wait; and streams of copies through host memory of a fixed size.
 
-use super::tensor::not_floats;
+use super::tensor::{not_floats, Buffer};
 use super::{DType, Gpu, Tensor};
 use crate::error::{ErrorKind, Result};
 use std::future::Future;
@@ -85,6 +85,12 @@ impl Gpu {
 
     /// Maps, waits, copies out, unmaps.
     pub(super) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
+        let answer = self.start_map(buffer, size)?;
+        self.mapped(answer).await?;
+        with_mapped(buffer, size, <[u8]>::to_vec)
+    }
+
+    fn start_map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Answer<Result<(), String>>> {
         let answer = Answer::default();
         let sender = answer.clone();
         self.inner.counters.readbacks.fetch_add(1, Ordering::Relaxed);
@@ -92,20 +98,110 @@ impl Gpu {
             buffer
                 .map_async(wgpu::MapMode::Read, 0..size, move |result| sender.send(result.map_err(|e| e.to_string())));
         })?;
+        Ok(answer)
+    }
+
+    async fn mapped(&self, answer: Answer<Result<(), String>>) -> Result<()> {
         // Browsers complete maps from their event loop; everywhere else this is the wait.
         self.wait()?;
         if let Err(message) = answer.await {
             self.check_alive()?;
             return Err(self.mark_lost(format!("mapping a result: {message}")));
         }
-        let view = buffer
-            .get_mapped_range(0..size)
-            .map_err(|e| ErrorKind::Gpu { context: "map".into(), message: e.to_string() })?;
-        let data = view.to_vec();
-        drop(view);
-        buffer.unmap();
-        Ok(data)
+        Ok(())
     }
+
+    /// Waits, in browsers too, for all that was submitted.
+    pub(crate) async fn finished(&self) -> Result<()> {
+        let answer = Answer::default();
+        let sender = answer.clone();
+        self.scoped("wait", || self.inner.queue.on_submitted_work_done(move || sender.send(())))?;
+        self.wait()?;
+        answer.await;
+        self.check_alive()
+    }
+
+    /// Host memory that a stream of copies passes through: `size` bytes, a multiple of 4.
+    pub(crate) fn host_buffer(&self, size: u64) -> Result<HostBuffer> {
+        Ok(HostBuffer { buffer: self.staging(size)? })
+    }
+
+    /// Submits what is recorded and then copies of parts of `from` into host memory, of which `size` bytes are to be read.
+    /// While they are under way the host may do something else, and the other buffer of a pair be read.
+    pub(crate) fn start_read(&self, from: &Buffer, into: HostBuffer, size: u64, runs: &[Run]) -> Result<Reading> {
+        self.submit_with(|encoder| copy_runs(encoder, from.raw(), &into.buffer, runs), true)?;
+        let answer = self.start_map(&into.buffer, size)?;
+        Ok(Reading { into, answer, size })
+    }
+
+    /// Submits what is recorded and then copies of parts of one buffer into another.
+    pub(crate) fn copy(&self, from: &Buffer, into: &Buffer, runs: &[Run]) -> Result<()> {
+        self.submit_with(|encoder| copy_runs(encoder, from.raw(), into.raw(), runs), true)
+    }
+
+    /// Waits for a copy (and all else that was submitted).
+    pub(crate) async fn arrived(&self, reading: Reading) -> Result<Arrived> {
+        self.mapped(reading.answer).await?;
+        Ok(Arrived { buffer: reading.into, size: reading.size })
+    }
+
+    /// Keeps host memory for the next readback.
+    pub(crate) fn keep(&self, buffer: HostBuffer) {
+        let mut kept = self.lock(&self.inner.readback);
+        if kept.len() < KEPT {
+            kept.push(buffer.buffer);
+        }
+    }
+}
+
+/// One copy between buffers, in bytes, multiples of 4.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) size: u64,
+}
+
+fn copy_runs(encoder: &mut wgpu::CommandEncoder, from: &wgpu::Buffer, into: &wgpu::Buffer, runs: &[Run]) {
+    for run in runs {
+        encoder.copy_buffer_to_buffer(from, run.from, into, run.to, run.size);
+    }
+}
+
+/// Host memory for copies from the device.
+pub(crate) struct HostBuffer {
+    buffer: wgpu::Buffer,
+}
+
+/// A copy into host memory that is under way. Dropped, it takes its memory with it.
+pub(crate) struct Reading {
+    into: HostBuffer,
+    answer: Answer<Result<(), String>>,
+    size: u64,
+}
+
+/// A copy that has arrived.
+pub(crate) struct Arrived {
+    buffer: HostBuffer,
+    size: u64,
+}
+
+impl Arrived {
+    /// Hands the bytes to `f` where they lie, and returns the memory for the next copy.
+    pub(crate) fn take<T>(self, f: impl FnOnce(&[u8]) -> T) -> Result<(T, HostBuffer)> {
+        Ok((with_mapped(&self.buffer.buffer, self.size, f)?, self.buffer))
+    }
+}
+
+/// Calls `f` with the bytes of a mapped buffer and unmaps it.
+fn with_mapped<T>(buffer: &wgpu::Buffer, size: u64, f: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    let view = buffer
+        .get_mapped_range(0..size)
+        .map_err(|e| ErrorKind::Gpu { context: "map".into(), message: e.to_string() })?;
+    let value = f(&view);
+    drop(view);
+    buffer.unmap();
+    Ok(value)
 }
 
 /// A value that a callback delivers to a future.

@@ -3,6 +3,7 @@
 use super::block::Block;
 use super::config::Config;
 use super::weights::Source;
+use crate::cache::xxh64;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{DType, Gpu};
 use crate::nn::{Embedding, Linear, Sample};
@@ -24,6 +25,7 @@ pub(super) struct Inner {
     /// With the last norm before it.
     pub(super) head: Linear,
     pub(super) sample: Sample,
+    fingerprint: u64,
 }
 
 impl Decoder {
@@ -57,6 +59,7 @@ impl Decoder {
             blocks: (0..config.layers).map(|i| Block::load(&source, &config, i)).collect::<Result<_>>()?,
             head,
             sample: Sample::new(gpu, vocab)?,
+            fingerprint: fingerprint(&config, weights.1, dtype),
             config,
         };
         source.warn_of_unused();
@@ -68,10 +71,21 @@ impl Decoder {
         &self.inner.config
     }
 
+    /// A number that decoders of the same weights, in the same dtype, and config share: what saved sessions know their
+    /// model by. Against mistakes, not against malice.
+    pub fn fingerprint(&self) -> u64 {
+        self.inner.fingerprint
+    }
+
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.inner.gpu
     }
+}
+
+/// Of the file of the weights, and of every other number that a cached row depends on.
+fn fingerprint(config: &Config, weights: &[u8], dtype: DType) -> u64 {
+    xxh64(format!("{dtype} {config:?}").as_bytes(), xxh64(weights, 0))
 }
 
 fn utf8(path: &Path) -> Result<String> {

@@ -34,33 +34,38 @@ pub async fn generate(
     options: GenerateOptions,
     on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    let most = session.decoder().config().max_positions;
-    // The last token is not fed.
-    let total = prompt.len().saturating_add(options.max_new_tokens);
-    if total > most.saturating_add(1) {
-        let why = format!(
-            "{} after a prompt of {} exceed the model's max_position_embeddings, {most}",
-            options.max_new_tokens,
-            prompt.len()
-        );
-        return Err(ErrorKind::argument("max_new_tokens", why));
-    }
     let sequence = session.insert();
-    let tokens = continue_sequence(session, sequence, prompt, (options, on_token)).await;
+    let tokens = continue_sequence(session, sequence, prompt, options, on_token).await;
     session.remove(sequence)?;
     tokens
 }
 
-async fn continue_sequence(
+/// Feeds `input` to a sequence, with whatever it holds before it, and then what is drawn: [`generate()`] in a sequence of the
+/// caller's. The last token returned is not fed: it belongs before the next input, and at the end of the tokens that
+/// [`Session::save`] is given. After an error the sequence holds what was fed.
+///
+/// Errors: as [`generate()`]; [`ErrorKind::UnknownSequence`].
+pub async fn continue_sequence(
     session: &mut Session,
     sequence: SeqId,
-    prompt: &[u32],
-    (options, mut on_token): (GenerateOptions, impl FnMut(u32) -> ControlFlow<()>),
+    input: &[u32],
+    options: GenerateOptions,
+    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
+    let most = session.decoder().config().max_positions;
+    let before = session.len(sequence)?.saturating_add(input.len());
+    // The last token is not fed.
+    if before.saturating_add(options.max_new_tokens) > most.saturating_add(1) {
+        let why = format!(
+            "{} after a prompt of {before} exceed the model's max_position_embeddings, {most}",
+            options.max_new_tokens
+        );
+        return Err(ErrorKind::argument("max_new_tokens", why));
+    }
     let mut random = SplitMix64::new(options.seed);
     let mut tokens = Vec::new();
     while tokens.len() < options.max_new_tokens {
-        let input = tokens.last().map_or(prompt, std::slice::from_ref);
+        let input = tokens.last().map_or(input, std::slice::from_ref);
         let draw = Draw { sampling: options.sampling, u: random.uniform() };
         let fed = session.feed(&[(sequence, input)], Want::Token(&[draw])).await?;
         tokens.extend(&fed.tokens);

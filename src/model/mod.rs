@@ -1,7 +1,8 @@
 //! A small Llama-style decoder over the crate's attention: GQA, GTA, GLA or MLA.
 //!
 //! A [`Decoder`] is the weights and compiled kernels, shared and never changed; a [`Session`] is a KV cache and the
-//! buffers of a step; [`generate()`] runs one prompt.
+//! buffers of a step; [`generate()`] runs one prompt. [`Session::save_file`] and [`Session::load_file`] keep sequences
+//! between runs.
 //!
 //! # The model folder
 //!
@@ -37,6 +38,7 @@ mod block;
 mod config;
 mod decoder;
 mod generate;
+mod save;
 mod schedule;
 mod session;
 mod warm_up;
@@ -45,5 +47,5 @@ mod weights;
 pub use attention::Attention;
 pub use config::{AttentionConfig, Config};
 pub use decoder::Decoder;
-pub use generate::{generate, GenerateOptions, SplitMix64, Utf8Stream};
+pub use generate::{continue_sequence, generate, GenerateOptions, SplitMix64, Utf8Stream};
 pub use session::{Draw, Fed, Session, SessionOptions, Want};

@@ -178,8 +178,13 @@ impl Session {
         fed
     }
 
+    /// The KV cache to write to.
+    pub(super) fn cache_mut(&mut self) -> &mut PagedKvCache {
+        &mut self.cache
+    }
+
     /// Undoes a call that did not end.
-    fn roll_back(&mut self) {
+    pub(super) fn roll_back(&mut self) {
         for (id, len) in std::mem::take(&mut self.unfinished) {
             // A sequence removed since then has nothing to undo.
             let _ = self.cache.truncate(id, len);

@@ -32,6 +32,7 @@ mod gla;
 mod layers;
 mod linear;
 mod norm;
+mod pages;
 mod rope;
 mod sample;
 pub mod vector;
@@ -42,6 +43,7 @@ pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaWe
 pub use layers::{gqa_layer, gta_layer, gta_project, GqaWeights, GtaWeights, LayerConfig, Projected};
 pub use linear::{embedding, linear, norm_linear, quantised, swiglu};
 pub use norm::rms_norm;
+pub use pages::pages_rows;
 pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};
 pub use sample::sample;
 

@@ -4,6 +4,7 @@
 mod batching;
 mod folders;
 mod forward;
+mod saved;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod tiny;

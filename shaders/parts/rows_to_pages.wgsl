@@ -1,0 +1,10 @@
+// The direction of `pages_rows` that loads: a block to pages.
+
+// pages of one layer
+@group(0) @binding(2) var<storage, read_write> pool: array<vec4<u32>>;
+// one block: a page of its tokens
+@group(0) @binding(3) var<storage, read> rows: array<vec4<u32>>;
+
+fn move_word(place: u32, word: u32) {
+    pool[place] = rows[word];
+}

@@ -1,0 +1,371 @@
+//! The bytes of a saved cache. Pure: nothing of a device, and no panic whatever the bytes.
+//!
+//! ```text
+//! head     96 bytes: "lattenKV", then u32s: version, dtype, the seven numbers of the layout, rotation, frequencies,
+//!          page size, layers, words of a row, tokens of a block, sequences, bytes of the fingerprint, 0;
+//!          then u64s: bytes of the table, XXH64 of the 88 bytes before
+//! table    fingerprint; frequencies (f32); of each sequence: cached tokens (u64), token ids (u64 count, then u32 each)
+//!          then the XXH64 of that, seeded with the head's
+//! blocks   for each sequence, for each layer: its rows in order, cut into blocks of so many tokens, each followed
+//!          by its XXH64, seeded with the table's plus the block's index
+//! ```
+//!
+//! All numbers are little-endian. A block is laid out as a page of just its tokens: planes of 16-byte words as in
+//! [`StateLayout`]. So a page's part of a plane is one run in the file too, and nothing but one number in the head depends on
+//! the page size: a cache of any other reads the file. Layers come one after the other, so that a block is of one pool. The
+//! seeds make a block of another file, or of another place in this one, a damaged block.
+
+use super::checksum::xxh64;
+use super::input::Input;
+use crate::attention::layout::StateLayout;
+use crate::attention::{HeadLayout, Rotation};
+use crate::error::{Result, SavedFault};
+use crate::gpu::DType;
+use std::io::Read;
+
+const MAGIC: &[u8; 8] = b"lattenKV";
+/// The version written, and the last one read.
+pub(super) const VERSION: u32 = 1;
+const HEAD_BYTES: usize = 96;
+/// A checksum.
+pub(super) const SUM_BYTES: usize = 8;
+/// Rows of a block: small enough for second-level caches and the smallest binding limits, large enough that a block's
+/// dispatch, copy and write cost little beside it (1 MiB, or one row).
+const BLOCK_BYTES: usize = 1 << 20;
+/// Of a file, so that hostile numbers ask for no memory to speak of, nor for a dispatch that no device has (2^18 rows of 16
+/// bytes are 2^15 workgroups).
+const MOST_BLOCK_BYTES: usize = 4 << 20;
+/// Widths and heads: as in `HeadLayout`.
+const MOST_DIM: u32 = 1 << 14;
+
+/// What the head of a saved cache says: see [`saved_info`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct SavedInfo {
+    /// The layout of its rows.
+    pub heads: HeadLayout,
+    /// Element type of its rows.
+    pub dtype: DType,
+    /// How the cache rotated keys.
+    pub rotation: Rotation,
+    /// The rotation's frequencies, radians per token.
+    pub inv_freq: Vec<f32>,
+    /// Tokens per page of the cache that was saved; the loading one may have others.
+    pub page_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// What the caller gave to know the model by.
+    pub fingerprint: Vec<u8>,
+    /// The sequences, in the order of the call that saved them.
+    pub sequences: Vec<SavedSequence>,
+    pub(super) block_tokens: usize,
+}
+
+/// One sequence of a saved cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedSequence {
+    /// Tokens whose rows are in the file.
+    pub len: usize,
+    /// Token ids as the caller gave them: none, or `len` and any number that are not cached yet.
+    pub tokens: Vec<u32>,
+}
+
+/// Some rows of one layer of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) sequence: usize,
+    pub(super) layer: usize,
+    /// First token, a multiple of the file's block.
+    pub(super) first: usize,
+    pub(super) tokens: usize,
+}
+
+/// Tokens of a block of such rows.
+pub(super) fn block_tokens(row_bytes: usize) -> usize {
+    (BLOCK_BYTES / row_bytes.max(1)).max(1)
+}
+
+impl SavedInfo {
+    /// Bytes of one row.
+    pub(super) fn row_bytes(&self) -> usize {
+        16 * StateLayout::new(&self.heads, self.dtype).row_words(self.heads.groups())
+    }
+
+    /// The blocks of the file in order.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+        let step = self.block_tokens;
+        self.sequences.iter().enumerate().flat_map(move |(sequence, s)| {
+            (0..self.layers).flat_map(move |layer| {
+                let firsts = (0..s.len.div_ceil(step)).map(move |i| i * step);
+                firsts.map(move |first| Block { sequence, layer, first, tokens: step.min(s.len - first) })
+            })
+        })
+    }
+
+    /// Bytes of all blocks, their checksums included; None past 64 bits.
+    pub(super) fn blocks_bytes(&self) -> Option<u64> {
+        let row = self.row_bytes() as u128;
+        let of = |s: &SavedSequence| s.len as u128 * row + (s.len.div_ceil(self.block_tokens) * SUM_BYTES) as u128;
+        let bytes = self.sequences.iter().map(of).sum::<u128>() * self.layers as u128;
+        u64::try_from(bytes).ok()
+    }
+
+    /// Head and table, and the seed of the blocks.
+    pub(super) fn encode(&self) -> (Vec<u8>, u64) {
+        let table = self.table();
+        let mut bytes = MAGIC.to_vec();
+        let h = &self.heads;
+        let numbers = [h.q_heads, h.groups, h.state_dim, h.nope_dim, h.rope_dim, h.v_offset, h.v_dim];
+        let mut put = |number: usize| bytes.extend((number as u32).to_le_bytes()); // no truncation: all are checked
+        put(VERSION as usize);
+        put(dtype_code(self.dtype) as usize);
+        numbers.into_iter().for_each(&mut put);
+        put(rotation_code(self.rotation) as usize);
+        for number in [self.inv_freq.len(), self.page_size, self.layers, self.row_bytes() / 16, self.block_tokens] {
+            put(number);
+        }
+        [self.sequences.len(), self.fingerprint.len(), 0].into_iter().for_each(put);
+        bytes.extend((table.len() as u64).to_le_bytes());
+        debug_assert_eq!(bytes.len(), HEAD_BYTES - SUM_BYTES);
+        let sum = xxh64(&bytes, 0);
+        bytes.extend(sum.to_le_bytes());
+        let seed = xxh64(&table, sum);
+        bytes.extend(table);
+        bytes.extend(seed.to_le_bytes());
+        (bytes, seed)
+    }
+
+    fn table(&self) -> Vec<u8> {
+        let mut bytes = self.fingerprint.clone();
+        bytes.extend(self.inv_freq.iter().flat_map(|f| f.to_le_bytes()));
+        for s in &self.sequences {
+            bytes.extend((s.len as u64).to_le_bytes());
+            bytes.extend((s.tokens.len() as u64).to_le_bytes());
+            bytes.extend(s.tokens.iter().flat_map(|t| t.to_le_bytes()));
+        }
+        bytes
+    }
+
+    /// Reads head and table; also the seed of the blocks.
+    pub(super) fn read<R: Read>(input: &mut Input<'_, R>) -> Result<(SavedInfo, u64)> {
+        let mut head = [0u8; HEAD_BYTES];
+        // What tells a foreign or newer file comes first, for a file of those may be shorter than our head.
+        input.exact(&mut head[..12], || "head".into())?;
+        known(&head).map_err(|fault| input.fault(fault))?;
+        input.exact(&mut head[12..], || "head".into())?;
+        let sum = check_sum(&head, 0, 0, || "head".into()).map_err(|fault| input.fault(fault))?;
+        let head = Head::decode(&head);
+        let first = input.at;
+        let table = input.vec(head.table_bytes.saturating_add(SUM_BYTES as u64), "table")?;
+        let seed = check_sum(&table, sum, first, || "table".into()).map_err(|fault| input.fault(fault))?;
+        let info = head.info(&table[..table.len() - SUM_BYTES]).map_err(|fault| input.fault(fault))?;
+        Ok((info, seed))
+    }
+}
+
+/// Whether a file that begins with these 12 bytes is one of ours, of a version that is known here.
+fn known(bytes: &[u8; HEAD_BYTES]) -> Result<(), SavedFault> {
+    let mut found = [0; 8];
+    found.copy_from_slice(&bytes[..8]);
+    let version = u32_at(bytes, 8);
+    match version {
+        _ if found != *MAGIC => Err(SavedFault::Foreign { found }),
+        VERSION => Ok(()),
+        0 => Err(SavedFault::Malformed { name: "version", value: 0, why: "versions start at 1" }),
+        _ => Err(SavedFault::Newer { version, known: VERSION }),
+    }
+}
+
+/// The checksum in the last eight bytes, if it fits those before.
+pub(super) fn check_sum(bytes: &[u8], seed: u64, first: u64, part: impl Fn() -> String) -> Result<u64, SavedFault> {
+    let (data, want) = bytes.split_at(bytes.len().saturating_sub(SUM_BYTES));
+    let (got, want) = (xxh64(data, seed), want.first_chunk().map_or(0, |sum| u64::from_le_bytes(*sum)));
+    match got == want {
+        true => Ok(got),
+        false => Err(SavedFault::Damaged { part: part(), first, got, want }),
+    }
+}
+
+/// The head's numbers as they are in the file.
+struct Head {
+    dtype: u32,
+    layout: [u32; 7],
+    rotation: u32,
+    frequencies: u32,
+    page_size: u32,
+    layers: u32,
+    row_words: u32,
+    block_tokens: u32,
+    sequences: u32,
+    fingerprint_bytes: u32,
+    reserved: u32,
+    table_bytes: u64,
+}
+
+impl Head {
+    fn decode(bytes: &[u8; HEAD_BYTES]) -> Head {
+        let at = |i: usize| u32_at(bytes, 12 + 4 * i);
+        let table_bytes = u64::from(u32_at(bytes, 80)) | u64::from(u32_at(bytes, 84)) << 32;
+        Head {
+            dtype: at(0),
+            layout: [at(1), at(2), at(3), at(4), at(5), at(6), at(7)],
+            rotation: at(8),
+            frequencies: at(9),
+            page_size: at(10),
+            layers: at(11),
+            row_words: at(12),
+            block_tokens: at(13),
+            sequences: at(14),
+            fingerprint_bytes: at(15),
+            reserved: at(16),
+            table_bytes,
+        }
+    }
+
+    /// With the table, whose checksum has been found right.
+    fn info(self, table: &[u8]) -> Result<SavedInfo, SavedFault> {
+        let mut table = Cursor { rest: table };
+        let fingerprint = table.take(self.fingerprint_bytes.into())?.to_vec();
+        let inv_freq = table.u32s(self.frequencies.into())?.map(f32::from_bits).collect();
+        let mut sequences = Vec::new();
+        for _ in 0..self.sequences {
+            let len = table.u64()?;
+            if len > u64::from(u32::MAX) {
+                return Err(malformed("sequence length", len, "lengths have 32 bits"));
+            }
+            let count = table.u64()?;
+            let tokens: Vec<u32> = table.u32s(count)?.collect();
+            if count != 0 && count < len {
+                return Err(malformed("token count", count, "fewer than there are rows"));
+            }
+            sequences.push(SavedSequence { len: len as usize, tokens });
+        }
+        if !table.rest.is_empty() {
+            return Err(malformed("table size", self.table_bytes, "more than it holds"));
+        }
+        self.bounded()?;
+        let info = SavedInfo {
+            heads: heads(self.layout)?,
+            dtype: dtype(self.dtype)?,
+            rotation: rotation(self.rotation)?,
+            inv_freq,
+            page_size: self.page_size as usize,
+            layers: self.layers as usize,
+            fingerprint,
+            sequences,
+            block_tokens: self.block_tokens as usize,
+        };
+        if info.row_bytes() / 16 != self.row_words as usize {
+            return Err(malformed("row size", self.row_words.into(), "not that of its layout and dtype"));
+        }
+        let block_bytes = info.block_tokens.checked_mul(info.row_bytes());
+        if block_bytes.is_none_or(|bytes| bytes > MOST_BLOCK_BYTES.max(info.row_bytes())) {
+            return Err(malformed("block size", self.block_tokens.into(), "tokens of more than 4 MiB"));
+        }
+        if info.blocks_bytes().is_none() {
+            return Err(malformed("sequence count", self.sequences.into(), "more rows than 64 bits count"));
+        }
+        Ok(info)
+    }
+
+    fn bounded(&self) -> Result<(), SavedFault> {
+        for (name, value, most) in [
+            ("page size", self.page_size, 4096),
+            ("layer count", self.layers, 1 << 16),
+            ("block size", self.block_tokens, u32::MAX),
+        ] {
+            if value == 0 || value > most {
+                return Err(malformed(name, value.into(), "0 or beyond all caches"));
+            }
+        }
+        if self.reserved != 0 {
+            return Err(malformed("reserved word", self.reserved.into(), "not 0"));
+        }
+        Ok(())
+    }
+}
+
+fn heads(numbers: [u32; 7]) -> Result<HeadLayout, SavedFault> {
+    let [q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim] = numbers.map(|n| n as usize);
+    let heads = HeadLayout { q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim };
+    if let Some(n) = numbers.iter().find(|n| **n > MOST_DIM) {
+        return Err(malformed("layout", (*n).into(), "a width or count beyond all layouts"));
+    }
+    match [q_heads, groups, state_dim].contains(&0) || nope_dim.max(v_offset + v_dim) > state_dim {
+        true => Err(malformed("layout", state_dim as u64, "a state width that does not hold its parts")),
+        false => Ok(heads),
+    }
+}
+
+fn malformed(name: &'static str, value: u64, why: &'static str) -> SavedFault {
+    SavedFault::Malformed { name, value, why }
+}
+
+/// U32 is no dtype of a cache and has code 0.
+fn dtype_code(dtype: DType) -> u32 {
+    match dtype {
+        DType::U32 => 0,
+        DType::F32 => 1,
+        DType::F16 => 2,
+        DType::BF16 => 3,
+        DType::I8 => 4,
+    }
+}
+
+fn dtype(code: u32) -> Result<DType, SavedFault> {
+    let all = [DType::F32, DType::F16, DType::BF16, DType::I8];
+    all.into_iter().find(|d| dtype_code(*d) == code).ok_or(malformed("dtype", code.into(), "no code of a dtype"))
+}
+
+fn rotation_code(rotation: Rotation) -> u32 {
+    match rotation {
+        Rotation::None => 0,
+        Rotation::Half => 1,
+        Rotation::Interleaved => 2,
+    }
+}
+
+fn rotation(code: u32) -> Result<Rotation, SavedFault> {
+    let all = [Rotation::None, Rotation::Half, Rotation::Interleaved];
+    let found = all.into_iter().find(|r| rotation_code(*r) == code);
+    found.ok_or(malformed("rotation", code.into(), "no code of a rotation"))
+}
+
+/// Of four bytes that are there.
+fn u32_at(bytes: &[u8; HEAD_BYTES], at: usize) -> u32 {
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+/// A table being read.
+struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, bytes: u64) -> Result<&'a [u8], SavedFault> {
+        let split = usize::try_from(bytes).ok().and_then(|bytes| self.rest.split_at_checked(bytes));
+        let (taken, rest) = split.ok_or(malformed("table entry", bytes, "more bytes than are left of the table"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn u64(&mut self) -> Result<u64, SavedFault> {
+        Ok(self.take(8)?.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)))
+    }
+
+    fn u32s(&mut self, count: u64) -> Result<impl Iterator<Item = u32> + 'a, SavedFault> {
+        let bytes = self.take(count.saturating_mul(4))?;
+        Ok(bytes.chunks_exact(4).map(|b| b.first_chunk().map_or(0, |b| u32::from_le_bytes(*b))))
+    }
+}
+
+/// Reads the head of a saved cache, and no more: what it is of, how long its sequences are, and their tokens.
+///
+/// Errors: [`ErrorKind::Saved`](crate::ErrorKind::Saved), [`ErrorKind::Io`](crate::ErrorKind::Io).
+pub fn saved_info(reader: impl Read) -> Result<SavedInfo> {
+    Ok(SavedInfo::read(&mut Input::new(reader, "-"))?.0)
+}
+
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -1,0 +1,261 @@
+//! Saved caches as bytes alone: what is written is read, and whatever else is read is an error, never a panic.
+
+use super::*;
+use crate::attention::{Gla, Gqa};
+use crate::{Error, ErrorKind};
+use proptest::prelude::*;
+
+fn info() -> SavedInfo {
+    let heads = HeadLayout::gla(Gla { q_heads: 6, latent_heads: 2, latent_dim: 10, rope_dim: 4 }).unwrap();
+    SavedInfo {
+        heads,
+        dtype: DType::I8,
+        rotation: Rotation::Interleaved,
+        inv_freq: vec![1.0, 0.01],
+        page_size: 16,
+        layers: 2,
+        fingerprint: b"model".to_vec(),
+        sequences: vec![
+            SavedSequence { len: 5, tokens: vec![1, 2, 3, 4, 5, 6] },
+            SavedSequence { len: 0, tokens: vec![9] },
+            SavedSequence { len: 3, tokens: vec![] },
+        ],
+        block_tokens: 2,
+    }
+}
+
+/// A whole file, its rows a pattern.
+fn file(info: &SavedInfo) -> Vec<u8> {
+    let (mut bytes, seed) = info.encode();
+    for (index, block) in info.blocks().enumerate() {
+        let rows: Vec<u8> = (0..block.tokens * info.row_bytes()).map(|i| (i * 7 + index) as u8).collect();
+        let sum = xxh64(&rows, seed.wrapping_add(index as u64));
+        bytes.extend(rows);
+        bytes.extend(sum.to_le_bytes());
+    }
+    bytes
+}
+
+/// All of a file, as load reads it.
+fn read(bytes: &[u8]) -> Result<(SavedInfo, Vec<u8>), Error> {
+    let mut input = Input::new(bytes, "f");
+    let (info, seed) = SavedInfo::read(&mut input)?;
+    let mut all = Vec::new();
+    for (index, block) in info.blocks().enumerate() {
+        let mut bytes = vec![0; block.tokens * info.row_bytes() + SUM_BYTES];
+        all.extend(input.block(&block, &mut bytes, seed.wrapping_add(index as u64))?);
+    }
+    input.end()?;
+    Ok((info, all))
+}
+
+fn fault(bytes: &[u8]) -> SavedFault {
+    match read(bytes).unwrap_err().kind() {
+        ErrorKind::Saved { path, fault } if path == "f" => fault.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The file with its head and table changed, and their checksums made right again.
+fn resealed(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = info().encode().0;
+    change(&mut bytes);
+    let sum = xxh64(&bytes[..88], 0);
+    bytes[88..96].copy_from_slice(&sum.to_le_bytes());
+    let end = bytes.len() - SUM_BYTES;
+    let seal = xxh64(&bytes[96..end], sum);
+    bytes[end..].copy_from_slice(&seal.to_le_bytes());
+    bytes
+}
+
+fn with_u32(at: usize, value: u32) -> Vec<u8> {
+    resealed(|bytes| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()))
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let bytes = file(&info());
+    let (got, rows) = read(&bytes).unwrap();
+    assert_eq!(got, info());
+    assert_eq!(rows.len(), (5 + 3) * 2 * info().row_bytes());
+    let (head, _) = info().encode();
+    assert_eq!(bytes.len() as u64, head.len() as u64 + info().blocks_bytes().unwrap());
+    assert_eq!(saved_info(&bytes[..]).unwrap(), info());
+    // Five tokens in blocks of two are three blocks, and three are two, for each layer.
+    let blocks: Vec<Block> = info().blocks().collect();
+    assert_eq!(blocks.len(), 2 * 3 + 2 * 2);
+    assert_eq!(blocks[5], Block { sequence: 0, layer: 1, first: 4, tokens: 1 });
+    assert_eq!(blocks[6], Block { sequence: 2, layer: 0, first: 0, tokens: 2 });
+    let none = SavedInfo { sequences: vec![], fingerprint: vec![], inv_freq: vec![], ..info() };
+    assert_eq!(read(&file(&none)).unwrap(), (none, vec![]));
+}
+
+/// Pinned: a change of the format is a change of its version.
+#[test]
+fn the_bytes_of_version_1() {
+    let (bytes, seed) = info().encode();
+    assert_eq!((bytes.len(), seed), (96 + 5 + 8 + 3 * 16 + 7 * 4 + 8, 14998433803098683842));
+    assert_eq!(xxh64(&file(&info()), 0), 10674980697078172967);
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let mut bytes = file(&info());
+    for bit in 0..bytes.len() * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let (at, fault) = (bit / 8, fault(&bytes));
+        let wanted = match at {
+            0..8 => matches!(fault, SavedFault::Foreign { .. }),
+            8..12 => matches!(fault, SavedFault::Newer { .. } | SavedFault::Malformed { .. }),
+            _ => matches!(fault, SavedFault::Damaged { .. }),
+        };
+        assert!(wanted, "bit {bit}: {fault}");
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert!(read(&bytes).is_ok());
+}
+
+#[test]
+fn every_truncation_is_refused_with_its_end() {
+    let bytes = file(&info());
+    for len in 0..bytes.len() {
+        match fault(&bytes[..len]) {
+            SavedFault::Truncated { end, missing, .. } => {
+                assert!(end == len as u64 && missing > 0 && missing <= (bytes.len() - len) as u64, "{len} bytes");
+            }
+            fault => panic!("{len} bytes: {fault}"),
+        }
+    }
+    let longer = [&bytes[..], &[0]].concat();
+    assert_eq!(fault(&longer), SavedFault::TooLong { size: bytes.len() as u64 });
+}
+
+#[test]
+fn blocks_belong_to_their_place_and_file() {
+    let bytes = file(&info());
+    let (start, size) = (info().encode().0.len(), 2 * info().row_bytes() + SUM_BYTES);
+    let mut swapped = bytes.clone();
+    swapped[start..start + 2 * size].rotate_left(size);
+    assert!(matches!(fault(&swapped), SavedFault::Damaged { .. }));
+    let other = file(&SavedInfo { fingerprint: b"other".to_vec(), ..info() });
+    let mixed = [&other[..start], &bytes[start..]].concat();
+    assert!(matches!(fault(&mixed), SavedFault::Damaged { first, .. } if first == start as u64));
+}
+
+#[test]
+fn messages_have_names_and_numbers() {
+    let bytes = file(&info());
+    let text = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
+    assert_eq!(
+        text(b"#!/bin/sh\n# not a cache"),
+        "saved cache f: not a saved cache, its first bytes are [23, 21, 2f, 62, 69, 6e, 2f, 73]"
+    );
+    assert_eq!(text(&with_u32(8, 7)), "saved cache f: its format is version 7, this program knows up to 1");
+    let end = bytes.len() - 1;
+    assert_eq!(
+        text(&bytes[..end]),
+        format!(
+            "saved cache f: ends at byte {end}, 1 bytes before the end of its block of sequence 2, layer 1, tokens 2..3"
+        )
+    );
+    let mut damaged = bytes.clone();
+    damaged[end - 10] ^= 1;
+    assert!(text(&damaged).starts_with("saved cache f: its block of sequence 2, layer 1, tokens 2..3, from byte "));
+}
+
+/// With right checksums: by a hostile hand, or a bug.
+#[test]
+fn numbers_that_cannot_be_are_refused() {
+    for (at, values, name) in [
+        (8, &[0][..], "version"),
+        (12, &[0, 5, u32::MAX], "dtype"),
+        (16, &[0, 1 << 15, u32::MAX], "layout"),
+        (20, &[0, u32::MAX], "layout"),
+        (24, &[0, 9, u32::MAX], "layout"),
+        (28, &[11], "layout"),
+        (36, &[1], "layout"),
+        (44, &[3, u32::MAX], "rotation"),
+        (48, &[u32::MAX], "table entry"),
+        (52, &[0, 4097], "page size"),
+        (56, &[0, u32::MAX], "layer count"),
+        (60, &[0, 1, u32::MAX], "row size"),
+        (64, &[0, u32::MAX], "block size"),
+        (68, &[4, u32::MAX], "table entry"),
+        (68, &[2], "table size"),
+        (72, &[u32::MAX], "table entry"),
+        (76, &[1], "reserved word"),
+    ] {
+        for &value in values {
+            match fault(&with_u32(at, value)) {
+                SavedFault::Malformed { name: got, .. } => assert_eq!(got, name, "{value} at {at}"),
+                fault => panic!("{value} at {at}: {fault}"),
+            }
+        }
+    }
+    // A table of more than there is, up to all of memory.
+    for bytes in [1000, u64::MAX] {
+        let long = resealed(|file| file[80..88].copy_from_slice(&bytes.to_le_bytes()));
+        assert!(matches!(fault(&long), SavedFault::Truncated { .. }));
+    }
+    let table = 96 + 5 + 8;
+    for (at, value, name) in [(0, 1 << 32, "sequence length"), (0, 7, "token count"), (8, u64::MAX, "table entry")] {
+        let bad = resealed(|file| file[table + at..table + at + 8].copy_from_slice(&value.to_le_bytes()));
+        assert!(matches!(fault(&bad), SavedFault::Malformed { name: got, .. } if got == name), "{value} at {at}");
+    }
+}
+
+/// What a reader may do: give little at a time, or nothing now; or fail.
+#[test]
+fn readers_may_be_slow_or_fail() {
+    struct Slow<'a>(&'a [u8], u64);
+    impl Read for Slow<'_> {
+        fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+            self.1 += 1;
+            match self.1 % 3 {
+                0 => Err(std::io::ErrorKind::Interrupted.into()),
+                _ if self.0.len() < 300 => Err(std::io::Error::other("the cable is out")),
+                n => {
+                    let most = bytes.len().min(n as usize);
+                    self.0.read(&mut bytes[..most])
+                }
+            }
+        }
+    }
+    let (bytes, _) = info().encode();
+    let long = [&bytes[..], &[0; 400]].concat();
+    assert_eq!(saved_info(Slow(&long, 0)).unwrap(), info());
+    let failed = saved_info(Slow(&bytes, 0)).unwrap_err();
+    assert_eq!(*failed.kind(), ErrorKind::Io { path: "-".into(), message: "the cable is out".into() });
+}
+
+#[test]
+fn blocks_are_a_mebibyte_or_a_row() {
+    assert_eq!((block_tokens(16), block_tokens(1152), block_tokens(2 << 20)), (65536, 910, 1));
+    let heads = HeadLayout::gqa(Gqa { q_heads: 1024, kv_heads: 1024, head_dim: 8192 }).unwrap();
+    let large = SavedInfo { heads, dtype: DType::F32, block_tokens: 1, sequences: vec![], ..info() };
+    assert_eq!(saved_info(&large.encode().0[..]).unwrap(), large);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn random_bytes_are_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(read(&bytes).is_err());
+        // As such and behind a good start.
+        let good = file(&info());
+        let start = bytes.len().min(good.len() - 1);
+        prop_assert!(read(&[&good[..start], &bytes[..]].concat()).is_err());
+    }
+
+    #[test]
+    fn random_numbers_with_right_checksums_do_not_panic(
+        changes in prop::collection::vec((12usize..184, any::<u8>()), 1..12)
+    ) {
+        let bytes = resealed(|file| changes.iter().for_each(|(at, value)| if *at < file.len() { file[*at] = *value }));
+        // The file may be right by chance; then it reads back as what it says.
+        if let Ok((info, _)) = SavedInfo::read(&mut Input::new(&bytes[..], "f")) {
+            prop_assert_eq!(&info.encode().0[..88], &bytes[..88]);
+        }
+    }
+}
