@@ -39,6 +39,7 @@ mod decoder;
 mod generate;
 mod schedule;
 mod session;
+mod sharing;
 mod warm_up;
 mod weights;
 

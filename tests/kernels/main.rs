@@ -11,6 +11,7 @@ mod int8;
 mod isolation;
 mod options;
 mod pairwise;
+mod sharing;
 mod split;
 mod steps;
 mod support;

@@ -6,4 +6,5 @@ mod folders;
 mod forward;
 #[path = "../shared/mod.rs"]
 mod shared;
+mod sharing;
 mod tiny;
