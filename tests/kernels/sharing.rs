@@ -82,7 +82,7 @@ fn branches_give_the_bits_of_sequences_of_their_own() {
             feed(&mut shared, &decode, root, &prompt);
             let first = shared.fork(root).unwrap();
             let second = shared.fork(first).unwrap();
-            let mut branches = vec![(root, 100, prompt.clone()), (first, 200, prompt.clone()), (second, 300, prompt)];
+            let mut branches = [(root, 100, prompt.clone()), (first, 200, prompt.clone()), (second, 300, prompt)];
             let mut got = Vec::new();
             for i in 0..SIZE as u32 + 2 {
                 let new: Vec<(SeqId, u32)> = branches.iter().map(|(id, base, _)| (*id, base + i)).collect();
