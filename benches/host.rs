@@ -114,6 +114,55 @@ fn steps(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// Sequences that share pages: a fork of 32,768 tokens (and its removal), the first write to it, a prompt of as many tokens
+/// found in the cache, a decode step of 256 sequences whose tokens are known.
+fn sharing(criterion: &mut Criterion) -> Result<()> {
+    let mut group = criterion.benchmark_group("sharing");
+    let tokens: Vec<u32> = (0..32_768 + 10).collect();
+    let mut table = SeqTable::new(1 << 16, PAGE_SIZE)?;
+    let root = table.match_prefix(&[], 0);
+    table.reserve(&[root], tokens.len())?;
+    table.commit_tokens(&[(root, &tokens)])?;
+    group.bench_function("fork 32k and remove", |bencher| {
+        bencher.iter(|| table.fork(root).and_then(|fork| table.remove(fork)));
+    });
+    group.bench_function("fork 32k, reserve 1, remove", |bencher| {
+        bencher.iter(|| {
+            let fork = table.fork(root)?;
+            let copies = table.reserve(&[fork], 1)?.len();
+            table.remove(fork).map(|()| copies)
+        });
+    });
+    group.bench_function("match_prefix 32k and remove", |bencher| {
+        bencher.iter(|| {
+            let found = table.match_prefix(black_box(&tokens), 0);
+            table.remove(found)
+        });
+    });
+    for length in [1024, 16384] {
+        let mut table = SeqTable::new(1 << 17, PAGE_SIZE)?;
+        let ids: Vec<SeqId> = (0..256).map(|_| table.match_prefix(&[], 0)).collect();
+        for (i, id) in ids.iter().enumerate() {
+            table.reserve(&[*id], length)?;
+            let tokens: Vec<u32> = (0..length as u32).map(|token| token + i as u32).collect();
+            table.commit_tokens(&[(*id, &tokens)])?;
+        }
+        group.bench_function(
+            BenchmarkId::new("reserve, commit_tokens, truncate", format!("256x{length}")),
+            |bencher| {
+                let accepted: Vec<(SeqId, &[u32])> = ids.iter().map(|id| (*id, &[7][..])).collect();
+                bencher.iter(|| {
+                    table.reserve(&ids, 1)?;
+                    table.commit_tokens(&accepted)?;
+                    ids.iter().try_for_each(|id| table.truncate(*id, length))
+                });
+            },
+        );
+    }
+    group.finish();
+    Ok(())
+}
+
 fn tables(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cos_sin_table");
     let rope = Rope::new(64, 1e4, Rotation::Half);
@@ -128,7 +177,7 @@ fn tables(criterion: &mut Criterion) {
 }
 
 fn all(criterion: &mut Criterion) {
-    if let Err(error) = steps(criterion).and_then(|()| plans(criterion)) {
+    if let Err(error) = steps(criterion).and_then(|()| plans(criterion)).and_then(|()| sharing(criterion)) {
         eprintln!("error: {error}");
         std::process::exit(1);
     }

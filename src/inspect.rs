@@ -46,6 +46,7 @@ const MATRIX_WORKGROUP_BYTES: usize = 48 << 10;
 /// ```
 pub fn variants() -> Result<Vec<Variant>> {
     let mut all = attention()?;
+    all.push(("whole pages".into(), crate::cache::copy_spec()));
     all.extend(crate::nn::specs()?);
     all.push(("64 lanes".into(), crate::gpu::parallelism::spec()));
     let mut seen = HashSet::new();

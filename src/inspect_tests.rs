@@ -4,7 +4,7 @@ use super::*;
 use crate::attention::append::AppendParams;
 use crate::attention::decode::DecodeParams;
 use crate::attention::plan::{MergeItem, WorkItem};
-use crate::cache::PageRowsParams;
+use crate::cache::{CopyParams, PageRowsParams};
 use crate::gpu::kernel::PARAM_BYTES;
 use crate::gpu::parallelism::StreamParams;
 use std::mem::{offset_of, size_of};
@@ -36,7 +36,8 @@ fn parameter_blocks_match_the_shaders() {
     assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
     assert_eq!(reflect("pages_rows", "Params"), host!(PageRowsParams: page_shift));
     assert_eq!(reflect("stream", "Params"), host!(StreamParams: words, first));
-    for kernel in ["append", "decode", "merge", "pages_rows", "stream"] {
+    assert_eq!(reflect("copy_pages", "Params"), host!(CopyParams: copy_count, page_count, page_words));
+    for kernel in ["append", "copy_pages", "decode", "merge", "pages_rows", "stream"] {
         assert!(reflect(kernel, "Params").1 <= PARAM_BYTES, "{kernel}");
     }
 }

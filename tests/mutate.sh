@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Mutation check of the attention kernels: each clamp and mask of shaders/{append,append_scaled,decode,decode_rows,merge,pages_rows}.wgsl
+# Mutation check of the kernels around attention: each clamp and mask of shaders/{append,append_scaled,copy_pages,decode,
+# decode_rows,merge,pages_rows}.wgsl
 # and their parts is changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
 # hour on two cores with a software GPU.
 #
@@ -21,6 +22,7 @@ D="steps:: split::many|split::odd split::every split::several|isolation:: advers
 O="options::"
 T="tree::"
 I="int8::|isolation::"
+C="sharing::"
 G="--include-ignored split::more_merges"
 S="save::"
 table() {
@@ -40,6 +42,11 @@ append-value-first  ~parts/append_row.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && 
 append-value-end    ~parts/append_row.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
 append-rope-pad     ~parts/append_row.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~append.wgsl~select(GROUPS, group, in_state)~group~A~dies
+copy-page-source    ~copy_pages.wgsl~pool[source + word];~pool[target_word + word];~C~dies
+copy-walk           ~copy_pages.wgsl~word += grid.x * 64u~word += params.page_words~C~dies
+copy-walk-end       ~copy_pages.wgsl~word < params.page_words~word <= params.page_words~C~dies
+copy-end            ~copy_pages.wgsl~if (index >= params.copy_count)~if (false)~C~same: a list of under 65,536 copies fills its grid
+copy-clamp          ~copy_pages.wgsl~min(copies[index], vec2<u32>(params.page_count - 1u))~copies[index]~C~same: the host makes the list
 f16-clamp           ~parts/elements_f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
 bf16-tie            ~parts/elements_bf16.wgsl~ + (size >> 16u & 1u)~~A~dies
 bf16-largest        ~parts/elements_bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
@@ -147,6 +154,7 @@ dies() {
     O) groups=$O ;;
     T) groups=$T ;;
     I) groups=$I ;;
+    C) groups=$C ;;
     L) groups="corrupted" target="--lib" ;;
   esac
   local group

@@ -1,26 +1,38 @@
 //! The paged KV cache: sequences, their pages, and the pools that hold them.
 
+mod branches;
 mod checksum;
+mod copy;
 mod format;
 mod input;
 mod load;
 mod page_rows;
 mod pages;
+mod prefix;
 mod save;
+mod sequence;
+mod sharing;
+mod stats;
+mod store;
 mod table;
 
 pub(crate) use checksum::xxh64;
+pub(crate) use copy::copy_spec;
+#[cfg(test)]
+pub(crate) use copy::CopyParams;
 pub use format::{saved_info, SavedInfo, SavedSequence};
 pub use load::LoadedSequence;
 #[cfg(test)]
 pub(crate) use page_rows::PageRowsParams;
 pub(crate) use page_rows::{pages_rows_spec, Direction};
 pub use save::{Progress, Save, SaveSequence};
-pub use table::{CacheStats, SeqId, SeqTable};
+pub use stats::{CacheStats, PageCopy};
+pub use table::{SeqId, SeqTable};
 
 use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
 use crate::attention::{HeadLayout, KvBatch, KvSource};
+use crate::cache::copy::CopyPages;
 use crate::error::{shape_text, ErrorKind, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -42,6 +54,9 @@ pub struct Pages {
 ///
 /// A step is `reserve` (pages for the new tokens), `append` and decode per layer, `commit`. Whatever fails changes
 /// nothing, and whatever changes a sequence makes earlier plans stale.
+///
+/// Sequences may share pages: those forked from others ([`PagedKvCache::fork`]) and those whose prompts begin alike
+/// ([`PagedKvCache::match_prefix`]). Whoever first adds tokens to a shared page gets a copy of it.
 pub struct PagedKvCache {
     gpu: Gpu,
     heads: HeadLayout,
@@ -53,6 +68,7 @@ pub struct PagedKvCache {
     pools: Vec<Buffer>,
     pages: Pages,
     append: Append,
+    copy: CopyPages,
     inv_freq: Vec<f32>,
     step: Option<Step>,
     step_buffers: StepBuffers,
@@ -74,7 +90,8 @@ struct StepBuffers {
 const STEP_TOKENS: usize = 256;
 
 impl PagedKvCache {
-    /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens.
+    /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens, or more than 256 pages to
+    /// copy in one.
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pool exceeds what the
     /// device can bind ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
@@ -87,7 +104,9 @@ impl PagedKvCache {
         }
         let append = Append::new(gpu, heads, dtype, pages.size, Rotation::None)?;
         let layout = StateLayout::new(&heads, dtype);
-        let pool_bytes = 16 * pages.count as u64 * pages.size as u64 * layout.row_words(heads.groups()) as u64;
+        let page_words = pages.size * layout.row_words(heads.groups());
+        let copy = CopyPages::new(gpu, page_words, pages.count)?;
+        let pool_bytes = 16 * pages.count as u64 * page_words as u64;
         let pools = (0..pages.layers).map(|_| gpu.create_buffer("KV pool", pool_bytes)).collect::<Result<Vec<_>>>()?;
         // wgpu clears memory at its first use: here, rather than in the first token.
         gpu.clear(&pools)?;
@@ -105,6 +124,7 @@ impl PagedKvCache {
             pools,
             pages,
             append,
+            copy,
             inv_freq,
             step: None,
             step_buffers,
@@ -126,14 +146,15 @@ impl PagedKvCache {
         Ok(self)
     }
 
-    /// Adds an empty sequence.
+    /// Adds an empty sequence that will share no prefix. See [`PagedKvCache::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
         let id = self.table.insert();
         self.changed();
         id
     }
 
-    /// Removes a sequence and frees its pages. Errors: [`ErrorKind::UnknownSequence`].
+    /// Removes a sequence and gives up its pages; those whose tokens are known are kept until their room is needed.
+    /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.table.remove(id)?;
         self.changed();
@@ -147,12 +168,34 @@ impl PagedKvCache {
 
     /// Makes room for `n` more tokens in each sequence, beside those reserved already.
     ///
-    /// Errors: [`ErrorKind::CacheFull`] with pages needed and free, [`ErrorKind::UnknownSequence`],
-    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0.
+    /// Evicts kept pages where no others are free. Where a sequence shares its last, partly filled page, that page is
+    /// copied first, in all layers; the copies of a call are submitted with all that was recorded before.
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] with pages needed and to be had, [`ErrorKind::UnknownSequence`],
+    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0, those of the device.
     pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        self.table.reserve(ids, n)?;
+        let wanted: Vec<(SeqId, usize)> = ids.iter().map(|id| (*id, n)).collect();
+        self.reserve_each(&wanted)
+    }
+
+    /// [`PagedKvCache::reserve`] with a number of tokens for each sequence.
+    pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<()> {
+        let copies = self.table.reserve_each(wanted)?;
+        let copied = self.copy.run(&self.gpu, &self.pools, &copies);
+        if copied.is_err() {
+            self.table.undo_reserve(wanted, &copies);
+        }
         self.changed();
-        Ok(())
+        copied
+    }
+
+    /// Whether [`PagedKvCache::reserve_each`] would find its pages. Errors: as it has, but for the device's.
+    pub fn check_reserve(&self, wanted: &[(SeqId, usize)]) -> Result<()> {
+        let (needed, free) = (self.table.pages_needed(wanted)?, self.table.stats().available());
+        match needed > free {
+            true => Err(ErrorKind::CacheFull { needed, free }.into()),
+            false => Ok(()),
+        }
     }
 
     /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation.
@@ -178,9 +221,10 @@ impl PagedKvCache {
         self.live_generation.store(self.table.generation(), Ordering::Release);
     }
 
-    /// Pages in use and free.
+    /// How full the cache is, and what sharing does for it.
     pub fn stats(&self) -> CacheStats {
-        self.table.stats()
+        let stats = self.table.stats();
+        CacheStats { bytes: (stats.used + stats.evictable) as u64 * self.page_bytes(), ..stats }
     }
 
     /// Writes the reserved tokens of these sequences into one layer.
@@ -271,6 +315,11 @@ impl PagedKvCache {
         16 * self.layout.row_words(self.heads.groups()) * self.pages.layers
     }
 
+    /// Bytes of one page over all layers.
+    pub fn page_bytes(&self) -> u64 {
+        self.token_bytes() as u64 * self.pages.size as u64
+    }
+
     /// Bytes of all pools.
     pub fn pool_bytes(&self) -> usize {
         self.token_bytes() * self.pages.size * self.pages.count
@@ -300,3 +349,6 @@ impl KvSource for PagedKvCache {
         self.table.generation()
     }
 }
+
+#[cfg(test)]
+mod machine_tests;

@@ -1,58 +1,122 @@
-//! Which pages of a cache are held, and how often. Pure; a page costs O(1) to take and to give back.
+//! Which pages of a cache are held, and by how many. Pure; a page costs O(1) to take, to share and to give back.
 
-/// Hands out page ids `0..total`. A page is held while its reference count is above 0.
+/// Hands out page ids `0..total`. A page that is out is held while its reference count is above 0; what becomes of it then
+/// (free, or kept for its content) is for the owner of this to say.
 #[derive(Debug, Clone)]
 pub(super) struct Pages {
+    /// Pages that may be out at once: all, or what a budget allows.
+    limit: usize,
     total: usize,
     /// Holders of each page that was ever handed out; pages past the end are free and untouched, so that a large
     /// cache costs nothing until it is used.
-    references: Vec<u32>,
+    references: Vec<usize>,
     /// Pages handed out before and free now; the last given back goes out first, while it may still be in a GPU cache.
     released: Vec<u32>,
+    /// Pages with a holder, and those with more than one.
+    held: usize,
+    shared: usize,
+    /// How many more pages can be taken before one is refused, whatever is free.
+    #[cfg(test)]
+    pub(super) fail_after: Option<usize>,
 }
 
 impl Pages {
     /// `total` free pages.
     pub(super) fn new(total: u32) -> Self {
-        Self { total: total as usize, references: Vec::new(), released: Vec::new() }
+        Self {
+            limit: total as usize,
+            total: total as usize,
+            references: Vec::new(),
+            released: Vec::new(),
+            held: 0,
+            shared: 0,
+            #[cfg(test)]
+            fail_after: None,
+        }
     }
 
-    pub(super) fn total(&self) -> usize {
-        self.total
+    /// Pages that may be out at once.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
     }
 
+    /// Changes the limit, at most to all there are. Whoever lowers it below what is out has to give pages back.
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.min(self.total);
+    }
+
+    /// Pages that are out.
+    pub(super) fn out(&self) -> usize {
+        self.references.len() - self.released.len()
+    }
+
+    /// Pages that can be taken.
     pub(super) fn free(&self) -> usize {
-        self.total - self.references.len() + self.released.len()
+        self.limit.saturating_sub(self.out())
     }
 
-    /// Appends `count` pages to `pages`, each with one holder; or, if fewer are free, does nothing and says false.
-    #[must_use]
-    pub(super) fn alloc(&mut self, count: usize, pages: &mut Vec<u32>) -> bool {
-        if count > self.free() {
-            return false;
-        }
-        for _ in 0..count {
-            let page = self.released.pop().unwrap_or_else(|| {
-                self.references.push(0);
-                (self.references.len() - 1) as u32 // no truncation: below total, which came from a u32
-            });
-            self.references[page as usize] = 1;
-            pages.push(page);
-        }
-        true
+    /// Pages with a holder.
+    pub(super) fn held(&self) -> usize {
+        self.held
     }
 
-    /// Takes one holder from a page; the last makes it free. False, and nothing done, if no one holds it.
+    /// Pages with more than one holder.
+    pub(super) fn shared(&self) -> usize {
+        self.shared
+    }
+
+    /// Holders of a page.
+    pub(super) fn holders(&self, page: u32) -> usize {
+        self.references.get(page as usize).copied().unwrap_or(0)
+    }
+
+    /// A page that was free, with one holder; none if none is free.
+    pub(super) fn take(&mut self) -> Option<u32> {
+        if self.free() == 0 {
+            return None;
+        }
+        #[cfg(test)]
+        if let Some(left) = &mut self.fail_after {
+            *left = left.checked_sub(1)?;
+        }
+        let page = self.released.pop().unwrap_or_else(|| {
+            self.references.push(0);
+            (self.references.len() - 1) as u32 // no truncation: below total, which came from a u32
+        });
+        self.references[page as usize] = 1;
+        self.held += 1;
+        Some(page)
+    }
+
+    /// Adds a holder to a page that is out. Returns how many it had.
+    pub(super) fn retain(&mut self, page: u32) -> usize {
+        let Some(references) = self.references.get_mut(page as usize) else { return 0 };
+        *references += 1;
+        match *references {
+            1 => self.held += 1,
+            2 => self.shared += 1,
+            _ => {}
+        }
+        *references - 1
+    }
+
+    /// Takes a holder from a page. Returns how many are left, or none, and nothing done, if no one held it.
     #[must_use]
-    pub(super) fn release(&mut self, page: u32) -> bool {
-        let Some(references) = self.references.get_mut(page as usize).filter(|references| **references > 0) else {
-            return false;
-        };
+    pub(super) fn release(&mut self, page: u32) -> Option<usize> {
+        let references = self.references.get_mut(page as usize).filter(|references| **references > 0)?;
         *references -= 1;
-        if *references == 0 {
-            self.released.push(page);
+        match *references {
+            0 => self.held -= 1,
+            1 => self.shared -= 1,
+            _ => {}
         }
-        true
+        Some(*references)
+    }
+
+    /// Makes a page free that is out and has no holder.
+    pub(super) fn give_back(&mut self, page: u32) {
+        debug_assert!(self.holders(page) == 0 && (page as usize) < self.references.len(), "page {page} is held");
+        self.released.push(page);
     }
 }
 
@@ -61,39 +125,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alloc_is_all_or_nothing() {
-        let mut pages = Pages::new(5);
-        let mut held = Vec::new();
-        assert!(pages.alloc(3, &mut held));
-        assert!(!pages.alloc(3, &mut held));
-        assert_eq!((held.len(), pages.free(), pages.total()), (3, 2, 5));
-        assert!(pages.alloc(2, &mut held));
-        held.sort_unstable();
-        assert_eq!(held, [0, 1, 2, 3, 4]);
-        assert!(pages.alloc(0, &mut held));
-        assert!(!pages.alloc(1, &mut held));
+    fn pages_go_out_once() {
+        let mut pages = Pages::new(3);
+        let mut out: Vec<u32> = (0..3).map(|_| pages.take().unwrap()).collect();
+        assert_eq!((pages.take(), pages.free(), pages.out(), pages.held()), (None, 0, 3, 3));
+        out.sort_unstable();
+        assert_eq!(out, [0, 1, 2]);
     }
 
     #[test]
-    fn a_page_is_freed_once() {
+    fn the_last_holder_is_told() {
         let mut pages = Pages::new(2);
-        assert!(!pages.release(0), "never handed out");
-        let mut held = Vec::new();
-        assert!(pages.alloc(2, &mut held));
-        assert!(pages.release(1));
-        assert!(!pages.release(1));
-        assert!(!pages.release(7));
-        assert_eq!(pages.free(), 1);
-        assert!(pages.alloc(1, &mut held));
-        assert_eq!((held.last(), pages.free()), (Some(&1), 0));
+        assert_eq!(pages.release(0), None, "never handed out");
+        let page = pages.take().unwrap();
+        assert_eq!((pages.retain(page), pages.retain(page), pages.shared(), pages.holders(page)), (1, 2, 1, 3));
+        assert_eq!((pages.release(page), pages.shared()), (Some(2), 1));
+        assert_eq!((pages.release(page), pages.shared()), (Some(1), 0));
+        assert_eq!((pages.release(page), pages.held(), pages.free()), (Some(0), 0, 1));
+        assert_eq!(pages.release(page), None);
+        assert_eq!((pages.retain(page), pages.held(), pages.free()), (0, 1, 1), "held again before it was free");
+        assert_eq!(pages.release(page), Some(0));
+        pages.give_back(page);
+        assert_eq!((pages.free(), pages.take()), (2, Some(page)));
+    }
+
+    #[test]
+    fn a_limit_holds_pages_back() {
+        let mut pages = Pages::new(4);
+        pages.set_limit(2);
+        assert!(pages.take().is_some() && pages.take().is_some() && pages.take().is_none());
+        pages.set_limit(usize::MAX);
+        assert_eq!((pages.limit(), pages.free()), (4, 2));
+        pages.set_limit(1);
+        assert_eq!((pages.free(), pages.take()), (0, None));
     }
 
     #[test]
     fn the_largest_cache_costs_nothing_until_used() {
         let mut pages = Pages::new(u32::MAX);
-        let mut held = Vec::new();
-        assert!(!pages.alloc(usize::MAX, &mut held));
-        assert!(pages.alloc(2, &mut held));
-        assert_eq!(pages.free(), u32::MAX as usize - 2);
+        assert!(pages.take().is_some() && pages.take().is_some());
+        assert_eq!((pages.free(), pages.references.len()), (u32::MAX as usize - 2, 2));
     }
 }

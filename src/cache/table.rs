@@ -2,13 +2,17 @@
 //!
 //! A step is `reserve` (pages for the new tokens), kernels (which write and read them), `commit` (they are kept).
 //! What fails changes nothing. What succeeds raises the generation, by which a plan of an earlier state is known.
+//! Forks, known prefixes and pins: `sharing.rs`.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::attention::append::MAX_PAGE_SIZE;
 use crate::attention::view::{KvBatch, KvSource, SeqView};
-use crate::cache::pages::Pages;
+use crate::cache::sequence::Sequence;
+use crate::cache::stats::{CacheStats, PageCopy};
+use crate::cache::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Names a sequence of one cache. The id of a removed sequence is never given to another, and an id of another cache is
@@ -25,7 +29,7 @@ impl SeqId {
     fn index(self) -> usize {
         self.slot as usize
     }
-    fn unknown(self) -> Error {
+    pub(super) fn unknown(self) -> Error {
         ErrorKind::UnknownSequence { id: self.number() }.into()
     }
     /// What errors and `Display` show: unique within its table.
@@ -40,29 +44,22 @@ impl fmt::Display for SeqId {
     }
 }
 
-/// How full a cache is. `used + free == total`.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheStats {
-    /// Pages of the cache.
-    pub total: usize,
-    /// Pages that sequences hold, reservations included.
-    pub used: usize,
-    /// Pages that can be reserved.
-    pub free: usize,
-}
-
 /// Sequences and pages of a paged KV cache, without the memory itself.
 #[derive(Debug, Clone)]
 pub struct SeqTable {
     slots: Vec<Slot>,
     /// Slots without a sequence that may get one.
     vacant: Vec<usize>,
-    pages: Pages,
-    page_size: usize,
+    pub(super) store: Store,
+    /// Pages held for pinned sequences, which may be gone.
+    pub(super) pins: HashMap<SeqId, Vec<u32>>,
+    pub(super) page_size: usize,
     /// Which table of the process this is.
     id: u64,
     generation: u64,
+    /// For [`CacheStats`].
+    pub(super) hits: u64,
+    pub(super) misses: u64,
 }
 
 /// Tables made so far by this process.
@@ -72,15 +69,6 @@ static TABLES: AtomicU64 = AtomicU64::new(0);
 struct Slot {
     generation: u32,
     sequence: Option<Sequence>,
-}
-
-/// Holds exactly the pages of `len + reserved` tokens.
-#[derive(Debug, Clone, Default)]
-struct Sequence {
-    pages: Vec<u32>,
-    /// Committed tokens, then those of the step under way.
-    len: usize,
-    reserved: usize,
 }
 
 impl SeqTable {
@@ -96,27 +84,33 @@ impl SeqTable {
             let why = format!("{page_count} is not in 1..={most}, pages of {page_size} tokens");
             return Err(ErrorKind::argument("page_count", why));
         }
-        let pages = Pages::new(page_count as u32); // no truncation: at most `most`
+        let store = Store::new(page_count as u32); // no truncation: at most `most`
         let id = TABLES.fetch_add(1, Ordering::Relaxed);
         // Each table counts from a place of its own, so that a plan of another cache is known as such.
         let generation = id << 40;
-        Ok(Self { slots: Vec::new(), vacant: Vec::new(), pages, page_size, id, generation })
+        let (slots, vacant, pins) = (Vec::new(), Vec::new(), HashMap::new());
+        Ok(Self { slots, vacant, store, pins, page_size, id, generation, hits: 0, misses: 0 })
     }
 
-    /// Adds an empty sequence.
+    /// Adds an empty sequence that will share no prefix: its tokens need not be known. See [`SeqTable::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
+        self.insert_as(Sequence::default())
+    }
+
+    pub(super) fn insert_as(&mut self, sequence: Sequence) -> SeqId {
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, sequence: None });
             self.slots.len() - 1
         });
         let slot = &mut self.slots[index];
-        slot.sequence = Some(Sequence::default());
+        slot.sequence = Some(sequence);
         self.generation += 1;
         SeqId { table: self.id, slot: index as u32, generation: slot.generation }
         // no truncation: far fewer slots
     }
 
-    /// Removes a sequence and gives its pages back. Errors: [`ErrorKind::UnknownSequence`].
+    /// Removes a sequence and gives its pages back; those whose tokens are known are kept until their room is needed.
+    /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.sequence(id)?;
         self.vacate(id.index());
@@ -124,11 +118,15 @@ impl SeqTable {
         Ok(())
     }
 
-    /// Removes all sequences.
+    /// Removes all sequences and pins, and what was kept of earlier ones.
     pub fn clear(&mut self) {
         for index in 0..self.slots.len() {
             self.vacate(index);
         }
+        for page in std::mem::take(&mut self.pins).into_values().flatten() {
+            self.store.release(page);
+        }
+        self.store.drop_kept();
         self.generation += 1;
     }
 
@@ -149,63 +147,152 @@ impl SeqTable {
 
     /// How full the cache is.
     pub fn stats(&self) -> CacheStats {
-        let (total, free) = (self.pages.total(), self.pages.free());
-        CacheStats { total, used: total - free, free }
+        let pages = &self.store.pages;
+        CacheStats {
+            total: pages.limit(),
+            used: pages.held(),
+            shared: pages.shared(),
+            evictable: self.store.index().unheld(),
+            free: pages.free(),
+            bytes: 0,
+            hits: self.hits,
+            misses: self.misses,
+            evictions: self.store.evictions(),
+        }
+    }
+
+    /// Lets sequences, pins and kept pages take at most `pages` pages together (all of them, if there are fewer). What is
+    /// kept beyond that is evicted at once.
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] where more are held.
+    pub fn set_page_limit(&mut self, pages: usize) -> Result<()> {
+        if !self.store.set_limit(pages) {
+            return Err(ErrorKind::CacheFull { needed: self.store.pages.held(), free: pages }.into());
+        }
+        Ok(())
     }
 
     /// Makes room for `n` more tokens of each sequence, on top of what they have reserved.
     ///
-    /// Errors: [`ErrorKind::CacheFull`] where the pages do not suffice: no sequence gets any, and it counts the pages of
-    /// the whole call. [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0.
-    pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        if n == 0 {
-            return Err(ErrorKind::argument("n", "0 tokens to reserve"));
-        }
-        self.check_distinct(ids)?;
-        let mut needed = 0usize;
-        for &id in ids {
-            let sequence = self.sequence(id)?;
-            // Saturating: a length past usize needs more pages than any cache has, and is refused just below.
-            let pages = self.pages_for(sequence.tokens().saturating_add(n));
-            needed = needed.saturating_add(pages - sequence.pages.len());
-        }
-        let free = self.pages.free();
-        if needed > free {
+    /// Returns the pages to be copied, in every layer, before anything is written to the new tokens' slots: a sequence that
+    /// shares its last, partly filled page with others gets a copy of it to write to. No page is both read and written.
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] where the pages do not suffice, evictable ones counted as free: no sequence gets any,
+    /// and it counts the pages of the whole call. [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`],
+    /// [`ErrorKind::Argument`] for 0.
+    pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<Vec<PageCopy>> {
+        self.reserve_each(&each(ids, n))
+    }
+
+    /// [`SeqTable::reserve`] with a number of tokens for each sequence.
+    pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<Vec<PageCopy>> {
+        let needed = self.pages_needed(wanted)?;
+        let free = self.store.available();
+        let Some(pages) = self.store.take(needed) else {
             return Err(ErrorKind::CacheFull { needed, free }.into());
-        }
-        for &id in ids {
-            let page_size = self.page_size;
+        };
+        let mut pages = pages.into_iter();
+        let mut copies = Vec::new();
+        let page_size = self.page_size;
+        for &(id, n) in wanted {
             let Some(sequence) = self.slots[id.index()].sequence.as_mut() else { continue };
+            if let Some(tail) = sequence.tail(page_size) {
+                let source = sequence.pages[tail];
+                if self.store.pages.holders(source) == 1 {
+                    self.store.forget(source);
+                } else if let Some(target) = pages.next() {
+                    copies.push(PageCopy { source, target });
+                    sequence.pages[tail] = target;
+                    self.store.release(source);
+                }
+            }
             sequence.reserved += n;
             let more = sequence.tokens().div_ceil(page_size) - sequence.pages.len();
-            let taken = self.pages.alloc(more, &mut sequence.pages);
-            debug_assert!(taken, "counted above");
+            sequence.pages.extend(pages.by_ref().take(more));
+            debug_assert_eq!(sequence.pages.len(), sequence.tokens().div_ceil(page_size), "counted above");
+        }
+        debug_assert_eq!(pages.len(), 0, "counted above");
+        self.generation += 1;
+        Ok(copies)
+    }
+
+    /// Pages that [`SeqTable::reserve_each`] would take.
+    ///
+    /// Errors: as it has, but for [`ErrorKind::CacheFull`].
+    pub fn pages_needed(&self, wanted: &[(SeqId, usize)]) -> Result<usize> {
+        check_distinct(wanted.iter().map(|(id, _)| *id))?;
+        let mut needed = 0usize;
+        let mut tails = Vec::new();
+        for &(id, n) in wanted {
+            if n == 0 {
+                return Err(ErrorKind::argument("n", "0 tokens to reserve"));
+            }
+            let sequence = self.sequence(id)?;
+            // Saturating: a length past usize needs more pages than any cache has, and is refused later.
+            let pages = sequence.tokens().saturating_add(n).div_ceil(self.page_size);
+            needed = needed.saturating_add(pages - sequence.pages.len());
+            let tail = sequence.tail(self.page_size).map(|tail| sequence.pages[tail]);
+            tails.extend(tail.filter(|page| self.store.pages.holders(*page) > 1));
+        }
+        // Of the holders of a page that all write to it, the last has it for itself.
+        tails.sort_unstable();
+        let copies = |run: &[u32]| run.len().min(self.store.pages.holders(run[0]) - 1);
+        Ok(needed.saturating_add(tails.chunk_by(|a, b| a == b).map(copies).sum()))
+    }
+
+    /// Takes back what [`SeqTable::reserve_each`] did, as long as nothing else was done since: for a caller whose copies
+    /// failed. What it has evicted stays evicted.
+    pub(super) fn undo_reserve(&mut self, wanted: &[(SeqId, usize)], copies: &[PageCopy]) {
+        let mut copies = copies.iter().peekable();
+        for &(id, n) in wanted {
+            let Some(sequence) = self.slots[id.index()].sequence.as_mut() else { continue };
+            if let Some(tail) = sequence.tail(self.page_size) {
+                if let Some(copy) = copies.next_if(|copy| copy.target == sequence.pages[tail]) {
+                    self.store.retain(copy.source);
+                    sequence.pages[tail] = copy.source;
+                    self.store.release(copy.target);
+                }
+            }
+            sequence.reserved -= n;
+            for page in sequence.pages.drain(sequence.tokens().div_ceil(self.page_size)..) {
+                self.store.release(page);
+            }
+        }
+        self.generation += 1;
+    }
+
+    /// Keeps the first `n` reserved tokens of each sequence and drops the rest of its reservation.
+    ///
+    /// A sequence whose tokens were known shares what it has so far, and nothing later: see [`SeqTable::commit_tokens`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, [`ErrorKind::UnknownSequence`],
+    /// [`ErrorKind::RepeatedSequence`].
+    pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
+        self.check_commit(&each(ids, n))?;
+        for &id in ids {
+            self.commit_one(id, n, None);
         }
         self.generation += 1;
         Ok(())
     }
 
-    /// Keeps the first `n` reserved tokens of each sequence and drops the rest of its reservation.
-    ///
-    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, [`ErrorKind::UnknownSequence`],
-    /// [`ErrorKind::RepeatedSequence`].
-    pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        self.check_distinct(ids)?;
-        for &id in ids {
+    /// Refuses what cannot be committed.
+    pub(super) fn check_commit(&self, accepted: &[(SeqId, usize)]) -> Result<()> {
+        check_distinct(accepted.iter().map(|(id, _)| *id))?;
+        for &(id, n) in accepted {
             let reserved = self.sequence(id)?.reserved;
             if n > reserved {
                 let why = format!("{n} tokens to commit, sequence {id} has {reserved} reserved");
                 return Err(ErrorKind::argument("n", why));
             }
         }
-        for &id in ids {
-            if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
-                let len = sequence.len + n;
-                sequence.keep(len, self.page_size, &mut self.pages);
-            }
-        }
-        self.generation += 1;
         Ok(())
+    }
+
+    pub(super) fn commit_one(&mut self, id: SeqId, n: usize, tokens: Option<&[u32]>) {
+        if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
+            sequence.commit(n, tokens, self.page_size, &mut self.store);
+        }
     }
 
     /// Cuts a sequence to its first `len` committed tokens and drops its reservation.
@@ -217,58 +304,47 @@ impl SeqTable {
             return Err(ErrorKind::argument("len", format!("{len} is more than the {old} tokens of sequence {id}")));
         }
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
-            sequence.keep(len, self.page_size, &mut self.pages);
+            sequence.truncate(len, self.page_size, &mut self.store);
         }
         self.generation += 1;
         Ok(())
     }
 
-    fn sequence(&self, id: SeqId) -> Result<&Sequence> {
+    pub(super) fn sequence(&self, id: SeqId) -> Result<&Sequence> {
         let own = |slot: &&Slot| id.table == self.id && slot.generation == id.generation;
         let slot = self.slots.get(id.index()).filter(own);
         slot.and_then(|slot| slot.sequence.as_ref()).ok_or_else(|| id.unknown())
     }
 
-    fn pages_for(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.page_size)
+    /// Tells plans of earlier states.
+    pub(super) fn changed(&mut self) {
+        self.generation += 1;
     }
 
     /// Empties a slot, if it holds a sequence, and makes the ids given out for it unknown.
     fn vacate(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         let Some(mut sequence) = slot.sequence.take() else { return };
-        sequence.keep(0, self.page_size, &mut self.pages);
+        sequence.keep(0, self.page_size, &mut self.store);
         // A slot whose generations are used up is given up rather than letting an old id name a new sequence.
         if let Some(next) = slot.generation.checked_add(1) {
             slot.generation = next;
             self.vacant.push(index);
         }
     }
-
-    fn check_distinct(&self, ids: &[SeqId]) -> Result<()> {
-        let mut sorted = ids.to_vec();
-        sorted.sort_unstable();
-        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(ErrorKind::RepeatedSequence { id: pair[0].number() }.into()),
-            None => Ok(()),
-        }
-    }
 }
 
-impl Sequence {
-    /// Committed and reserved tokens.
-    fn tokens(&self) -> usize {
-        self.len + self.reserved
-    }
+/// The same number for each.
+fn each(ids: &[SeqId], n: usize) -> Vec<(SeqId, usize)> {
+    ids.iter().map(|id| (*id, n)).collect()
+}
 
-    /// Commits exactly the first `len` of the sequence's tokens, and gives back the pages of the others.
-    fn keep(&mut self, len: usize, page_size: usize, pages: &mut Pages) {
-        self.len = len;
-        self.reserved = 0;
-        for page in self.pages.drain(len.div_ceil(page_size)..) {
-            let held = pages.release(page);
-            debug_assert!(held, "page {page} of a sequence was free");
-        }
+pub(super) fn check_distinct(ids: impl Iterator<Item = SeqId>) -> Result<()> {
+    let mut sorted: Vec<SeqId> = ids.collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(ErrorKind::RepeatedSequence { id: pair[0].number() }.into()),
+        None => Ok(()),
     }
 }
 
@@ -276,7 +352,7 @@ impl KvSource for SeqTable {
     type Id = SeqId;
 
     fn batch(&self, sequences: &[SeqId]) -> Result<KvBatch> {
-        self.check_distinct(sequences)?;
+        check_distinct(sequences.iter().copied())?;
         let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
         for &id in sequences {
             let sequence = self.sequence(id)?;

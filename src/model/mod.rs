@@ -41,6 +41,7 @@ mod generate;
 mod save;
 mod schedule;
 mod session;
+mod sharing;
 mod warm_up;
 mod weights;
 

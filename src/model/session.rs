@@ -63,7 +63,7 @@ pub struct Fed {
 /// Sequences of one [`Decoder`].
 pub struct Session {
     decoder: Decoder,
-    cache: PagedKvCache,
+    pub(super) cache: PagedKvCache,
     decode: Decode,
     options: SessionOptions,
     buffers: Buffers,
@@ -117,12 +117,13 @@ impl Session {
         Ok(Session { decoder: decoder.clone(), cache, decode, options, buffers, unfinished: Vec::new() })
     }
 
-    /// Adds an empty sequence.
+    /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
         self.cache.insert()
     }
 
-    /// Removes a sequence and frees its part of the cache. Errors: [`ErrorKind::UnknownSequence`].
+    /// Removes a sequence and gives up its part of the cache, which is kept until its room is needed where its tokens can be
+    /// found by [`Session::match_prefix`]. Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.cache.remove(id)
     }
@@ -153,7 +154,7 @@ impl Session {
         self.options.max_batch
     }
 
-    /// Pages in use and free.
+    /// How full the cache is, and what sharing does for it.
     pub fn stats(&self) -> CacheStats {
         self.cache.stats()
     }
@@ -200,8 +201,6 @@ impl Session {
         let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
         self.cache.batch(&ids)?;
         let most = self.decoder.config().max_positions;
-        let page_size = self.options.page_size;
-        let mut needed = 0;
         for (id, tokens) in batch {
             let len = self.cache.len(*id)?;
             if tokens.is_empty() {
@@ -215,12 +214,9 @@ impl Session {
                 return Err(ErrorKind::argument("batch", why));
             }
             self.decoder.inner.embedding.check_ids(tokens)?;
-            needed += (len + tokens.len()).div_ceil(page_size) - len.div_ceil(page_size);
         }
-        let free = self.cache.stats().free;
-        if needed > free {
-            return Err(ErrorKind::CacheFull { needed, free }.into());
-        }
+        let wanted: Vec<(SeqId, usize)> = batch.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
+        self.cache.check_reserve(&wanted)?;
         match want {
             Want::Token(draws) if draws.len() != batch.len() => {
                 Err(ErrorKind::shape("draws", &[draws.len()], format!("({})", batch.len())))
@@ -269,9 +265,8 @@ impl Session {
                     each.for_each(|(p, row)| fed.logits[p.sequence] = row.to_vec());
                 }
             }
-            for part in &parts {
-                self.cache.commit(&[batch[part.sequence].0], part.tokens.len())?;
-            }
+            let tokens = |part: &Part| (batch[part.sequence].0, &batch[part.sequence].1[part.tokens.clone()]);
+            self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())?;
         }
         Ok(fed)
     }
@@ -291,16 +286,17 @@ impl Session {
     ) -> Result<usize> {
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;
-        let (mut ids, mut sequences, mut last_rows) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut sequences, mut last_rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for part in parts {
             let (id, tokens) = batch[part.sequence];
-            self.cache.reserve(&[id], part.tokens.len())?;
+            wanted.push((id, part.tokens.len()));
             sequences.push(id);
             ids.extend_from_slice(&tokens[part.tokens.clone()]);
             if part.last {
                 last_rows.push(ids.len() as u32 - 1);
             }
         }
+        self.cache.reserve_each(&wanted)?;
         // All writes come before all commands, so that the step is one submit.
         let (rows, ending, b) = (ids.len(), last_rows.len(), &self.buffers);
         let id_rows = b.ids.view(&[rows])?;

@@ -27,6 +27,7 @@
 //! ```
 
 mod append;
+mod copy_pages;
 mod decode;
 mod gla;
 mod layers;
@@ -38,6 +39,7 @@ mod sample;
 pub mod vector;
 
 pub use append::{append, quantise_span, round_to_i8};
+pub use copy_pages::copy_pages;
 pub use decode::{add_sinks, attend, decode, decode_split, decode_with, merge, Attended, DecodeInputs, DecodeOptions};
 pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaWeights};
 pub use layers::{gqa_layer, gta_layer, gta_project, GqaWeights, GtaWeights, LayerConfig, Projected};

@@ -12,6 +12,7 @@ mod isolation;
 mod options;
 mod pairwise;
 mod save;
+mod sharing;
 mod split;
 mod steps;
 mod support;

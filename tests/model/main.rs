@@ -7,4 +7,5 @@ mod forward;
 mod saved;
 #[path = "../shared/mod.rs"]
 mod shared;
+mod sharing;
 mod tiny;

@@ -1,0 +1,108 @@
+//! Sequences that share pages, and how much of the cache they may take: what [`SeqTable`](super::SeqTable) does, on a
+//! cache with memory.
+
+use super::{PagedKvCache, Pages, SeqId};
+use crate::attention::layout::StateLayout;
+use crate::attention::HeadLayout;
+use crate::error::{ErrorKind, Result};
+use crate::gpu::DType;
+
+impl PagedKvCache {
+    /// A new sequence of the same committed tokens, for parallel samples and beams. It shares all pages and copies none;
+    /// the first of them to add tokens to a shared, partly filled page gets a copy of that page, in
+    /// [`PagedKvCache::reserve`]. Reserved tokens are not shared. O(pages), on the host alone.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`].
+    pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
+        let fork = self.table.fork(id)?;
+        self.changed();
+        Ok(fork)
+    }
+
+    /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with
+    /// the same `salt` by a sequence made here, in use or kept since. At least the last of `tokens` is left to compute,
+    /// beginning at [`PagedKvCache::len`]. As long as it is committed by [`PagedKvCache::commit_tokens`], later calls find
+    /// its pages too.
+    ///
+    /// A salt separates what must not be shared though the tokens are equal: models, adapters, images, users. Tokens are
+    /// compared, never hashes alone.
+    pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
+        let id = self.table.match_prefix(tokens, salt);
+        self.changed();
+        id
+    }
+
+    /// Keeps the first reserved tokens of each sequence, as many as are given here, and gives back the rest of its
+    /// reservation.
+    ///
+    /// The full pages of a sequence from [`PagedKvCache::match_prefix`] (or a fork of one), all of whose tokens were
+    /// committed this way, are from now on found by their tokens. Where a page with the same tokens before and in it is
+    /// known, that page takes the place of the sequence's own, so that equal prompts are held once; both hold the same up
+    /// to rounding. For other sequences this is [`PagedKvCache::commit`]. Tokens that are reserved and not committed, drafts,
+    /// are never shared. Whatever wrote the tokens must be recorded by now.
+    ///
+    /// Errors: as [`PagedKvCache::commit`].
+    pub fn commit_tokens(&mut self, accepted: &[(SeqId, &[u32])]) -> Result<()> {
+        self.table.commit_tokens(accepted)?;
+        self.changed();
+        Ok(())
+    }
+
+    /// The committed tokens of a sequence, if all of them are known. Errors: [`ErrorKind::UnknownSequence`].
+    pub fn tokens(&self, id: SeqId) -> Result<Option<Vec<u32>>> {
+        self.table.tokens(id)
+    }
+
+    /// Keeps the full pages that a sequence has now, as far as they can be found by their tokens, from eviction, also when
+    /// the sequence is truncated or removed. A second pin of a sequence takes the place of the first.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`].
+    pub fn pin(&mut self, id: SeqId) -> Result<()> {
+        self.table.pin(id)
+    }
+
+    /// Gives up a pin. `id` is that of the sequence, which may have been removed since.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`] where it has no pin.
+    pub fn unpin(&mut self, id: SeqId) -> Result<()> {
+        self.table.unpin(id)
+    }
+
+    /// Frees all pages that are kept for their content and held by no one.
+    pub fn drop_kept(&mut self) {
+        self.table.drop_kept();
+    }
+
+    /// Lets sequences, pins and kept pages take at most `bytes` of the pools together, in whole pages; what is kept beyond
+    /// that is evicted at once, and later calls fail as they would in a smaller cache. The pools stay as they are: what is
+    /// allocated is decided by [`Pages`], before, with [`Pages::within`].
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] where more pages are held.
+    pub fn set_byte_budget(&mut self, bytes: u64) -> Result<()> {
+        let pages = bytes / self.page_bytes();
+        self.table.set_page_limit(usize::try_from(pages).unwrap_or(usize::MAX))
+    }
+}
+
+impl Pages {
+    /// As many pages of `size` tokens as fit `bytes` over all layers: a cache of these allocates no more than that for its
+    /// pools.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where not one page fits.
+    pub fn within(bytes: u64, heads: &HeadLayout, dtype: DType, size: usize, layers: usize) -> Result<Self> {
+        for (name, value) in [("size", size), ("layers", layers)] {
+            if value == 0 {
+                return Err(ErrorKind::argument(name, "must not be 0"));
+            }
+        }
+        let row_bytes = 16 * StateLayout::new(heads, dtype).row_words(heads.groups()) as u64;
+        let page_bytes = row_bytes.saturating_mul(size as u64).saturating_mul(layers as u64);
+        let count = bytes / page_bytes;
+        if count == 0 {
+            let what = format!("one page of {size} tokens in {layers} layers");
+            return Err(ErrorKind::TooLarge { what, needed_bytes: page_bytes, limit_bytes: bytes }.into());
+        }
+        // What 32 bits do not address is refused when the cache is made.
+        Ok(Pages { count: usize::try_from(count).unwrap_or(usize::MAX), size, layers })
+    }
+}

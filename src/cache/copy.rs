@@ -1,0 +1,74 @@
+//! Copies of whole pages within each layer's pool. Kernel: `shaders/copy_pages.wgsl`.
+
+use super::PageCopy;
+use crate::attention::plan::fold;
+use crate::error::Result;
+use crate::gpu::{part, Access, Buffer, Gpu, Kernel, KernelSpec};
+
+/// The kernel, and the list it reads.
+pub(super) struct CopyPages {
+    kernel: Kernel,
+    /// (copies) u32 (source, target)
+    list: Buffer,
+    page_words: u32,
+    page_count: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct CopyParams {
+    pub(crate) copy_count: u32,
+    pub(crate) page_count: u32,
+    pub(crate) page_words: u32,
+}
+
+/// Copies of a call before the list has to grow.
+const COPIES: usize = 256;
+const COPY_BYTES: usize = 8;
+
+/// Workgroups of a page at most; a longer one is walked.
+const MAX_X: u32 = 1024;
+
+pub(crate) fn copy_spec() -> KernelSpec {
+    KernelSpec {
+        name: "copy_pages",
+        consts: vec![],
+        parts: vec![part!("copy_pages.wgsl")],
+        bindings: vec![Access::Read, Access::Write],
+        workgroup_bytes: 0,
+    }
+}
+
+impl CopyPages {
+    /// For pools of `page_count` pages of `page_words` vec4 words.
+    pub(super) fn new(gpu: &Gpu, page_words: usize, page_count: usize) -> Result<Self> {
+        let list = gpu.create_buffer("page copies", (COPIES * COPY_BYTES) as u64)?;
+        // No truncation in what can be used: a pool whose words are past 32 bits is past every binding limit.
+        let (page_words, page_count) = (page_words as u32, page_count as u32);
+        Ok(Self { kernel: gpu.kernel(copy_spec())?, list, page_words, page_count })
+    }
+
+    /// Copies these pages in every pool, after all that is recorded so far, and submits: an error later in the step must
+    /// not lose the copies, without which a sequence has lost tokens. Nothing happens where there are none.
+    ///
+    /// One dispatch per pool: a pool is a binding, and a kernel may have 8 of them.
+    pub(super) fn run(&mut self, gpu: &Gpu, pools: &[Buffer], copies: &[PageCopy]) -> Result<()> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let bytes = (copies.len().next_power_of_two() * COPY_BYTES) as u64;
+        if self.list.size_bytes() < bytes {
+            self.list = gpu.create_buffer("page copies", bytes)?;
+        }
+        let list: Vec<u32> = copies.iter().flat_map(|copy| [copy.source, copy.target]).collect();
+        gpu.write(&self.list, 0, bytemuck::cast_slice(&list))?;
+        let copy_count = copies.len() as u32; // no truncation: at most the pages of a pool
+        let params = CopyParams { copy_count, page_count: self.page_count, page_words: self.page_words };
+        let (y, z) = fold(copies.len());
+        let grid = (self.page_words.div_ceil(64).min(MAX_X), y, z);
+        gpu.record(|pass| {
+            pools.iter().try_for_each(|pool| gpu.dispatch(pass, &self.kernel, &params, &[&self.list, pool], grid))
+        })?;
+        gpu.submit()
+    }
+}

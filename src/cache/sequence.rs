@@ -1,0 +1,89 @@
+//! One sequence: its pages, its lengths, and what is known of its tokens. Pure.
+
+use super::prefix::Parent;
+use super::store::Store;
+
+/// Holds exactly the pages of `len + reserved` tokens.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sequence {
+    pub(super) pages: Vec<u32>,
+    /// Committed tokens, then those of the step under way.
+    pub(super) len: usize,
+    pub(super) reserved: usize,
+    /// While every committed token is known; then every full page of them is in the index.
+    pub(super) known: Option<Known>,
+}
+
+/// Whose prefixes a sequence shares, and its tokens as far as they are not in the index.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) salt: u64,
+    /// Tokens of the last page, if that is not full.
+    pub(super) tail: Vec<u32>,
+}
+
+impl Sequence {
+    /// Committed and reserved tokens.
+    pub(super) fn tokens(&self) -> usize {
+        self.len + self.reserved
+    }
+
+    /// The page of committed tokens that the next token goes to, by its place among the pages: none where a new page
+    /// begins.
+    pub(super) fn tail(&self, page_size: usize) -> Option<usize> {
+        (!self.len.is_multiple_of(page_size)).then_some(self.len / page_size)
+    }
+
+    /// Commits exactly the first `len` of the sequence's tokens, and gives back the pages of the others.
+    pub(super) fn keep(&mut self, len: usize, page_size: usize, store: &mut Store) {
+        self.len = len;
+        self.reserved = 0;
+        for page in self.pages.drain(len.div_ceil(page_size)..) {
+            store.release(page);
+        }
+    }
+
+    /// Commits the first `n` reserved tokens, and says what they are if that is known.
+    pub(super) fn commit(&mut self, n: usize, tokens: Option<&[u32]>, page_size: usize, store: &mut Store) {
+        self.keep(self.len + n, page_size, store);
+        if n == 0 {
+            return;
+        }
+        let (Some(known), Some(mut tokens)) = (&mut self.known, tokens) else {
+            self.known = None;
+            return;
+        };
+        while !tokens.is_empty() {
+            let (now, later) = tokens.split_at(tokens.len().min(page_size - known.tail.len()));
+            known.tail.extend_from_slice(now);
+            tokens = later;
+            if known.tail.len() < page_size {
+                break;
+            }
+            let full = (self.len - tokens.len()) / page_size - 1;
+            let parent = match full.checked_sub(1) {
+                Some(before) => Parent::Page(self.pages[before]),
+                None => Parent::Salt(known.salt),
+            };
+            self.pages[full] = store.publish(parent, &known.tail, self.pages[full]);
+            known.tail.clear();
+        }
+    }
+
+    /// Cuts the sequence to its first `len` tokens, at most those committed.
+    pub(super) fn truncate(&mut self, len: usize, page_size: usize, store: &mut Store) {
+        if let Some(known) = &mut self.known {
+            match (len + known.tail.len()).checked_sub(self.len) {
+                Some(left) => known.tail.truncate(left),
+                None => {
+                    let tail = self.pages.get(len / page_size).and_then(|page| store.index().tokens(*page));
+                    match tail {
+                        Some(tokens) => known.tail = tokens[..len % page_size].to_vec(),
+                        None => self.known = None,
+                    }
+                }
+            }
+        }
+        self.keep(len, page_size, store);
+    }
+}

@@ -1,0 +1,107 @@
+//! What sequences share: forks, prefixes found by their tokens, pins. Pure.
+
+use super::prefix::Parent;
+use super::sequence::{Known, Sequence};
+use super::table::{SeqId, SeqTable};
+use crate::error::Result;
+
+impl SeqTable {
+    /// A new sequence of the same committed tokens. It shares all pages and copies none: whoever first adds tokens to a
+    /// shared, partly filled page gets a copy of that page ([`SeqTable::reserve`]). Reserved tokens are not shared.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
+        let Sequence { pages, len, known, .. } = self.sequence(id)?;
+        let pages = pages[..len.div_ceil(self.page_size)].to_vec();
+        let copy = Sequence { pages, len: *len, reserved: 0, known: known.clone() };
+        copy.pages.iter().for_each(|page| self.store.retain(*page));
+        Ok(self.insert_as(copy))
+    }
+
+    /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with
+    /// the same `salt` by a sequence made here, in use or kept since. At least the last of `tokens` is left to compute.
+    /// What is left begins at [`SeqTable::len`]. As long as it is committed by [`SeqTable::commit_tokens`], later calls
+    /// find its pages too.
+    ///
+    /// A salt separates what must not be shared though the tokens are equal: models, adapters, images, users. Tokens are
+    /// compared, never hashes alone.
+    pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
+        let mut found = Sequence { known: Some(Known { salt, tail: Vec::new() }), ..Sequence::default() };
+        let most = tokens.len().saturating_sub(1) / self.page_size;
+        let mut parent = Parent::Salt(salt);
+        for tokens in tokens.chunks_exact(self.page_size).take(most) {
+            let Some(page) = self.store.index().find(parent, tokens) else { break };
+            found.pages.push(page);
+            parent = Parent::Page(page);
+        }
+        self.hits += found.pages.len() as u64;
+        self.misses += (most - found.pages.len()) as u64;
+        found.pages.iter().for_each(|page| self.store.retain(*page));
+        found.len = found.pages.len() * self.page_size;
+        self.insert_as(found)
+    }
+
+    /// Keeps the first reserved tokens of each sequence, as many as are given here, and drops the rest of its reservation.
+    ///
+    /// The full pages of a sequence from [`SeqTable::match_prefix`] (or a fork of one), all of whose tokens were committed
+    /// this way, are from now on found by their tokens. Where a page with the same tokens before and in it is known, that
+    /// page takes the place of the sequence's own, so that equal prompts are held once; both hold the same up to rounding.
+    /// For other sequences this is [`SeqTable::commit`]. Tokens that are reserved and not committed are never shared.
+    ///
+    /// Errors: as [`SeqTable::commit`].
+    pub fn commit_tokens(&mut self, accepted: &[(SeqId, &[u32])]) -> Result<()> {
+        let counts: Vec<(SeqId, usize)> = accepted.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
+        self.check_commit(&counts)?;
+        for (id, tokens) in accepted {
+            self.commit_one(*id, tokens.len(), Some(tokens));
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// The committed tokens of a sequence, if all of them are known. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub fn tokens(&self, id: SeqId) -> Result<Option<Vec<u32>>> {
+        let sequence = self.sequence(id)?;
+        let Some(known) = &sequence.known else { return Ok(None) };
+        let mut tokens = Vec::with_capacity(sequence.len);
+        for page in &sequence.pages[..(sequence.len - known.tail.len()) / self.page_size] {
+            let Some(of_page) = self.store.index().tokens(*page) else { return Ok(None) };
+            tokens.extend_from_slice(of_page);
+        }
+        tokens.extend_from_slice(&known.tail);
+        Ok(Some(tokens))
+    }
+
+    /// Keeps the full pages that a sequence has now, as far as they can be found by their tokens, from eviction, also when
+    /// the sequence is truncated or removed. A second pin of a sequence takes the place of the first.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub fn pin(&mut self, id: SeqId) -> Result<()> {
+        let sequence = self.sequence(id)?;
+        let full = &sequence.pages[..sequence.len / self.page_size];
+        let pages: Vec<u32> = full.iter().copied().take_while(|page| self.store.index().contains(*page)).collect();
+        pages.iter().for_each(|page| self.store.retain(*page));
+        for page in self.pins.insert(id, pages).into_iter().flatten() {
+            self.store.release(page);
+        }
+        Ok(())
+    }
+
+    /// Gives up a pin. `id` is that of the sequence, which may have been removed since.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) where it has no pin.
+    pub fn unpin(&mut self, id: SeqId) -> Result<()> {
+        let pages = self.pins.remove(&id).ok_or_else(|| id.unknown())?;
+        pages.into_iter().for_each(|page| self.store.release(page));
+        Ok(())
+    }
+
+    /// Frees all pages that are kept for their content and held by no one. They do not count as evictions.
+    pub fn drop_kept(&mut self) {
+        self.store.drop_kept();
+    }
+}
+
+#[cfg(test)]
+#[path = "sharing_tests.rs"]
+mod tests;

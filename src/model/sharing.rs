@@ -1,0 +1,46 @@
+//! Sequences of a session that share their part of the cache.
+
+use super::session::Session;
+use crate::cache::SeqId;
+use crate::error::Result;
+
+impl Session {
+    /// A new sequence of the same tokens, for parallel samples and beams. It shares the cache of the first and computes
+    /// nothing; one page is copied when either gets its next token, unless the last page is full.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
+        self.cache.fork(id)
+    }
+
+    /// A new sequence that holds the longest prefix of `tokens` that is cached, in whole pages, from sequences made here
+    /// with the same `salt`, whether they are in use or removed. At least the last token is left: the caller feeds
+    /// `tokens[session.len(id)..]`. A salt separates what must not be shared though tokens are equal, such as users.
+    ///
+    /// Logits may differ in their last bits from those of a prompt that is fed whole, as they do for a prompt that is cut
+    /// into steps at other places.
+    pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
+        self.cache.match_prefix(tokens, salt)
+    }
+
+    /// Keeps the full pages that a sequence from [`Session::match_prefix`] has now from eviction, also after its removal:
+    /// a system prompt. See [`PagedKvCache::pin`](crate::PagedKvCache::pin).
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub fn pin(&mut self, id: SeqId) -> Result<()> {
+        self.cache.pin(id)
+    }
+
+    /// Gives up a pin. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) where there is none.
+    pub fn unpin(&mut self, id: SeqId) -> Result<()> {
+        self.cache.unpin(id)
+    }
+
+    /// Lets the cache take at most `bytes` of what it has. See
+    /// [`PagedKvCache::set_byte_budget`](crate::PagedKvCache::set_byte_budget).
+    ///
+    /// Errors: [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) where more is in use.
+    pub fn set_byte_budget(&mut self, bytes: u64) -> Result<()> {
+        self.cache.set_byte_budget(bytes)
+    }
+}

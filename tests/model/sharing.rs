@@ -1,0 +1,108 @@
+//! Sequences of a session that share their cache: the same logits, less work and memory.
+
+use crate::assert_kind;
+use crate::shared::*;
+use crate::tiny::{Tiny, VARIANTS};
+use latten::model::{Decoder, Draw, Session, SessionOptions, Want};
+use latten::{DType, ErrorKind, SeqId};
+use pollster::block_on;
+
+const PAGE: usize = 8;
+
+fn session(variant: &str, test: &str) -> Session {
+    let folder = Tiny::new(variant, 7).write(&format!("{test}-{variant}"));
+    let decoder = Decoder::load(gpu(), folder.path(), DType::F16).unwrap();
+    let options =
+        SessionOptions { max_batch: 3, chunk: PAGE, cache_tokens: 12 * PAGE, page_size: PAGE, kv_dtype: DType::F16 };
+    Session::new(&decoder, options).unwrap()
+}
+
+fn logits(session: &mut Session, id: SeqId, tokens: &[u32]) -> Vec<u32> {
+    let fed = block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap();
+    fed.logits[0].iter().map(|l| l.to_bits()).collect()
+}
+
+/// Steps are a page here, so that a prompt is cut at the same places whether its pages are found or computed: then logits
+/// are equal to the bit.
+#[test]
+fn a_hit_gives_the_logits_of_a_miss() {
+    let prompt: Vec<u32> = (0..2 * PAGE as u32 + 5).map(|i| 3 + i * 5 % 90).collect();
+    let next: Vec<u32> = (0..PAGE as u32 + 2).map(|i| 40 + i).collect();
+    for variant in VARIANTS {
+        let mut session = session(variant, "prefix");
+        let run = |session: &mut Session, salt, found| {
+            let id = session.match_prefix(&prompt, salt);
+            assert_eq!(session.len(id).unwrap(), found, "{variant}");
+            let mut all = logits(session, id, &prompt[found..]);
+            for token in &next {
+                all.extend(logits(session, id, &[*token]));
+            }
+            session.remove(id).unwrap();
+            all
+        };
+        let miss = run(&mut session, 0, 0);
+        let kept = session.stats();
+        assert_eq!((kept.used, kept.evictable), (0, 3), "{variant}");
+        assert!(run(&mut session, 0, 2 * PAGE) == miss, "{variant}: a hit");
+        assert!(run(&mut session, 5, 0) == miss, "{variant}: another salt");
+        assert_eq!((session.stats().hits, session.stats().misses), (2, 4));
+    }
+}
+
+/// Samples from one prompt: what each gives is what it gives alone, and the prompt is held once.
+#[test]
+fn forks_give_what_sequences_of_their_own_give() {
+    let prompt: Vec<u32> = (0..PAGE as u32 + 3).map(|i| 7 + i * 11 % 80).collect();
+    for variant in VARIANTS {
+        let mut session = session(variant, "fork");
+        let root = session.match_prefix(&prompt, 0);
+        logits(&mut session, root, &prompt);
+        let ids = [root, session.fork(root).unwrap(), session.fork(root).unwrap()];
+        assert_eq!((session.stats().used, session.stats().shared), (2, 2));
+        let mut own = self::session(variant, "own");
+        let mut lasts = [Vec::new(), Vec::new(), Vec::new()];
+        for i in 0..PAGE as u32 {
+            for ((id, first), last) in ids.into_iter().zip([10, 30, 50]).zip(&mut lasts) {
+                *last = logits(&mut session, id, &[first + i]);
+            }
+        }
+        // The root's first page, and two pages of each.
+        assert_eq!((session.stats().used, session.stats().shared), (1 + 2 * 3, 1), "{variant}");
+        for (first, last) in [10, 30, 50].into_iter().zip(lasts) {
+            let id = own.insert();
+            logits(&mut own, id, &prompt);
+            let mut want = Vec::new();
+            for i in 0..PAGE as u32 {
+                want = logits(&mut own, id, &[first + i]);
+            }
+            assert!(want == last, "{variant}: the branch of {first}");
+            own.remove(id).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_step_that_does_not_fit_copies_nothing_and_pins_outlive_sequences() {
+    let mut session = session("gla", "full");
+    let prompt: Vec<u32> = (0..PAGE as u32 + 3).collect();
+    let root = session.match_prefix(&prompt, 0);
+    logits(&mut session, root, &prompt);
+    let fork = session.fork(root).unwrap();
+    session.set_byte_budget(2 * session.cache().page_bytes()).unwrap();
+    let stats = session.stats();
+    // Both write to the shared page: one copy.
+    let batch = [(root, &[1u32][..]), (fork, &[2])];
+    let fed = block_on(session.feed(&batch, Want::Token(&[Draw::default(); 2])));
+    assert_kind!(fed, ErrorKind::CacheFull { needed: 1, free: 0 });
+    assert_eq!((session.stats(), session.len(root).unwrap()), (stats, prompt.len()));
+    session.set_byte_budget(u64::MAX).unwrap();
+    block_on(session.feed(&batch, Want::Token(&[Draw::default(); 2]))).unwrap();
+
+    session.pin(root).unwrap();
+    session.remove(root).unwrap();
+    session.remove(fork).unwrap();
+    assert_eq!((session.stats().used, session.stats().evictable), (1, 0));
+    session.unpin(root).unwrap();
+    assert_kind!(session.unpin(root), ErrorKind::UnknownSequence { .. });
+    assert_eq!((session.stats().used, session.stats().evictable), (0, 1));
+}
