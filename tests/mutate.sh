@@ -144,6 +144,13 @@ fresh() {
   done
 }
 
+# The kernel of every device is tested as such: where there are subgroups, the row kernel would take its place.
+tier_of() {
+  case $1 in
+    decode.wgsl | parts/scales_token.wgsl | parts/query_*) echo t0 ;;
+  esac
+}
+
 # Runs the groups of tests, cheapest first; true as soon as one fails.
 dies() {
   local target="--test kernels" groups
@@ -157,7 +164,9 @@ dies() {
     C) groups=$C ;;
     L) groups="corrupted" target="--lib" ;;
   esac
-  local group
+  local group tier
+  tier=$(tier_of "$2")
+  if [[ -n $tier ]]; then export LATTEN_TEST_TIER=$tier; else unset LATTEN_TEST_TIER; fi
   while read -r group; do
     # shellcheck disable=SC2086 # words
     (cd "$copy" && timeout 900 cargo test --release --quiet $target -- $group) >"target/mutate/log" 2>&1 || return 0
@@ -185,7 +194,7 @@ while IFS='~' read -r name file text new tests fate; do
     echo "$name: does not apply to shaders/$file any more: correct the table" >&2
     exit 2
   fi
-  if dies "$tests"; then
+  if dies "$tests" "$file"; then
     if grep -q "could not compile" target/mutate/log; then cat target/mutate/log >&2 && exit 2; fi
     killed=$((killed + 1))
     echo "killed    $name ($(grep -o 'test [a-z_0-9:]* \.\.\. FAILED\|[a-z_0-9]*::[a-z_0-9:]* --- FAILED' target/mutate/log | head -1))"
