@@ -25,6 +25,7 @@ const USAGE: &str = "usage: generate [options]
   --top-p P          default 0.95
   --dtype f16|f32    of weights and KV cache; default f16
   --weights DTYPE    f16, f32 or i8: of weights alone
+  --kv-dtype DTYPE   f32, f16, bf16, i8 or i4: of the KV cache alone
   --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
   --save-session FILE  keep the model's state there at the end; with --model or --variant
   --load-session FILE  go on from there: before the prompt, whose default is then none
@@ -37,6 +38,7 @@ pub(crate) struct Args {
     options: GenerateOptions,
     dtype: DType,
     weights: Option<DType>,
+    kv_dtype: Option<DType>,
     profile: bool,
     save: Option<String>,
     load: Option<String>,
@@ -56,6 +58,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         },
         dtype: DType::F16,
         weights: None,
+        kv_dtype: None,
         profile: false,
         save: None,
         load: None,
@@ -85,6 +88,13 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
                     "i8" => Some(DType::I8),
                     other => return Err(format!("--weights {other}: wanted f16, f32 or i8")),
                 }
+            }
+            "--kv-dtype" => {
+                let name = value()?;
+                let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
+                let found = all.into_iter().find(|dtype| dtype.to_string() == name);
+                let wanted = || format!("--kv-dtype {name}: wanted f32, f16, bf16, i8 or i4");
+                parsed.kv_dtype = Some(found.ok_or_else(wanted)?);
             }
             "--dtype" => {
                 parsed.dtype = match value()?.as_str() {
@@ -206,7 +216,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
     let config = decoder.config().clone();
     let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
     let cache_tokens = saved + args.prompt.len() + args.options.max_new_tokens;
-    let options = SessionOptions { kv_dtype: args.dtype, cache_tokens, ..Default::default() };
+    let options = SessionOptions { kv_dtype: args.kv_dtype.unwrap_or(args.dtype), cache_tokens, ..Default::default() };
     let mut session = Session::new(&decoder, options)?;
     // Before any timing.
     session.warm_up().await?;
@@ -302,10 +312,8 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
         reports.push(run_model(&gpu, model, args).await?);
     }
     let mut out = io::stdout().lock();
-    match args.weights {
-        Some(weights) => writeln!(out, "{}, {weights} weights, {} cache", gpu.capabilities().adapter, args.dtype)?,
-        None => writeln!(out, "{}, {} weights and cache", gpu.capabilities().adapter, args.dtype)?,
-    }
+    let [weights, cache] = [args.weights, args.kv_dtype].map(|dtype| dtype.unwrap_or(args.dtype));
+    writeln!(out, "{}, {weights} weights, {cache} cache", gpu.capabilities().adapter)?;
     writeln!(out, "        prefill            decode    KV per token             KV in all")?;
     for r in &reports {
         let decode = if r.decode_rate.is_finite() { format!("{:.0} tok/s", r.decode_rate) } else { "-".into() };

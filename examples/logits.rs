@@ -8,11 +8,13 @@ use latten::{DType, Gpu, GpuOptions};
 use std::process::ExitCode;
 
 const USAGE: &str =
-    "usage: logits MODEL_DIR TOKEN,TOKEN,.. [--chunks N,N,..] [--all] [--dtype f32|f16] [--adapter NAME]
+    "usage: logits MODEL_DIR TOKEN,TOKEN,.. [--chunks N,N,..] [--all] [--dtype f32|f16] [--kv-dtype DTYPE]
+              [--adapter NAME]
 
 Prints the logits after the last token, or with --all after each, as JSON.
   --chunks   feed the tokens in pieces of these sizes (they must add up); default: all at once
   --dtype    of weights and cache; default f32
+  --kv-dtype of the cache alone: f32, f16, bf16, i8 or i4
   --adapter  take the GPU whose description contains this";
 
 pub(crate) struct Args {
@@ -21,18 +23,25 @@ pub(crate) struct Args {
     chunks: Vec<usize>,
     all: bool,
     dtype: DType,
+    kv_dtype: DType,
     adapter: Option<String>,
 }
 
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
     let (mut model, mut tokens, mut chunks) = (None, None, None);
-    let (mut all, mut dtype, mut adapter) = (false, DType::F32, None);
+    let (mut all, mut dtype, mut kv_dtype, mut adapter) = (false, DType::F32, None, None);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} wants a value"));
         match arg.as_str() {
             "--chunks" => chunks = Some(numbers(&value()?)?),
             "--all" => all = true,
             "--adapter" => adapter = Some(value()?),
+            "--kv-dtype" => {
+                let name = value()?;
+                let known = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
+                let found = known.into_iter().find(|dtype| dtype.to_string() == name);
+                kv_dtype = Some(found.ok_or_else(|| format!("--kv-dtype {name}: wanted f32, f16, bf16, i8 or i4"))?);
+            }
             "--dtype" => {
                 dtype = match value()?.as_str() {
                     "f32" => DType::F32,
@@ -52,7 +61,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
     if chunks.iter().sum::<usize>() != tokens.len() || chunks.contains(&0) {
         return Err(format!("--chunks {chunks:?} do not add up to {} tokens", tokens.len()));
     }
-    Ok(Args { model, tokens, chunks, all, dtype, adapter })
+    Ok(Args { model, tokens, chunks, all, dtype, kv_dtype: kv_dtype.unwrap_or(dtype), adapter })
 }
 
 fn numbers<T: std::str::FromStr>(list: &str) -> Result<Vec<T>, String> {
@@ -64,7 +73,7 @@ pub(crate) async fn run(args: Args) -> latten::Result<Vec<Vec<f32>>> {
     let decoder = Decoder::load(&gpu, &args.model, args.dtype)?;
     let cache_tokens = args.tokens.len();
     let mut session =
-        Session::new(&decoder, SessionOptions { kv_dtype: args.dtype, cache_tokens, ..Default::default() })?;
+        Session::new(&decoder, SessionOptions { kv_dtype: args.kv_dtype, cache_tokens, ..Default::default() })?;
     let sequence = session.insert();
     let want = if args.all { Want::AllLogits } else { Want::Logits };
     let (mut rest, mut rows) = (&args.tokens[..], Vec::new());

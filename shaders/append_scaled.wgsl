@@ -1,12 +1,13 @@
 // Append for caches of integers: as `append`, with a scale per token, group and span of the state.
 //
-//   scale = max |x| / 127 over the span,  q = round(x / scale),  so that x = scale * q to within half a scale
+//   scale = max |x| / LEVELS over the span,  q = round(x / scale),  so that x = scale * q to within half a scale
 //
 // A span is a state's key or its value where they lie apart, the whole state where it is both: what is scored and what is
 // averaged may differ in size by much (spans of real keys and values do). Rope keys are not scaled but kept as f16.
 //
 // Grid: x = group * SPANS + span, and after them all the rope key; y (and z, folded past 65,535) = token; lanes over u32s.
-// Constants: those of its parts, and SPANS. Parts: elements_i8, rope_*, page, append_row.
+// LEVELS: 127 in i8, 7 in i4. Constants: those of its parts, and SPANS. Parts: elements_i8 or elements_i4, rope_*, page,
+// append_row.
 
 const LANES = 64u;
 // A span whose largest value is below is kept as zeros: its inverse would leave f32.
@@ -17,14 +18,9 @@ const MOST = 3.4028234663852886e38; // the largest f32: infinity is taken as it
 
 var<workgroup> tops: array<f32, LANES>;
 
-// Four elements of the state, from element 4 u.
-fn state_quad(token: u32, group: u32, u: u32) -> vec4<f32> {
-    return vec4<f32>(
-        state_element(token, group, 4u * u),
-        state_element(token, group, 4u * u + 1u),
-        state_element(token, group, 4u * u + 2u),
-        state_element(token, group, 4u * u + 3u),
-    );
+// Two of the rope key. WGSL leaves the packing of values beyond f16's range undefined.
+fn pack_rope(values: vec2<f32>) -> u32 {
+    return pack2x16float(clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
 }
 
 @compute @workgroup_size(LANES)
@@ -55,8 +51,10 @@ fn main(
     let span_last = select(STATE_WORDS, VALUE_FIRST, SPANS == 2u && !is_value) * U32S_PER_WORD;
     var top = 0.0;
     for (var u = span_first + lane; u < span_last; u += LANES) {
-        let size = abs(state_quad(token, group, u));
-        top = max(top, max(max(size.x, size.y), max(size.z, size.w)));
+        // unroll
+        for (var e = 0u; e < ELEMS_PER_U32; e++) {
+            top = max(top, abs(state_element(token, group, u * ELEMS_PER_U32 + e)));
+        }
     }
     tops[lane] = top;
     workgroupBarrier();
@@ -70,16 +68,21 @@ fn main(
     let held = top >= LEAST;
     // A large one is brought down first: a GPU may divide by the inverse, which is subnormal from 2^126 on, and so zero.
     let lower = select(1.0, LOWER, top > LARGE);
-    let inverse = select(0.0, 127.0 / max(top * lower, LEAST) * lower, held);
+    let inverse = select(0.0, LEVELS / max(top * lower, LEAST) * lower, held);
 
     let state = page_state(page, PAGE_SIZE, offset, group) * U32S_PER_WORD;
     for (var u = span_first + lane; u < span_last; u += LANES) {
-        let x = clamp(round(state_quad(token, group, u) * inverse), vec4<f32>(-127.0), vec4<f32>(127.0));
-        pool[state + u] = pack_elements(array<f32, 4>(x.x, x.y, x.z, x.w));
+        var whole: array<f32, ELEMS_PER_U32>;
+        // unroll
+        for (var e = 0u; e < ELEMS_PER_U32; e++) {
+            let x = state_element(token, group, u * ELEMS_PER_U32 + e);
+            whole[e] = clamp(round(x * inverse), -LEVELS, LEVELS);
+        }
+        pool[state + u] = pack_elements(whole);
     }
     let scales = page_scales(page, PAGE_SIZE, offset) * U32S_PER_WORD;
     if (lane == 0u) {
-        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, top / 127.0, held));
+        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, top / LEVELS, held));
     }
     // The first workgroup clears what fills the last word.
     if (workgroup.x == 0u && GROUPS * SPANS + lane < SCALE_WORDS * U32S_PER_WORD) {

@@ -15,7 +15,7 @@
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
 // Constants: attention/shape.rs, DecodeShape. Parts: decode_io, plan, softmax, page,
-// elements_*, scales_*, rows_*, query_*, score_*, mask_*, sink_*.
+// elements_*, scales_*, rows_*, query_*, tile_*, score_*, mask_*, sink_*.
 
 const TILE_WORDS = STATE_WORDS + ROPE_WORDS;
 // Odd, so that lanes reading one word of neighbouring tokens meet different banks.
@@ -29,7 +29,7 @@ const SPLIT_STRIDE = KEY_SPLITS | 1u;
 const ROPE_STRIDE = max(ROPE_WORDS, 1u);
 
 // Indexed by token * ROW_BLOCKS + row block where not said otherwise; each element is written whole by one lane.
-var<workgroup> tile: array<vec4<u32>, TILE_VEC4S>;
+var<workgroup> tile: array<PoolWord, TILE_LENGTH>;
 var<workgroup> split_scores: array<Rows, SPLIT_SCORES>;
 var<workgroup> scores: array<Rows, BLOCK_TOKENS>;
 var<workgroup> weights: array<Rows, BLOCK_TOKENS>;
@@ -41,7 +41,7 @@ var<workgroup> token_base: array<u32, 2u * TOKENS>;
 
 const NOWHERE = 0xffffffffu;
 
-var<private> fetched: array<vec4<u32>, STATE_FETCHES + ROPE_FETCHES>;
+var<private> fetched: array<PoolWord, STATE_FETCHES + ROPE_FETCHES>;
 
 // Tells all lanes where `token` lies. Past the item's last token is nowhere: that memory is somebody else's.
 fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
@@ -55,9 +55,9 @@ fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
     }
 }
 
-fn pool_word(base: u32, word: u32) -> vec4<u32> {
+fn pool_word(base: u32, word: u32) -> PoolWord {
     if (base == NOWHERE) {
-        return vec4<u32>(0u);
+        return PoolWord(0u);
     }
     return pool[base + word];
 }
@@ -294,15 +294,15 @@ fn main(
         // unroll
         for (var e = 0u; e < ELEMS_PER_WORD_AND_TOTAL; e++) {
             if (e < ELEMS_PER_WORD) {
-                tile[lane] = bitcast<vec4<u32>>(rows_widen(sums[min(e, ELEMS_PER_WORD - 1u)]));
+                tile_put(lane, rows_widen(sums[min(e, ELEMS_PER_WORD - 1u)]));
             } else {
-                tile[lane] = bitcast<vec4<u32>>(rows_widen(totals[0]));
+                tile_put(lane, rows_widen(totals[0]));
             }
             workgroupBarrier();
             if (lane < VALUE_UNITS) {
                 var sum = Rows(0.0);
                 for (var s = 0u; s < TOKEN_SPLITS; s++) {
-                    sum += rows_narrow(bitcast<vec4<f32>>(tile[lane + s * VALUE_UNITS]));
+                    sum += rows_narrow(tile_get(lane + s * VALUE_UNITS));
                 }
                 if (e < ELEMS_PER_WORD) {
                     sums[min(e, ELEMS_PER_WORD - 1u)] = sum;

@@ -30,7 +30,7 @@ const ROPE_LAST = max(ROPE_WORDS, 1u) - 1u;
 // The lane's query words: KEY_SLOTS of the key without position, then ROPE_SLOTS of the rope key.
 var<private> query: array<Rows, QUERY_ELEMS>;
 // Two steps' words, turn about: per token STATE_SLOTS words of the state, then ROPE_SLOTS of the rope key.
-var<private> words: array<vec4<u32>, FETCHED_WORDS>;
+var<private> words: array<PoolWord, FETCHED_WORDS>;
 // And their scales.
 var<private> scales: array<Scales, 2u * TOKENS>;
 var<private> sums: array<Rows, SUM_ELEMS>;

@@ -59,7 +59,7 @@ type Labelled = (String, KernelSpec);
 fn attention() -> Result<Vec<Labelled>> {
     let mut all = Vec::new();
     for (name, heads) in layouts()? {
-        for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4] {
             // The text differs from f16's in one slot.
             if dtype == DType::BF16 && heads.q_heads() > 8 {
                 continue;

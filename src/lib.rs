@@ -2,7 +2,7 @@
 //!
 //! Grouped-Tied (GTA), Grouped Latent (GLA), Multi-head Latent (MLA) and Grouped-Query Attention (GQA, with MHA and MQA
 //! as its ends) of Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, as WGSL
-//! compute kernels over a paged cache in f32, f16, bf16 or i8. "GLA" here is never Gated Linear Attention.
+//! compute kernels over a paged cache in f32, f16, bf16, i8 or i4. "GLA" here is never Gated Linear Attention.
 //!
 //! # The short program
 //!
@@ -79,7 +79,7 @@
 //! # Conventions
 //!
 //! Tensors are dense and row-major; shapes are written `(tokens, q_heads, q_dim)`, sizes count elements unless a name
-//! ends in `_bytes`. Activations are F32; weights are F32 or F16, caches F32, F16, BF16 or I8 (packed in `u32`s: no
+//! ends in `_bytes`. Activations are F32; weights are F32 or F16, caches F32, F16, BF16, I8 or I4 (packed in `u32`s: no
 //! `shader-f16` needed).
 //! Every failure is an [`Error`] with an [`ErrorKind`] to match on; arguments are checked before anything is recorded.
 //! Functions are `async` only where they wait for the device: creation and downloads.

@@ -230,6 +230,7 @@ fn logits_says_what_is_wrong_with_its_arguments() {
         ("folder 1,2 --chunks 2,0", "do not add up"),
         ("folder 1,2 --dtype f64", "--dtype f64"),
         ("folder 1,2 --dtype", "--dtype wants a value"),
+        ("folder 1,2 --kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
         ("folder 1,2 --fast", "unknown option --fast"),
     ] {
         let message = logits::parse(words(args)).err().unwrap();
@@ -248,6 +249,7 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         ("--tokens 0", "--tokens is 0"),
         ("--model here --variant gla", "exclude each other"),
         ("--dtype f64", "--dtype f64"),
+        ("--kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
         ("--seed", "--seed wants a value"),
         ("--save-session f", "a session is of one model"),
         ("--load-session f", "a session is of one model"),

@@ -21,7 +21,7 @@ A="append::"
 D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
 O="options::"
 T="tree::"
-I="int8::|isolation::"
+I="integers::append integers::slots integers::every|integers::odd|integers::|isolation::"
 C="sharing::"
 G="--include-ignored split::more_merges"
 S="save::"
@@ -55,15 +55,26 @@ scaled-token-end    ~append_scaled.wgsl~if (token >= params.token_count)~if (fal
 scaled-slot-clamp   ~append_scaled.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~I~dies
 scaled-least        ~append_scaled.wgsl~let held = top >= LEAST~let held = true~I~dies
 scaled-most         ~append_scaled.wgsl~min(tops[0], MOST)~tops[0]~I~dies
-scaled-range        ~append_scaled.wgsl~clamp(round(state_quad(token, group, u) * inverse), vec4<f32>(-127.0), vec4<f32>(127.0))~round(state_quad(token, group, u) * inverse)~I~dies
+scaled-range        ~append_scaled.wgsl~clamp(round(x * inverse), -LEVELS, LEVELS)~round(x * inverse)~I~dies
 scaled-key-end      ~append_scaled.wgsl~SPANS == 2u && !is_value~false~I~dies
 scaled-value-first  ~append_scaled.wgsl~select(0u, VALUE_FIRST, is_value)~0u~I~dies
 scaled-padding      ~append_scaled.wgsl~workgroup.x == 0u && GROUPS~false && GROUPS~I~dies
 scaled-padding-end  ~append_scaled.wgsl~ < SCALE_WORDS * U32S_PER_WORD~ <= SCALE_WORDS * U32S_PER_WORD~I~dies
-scaled-rope-range   ~parts/elements_i8.wgsl~clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0))~values~I~dies
+scaled-rope-range   ~append_scaled.wgsl~clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0))~values~I~dies
 scales-nowhere      ~parts/scales_token.wgsl~if (scales_at != NOWHERE)~if (true)~I~same: where what is read out of bounds is a number (a device that clamps reads the pool's last word, which may be NaN)
 scales-fetch-lane   ~parts/scales_token.wgsl~    if (lane < TOKENS) {\n        fetched~    if (true) {\n        fetched~I~same: what is fetched past the tile is not stored
 scales-rope-word    ~parts/scales_token.wgsl~select(1.0, scales[token], word < KEY_WORDS)~scales[token]~I~dies
+scaled-last-element ~append_scaled.wgsl~state_element(token, group, u * ELEMS_PER_U32 + e)));~state_element(token, group, u * ELEMS_PER_U32)));~I~dies
+i4-levels           ~parts/elements_i4.wgsl~LEVELS = 7.0~LEVELS = 8.0~I~dies
+i4-pack-sign        ~parts/elements_i4.wgsl~u32(i32(values[i])) & 0xfu~u32(i32(values[i]))~I~dies
+i4-sign             ~parts/elements_i4.wgsl~raw ^ vec2<u32>(0x88888888u)~raw~I~dies
+i4-upper            ~parts/elements_i4.wgsl~biased >> vec2<u32>(16u)~biased >> vec2<u32>(12u)~I~dies
+i4-offset           ~parts/elements_i4.wgsl~-32776.0~-32775.0~I~dies
+i4-tile-halves      ~parts/tile_vec2.wgsl~tile[2u * lane + 1u] = bitcast~tile[2u * lane] = bitcast~I~dies
+scales-rope-first   ~parts/scales_token.wgsl~(word - KEY_WORDS) * (VECS_PER_WORD / ROPE_VECS)~(word - KEY_WORDS)~I~dies
+scales-rope-halves  ~parts/scales_token.wgsl~halves[i % ROPE_VECS]~halves[0]~I~dies
+scales-u32          ~parts/scales_token.wgsl~pool[scales_at + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[scales_at + value / 4u][value % U32S_PER_WORD]~I~dies
+rows-scales-u32     ~parts/row_scales_token.wgsl~pool[word + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[word + value / 4u][value % U32S_PER_WORD]~I~dies
 scales-key-word     ~parts/scales_token.wgsl~ROPE_WORDS > 0u && word >= KEY_WORDS~false~I~dies
 decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
 decode-chunk-end    ~parts/mask_causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees

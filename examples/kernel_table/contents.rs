@@ -28,7 +28,7 @@ impl<'a> Contents<'a> {
     pub fn new(gpu: &Gpu, heads: HeadLayout, page_size: usize, block: &'a Block) -> Self {
         let layout = StateLayout::new(&heads, block.dtype());
         let mut contents = Contents { block, heads, page_size, layout, scaled: None };
-        if block.dtype() == DType::I8 {
+        if contents.layout.spans > 0 {
             let bytes = contents.scaled_pages();
             contents.scaled = Some(ScaledPages { buffer: upload(gpu, &bytes), bytes });
         }
@@ -50,6 +50,21 @@ impl<'a> Contents<'a> {
             .map(|w| w * self.page_size)
     }
 
+    /// Whether a byte holds two integers.
+    fn nibbles(&self) -> bool {
+        self.block.dtype() == DType::I4
+    }
+
+    /// Integer `i` of those that begin with the first of `bytes`.
+    fn whole(&self, bytes: &[u8], i: usize) -> f64 {
+        let whole = match self.nibbles() {
+            false => bytes[i] as i8,
+            // A nibble in the upper half of a byte, and back with its sign.
+            true => ((bytes[i / 2] >> (4 * (i % 2))) << 4) as i8 >> 4,
+        };
+        whole.into()
+    }
+
     fn scaled_pages(&self) -> Vec<u8> {
         let [rope_first, scales_first, page_words] = self.plane_words();
         // An odd number: no two pages of a sequence that lie a power of two apart are alike.
@@ -57,14 +72,23 @@ impl<'a> Contents<'a> {
         let mut bytes = Vec::with_capacity(16 * page_words * count);
         let mut values = self.block.values().iter().copied().cycle();
         let mut next = |n: usize| values.by_ref().take(n).collect::<Vec<f32>>();
+        // Of integers, to one.
+        let steps = if self.nibbles() { 3.5 } else { 63.5 };
         for _ in 0..count {
-            // Values lie between -2 and 2; 63.5 steps to one.
-            bytes.extend(next(16 * rope_first).iter().map(|value| (value * 63.5).round() as i8 as u8));
+            // Values lie between -2 and 2.
+            let whole = |value: f32| (value * steps).round() as i8 as u8;
+            match self.nibbles() {
+                false => bytes.extend(next(16 * rope_first).iter().map(|value| whole(*value))),
+                true => {
+                    let pairs = next(32 * rope_first);
+                    bytes.extend(pairs.chunks_exact(2).map(|pair| whole(pair[0]) & 15 | whole(pair[1]) << 4));
+                }
+            }
             let halves = next(8 * (scales_first - rope_first));
             bytes.extend(halves.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()));
             // About the step that would keep the values' size, another for every token and span.
             let scales = next(4 * (page_words - scales_first));
-            bytes.extend(scales.iter().flat_map(|value| ((1.0 + 0.25 * value) / 63.5).to_le_bytes()));
+            bytes.extend(scales.iter().flat_map(|value| ((1.0 + 0.25 * value) / steps).to_le_bytes()));
         }
         bytes
     }
@@ -90,8 +114,8 @@ impl<'a> Contents<'a> {
                     // A second scale where the value lies apart from the key.
                     let value_first = if self.layout.spans == 2 { self.heads.v_offset() } else { usize::MAX };
                     let scale = |i: usize| scales[usize::from(i >= value_first)];
-                    let state = &pages.at(16 * state)[..self.heads.state_dim()];
-                    states.extend(state.iter().enumerate().map(|(i, byte)| scale(i) * f64::from(*byte as i8)));
+                    let state = pages.at(16 * state);
+                    states.extend((0..self.heads.state_dim()).map(|i| scale(i) * self.whole(state, i)));
                     let rope = pages.at(16 * rope)[..2 * self.heads.rope_dim()].chunks_exact(2);
                     keys.extend(rope.map(|half| f16::from_le_bytes([half[0], half[1]]).to_f64()));
                 }
@@ -137,7 +161,11 @@ mod tests {
         }
         let gqa = HeadLayout::gqa(Gqa { q_heads: 4, kv_heads: 2, head_dim: 16 }).unwrap();
         let gta = HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 16, rope_dim: 8 }).unwrap();
-        for (dtype, layouts) in [(DType::BF16, &[(gta, 16)][..]), (DType::I8, &[(gqa, 16), (gta, 1)])] {
+        // Whose keys fill words of 32 elements.
+        let wide = HeadLayout::gqa(Gqa { q_heads: 4, kv_heads: 2, head_dim: 32 }).unwrap();
+        for (dtype, layouts) in
+            [(DType::BF16, &[(gta, 16)][..]), (DType::I8, &[(gqa, 16), (gta, 1)]), (DType::I4, &[(wide, 16), (gta, 1)])]
+        {
             let block = Block::new(&gpu, dtype);
             for &(heads, page_size) in layouts {
                 let lengths = vec![300, 17, 150];
@@ -159,8 +187,9 @@ mod tests {
         };
         let gqa = shape(HeadLayout::gqa(Gqa { q_heads: 16, kv_heads: 4, head_dim: 128 }).unwrap());
         let gta = shape(HeadLayout::gta(Gta { q_heads: 16, kv_heads: 4, head_dim: 128, rope_dim: 64 }).unwrap());
-        for (shape, io, i8_bytes, bf16_bytes) in [(gqa, 257, 1056, 2048), (gta, 128 + 128 + 1, 656, 1152)] {
-            let io = 4 * 16 * io;
+        for (shape, i4_bytes, i8_bytes, bf16_bytes) in [(gqa, 544, 1056, 2048), (gta, 400, 656, 1152)] {
+            let io = 4 * 16 * (128 + 128 + 1);
+            assert_eq!(shape.bytes_and_flops(DType::I4).0, (1000 * i4_bytes + io) as f64, "{:?}", shape.heads);
             assert_eq!(shape.bytes_and_flops(DType::I8).0, (1000 * i8_bytes + io) as f64, "{:?}", shape.heads);
             assert_eq!(shape.bytes_and_flops(DType::BF16).0, (1000 * bf16_bytes + io) as f64, "{:?}", shape.heads);
         }

@@ -6,7 +6,7 @@
 //!     cargo run --release --example kernel_table -- --list
 //!
 //! Per line: shape, median microseconds of GPU timestamps, GB/s of the bytes that must be read (each cached element
-//! once, with its scales in i8, plus queries and outputs) and their percent of a streaming read, TFLOP/s and their percent of plain f32
+//! once, with its scales in i8 and i4, plus queries and outputs) and their percent of a streaming read, TFLOP/s and their percent of plain f32
 //! multiply-adds and of the matrix units, and which ceiling bounds the shape. Sampled rows of each result are checked
 //! against the f64 reference before it is timed. Runs are cold, from caches taken in turn that are together larger than
 //! any last-level cache, unless the name says warm; clocks are warmed by 0.5 s of the same work. Where a batch is past
@@ -27,7 +27,7 @@ use report::{Run, Table};
 use timing::Block;
 
 const USAGE: &str = "usage: kernel_table [--adapter NAME] [--filter TEXT,TEXT..] [--tier auto|t0|t1|t2,..] \
-                     [--dtype f32|f16|bf16|i8,..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE] \
+                     [--dtype f32|f16|bf16|i8|i4,..] [--target WORKGROUPS | --probe] [--json FILE] [--svg FILE] \
                      [--from JSON] [--list]";
 
 struct Options {
@@ -117,7 +117,7 @@ async fn with_tier(tier: &str, options: GpuOptions) -> Result<Option<(Gpu, &'sta
 
 /// The cache dtype of a name.
 fn cache_dtype(name: &str) -> Option<DType> {
-    [DType::F32, DType::F16, DType::BF16, DType::I8].into_iter().find(|dtype| dtype.to_string() == name)
+    [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4].into_iter().find(|dtype| dtype.to_string() == name)
 }
 
 /// The roofline of an earlier run's JSON.

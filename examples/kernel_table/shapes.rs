@@ -29,11 +29,11 @@ impl Shape {
         let io = self.lengths.len() * rows * (h.q_dim() + h.v_dim() + 1) * 4;
         let token_bytes = match dtype {
             // Halves for the rope key, and f32 scales.
-            DType::I8 => {
+            DType::I8 | DType::I4 => {
                 let spans = StateLayout::new(h, dtype).spans;
-                h.groups() * (h.state_dim() + 4 * spans) + 2 * h.rope_dim()
+                h.groups() * (h.state_dim() * dtype.size_bits() / 8 + 4 * spans) + 2 * h.rope_dim()
             }
-            _ => h.kv_dim() * dtype.size_bytes(),
+            _ => h.kv_dim() * dtype.size_bits() / 8,
         };
         let bytes = (tokens * token_bytes + io) as f64;
         (bytes, 2.0 * (rows * tokens * (h.q_dim() + h.v_dim())) as f64)

@@ -10,8 +10,8 @@ const BLOCK_ELEMENTS: usize = 12_000_000;
 /// Work that brings the clocks up.
 pub const WARM: Duration = Duration::from_millis(500);
 
-/// A block of random elements, on the host in f64's reach and on the device, made once for all rows. Of I8 its values are
-/// what pages are made of (`kernel_table/contents.rs`).
+/// A block of random elements, on the host in f64's reach and on the device, made once for all rows. Of I8 and I4 its values
+/// are what pages are made of (`kernel_table/contents.rs`).
 pub struct Block {
     values: Vec<f32>,
     dtype: DType,

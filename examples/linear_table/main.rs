@@ -162,7 +162,7 @@ impl<'a> Bench<'a> {
     fn new(gpu: &'a Gpu, (inputs, outputs): (usize, usize), dtype: DType) -> Result<Self> {
         let values = random(inputs * outputs, 5);
         let mut copies = Vec::new();
-        let count = CACHE_BYTES.div_ceil(inputs * outputs * dtype.size_bytes()).clamp(2, 16);
+        let count = CACHE_BYTES.div_ceil(inputs * outputs * dtype.size_bits() / 8).clamp(2, 16);
         for i in 0..count {
             let mut copy = values.clone();
             copy.rotate_left(7 * i * inputs % values.len());

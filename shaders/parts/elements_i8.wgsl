@@ -1,5 +1,8 @@
 // Cache words of 16 signed bytes, to be multiplied by a scale. Slot: elements_*.
 
+// Largest integer in use.
+const LEVELS = 127.0;
+
 // Whole numbers below 2^23 in an f32's mantissa, under the exponent of 2^23; bytes with 128 added, so that none is
 // negative. Two operations an element: conversions of integers are slow on many GPUs. Exact, rounded or not.
 fn unpack_bytes(raw: u32) -> vec4<f32> {
@@ -22,13 +25,6 @@ fn unpack_halves(raw: vec4<u32>) -> array<vec4<f32>, 2> {
     );
 }
 
-// Two words of them as one word's elements.
-fn unpack_rope(first: vec4<u32>, second: vec4<u32>) -> array<vec4<f32>, 4> {
-    let low = unpack_halves(first);
-    let high = unpack_halves(second);
-    return array<vec4<f32>, 4>(low[0], low[1], high[0], high[1]);
-}
-
 // Whole numbers of -127 to 127.
 fn pack_elements(values: array<f32, 4>) -> u32 {
     var packed = 0u;
@@ -36,8 +32,4 @@ fn pack_elements(values: array<f32, 4>) -> u32 {
         packed |= (u32(i32(values[i])) & 0xffu) << (8u * i);
     }
     return packed;
-}
-
-fn pack_rope(values: vec2<f32>) -> u32 {
-    return pack2x16float(clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
 }

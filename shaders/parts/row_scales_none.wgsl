@@ -17,6 +17,6 @@ fn scale_value(weight: Rows, scales: Scales) -> Rows {
     return weight;
 }
 
-fn unpack_rope_word(raw: vec4<u32>) -> array<vec4<f32>, ROPE_VECS> {
+fn unpack_rope_word(raw: PoolWord) -> array<vec4<f32>, ROPE_VECS> {
     return unpack_word(raw);
 }

@@ -1,6 +1,7 @@
 // States are integers with a scale per token, group and span (key and value apart, or one span for a state that is
 // both); rope keys are f16. The key's scale multiplies the sum over the key's elements, the value's the weight: so no
-// element is ever scaled. Slot: row_scales_* of decode_rows. Constants: SPANS.
+// element is ever scaled. Slot: row_scales_* of decode_rows. Constants: SPANS
+// U32S_PER_WORD ROPE_VECS.
 
 // Of one token: the key's scale and the value's.
 alias Scales = vec2<f32>;
@@ -10,8 +11,8 @@ fn token_scales(word: u32, group: u32) -> Scales {
     let key = group * SPANS;
     let value = key + SPANS - 1u;
     return vec2<f32>(
-        bitcast<f32>(pool[word + key / 4u][key % 4u]),
-        bitcast<f32>(pool[word + value / 4u][value % 4u]),
+        bitcast<f32>(pool[word + key / U32S_PER_WORD][key % U32S_PER_WORD]),
+        bitcast<f32>(pool[word + value / U32S_PER_WORD][value % U32S_PER_WORD]),
     );
 }
 
@@ -25,6 +26,6 @@ fn scale_value(weight: Rows, scales: Scales) -> Rows {
     return weight * scales.y;
 }
 
-fn unpack_rope_word(raw: vec4<u32>) -> array<vec4<f32>, ROPE_VECS> {
+fn unpack_rope_word(raw: PoolWord) -> array<vec4<f32>, ROPE_VECS> {
     return unpack_halves(raw);
 }

@@ -1,7 +1,7 @@
 // States are integers with a scale per token, group and span (key and value apart, or one span for a state that is
 // both); rope keys are f16. The key's scale multiplies the finished score, or with a rope key what each word adds to it;
 // the value's multiplies the weight: so no element is ever scaled. Slot: scales_* of decode.
-// Constants: SPANS KEY_WORDS ROPE_WORDS TOKENS. Parts: page.
+// Constants: SPANS KEY_WORDS ROPE_WORDS TOKENS U32S_PER_WORD VECS_PER_WORD ROPE_VECS. Parts: page.
 
 // Of the tile's tokens: key scales, then value scales.
 var<workgroup> scales: array<f32, 2u * TOKENS>;
@@ -20,8 +20,10 @@ fn scales_fetch(group: u32, lane: u32) {
         if (scales_at != NOWHERE) {
             let key = group * SPANS;
             let value = key + SPANS - 1u;
-            let key_scale = bitcast<f32>(pool[scales_at + key / 4u][key % 4u]);
-            fetched_scales = vec2<f32>(key_scale, bitcast<f32>(pool[scales_at + value / 4u][value % 4u]));
+            fetched_scales = vec2<f32>(
+                bitcast<f32>(pool[scales_at + key / U32S_PER_WORD][key % U32S_PER_WORD]),
+                bitcast<f32>(pool[scales_at + value / U32S_PER_WORD][value % U32S_PER_WORD]),
+            );
         }
     }
 }
@@ -33,14 +35,19 @@ fn scales_store(lane: u32) {
     }
 }
 
-// Elements of key word `word` of a token of the tile; a word of the rope key is two of memory.
+// Elements of key word `word` of a token of the tile; of the rope key, whose elements are halves, several words of memory.
 fn key_word(token: u32, word: u32) -> array<vec4<f32>, VECS_PER_WORD> {
-    let at = token * TILE_STRIDE + word;
     if (ROPE_WORDS > 0u && word >= KEY_WORDS) {
-        let rope = at + word - KEY_WORDS;
-        return unpack_rope(tile[rope], tile[rope + 1u]);
+        let rope = token * TILE_STRIDE + KEY_WORDS + (word - KEY_WORDS) * (VECS_PER_WORD / ROPE_VECS);
+        var key: array<vec4<f32>, VECS_PER_WORD>;
+        // unroll
+        for (var i = 0u; i < VECS_PER_WORD; i++) {
+            let halves = unpack_halves(tile[rope + i / ROPE_VECS]);
+            key[i] = halves[i % ROPE_VECS];
+        }
+        return key;
     }
-    return unpack_word(tile[at]);
+    return unpack_word(tile[token * TILE_STRIDE + word]);
 }
 
 // A word's products are added to ...

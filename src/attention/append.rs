@@ -81,7 +81,7 @@ impl Append {
     /// The slots must come from the cache that owns `layer` ([`crate::attention::KvBatch::slots`]); they are clamped
     /// to the pool, not to a sequence. f16 caches take values beyond +-65,504 as +-65,504, bf16 caches
     /// those beyond +-3.39e38 as that. i8 caches round a state to 127 steps of its largest value (key and value apart where they
-    /// are), and keep rope keys as f16.
+    /// are), i4 caches to 7, and both keep rope keys as f16.
     ///
     /// Errors: [`ErrorKind::Argument`] for a layer of another layout, dtype or page size; [`ErrorKind::Shape`],
     /// [`ErrorKind::DType`].
@@ -204,8 +204,9 @@ pub(crate) fn append_spec(
 pub(crate) fn cache_part(dtype: DType) -> Result<crate::gpu::Part> {
     match dtype {
         DType::I8 => Ok(part!("parts/elements_i8.wgsl")),
+        DType::I4 => Ok(part!("parts/elements_i4.wgsl")),
         DType::U32 => {
-            Err(ErrorKind::DType { name: "dtype", got: "u32".into(), want: "f32, f16, bf16 or i8".into() }.into())
+            Err(ErrorKind::DType { name: "dtype", got: "u32".into(), want: "f32, f16, bf16, i8 or i4".into() }.into())
         }
         _ => elements_part(dtype),
     }
@@ -217,7 +218,7 @@ pub(crate) fn elements_part(dtype: DType) -> Result<crate::gpu::Part> {
         DType::F32 => Ok(part!("parts/elements_f32.wgsl")),
         DType::F16 => Ok(part!("parts/elements_f16.wgsl")),
         DType::BF16 => Ok(part!("parts/elements_bf16.wgsl")),
-        DType::U32 | DType::I8 => {
+        DType::U32 | DType::I8 | DType::I4 => {
             Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32, f16 or bf16".into() }.into())
         }
     }

@@ -71,6 +71,9 @@ fn state_consts(heads: &HeadLayout, layout: &StateLayout) -> Consts {
         ("NOPE_DIM", number(heads.nope_dim())),
         ("Q_DIM", number(heads.q_dim())),
         ("ELEMS_PER_WORD", number(layout.elems_per_word)),
+        ("U32S_PER_WORD", number(layout.word_bytes / 4)),
+        ("ROPE_VECS", number(layout.rope_elems() / 4)),
+        ("PoolWord", Const::Alias(if layout.word_bytes == 8 { "vec2<u32>" } else { "vec4<u32>" })),
         ("KEY_WORDS", number(layout.key_words)),
         ("ROPE_WORDS", number(layout.rope_words)),
         ("STATE_WORDS", number(layout.state_words)),
@@ -82,7 +85,7 @@ fn state_consts(heads: &HeadLayout, layout: &StateLayout) -> Consts {
 }
 
 fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape: &RowShape) -> Result<KernelSpec> {
-    let layout = StateLayout::new(heads, dtype);
+    let layout = StateLayout::of_decode(heads, dtype);
     let slots = shape.slots(&layout);
     let query_elems = slots.key * layout.elems_per_word + slots.rope * layout.rope_elems();
     let mut consts = state_consts(heads, &layout);
@@ -105,7 +108,6 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("VALUE_SLOT_FIRST", number(slots.value_first)),
         ("VALUE_SLOTS", number(slots.value)),
         ("ROPE_ELEMS", number(layout.rope_elems())),
-        ("ROPE_VECS", number(layout.rope_elems() / 4)),
         ("QUERY_ELEMS", number(query_elems * shape.row_blocks)),
         ("FETCHED_WORDS", number(2 * shape.tokens * (slots.state + slots.rope))),
         ("SCORES", number(shape.tokens * shape.row_blocks)),
@@ -121,7 +123,7 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
 }
 
 fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape: &MatrixShape) -> KernelSpec {
-    let layout = StateLayout::new(heads, dtype);
+    let layout = StateLayout::of_decode(heads, dtype);
     let (arrays, fetches) = (shape.arrays(&layout), shape.fetches(&layout));
     let lanes = (shape.threads() / shape.tokens(), shape.threads() / shape.rows());
     let stage_steps = shape.stage_steps(heads, &layout);
@@ -159,7 +161,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
 }
 
 fn tile_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape: &DecodeShape) -> Result<KernelSpec> {
-    let layout = StateLayout::new(heads, dtype);
+    let layout = StateLayout::of_decode(heads, dtype);
     let mut consts = state_consts(heads, &layout);
     consts.extend([
         ("ELEMS_PER_WORD_AND_TOTAL", number(layout.elems_per_word + 1)),
@@ -179,7 +181,7 @@ fn tile_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("ROPE_FETCHES", number(shape.rope_fetches)),
         ("SCORE_LANES", number(shape.score_lanes)),
         ("TOKENS_PER_LANE", number(shape.tokens / shape.score_lanes)),
-        ("TILE_VEC4S", number(shape.tile_vec4s)),
+        ("TILE_LENGTH", number(shape.tile_length)),
         ("SPLIT_SCORES", number(shape.row_blocks * shape.tokens * (shape.key_splits | 1))),
     ]);
     let (rows_type, rows) = rows_slot(shape.rows_per_block);
@@ -188,7 +190,11 @@ fn tile_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     let query =
         if shape.query_in_registers { part!("parts/query_registers.wgsl") } else { part!("parts/query_stream.wgsl") };
     let (bindings, mut parts) = common(options, false, &mut consts);
-    parts.extend([cache_part(dtype)?, scales, rows, query, part!("decode.wgsl")]);
+    let tile = match layout.word_bytes {
+        8 => part!("parts/tile_vec2.wgsl"),
+        _ => part!("parts/tile_vec4.wgsl"),
+    };
+    parts.extend([cache_part(dtype)?, scales, rows, query, tile, part!("decode.wgsl")]);
     Ok(KernelSpec { name: "decode", consts, parts, bindings, workgroup_bytes: shape.workgroup_bytes })
 }
 

@@ -5,15 +5,17 @@ use crate::gpu::{number, Const, DType};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// The page-plane layout of a [`HeadLayout`] in a dtype. Sizes in `vec4<u32>` words where the name says no other unit.
+/// The page-plane layout of a [`HeadLayout`] in a dtype. Sizes in `vec4<u32>` words, 16 bytes, where the name says no other
+/// unit.
 ///
 /// A page of `page_size` tokens is, for each group, a `[page_size][state_words]` plane, then one
 /// `[page_size][rope_words]` plane, then one `[page_size][scale_words]` plane. A state is its key elements padded to a word, then (unless the value is the state
 /// itself) its value elements padded to a word; so any dimension works, and a kernel's loads stay aligned.
 ///
-/// In [`DType::I8`] the elements of states are integers, to be multiplied by a scale: one f32 per token and group where the
-/// value is the state itself, else one for the key and one for the value, groups in order. The rope key is f16 there, its
-/// words padded to an even number. Other dtypes have no scales.
+/// In [`DType::I8`] and [`DType::I4`] the elements of states are integers, to be multiplied by a scale: one f32 per token and
+/// group where the value is the state itself, else one for the key and one for the value, groups in order. The rope key is
+/// f16 there, its words padded to an even number. Other dtypes have no scales. Four bits are a two's complement; the first
+/// of a byte's two elements is its lower half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StateLayout {
     /// Elements in one word.
@@ -32,6 +34,8 @@ pub struct StateLayout {
     pub spans: usize,
     /// Words of one token's scales, over all groups.
     pub scale_words: usize,
+    /// Bytes of a word: 16, but see [`StateLayout::of_decode`].
+    pub(crate) word_bytes: usize,
 }
 
 impl StateLayout {
@@ -44,8 +48,9 @@ impl StateLayout {
         let value_first = if tied { 0 } else { key_words };
         let state_words = if tied { words(heads.state_dim()) } else { key_words + words(heads.v_dim()) };
         let value_words = words(heads.v_dim());
-        let scaled = dtype == DType::I8;
-        let rope_words = words(heads.rope_dim()) * if scaled { 2 } else { 1 };
+        let scaled = matches!(dtype, DType::I8 | DType::I4);
+        // Of halves, 16 elements at a time: what decode kernels take for one word of a query.
+        let rope_words = if scaled { 2 * heads.rope_dim().div_ceil(16) } else { words(heads.rope_dim()) };
         let spans = match (scaled, tied) {
             (false, _) => 0,
             (true, true) => 1,
@@ -53,7 +58,37 @@ impl StateLayout {
             (true, false) => 2,
         };
         let scale_words = (spans * heads.groups()).div_ceil(4);
-        Self { elems_per_word, key_words, value_first, value_words, state_words, rope_words, spans, scale_words }
+        Self {
+            elems_per_word,
+            key_words,
+            value_first,
+            value_words,
+            state_words,
+            rope_words,
+            spans,
+            scale_words,
+            word_bytes: 16,
+        }
+    }
+
+    /// The same in words of decode kernels. Those of I4 have 8 bytes: a lane works on whole words, and with 32 elements of
+    /// four rows its registers would hold no query beside its sums.
+    pub(crate) fn of_decode(heads: &HeadLayout, dtype: DType) -> Self {
+        let whole = Self::new(heads, dtype);
+        if dtype != DType::I4 {
+            return whole;
+        }
+        Self {
+            elems_per_word: whole.elems_per_word / 2,
+            key_words: 2 * whole.key_words,
+            value_first: 2 * whole.value_first,
+            value_words: 2 * whole.value_words,
+            state_words: 2 * whole.state_words,
+            rope_words: 2 * whole.rope_words,
+            spans: whole.spans,
+            scale_words: 2 * whole.scale_words,
+            word_bytes: 8,
+        }
     }
 
     /// Words of one token's row over all groups, scales included.
@@ -63,21 +98,22 @@ impl StateLayout {
 
     /// Bytes that one group reads per token: its state, the rope key and a word of scales.
     pub fn group_bytes(&self) -> usize {
-        16 * (self.state_words + self.rope_words + self.spans.min(1))
+        self.word_bytes * (self.state_words + self.rope_words) + 16 * self.spans.min(1)
     }
 
     /// Elements in one word of the rope key.
     pub(crate) fn rope_elems(&self) -> usize {
         if self.spans > 0 {
-            8
+            self.word_bytes / 2
         } else {
             self.elems_per_word
         }
     }
 
-    /// Words of a query, counted as those of a state: a word of an i8 state has as many elements as two of its rope key.
+    /// Words of a query, counted as those of a state: a word of an i8 state has as many elements as two of its rope key, one
+    /// of an i4 state, in a decode kernel, as four.
     pub(crate) fn query_words(&self) -> usize {
-        self.key_words + if self.spans > 0 { self.rope_words / 2 } else { self.rope_words }
+        self.key_words + self.rope_words / (self.elems_per_word / self.rope_elems())
     }
 
     /// The constants of scales, for kernels that read or write pages.

@@ -93,7 +93,7 @@ impl RowShape {
     fn registers(&self, layout: &StateLayout) -> usize {
         let slots = self.slots(layout);
         let elems = (slots.key + slots.value) * layout.elems_per_word + slots.rope * layout.rope_elems();
-        let fetched = 4 * (slots.state + slots.rope) + layout.spans;
+        let fetched = layout.word_bytes / 4 * (slots.state + slots.rope) + layout.spans;
         elems * self.rows() + 2 * self.tokens * fetched + 3 * self.rows()
     }
 }

@@ -49,7 +49,7 @@ impl KernelShape {
     ///
     /// Errors: as [`DecodeShape::all`].
     pub(crate) fn all(heads: &HeadLayout, dtype: DType, device: &Device) -> Result<Vec<Self>> {
-        let layout = &StateLayout::new(heads, dtype);
+        let layout = &StateLayout::of_decode(heads, dtype);
         let mut shapes: Vec<Self> = Vec::new();
         if device.tier >= Tier::Subgroup {
             let per_group = heads.heads_per_group();
@@ -135,6 +135,8 @@ mod tests {
                         (DType::F32, 4),
                         (DType::I8, 8),
                         (DType::I8, 32),
+                        (DType::I4, 8),
+                        (DType::I4, 32),
                     ] {
                         check(&heads, dtype, subgroup);
                     }
@@ -144,7 +146,7 @@ mod tests {
     }
 
     fn check(heads: &HeadLayout, dtype: DType, subgroup: usize) {
-        let layout = StateLayout::new(heads, dtype);
+        let layout = StateLayout::of_decode(heads, dtype);
         let limits = ShapeLimits { workgroup_bytes: 16352, subgroup_size: subgroup };
         let device = Device { limits, tier: Tier::Subgroup, subgroup_min: subgroup };
         let shapes = KernelShape::all(heads, dtype, &device).unwrap();

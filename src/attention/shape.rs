@@ -37,7 +37,8 @@ pub(crate) struct DecodeShape {
     pub(crate) state_fetches: usize,
     pub(crate) rope_fetches: usize,
     pub(crate) query_in_registers: bool,
-    pub(crate) tile_vec4s: usize,
+    /// Words of the tile's memory.
+    pub(crate) tile_length: usize,
     pub(crate) workgroup_bytes: usize,
     /// Registers that a lane holds across steps.
     registers: usize,
@@ -134,8 +135,8 @@ impl DecodeShape {
         // Unaligned queries can only be read element by element, so never inside the loop.
         let aligned = heads.nope_dim().is_multiple_of(4) && heads.rope_dim().is_multiple_of(4);
         let elems = layout.elems_per_word;
-        let held =
-            rows_per_block * (units_per_lane * (elems + 1) + tokens / score_lanes) + 4 * (state_fetches + rope_fetches);
+        let fetched = layout.word_bytes / 4 * (state_fetches + rope_fetches);
+        let held = rows_per_block * (units_per_lane * (elems + 1) + tokens / score_lanes) + fetched;
         let slice = words_per_split * elems * rows_per_block;
         let query_in_registers = (held + slice <= MAX_REGISTERS && slice <= QUERY_REGISTERS) || !aligned;
         let registers = held + if query_in_registers { slice } else { elems * rows_per_block };
@@ -145,8 +146,9 @@ impl DecodeShape {
         if registers > MAX_REGISTERS && aligned {
             return None;
         }
-        let reduction_vec4s = if token_splits > 1 { threads } else { 0 };
-        let tile_vec4s = (tokens * (tile_words | 1)).max(reduction_vec4s);
+        // Sums of four rows pass through it, 16 bytes a lane.
+        let reduction = if token_splits > 1 { threads * (16 / layout.word_bytes) } else { 0 };
+        let tile_length = (tokens * (tile_words | 1)).max(reduction);
         let scale_bytes = if layout.spans > 0 { 8 * tokens } else { 0 };
         let blocks = block_tokens * (key_splits | 1) + 2 * block_tokens + 2 * row_blocks;
         Some(Self {
@@ -163,8 +165,8 @@ impl DecodeShape {
             state_fetches,
             rope_fetches,
             query_in_registers,
-            tile_vec4s,
-            workgroup_bytes: 16 * tile_vec4s + 4 * rows_per_block * blocks + 8 * tokens + scale_bytes,
+            tile_length,
+            workgroup_bytes: layout.word_bytes * tile_length + 4 * rows_per_block * blocks + 8 * tokens + scale_bytes,
             registers,
         })
     }
@@ -224,8 +226,8 @@ mod tests {
     #[test]
     fn every_layout_gets_kernels_within_default_limits() {
         for heads in layouts() {
-            for dtype in [DType::F32, DType::F16, DType::I8] {
-                let layout = StateLayout::new(&heads, dtype);
+            for dtype in [DType::F32, DType::F16, DType::I8, DType::I4] {
+                let layout = StateLayout::of_decode(&heads, dtype);
                 let shapes = DecodeShape::all(&heads, &layout, LIMITS).unwrap();
                 assert!(!shapes.is_empty() && shapes.len() <= 3);
                 for s in shapes {

@@ -309,11 +309,12 @@ fn dtype_code(dtype: DType) -> u32 {
         DType::F16 => 2,
         DType::BF16 => 3,
         DType::I8 => 4,
+        DType::I4 => 5,
     }
 }
 
 fn dtype(code: u32) -> Result<DType, SavedFault> {
-    let all = [DType::F32, DType::F16, DType::BF16, DType::I8];
+    let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
     all.into_iter().find(|d| dtype_code(*d) == code).ok_or(malformed("dtype", code.into(), "no code of a dtype"))
 }
 

@@ -168,7 +168,7 @@ fn messages_have_names_and_numbers() {
 fn numbers_that_cannot_be_are_refused() {
     for (at, values, name) in [
         (8, &[0][..], "version"),
-        (12, &[0, 5, u32::MAX], "dtype"),
+        (12, &[0, 6, u32::MAX], "dtype"),
         (16, &[0, 1 << 15, u32::MAX], "layout"),
         (20, &[0, u32::MAX], "layout"),
         (24, &[0, 9, u32::MAX], "layout"),

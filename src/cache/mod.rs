@@ -95,7 +95,7 @@ impl PagedKvCache {
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pool exceeds what the
     /// device can bind ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
-    /// [`ErrorKind::DType`] for U32. F32, F16 and BF16 caches hold rows as they come; for I8 see
+    /// [`ErrorKind::DType`] for U32. F32, F16 and BF16 caches hold rows as they come; for I8 and I4 see
     /// [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
         let table = SeqTable::new(pages.count, pages.size)?;

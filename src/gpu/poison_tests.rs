@@ -19,6 +19,7 @@ pub(super) fn poisoned(wgsl: &str) -> String {
         let value = match element {
             "u32" => "0x7fffffffu",
             "vec4<u32>" => "vec4<u32>(0x7e007e00u)",
+            "PoolWord" => "PoolWord(0x7e007e00u)",
             "f32" => "poison",
             "vec4<f32>" => "vec4<f32>(poison)",
             "Rows" => "Rows(poison)",
@@ -60,8 +61,9 @@ fn bits(variant: &str, kv_dtype: DType, poison: bool) -> Vec<u32> {
 
 #[test]
 fn workgroup_memory_is_written_before_it_is_read() {
-    // Grouped states with separate keys and values, and latents with a rope key; i8 has scales and an append of its own.
-    for (variant, kv_dtype) in [("gqa", DType::F16), ("gla", DType::F16), ("gla", DType::I8)] {
+    // Grouped states with separate keys and values, and latents with a rope key; i8 has scales and an append of its
+    // own, i4 words of its own.
+    for (variant, kv_dtype) in [("gqa", DType::F16), ("gla", DType::F16), ("gla", DType::I8), ("gta", DType::I4)] {
         assert_eq!(bits(variant, kv_dtype, false), bits(variant, kv_dtype, true), "{variant} {kv_dtype}");
     }
 }

@@ -41,7 +41,7 @@ impl Gpu {
     async fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
         self.check_alive()?;
         tensor.buffer.expect_gpu(self)?;
-        let bytes = tensor.len() * tensor.dtype().size_bytes();
+        let bytes = tensor.len() * tensor.dtype().size_bits() / 8;
         let size = (bytes as u64).next_multiple_of(4);
         let staging = self.staging(size)?;
         self.submit_with(|encoder| encoder.copy_buffer_to_buffer(tensor.buffer.raw(), 0, &staging, 0, size), true)?;

@@ -17,23 +17,26 @@ pub enum DType {
     BF16,
     /// 8-bit signed integer, with scales beside it.
     I8,
+    /// 4-bit signed integer, two to a byte, with scales beside it: of caches alone.
+    I4,
     /// 32-bit unsigned integer (token ids, lengths).
     U32,
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub fn size_bytes(self) -> usize {
+    /// Bits of one element.
+    pub fn size_bits(self) -> usize {
         match self {
-            DType::F32 | DType::U32 => 4,
-            DType::F16 | DType::BF16 => 2,
-            DType::I8 => 1,
+            DType::F32 | DType::U32 => 32,
+            DType::F16 | DType::BF16 => 16,
+            DType::I8 => 8,
+            DType::I4 => 4,
         }
     }
 
     /// Elements in one 16-byte `vec4<u32>`, the unit in which kernels read caches and weights.
     pub(crate) fn per_vec4(self) -> usize {
-        16 / self.size_bytes()
+        128 / self.size_bits()
     }
 }
 
@@ -44,6 +47,7 @@ impl fmt::Display for DType {
             DType::F16 => "f16",
             DType::BF16 => "bf16",
             DType::I8 => "i8",
+            DType::I4 => "i4",
             DType::U32 => "u32",
         })
     }
@@ -121,7 +125,7 @@ impl Tensor {
     /// A tensor of zeros.
     ///
     /// Errors: [`ErrorKind::Shape`] for a zero-sized or overflowing shape, [`ErrorKind::TooLarge`] past the device's
-    /// binding limit, [`ErrorKind::OutOfMemory`].
+    /// binding limit, [`ErrorKind::OutOfMemory`]; [`ErrorKind::DType`] for I4, which only caches have.
     pub fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = byte_len(shape, dtype)?;
         let buffer = gpu.create_buffer("tensor", bytes as u64)?;
@@ -229,10 +233,14 @@ fn check_len(name: &'static str, shape: &[usize], got: usize) -> Result<()> {
     }
 }
 
-/// Bytes of a tensor, refusing empty and absurd shapes.
+/// Bytes of a tensor, refusing empty and absurd shapes, and I4: its elements may end within a byte.
 pub(crate) fn byte_len(shape: &[usize], dtype: DType) -> Result<usize> {
+    if dtype == DType::I4 {
+        let want = "f32, f16, bf16, i8 or u32".into();
+        return Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want }.into());
+    }
     let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-    match elements.and_then(|n| n.checked_mul(dtype.size_bytes())) {
+    match elements.and_then(|n| n.checked_mul(dtype.size_bits() / 8)) {
         Some(0) => Err(ErrorKind::shape("shape", shape, "no zero size")),
         Some(bytes) if bytes < 1 << 46 => Ok(bytes),
         _ => Err(ErrorKind::shape("shape", shape, "fewer than 2^46 bytes")),

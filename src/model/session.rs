@@ -21,7 +21,7 @@ pub struct SessionOptions {
     pub cache_tokens: usize,
     /// Tokens per page of the cache, a power of two.
     pub page_size: usize,
-    /// Element type of the cache: F32, F16, BF16 or I8.
+    /// Element type of the cache: F32, F16, BF16, I8 or I4.
     pub kv_dtype: DType,
 }
 

@@ -30,22 +30,30 @@ pub fn append(layout: &HeadLayout, kv: &mut [f64], position: u32, rotation: &Rot
     Ok(())
 }
 
-/// What an i8 cache holds of one span of a state: whole numbers of -127 to 127, and the scale that they are multiplied by,
-/// an f32. A span without a value of 1e-30 or more is zeros with scale 0.
+/// The largest integer of an i8 cache.
+pub const I8_LEVELS: u32 = 127;
+/// The largest integer of an i4 cache.
+pub const I4_LEVELS: u32 = 7;
+
+/// What a cache of integers holds of one span of a state: whole numbers of `-levels` to `levels` ([`I8_LEVELS`] or
+/// [`I4_LEVELS`]), and the scale that they are multiplied by, an f32. A span without a value of 1e-30 or more is zeros with
+/// scale 0.
 ///
 /// ```text
-/// scale = max |x| / 127,  q = round(x / scale)
+/// scale = max |x| / levels,  q = round(x / scale)
 /// ```
-/// With a largest value of `a` standard deviations the mean squared error is `(a / 127)^2 / 12` of the mean square: 4e-5 for
-/// normal values (a = 2.8 over a span of 128), 1.6e-5 for uniform ones (a = 1.73). No code of 8 bits per independent value
-/// does better than 2^-16 = 1.5e-5 for normal values, by rate-distortion theory.
-pub fn quantise_span(values: &[f64]) -> (Vec<f64>, f64) {
+/// With a largest value of `a` standard deviations the mean squared error is `(a / levels)^2 / 12` of the mean square. i8: 4e-5
+/// for normal values (a = 2.8 over a span of 128), 1.6e-5 for uniform ones (a = 1.73). i4: 1.3e-2 and 5e-3. By
+/// rate-distortion theory no code of 8 bits per independent normal value does better than 2^-16 = 1.5e-5, none of 4 than
+/// 2^-8 = 3.9e-3.
+pub fn quantise_span(values: &[f64], levels: u32) -> (Vec<f64>, f64) {
+    let levels = f64::from(levels);
     let top = values.iter().fold(0.0f64, |top, x| top.max(x.abs()));
     if top < 1e-30 {
         return (vec![0.0; values.len()], 0.0);
     }
-    let whole = values.iter().map(|x| (x * (127.0 / top)).round_ties_even()).collect();
-    (whole, f64::from((top / 127.0) as f32))
+    let whole = values.iter().map(|x| (x * (levels / top)).round_ties_even()).collect();
+    (whole, f64::from((top / levels) as f32))
 }
 
 /// Rounds, in place, one token's row, as [`append`] leaves it, to what an i8 cache holds of it: the key and the value of
@@ -53,12 +61,21 @@ pub fn quantise_span(values: &[f64]) -> (Vec<f64>, f64) {
 ///
 /// - `kv`: (groups * state_dim + rope_dim,)
 pub fn round_to_i8(layout: &HeadLayout, kv: &mut [f64]) -> Result<()> {
+    round_to_integers(layout, kv, I8_LEVELS)
+}
+
+/// [`round_to_i8`] for an i4 cache.
+pub fn round_to_i4(layout: &HeadLayout, kv: &mut [f64]) -> Result<()> {
+    round_to_integers(layout, kv, I4_LEVELS)
+}
+
+fn round_to_integers(layout: &HeadLayout, kv: &mut [f64], levels: u32) -> Result<()> {
     expect_shape("kv", kv.len(), &[layout.kv_dim()])?;
     let (states, rope_key) = kv.split_at_mut(layout.groups() * layout.state_dim());
     let span = if layout.v_offset() == 0 { layout.state_dim() } else { layout.v_offset() };
     for state in states.chunks_exact_mut(layout.state_dim()) {
         for span in state.chunks_mut(span) {
-            let (whole, scale) = quantise_span(span);
+            let (whole, scale) = quantise_span(span, levels);
             span.iter_mut().zip(whole).for_each(|(x, q)| *x = q * scale);
         }
     }

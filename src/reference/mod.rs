@@ -38,7 +38,7 @@ mod rope;
 mod sample;
 pub mod vector;
 
-pub use append::{append, quantise_span, round_to_i8};
+pub use append::{append, quantise_span, round_to_i4, round_to_i8, I4_LEVELS, I8_LEVELS};
 pub use copy_pages::copy_pages;
 pub use decode::{add_sinks, attend, decode, decode_split, decode_with, merge, Attended, DecodeInputs, DecodeOptions};
 pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaWeights};

@@ -1,7 +1,7 @@
 //! A decode over a ragged batch through cache, plan, append and kernels, and its comparison with the f64 reference.
 
 use crate::append::pool;
-use crate::int8::held;
+use crate::integers::{held, INTEGERS};
 use crate::support::{compare, gpu, wait, Bound, Rng};
 use latten::attention::{AttentionOptions, KvSource};
 use latten::reference;
@@ -188,7 +188,7 @@ impl Case {
         let out = wait(gpu.download(&result.out)).unwrap();
         let lse = wait(gpu.download(&result.lse)).unwrap();
         let batch = cache.batch(&ids).unwrap();
-        if self.dtype == DType::I8 {
+        if INTEGERS.contains(&self.dtype) {
             // Results are to be what the integers say that are in the cache; how good those are, tests of append say.
             let memory = pool(gpu, &cache, 0);
             for (s, seen) in sequences.iter_mut().zip(&batch.sequences) {
@@ -196,8 +196,8 @@ impl Case {
                     let page = batch.page_table[seen.page_table_first as usize + t / self.page_size] as usize;
                     page * self.page_size + t % self.page_size
                 };
-                s.rows =
-                    (0..seen.kv_len as usize).flat_map(|t| held(heads, self.page_size, &memory, slot(t))).collect();
+                let row = |t: usize| held(*heads, self.dtype, self.page_size, &memory, slot(t));
+                s.rows = (0..seen.kv_len as usize).flat_map(row).collect();
             }
         }
         for (s, seen) in sequences.iter_mut().zip(&batch.sequences) {

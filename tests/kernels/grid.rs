@@ -36,7 +36,7 @@ const DIMS: [usize; 8] = [32, 48, 64, 96, 128, 192, 256, 512];
 const Q_LENS: [usize; 6] = [1, 2, 3, 5, 8, 16];
 const LENGTHS: [Length; 10] = [Zero, One, Page(-1), Page(0), Page(1), Split(-1), Split(0), Split(1), Long, Straggler];
 const PAGES: [usize; 4] = [1, 16, 64, 256];
-const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I8];
+const DTYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
 const POLICIES: [SplitPolicy; 4] =
     [SplitPolicy::Auto, SplitPolicy::FixedTokens(96), SplitPolicy::Count(3), SplitPolicy::Off];
 const WIDTHS: [usize; 8] = [9, 10, 8, 6, 10, 4, DTYPES.len(), 4];

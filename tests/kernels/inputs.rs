@@ -59,6 +59,9 @@ fn tensors() {
         }
         refused!(Tensor::from_f32(gpu, &[2, 3], &[0.0; 5], DType::F32), Shape { .. }, "(2,3)", 5);
         refused!(Tensor::from_f32(gpu, &[5], &[0.0; 5], DType::U32), ErrorKind::DType { .. }, "u32");
+        // Only caches have it, since rows of it may end within a byte.
+        refused!(Tensor::zeros(gpu, &[4], DType::I4), ErrorKind::DType { .. }, "i4", "or u32");
+        refused!(Tensor::from_f32(gpu, &[5], &[0.0; 5], DType::I4), ErrorKind::DType { .. }, "i4");
         refused!(Tensor::from_u32(gpu, &[2, 3], &[0; 7]), Shape { .. }, 7);
         refused!(Tensor::from_f32(gpu, &[], &[], DType::F32), Shape { .. });
         let t = Tensor::zeros(gpu, &[2, 3], DType::F32).unwrap();

@@ -1,6 +1,7 @@
 //! What must not matter, bit for bit: memory that nobody owns, repetition, and (with FixedTokens) the rest of the batch.
 
 use crate::case::{Case, Sequence};
+use crate::integers::INTEGERS;
 use crate::support::{bits, gpu, layouts, small, wait, Rng};
 use latten::{DType, Decode, PagedKvCache, Pages, SplitPolicy, Tensor};
 
@@ -13,15 +14,15 @@ fn result_bits(s: &Sequence) -> (Vec<u32>, Vec<u32>) {
 #[test]
 fn unowned_memory_does_not_matter() {
     for (i, heads) in layouts().into_iter().enumerate() {
-        // i8: states of two spans, whose scales take more than a word, and states with a rope key.
-        let dtypes = [DType::F32, DType::F16, DType::I8];
-        for dtype in dtypes.into_iter().filter(|d| *d != DType::I8 || [0, 3].contains(&i)) {
+        // i8, i4: states of two spans, whose scales take more than a word, and states with a rope key.
+        let dtypes = [DType::F32, DType::F16, DType::I8, DType::I4];
+        for dtype in dtypes.into_iter().filter(|d| !INTEGERS.contains(d) || [0, 3].contains(&i)) {
             let lengths = vec![(1, 1), (37, 1), (5, 0), (200, 1), (0, 0), (64, 3), (65, 5), (20, 16), (16, 16)];
             let case = Case { heads, dtype, page_size: 16, lengths, policy: SplitPolicy::FixedTokens(64), seed: 7 };
             let clean = case.run_poisoned(gpu(), 0);
             let e = case.compare_all(&clean);
             println!("{heads:?} {dtype}: {e:?}");
-            // 0xff: NaN in all floats, scales among them. 0x7c: 5e36 in f32, NaN in f16, 124 in i8.
+            // 0xff: NaN in all floats, scales among them. 0x7c: 5e36 in f32, NaN in f16, 124 in i8, 7 and -4 in i4.
             for poison in [0xff, 0x7c] {
                 let poisoned = case.run_poisoned(gpu(), poison);
                 for (i, (a, b)) in clean.iter().zip(&poisoned).enumerate() {
@@ -66,7 +67,7 @@ fn a_thousand_repeats_give_the_same_bits() {
 #[test]
 fn fixed_tokens_does_not_see_the_batch() {
     let heads = layouts()[4];
-    for dtype in [DType::F32, DType::F16, DType::I8] {
+    for dtype in [DType::F32, DType::F16, DType::I8, DType::I4] {
         let sequence = |kv_len: usize, q_len: usize| {
             let mut rng = Rng(kv_len as u64 * 31 + q_len as u64);
             let rows = rng.values(kv_len * heads.kv_dim());

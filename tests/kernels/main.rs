@@ -7,7 +7,7 @@ mod case;
 mod device;
 mod grid;
 mod inputs;
-mod int8;
+mod integers;
 mod isolation;
 mod options;
 mod pairwise;

@@ -109,7 +109,7 @@ fn rows_survive_in_pages_of_other_sizes() {
     let (gpu, mut rng) = (gpu(), Rng(3));
     let odd = HeadLayout::gla(Gla { q_heads: 2, latent_heads: 2, latent_dim: 12, rope_dim: 6 }).unwrap();
     for (i, heads) in layouts().into_iter().chain([small(), odd]).enumerate() {
-        for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4] {
             let sizes = [1, 64, 32, 4];
             let (from, into) = (sizes[i % 4], sizes[(i + 1) % 4]);
             let lengths = [37, 0, 1, 64, 20];

@@ -95,14 +95,16 @@ fn eight_bit_weights_give_the_logits_of_the_rounded_model() {
     }
 }
 
-/// Narrower caches cost what they round: a model says the same in bf16 to its 8 bits, in i8 to those of a state's largest.
+/// Narrower caches cost what they round: a model says the same in bf16 to its 8 bits, in i8 and i4 to those of a
+/// state's largest.
 #[test]
 fn narrow_caches_cost_what_they_round() {
     for variant in VARIANTS {
         let tiny = Tiny::new(variant, 4);
         let want = tiny.forward(&TOKENS).concat();
         let decoder = decoder(gpu(), &tiny, Dtype::F32, DType::F32);
-        for (kv_dtype, tolerance, nmse) in [(DType::BF16, 3e-2, 1e-4), (DType::I8, 1e-1, 1e-3)] {
+        for (kv_dtype, tolerance, nmse) in [(DType::BF16, 3e-2, 1e-4), (DType::I8, 1e-1, 1e-3), (DType::I4, 1.0, 1e-1)]
+        {
             let case = format!("{variant}, {kv_dtype} cache");
             assert_close(&case, &all_logits(&decoder, kv_dtype, 3), &want, tolerance, nmse);
         }

@@ -174,6 +174,7 @@ fn bad_calls_are_typed_errors_with_the_numbers() {
     assert_kind!(Weight::new(gpu, [1, 0, 3], &[], DType::F32), ErrorKind::Shape { .. });
     assert_kind!(Weight::new(gpu, [usize::MAX, 3, 2], &[0.0; 6], DType::F32), ErrorKind::Shape { .. });
     assert_kind!(Weight::new(gpu, [1, 1, 4], &[0.0; 4], DType::U32), ErrorKind::DType { .. });
+    assert_kind!(Weight::new(gpu, [1, 1, 4], &[0.0; 4], DType::I4), ErrorKind::DType { .. });
     assert_kind!(Weight::from_rows(&t(&[3, 6])), ErrorKind::Shape { .. });
     let weight = Weight::new(gpu, [2, 3, 8], &[1.0; 48], DType::F32).unwrap();
     assert_kind!(Linear::new(gpu, &weight, Some(&t(&[2, 4]))), ErrorKind::Shape { .. });

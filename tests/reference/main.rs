@@ -1,5 +1,5 @@
 //! The f64 reference against the independent oracle's vectors, and the identities that attention must satisfy.
-//! Needs no GPU. All names start with what they test: `vectors`, `identities`, `int8`, `pieces`, `options`, `sampling`, `malformed`.
+//! Needs no GPU. All names start with what they test: `vectors`, `identities`, `integers`, `pieces`, `options`, `sampling`, `malformed`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -7,7 +7,7 @@
 )]
 
 mod identities;
-mod int8;
+mod integers;
 mod malformed;
 mod options;
 mod pieces;
