@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mutation check of the attention kernels: each clamp and mask of shaders/{append,append_scaled,decode,decode_rows,merge,pages_rows}.wgsl
-# and their parts is changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
+# Mutation check of the attention kernels: each clamp and mask of
+# shaders/{append,append_scaled,decode,decode_rows,merge,pages_rows}.wgsl and their parts is changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
 # hour on two cores with a software GPU.
 #
 #   tests/mutate.sh                 the mutations that must die

@@ -54,7 +54,7 @@ impl<'a, R: Read> Input<'a, R> {
         };
         let first = self.at;
         self.exact(bytes, name)?;
-        check_sum(bytes, seed, first, &name).map_err(|fault| self.fault(fault))?;
+        check_sum(bytes, seed, first, name).map_err(|fault| self.fault(fault))?;
         Ok(&bytes[..bytes.len() - SUM_BYTES])
     }
 
