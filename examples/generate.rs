@@ -231,7 +231,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
 
     let mut out = io::stdout().lock();
     let mut text = Utf8Stream::default();
-    write!(out, "--- {} ---\n", config.variant())?;
+    writeln!(out, "--- {} ---", config.variant())?;
     tokens.iter().try_for_each(|token| write!(out, "{}", text.push(*token)))?;
     out.flush()?;
     let mut written = Ok(());

@@ -133,7 +133,7 @@ fn full(gpu: &Gpu, args: &Args) -> Result<(PagedKvCache, SeqId), Error> {
     Ok((cache, id))
 }
 
-async fn run(args: &Args, out: &mut impl Write) -> Result<(), String> {
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String> {
     let gpu = Gpu::new().await.map_err(text)?;
     let (mut cache, id) = full(&gpu, args).map_err(text)?;
     let files = [
@@ -152,7 +152,7 @@ async fn measure(
     [plain, saved]: &[PathBuf; 2],
     out: &mut impl Write,
 ) -> Result<(), String> {
-    let mut chunk: Vec<u8> = (0..PLAIN_BYTES).map(|i| (i * 0x9e37_79b1 >> 7) as u8).collect();
+    let mut chunk: Vec<u8> = (0..PLAIN_BYTES).map(|i| ((i * 0x9e37_79b1) >> 7) as u8).collect();
     let mut best = [f64::INFINITY; 4];
     let mut cold = true;
     let mut peaks = [Peak::start(), Peak::start()];

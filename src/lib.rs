@@ -70,7 +70,7 @@
 //!   commands, and `encode`, which records into a compute pass of yours. Nothing is submitted until a result is read,
 //!   memory is overwritten from the host, or [`Gpu::submit`] is called.
 //! - [`attention`]: [`HeadLayout`] and the kernels append, decode and merge.
-//! - [`cache`]: [`PagedKvCache`], sequences and pages.
+//! - [`cache`]: [`PagedKvCache`], sequences and pages, saved and loaded.
 //! - [`nn`]: linear, norm, rotary positions, SwiGLU, embedding, sampling.
 //! - [`model`]: a Llama-style decoder over all of these.
 //! - [`reference`](mod@reference): every kernel as plain f64 loops, the specification. Needs no GPU.

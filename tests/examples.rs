@@ -17,6 +17,9 @@ mod kernel_table;
 #[allow(dead_code)]
 #[path = "../examples/logits.rs"]
 mod logits;
+#[allow(dead_code)]
+#[path = "../examples/save_speed.rs"]
+mod save_speed;
 
 use check_vector::{BEYOND, UNCHECKED, WITHIN};
 use latten::reference::vector::{LayerWeights, Vector};
@@ -262,6 +265,26 @@ fn generate_says_what_is_wrong_with_its_arguments() {
     let args = generate::parse(words("--model no/such/model")).unwrap();
     let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!() };
     assert!(message.contains("no/such/model"), "{message}");
+}
+
+#[test]
+fn save_speed_measures_a_small_cache() {
+    for (args, why) in [
+        ("--mib 0", "--mib 0: not a number"),
+        ("--page-size", "--page-size wants a value"),
+        ("--fast 1", "unknown argument --fast"),
+    ] {
+        let message = save_speed::parse(words(args)).err().unwrap();
+        assert!(message.contains(why), "{args}: {message}");
+    }
+    let mut out = Vec::new();
+    let args = save_speed::parse(words("--mib 3 --repeats 1")).unwrap();
+    pollster::block_on(save_speed::run(&args, &mut out)).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert!(out.contains("save ") && out.contains("load ") && out.contains('%'), "{out}");
+    let args = save_speed::parse(words("--mib 1 --folder /no/such/folder")).unwrap();
+    let message = pollster::block_on(save_speed::run(&args, &mut Vec::new())).unwrap_err();
+    assert!(message.contains("/no/such/folder"), "{message}");
 }
 
 /// Text in two runs is that of one.
