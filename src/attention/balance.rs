@@ -207,7 +207,7 @@ impl Load {
 
     /// A few are longer than a slot's share: they fill what the others, whole, leave over.
     fn longest_cut(&self, share: f64, tiles: u64) -> impl Iterator<Item = AutoCut> + '_ {
-        [1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
+        [1.0, 1.8, 1.9, 2.0, 2.2, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
             .into_iter()
             .map(move |parts| self.keep(tiles, share, share / parts))
     }

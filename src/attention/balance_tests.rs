@@ -173,6 +173,20 @@ fn any_load() -> impl Strategy<Value = Load> {
     (lengths(), 1usize..9, 4usize..1500, merge).prop_map(|(l, groups, slots, merge)| load(&l, groups, slots, merge))
 }
 
+/// Found by chance: lengths of all magnitudes on few slots for seven workgroups a tile.
+#[test]
+fn magnitudes_on_few_slots_are_balanced() {
+    #[rustfmt::skip]
+    let lengths = [
+        1663, 83851, 72, 17027, 1260, 43237, 1056, 264, 3881, 37351, 367, 18820, 58837, 18820, 134135, 332, 6552,
+        4191, 86475, 139, 282, 66042, 30573, 1167, 428, 166, 274, 20327, 2918, 6757, 68, 351, 2426, 655, 172, 10562,
+        149, 49667, 39420, 1715, 42905, 348, 81, 39420, 57937, 857, 1072, 597, 104, 3404, 189, 20327, 87, 43237, 470,
+        137, 27448, 97065, 34850, 1149, 63547, 1970, 132, 456, 1613,
+    ];
+    let got = chosen(&load(&lengths, 7, 423, 1.0));
+    assert!(got.ratio() < 1.3, "{:.3} {got:?}", got.ratio());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 

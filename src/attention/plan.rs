@@ -209,7 +209,7 @@ pub(crate) fn plan_masked(
 
 /// The items of one tile; `partial` is the row of its first slot and the slots' height.
 fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<(u64, u64)>) -> Result<()> {
-    let SeqView { page_table_first, q_token_first, q_len, kv_len } = tile.sequence;
+    let SeqView { page_table_first, q_token_first, q_len, kv_len, .. } = tile.sequence;
     for part in 0..cut.parts {
         items.push(WorkItem {
             page_table_first,
@@ -245,6 +245,14 @@ fn tiles(sequences: &[SeqView], masks: &[u64], shape: &PlanShape) -> Result<Vec<
             let last = (first + row_tile).min(rows) - 1;
             let token = |row: u64| (row / shape.heads_per_group as u64) as u32;
             let (token_first, token_last) = seen(&sequence, masks, token(first)..token(last) + 1, shape.window);
+            if token_first < sequence.kv_first && token_first < token_last {
+                let why = format!(
+                    "sequence {index} holds its tokens from {} on, this step reads from {token_first}: the window of Decode \
+                     exceeds the sequence's",
+                    sequence.kv_first
+                );
+                return Err(ErrorKind::argument("window", why));
+            }
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits

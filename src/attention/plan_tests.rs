@@ -29,7 +29,7 @@ fn gqa() -> PlanShape {
 fn batch(lengths: &[(u32, u32)]) -> Vec<SeqView> {
     let (mut page_table_first, mut q_token_first) = (0, 0);
     let view = |&(q_len, kv_len): &(u32, u32)| {
-        let view = SeqView { page_table_first, q_token_first, q_len, kv_len };
+        let view = SeqView { page_table_first, q_token_first, q_len, kv_len, kv_first: 0 };
         page_table_first += kv_len.div_ceil(64);
         q_token_first += q_len;
         view
@@ -91,7 +91,7 @@ fn check_plan(sequences: &[SeqView], shape: &PlanShape, list: &WorkList) -> BTre
             let mut token = start;
             for (index, (item, class_tile)) in parts.iter().enumerate() {
                 let WorkItem { page_table_first, q_token_first, q_len, kv_len, .. } = *item;
-                assert_eq!(SeqView { page_table_first, q_token_first, q_len, kv_len }, *sequence);
+                assert_eq!(SeqView { page_table_first, q_token_first, q_len, kv_len, kv_first: 0 }, *sequence);
                 assert_eq!((*class_tile, item.token_first), (row_tile, token));
                 assert_eq!((item.token_first - start) as usize % shape.token_tile, 0);
                 assert!(item.token_last > token || parts.len() == 1, "an empty part");
@@ -324,7 +324,7 @@ fn bad_arguments() {
 #[test]
 fn extremes_are_errors_or_plans() {
     const MAX: u32 = u32::MAX;
-    let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: MAX };
+    let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: MAX, kv_first: 0 };
     let fine = PlanShape { token_tile: 1, ..gqa() };
     for policy in [SplitPolicy::Auto, SplitPolicy::Off, SplitPolicy::FixedTokens(usize::MAX), SplitPolicy::Count(9)] {
         for shape in [&gla(), &fine, &PlanShape { v_dim: usize::MAX, groups: usize::MAX, ..gla() }] {

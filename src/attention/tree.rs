@@ -64,7 +64,7 @@ mod tests {
         let mut first = 0;
         let view = |&q_len: &u32| {
             first += q_len;
-            SeqView { page_table_first: 0, q_token_first: first - q_len, q_len, kv_len: 100 }
+            SeqView { page_table_first: 0, q_token_first: first - q_len, q_len, kv_len: 100, kv_first: 0 }
         };
         q_lens.iter().map(view).collect()
     }

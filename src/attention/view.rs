@@ -5,7 +5,8 @@ use crate::error::Result;
 /// One sequence of a batch as kernels see it: the tokens already cached and those being added in this step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeqView {
-    /// First entry of this sequence in [`KvBatch::page_table`].
+    /// Where this sequence begins in [`KvBatch::page_table`]: the page of its token t is entry
+    /// `page_table_first + t / page_size`, in 32 bits that wrap, since pages before `kv_first` have no entry.
     pub page_table_first: u32,
     /// First of this sequence's rows among the step's query tokens (and rows of `kv`).
     pub q_token_first: u32,
@@ -13,6 +14,8 @@ pub struct SeqView {
     pub q_len: u32,
     /// Visible tokens, those of this step included.
     pub kv_len: u32,
+    /// First token that is still held, a multiple of the page size; more than 0 only where a sliding window freed pages.
+    pub kv_first: u32,
 }
 
 /// A batch of sequences at one moment of the cache: everything a step needs to know, on the host.
@@ -22,7 +25,7 @@ pub struct KvBatch {
     pub generation: u64,
     /// The sequences, in the caller's order.
     pub sequences: Vec<SeqView>,
-    /// Page ids of all sequences, one after the other: `ceil(kv_len / page_size)` each.
+    /// Page ids of all sequences, one after the other: `ceil(kv_len / page_size)` each, without those freed.
     pub page_table: Vec<u32>,
     /// Where each new token is to be written: `page * page_size + offset`, in query-token order.
     pub slots: Vec<u32>,

@@ -8,6 +8,19 @@ use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
 
 impl PagedKvCache {
+    /// Adds an empty sequence for attention through a sliding window ([`AttentionOptions::window`]): pages wholly before the
+    /// `window` tokens that the next token sees, its own included, are given back when tokens are committed, and leave the
+    /// plan. A `Decode` that sees more is refused such a sequence. It shares by forks, no prefix.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a window of 0.
+    ///
+    /// [`AttentionOptions::window`]: crate::AttentionOptions::window
+    pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
+        let id = self.table.insert_windowed(window)?;
+        self.changed();
+        Ok(id)
+    }
+
     /// A new sequence of the same committed tokens, for parallel samples and beams. It shares all pages and copies none;
     /// the first of them to add tokens to a shared, partly filled page gets a copy of that page, in
     /// [`PagedKvCache::reserve`]. Reserved tokens are not shared. O(pages), on the host alone.

@@ -18,6 +18,8 @@ const MOST_SEQUENCES: usize = 12;
 #[derive(Debug, Clone)]
 enum Op {
     Insert,
+    /// With a window of so many tokens.
+    InsertWindowed(usize),
     /// The tokens of a sequence, cut to a length, and some more; a salt.
     Match(usize, usize, Vec<u32>, u64),
     Fork(usize),
@@ -50,7 +52,9 @@ impl ReferenceStateMachine for Calls {
     type Transition = Op;
 
     fn init_state() -> BoxedStrategy<Sizes> {
-        (1usize..48, 0u32..4).prop_map(|(pages, log2)| Sizes { pages, page_size: 1 << log2 }).boxed()
+        (1usize..48, prop_oneof![1 => Just(0u32), 6 => 1u32..4])
+            .prop_map(|(pages, log2)| Sizes { pages, page_size: 1 << log2 })
+            .boxed()
     }
 
     fn transitions(_: &Sizes) -> BoxedStrategy<Op> {
@@ -61,8 +65,9 @@ impl ReferenceStateMachine for Calls {
         let wanted = move || prop::collection::vec((id(), drafts()), 0..4);
         prop_oneof![
             2 => Just(Op::Insert),
+            3 => (0usize..20).prop_map(Op::InsertWindowed),
             6 => (id(), 0usize..40, tokens(20), 0..SALTS).prop_map(|(id, len, more, salt)| Op::Match(id, len, more, salt)),
-            5 => id().prop_map(Op::Fork),
+            9 => id().prop_map(Op::Fork),
             5 => id().prop_map(Op::Remove),
             20 => wanted().prop_map(Op::Reserve),
             4 => wanted().prop_map(Op::ReserveUndone),
@@ -138,8 +143,8 @@ fn the_calls_reach_what_they_are_for() {
         all = world.seen;
     }
     println!("{all:?}");
-    let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions } = all;
-    for count in [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions] {
+    let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed } = all;
+    for count in [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed] {
         assert!(count >= 20, "{count} of {all:?}");
     }
 }

@@ -16,11 +16,24 @@ pub(super) struct Should {
     salt: u64,
     /// Whether the table knows all committed tokens.
     known: bool,
+    /// Tokens that a token sees, or 0 for all.
+    window: usize,
+    /// Pages that its window has freed.
+    pub(super) freed: usize,
     tokens: Vec<u32>,
     drafts: Vec<u32>,
 }
 
 impl Should {
+    /// First token that the token at a position sees.
+    fn first_seen(&self, position: usize) -> usize {
+        if self.window == 0 {
+            0
+        } else {
+            (position + 1).saturating_sub(self.window)
+        }
+    }
+
     /// What is in memory for each token.
     fn content(&self) -> Vec<u64> {
         chain(self.salt, self.tokens.iter().chain(&self.drafts))
@@ -70,6 +83,8 @@ pub(super) struct Seen {
     pub(super) found: usize,
     pub(super) found_all: usize,
     pub(super) evictions: usize,
+    /// Pages that a window moved on from.
+    pub(super) freed: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -143,13 +158,23 @@ impl World {
                 self.add(id, Should { salt: self.salts, ..Should::default() });
                 true
             }
+            Op::InsertWindowed(window) if self.live().count() < MOST_SEQUENCES => {
+                let id = self.table.insert_windowed(window);
+                assert_eq!(id.is_ok(), window > 0);
+                self.salts += 1;
+                let should = Should { salt: self.salts, window, ..Should::default() };
+                if let Ok(id) = &id {
+                    self.add(*id, should);
+                }
+                id.is_ok()
+            }
             Op::Match(index, len, more, salt) if self.live().count() < MOST_SEQUENCES => {
                 let shared = self.at(index).and_then(|at| self.sequences[at].1.as_ref()).map(|should| &should.tokens);
                 let tokens: Vec<u32> = shared.into_iter().flatten().take(len).chain(&more).copied().collect();
                 self.match_prefix(&tokens, salt);
                 true
             }
-            Op::Insert | Op::Match(..) => return,
+            Op::Insert | Op::InsertWindowed(_) | Op::Match(..) => return,
             Op::Fork(index) => {
                 let Some(at) = self.at(index).filter(|_| self.live().count() < MOST_SEQUENCES) else { return };
                 let (id, should) = self.sequences[at].clone();
@@ -192,7 +217,10 @@ impl World {
                 let Some(at) = self.at(index) else { return };
                 let (id, should) = &mut self.sequences[at];
                 let len = len % should.as_ref().map_or(1, |should| should.tokens.len() + 2);
-                let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len());
+                let page_size = self.page_size;
+                let seen = |should: &Should| should.first_seen(len) / page_size * page_size;
+                let held = self.table.first_held(*id).unwrap_or(0);
+                let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len() && seen(should) >= held);
                 let result = self.table.truncate(*id, len);
                 assert_eq!(result.is_ok(), ok, "{result:?}");
                 if let Some(should) = should.as_mut().filter(|_| ok) {
@@ -283,7 +311,7 @@ impl World {
         assert!(self.gave_up || found == longest, "{found} tokens found of {longest}, and nothing was given up");
         self.seen.found += usize::from(found > 0);
         self.seen.found_all += usize::from(found > 0 && !self.gave_up);
-        let should = Should { salt, known: true, tokens: tokens[..found].to_vec(), drafts: Vec::new() };
+        let should = Should { salt, known: true, tokens: tokens[..found].to_vec(), ..Should::default() };
         self.add(id, should);
     }
 
@@ -298,9 +326,10 @@ impl World {
         for (id, n) in calls.iter().filter(|_| ok) {
             let (pages, len) = (self.table.page_table(*id).unwrap(), self.table.len(*id).unwrap());
             let tokens = len + self.table.reserved(*id).unwrap() + n;
-            needed += tokens.div_ceil(self.page_size) - pages.len();
+            let freed = self.table.first_held(*id).unwrap() / self.page_size;
+            needed += tokens.div_ceil(self.page_size) - freed - pages.len();
             if len % self.page_size > 0 {
-                let holders = holders.get_mut(&pages[len / self.page_size]).unwrap();
+                let holders = holders.get_mut(&pages[len / self.page_size - freed]).unwrap();
                 if *holders > 1 {
                     *holders -= 1;
                     needed += 1;
@@ -359,10 +388,17 @@ impl World {
 
     fn accept(&mut self, id: SeqId, n: usize, told: bool) {
         let page_size = self.page_size;
+        let mut freed = 0;
         let should = self.get(id);
         should.tokens.extend(should.drafts.drain(..).take(n));
         should.known &= told;
+        if n > 0 {
+            let before = should.freed;
+            should.freed = before.max(should.first_seen(should.tokens.len()) / page_size);
+            freed = should.freed - before;
+        }
         let (salt, known, tokens) = (should.salt, should.known, should.tokens.clone());
+        self.seen.freed += freed;
         for pages in (1..=tokens.len() / page_size).filter(|_| known) {
             self.published.insert((salt, tokens[..pages * page_size].to_vec()));
         }

@@ -50,8 +50,8 @@ impl PagedKvCache {
     /// besides them it takes one block on the device, and the tokens. Every block is one call of `write_all`. Submits what is
     /// recorded. Dropping the future stops it and leaves the cache as it was.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for tokens that are some, but fewer than the
-    /// sequence has, or a fingerprint of more than 64 KiB; [`ErrorKind::Io`] of the writer; those of the device.
+    /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for a sequence whose window has freed pages, for tokens
+    /// that are some, but fewer than the sequence has, or a fingerprint of more than 64 KiB; [`ErrorKind::Io`] of the writer; those of the device.
     pub async fn save(&self, what: Save<'_>, writer: impl Write, progress: impl FnMut(Progress)) -> Result<()> {
         self.save_as("-", what, writer, progress).await
     }
@@ -114,7 +114,13 @@ impl PagedKvCache {
         }
         let mut sequences = Vec::new();
         for &SaveSequence { id, tokens } in what.sequences {
-            let len = self.len(id)?;
+            let (len, first) = (self.len(id)?, self.table.first_held(id)?);
+            if first > 0 {
+                let why = format!(
+                    "sequence {id} holds its tokens from {first} on, the window's; all of them are saved or none"
+                );
+                return Err(ErrorKind::argument("sequences", why));
+            }
             if !tokens.is_empty() && tokens.len() < len {
                 let why = format!("{} of sequence {id}, which has {len} in the cache", tokens.len());
                 return Err(ErrorKind::argument("tokens", why));

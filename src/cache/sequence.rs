@@ -3,10 +3,15 @@
 use super::prefix::Parent;
 use super::store::Store;
 
-/// Holds exactly the pages of `len + reserved` tokens.
+/// Holds exactly the pages of `len + reserved` tokens, but for the first `freed` of them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sequence {
     pub(super) pages: Vec<u32>,
+    /// Pages before those, given back since no later token sees them.
+    pub(super) freed: usize,
+    /// Tokens that a token sees, its own included; 0 for all. A sequence with a window is never known: whoever holds a
+    /// page of the index holds those before it.
+    pub(super) window: usize,
     /// Committed tokens, then those of the step under way.
     pub(super) len: usize,
     pub(super) reserved: usize,
@@ -28,17 +33,30 @@ impl Sequence {
         self.len + self.reserved
     }
 
+    /// Pages of so many tokens, as far as they are held.
+    pub(super) fn pages_of(&self, tokens: usize, page_size: usize) -> usize {
+        tokens.div_ceil(page_size).saturating_sub(self.freed)
+    }
+
+    /// Pages that no token from `len` on sees, over all of the sequence.
+    pub(super) fn unseen(&self, len: usize, page_size: usize) -> usize {
+        if self.window == 0 {
+            return 0;
+        }
+        (len + 1).saturating_sub(self.window) / page_size
+    }
+
     /// The page of committed tokens that the next token goes to, by its place among the pages: none where a new page
     /// begins.
     pub(super) fn tail(&self, page_size: usize) -> Option<usize> {
-        (!self.len.is_multiple_of(page_size)).then_some(self.len / page_size)
+        (!self.len.is_multiple_of(page_size)).then(|| self.len / page_size - self.freed)
     }
 
     /// Commits exactly the first `len` of the sequence's tokens, and gives back the pages of the others.
     pub(super) fn keep(&mut self, len: usize, page_size: usize, store: &mut Store) {
         self.len = len;
         self.reserved = 0;
-        for page in self.pages.drain(len.div_ceil(page_size)..) {
+        for page in self.pages.drain(self.pages_of(len, page_size)..) {
             store.release(page);
         }
     }
@@ -49,6 +67,12 @@ impl Sequence {
         if n == 0 {
             return;
         }
+        // Not all pages: that of the last token is seen by the next.
+        let unseen = self.unseen(self.len, page_size);
+        for page in self.pages.drain(..unseen.saturating_sub(self.freed)) {
+            store.release(page);
+        }
+        self.freed = self.freed.max(unseen);
         let (Some(known), Some(mut tokens)) = (&mut self.known, tokens) else {
             self.known = None;
             return;

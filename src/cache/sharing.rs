@@ -3,17 +3,34 @@
 use super::prefix::Parent;
 use super::sequence::{Known, Sequence};
 use super::table::{SeqId, SeqTable};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 impl SeqTable {
+    /// Adds an empty sequence for attention through a sliding window: pages wholly before the `window` tokens that the next
+    /// token sees, its own included, are given back when tokens are committed. It shares by forks, no prefix.
+    ///
+    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a window of 0.
+    pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
+        if window == 0 {
+            return Err(ErrorKind::argument("window", "a token sees itself, so at least 1"));
+        }
+        Ok(self.insert_as(Sequence { window, ..Sequence::default() }))
+    }
+
+    /// First token that a sequence holds: 0, or where its window freed pages, the first of its first page. Errors:
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub fn first_held(&self, id: SeqId) -> Result<usize> {
+        Ok(self.sequence(id)?.freed * self.page_size)
+    }
+
     /// A new sequence of the same committed tokens. It shares all pages and copies none: whoever first adds tokens to a
     /// shared, partly filled page gets a copy of that page ([`SeqTable::reserve`]). Reserved tokens are not shared.
     ///
     /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
-        let Sequence { pages, len, known, .. } = self.sequence(id)?;
-        let pages = pages[..len.div_ceil(self.page_size)].to_vec();
-        let copy = Sequence { pages, len: *len, reserved: 0, known: known.clone() };
+        let sequence = self.sequence(id)?;
+        let pages = sequence.pages[..sequence.pages_of(sequence.len, self.page_size)].to_vec();
+        let copy = Sequence { pages, reserved: 0, known: sequence.known.clone(), ..*sequence };
         copy.pages.iter().for_each(|page| self.store.retain(*page));
         Ok(self.insert_as(copy))
     }
@@ -78,7 +95,7 @@ impl SeqTable {
     /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn pin(&mut self, id: SeqId) -> Result<()> {
         let sequence = self.sequence(id)?;
-        let full = &sequence.pages[..sequence.len / self.page_size];
+        let full = &sequence.pages[..sequence.len / self.page_size - sequence.freed];
         let pages: Vec<u32> = full.iter().copied().take_while(|page| self.store.index().contains(*page)).collect();
         pages.iter().for_each(|page| self.store.retain(*page));
         for page in self.pins.insert(id, pages).into_iter().flatten() {

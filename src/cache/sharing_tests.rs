@@ -251,6 +251,44 @@ fn a_limit_evicts_and_refuses() {
 }
 
 #[test]
+fn pages_outside_a_window_are_freed_at_once() {
+    let mut table = table(8, 4);
+    assert!(matches!(table.insert_windowed(0).unwrap_err().kind(), ErrorKind::Argument { name: "window", .. }));
+    let a = table.insert_windowed(5).unwrap();
+    let step = |table: &mut SeqTable, n: usize| {
+        table.reserve(&[a], n).unwrap();
+        table.commit(&[a], n).unwrap();
+        (table.first_held(a).unwrap(), pages(table, a).len())
+    };
+    // The token at position 8 sees 4..=8: the first page is out of sight once 8 are there.
+    assert_eq!([step(&mut table, 7), step(&mut table, 1)], [(0, 2), (4, 1)]);
+    assert_eq!([step(&mut table, 3), step(&mut table, 1)], [(4, 2), (8, 1)]);
+    table.reserve(&[a], 2).unwrap();
+    let batch = table.batch(&[a]).unwrap();
+    let view = batch.sequences[0];
+    assert_eq!((view.kv_len, view.kv_first, view.page_table_first), (14, 8, 2u32.wrapping_neg()));
+    assert_eq!((batch.page_table.len(), &batch.positions[..]), (2, &[12, 13][..]));
+    table.commit(&[a], 1).unwrap();
+    // 13 tokens; cut to 12 the next sees 8..=12, which is there; cut to 11 it would see 7.
+    assert_eq!(step(&mut table, 1), (8, 2));
+    assert!(matches!(table.truncate(a, 11).unwrap_err().kind(), ErrorKind::Argument { name: "len", .. }));
+    table.truncate(a, 12).unwrap();
+    // Long sequences hold what they see, and forks what both see.
+    let mut most = 0;
+    for _ in 0..100 {
+        step(&mut table, 1);
+        most = most.max(table.stats().used);
+    }
+    assert_eq!(most, 2);
+    let b = table.fork(a).unwrap();
+    assert_eq!((table.first_held(b).unwrap(), pages(&table, b)), (table.first_held(a).unwrap(), pages(&table, a)));
+    table.remove(a).unwrap();
+    assert_eq!(table.stats().used, pages(&table, b).len());
+    table.remove(b).unwrap();
+    assert_eq!(counts(table.stats()), [0, 0, 0, 8]);
+}
+
+#[test]
 fn a_reservation_can_be_undone() {
     let mut table = table(8, 4);
     let a = prompt(&mut table, &[1, 2, 3, 4, 5, 6], 0);

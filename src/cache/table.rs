@@ -140,7 +140,7 @@ impl SeqTable {
         Ok(self.sequence(id)?.reserved)
     }
 
-    /// Page ids of a sequence's committed and reserved tokens, in token order. Errors: [`ErrorKind::UnknownSequence`].
+    /// Page ids of a sequence's committed and reserved tokens, in token order, from [`SeqTable::first_held`] on. Errors: [`ErrorKind::UnknownSequence`].
     pub fn page_table(&self, id: SeqId) -> Result<&[u32]> {
         Ok(&self.sequence(id)?.pages)
     }
@@ -207,9 +207,9 @@ impl SeqTable {
                 }
             }
             sequence.reserved += n;
-            let more = sequence.tokens().div_ceil(page_size) - sequence.pages.len();
-            sequence.pages.extend(pages.by_ref().take(more));
-            debug_assert_eq!(sequence.pages.len(), sequence.tokens().div_ceil(page_size), "counted above");
+            let all = sequence.pages_of(sequence.tokens(), page_size);
+            sequence.pages.extend(pages.by_ref().take(all - sequence.pages.len()));
+            debug_assert_eq!(sequence.pages.len(), all, "counted above");
         }
         debug_assert_eq!(pages.len(), 0, "counted above");
         self.generation += 1;
@@ -229,7 +229,7 @@ impl SeqTable {
             }
             let sequence = self.sequence(id)?;
             // Saturating: a length past usize needs more pages than any cache has, and is refused later.
-            let pages = sequence.tokens().saturating_add(n).div_ceil(self.page_size);
+            let pages = sequence.pages_of(sequence.tokens().saturating_add(n), self.page_size);
             needed = needed.saturating_add(pages - sequence.pages.len());
             let tail = sequence.tail(self.page_size).map(|tail| sequence.pages[tail]);
             tails.extend(tail.filter(|page| self.store.pages.holders(*page) > 1));
@@ -254,7 +254,7 @@ impl SeqTable {
                 }
             }
             sequence.reserved -= n;
-            for page in sequence.pages.drain(sequence.tokens().div_ceil(self.page_size)..) {
+            for page in sequence.pages.drain(sequence.pages_of(sequence.tokens(), self.page_size)..) {
                 self.store.release(page);
             }
         }
@@ -297,11 +297,18 @@ impl SeqTable {
 
     /// Cuts a sequence to its first `len` committed tokens and drops its reservation.
     ///
-    /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
+    /// Errors: [`ErrorKind::Argument`] where it has fewer, or where the next token would see some that its window has freed;
+    /// [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         let old = self.sequence(id)?.len;
         if len > old {
             return Err(ErrorKind::argument("len", format!("{len} is more than the {old} tokens of sequence {id}")));
+        }
+        let sequence = self.sequence(id)?;
+        if sequence.unseen(len, self.page_size) < sequence.freed {
+            let (first, window) = (sequence.freed * self.page_size, sequence.window);
+            let why = format!("{len}: sequence {id} holds its tokens from {first} on, and sees {window}");
+            return Err(ErrorKind::argument("len", why));
         }
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
             sequence.truncate(len, self.page_size, &mut self.store);
@@ -356,15 +363,18 @@ impl KvSource for SeqTable {
         let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
         for &id in sequences {
             let sequence = self.sequence(id)?;
+            // Wraps where more pages are freed than come before: the kernels' index wraps back.
+            let first = index_u32(batch.page_table.len())?.wrapping_sub(index_u32(sequence.freed)?);
             batch.sequences.push(SeqView {
-                page_table_first: index_u32(batch.page_table.len())?,
+                page_table_first: first,
                 q_token_first: index_u32(batch.slots.len())?,
                 q_len: index_u32(sequence.reserved)?,
                 kv_len: index_u32(sequence.tokens())?,
+                kv_first: index_u32(sequence.freed * self.page_size)?,
             });
             batch.page_table.extend_from_slice(&sequence.pages);
             for position in sequence.len..sequence.tokens() {
-                let page = sequence.pages[position / self.page_size] as usize;
+                let page = sequence.pages[position / self.page_size - sequence.freed] as usize;
                 batch.slots.push(index_u32(page * self.page_size + position % self.page_size)?);
                 batch.positions.push(index_u32(position)?);
             }

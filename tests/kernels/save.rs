@@ -475,3 +475,19 @@ fn a_lost_device_is_an_error_and_leaves_no_sequence() {
         assert_eq!((cache.stats(), cache.len(kept[0]).unwrap()), (before, 40));
     }
 }
+
+/// What a window has freed is not there to be saved, and nothing is written.
+#[test]
+fn a_sequence_that_its_window_has_cut_is_refused() {
+    let mut cache = cache(gpu(), small(), DType::F16, Pages { count: 20, size: 4, layers: 1 });
+    let id = cache.insert_windowed(8).unwrap();
+    for _ in 0..10 {
+        cache.reserve(&[id], 4).unwrap();
+        cache.commit(&[id], 4).unwrap();
+    }
+    let mut bytes = Vec::new();
+    let what = Save { sequences: &[SaveSequence { id, tokens: &[] }], fingerprint: MODEL };
+    let error = wait(cache.save(what, &mut bytes, |_| {})).err().unwrap();
+    assert!(matches!(error.kind(), ErrorKind::Argument { name: "sequences", .. }), "{error}");
+    assert!(bytes.is_empty() && cache.len(id).unwrap() == 40);
+}

@@ -4,8 +4,8 @@ use crate::append::pool;
 use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::PageCopy;
 use latten::{
-    reference, DType, Decode, ErrorKind, GpuOptions, HeadLayout, KvSource, PagedKvCache, Pages, SeqId, SplitPolicy,
-    Tensor,
+    reference, AttentionOptions, DType, Decode, ErrorKind, GpuOptions, HeadLayout, KvSource, PagedKvCache, Pages,
+    SeqId, SplitPolicy, Tensor,
 };
 
 const SIZE: usize = 8;
@@ -191,6 +191,46 @@ fn a_cached_prefix_gives_the_bits_of_a_computed_one() {
     cache.remove(filler).unwrap();
     cache.remove(other).unwrap();
     prompt(&mut cache, 0, 2 * SIZE);
+}
+
+/// Through a window a sequence gives the same bits whether its pages are kept or freed as it moves on, and reused by
+/// itself, in every kernel; what sees further is refused.
+#[test]
+fn a_windowed_sequence_gives_the_bits_of_one_that_keeps_all() {
+    for (heads, dtype) in [(layouts()[1], DType::F16), (layouts()[4], DType::F32), (layouts()[3], DType::I8)] {
+        for window in [1, SIZE, 2 * SIZE + 3] {
+            let options = AttentionOptions { window: Some(window), ..Default::default() };
+            let decode = Decode::with_options(gpu(), heads, dtype, options).unwrap();
+            let decode = decode.with_policy(SplitPolicy::FixedTokens(16));
+            let mut whole = cache(heads, dtype, 12, 0);
+            // Two sequences, so that the second's entries come after entries of the first.
+            let mut freed = cache(heads, dtype, 8, 0xff);
+            let kept = [whole.insert(), whole.insert()];
+            let moving = [freed.insert_windowed(window).unwrap(), freed.insert_windowed(window).unwrap()];
+            for i in 0..5 * SIZE as u32 {
+                let want = step(&mut whole, &decode, &[(kept[0], i), (kept[1], 500 + i)]);
+                let got = step(&mut freed, &decode, &[(moving[0], i), (moving[1], 500 + i)]);
+                assert!(got == want, "{heads:?} {dtype}, window {window}, token {i}");
+            }
+            assert!(freed.stats().used <= 2 * ((window - 1).div_ceil(SIZE) + 1), "{:?}", freed.stats());
+            assert_eq!(whole.stats().used, 10);
+        }
+    }
+    let heads = small();
+    let mut cache = cache(heads, DType::F16, 8, 0);
+    let id = cache.insert_windowed(SIZE).unwrap();
+    cache.reserve(&[id], 3 * SIZE).unwrap();
+    cache.commit(&[id], 3 * SIZE).unwrap();
+    cache.reserve(&[id], 1).unwrap();
+    let decode = |window| {
+        let options = AttentionOptions { window, ..Default::default() };
+        Decode::with_options(gpu(), heads, DType::F16, options).unwrap()
+    };
+    for window in [None, Some(2 * SIZE)] {
+        let error = decode(window).plan(&cache, &[id]).err().unwrap();
+        assert!(matches!(error.kind(), ErrorKind::Argument { name: "window", .. }), "{error}");
+    }
+    decode(Some(SIZE)).plan(&cache, &[id]).unwrap();
 }
 
 #[test]
