@@ -161,7 +161,9 @@ impl Load {
             let Some(cost) = binned.cost(cut) else { continue };
             best.insert(best.partition_point(|other| other.0 <= cost), (cost, cut));
             best.truncate(FINALISTS);
-            if cost <= GOOD * bound {
+            // Bins of a few lengths can make a cut look better than it is: what ends the search is asked again.
+            let good = |cost: f64| cost <= GOOD * bound;
+            if good(cost) && (binned.runs == self.runs || self.cost(cut).is_some_and(good)) {
                 break;
             }
         }
@@ -207,7 +209,7 @@ impl Load {
 
     /// A few are longer than a slot's share: they fill what the others, whole, leave over.
     fn longest_cut(&self, share: f64, tiles: u64) -> impl Iterator<Item = AutoCut> + '_ {
-        [1.0, 1.8, 1.9, 2.0, 2.2, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
+        [1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0]
             .into_iter()
             .map(move |parts| self.keep(tiles, share, share / parts))
     }
