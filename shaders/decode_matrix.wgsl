@@ -18,7 +18,7 @@
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
 // Constants: attention/matrix.rs, MatrixShape. Parts: decode_io, plan, softmax, page, pool_ordered,
-// score_*, mask_*, sink_*.
+// half_word, score_*, mask_*, sink_*.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
@@ -35,9 +35,7 @@ const LANES_PER_ROW = THREADS / ROWS;
 const SLACK = 8.0;
 const FLOOR = 0.5 * NEGATIVE;
 
-// The elements of these arrays are 16 bytes wide: whatever the index, which is clamped at run time, the driver then sees
-// that a matrix begins at a multiple of 16 bytes, which its fast loads need.
-alias Word = array<vec4<f16>, 2>;
+// As wide as a Word, and for the same reason.
 alias Weights = array<f16, 8>;
 // TOKENS rows of key, rope key, rest of the state; before the first step, rows of queries.
 var<workgroup> tile: array<Word, TILE_WORD_COUNT>;
@@ -70,14 +68,6 @@ fn fetch(item: WorkItem, group: u32, lane: u32, first: u32, page: u32) {
 // Word of a tile's row that holds a word of the state: the rope key stands between the key and the rest.
 fn tile_word(state_word: u32) -> u32 {
     return select(state_word + ROPE_WORDS, state_word, state_word < KEY_WORDS);
-}
-
-// naga cannot reinterpret bits as f16; the way through f32 loses nothing.
-fn half_word(bits: vec4<u32>) -> Word {
-    return Word(
-        vec4<f16>(vec2<f16>(unpack2x16float(bits.x)), vec2<f16>(unpack2x16float(bits.y))),
-        vec4<f16>(vec2<f16>(unpack2x16float(bits.z)), vec2<f16>(unpack2x16float(bits.w))),
-    );
 }
 
 fn store(lane: u32) {

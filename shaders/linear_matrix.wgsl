@@ -11,8 +11,8 @@
 // row at a time: on an H100 runs of 4 words take 1.4 times as long as runs of 8.
 //
 // Grid: (ceil(outputs / workgroup's outputs), ceil(rows / ROWS), heads).
-// Constants: nn/linear_matrix.rs, MatrixTile. Parts: linear_params, linear_io, input_halves, and one each of
-// elements_* with weights_plain or weights_i8, outputs_*, tail_*.
+// Constants: nn/linear_matrix.rs, MatrixTile. Parts: linear_params, linear_io, input_halves, half_word, and one
+// each of elements_* with weights_plain or weights_i8, outputs_*, tail_*.
 
 const ROWS = 16u * ROW_TILES * ROW_GROUPS;
 const MATRIX_ROWS = 16u * OUT_TILES * OUT_GROUPS;
@@ -20,21 +20,11 @@ const W_STEP_WORDS = STEP_WORDS / HALVES_PER_WORD;
 // Rows are an odd number of 16 bytes apart, against bank conflicts.
 const STRIDE = STEP_WORDS | 1u;
 
-// 16 bytes wide, so that the driver sees where matrices begin: see decode_matrix.
-alias Word = array<vec4<f16>, 2>;
 // A step of ROWS rows of input, and of MATRIX_ROWS rows of weights.
 var<workgroup> x_tile: array<Word, ROWS * STRIDE>;
 var<workgroup> w_tile: array<Word, MATRIX_ROWS * STRIDE>;
 // 16 x 16 sums of each subgroup.
 var<workgroup> scratch: array<vec4<f32>, 64u * ROW_GROUPS * OUT_GROUPS>;
-
-// naga cannot reinterpret bits as f16; the way through f32 loses nothing.
-fn half_word(bits: vec4<u32>) -> Word {
-    return Word(
-        vec4<f16>(vec2<f16>(unpack2x16float(bits.x)), vec2<f16>(unpack2x16float(bits.y))),
-        vec4<f16>(vec2<f16>(unpack2x16float(bits.z)), vec2<f16>(unpack2x16float(bits.w))),
-    );
-}
 
 @compute @workgroup_size(THREADS)
 fn main(

@@ -155,7 +155,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
         ("WEIGHT_WORDS", number(arrays.weight_words)),
     ]);
     let (bindings, mut parts) = common(options, true, &mut consts);
-    parts.push(part!("decode_matrix.wgsl"));
+    parts.extend([part!("parts/half_word.wgsl"), part!("decode_matrix.wgsl")]);
     let workgroup_bytes = shape.workgroup_bytes(&layout);
     KernelSpec { name: "decode_matrix", consts, parts, bindings, workgroup_bytes }
 }

@@ -137,7 +137,7 @@ impl MatrixTile {
             ("OUT_LANES", number(16)),
             ("ROW_ALIGN", number(ROW_ALIGN)),
         ];
-        parts.extend([part!("parts/input_halves.wgsl"), part!("linear_matrix.wgsl")]);
+        parts.extend([part!("parts/input_halves.wgsl"), part!("parts/half_word.wgsl"), part!("linear_matrix.wgsl")]);
         use Access::{Read, Write};
         let mut bindings = vec![Read, Read, Read, Write, Read, Read];
         bindings.extend(fusion.tail.map(|_| Read));

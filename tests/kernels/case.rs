@@ -2,7 +2,7 @@
 
 use crate::append::pool;
 use crate::integers::{held, INTEGERS};
-use crate::support::{compare, gpu, wait, Bound, Rng};
+use crate::support::{compare, gpu, tiers, wait, Bound, Rng};
 use latten::attention::{AttentionOptions, KvSource};
 use latten::reference;
 use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier};
@@ -48,6 +48,15 @@ pub fn halves(gpu: &Gpu, dtype: DType) -> bool {
 
 pub fn scale(heads: &HeadLayout) -> f32 {
     (heads.q_dim() as f32).powf(-0.5)
+}
+
+/// Compares a case with the reference on a device of each tier.
+pub fn check(case: &Case, extra: &Extra) {
+    for gpu in tiers() {
+        let decode = Decode::with_options(gpu, case.heads, case.dtype, extra.options).unwrap().with_policy(case.policy);
+        let results = case.run_with(gpu, &decode, case.draw(), 0xff, extra);
+        case.compare_all_with(&results, extra);
+    }
 }
 
 impl Case {

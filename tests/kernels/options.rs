@@ -1,6 +1,6 @@
 //! Softcap, sliding window and sinks, alone and together, against the f64 reference.
 
-use crate::case::{Case, Extra, Size};
+use crate::case::{check, Case, Extra, Size};
 use crate::support::{bits, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, Gpu, HeadLayout, SplitPolicy};
@@ -20,14 +20,6 @@ fn extra(options: AttentionOptions, heads: &HeadLayout) -> Extra {
 fn case(heads: HeadLayout, dtype: DType, policy: SplitPolicy) -> Case {
     let lengths = vec![(1, 1), (200, 1), (5, 5), (40, 5), (133, 5), (16, 16), (300, 16), (64, 1), (9, 0)];
     Case { heads, dtype, page_size: 8, lengths, policy, seed: 61 }
-}
-
-fn check(case: &Case, extra: &Extra) {
-    for gpu in tiers() {
-        let decode = Decode::with_options(gpu, case.heads, case.dtype, extra.options).unwrap().with_policy(case.policy);
-        let results = case.run_with(gpu, &decode, case.draw(), 0xff, extra);
-        case.compare_all_with(&results, extra);
-    }
 }
 
 /// Each option alone, where a sequence is whole and where it is split.

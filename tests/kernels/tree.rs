@@ -1,6 +1,6 @@
 //! Tree masks: chains are causal attention bit for bit, trees agree with the f64 reference, bad masks are refused.
 
-use crate::case::{Case, Extra};
+use crate::case::{check, Case, Extra};
 use crate::support::{bits, gpu, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy};
@@ -47,14 +47,6 @@ fn run(gpu: &Gpu, case: &Case, options: AttentionOptions, trees: Vec<Vec<u64>>) 
     let decode = Decode::with_options(gpu, case.heads, case.dtype, options).unwrap().with_policy(case.policy);
     let results = case.run_with(gpu, &decode, case.draw(), 0xff, &Extra { options, sinks: vec![], trees });
     results.iter().flat_map(|s| [bits(&s.out), bits(&s.lse)]).collect()
-}
-
-fn check(case: &Case, extra: &Extra) {
-    for gpu in tiers() {
-        let decode = Decode::with_options(gpu, case.heads, case.dtype, extra.options).unwrap().with_policy(case.policy);
-        let results = case.run_with(gpu, &decode, case.draw(), 0xff, extra);
-        case.compare_all_with(&results, extra);
-    }
 }
 
 #[test]
