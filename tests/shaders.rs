@@ -333,7 +333,11 @@ impl Tool {
         if !found {
             println!("skipped: {name} is not on PATH (Debian: spirv-tools, glslang-tools); translated only");
         }
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("shaders-{name}-{}", std::process::id()));
+        // A folder of its own: tests run side by side, and the first to end removes its folder while it is empty.
+        static FOLDERS: AtomicUsize = AtomicUsize::new(0);
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("shaders-{name}-{}-{number}", std::process::id());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
         std::fs::create_dir_all(&folder).unwrap();
         Tool { name, found, folder }
     }
