@@ -114,16 +114,16 @@ fn full(gpu: &Gpu, args: &Args) -> Result<(PagedKvCache, SeqId), Error> {
     let mut cache = PagedKvCache::new(gpu, heads, DType::F16, pages)?;
     let mut state = 1u64;
     for layer in 0..LAYERS {
-        let view = cache.layer(layer)?;
-        let buffer = view.wgpu_buffer();
-        for first in (0..buffer.size()).step_by(PLAIN_BYTES) {
-            let bytes = (PLAIN_BYTES as u64).min(buffer.size() - first) as usize;
-            let words = (0..bytes / 8).flat_map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state ^ (state >> 29)).to_le_bytes()
-            });
-            gpu.queue().write_buffer(buffer, first, &words.collect::<Vec<u8>>());
-            gpu.queue().submit([]);
+        for slab in cache.layer(layer)?.wgpu_buffers() {
+            for first in (0..slab.size()).step_by(PLAIN_BYTES) {
+                let bytes = (PLAIN_BYTES as u64).min(slab.size() - first) as usize;
+                let words = (0..bytes / 8).flat_map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state ^ (state >> 29)).to_le_bytes()
+                });
+                gpu.queue().write_buffer(&slab, first, &words.collect::<Vec<u8>>());
+                gpu.queue().submit([]);
+            }
         }
     }
     let id = cache.insert();

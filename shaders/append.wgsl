@@ -7,7 +7,7 @@
 // A state is its key elements, padded to a word, then (unless tied) its value elements, padded to a word.
 //
 // Grid: one lane per u32 of a destination row; x over u32s, y over tokens (z folds y past 65,535).
-// Constants: those of its parts. Parts: elements_*, rope_*, page, append_row.
+// Constants: those of its parts. Parts: elements_*, rope_*, page, slabs_*, slab_stores_*, append_row.
 
 const ROW_U32S = (GROUPS * STATE_WORDS + ROPE_WORDS) * U32S_PER_WORD;
 
@@ -34,5 +34,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         }
     }
     let word = select(page_rope(page, PAGE_SIZE, offset), page_state(page, PAGE_SIZE, offset, group), in_state);
-    pool[word * U32S_PER_WORD + u] = pack_elements(values);
+    store_pool_word(u32_at(word, u), pack_elements(values));
 }

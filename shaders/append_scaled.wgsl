@@ -7,7 +7,7 @@
 //
 // Grid: x = group * SPANS + span, and after them all the rope key; y (and z, folded past 65,535) = token; lanes over u32s.
 // LEVELS: 127 in i8, 7 in i4. Constants: those of its parts, and SPANS. Parts: elements_i8 or elements_i4, rope_*, page,
-// append_row.
+// slabs_*, slab_stores_*, append_row.
 
 const LANES = 64u;
 // A span whose largest value is below is kept as zeros: its inverse would leave f32.
@@ -38,9 +38,10 @@ fn main(
     let page = slot / PAGE_SIZE;
     let offset = slot % PAGE_SIZE;
     if (workgroup.x == GROUPS * SPANS) {
-        let first = page_rope(page, PAGE_SIZE, offset) * U32S_PER_WORD;
+        let first = page_rope(page, PAGE_SIZE, offset);
         for (var u = lane; u < ROPE_WORDS * U32S_PER_WORD; u += LANES) {
-            pool[first + u] = pack_rope(vec2<f32>(rope_element(token, 2u * u), rope_element(token, 2u * u + 1u)));
+            let halves = vec2<f32>(rope_element(token, 2u * u), rope_element(token, 2u * u + 1u));
+            store_pool_word(u32_at(first, u), pack_rope(halves));
         }
         return;
     }
@@ -70,7 +71,7 @@ fn main(
     let lower = select(1.0, LOWER, top > LARGE);
     let inverse = select(0.0, LEVELS / max(top * lower, LEAST) * lower, held);
 
-    let state = page_state(page, PAGE_SIZE, offset, group) * U32S_PER_WORD;
+    let state = page_state(page, PAGE_SIZE, offset, group);
     for (var u = span_first + lane; u < span_last; u += LANES) {
         var whole: array<f32, ELEMS_PER_U32>;
         // unroll
@@ -78,14 +79,14 @@ fn main(
             let x = state_element(token, group, u * ELEMS_PER_U32 + e);
             whole[e] = clamp(round(x * inverse), -LEVELS, LEVELS);
         }
-        pool[state + u] = pack_elements(whole);
+        store_pool_word(u32_at(state, u), pack_elements(whole));
     }
-    let scales = page_scales(page, PAGE_SIZE, offset) * U32S_PER_WORD;
+    let scales = page_scales(page, PAGE_SIZE, offset);
     if (lane == 0u) {
-        pool[scales + workgroup.x] = bitcast<u32>(select(0.0, top / LEVELS, held));
+        store_pool_word(u32_at(scales, workgroup.x), bitcast<u32>(select(0.0, top / LEVELS, held)));
     }
     // The first workgroup clears what fills the last word.
     if (workgroup.x == 0u && GROUPS * SPANS + lane < SCALE_WORDS * U32S_PER_WORD) {
-        pool[scales + GROUPS * SPANS + lane] = 0u;
+        store_pool_word(u32_at(scales, GROUPS * SPANS + lane), 0u);
     }
 }

@@ -55,11 +55,11 @@ fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
     }
 }
 
-fn pool_word(base: u32, word: u32) -> PoolWord {
+fn held_word(base: u32, word: u32) -> PoolWord {
     if (base == NOWHERE) {
         return PoolWord(0u);
     }
-    return pool[base + word];
+    return pool_word(base + word);
 }
 
 // A lane's i-th word of a plane: where the plane's width divides the lanes, its word is the same in every step.
@@ -84,14 +84,14 @@ fn fetch_tile(group: u32, lane: u32) {
     for (var i = 0u; i < STATE_FETCHES; i++) {
         let token = plane_token(lane, i, STATE_WORDS);
         if (token < TOKENS) {
-            fetched[i] = pool_word(token_base[token], plane_word(lane, i, STATE_WORDS));
+            fetched[i] = held_word(token_base[token], plane_word(lane, i, STATE_WORDS));
         }
     }
     // unroll
     for (var i = 0u; i < ROPE_FETCHES; i++) {
         let token = plane_token(lane, i, ROPE_STRIDE);
         if (token < TOKENS) {
-            fetched[STATE_FETCHES + i] = pool_word(token_base[TOKENS + token], plane_word(lane, i, ROPE_STRIDE));
+            fetched[STATE_FETCHES + i] = held_word(token_base[TOKENS + token], plane_word(lane, i, ROPE_STRIDE));
         }
     }
 }

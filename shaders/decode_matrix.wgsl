@@ -57,11 +57,11 @@ fn fetch(item: WorkItem, group: u32, lane: u32, first: u32, page: u32) {
     let sub = lane % LANES_PER_TOKEN;
     // unroll
     for (var i = 0u; i < STATE_FETCHES; i++) {
-        fetched[i] = pool[state + min(sub + i * LANES_PER_TOKEN, STATE_WORDS - 1u)];
+        fetched[i] = pool_word(state + min(sub + i * LANES_PER_TOKEN, STATE_WORDS - 1u));
     }
     // unroll
     for (var i = 0u; i < ROPE_FETCHES; i++) {
-        fetched[STATE_FETCHES + i] = pool[rope + min(sub + i * LANES_PER_TOKEN, max(ROPE_WORDS, 1u) - 1u)];
+        fetched[STATE_FETCHES + i] = pool_word(rope + min(sub + i * LANES_PER_TOKEN, max(ROPE_WORDS, 1u) - 1u));
     }
 }
 

@@ -175,11 +175,11 @@ fn main(
             // unroll
             for (var i = 0u; i < STATE_SLOTS; i++) {
                 // A lane past the last word repeats it: its query is 0 and its sum is not written.
-                words[u * SLOTS + i] = pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)];
+                words[u * SLOTS + i] = pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u));
             }
             // unroll
             for (var i = 0u; i < ROPE_SLOTS; i++) {
-                words[u * SLOTS + STATE_SLOTS + i] = pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
+                words[u * SLOTS + STATE_SLOTS + i] = pool_word(base.y + min(lane + i * TEAM, ROPE_LAST));
             }
             scales[u] = token_scales(base.z, group);
         }
@@ -197,12 +197,12 @@ fn main(
                 // unroll
                 for (var i = 0u; i < STATE_SLOTS; i++) {
                     words[((1u - half) * TOKENS + u) * SLOTS + i] =
-                        pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)];
+                        pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u));
                 }
                 // unroll
                 for (var i = 0u; i < ROPE_SLOTS; i++) {
                     words[((1u - half) * TOKENS + u) * SLOTS + STATE_SLOTS + i] =
-                        pool[base.y + min(lane + i * TEAM, ROPE_LAST)];
+                        pool_word(base.y + min(lane + i * TEAM, ROPE_LAST));
                 }
                 scales[(1u - half) * TOKENS + u] = token_scales(base.z, group);
             }

@@ -8,11 +8,12 @@
 // Bits are moved, never values: NaN and -0 arrive as they are.
 //
 // Grid: x = eight words of a row, y = eight tokens; a lane moves one word. Without a division by the width of a row.
-// Constants: GROUPS STATE_WORDS ROPE_WORDS SCALE_WORDS. Parts: page, rows_from_pages or rows_to_pages (the direction, which
-// declares pool and rows).
+// Constants: GROUPS STATE_WORDS ROPE_WORDS SCALE_WORDS. Parts: page, slabs_*, rows_from_pages or rows_to_pages
+// (the direction, which declares pool and rows).
 
 struct Params {
     page_shift: u32, // tokens of a page: 1 << page_shift
+    slab_pages: u32, // of each slab but the last
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

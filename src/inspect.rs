@@ -3,6 +3,7 @@
 
 use crate::attention::append::append_spec;
 use crate::attention::kernels::{kernel_spec, merge_spec};
+use crate::attention::pool::with_slabs;
 use crate::attention::select::{Device, KernelShape};
 use crate::attention::shape::ShapeLimits;
 use crate::attention::{AttentionOptions, Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
@@ -46,7 +47,8 @@ const MATRIX_WORKGROUP_BYTES: usize = 48 << 10;
 /// ```
 pub fn variants() -> Result<Vec<Variant>> {
     let mut all = attention()?;
-    all.push(("whole pages".into(), crate::cache::copy_spec()));
+    let copy = crate::cache::copy_spec();
+    all.extend([1, 2, 4].map(|slabs| ("whole pages".into(), with_slabs(&copy, slabs))));
     all.extend(crate::nn::specs()?);
     all.push(("64 lanes".into(), crate::gpu::parallelism::spec()));
     let mut seen = HashSet::new();
@@ -81,21 +83,34 @@ fn attention() -> Result<Vec<Labelled>> {
                         continue;
                     }
                     for options in options(&heads) {
-                        all.push((what.clone(), kernel_spec(&heads, dtype, &options, &shape)?));
+                        let spec = kernel_spec(&heads, dtype, &options, &shape)?;
+                        // Options and slabs do not meet in one line.
+                        let plain = options == AttentionOptions::default();
+                        all.extend(slabs(&heads, plain).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));
                         all.push((what.clone(), merge_spec(&heads, &options, shape.rows())));
                     }
                 }
             }
             for direction in [Direction::FromPages, Direction::ToPages] {
-                all.push((format!("{what} {direction:?}"), pages_rows_spec(&heads, dtype, direction)));
+                let (what, spec) = (format!("{what} {direction:?}"), pages_rows_spec(&heads, dtype, direction));
+                all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));
             }
             for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
                 let Ok(spec) = append_spec(&heads, dtype, page_size, rotation) else { continue };
-                all.push((format!("{what} rotation {rotation:?}"), spec));
+                let what = format!("{what} rotation {rotation:?}");
+                all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));
             }
         }
     }
     Ok(all)
+}
+
+/// In how many slabs the pages of a kernel lie: several for a few layouts.
+fn slabs(heads: &HeadLayout, plain: bool) -> &'static [usize] {
+    match plain && [3, 8].contains(&heads.q_heads()) {
+        true => &[1, 2, 4],
+        false => &[1],
+    }
 }
 
 /// None; and for a few layouts all at once, since options do not meet in one line of the kernels, and a tree.

@@ -30,13 +30,16 @@ macro_rules! host {
 
 #[test]
 fn parameter_blocks_match_the_shaders() {
-    assert_eq!(reflect("append", "Params"), host!(AppendParams: token_count, slot_count));
-    assert_eq!(reflect("append_scaled", "Params"), host!(AppendParams: token_count, slot_count));
-    assert_eq!(reflect("decode", "Params"), host!(DecodeParams: scale_log2, page_count, page_shift, class_index));
+    assert_eq!(reflect("append", "Params"), host!(AppendParams: token_count, slot_count, slab_pages));
+    assert_eq!(reflect("append_scaled", "Params"), host!(AppendParams: token_count, slot_count, slab_pages));
+    assert_eq!(
+        reflect("decode", "Params"),
+        host!(DecodeParams: scale_log2, page_count, page_shift, class_index, slab_pages)
+    );
     assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
-    assert_eq!(reflect("pages_rows", "Params"), host!(PageRowsParams: page_shift));
+    assert_eq!(reflect("pages_rows", "Params"), host!(PageRowsParams: page_shift, slab_pages));
     assert_eq!(reflect("stream", "Params"), host!(StreamParams: words, first));
-    assert_eq!(reflect("copy_pages", "Params"), host!(CopyParams: copy_count, page_count, page_words));
+    assert_eq!(reflect("copy_pages", "Params"), host!(CopyParams: copy_count, page_count, page_words, slab_pages));
     for kernel in ["append", "copy_pages", "decode", "merge", "pages_rows", "stream"] {
         assert!(reflect(kernel, "Params").1 <= PARAM_BYTES, "{kernel}");
     }

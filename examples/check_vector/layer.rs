@@ -274,7 +274,7 @@ impl Device<'_> {
     fn cached_rows(&self, cache: &PagedKvCache, seq: SeqId, len: usize) -> Result<Vec<f64>> {
         let (heads, view) = (cache.heads(), cache.layer(0)?);
         let (layout, page_size) = (StateLayout::new(heads, self.dtype), view.page_size());
-        let pool = view.wgpu_buffer().clone();
+        let pool = view.wgpu_buffers()[0].clone();
         let u32s = (pool.size() / 4) as usize;
         let pool = Tensor::from_wgpu(self.gpu, pool, &[u32s], DType::U32)?;
         let pool = pollster::block_on(self.gpu.download_u32(&pool))?;

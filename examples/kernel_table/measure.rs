@@ -35,7 +35,7 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
     let layers = (0..pages.layers).map(|layer| cache.layer(layer)).collect::<Result<Vec<_>>>()?;
     let contents = Contents::new(gpu, heads, shape.page_size, block);
     for layer in &layers {
-        contents.fill(gpu, layer.wgpu_buffer())?;
+        contents.fill(gpu, &layer.wgpu_buffers()[0])?;
     }
     let decode = Decode::new(gpu, heads, dtype)?;
     let tokens = ids.len() * shape.q_len;

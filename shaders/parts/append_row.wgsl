@@ -5,6 +5,7 @@
 struct Params {
     token_count: u32,
     slot_count: u32, // pages * PAGE_SIZE
+    slab_pages: u32, // of each slab but the last
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -14,8 +15,10 @@ struct Params {
 @group(0) @binding(2) var<storage, read> slots: array<u32>;
 // (tokens, rotated span / 2) f32 (cos, sin)
 @group(0) @binding(3) var<storage, read> cos_sin: array<vec2<f32>>;
-// pages of one layer, as u32
-@group(0) @binding(4) var<storage, read_write> pool: array<u32>;
+// pages of one layer, as u32 (slabs_*)
+@group(0) @binding(4) var<storage, read_write> pool: array<PoolWord>;
+
+alias PoolWord = u32;
 
 const KV_DIM = GROUPS * STATE_DIM + ROPE_DIM;
 const U32S_PER_WORD = 4u;

@@ -6,6 +6,7 @@ struct Params {
     page_count: u32,
     page_shift: u32, // log2 of the tokens per page
     class_index: u32,
+    slab_pages: u32, // of each slab but the last
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -11,8 +11,8 @@ fn token_scales(word: u32, group: u32) -> Scales {
     let key = group * SPANS;
     let value = key + SPANS - 1u;
     return vec2<f32>(
-        bitcast<f32>(pool[word + key / U32S_PER_WORD][key % U32S_PER_WORD]),
-        bitcast<f32>(pool[word + value / U32S_PER_WORD][value % U32S_PER_WORD]),
+        bitcast<f32>(pool_u32(word + key / U32S_PER_WORD, key % U32S_PER_WORD)),
+        bitcast<f32>(pool_u32(word + value / U32S_PER_WORD, value % U32S_PER_WORD)),
     );
 }
 

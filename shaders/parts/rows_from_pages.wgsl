@@ -1,10 +1,12 @@
-// The direction of `pages_rows` that saves: pages to a block.
+// The direction of `pages_rows` that saves: pages to a block. Parts: slab_loads_*.
 
-// pages of one layer
-@group(0) @binding(2) var<storage, read> pool: array<vec4<u32>>;
+// pages of one layer (slabs_*)
+@group(0) @binding(2) var<storage, read> pool: array<PoolWord>;
 // one block: a page of its tokens
 @group(0) @binding(3) var<storage, read_write> rows: array<vec4<u32>>;
 
+alias PoolWord = vec4<u32>;
+
 fn move_word(place: u32, word: u32) {
-    rows[word] = pool[place];
+    rows[word] = pool_word(place);
 }

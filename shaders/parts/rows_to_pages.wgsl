@@ -1,10 +1,12 @@
-// The direction of `pages_rows` that loads: a block to pages.
+// The direction of `pages_rows` that loads: a block to pages. Parts: slab_stores_*.
 
-// pages of one layer
-@group(0) @binding(2) var<storage, read_write> pool: array<vec4<u32>>;
+// pages of one layer (slabs_*)
+@group(0) @binding(2) var<storage, read_write> pool: array<PoolWord>;
 // one block: a page of its tokens
 @group(0) @binding(3) var<storage, read> rows: array<vec4<u32>>;
 
+alias PoolWord = vec4<u32>;
+
 fn move_word(place: u32, word: u32) {
-    pool[place] = rows[word];
+    store_pool_word(place, rows[word]);
 }

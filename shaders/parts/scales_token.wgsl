@@ -21,8 +21,8 @@ fn scales_fetch(group: u32, lane: u32) {
             let key = group * SPANS;
             let value = key + SPANS - 1u;
             fetched_scales = vec2<f32>(
-                bitcast<f32>(pool[scales_at + key / U32S_PER_WORD][key % U32S_PER_WORD]),
-                bitcast<f32>(pool[scales_at + value / U32S_PER_WORD][value % U32S_PER_WORD]),
+                bitcast<f32>(pool_u32(scales_at + key / U32S_PER_WORD, key % U32S_PER_WORD)),
+                bitcast<f32>(pool_u32(scales_at + value / U32S_PER_WORD, value % U32S_PER_WORD)),
             );
         }
     }

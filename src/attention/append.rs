@@ -1,9 +1,10 @@
 //! Append: new tokens' rows into their pages, the key part rotated on the way. Kernel: `shaders/append.wgsl`.
 
 use super::layout::{KvView, StateLayout};
+use super::pool::PoolKernel;
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{number, part, Access, Buffer, DType, Gpu, Kernel, KernelSpec, Tensor};
+use crate::gpu::{number, part, Access, DType, Gpu, KernelSpec, Tensor};
 
 /// How the key part of an appended row is rotated to its position (RoPE).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -20,7 +21,7 @@ pub enum Rotation {
 /// The append kernel of one head layout, dtype and page size.
 #[derive(Clone)]
 pub struct Append {
-    kernel: Kernel,
+    kernel: PoolKernel,
     heads: HeadLayout,
     dtype: DType,
     page_size: usize,
@@ -34,6 +35,7 @@ pub struct Append {
 pub(crate) struct AppendParams {
     pub(crate) token_count: u32,
     pub(crate) slot_count: u32,
+    pub(crate) slab_pages: u32,
 }
 
 /// One append: the rows and where they go.
@@ -62,7 +64,7 @@ impl Append {
             0 => (4 * layout.row_words(heads.groups())).div_ceil(64),
             spans => heads.groups() * spans + usize::from(layout.rope_words > 0),
         };
-        Ok(Self { kernel: gpu.kernel(spec)?, heads, dtype, page_size, rotation, x: x as u32 })
+        Ok(Self { kernel: PoolKernel::new(gpu, spec)?, heads, dtype, page_size, rotation, x: x as u32 })
     }
 
     /// Elements that are rotated: the rope key, or where there is none the whole key of each head (GQA) or nothing (a
@@ -94,11 +96,16 @@ impl Append {
     ) -> Result<()> {
         self.check(layer, &args)?;
         let AppendArgs { kv, slots, cos_sin, tokens } = args;
-        let params =
-            AppendParams { token_count: tokens as u32, slot_count: (layer.page_count * layer.page_size) as u32 };
+        let params = AppendParams {
+            token_count: tokens as u32,
+            slot_count: (layer.pool.pages() * layer.page_size) as u32,
+            slab_pages: layer.pool.slab_pages() as u32,
+        };
         let (y, z) = super::plan::fold(tokens);
-        let buffers: [&Buffer; 4] = [&kv.buffer, &slots.buffer, &cos_sin.buffer, &layer.pool];
-        gpu.dispatch(pass, &self.kernel, &params, &buffers, (self.x, y, z))
+        let slabs = layer.pool.buffers();
+        let mut buffers = vec![&kv.buffer, &slots.buffer, &cos_sin.buffer];
+        buffers.extend(&slabs);
+        gpu.dispatch(pass, self.kernel.of(gpu, slabs.len())?, &params, &buffers, (self.x, y, z))
     }
 
     fn check(&self, layer: &KvView, args: &AppendArgs<'_>) -> Result<()> {
@@ -194,7 +201,15 @@ pub(crate) fn append_spec(
             ("ROTATED_STATE", number(rotated_state)),
             ("ROTATED_ROPE", number(rotated_rope)),
         ],
-        parts: vec![elements, rope, part!("parts/page.wgsl"), part!("parts/append_row.wgsl"), main],
+        parts: vec![
+            elements,
+            rope,
+            part!("parts/slabs_1.wgsl"),
+            part!("parts/page.wgsl"),
+            part!("parts/append_row.wgsl"),
+            part!("parts/slab_stores_1.wgsl"),
+            main,
+        ],
         bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write],
         workgroup_bytes: if scaled { 4 * 64 } else { 0 },
     })

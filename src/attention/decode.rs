@@ -5,6 +5,7 @@ use super::kernels::{kernel_spec, merge_blocks, merge_spec};
 use super::layout::{KvView, StateLayout};
 use super::options::AttentionOptions;
 use super::plan::{self, PlanShape, SplitPolicy, WorkList};
+use super::pool::PoolKernel;
 use super::select::{Device, KernelShape, MAX_CLASSES};
 use super::view::KvSource;
 use super::HeadLayout;
@@ -40,7 +41,7 @@ pub struct Decode {
 /// The two kernels of one row tile.
 struct Class {
     shape: KernelShape,
-    decode: Kernel,
+    decode: PoolKernel,
     merge: Kernel,
 }
 
@@ -94,6 +95,7 @@ pub(crate) struct DecodeParams {
     pub(crate) page_count: u32,
     pub(crate) page_shift: u32,
     pub(crate) class_index: u32,
+    pub(crate) slab_pages: u32,
 }
 
 /// u32s before the first work item; layout in `shaders/parts/plan.wgsl`.
@@ -120,7 +122,7 @@ impl Decode {
         let shapes = KernelShape::all(&heads, dtype, &Device::of(gpu.capabilities()))?;
         let mut classes = Vec::new();
         for &shape in &shapes {
-            let decode = gpu.kernel(kernel_spec(&heads, dtype, &options, &shape)?)?;
+            let decode = PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)?;
             let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
             classes.push(Class { shape, decode, merge });
         }
@@ -302,20 +304,23 @@ impl Decode {
         let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
         let sinks = sinks.map(|tensor| &tensor.buffer);
+        let slabs = layer.pool.buffers();
         for (index, (class, (items, _))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
             let params = DecodeParams {
                 scale_log2: softmax_scale * std::f32::consts::LOG2_E,
-                page_count: layer.page_count as u32,
+                page_count: layer.pool.pages() as u32,
                 page_shift: layer.page_size.ilog2(),
                 class_index: index as u32,
+                slab_pages: layer.pool.slab_pages() as u32,
             };
-            let mut buffers = vec![&layer.pool, &q.buffer, plan_buffer, out, lse, &partials];
+            let mut buffers = vec![&slabs[0], &q.buffer, plan_buffer, out, lse, &partials];
             buffers.extend(sinks);
+            buffers.extend(&slabs[1..]);
             let (y, z) = plan::fold(*items);
             let x = self.shape.workgroups(index);
-            self.gpu.dispatch(pass, &class.decode, &params, &buffers, (x as u32, y, z))?;
+            self.gpu.dispatch(pass, class.decode.of(&self.gpu, slabs.len())?, &params, &buffers, (x as u32, y, z))?;
         }
         // Without merges this dispatches nothing; but what it binds is ready when the sequences have grown.
         for (index, (class, (_, merges))) in
@@ -347,8 +352,8 @@ impl Decode {
             );
             return Err(ErrorKind::argument("layer", why));
         }
-        if plan.max_page as usize >= layer.page_count {
-            let why = format!("page {} of the plan is not among its {} pages", plan.max_page, layer.page_count);
+        if plan.max_page as usize >= layer.pool.pages() {
+            let why = format!("page {} of the plan is not among its {} pages", plan.max_page, layer.pool.pages());
             return Err(ErrorKind::argument("layer", why));
         }
         if !softmax_scale.is_finite() {

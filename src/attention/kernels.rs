@@ -43,6 +43,8 @@ fn common(options: &AttentionOptions, ordered: bool, consts: &mut Consts) -> (Ve
     let [score, mask] = options.score_parts(consts);
     let sink = options.sink_part(consts, &mut bindings);
     let parts = vec![
+        part!("parts/slabs_1.wgsl"),
+        part!("parts/slab_loads_1.wgsl"),
         part!("parts/page.wgsl"),
         part!("parts/plan.wgsl"),
         part!("parts/softmax.wgsl"),

@@ -1,6 +1,7 @@
 //! How one token's row lies in a page, in 16-byte words. Pure.
 
 use super::heads::HeadLayout;
+use super::pool::Pool;
 use crate::gpu::{number, Const, DType};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -126,11 +127,10 @@ impl StateLayout {
 /// the cache: a plan is checked against the cache's state at the time of the call.
 #[derive(Debug, Clone)]
 pub struct KvView {
-    pub(crate) pool: crate::gpu::Buffer,
+    pub(crate) pool: Pool,
     pub(crate) heads: HeadLayout,
     pub(crate) dtype: DType,
     pub(crate) page_size: usize,
-    pub(crate) page_count: usize,
     /// The cache's generation as it is now, not as it was when the view was taken.
     pub(crate) live_generation: Arc<AtomicU64>,
 }
@@ -156,9 +156,16 @@ impl KvView {
         self.page_size
     }
 
-    /// The pages themselves, `(page_count, page_size * row_words)` `vec4<u32>` as in [`StateLayout`], for an app's own kernels
-    /// and tests.
-    pub fn wgpu_buffer(&self) -> &wgpu::Buffer {
-        self.pool.raw()
+    /// The pages themselves, `(pages, page_size * row_words)` `vec4<u32>` as in [`StateLayout`], for an app's own kernels and
+    /// tests: one buffer, or several of [`KvView::slab_pages`] pages (the last perhaps of fewer). Those of a cache that
+    /// grows change.
+    pub fn wgpu_buffers(&self) -> Vec<wgpu::Buffer> {
+        let there = self.pool.pages().div_ceil(self.pool.slab_pages());
+        self.pool.buffers().iter().take(there).map(|buffer| buffer.raw().clone()).collect()
+    }
+
+    /// Pages of each buffer but the last.
+    pub fn slab_pages(&self) -> usize {
+        self.pool.slab_pages()
     }
 }

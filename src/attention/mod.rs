@@ -10,6 +10,7 @@ pub(crate) mod matrix;
 pub mod options;
 pub(crate) mod plan;
 mod plan_shape;
+pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod select;
 pub(crate) mod shape;

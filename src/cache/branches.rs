@@ -86,6 +86,16 @@ impl PagedKvCache {
         self.table.drop_kept();
     }
 
+    /// Gives back the memory of slabs that no sequence and no pin needs, behind the last that one does; what is kept there
+    /// is evicted. Returns the bytes given back. They are allocated again when they are needed. Pages do not move, so one
+    /// that is held may keep its slab and those before it; a cache of one buffer has nothing to give.
+    ///
+    /// Errors: those of the device.
+    pub fn shrink(&mut self) -> Result<u64> {
+        let slabs = self.table.vacate_slabs();
+        self.slabs.shrink(&self.gpu, slabs)
+    }
+
     /// Lets sequences, pins and kept pages take at most `bytes` of the pools together, in whole pages; what is kept beyond
     /// that is evicted at once, and later calls fail as they would in a smaller cache. The pools stay as they are: what is
     /// allocated is decided by [`Pages`], before, with [`Pages::within`].

@@ -2,16 +2,16 @@
 
 use super::PageCopy;
 use crate::attention::plan::fold;
+use crate::attention::pool::{Pool, PoolKernel};
 use crate::error::Result;
-use crate::gpu::{part, Access, Buffer, Gpu, Kernel, KernelSpec};
+use crate::gpu::{part, Access, Buffer, Gpu, KernelSpec};
 
 /// The kernel, and the list it reads.
 pub(super) struct CopyPages {
-    kernel: Kernel,
+    kernel: PoolKernel,
     /// (copies) u32 (source, target)
     list: Buffer,
     page_words: u32,
-    page_count: u32,
 }
 
 #[repr(C)]
@@ -20,6 +20,7 @@ pub(crate) struct CopyParams {
     pub(crate) copy_count: u32,
     pub(crate) page_count: u32,
     pub(crate) page_words: u32,
+    pub(crate) slab_pages: u32,
 }
 
 /// Copies of a call before the list has to grow.
@@ -33,26 +34,30 @@ pub(crate) fn copy_spec() -> KernelSpec {
     KernelSpec {
         name: "copy_pages",
         consts: vec![],
-        parts: vec![part!("copy_pages.wgsl")],
+        parts: vec![
+            part!("parts/slabs_1.wgsl"),
+            part!("parts/slab_loads_1.wgsl"),
+            part!("parts/slab_stores_1.wgsl"),
+            part!("copy_pages.wgsl"),
+        ],
         bindings: vec![Access::Read, Access::Write],
         workgroup_bytes: 0,
     }
 }
 
 impl CopyPages {
-    /// For pools of `page_count` pages of `page_words` vec4 words.
-    pub(super) fn new(gpu: &Gpu, page_words: usize, page_count: usize) -> Result<Self> {
+    /// For pages of `page_words` vec4 words.
+    pub(super) fn new(gpu: &Gpu, page_words: usize) -> Result<Self> {
         let list = gpu.create_buffer("page copies", (COPIES * COPY_BYTES) as u64)?;
-        // No truncation in what can be used: a pool whose words are past 32 bits is past every binding limit.
-        let (page_words, page_count) = (page_words as u32, page_count as u32);
-        Ok(Self { kernel: gpu.kernel(copy_spec())?, list, page_words, page_count })
+        // No truncation in what can be used: a page whose words are past 32 bits is past every binding limit.
+        Ok(Self { kernel: PoolKernel::new(gpu, copy_spec())?, list, page_words: page_words as u32 })
     }
 
     /// Copies these pages in every pool, after all that is recorded so far, and submits: an error later in the step must
     /// not lose the copies, without which a sequence has lost tokens. Nothing happens where there are none.
     ///
     /// One dispatch per pool: a pool is a binding, and a kernel may have 8 of them.
-    pub(super) fn run(&mut self, gpu: &Gpu, pools: &[Buffer], copies: &[PageCopy]) -> Result<()> {
+    pub(super) fn run(&mut self, gpu: &Gpu, pools: &[Pool], copies: &[PageCopy]) -> Result<()> {
         if copies.is_empty() {
             return Ok(());
         }
@@ -63,11 +68,16 @@ impl CopyPages {
         let list: Vec<u32> = copies.iter().flat_map(|copy| [copy.source, copy.target]).collect();
         gpu.write(&self.list, 0, bytemuck::cast_slice(&list))?;
         let copy_count = copies.len() as u32; // no truncation: at most the pages of a pool
-        let params = CopyParams { copy_count, page_count: self.page_count, page_words: self.page_words };
         let (y, z) = fold(copies.len());
         let grid = (self.page_words.div_ceil(64).min(MAX_X), y, z);
         gpu.record(|pass| {
-            pools.iter().try_for_each(|pool| gpu.dispatch(pass, &self.kernel, &params, &[&self.list, pool], grid))
+            pools.iter().try_for_each(|pool| {
+                let (page_count, slab_pages) = (pool.pages() as u32, pool.slab_pages() as u32);
+                let params = CopyParams { copy_count, page_count, page_words: self.page_words, slab_pages };
+                let slabs = pool.buffers();
+                let buffers: Vec<&Buffer> = [&self.list].into_iter().chain(&slabs).collect();
+                gpu.dispatch(pass, self.kernel.of(gpu, slabs.len())?, &params, &buffers, grid)
+            })
         })?;
         gpu.submit()
     }

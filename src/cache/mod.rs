@@ -12,6 +12,7 @@ mod prefix;
 mod save;
 mod sequence;
 mod sharing;
+mod slabs;
 mod stats;
 mod store;
 mod table;
@@ -33,11 +34,12 @@ use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::cache::copy::CopyPages;
+use crate::cache::slabs::{Cut, Slabs};
 use crate::error::{shape_text, ErrorKind, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use crate::gpu::{Buffer, DType, Gpu, Tensor};
+use crate::gpu::{DType, Gpu, Tensor};
 
 /// How much a cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub struct PagedKvCache {
     table: SeqTable,
     /// The table's generation, shared with every view.
     live_generation: Arc<AtomicU64>,
-    pools: Vec<Buffer>,
+    slabs: Slabs,
     pages: Pages,
     append: Append,
     copy: CopyPages,
@@ -93,23 +95,40 @@ impl PagedKvCache {
     /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens, or more than 256 pages to
     /// copy in one.
     ///
-    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pool exceeds what the
-    /// device can bind ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
+    /// A layer's pages are one buffer where the device can bind so large a one, else up to
+    /// [`Capabilities::max_slabs`](crate::Capabilities::max_slabs) slabs, which kernels tell apart at some cost.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pages exceed what the
+    /// device can bind in slabs ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::DType`] for U32. F32, F16 and BF16 caches hold rows as they come; for I8 and I4 see
     /// [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
-        let table = SeqTable::new(pages.count, pages.size)?;
+        Self::allocate(gpu, heads, dtype, pages, false)
+    }
+
+    /// A cache that starts with a part of its memory and grows up to `pages`, by slabs: as many of equal size as the device
+    /// can bind ([`Capabilities::max_slabs`](crate::Capabilities::max_slabs), or one per page where there are fewer), one at
+    /// first. No page moves. [`PagedKvCache::reserve`] allocates a slab, in all layers, where the pages that are there are
+    /// in use or kept; [`PagedKvCache::shrink`] gives slabs back.
+    ///
+    /// Errors: as [`PagedKvCache::new`].
+    pub fn new_growing(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
+        Self::allocate(gpu, heads, dtype, pages, true)
+    }
+
+    fn allocate(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages, grows: bool) -> Result<Self> {
+        // Checks the pages' number and size before anything is made of them.
+        SeqTable::new(pages.count, pages.size)?;
         if pages.layers == 0 || pages.layers > 1 << 16 {
             return Err(ErrorKind::argument("layers", format!("{} is not in 1..=65536", pages.layers)));
         }
         let append = Append::new(gpu, heads, dtype, pages.size, Rotation::None)?;
         let layout = StateLayout::new(&heads, dtype);
         let page_words = pages.size * layout.row_words(heads.groups());
-        let copy = CopyPages::new(gpu, page_words, pages.count)?;
-        let pool_bytes = 16 * pages.count as u64 * page_words as u64;
-        let pools = (0..pages.layers).map(|_| gpu.create_buffer("KV pool", pool_bytes)).collect::<Result<Vec<_>>>()?;
-        // wgpu clears memory at its first use: here, rather than in the first token.
-        gpu.clear(&pools)?;
+        let copy = CopyPages::new(gpu, page_words)?;
+        let cut = Cut::new(gpu.capabilities(), pages, 16 * page_words as u64, grows)?;
+        let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
+        let slabs = Slabs::new(gpu, cut, pages.layers, if grows { 1 } else { cut.slabs() })?;
         let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, 2)?;
         let inv_freq = Vec::new();
         let live_generation = Arc::new(AtomicU64::new(table.generation()));
@@ -121,7 +140,7 @@ impl PagedKvCache {
             layout,
             table,
             live_generation,
-            pools,
+            slabs,
             pages,
             append,
             copy,
@@ -169,7 +188,8 @@ impl PagedKvCache {
     /// Makes room for `n` more tokens in each sequence, beside those reserved already.
     ///
     /// Evicts kept pages where no others are free. Where a sequence shares its last, partly filled page, that page is
-    /// copied first, in all layers; the copies of a call are submitted with all that was recorded before.
+    /// copied first, in all layers; the copies of a call are submitted with all that was recorded before. A cache that grows
+    /// allocates rather than evicts.
     ///
     /// Errors: [`ErrorKind::CacheFull`] with pages needed and to be had, [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0, those of the device.
@@ -181,12 +201,13 @@ impl PagedKvCache {
     /// [`PagedKvCache::reserve`] with a number of tokens for each sequence.
     pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<()> {
         let copies = self.table.reserve_each(wanted)?;
-        let copied = self.copy.run(&self.gpu, &self.pools, &copies);
-        if copied.is_err() {
+        let made = self.slabs.grow(&self.gpu, self.table.slabs_used());
+        let made = made.and_then(|()| self.copy.run(&self.gpu, &self.slabs.layers, &copies));
+        if made.is_err() {
             self.table.undo_reserve(wanted, &copies);
         }
         self.changed();
-        copied
+        made
     }
 
     /// Whether [`PagedKvCache::reserve_each`] would find its pages. Errors: as it has, but for the device's.
@@ -282,15 +303,15 @@ impl PagedKvCache {
     ///
     /// Errors: [`ErrorKind::Argument`] for a layer that is not there.
     pub fn layer(&self, layer: usize) -> Result<KvView> {
-        let pool = self.pools.get(layer).ok_or_else(|| {
-            ErrorKind::argument("layer", format!("{layer} is not among the {} layers", self.pools.len()))
-        })?;
+        let pools = &self.slabs.layers;
+        let pool = pools
+            .get(layer)
+            .ok_or_else(|| ErrorKind::argument("layer", format!("{layer} is not among the {} layers", pools.len())))?;
         Ok(KvView {
             pool: pool.clone(),
             heads: self.heads,
             dtype: self.dtype,
             page_size: self.pages.size,
-            page_count: self.pages.count,
             live_generation: self.live_generation.clone(),
         })
     }
@@ -320,9 +341,9 @@ impl PagedKvCache {
         self.token_bytes() as u64 * self.pages.size as u64
     }
 
-    /// Bytes of all pools.
+    /// Bytes that are allocated for pages, over all layers. Those of a cache that grows change.
     pub fn pool_bytes(&self) -> usize {
-        self.token_bytes() * self.pages.size * self.pages.count
+        usize::try_from(self.slabs.bytes()).unwrap_or(usize::MAX)
     }
 }
 

@@ -3,9 +3,10 @@
 use super::format::Block;
 use super::PagedKvCache;
 use crate::attention::layout::{KvView, StateLayout};
+use crate::attention::pool::PoolKernel;
 use crate::attention::HeadLayout;
 use crate::error::Result;
-use crate::gpu::{number, part, Access, Buffer, DType, Gpu, HostBuffer, Kernel, KernelSpec, Reading, Run};
+use crate::gpu::{number, part, Access, Buffer, DType, Gpu, HostBuffer, KernelSpec, Reading, Run};
 
 /// Which way rows go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(super) struct PageRows {
 enum Way {
     Copies,
     Kernel {
-        kernel: Kernel,
+        kernel: PoolKernel,
         /// (2 + pages) u32: first token of a block, one past its last, then the sequence's pages
         places: Buffer,
     },
@@ -46,6 +47,7 @@ const COPIED_BYTES: usize = 4 << 10;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct PageRowsParams {
     pub(crate) page_shift: u32,
+    pub(crate) slab_pages: u32,
 }
 
 impl PageRows {
@@ -57,10 +59,12 @@ impl PageRows {
         most_len: usize,
     ) -> Result<Self> {
         let (gpu, heads, page_size) = (&cache.gpu, &cache.heads, cache.pages.size);
-        let way = match 16 * page_size * cache.layout.state_words >= COPIED_BYTES {
+        // Copies are between two buffers; the kernel finds the slabs by itself.
+        let one_buffer = cache.slabs.layers.iter().all(|pool| pool.buffers().len() == 1);
+        let way = match one_buffer && 16 * page_size * cache.layout.state_words >= COPIED_BYTES {
             true => Way::Copies,
             false => {
-                let kernel = gpu.kernel(pages_rows_spec(heads, cache.dtype, direction))?;
+                let kernel = PoolKernel::new(gpu, pages_rows_spec(heads, cache.dtype, direction))?;
                 let pages = most_len.div_ceil(page_size) as u64;
                 Way::Kernel { kernel, places: gpu.create_buffer("pages of a sequence", 4 * (pages + 2))? }
             }
@@ -89,7 +93,7 @@ impl PageRows {
     pub(super) fn start_read(&self, gpu: &Gpu, layer: &KvView, block: &Block, into: HostBuffer) -> Result<Reading> {
         let size = self.bytes(block);
         match &self.way {
-            Way::Copies => gpu.start_read(&layer.pool, into, size, &self.runs(layer.page_size, block)),
+            Way::Copies => gpu.start_read(&layer.pool.buffers()[0], into, size, &self.runs(layer.page_size, block)),
             Way::Kernel { kernel, places } => {
                 self.dispatch(gpu, (kernel, places), layer, block)?;
                 gpu.start_read(&self.block, into, size, &[Run { from: 0, to: 0, size }])
@@ -104,7 +108,7 @@ impl PageRows {
             Way::Copies => {
                 let back = |run: Run| Run { from: run.to, to: run.from, ..run };
                 let runs: Vec<Run> = self.runs(layer.page_size, block).into_iter().map(back).collect();
-                gpu.copy(&self.block, &layer.pool, &runs)
+                gpu.copy(&self.block, &layer.pool.buffers()[0], &runs)
             }
             Way::Kernel { kernel, places } => {
                 self.dispatch(gpu, (kernel, places), layer, block)?;
@@ -140,20 +144,34 @@ impl PageRows {
         runs
     }
 
-    fn dispatch(&self, gpu: &Gpu, (kernel, places): (&Kernel, &Buffer), layer: &KvView, block: &Block) -> Result<()> {
+    fn dispatch(
+        &self,
+        gpu: &Gpu,
+        (kernel, places): (&PoolKernel, &Buffer),
+        layer: &KvView,
+        block: &Block,
+    ) -> Result<()> {
         // Not in the parameters, whose distinct values are kept for good.
         let tokens = [block.first as u32, (block.first + block.tokens) as u32];
         gpu.write(places, 0, bytemuck::cast_slice(&tokens))?;
-        let params = PageRowsParams { page_shift: layer.page_size.trailing_zeros() };
-        let buffers: [&Buffer; 3] = [places, &layer.pool, &self.block];
+        let slab_pages = layer.pool.slab_pages() as u32;
+        let params = PageRowsParams { page_shift: layer.page_size.trailing_zeros(), slab_pages };
+        let slabs = layer.pool.buffers();
+        let mut buffers = vec![places, &slabs[0], &self.block];
+        buffers.extend(&slabs[1..]);
         let across = self.layout.row_words(self.groups).div_ceil(8) as u32;
         let grid = (across, block.tokens.div_ceil(8) as u32, 1);
+        let kernel = kernel.of(gpu, slabs.len())?;
         gpu.record(|pass| gpu.dispatch(pass, kernel, &params, &buffers, grid))
     }
 }
 
 pub(crate) fn pages_rows_spec(heads: &HeadLayout, dtype: DType, direction: Direction) -> KernelSpec {
     let layout = StateLayout::new(heads, dtype);
+    let moves = match direction {
+        Direction::FromPages => part!("parts/slab_loads_1.wgsl"),
+        Direction::ToPages => part!("parts/slab_stores_1.wgsl"),
+    };
     let (way, pool, rows) = match direction {
         Direction::FromPages => (part!("parts/rows_from_pages.wgsl"), Access::Read, Access::Write),
         Direction::ToPages => (part!("parts/rows_to_pages.wgsl"), Access::Write, Access::Read),
@@ -166,7 +184,7 @@ pub(crate) fn pages_rows_spec(heads: &HeadLayout, dtype: DType, direction: Direc
             ("ROPE_WORDS", number(layout.rope_words)),
             ("SCALE_WORDS", number(layout.scale_words)),
         ],
-        parts: vec![part!("parts/page.wgsl"), way, part!("pages_rows.wgsl")],
+        parts: vec![part!("parts/slabs_1.wgsl"), moves, part!("parts/page.wgsl"), way, part!("pages_rows.wgsl")],
         bindings: vec![Access::Read, pool, rows],
         workgroup_bytes: 0,
     }

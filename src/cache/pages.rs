@@ -10,8 +10,9 @@ pub(super) struct Pages {
     /// Holders of each page that was ever handed out; pages past the end are free and untouched, so that a large
     /// cache costs nothing until it is used.
     references: Vec<usize>,
-    /// Pages handed out before and free now; the last given back goes out first, while it may still be in a GPU cache.
-    released: Vec<u32>,
+    /// By slab, the lowest first, so that the others may empty.
+    slabs: Vec<Slab>,
+    slab_pages: usize,
     /// Pages with a holder, and those with more than one.
     held: usize,
     shared: usize,
@@ -20,14 +21,26 @@ pub(super) struct Pages {
     pub(super) fail_after: Option<usize>,
 }
 
+/// Pages that lie in one buffer.
+#[derive(Debug, Clone, Default)]
+struct Slab {
+    /// Pages handed out before and free now; the last given back goes out first, while it may still be in a GPU cache.
+    released: Vec<u32>,
+    /// Pages that are out, and those of them that have a holder.
+    out: usize,
+    held: usize,
+}
+
 impl Pages {
-    /// `total` free pages.
-    pub(super) fn new(total: u32) -> Self {
+    /// `total` free pages, `slab_pages` to a slab.
+    pub(super) fn new(total: u32, slab_pages: usize) -> Self {
+        let slab_pages = slab_pages.clamp(1, total.max(1) as usize);
         Self {
             limit: total as usize,
             total: total as usize,
             references: Vec::new(),
-            released: Vec::new(),
+            slabs: vec![Slab::default(); (total as usize).div_ceil(slab_pages).max(1)],
+            slab_pages,
             held: 0,
             shared: 0,
             #[cfg(test)]
@@ -47,12 +60,28 @@ impl Pages {
 
     /// Pages that are out.
     pub(super) fn out(&self) -> usize {
-        self.references.len() - self.released.len()
+        self.slabs.iter().map(|slab| slab.out).sum()
     }
 
     /// Pages that can be taken.
     pub(super) fn free(&self) -> usize {
         self.limit.saturating_sub(self.out())
+    }
+
+    /// Slabs from the first to the last that has a page out; with `held`, a page with a holder.
+    pub(super) fn slabs_used(&self, held: bool) -> usize {
+        let used = |slab: &Slab| if held { slab.held > 0 } else { slab.out > 0 };
+        self.slabs.iter().rposition(used).map_or(0, |last| last + 1)
+    }
+
+    /// Pages that are out or were, in the slabs from `slab` on.
+    pub(super) fn known_from(&self, slab: usize) -> std::ops::Range<u32> {
+        let known = self.references.len();
+        (slab * self.slab_pages).min(known) as u32..known as u32 // no truncation: ids are u32
+    }
+
+    fn slab(&mut self, page: u32) -> &mut Slab {
+        &mut self.slabs[page as usize / self.slab_pages]
     }
 
     /// Pages with a holder.
@@ -79,12 +108,14 @@ impl Pages {
         if let Some(left) = &mut self.fail_after {
             *left = left.checked_sub(1)?;
         }
-        let page = self.released.pop().unwrap_or_else(|| {
+        let page = self.slabs.iter_mut().find_map(|slab| slab.released.pop()).unwrap_or_else(|| {
             self.references.push(0);
             (self.references.len() - 1) as u32 // no truncation: below total, which came from a u32
         });
         self.references[page as usize] = 1;
         self.held += 1;
+        let slab = self.slab(page);
+        (slab.out, slab.held) = (slab.out + 1, slab.held + 1);
         Some(page)
     }
 
@@ -92,12 +123,16 @@ impl Pages {
     pub(super) fn retain(&mut self, page: u32) -> usize {
         let Some(references) = self.references.get_mut(page as usize) else { return 0 };
         *references += 1;
-        match *references {
-            1 => self.held += 1,
-            2 => self.shared += 1,
+        let before = *references - 1;
+        match before {
+            0 => {
+                self.held += 1;
+                self.slab(page).held += 1;
+            }
+            1 => self.shared += 1,
             _ => {}
         }
-        *references - 1
+        before
     }
 
     /// Takes a holder from a page. Returns how many are left, or none, and nothing done, if no one held it.
@@ -105,18 +140,24 @@ impl Pages {
     pub(super) fn release(&mut self, page: u32) -> Option<usize> {
         let references = self.references.get_mut(page as usize).filter(|references| **references > 0)?;
         *references -= 1;
-        match *references {
-            0 => self.held -= 1,
+        let left = *references;
+        match left {
+            0 => {
+                self.held -= 1;
+                self.slab(page).held -= 1;
+            }
             1 => self.shared -= 1,
             _ => {}
         }
-        Some(*references)
+        Some(left)
     }
 
     /// Makes a page free that is out and has no holder.
     pub(super) fn give_back(&mut self, page: u32) {
         debug_assert!(self.holders(page) == 0 && (page as usize) < self.references.len(), "page {page} is held");
-        self.released.push(page);
+        let slab = self.slab(page);
+        slab.released.push(page);
+        slab.out -= 1;
     }
 }
 
@@ -126,7 +167,7 @@ mod tests {
 
     #[test]
     fn pages_go_out_once() {
-        let mut pages = Pages::new(3);
+        let mut pages = Pages::new(3, 3);
         let mut out: Vec<u32> = (0..3).map(|_| pages.take().unwrap()).collect();
         assert_eq!((pages.take(), pages.free(), pages.out(), pages.held()), (None, 0, 3, 3));
         out.sort_unstable();
@@ -135,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_last_holder_is_told() {
-        let mut pages = Pages::new(2);
+        let mut pages = Pages::new(2, 2);
         assert_eq!(pages.release(0), None, "never handed out");
         let page = pages.take().unwrap();
         assert_eq!((pages.retain(page), pages.retain(page), pages.shared(), pages.holders(page)), (1, 2, 1, 3));
@@ -151,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_limit_holds_pages_back() {
-        let mut pages = Pages::new(4);
+        let mut pages = Pages::new(4, 4);
         pages.set_limit(2);
         assert!(pages.take().is_some() && pages.take().is_some() && pages.take().is_none());
         pages.set_limit(usize::MAX);
@@ -161,8 +202,28 @@ mod tests {
     }
 
     #[test]
+    fn low_slabs_fill_first_and_high_ones_empty() {
+        let mut pages = Pages::new(5, 2);
+        let all: Vec<u32> = (0..5).map(|_| pages.take().unwrap()).collect();
+        assert_eq!((all.as_slice(), pages.slabs_used(true)), (&[0, 1, 2, 3, 4][..], 3));
+        for page in [1, 4, 0, 3] {
+            assert_eq!(pages.release(page), Some(0));
+        }
+        assert_eq!((pages.slabs_used(true), pages.slabs_used(false), pages.known_from(1)), (2, 3, 2..5));
+        [1, 4, 0, 3].into_iter().for_each(|page| pages.give_back(page));
+        assert_eq!((pages.slabs_used(false), pages.out()), (2, 1));
+        // Of the first slab the one given back last.
+        assert_eq!(
+            [pages.take(), pages.take(), pages.take(), pages.take(), pages.take()],
+            [Some(0), Some(1), Some(3), Some(4), None]
+        );
+        assert_eq!(pages.retain(2), 1);
+        assert_eq!((pages.release(2), pages.release(2), pages.slabs_used(true)), (Some(1), Some(0), 3));
+    }
+
+    #[test]
     fn the_largest_cache_costs_nothing_until_used() {
-        let mut pages = Pages::new(u32::MAX);
+        let mut pages = Pages::new(u32::MAX, usize::MAX);
         assert!(pages.take().is_some() && pages.take().is_some());
         assert_eq!((pages.free(), pages.references.len()), (u32::MAX as usize - 2, 2));
     }

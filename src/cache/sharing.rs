@@ -113,6 +113,16 @@ impl SeqTable {
         Ok(())
     }
 
+    /// Slabs from the first to the last with a page that is held or kept.
+    pub(super) fn slabs_used(&self) -> usize {
+        self.store.pages.slabs_used(false)
+    }
+
+    /// Evicts what is kept behind the last slab with a page that is held. Returns the slabs that are left.
+    pub(super) fn vacate_slabs(&mut self) -> usize {
+        self.store.vacate_slabs()
+    }
+
     /// Frees all pages that are kept for their content and held by no one. They do not count as evictions.
     pub fn drop_kept(&mut self) {
         self.store.drop_kept();

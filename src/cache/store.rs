@@ -12,8 +12,8 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn new(total: u32) -> Self {
-        Self { pages: Pages::new(total), index: PrefixIndex::default(), evictions: 0 }
+    pub(super) fn new(total: u32, slab_pages: usize) -> Self {
+        Self { pages: Pages::new(total, slab_pages), index: PrefixIndex::default(), evictions: 0 }
     }
 
     pub(super) fn index(&self) -> &PrefixIndex {
@@ -114,6 +114,21 @@ impl Store {
                 self.pages.give_back(page);
             }
         }
+    }
+
+    /// Evicts what is kept in slabs that hold nothing else, behind the last that does. Returns the slabs that are left.
+    pub(super) fn vacate_slabs(&mut self) -> usize {
+        let left = self.pages.slabs_used(true);
+        for page in self.pages.known_from(left) {
+            if self.index.contains(page) {
+                // What follows it is held by no one either, wherever it lies.
+                for page in self.index.remove(page).into_iter().chain([page]) {
+                    self.pages.give_back(page);
+                    self.evictions += 1;
+                }
+            }
+        }
+        left
     }
 
     /// Frees all that is kept.

@@ -75,6 +75,11 @@ impl SeqTable {
     /// An empty table of `page_count` pages of `page_size` tokens (a power of two up to 4096; a kernel may take fewer).
     /// Their product must fit 32 bits, since that is how kernels address a token. Errors: [`ErrorKind::Argument`].
     pub fn new(page_count: usize, page_size: usize) -> Result<Self> {
+        Self::with_slabs(page_count, page_size, page_count)
+    }
+
+    /// An empty table of pages in slabs of so many, of which the last ones are left empty where that is possible.
+    pub(super) fn with_slabs(page_count: usize, page_size: usize, slab_pages: usize) -> Result<Self> {
         if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
             let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
             return Err(ErrorKind::argument("page_size", why));
@@ -84,7 +89,7 @@ impl SeqTable {
             let why = format!("{page_count} is not in 1..={most}, pages of {page_size} tokens");
             return Err(ErrorKind::argument("page_count", why));
         }
-        let store = Store::new(page_count as u32); // no truncation: at most `most`
+        let store = Store::new(page_count as u32, slab_pages); // no truncation: at most `most`
         let id = TABLES.fetch_add(1, Ordering::Relaxed);
         // Each table counts from a place of its own, so that a plan of another cache is known as such.
         let generation = id << 40;

@@ -28,10 +28,13 @@ pub struct Capabilities {
     pub device_type: wgpu::DeviceType,
     /// The API in use.
     pub backend: wgpu::Backend,
-    /// Largest storage binding: the most that one tensor, or one layer's pool of pages, may take.
+    /// Largest storage binding: the most that one tensor, or one of the [`max_slabs`](Self::max_slabs) slabs of a layer's
+    /// pages, may take.
     pub max_binding_bytes: u64,
     /// Largest buffer.
     pub max_buffer_bytes: u64,
+    /// Storage buffers that a kernel may bind.
+    pub max_storage_buffers: u32,
     /// Workgroup memory per workgroup.
     pub workgroup_storage_bytes: u32,
     /// Threads per workgroup.
@@ -99,6 +102,7 @@ impl Capabilities {
             backend: info.backend,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
@@ -110,6 +114,17 @@ impl Capabilities {
             timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
             target_workgroups: options.target_workgroups.unwrap_or(guess).max(1),
         })
+    }
+
+    /// How many slabs one layer's pages may lie in, each a binding of up to
+    /// [`max_binding_bytes`](Self::max_binding_bytes): 4, or 2 where kernels may bind no more than WebGPU's default of 8
+    /// storage buffers.
+    pub fn max_slabs(&self) -> usize {
+        match self.max_storage_buffers {
+            // Decode binds six others, and sinks.
+            10.. => 4,
+            _ => 2,
+        }
     }
 
     /// Whether the adapter is a CPU (llvmpipe, SwiftShader, WARP).

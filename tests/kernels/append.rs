@@ -6,11 +6,16 @@ use latten::attention::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference::{self, Pairs};
 use latten::{DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rotation, SeqId, Tensor};
 
-/// The bits of a layer's pool.
+/// The bits of a layer's pool, slab after slab.
 pub fn pool(gpu: &Gpu, cache: &PagedKvCache, layer: usize) -> Vec<u32> {
-    let buffer = cache.layer(layer).unwrap().wgpu_buffer().clone();
-    let words = cache.pool_bytes() / cache.pages().layers / 4;
-    wait(gpu.download_u32(&Tensor::from_wgpu(gpu, buffer, &[words], DType::U32).unwrap())).unwrap()
+    let mut all = Vec::new();
+    for slab in cache.layer(layer).unwrap().wgpu_buffers() {
+        let words = slab.size() as usize / 4;
+        let tensor = Tensor::from_wgpu(gpu, slab, &[words], DType::U32).unwrap();
+        all.extend(wait(gpu.download_u32(&tensor)).unwrap());
+    }
+    assert_eq!(all.len(), cache.pool_bytes() / cache.pages().layers / 4);
+    all
 }
 
 /// The element at each place of a row: `(u32 of the pool, half of it, element of the row or padding)`.
@@ -68,7 +73,7 @@ impl Check {
         }
         for layer in 0..2 {
             let view = cache.layer(layer).unwrap();
-            gpu.queue().write_buffer(view.wgpu_buffer(), 0, &vec![0xa5; view.wgpu_buffer().size() as usize]);
+            gpu.queue().write_buffer(&view.wgpu_buffers()[0], 0, &vec![0xa5; cache.pool_bytes()]);
         }
         let ids: Vec<SeqId> = positions.iter().map(|_| cache.insert()).collect();
         for (id, &position) in ids.iter().zip(positions).filter(|(_, p)| **p > 0) {
@@ -245,7 +250,7 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
     let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
     for slot in [40, 41, 1 << 20, u32::MAX] {
         let before = vec![0u32; cache.pool_bytes() / 4];
-        gpu.queue().write_buffer(cache.layer(0).unwrap().wgpu_buffer(), 0, bytemuck::cast_slice(&before));
+        gpu.queue().write_buffer(&cache.layer(0).unwrap().wgpu_buffers()[0], 0, bytemuck::cast_slice(&before));
         let slots = Tensor::from_u32(gpu, &[1], &[slot]).unwrap();
         let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());

@@ -76,9 +76,9 @@ impl Case {
         let pages: usize = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum::<usize>() + 3;
         let pages = Pages { count: pages, size: self.page_size, layers: 1 };
         let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
-        let pool = cache.layer(0).unwrap();
-        let bytes = vec![poison; pool.wgpu_buffer().size() as usize];
-        gpu.queue().write_buffer(pool.wgpu_buffer(), 0, &bytes);
+        for slab in cache.layer(0).unwrap().wgpu_buffers() {
+            gpu.queue().write_buffer(&slab, 0, &vec![poison; slab.size() as usize]);
+        }
         // A page held and freed, so that the sequences' pages do not start at 0 and lie scattered.
         let blocker = cache.insert();
         cache.reserve(&[blocker], 2 * self.page_size).unwrap();

@@ -49,12 +49,32 @@ fn app_device(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> (wgpu::Adapter
     (adapter, device, queue)
 }
 
+/// A device of an app's of the tier under test, with poor limits.
+pub fn poor_device(limits: impl Fn(wgpu::Limits) -> wgpu::Limits) -> Gpu {
+    let tier = gpu().capabilities().tier;
+    if tier == Tier::Matrix {
+        let (adapter, device, queue) = matrix_device(limits);
+        return wait(Gpu::from_wgpu(&adapter, device, queue).unwrap().with_matrix_kernels()).unwrap();
+    }
+    let adapter = app_adapter();
+    let required_features = match tier {
+        Tier::Portable => wgpu::Features::empty(),
+        _ => wgpu::Features::SUBGROUP,
+    };
+    let required_limits = limits(adapter.limits());
+    let request = wgpu::DeviceDescriptor { required_limits, required_features, ..Default::default() };
+    let (device, queue) = wait(adapter.request_device(&request)).unwrap();
+    let gpu = Gpu::from_wgpu(&adapter, device, queue).unwrap();
+    assert_eq!(gpu.capabilities().tier, tier);
+    gpu
+}
+
 /// A device with the experimental features that the matrix kernels need.
-fn matrix_device() -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
+fn matrix_device(limits: impl Fn(wgpu::Limits) -> wgpu::Limits) -> (wgpu::Adapter, wgpu::Device, wgpu::Queue) {
     use wgpu::Features as F;
     let adapter = app_adapter();
     let request = wgpu::DeviceDescriptor {
-        required_limits: adapter.limits(),
+        required_limits: limits(adapter.limits()),
         required_features: F::EXPERIMENTAL_COOPERATIVE_MATRIX | F::SHADER_F16 | F::SUBGROUP,
         // SAFETY: as for latten's own devices of the tier: its kernels load and store matrices in arrays of fixed size.
         #[allow(unsafe_code)]
@@ -79,7 +99,7 @@ fn matrix_kernels_pass_their_self_test() {
     let made = gpu.counters();
     assert_eq!((made.buffers, made.pipelines, made.dispatches), (0, 0, 0));
     // An app's device has them only when it asks.
-    let (adapter, device, queue) = matrix_device();
+    let (adapter, device, queue) = matrix_device(|all| all);
     let own = Gpu::from_wgpu(&adapter, device, queue).unwrap();
     assert_eq!((own.capabilities().tier, own.capabilities().device_tier), (Tier::Subgroup, Tier::Matrix));
     assert_eq!(wait(own.with_matrix_kernels()).unwrap().capabilities().tier, Tier::Matrix);

@@ -138,7 +138,7 @@ fn check_many(
         cache = cache.with_rotation(rotation, &inv_freq).unwrap();
     }
     let view = cache.layer(0).unwrap();
-    gpu.queue().write_buffer(view.wgpu_buffer(), 0, &vec![0xa5; view.wgpu_buffer().size() as usize]);
+    gpu.queue().write_buffer(&view.wgpu_buffers()[0], 0, &vec![0xa5; cache.pool_bytes()]);
     let ids: Vec<SeqId> = (0..3).map(|_| cache.insert()).collect();
     for (id, position) in ids.iter().zip([0, 7, 30]).filter(|(_, p)| *p > 0) {
         cache.reserve(&[*id], position).unwrap();
@@ -253,7 +253,7 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
         let append = Append::new(gpu, heads, dtype, size, Rotation::None).unwrap();
         for slot in [40, 41, 1 << 20, u32::MAX] {
             let layer = cache.layer(0).unwrap();
-            gpu.queue().write_buffer(layer.wgpu_buffer(), 0, &vec![0; cache.pool_bytes()]);
+            gpu.queue().write_buffer(&layer.wgpu_buffers()[0], 0, &vec![0; cache.pool_bytes()]);
             let slots = Tensor::from_u32(gpu, &[1], &[slot]).unwrap();
             let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
             let mut encoder = gpu.device().create_command_encoder(&Default::default());

@@ -13,6 +13,7 @@ mod options;
 mod pairwise;
 mod save;
 mod sharing;
+mod slabs;
 mod split;
 mod steps;
 mod support;

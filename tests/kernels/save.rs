@@ -21,9 +21,10 @@ fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> PagedKvCac
 /// Puts random bits everywhere, so that every word counts, NaN among them, and nothing is where it should not be.
 fn scramble(gpu: &Gpu, cache: &PagedKvCache, rng: &mut Rng) {
     for layer in 0..cache.pages().layers {
-        let view = cache.layer(layer).unwrap();
-        let words: Vec<u8> = (0..view.wgpu_buffer().size() / 8).flat_map(|_| rng.next().to_le_bytes()).collect();
-        gpu.queue().write_buffer(view.wgpu_buffer(), 0, &words);
+        for slab in cache.layer(layer).unwrap().wgpu_buffers() {
+            let words: Vec<u8> = (0..slab.size() / 8).flat_map(|_| rng.next().to_le_bytes()).collect();
+            gpu.queue().write_buffer(&slab, 0, &words);
+        }
     }
 }
 

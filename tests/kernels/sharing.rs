@@ -17,7 +17,7 @@ fn cache(heads: HeadLayout, dtype: DType, count: usize, fill: u8) -> PagedKvCach
     let bytes = vec![fill; cache.pool_bytes() / LAYERS];
     gpu().submit().unwrap();
     for layer in 0..LAYERS {
-        gpu().queue().write_buffer(cache.layer(layer).unwrap().wgpu_buffer(), 0, &bytes);
+        gpu().queue().write_buffer(&cache.layer(layer).unwrap().wgpu_buffers()[0], 0, &bytes);
     }
     cache
 }
@@ -144,7 +144,7 @@ fn long_pages_are_copied_whole() {
     let fork = cache.fork(root).unwrap();
     let bytes: Vec<u32> = (0..words as u32).collect();
     gpu().submit().unwrap();
-    let buffer = cache.layer(0).unwrap().wgpu_buffer().clone();
+    let buffer = cache.layer(0).unwrap().wgpu_buffers()[0].clone();
     let raw: Vec<u8> = bytes.iter().flat_map(|w| w.to_le_bytes()).collect();
     gpu().queue().write_buffer(&buffer, 0, &raw);
     cache.reserve(&[fork], 1).unwrap();

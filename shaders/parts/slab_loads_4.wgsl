@@ -1,0 +1,38 @@
+// Words of one layer's pages. Slot: slab_loads_*. Parts: slabs_4.
+
+fn pool_word(at: u32) -> PoolWord {
+    let word = at & WORD_MASK;
+    switch at >> SLAB_SHIFT {
+        case 1u: {
+            return pool_1[word];
+        }
+        case 2u: {
+            return pool_2[word];
+        }
+        case 3u: {
+            return pool_3[word];
+        }
+        default: {
+            return pool[word];
+        }
+    }
+}
+
+// One component of a word.
+fn pool_u32(at: u32, component: u32) -> u32 {
+    let word = at & WORD_MASK;
+    switch at >> SLAB_SHIFT {
+        case 1u: {
+            return pool_1[word][component];
+        }
+        case 2u: {
+            return pool_2[word][component];
+        }
+        case 3u: {
+            return pool_3[word][component];
+        }
+        default: {
+            return pool[word][component];
+        }
+    }
+}

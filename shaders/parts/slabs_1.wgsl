@@ -1,0 +1,6 @@
+// One layer's pages are one buffer, `pool`. An address is a word of it. Slot: slabs_*.
+
+// First word of a page.
+fn page_first(page: u32, page_words: u32) -> u32 {
+    return page * page_words;
+}

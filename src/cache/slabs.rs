@@ -1,0 +1,126 @@
+//! The memory of a cache's pages: for each layer one buffer, or several slabs, which may come and go.
+
+use super::Pages;
+use crate::attention::pool::Pool;
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{Buffer, Capabilities, Gpu};
+
+/// How the pages of a layer are cut into buffers. Pure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Pages of a layer.
+    count: usize,
+    page_bytes: u64,
+    /// Pages of each slab but the last.
+    pub(super) slab_pages: usize,
+    /// Slabs that kernels bind: 1, 2 or 4.
+    bound: usize,
+}
+
+/// The pools of all layers.
+pub(super) struct Slabs {
+    cut: Cut,
+    pub(super) layers: Vec<Pool>,
+    /// Slabs of each layer that are there.
+    there: usize,
+}
+
+/// Kernels count a slab's u32s in 30 bits: `shaders/parts/slabs_4.wgsl`.
+const MOST_SLAB_BYTES: u64 = 4 << 30;
+
+impl Cut {
+    /// As few slabs as the device's bindings allow; where the cache `grows`, as many as it can bind.
+    pub(super) fn new(c: &Capabilities, pages: Pages, page_bytes: u64, grows: bool) -> Result<Self> {
+        let Pages { count, .. } = pages;
+        let one = c.max_binding_bytes.min(c.max_buffer_bytes);
+        let needed_bytes = page_bytes.saturating_mul(count as u64);
+        if needed_bytes <= one && !grows {
+            return Ok(Cut { count, page_bytes, slab_pages: count, bound: 1 });
+        }
+        let most_pages = usize::try_from(one.min(MOST_SLAB_BYTES) / page_bytes).unwrap_or(usize::MAX);
+        let most_slabs = c.max_slabs();
+        if count > most_pages.saturating_mul(most_slabs) {
+            let what = format!("one layer's KV pool, in {most_slabs} slabs");
+            let limit_bytes = (most_pages * most_slabs) as u64 * page_bytes;
+            return Err(ErrorKind::TooLarge { what, needed_bytes, limit_bytes }.into());
+        }
+        let least = count.div_ceil(most_pages);
+        let bound = if grows { most_slabs.min(count.next_power_of_two()) } else { least.next_power_of_two() };
+        let slabs = if grows { bound } else { least };
+        Ok(Cut { count, page_bytes, slab_pages: count.div_ceil(slabs), bound })
+    }
+
+    /// Slabs of a layer when all are there.
+    pub(super) fn slabs(&self) -> usize {
+        self.count.div_ceil(self.slab_pages)
+    }
+
+    /// Pages of a layer's first so many slabs.
+    fn pages(&self, slabs: usize) -> usize {
+        (slabs * self.slab_pages).min(self.count)
+    }
+}
+
+impl Slabs {
+    /// The first `there` slabs of each layer.
+    pub(super) fn new(gpu: &Gpu, cut: Cut, layers: usize, there: usize) -> Result<Self> {
+        let mut this = Slabs { cut, layers: Vec::with_capacity(layers), there: 0 };
+        for _ in 0..layers {
+            let stand_ins = (0..cut.bound).map(|_| stand_in(gpu)).collect::<Result<_>>()?;
+            this.layers.push(Pool::new(cut.slab_pages, stand_ins, 0));
+        }
+        this.grow(gpu, there)?;
+        Ok(this)
+    }
+
+    /// Allocates what is missing of the first `slabs` slabs, in all layers or, if that fails, in none.
+    ///
+    /// Errors: those of the device.
+    pub(super) fn grow(&mut self, gpu: &Gpu, slabs: usize) -> Result<()> {
+        if slabs <= self.there {
+            return Ok(());
+        }
+        let mut new = Vec::new();
+        for slab in self.there..slabs {
+            let bytes = (self.cut.pages(slab + 1) - self.cut.pages(slab)) as u64 * self.cut.page_bytes;
+            for layer in 0..self.layers.len() {
+                new.push((slab, layer, gpu.create_buffer("KV pool", bytes)?));
+            }
+        }
+        // wgpu clears memory at its first use: here, rather than in the first token.
+        let buffers: Vec<Buffer> = new.iter().map(|(.., buffer)| buffer.clone()).collect();
+        gpu.clear(&buffers)?;
+        for (slab, layer, buffer) in new {
+            self.layers[layer].replace(slab, buffer, self.cut.pages(slab + 1));
+        }
+        self.there = slabs;
+        Ok(())
+    }
+
+    /// Gives up all but the first `slabs` slabs, at least one. Returns bytes given up. What is recorded keeps its own.
+    ///
+    /// Errors: those of the device.
+    pub(super) fn shrink(&mut self, gpu: &Gpu, slabs: usize) -> Result<u64> {
+        let slabs = slabs.max(1);
+        let before = self.bytes();
+        for slab in (slabs..self.there).rev() {
+            let stand_ins = (0..self.layers.len()).map(|_| stand_in(gpu)).collect::<Result<Vec<_>>>()?;
+            for (pool, stand_in) in self.layers.iter().zip(stand_ins) {
+                pool.replace(slab, stand_in, self.cut.pages(slab));
+            }
+            self.there = slab;
+        }
+        Ok(before - self.bytes())
+    }
+
+    /// Bytes of the slabs that are there, over all layers.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.cut.pages(self.there) * self.layers.len()) as u64 * self.cut.page_bytes
+    }
+}
+
+/// What is bound where a slab is not there. One of its own for each, since a kernel may not write to one buffer through
+/// two bindings.
+fn stand_in(gpu: &Gpu) -> Result<Buffer> {
+    gpu.create_buffer("no slab", 16)
+}
