@@ -73,6 +73,14 @@ impl Append {
         rotated_dim(&self.heads, self.rotation)
     }
 
+    /// Compiles the kernel for pages in slabs, if those of `layer` are: [`Append::new`] does not, and the first append of such
+    /// a layer would.
+    ///
+    /// Errors: those of the device.
+    pub fn prepare(&self, gpu: &Gpu, layer: &KvView) -> Result<()> {
+        self.kernel.of(gpu, layer.pool.buffers().len()).map(|_| ())
+    }
+
     /// How keys are rotated on their way.
     pub(crate) fn rotation(&self) -> Rotation {
         self.rotation

@@ -159,6 +159,15 @@ impl Decode {
         self
     }
 
+    /// Compiles what [`Decode::new`] does not: the kernels for pages in slabs, if those of `layer` are. Without this, the first
+    /// decode of such a layer does it.
+    ///
+    /// Errors: those of the device.
+    pub fn prepare(&self, layer: &KvView) -> Result<()> {
+        let slabs = layer.pool.buffers().len();
+        self.classes.iter().try_for_each(|class| class.decode.of(&self.gpu, slabs).map(|_| ()))
+    }
+
     /// The head layout.
     pub fn heads(&self) -> &HeadLayout {
         &self.heads

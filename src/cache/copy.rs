@@ -53,6 +53,11 @@ impl CopyPages {
         Ok(Self { kernel: PoolKernel::new(gpu, copy_spec())?, list, page_words: page_words as u32 })
     }
 
+    /// Compiles the kernel for pools of so many slabs.
+    pub(super) fn prepare(&self, gpu: &Gpu, slabs: usize) -> Result<()> {
+        self.kernel.of(gpu, slabs).map(|_| ())
+    }
+
     /// Copies these pages in every pool, after all that is recorded so far, and submits: an error later in the step must
     /// not lose the copies, without which a sequence has lost tokens. Nothing happens where there are none.
     ///

@@ -9,6 +9,7 @@ mod load;
 mod page_rows;
 mod pages;
 mod prefix;
+mod rebuild;
 mod save;
 mod sequence;
 mod sharing;
@@ -26,6 +27,7 @@ pub use load::LoadedSequence;
 #[cfg(test)]
 pub(crate) use page_rows::PageRowsParams;
 pub(crate) use page_rows::{pages_rows_spec, Direction};
+pub use rebuild::EmptiedSequence;
 pub use save::{Progress, Save, SaveSequence};
 pub use stats::{CacheStats, PageCopy};
 pub use table::{SeqId, SeqTable};
@@ -34,7 +36,7 @@ use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::cache::copy::CopyPages;
-use crate::cache::slabs::{Cut, Slabs};
+use crate::cache::slabs::{Cut, SlabLimits, Slabs};
 use crate::error::{shape_text, ErrorKind, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -69,6 +71,7 @@ pub struct PagedKvCache {
     live_generation: Arc<AtomicU64>,
     slabs: Slabs,
     pages: Pages,
+    grows: bool,
     append: Append,
     copy: CopyPages,
     inv_freq: Vec<f32>,
@@ -126,14 +129,14 @@ impl PagedKvCache {
         let layout = StateLayout::new(&heads, dtype);
         let page_words = pages.size * layout.row_words(heads.groups());
         let copy = CopyPages::new(gpu, page_words)?;
-        let cut = Cut::new(gpu.capabilities(), pages, 16 * page_words as u64, grows)?;
+        let cut = Cut::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
         let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
         let slabs = Slabs::new(gpu, cut, pages.layers, if grows { 1 } else { cut.slabs() })?;
         let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, 2)?;
         let inv_freq = Vec::new();
         let live_generation = Arc::new(AtomicU64::new(table.generation()));
         let gpu = gpu.clone();
-        Ok(Self {
+        let this = Self {
             gpu,
             heads,
             dtype,
@@ -142,12 +145,17 @@ impl PagedKvCache {
             live_generation,
             slabs,
             pages,
+            grows,
             append,
             copy,
             inv_freq,
             step: None,
             step_buffers,
-        })
+        };
+        let layer = this.layer(0)?;
+        this.append.prepare(&this.gpu, &layer)?;
+        this.copy.prepare(&this.gpu, layer.pool.buffers().len())?;
+        Ok(this)
     }
 
     /// Lets `append` rotate the key part of each row to its token's position: the rope key, or for GQA the key of
@@ -156,6 +164,7 @@ impl PagedKvCache {
     /// Errors: [`ErrorKind::Shape`] where `inv_freq` has not half the width of what is rotated.
     pub fn with_rotation(mut self, rotation: Rotation, inv_freq: &[f32]) -> Result<Self> {
         let append = Append::new(&self.gpu, self.heads, self.dtype, self.pages.size, rotation)?;
+        append.prepare(&self.gpu, &self.layer(0)?)?;
         if inv_freq.len() * 2 != append.rotated_dim() {
             let want = shape_text(&[append.rotated_dim() / 2]);
             return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], want));

@@ -48,6 +48,12 @@ impl Pages {
         }
     }
 
+    /// The same with all pages free, in slabs of so many, if they are others.
+    pub(super) fn emptied(&self, slab_pages: Option<usize>) -> Self {
+        let fresh = Self::new(self.total as u32, slab_pages.unwrap_or(self.slab_pages)); // no truncation: from a u32
+        Self { limit: self.limit, ..fresh }
+    }
+
     /// Pages that may be out at once.
     pub(super) fn limit(&self) -> usize {
         self.limit

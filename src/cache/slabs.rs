@@ -1,6 +1,5 @@
 //! The memory of a cache's pages: for each layer one buffer, or several slabs, which may come and go.
 
-use super::Pages;
 use crate::attention::pool::Pool;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{Buffer, Capabilities, Gpu};
@@ -25,20 +24,34 @@ pub(super) struct Slabs {
     there: usize,
 }
 
-/// Kernels count a slab's u32s in 30 bits: `shaders/parts/slabs_4.wgsl`.
+/// What a device allows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SlabLimits {
+    /// Of one slab.
+    slab_bytes: u64,
+    /// Of one layer.
+    slabs: usize,
+}
+
+/// Kernels count a slab's u32s in 30 bits (`shaders/parts/slabs_4.wgsl`), those of a sole buffer in 32.
 const MOST_SLAB_BYTES: u64 = 4 << 30;
+const MOST_BUFFER_BYTES: u64 = 16 << 30;
+
+impl SlabLimits {
+    pub(super) fn of(c: &Capabilities) -> Self {
+        SlabLimits { slab_bytes: c.max_binding_bytes.min(c.max_buffer_bytes), slabs: c.max_slabs() }
+    }
+}
 
 impl Cut {
     /// As few slabs as the device's bindings allow; where the cache `grows`, as many as it can bind.
-    pub(super) fn new(c: &Capabilities, pages: Pages, page_bytes: u64, grows: bool) -> Result<Self> {
-        let Pages { count, .. } = pages;
-        let one = c.max_binding_bytes.min(c.max_buffer_bytes);
+    pub(super) fn new(limits: SlabLimits, count: usize, page_bytes: u64, grows: bool) -> Result<Self> {
+        let SlabLimits { slab_bytes: one, slabs: most_slabs } = limits;
         let needed_bytes = page_bytes.saturating_mul(count as u64);
-        if needed_bytes <= one && !grows {
+        if needed_bytes <= one.min(MOST_BUFFER_BYTES) && !grows {
             return Ok(Cut { count, page_bytes, slab_pages: count, bound: 1 });
         }
         let most_pages = usize::try_from(one.min(MOST_SLAB_BYTES) / page_bytes).unwrap_or(usize::MAX);
-        let most_slabs = c.max_slabs();
         if count > most_pages.saturating_mul(most_slabs) {
             let what = format!("one layer's KV pool, in {most_slabs} slabs");
             let limit_bytes = (most_pages * most_slabs) as u64 * page_bytes;
@@ -71,6 +84,11 @@ impl Slabs {
         }
         this.grow(gpu, there)?;
         Ok(this)
+    }
+
+    /// Pages of each slab but the last.
+    pub(super) fn slab_pages(&self) -> usize {
+        self.cut.slab_pages
     }
 
     /// Allocates what is missing of the first `slabs` slabs, in all layers or, if that fails, in none.
@@ -123,4 +141,45 @@ impl Slabs {
 /// two bindings.
 fn stand_in(gpu: &Gpu) -> Result<Buffer> {
     gpu.create_buffer("no slab", 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of so many pages of so many bytes, in up to so many slabs of so many: pages of a slab, slabs, slabs bound.
+    fn cut(slab_bytes: u64, slabs: usize, count: usize, page_bytes: u64, grows: bool) -> Option<[usize; 3]> {
+        let cut = Cut::new(SlabLimits { slab_bytes, slabs }, count, page_bytes, grows).ok()?;
+        assert!(cut.slab_pages as u64 * page_bytes <= slab_bytes && cut.slabs() <= cut.bound);
+        assert_eq!(cut.pages(cut.slabs()), count);
+        Some([cut.slab_pages, cut.slabs(), cut.bound])
+    }
+
+    #[test]
+    fn as_few_slabs_as_bindings_allow() {
+        assert_eq!(cut(1000, 2, 10, 100, false), Some([10, 1, 1]));
+        assert_eq!(cut(1000, 2, 11, 100, false), Some([6, 2, 2]));
+        assert_eq!(cut(1000, 2, 20, 100, false), Some([10, 2, 2]));
+        assert_eq!(cut(1000, 2, 21, 100, false), None);
+        assert_eq!(cut(1000, 4, 21, 100, false), Some([7, 3, 4]));
+        assert_eq!(cut(1000, 4, 40, 100, false), Some([10, 4, 4]));
+        assert_eq!(cut(1000, 4, 41, 100, false), None);
+        assert_eq!(cut(1000, 4, 1, 1001, false), None);
+        // Never more than a kernel can count, whatever a device says it binds; one buffer it need not count.
+        assert_eq!(cut(1 << 38, 4, 1 << 10, 1 << 24, false), Some([1 << 10, 1, 1]));
+        assert_eq!(cut(1 << 38, 4, (1 << 10) + 1, 1 << 24, false), None);
+        assert_eq!(cut(1 << 33, 4, 1 << 10, 1 << 24, false), Some([1 << 8, 4, 4]));
+    }
+
+    #[test]
+    fn what_grows_has_all_its_slabs() {
+        assert_eq!(cut(1000, 2, 10, 100, true), Some([5, 2, 2]));
+        assert_eq!(cut(1000, 4, 10, 100, true), Some([3, 4, 4]));
+        assert_eq!(cut(1000, 4, 9, 100, true), Some([3, 3, 4]));
+        assert_eq!(
+            [1, 2, 3].map(|count| cut(1000, 4, count, 100, true)),
+            [Some([1, 1, 1]), Some([1, 2, 2]), Some([1, 3, 4])]
+        );
+        assert_eq!(cut(1000, 4, 41, 100, true), None);
+    }
 }

@@ -16,6 +16,11 @@ impl Store {
         Self { pages: Pages::new(total, slab_pages), index: PrefixIndex::default(), evictions: 0 }
     }
 
+    /// The same without content and holders; in slabs of so many pages, if they are others.
+    pub(super) fn emptied(&self, slab_pages: Option<usize>) -> Self {
+        Self { pages: self.pages.emptied(slab_pages), index: PrefixIndex::default(), evictions: self.evictions }
+    }
+
     pub(super) fn index(&self) -> &PrefixIndex {
         &self.index
     }

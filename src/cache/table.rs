@@ -328,6 +328,17 @@ impl SeqTable {
         slot.and_then(|slot| slot.sequence.as_ref()).ok_or_else(|| id.unknown())
     }
 
+    /// All sequences, by slot.
+    pub(super) fn ids(&self) -> impl Iterator<Item = SeqId> + '_ {
+        let there = self.slots.iter().enumerate().filter(|(_, slot)| slot.sequence.is_some());
+        // no truncation: far fewer slots
+        there.map(|(slot, s)| SeqId { table: self.id, slot: slot as u32, generation: s.generation })
+    }
+
+    pub(super) fn sequences_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.slots.iter_mut().filter_map(|slot| slot.sequence.as_mut())
+    }
+
     /// Tells plans of earlier states.
     pub(super) fn changed(&mut self) {
         self.generation += 1;

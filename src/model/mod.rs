@@ -38,6 +38,7 @@ mod block;
 mod config;
 mod decoder;
 mod generate;
+mod rebuild;
 mod save;
 mod schedule;
 mod session;

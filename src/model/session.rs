@@ -5,7 +5,7 @@ use super::block::Scratch;
 use super::decoder::Decoder;
 use super::schedule::{schedule, Part};
 use crate::attention::{Decode, KvSource};
-use crate::cache::{CacheStats, PagedKvCache, Pages, SeqId};
+use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
 use crate::nn::{Embedding, Sampling, Span, Weight};
@@ -113,8 +113,20 @@ impl Session {
         let cache =
             PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
         let decode = Decode::new(gpu, heads, options.kv_dtype)?;
+        decode.prepare(&cache.layer(0)?)?;
         let buffers = Buffers::new(decoder, &options)?;
         Ok(Session { decoder: decoder.clone(), cache, decode, options, buffers, unfinished: Vec::new() })
+    }
+
+    /// All that is on a device, on that of `decoder`.
+    pub(super) fn rebuild_on(&mut self, decoder: &Decoder) -> Result<Vec<EmptiedSequence>> {
+        let decode = Decode::new(decoder.gpu(), *self.cache.heads(), self.options.kv_dtype)?;
+        let buffers = Buffers::new(decoder, &self.options)?;
+        let emptied = self.cache.rebuild(decoder.gpu())?;
+        (self.decoder, self.decode, self.buffers) = (decoder.clone(), decode, buffers);
+        // What fails here is compiled at the first use, and fails there again.
+        let _ = self.decode.prepare(&self.cache.layer(0)?);
+        Ok(emptied)
     }
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].

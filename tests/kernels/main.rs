@@ -11,6 +11,7 @@ mod integers;
 mod isolation;
 mod options;
 mod pairwise;
+mod rebuild;
 mod save;
 mod sharing;
 mod slabs;

@@ -98,7 +98,7 @@ fn more_than_the_slabs_hold_is_refused() {
 }
 
 /// Adds a token to each of these sequences in all layers and attends in all; returns the bits of the results.
-fn step(gpu: &Gpu, cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId, u64)]) -> Vec<u32> {
+pub fn step(gpu: &Gpu, cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId, u64)]) -> Vec<u32> {
     let heads = *cache.heads();
     let ids: Vec<SeqId> = new.iter().map(|(id, _)| *id).collect();
     cache.reserve(&ids, 1).unwrap();

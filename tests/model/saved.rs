@@ -5,7 +5,7 @@ use crate::shared::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::cache::SaveSequence;
 use latten::model::{continue_sequence, generate, Decoder, GenerateOptions, Session, SessionOptions, Want};
-use latten::{DType, ErrorKind, SavedFault, SeqId};
+use latten::{DType, ErrorKind, GpuOptions, SavedFault, SeqId};
 use pollster::block_on;
 use std::ops::ControlFlow;
 
@@ -121,4 +121,35 @@ fn continuing_is_bounded_by_the_positions_of_the_model() {
         block_on(continue_sequence(&mut session, id, &[1], greedy(1), all)),
         ErrorKind::UnknownSequence { .. }
     );
+}
+
+/// A session whose device was lost goes on with the model on another: fed again, and from a save.
+#[test]
+fn a_session_outlives_its_device() {
+    let folder = Tiny::new("gla", 5).write("lost");
+    let doomed = gpu_with(GpuOptions::default());
+    let decoder = Decoder::load(&doomed, folder.path(), DType::F16).unwrap();
+    let mut session = Session::new(&decoder, OPTIONS).unwrap();
+    let (fed, saved) = (session.match_prefix(PROMPT, 0), session.insert());
+    block_on(session.feed(&[(fed, PROMPT), (saved, PROMPT)], Want::Logits)).unwrap();
+    let file = save(&mut session, saved, PROMPT);
+    let want = block_on(session.feed(&[(fed, &[3])], Want::Logits)).unwrap();
+
+    doomed.device().destroy();
+    let error = block_on(session.feed(&[(fed, &[4])], Want::Logits)).unwrap_err();
+    assert_kind!(Err::<(), _>(error), ErrorKind::DeviceLost { .. });
+    let other = Decoder::load(gpu(), Tiny::new("gla", 6).write("lost-other").path(), DType::F16).unwrap();
+    assert_kind!(session.rebuild(&other), ErrorKind::Argument { name: "decoder", .. });
+    assert_eq!(session.len(fed).unwrap(), PROMPT.len() + 1);
+
+    let decoder = Decoder::load(gpu(), folder.path(), DType::F16).unwrap();
+    let emptied = session.rebuild(&decoder).unwrap();
+    let tokens = [PROMPT, &[3]].concat();
+    assert_eq!(emptied.iter().map(|e| (e.id, e.len)).collect::<Vec<_>>(), [(fed, 8), (saved, 7)]);
+    assert_eq!((&emptied[0].tokens, &emptied[1].tokens), (&Some(tokens), &None));
+    let back = block_on(session.load(&file[..], |_| {})).unwrap().remove(0);
+    block_on(session.feed(&[(fed, PROMPT)], Want::Logits)).unwrap();
+    let got = block_on(session.feed(&[(fed, &[3]), (back.id, &[3])], Want::Logits)).unwrap();
+    let bits = |logits: &[f32]| logits.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert!(got.logits.iter().all(|logits| bits(logits) == bits(&want.logits[0])));
 }
