@@ -14,6 +14,7 @@ pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod select;
 pub(crate) mod shape;
+pub mod tables;
 pub(crate) mod tree;
 pub mod view;
 
