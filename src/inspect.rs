@@ -117,7 +117,7 @@ fn slabs(heads: &HeadLayout, plain: bool) -> &'static [usize] {
 fn options(heads: &HeadLayout) -> Vec<AttentionOptions> {
     let mut some = vec![AttentionOptions::default()];
     if [3, 8].contains(&heads.q_heads()) {
-        let all = AttentionOptions { softcap: Some(50.0), window: Some(1000), sinks: true, tree: false };
+        let all = AttentionOptions { softcap: Some(50.0), window: Some(1000), keep_first: 4, sinks: true, tree: false };
         some.extend([all, AttentionOptions { tree: true, ..Default::default() }]);
     }
     some

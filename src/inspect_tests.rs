@@ -103,6 +103,7 @@ fn the_set_reaches_every_part_and_regime() {
         "ROTATED_ROPE=64",
         "fn softcap_tanh",
         "WINDOW=1000 ",
+        "KEEP_FIRST=4 ",
         "SINK_BINDING=7",
         "SINK_BINDING=5",
         "parts/mask_tree",

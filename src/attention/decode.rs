@@ -4,7 +4,7 @@ use super::balance::most_slots;
 use super::kernels::{kernel_spec, merge_blocks, merge_spec};
 use super::layout::{KvView, StateLayout};
 use super::options::AttentionOptions;
-use super::plan::{self, PlanShape, SplitPolicy, WorkList};
+use super::plan::{self, PlanShape, SplitPolicy, Step, WorkList};
 use super::pool::PoolKernel;
 use super::select::{Device, KernelShape, MAX_CLASSES};
 use super::view::KvSource;
@@ -137,6 +137,7 @@ impl Decode {
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
             window: options.window_tokens(),
+            keep_first: options.first_tokens(),
         };
         let partials = Mutex::new(gpu.create_buffer("partials", 16)?);
         let (plans, outputs) = (Arc::default(), Mutex::default());
@@ -191,7 +192,8 @@ impl Decode {
 
     /// [`Decode::plan`] with a tree mask per query token, for a `Decode` made with [`AttentionOptions::tree`]: bit i of
     /// `masks[t]` says whether query token t sees the i-th of its own sequence's reserved tokens. What was cached before,
-    /// every token sees. (With a window, a token sees the last of all these; in a tree they are its nearest ancestors.)
+    /// every token sees. (With a window, a token sees the last of all these, in a tree its nearest ancestors, and of the
+    /// farthest [`AttentionOptions::keep_first`].)
     ///
     /// Masks say who sees whom, not where: rotate queries and keys by the tokens' depths, through [`Append::encode`]
     /// (the cache's own append counts positions along the sequence).
@@ -211,7 +213,13 @@ impl Decode {
             return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
         }
         let masks = self.options.masks(&batch.sequences, masks)?;
-        let list = plan::plan_masked(&batch.sequences, &masks, &self.shape, self.policy)?;
+        let step = Step {
+            sequences: &batch.sequences,
+            masks: &masks,
+            page_size: u32::try_from(cache.page_size()).unwrap_or(0), // which is refused
+            page_entries: batch.page_table.len(),
+        };
+        let list = plan::plan_step(&step, &self.shape, self.policy)?;
         let words = plan_words(&list, &batch.page_table, &masks)?;
         self.reserve_partials(&list)?;
         let bytes = 4 * words.len();
@@ -426,7 +434,8 @@ fn plan_words(list: &WorkList, page_table: &[u32], masks: &[u64]) -> Result<Vec<
     let merges: &[u32] = bytemuck::cast_slice(&list.merges);
     let merges_first = PLAN_HEADER + items.len();
     let pages_first = merges_first + merges.len();
-    let masks_first = word(pages_first + page_table.len())?;
+    let copied: usize = list.copied_entries.iter().map(|entries| entries.len()).sum();
+    let masks_first = word(pages_first + page_table.len() + copied)?;
     let mut words = vec![word(pages_first)?, word(merges_first)?, word(list.partial_rows)?, masks_first];
     for (items, merges) in list.classes.iter().zip(&list.merge_classes) {
         words.extend([word(items.start)?, word(items.len())?, word(merges.start)?, word(merges.len())?]);
@@ -435,6 +444,13 @@ fn plan_words(list: &WorkList, page_table: &[u32], masks: &[u64]) -> Result<Vec<
     words.extend(items);
     words.extend(merges);
     words.extend(page_table);
+    for entries in &list.copied_entries {
+        // A cache manager of an app's may have promised more than it gave.
+        let stretch = page_table.get(entries.start as usize..entries.end as usize).ok_or_else(|| {
+            ErrorKind::argument("page_table", format!("has {} entries, not {entries:?}", page_table.len()))
+        })?;
+        words.extend(stretch);
+    }
     words.extend(masks.iter().flat_map(|mask| [*mask as u32, (mask >> 32) as u32]));
     word(words.len())?;
     Ok(words)

@@ -87,7 +87,7 @@ proptest! {
     ) {
         let sequences: Vec<SeqView> = lengths
             .iter()
-            .map(|&(kv_len, q_len)| SeqView { page_table_first: 0, q_token_first: 0, q_len: q_len.min(kv_len), kv_len, kv_first: 0 })
+            .map(|&(kv_len, q_len)| SeqView { page_table_first: 0, q_token_first: 0, q_len: q_len.min(kv_len), kv_len, gap_first: 0, gap_last: 0 })
             .collect();
         let shape = PlanShape {
             heads_per_group: per_group,
@@ -100,6 +100,7 @@ proptest! {
             target_workgroups: target,
             token_tile: 32,
             window: 0,
+            keep_first: 0,
         };
         let list = plan(&sequences, &shape, SplitPolicy::Auto).unwrap();
         prop_assert!(list.partial_rows <= most_partial_rows(&list, &shape), "{} rows", list.partial_rows);

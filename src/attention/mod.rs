@@ -3,6 +3,7 @@
 pub mod append;
 mod balance;
 pub mod decode;
+mod gap;
 pub mod heads;
 pub(crate) mod kernels;
 pub mod layout;

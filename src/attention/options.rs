@@ -1,6 +1,6 @@
 //! What may be asked of attention beyond its definition: softcap, sliding window, sinks, tree masks. Pure.
 
-use super::tree::{chain_masks, tree_masks};
+use super::tree::{chain_masks, tree_masks, Shown};
 use super::view::SeqView;
 
 use crate::error::{ErrorKind, Result};
@@ -19,6 +19,11 @@ pub struct AttentionOptions {
     /// A query token sees the last this many tokens, its own included: tokens `max(0, p - window + 1) ..= p` from position
     /// `p`. Pages outside the window are not read. At least 1.
     pub window: Option<usize>,
+    /// And the first this many tokens of the sequence, beside those of a window, each at its own position: token `t` is
+    /// seen from `p` where `t < keep_first` or `t + window > p`. (StreamingLLM's attention sinks, Xiao et al.,
+    /// arXiv 2309.17453. [`AttentionOptions::sinks`] is another thing.) Of the tokens between them, whole pages are not read.
+    /// 0 for none; more only with a window.
+    pub keep_first: usize,
     /// Whether a learned logit per query head takes part in the softmax, as one more token whose value is zero. It is given
     /// with the queries ([`Decode::run_with_sinks`](super::Decode::run_with_sinks)), since each layer has its own.
     ///
@@ -43,6 +48,9 @@ impl AttentionOptions {
         if self.window == Some(0) {
             return Err(ErrorKind::argument("window", "0: a token sees at least itself"));
         }
+        if self.keep_first > 0 && self.window.is_none() {
+            return Err(ErrorKind::argument("keep_first", format!("{} without a window", self.keep_first)));
+        }
         Ok(())
     }
 
@@ -51,14 +59,20 @@ impl AttentionOptions {
         self.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX))
     }
 
-    /// The step's tree masks, one per query token: `given` ones checked and cut to the window, or those of plain sequences;
+    /// As [`AttentionOptions::window_tokens`], the first tokens beside the window.
+    pub(crate) fn first_tokens(&self) -> u32 {
+        u32::try_from(self.keep_first).unwrap_or(u32::MAX)
+    }
+
+    /// The step's tree masks, one per query token: `given` ones checked and cut to what window and first tokens show, or those of plain sequences;
     /// none without [`AttentionOptions::tree`].
     pub(crate) fn masks(&self, sequences: &[SeqView], given: Option<&[u64]>) -> Result<Vec<u64>> {
+        let shown = Shown { window: self.window_tokens(), keep_first: self.first_tokens() };
         match (self.tree, given) {
             (false, None) => Ok(Vec::new()),
             (false, Some(_)) => Err(ErrorKind::argument("masks", "were given, the Decode was made without tree masks")),
-            (true, Some(masks)) => tree_masks(sequences, masks, self.window_tokens()),
-            (true, None) => tree_masks(sequences, &chain_masks(sequences)?, self.window_tokens()),
+            (true, Some(masks)) => tree_masks(sequences, masks, shown),
+            (true, None) => tree_masks(sequences, &chain_masks(sequences)?, shown),
         }
     }
 
@@ -66,6 +80,7 @@ impl AttentionOptions {
     /// `parts/plan.wgsl`.
     pub(crate) fn score_parts(&self, consts: &mut Consts) -> [Part; 2] {
         consts.push(("WINDOW", Const::U32(self.window_tokens())));
+        consts.push(("KEEP_FIRST", Const::U32(self.first_tokens())));
         let score = match self.softcap {
             Some(cap) => {
                 let cap_log2 = f64::from(cap) * std::f64::consts::LOG2_E;

@@ -8,6 +8,8 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::attention::balance::{Cutter, Load, Parts};
+use crate::attention::gap::Tables;
+pub(crate) use crate::attention::gap::Step;
 pub(crate) use crate::attention::plan_shape::PlanShape;
 use crate::attention::view::SeqView;
 use crate::error::{ErrorKind, Result};
@@ -23,8 +25,9 @@ pub enum SplitPolicy {
     /// A sequence's parts, and so the last bits of its result, depend on what else is in the batch.
     #[default]
     Auto,
-    /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees: a sequence's result
-    /// does not depend on the batch it is in, bit for bit.
+    /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees, without pages that
+    /// [`keep_first`](super::AttentionOptions::keep_first) lets it pass over: a sequence's result does not depend on the batch
+    /// it is in, bit for bit.
     FixedTokens(usize),
     /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
     Count(usize),
@@ -40,7 +43,8 @@ pub(crate) const NO_PARTIAL: u32 = u32::MAX;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct WorkItem {
-    /// First entry of the sequence in the page table (entries).
+    /// First entry of the sequence in the page table (entries). Tokens below are counted without pages that the table leaves
+    /// out (`gap.rs`).
     pub page_table_first: u32,
     /// First query token of the sequence among the step's (tokens).
     pub q_token_first: u32,
@@ -91,6 +95,8 @@ pub(crate) struct WorkList {
     pub partial_slots: Vec<usize>,
     /// Rows of all partial slots of all classes (partial rows): what the scratch must hold, for every group.
     pub partial_rows: usize,
+    /// Stretches of the batch's page table that follow it in the plan, one after the other (entries).
+    pub copied_entries: Vec<Range<u32>>,
 }
 
 /// Work and merge lists are bound whole, and 128 MiB is the largest storage binding that every device has.
@@ -102,15 +108,15 @@ const RADIX_BITS: u32 = 11;
 
 /// Rows of a sequence that share one item, before its tokens are cut.
 #[derive(Debug, Clone, Copy)]
-struct Tile {
-    sequence: SeqView,
+pub(super) struct Tile {
+    pub(super) sequence: SeqView,
     /// First row within the sequence, and how many (rows).
     row_first: u32,
     rows: u32,
-    /// First token that some row sees.
-    first: u32,
+    /// First token that some row sees; before [`Tables::shorten`], that its window has.
+    pub(super) first: u32,
     /// One past the last token that some row sees.
-    last: u32,
+    pub(super) last: u32,
 }
 
 impl Tile {
@@ -150,22 +156,18 @@ impl Cut {
     }
 }
 
-/// Plans the work of a step of causal attention. The result depends on nothing but the arguments.
+/// Plans the work of a step of causal attention with pages of 64. The result depends on nothing but the arguments.
 #[cfg(test)]
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
-    plan_masked(sequences, &[], shape, policy)
+    let page_entries = sequences.iter().map(|sequence| sequence.kv_len.div_ceil(64) as usize).sum();
+    plan_step(&Step { sequences, masks: &[], page_size: 64, page_entries }, shape, policy)
 }
 
-/// Plans the work of a step. `masks`: one per query token, checked and cut to the window, or none where attention is
-/// causal. The result depends on nothing but the arguments.
-pub(crate) fn plan_masked(
-    sequences: &[SeqView],
-    masks: &[u64],
-    shape: &PlanShape,
-    policy: SplitPolicy,
-) -> Result<WorkList> {
+/// Plans the work of a step. The result depends on nothing but the arguments.
+pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
     shape.check(policy)?;
-    let classes = tiles(sequences, masks, shape)?;
+    let mut tables = Tables::new(step)?;
+    let classes = tiles(step, shape, &mut tables)?;
     // One class is one dispatch, and they run one after the other: each is to fill the device by itself.
     let cutters: Vec<Cutter> =
         classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).collect();
@@ -204,6 +206,7 @@ pub(crate) fn plan_masked(
         list.partial_slots.push(slots);
     }
     list.partial_rows = partial_row(partial_rows)? as usize;
+    list.copied_entries = tables.copied;
     Ok(list)
 }
 
@@ -229,30 +232,22 @@ fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<
 }
 
 /// The tiles of every class. A sequence's class is decided by its own rows, never by its batch mates.
-fn tiles(sequences: &[SeqView], masks: &[u64], shape: &PlanShape) -> Result<Vec<Vec<Tile>>> {
+fn tiles(step: &Step<'_>, shape: &PlanShape, tables: &mut Tables) -> Result<Vec<Vec<Tile>>> {
     let mut classes = vec![Vec::new(); shape.row_tiles.len()];
     let mut count = 0u64;
-    for (index, &sequence) in sequences.iter().enumerate() {
+    for (index, &sequence) in step.sequences.iter().enumerate() {
         let rows = rows(index, &sequence, shape)?;
         if rows == 0 {
             continue;
         }
         let class = shape.row_tiles.iter().position(|&tile| tile as u64 >= rows).unwrap_or(shape.row_tiles.len() - 1);
-        let row_tile = shape.row_tiles[class] as u64;
+        let (row_tile, begin) = (shape.row_tiles[class] as u64, classes[class].len());
         count = count.saturating_add(rows.div_ceil(row_tile));
         check_items(count)?;
         for first in (0..rows).step_by(row_tile as usize) {
             let last = (first + row_tile).min(rows) - 1;
             let token = |row: u64| (row / shape.heads_per_group as u64) as u32;
-            let (token_first, token_last) = seen(&sequence, masks, token(first)..token(last) + 1, shape.window);
-            if token_first < sequence.kv_first && token_first < token_last {
-                let why = format!(
-                    "sequence {index} holds its tokens from {} on, this step reads from {token_first}: the window of Decode \
-                     exceeds the sequence's",
-                    sequence.kv_first
-                );
-                return Err(ErrorKind::argument("window", why));
-            }
+            let (token_first, token_last) = seen(&sequence, step.masks, token(first)..token(last) + 1, shape.window);
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits
@@ -261,11 +256,12 @@ fn tiles(sequences: &[SeqView], masks: &[u64], shape: &PlanShape) -> Result<Vec<
                 last: token_last,
             });
         }
+        tables.shorten(index, &mut classes[class][begin..], shape)?;
     }
     Ok(classes)
 }
 
-/// First cached token that one of these query tokens of a sequence sees, and one past the last.
+/// First cached token that one of these query tokens of a sequence sees in its window, and one past the last.
 fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (u32, u32) {
     let before = sequence.kv_len - sequence.q_len;
     let from = |count: u32| if window == 0 { 0 } else { (before + count).saturating_sub(window) };
@@ -275,7 +271,11 @@ fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (
     let masks = &masks[sequence.q_token_first as usize..][..sequence.q_len as usize];
     let masks = &masks[tokens.start as usize..tokens.end as usize];
     let first = |mask: &u64| match mask.count_ones() {
-        count if window > 0 && count >= window => before + mask.trailing_zeros(), // the window ends among the new tokens
+        // The window begins among the new tokens, at the last bits; before those the mask has kept first ones.
+        count if window > 0 && count >= window => {
+            let last_bits = (window..count).fold(*mask, |mask, _| mask & (mask - 1));
+            before + last_bits.trailing_zeros()
+        }
         count => from(count),
     };
     let first = masks.iter().map(first).min();

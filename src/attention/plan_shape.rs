@@ -26,6 +26,8 @@ pub(crate) struct PlanShape {
     pub token_tile: usize,
     /// Tokens that a query token sees at most, its own included (tokens); 0 for all.
     pub window: u32,
+    /// And the first ones that it sees beside those (tokens).
+    pub keep_first: u32,
 }
 
 impl PlanShape {

@@ -17,6 +17,7 @@ fn gla() -> PlanShape {
         target_workgroups: 264,
         token_tile: 64,
         window: 0,
+        keep_first: 0,
     }
 }
 
@@ -29,7 +30,7 @@ fn gqa() -> PlanShape {
 fn batch(lengths: &[(u32, u32)]) -> Vec<SeqView> {
     let (mut page_table_first, mut q_token_first) = (0, 0);
     let view = |&(q_len, kv_len): &(u32, u32)| {
-        let view = SeqView { page_table_first, q_token_first, q_len, kv_len, kv_first: 0 };
+        let view = SeqView { page_table_first, q_token_first, q_len, kv_len, gap_first: 0, gap_last: 0 };
         page_table_first += kv_len.div_ceil(64);
         q_token_first += q_len;
         view
@@ -91,7 +92,7 @@ fn check_plan(sequences: &[SeqView], shape: &PlanShape, list: &WorkList) -> BTre
             let mut token = start;
             for (index, (item, class_tile)) in parts.iter().enumerate() {
                 let WorkItem { page_table_first, q_token_first, q_len, kv_len, .. } = *item;
-                assert_eq!(SeqView { page_table_first, q_token_first, q_len, kv_len, kv_first: 0 }, *sequence);
+                assert_eq!(SeqView { page_table_first, q_token_first, q_len, kv_len, gap_first: 0, gap_last: 0 }, *sequence);
                 assert_eq!((*class_tile, item.token_first), (row_tile, token));
                 assert_eq!((item.token_first - start) as usize % shape.token_tile, 0);
                 assert!(item.token_last > token || parts.len() == 1, "an empty part");
@@ -183,7 +184,9 @@ fn a_window_leaves_out_what_no_row_sees() {
 fn a_tree_reaches_as_far_as_its_masks() {
     let cuts = |masks: &[u64], window| {
         let shape = PlanShape { heads_per_group: 32, window, ..gqa() };
-        let list = plan_masked(&batch(&[(0, 50), (5, 105)]), masks, &shape, SplitPolicy::Off).unwrap();
+        let sequences = batch(&[(0, 50), (5, 105)]);
+        let step = Step { sequences: &sequences, masks, page_size: 64, page_entries: 3 };
+        let list = plan_step(&step, &shape, SplitPolicy::Off).unwrap();
         let mut cuts: Vec<_> = list.items.iter().map(|i| (i.row_first, i.token_first, i.token_last)).collect();
         cuts.sort();
         cuts
@@ -324,7 +327,7 @@ fn bad_arguments() {
 #[test]
 fn extremes_are_errors_or_plans() {
     const MAX: u32 = u32::MAX;
-    let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: MAX, kv_first: 0 };
+    let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: MAX, gap_first: 0, gap_last: 0 };
     let fine = PlanShape { token_tile: 1, ..gqa() };
     for policy in [SplitPolicy::Auto, SplitPolicy::Off, SplitPolicy::FixedTokens(usize::MAX), SplitPolicy::Count(9)] {
         for shape in [&gla(), &fine, &PlanShape { v_dim: usize::MAX, groups: usize::MAX, ..gla() }] {
@@ -391,6 +394,7 @@ fn shape() -> impl Strategy<Value = PlanShape> {
                 target_workgroups,
                 token_tile: 1 << log2,
                 window,
+                keep_first: 0,
             }
         },
     )

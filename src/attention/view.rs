@@ -6,7 +6,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeqView {
     /// Where this sequence begins in [`KvBatch::page_table`]: the page of its token t is entry
-    /// `page_table_first + t / page_size`, in 32 bits that wrap, since pages before `kv_first` have no entry.
+    /// `page_table_first + t / page_size`, less the pages of the gap where t is past it.
     pub page_table_first: u32,
     /// First of this sequence's rows among the step's query tokens (and rows of `kv`).
     pub q_token_first: u32,
@@ -14,8 +14,11 @@ pub struct SeqView {
     pub q_len: u32,
     /// Visible tokens, those of this step included.
     pub kv_len: u32,
-    /// First token that is still held, a multiple of the page size; more than 0 only where a sliding window freed pages.
-    pub kv_first: u32,
+    /// First token that is no longer held, since a sliding window freed its page: 0, or where the first tokens are kept
+    /// beside the window, past them. A multiple of the page size.
+    pub gap_first: u32,
+    /// The next token that is held, a multiple of the page size; equal to `gap_first` where all are.
+    pub gap_last: u32,
 }
 
 /// A batch of sequences at one moment of the cache: everything a step needs to know, on the host.
@@ -25,7 +28,7 @@ pub struct KvBatch {
     pub generation: u64,
     /// The sequences, in the caller's order.
     pub sequences: Vec<SeqView>,
-    /// Page ids of all sequences, one after the other: `ceil(kv_len / page_size)` each, without those freed.
+    /// Page ids of all sequences, one after the other: `ceil(kv_len / page_size)` each, without those of gaps.
     pub page_table: Vec<u32>,
     /// Where each new token is to be written: `page * page_size + offset`, in query-token order.
     pub slots: Vec<u32>,

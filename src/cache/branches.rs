@@ -16,9 +16,27 @@ impl PagedKvCache {
     ///
     /// [`AttentionOptions::window`]: crate::AttentionOptions::window
     pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
-        let id = self.table.insert_windowed(window)?;
+        self.insert_windowed_keeping(window, 0)
+    }
+
+    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for a
+    /// `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): first tokens and window take as many pages as a
+    /// sequence of that length, and one more, however long it grows.
+    ///
+    /// Errors: as there.
+    ///
+    /// [`AttentionOptions::keep_first`]: crate::AttentionOptions::keep_first
+    pub fn insert_windowed_keeping(&mut self, window: usize, keep_first: usize) -> Result<SeqId> {
+        let id = self.table.insert_windowed_keeping(window, keep_first)?;
         self.changed();
         Ok(id)
+    }
+
+    /// The same with a window of 0 for none.
+    pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
+        let id = self.table.insert_seeing(window, keep_first);
+        self.changed();
+        id
     }
 
     /// A new sequence of the same committed tokens, for parallel samples and beams. It shares all pages and copies none;

@@ -22,7 +22,7 @@ impl World {
     pub(super) fn forgotten(&self, ids: &[SeqId]) -> bool {
         let tail = |id: &SeqId| {
             let len = self.table.len(*id).ok()?;
-            let freed = self.table.first_held(*id).ok()? / self.page_size;
+            let freed = self.table.gap(*id).ok()?.len() / self.page_size;
             self.table.page_table(*id).ok()?.get(len / self.page_size - freed).copied()
         };
         ids.iter().filter_map(tail).any(|page| self.table.store.index().contains(page))
@@ -61,12 +61,13 @@ impl World {
             assert_eq!(known.as_ref(), Some(&should.tokens).filter(|_| should.known));
             let pages = self.table.page_table(*id).unwrap();
             let content = should.content();
-            assert_eq!(pages.len(), content.len().div_ceil(self.page_size) - should.freed);
-            let first = should.freed * self.page_size;
-            assert_eq!(self.table.first_held(*id).unwrap(), first);
-            for (position, content) in content.iter().enumerate().skip(first) {
-                let slot = pages[position / self.page_size - should.freed] as usize * self.page_size
-                    + position % self.page_size;
+            // Exactly these pages, in this order.
+            let held = should.pages(content.len(), self.page_size);
+            assert_eq!(pages.len(), held.len());
+            assert_eq!(self.table.gap(*id).unwrap(), should.gap(self.page_size));
+            for (position, content) in content.iter().enumerate() {
+                let Some(place) = held.iter().position(|page| *page == position / self.page_size) else { continue };
+                let slot = pages[place] as usize * self.page_size + position % self.page_size;
                 assert_eq!(self.memory[slot], *content, "token {position} of sequence {id}");
                 match position < should.tokens.len() {
                     true => drop(committed.insert(slot)),
@@ -93,13 +94,16 @@ impl World {
         for ((id, should), view) in self.live().zip(&batch.sequences) {
             let pages = self.table.page_table(id)?;
             let (len, reserved) = (should.tokens.len(), should.drafts.len());
-            assert_eq!(view.page_table_first, (first_page as u32).wrapping_sub(should.freed as u32));
+            assert_eq!(view.page_table_first as usize, first_page);
             assert_eq!(view.q_token_first as usize, first_token);
-            assert_eq!(view.kv_first as usize, should.freed * self.page_size);
+            let gap = should.gap(self.page_size);
+            assert_eq!((view.gap_first as usize, view.gap_last as usize), (gap.start, gap.end));
+            let held = should.pages(len + reserved, self.page_size);
             assert_eq!((view.q_len as usize, view.kv_len as usize), (reserved, len + reserved));
             assert_eq!(batch.page_table[first_page..][..pages.len()], *pages);
             for (token, position) in (first_token..).zip(len..len + reserved) {
-                let page = pages[position / self.page_size - should.freed] as usize;
+                let place = held.iter().position(|page| *page == position / self.page_size).unwrap();
+                let page = pages[place] as usize;
                 let slot = page * self.page_size + position % self.page_size;
                 assert_eq!((batch.slots[token], batch.positions[token]), (slot as u32, position as u32));
             }

@@ -18,8 +18,8 @@ const MOST_SEQUENCES: usize = 12;
 #[derive(Debug, Clone)]
 enum Op {
     Insert,
-    /// With a window of so many tokens.
-    InsertWindowed(usize),
+    /// With a window of so many tokens, and so many first ones kept beside it.
+    InsertWindowed(usize, usize),
     /// The tokens of a sequence, cut to a length, and some more; a salt.
     Match(usize, usize, Vec<u32>, u64),
     Fork(usize),
@@ -65,7 +65,7 @@ impl ReferenceStateMachine for Calls {
         let wanted = move || prop::collection::vec((id(), drafts()), 0..4);
         prop_oneof![
             2 => Just(Op::Insert),
-            3 => (0usize..20).prop_map(Op::InsertWindowed),
+            4 => (0usize..20, prop_oneof![Just(0usize), 1usize..12]).prop_map(|(window, kept)| Op::InsertWindowed(window, kept)),
             6 => (id(), 0usize..40, tokens(20), 0..SALTS).prop_map(|(id, len, more, salt)| Op::Match(id, len, more, salt)),
             9 => id().prop_map(Op::Fork),
             5 => id().prop_map(Op::Remove),
@@ -143,8 +143,10 @@ fn the_calls_reach_what_they_are_for() {
         all = world.seen;
     }
     println!("{all:?}");
-    let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed } = all;
-    for count in [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed] {
+    let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed, .. } = all;
+    let Seen { beside, cut_before_gap, .. } = all;
+    let sharing = [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions];
+    for count in sharing.into_iter().chain([freed, beside, cut_before_gap]) {
         assert!(count >= 20, "{count} of {all:?}");
     }
 }

@@ -18,8 +18,10 @@ pub(super) struct Should {
     known: bool,
     /// Tokens that a token sees, or 0 for all.
     window: usize,
-    /// Pages that its window has freed.
-    pub(super) freed: usize,
+    /// Tokens that it sees beside those, the first ones.
+    keep_first: usize,
+    /// One past the last page that its window has moved on from; of those before it, pages of first tokens are kept.
+    passed: usize,
     tokens: Vec<u32>,
     drafts: Vec<u32>,
 }
@@ -32,6 +34,23 @@ impl Should {
         } else {
             (position + 1).saturating_sub(self.window)
         }
+    }
+
+    /// Whether a page is held, as long as some token of the sequence is in it.
+    pub(super) fn holds(&self, page: usize, page_size: usize) -> bool {
+        page >= self.passed || page * page_size < self.keep_first
+    }
+
+    /// The first tokens of pages that are not held, and one past the last.
+    pub(super) fn gap(&self, page_size: usize) -> std::ops::Range<usize> {
+        let gone: Vec<usize> = (0..self.passed).filter(|page| !self.holds(*page, page_size)).collect();
+        let bounds = gone.first().zip(gone.last());
+        bounds.map_or(0..0, |(first, last)| first * page_size..(last + 1) * page_size)
+    }
+
+    /// Pages held of so many tokens, by their place in the sequence.
+    pub(super) fn pages(&self, tokens: usize, page_size: usize) -> Vec<usize> {
+        (0..tokens.div_ceil(page_size)).filter(|page| self.holds(*page, page_size)).collect()
     }
 
     /// What is in memory for each token.
@@ -83,8 +102,11 @@ pub(super) struct Seen {
     pub(super) found: usize,
     pub(super) found_all: usize,
     pub(super) evictions: usize,
-    /// Pages that a window moved on from.
+    /// Pages that a window moved on from; with first ones kept before them.
     pub(super) freed: usize,
+    pub(super) beside: usize,
+    /// Sequences with a gap that were cut to some of their first tokens.
+    pub(super) cut_before_gap: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -158,11 +180,14 @@ impl World {
                 self.add(id, Should { salt: self.salts, ..Should::default() });
                 true
             }
-            Op::InsertWindowed(window) if self.live().count() < MOST_SEQUENCES => {
-                let id = self.table.insert_windowed(window);
+            Op::InsertWindowed(window, keep_first) if self.live().count() < MOST_SEQUENCES => {
+                let id = match keep_first {
+                    0 => self.table.insert_windowed(window),
+                    _ => self.table.insert_windowed_keeping(window, keep_first),
+                };
                 assert_eq!(id.is_ok(), window > 0);
                 self.salts += 1;
-                let should = Should { salt: self.salts, window, ..Should::default() };
+                let should = Should { salt: self.salts, window, keep_first, ..Should::default() };
                 if let Ok(id) = &id {
                     self.add(*id, should);
                 }
@@ -174,7 +199,7 @@ impl World {
                 self.match_prefix(&tokens, salt);
                 true
             }
-            Op::Insert | Op::InsertWindowed(_) | Op::Match(..) => return,
+            Op::Insert | Op::InsertWindowed(..) | Op::Match(..) => return,
             Op::Fork(index) => {
                 let Some(at) = self.at(index).filter(|_| self.live().count() < MOST_SEQUENCES) else { return };
                 let (id, should) = self.sequences[at].clone();
@@ -218,14 +243,21 @@ impl World {
                 let (id, should) = &mut self.sequences[at];
                 let len = len % should.as_ref().map_or(1, |should| should.tokens.len() + 2);
                 let page_size = self.page_size;
-                let seen = |should: &Should| should.first_seen(len) / page_size * page_size;
-                let held = self.table.first_held(*id).unwrap_or(0);
-                let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len() && seen(should) >= held);
+                // Before what is gone, or so far past it that the window is.
+                let held = |should: &Should| {
+                    let gap = should.gap(page_size);
+                    len <= gap.start || should.first_seen(len) / page_size * page_size >= gap.end
+                };
+                let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len() && held(should));
                 let result = self.table.truncate(*id, len);
                 assert_eq!(result.is_ok(), ok, "{result:?}");
                 if let Some(should) = should.as_mut().filter(|_| ok) {
                     should.tokens.truncate(len);
                     should.drafts.clear();
+                    if len <= should.gap(page_size).start {
+                        self.seen.cut_before_gap += usize::from(should.passed > 0 && len > 0);
+                        should.passed = 0;
+                    }
                 }
                 ok
             }
@@ -326,10 +358,12 @@ impl World {
         for (id, n) in calls.iter().filter(|_| ok) {
             let (pages, len) = (self.table.page_table(*id).unwrap(), self.table.len(*id).unwrap());
             let tokens = len + self.table.reserved(*id).unwrap() + n;
-            let freed = self.table.first_held(*id).unwrap() / self.page_size;
-            needed += tokens.div_ceil(self.page_size) - freed - pages.len();
+            let (_, should) = self.live().find(|(other, _)| other == id).unwrap();
+            let held = should.pages(tokens, self.page_size);
+            needed += held.len() - pages.len();
             if len % self.page_size > 0 {
-                let holders = holders.get_mut(&pages[len / self.page_size - freed]).unwrap();
+                let tail = held.iter().position(|page| *page == len / self.page_size).unwrap();
+                let holders = holders.get_mut(&pages[tail]).unwrap();
                 if *holders > 1 {
                     *holders -= 1;
                     needed += 1;
@@ -393,12 +427,14 @@ impl World {
         should.tokens.extend(should.drafts.drain(..).take(n));
         should.known &= told;
         if n > 0 {
-            let before = should.freed;
-            should.freed = before.max(should.first_seen(should.tokens.len()) / page_size);
-            freed = should.freed - before;
+            let before = should.gap(page_size).len();
+            should.passed = should.passed.max(should.first_seen(should.tokens.len()) / page_size);
+            freed = (should.gap(page_size).len() - before) / page_size;
         }
+        let beside = if should.keep_first > 0 { freed } else { 0 };
         let (salt, known, tokens) = (should.salt, should.known, should.tokens.clone());
         self.seen.freed += freed;
+        self.seen.beside += beside;
         for pages in (1..=tokens.len() / page_size).filter(|_| known) {
             self.published.insert((salt, tokens[..pages * page_size].to_vec()));
         }

@@ -114,11 +114,9 @@ impl PagedKvCache {
         }
         let mut sequences = Vec::new();
         for &SaveSequence { id, tokens } in what.sequences {
-            let (len, first) = (self.len(id)?, self.table.first_held(id)?);
-            if first > 0 {
-                let why = format!(
-                    "sequence {id} holds its tokens from {first} on, the window's; all of them are saved or none"
-                );
+            let (len, gap) = (self.len(id)?, self.table.gap(id)?);
+            if !gap.is_empty() {
+                let why = format!("sequence {id} no longer holds its tokens {gap:?}; all of them are saved or none");
                 return Err(ErrorKind::argument("sequences", why));
             }
             if !tokens.is_empty() && tokens.len() < len {

@@ -2,13 +2,16 @@
 
 use super::prefix::Parent;
 use super::store::Store;
+use std::ops::Range;
 
-/// Holds exactly the pages of `len + reserved` tokens, but for the first `freed` of them.
+/// Holds exactly the pages of `len + reserved` tokens, but for `freed` of them after the first `kept`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sequence {
     pub(super) pages: Vec<u32>,
-    /// Pages before those, given back since no later token sees them.
+    /// Pages given back since no later token sees them.
     pub(super) freed: usize,
+    /// Pages before those that stay whatever the window, as far as there are any.
+    pub(super) kept: usize,
     /// Tokens that a token sees, its own included; 0 for all. A sequence with a window is never known: whoever holds a
     /// page of the index holds those before it.
     pub(super) window: usize,
@@ -35,15 +38,27 @@ impl Sequence {
 
     /// Pages of so many tokens, as far as they are held.
     pub(super) fn pages_of(&self, tokens: usize, page_size: usize) -> usize {
-        tokens.div_ceil(page_size).saturating_sub(self.freed)
+        let all = tokens.div_ceil(page_size);
+        all.saturating_sub(self.freed).max(all.min(self.kept))
     }
 
-    /// Pages that no token from `len` on sees, over all of the sequence.
+    /// Pages past the kept ones that no token from `len` on sees, over all of the sequence.
     pub(super) fn unseen(&self, len: usize, page_size: usize) -> usize {
         if self.window == 0 {
             return 0;
         }
-        (len + 1).saturating_sub(self.window) / page_size
+        ((len + 1).saturating_sub(self.window) / page_size).saturating_sub(self.kept)
+    }
+
+    /// Whether the sequence can be cut to `len` tokens: the next one sees none that are gone.
+    pub(super) fn can_end_at(&self, len: usize, page_size: usize) -> bool {
+        len <= self.kept * page_size || self.unseen(len, page_size) >= self.freed
+    }
+
+    /// The tokens that are gone, whole pages of them.
+    pub(super) fn gap(&self, page_size: usize) -> Range<usize> {
+        let first = if self.freed > 0 { self.kept * page_size } else { 0 };
+        first..first + self.freed * page_size
     }
 
     /// The page of committed tokens that the next token goes to, by its place among the pages: none where a new page
@@ -59,6 +74,9 @@ impl Sequence {
         for page in self.pages.drain(self.pages_of(len, page_size)..) {
             store.release(page);
         }
+        if len <= self.kept * page_size {
+            self.freed = 0; // what was past the gap is gone, too
+        }
     }
 
     /// Commits the first `n` reserved tokens, and says what they are if that is known.
@@ -69,7 +87,8 @@ impl Sequence {
         }
         // Not all pages: that of the last token is seen by the next.
         let unseen = self.unseen(self.len, page_size);
-        for page in self.pages.drain(..unseen.saturating_sub(self.freed)) {
+        let first = self.kept.min(self.pages.len());
+        for page in self.pages.drain(first..first + unseen.saturating_sub(self.freed)) {
             store.release(page);
         }
         self.freed = self.freed.max(unseen);

@@ -4,6 +4,7 @@ use super::prefix::Parent;
 use super::sequence::{Known, Sequence};
 use super::table::{SeqId, SeqTable};
 use crate::error::{ErrorKind, Result};
+use std::ops::Range;
 
 impl SeqTable {
     /// Adds an empty sequence for attention through a sliding window: pages wholly before the `window` tokens that the next
@@ -11,16 +12,30 @@ impl SeqTable {
     ///
     /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a window of 0.
     pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
+        self.insert_windowed_keeping(window, 0)
+    }
+
+    /// [`SeqTable::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens.
+    ///
+    /// Errors: as there.
+    pub fn insert_windowed_keeping(&mut self, window: usize, keep_first: usize) -> Result<SeqId> {
         if window == 0 {
             return Err(ErrorKind::argument("window", "a token sees itself, so at least 1"));
         }
-        Ok(self.insert_as(Sequence { window, ..Sequence::default() }))
+        Ok(self.insert_seeing(window, keep_first))
     }
 
-    /// First token that a sequence holds: 0, or where its window freed pages, the first of its first page. Errors:
-    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
-    pub fn first_held(&self, id: SeqId) -> Result<usize> {
-        Ok(self.sequence(id)?.freed * self.page_size)
+    /// The same with a window of 0 for none.
+    pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
+        // No sequence has more tokens than 32 bits count.
+        let kept = keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size);
+        self.insert_as(Sequence { window, kept, ..Sequence::default() })
+    }
+
+    /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds all.
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub fn gap(&self, id: SeqId) -> Result<Range<usize>> {
+        Ok(self.sequence(id)?.gap(self.page_size))
     }
 
     /// A new sequence of the same committed tokens. It shares all pages and copies none: whoever first adds tokens to a

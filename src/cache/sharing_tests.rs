@@ -258,7 +258,7 @@ fn pages_outside_a_window_are_freed_at_once() {
     let step = |table: &mut SeqTable, n: usize| {
         table.reserve(&[a], n).unwrap();
         table.commit(&[a], n).unwrap();
-        (table.first_held(a).unwrap(), pages(table, a).len())
+        (table.gap(a).unwrap().end, pages(table, a).len())
     };
     // The token at position 8 sees 4..=8: the first page is out of sight once 8 are there.
     assert_eq!([step(&mut table, 7), step(&mut table, 1)], [(0, 2), (4, 1)]);
@@ -266,7 +266,7 @@ fn pages_outside_a_window_are_freed_at_once() {
     table.reserve(&[a], 2).unwrap();
     let batch = table.batch(&[a]).unwrap();
     let view = batch.sequences[0];
-    assert_eq!((view.kv_len, view.kv_first, view.page_table_first), (14, 8, 2u32.wrapping_neg()));
+    assert_eq!((view.kv_len, view.gap_first, view.gap_last, view.page_table_first), (14, 0, 8, 0));
     assert_eq!((batch.page_table.len(), &batch.positions[..]), (2, &[12, 13][..]));
     table.commit(&[a], 1).unwrap();
     // 13 tokens; cut to 12 the next sees 8..=12, which is there; cut to 11 it would see 7.
@@ -281,7 +281,7 @@ fn pages_outside_a_window_are_freed_at_once() {
     }
     assert_eq!(most, 2);
     let b = table.fork(a).unwrap();
-    assert_eq!((table.first_held(b).unwrap(), pages(&table, b)), (table.first_held(a).unwrap(), pages(&table, a)));
+    assert_eq!((table.gap(b).unwrap(), pages(&table, b)), (table.gap(a).unwrap(), pages(&table, a)));
     table.remove(a).unwrap();
     assert_eq!(table.stats().used, pages(&table, b).len());
     table.remove(b).unwrap();

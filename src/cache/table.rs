@@ -145,7 +145,8 @@ impl SeqTable {
         Ok(self.sequence(id)?.reserved)
     }
 
-    /// Page ids of a sequence's committed and reserved tokens, in token order, from [`SeqTable::first_held`] on. Errors: [`ErrorKind::UnknownSequence`].
+    /// Page ids of a sequence's committed and reserved tokens, in token order, without those of its [`SeqTable::gap`].
+    /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn page_table(&self, id: SeqId) -> Result<&[u32]> {
         Ok(&self.sequence(id)?.pages)
     }
@@ -310,9 +311,9 @@ impl SeqTable {
             return Err(ErrorKind::argument("len", format!("{len} is more than the {old} tokens of sequence {id}")));
         }
         let sequence = self.sequence(id)?;
-        if sequence.unseen(len, self.page_size) < sequence.freed {
-            let (first, window) = (sequence.freed * self.page_size, sequence.window);
-            let why = format!("{len}: sequence {id} holds its tokens from {first} on, and sees {window}");
+        if !sequence.can_end_at(len, self.page_size) {
+            let (gap, window) = (sequence.gap(self.page_size), sequence.window);
+            let why = format!("{len}: sequence {id} no longer holds its tokens {gap:?}, and its window has {window}");
             return Err(ErrorKind::argument("len", why));
         }
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
@@ -379,14 +380,14 @@ impl KvSource for SeqTable {
         let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
         for &id in sequences {
             let sequence = self.sequence(id)?;
-            // Wraps where more pages are freed than come before: the kernels' index wraps back.
-            let first = index_u32(batch.page_table.len())?.wrapping_sub(index_u32(sequence.freed)?);
+            let gap = sequence.gap(self.page_size);
             batch.sequences.push(SeqView {
-                page_table_first: first,
+                page_table_first: index_u32(batch.page_table.len())?,
                 q_token_first: index_u32(batch.slots.len())?,
                 q_len: index_u32(sequence.reserved)?,
                 kv_len: index_u32(sequence.tokens())?,
-                kv_first: index_u32(sequence.freed * self.page_size)?,
+                gap_first: index_u32(gap.start)?,
+                gap_last: index_u32(gap.end)?,
             });
             batch.page_table.extend_from_slice(&sequence.pages);
             for position in sequence.len..sequence.tokens() {

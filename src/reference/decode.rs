@@ -7,7 +7,8 @@
 //! lse  = ln sum_t exp(S[t])
 //! ```
 //! Source: arXiv 2505.21487, §3.3.1 and §3.3.2 (absorbed form); the merge: Dao et al., Flash-Decoding (2023); softcap: Gemma 2
-//! (arXiv 2408.00118); sinks: gpt-oss (arXiv 2508.10925).
+//! (arXiv 2408.00118); sinks: gpt-oss (arXiv 2508.10925); first tokens beside a window: Xiao et al., StreamingLLM
+//! (arXiv 2309.17453), here with each token at its own position.
 
 use std::ops::Range;
 
@@ -37,6 +38,8 @@ pub struct DecodeOptions<'a> {
     pub softcap: Option<f64>,
     /// A query token sees the last this many tokens up to its own.
     pub window: Option<usize>,
+    /// Beside those of a window, the first this many.
+    pub keep_first: usize,
     /// A logit per head that enters the softmax once and has no value: (q_heads,), or empty for none.
     pub sinks: &'a [f64],
 }
@@ -123,7 +126,10 @@ fn decode_range(
             let q = &step.q[(m * q_heads + h) * layout.q_dim()..][..layout.q_dim()];
             let (q_nope, q_rope) = q.split_at(nope_dim);
             let (mut scores, mut values) = (Vec::new(), Vec::new());
-            for t in range.start.max(first)..range.end.min(end) {
+            for t in range.start..range.end.min(end) {
+                if t < first && t >= options.keep_first {
+                    continue;
+                }
                 let state = &step.states[(t * groups + group) * state_dim..][..state_dim];
                 let rope_key = &step.rope_keys[t * rope_dim..][..rope_dim];
                 let score = step.softmax_scale * (dot(q_nope, &state[..nope_dim]) + dot(q_rope, rope_key));
