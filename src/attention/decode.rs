@@ -5,9 +5,11 @@ use super::kernels::{kernel_spec, merge_blocks, merge_spec};
 use super::layout::{KvView, StateLayout};
 use super::options::AttentionOptions;
 use super::plan::{self, PlanShape, SplitPolicy, Step, WorkList};
+use super::plan_buffer::{self, Entries, Home, PlanBuffer};
 use super::pool::PoolKernel;
-use super::select::{Device, KernelShape, MAX_CLASSES};
-use super::view::KvSource;
+use super::select::{Device, KernelShape};
+use super::tables::PageTables;
+use super::view::{KvSource, Resident};
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor};
@@ -33,7 +35,7 @@ pub struct Decode {
     policy: SplitPolicy,
     shape: PlanShape,
     classes: Vec<Class>,
-    plans: Arc<Mutex<Vec<Buffer>>>,
+    plans: Home,
     partials: Mutex<Buffer>,
     outputs: Mutex<Vec<DecodeOutput>>,
 }
@@ -49,8 +51,8 @@ struct Class {
 ///
 /// Keep it until the passes that use it are submitted: dropped, its buffer serves the next plan.
 pub struct Plan {
-    buffer: Option<Buffer>,
-    home: Arc<Mutex<Vec<Buffer>>>,
+    buffer: Option<PlanBuffer>,
+    home: Home,
     generation: u64,
     tokens: usize,
     /// Per class: work items and merge items.
@@ -97,12 +99,6 @@ pub(crate) struct DecodeParams {
     pub(crate) class_index: u32,
     pub(crate) slab_pages: u32,
 }
-
-/// u32s before the first work item; layout in `shaders/parts/plan.wgsl`.
-const PLAN_HEADER: usize = 32;
-const _: () = assert!(4 + 4 * MAX_CLASSES <= PLAN_HEADER);
-/// A plan buffer's least size in bytes, so that growing sequences seldom need a larger one.
-const PLAN_BYTES: usize = 64 << 10;
 
 impl Decode {
     /// Compiles the kernels.
@@ -208,7 +204,12 @@ impl Decode {
     }
 
     fn plan_masked<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: Option<&[u64]>) -> Result<Plan> {
-        let batch = cache.batch(sequences)?;
+        let resident = cache.resident(sequences)?;
+        let (batch, tables, most_page) = match resident {
+            Some(Resident { batch, tables, most_page }) => (batch, Some(tables), Some(most_page)),
+            None => (cache.batch(sequences)?, None, None),
+        };
+        let entries = tables.map_or(&batch.page_table[..], PageTables::words);
         if batch.tokens() == 0 {
             return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
         }
@@ -217,14 +218,12 @@ impl Decode {
             sequences: &batch.sequences,
             masks: &masks,
             page_size: u32::try_from(cache.page_size()).unwrap_or(0), // which is refused
-            page_entries: batch.page_table.len(),
+            page_entries: entries.len(),
         };
         let list = plan::plan_step(&step, &self.shape, self.policy)?;
-        let words = plan_words(&list, &batch.page_table, &masks)?;
         self.reserve_partials(&list)?;
-        let bytes = 4 * words.len();
-        let buffer = self.plan_buffer(bytes)?;
-        self.gpu.write(&buffer, 0, bytemuck::cast_slice(&words))?;
+        let entries = Entries { words: entries, resident: tables };
+        let buffer = plan_buffer::upload(&self.gpu, &self.plans, &list, &masks, &entries)?;
         Ok(Plan {
             buffer: Some(buffer),
             home: self.plans.clone(),
@@ -233,17 +232,8 @@ impl Decode {
             counts: list.classes.iter().zip(&list.merge_classes).map(|(c, m)| (c.len(), m.len())).collect(),
             workgroups: (0..).zip(&list.classes).map(|(class, items)| items.len() * self.shape.workgroups(class)).sum(),
             partial_rows: list.partial_rows,
-            max_page: batch.page_table.iter().copied().max().unwrap_or(0),
+            max_page: most_page.or(batch.page_table.iter().copied().max()).unwrap_or(0),
         })
-    }
-
-    fn plan_buffer(&self, bytes: usize) -> Result<Buffer> {
-        let mut free = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(i) = free.iter().position(|b| b.size_bytes() >= bytes as u64) {
-            return Ok(free.swap_remove(i));
-        }
-        free.clear();
-        self.gpu.create_buffer("plan", bytes.next_power_of_two().max(PLAN_BYTES) as u64)
     }
 
     /// Grows the scratch for partial results: to what the plan needs, and at once to what Auto may need when the same
@@ -386,7 +376,7 @@ impl Decode {
         q.expect("q", &[tokens, heads, self.heads.q_dim()], DType::F32)?;
         output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
         output.lse.expect("lse", &[tokens, heads], DType::F32)?;
-        plan.buffer.as_ref().ok_or_else(foreign)
+        plan.buffer.as_ref().map(|plan| &plan.buffer).ok_or_else(foreign)
     }
 }
 
@@ -425,35 +415,6 @@ fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
     let used = list.classes.iter().zip(&shape.row_tiles).enumerate().filter(|(_, (items, _))| !items.is_empty());
     used.map(|(class, (_, rows))| most_slots(shape.slots(class), shape.workgroups(class)).saturating_mul(*rows))
         .fold(0, usize::saturating_add)
-}
-
-/// The plan buffer's content.
-fn plan_words(list: &WorkList, page_table: &[u32], masks: &[u64]) -> Result<Vec<u32>> {
-    let word = |n: usize| u32::try_from(n).map_err(|_| ErrorKind::argument("plan", format!("{n} words")));
-    let items: &[u32] = bytemuck::cast_slice(&list.items);
-    let merges: &[u32] = bytemuck::cast_slice(&list.merges);
-    let merges_first = PLAN_HEADER + items.len();
-    let pages_first = merges_first + merges.len();
-    let copied: usize = list.copied_entries.iter().map(|entries| entries.len()).sum();
-    let masks_first = word(pages_first + page_table.len() + copied)?;
-    let mut words = vec![word(pages_first)?, word(merges_first)?, word(list.partial_rows)?, masks_first];
-    for (items, merges) in list.classes.iter().zip(&list.merge_classes) {
-        words.extend([word(items.start)?, word(items.len())?, word(merges.start)?, word(merges.len())?]);
-    }
-    words.resize(PLAN_HEADER, 0);
-    words.extend(items);
-    words.extend(merges);
-    words.extend(page_table);
-    for entries in &list.copied_entries {
-        // A cache manager of an app's may have promised more than it gave.
-        let stretch = page_table.get(entries.start as usize..entries.end as usize).ok_or_else(|| {
-            ErrorKind::argument("page_table", format!("has {} entries, not {entries:?}", page_table.len()))
-        })?;
-        words.extend(stretch);
-    }
-    words.extend(masks.iter().flat_map(|mask| [*mask as u32, (mask >> 32) as u32]));
-    word(words.len())?;
-    Ok(words)
 }
 
 #[cfg(test)]

@@ -132,7 +132,8 @@ fn exceeds(index: usize, sequence: &SeqView, reads: String) -> crate::error::Err
 }
 
 fn entry_u32(entry: u64) -> Result<u32> {
-    u32::try_from(entry).map_err(|_| ErrorKind::argument("sequences", format!("page table entry {entry} is past 32 bits")))
+    u32::try_from(entry)
+        .map_err(|_| ErrorKind::argument("sequences", format!("page table entry {entry} is past 32 bits")))
 }
 
 #[cfg(test)]

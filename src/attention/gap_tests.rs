@@ -119,17 +119,19 @@ fn check(batch: &Batch, masks: &[u64], given: &[u64], shape: &PlanShape, list: &
         assert_eq!(tiles.len(), rows.div_ceil(row_tile));
         for (first, parts) in tiles.iter_mut() {
             parts.sort_by_key(|item| item.token_first);
-            assert!(parts.windows(2).all(|pair| pair[0].token_last == pair[1].token_first), "a token twice, or left out");
+            assert!(
+                parts.windows(2).all(|pair| pair[0].token_last == pair[1].token_first),
+                "a token twice, or left out"
+            );
             assert!(parts.windows(2).all(|pair| pair[0].page_table_first == pair[1].page_table_first));
             let pages = pages(batch, list, sequence, parts);
             let bounds = (parts[0].token_first, parts[parts.len() - 1].token_last);
-            let real = |token: u32| pages[(token / batch.page_size) as usize] * batch.page_size + token % batch.page_size;
+            let real =
+                |token: u32| pages[(token / batch.page_size) as usize] * batch.page_size + token % batch.page_size;
             let last = (*first as usize + row_tile).min(rows) - 1;
             let tokens = (*first as usize / shape.heads_per_group, last / shape.heads_per_group);
             for m in [tokens.0 as u32, tokens.1 as u32] {
-                let sees = |item: &WorkItem, token: &u32| {
-                    kernel_sees(item, shape, mask_of(masks, view, m), m, *token)
-                };
+                let sees = |item: &WorkItem, token: &u32| kernel_sees(item, shape, mask_of(masks, view, m), m, *token);
                 let each = parts.iter().flat_map(|item| (item.token_first..item.token_last).map(move |t| (item, t)));
                 let got: Vec<u32> = each.filter(|(item, t)| sees(item, t)).map(|(_, t)| real(t)).collect();
                 assert_eq!(got, spec_seen(view, shape, mask_of(given, view, m), m), "query token {m} of {view:?}");

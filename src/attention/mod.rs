@@ -10,6 +10,7 @@ pub mod layout;
 pub(crate) mod matrix;
 pub mod options;
 pub(crate) mod plan;
+mod plan_buffer;
 mod plan_shape;
 pub(crate) mod pool;
 pub(crate) mod rows;

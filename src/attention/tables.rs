@@ -20,10 +20,17 @@ pub struct PageTables {
 
 /// Where a sequence's table lies.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Region {
-    pub(crate) first: u32,
+pub struct Region {
+    first: u32,
     /// Entries that fit, 0 for no region.
     size: u32,
+}
+
+impl Region {
+    /// Where the table begins in [`PageTables::words`]: what [`SeqView::page_table_first`](super::view::SeqView) is.
+    pub fn first(&self) -> u32 {
+        self.first
+    }
 }
 
 /// What a device's copy lacks.
@@ -65,7 +72,7 @@ impl PageTables {
     }
 
     /// All entries, those of no sequence too.
-    pub(crate) fn words(&self) -> &[u32] {
+    pub fn words(&self) -> &[u32] {
         &self.words
     }
 
@@ -94,7 +101,7 @@ impl PageTables {
     ///
     /// None, and nothing done, where the array would pass 2^31 entries.
     #[must_use]
-    pub(crate) fn write(&mut self, region: &mut Region, table: &[u32], same: usize) -> Option<()> {
+    pub fn write(&mut self, region: &mut Region, table: &[u32], same: usize) -> Option<()> {
         let mut same = same.min(table.len());
         if table.len() > region.size as usize {
             let moved = self.take(table.len())?;
@@ -110,8 +117,13 @@ impl PageTables {
         Some(())
     }
 
+    /// Whether a region holds this table.
+    pub(crate) fn holds(&self, region: Region, table: &[u32]) -> bool {
+        table.is_empty() || self.words.get(region.first as usize..).is_some_and(|words| words.starts_with(table))
+    }
+
     /// Gives up a region.
-    pub(crate) fn give_back(&mut self, region: Region) {
+    pub fn give_back(&mut self, region: Region) {
         if region.size > 0 {
             self.free[region.size.ilog2() as usize].push(region.first);
         }

@@ -1,5 +1,6 @@
 //! What planner and kernels see of a cache: page tables and lengths of a batch, never the cache manager. Pure.
 
+use super::tables::PageTables;
 use crate::error::Result;
 
 /// One sequence of a batch as kernels see it: the tokens already cached and those being added in this step.
@@ -43,6 +44,17 @@ impl KvBatch {
     }
 }
 
+/// A batch whose page tables lie in an array that a device keeps a copy of.
+#[derive(Debug)]
+pub struct Resident<'a> {
+    /// The batch: [`SeqView::page_table_first`] counts in the array's words, [`KvBatch::page_table`] is empty.
+    pub batch: KvBatch,
+    /// The array.
+    pub tables: &'a PageTables,
+    /// No page of the batch has a higher number.
+    pub most_page: u32,
+}
+
 /// Whatever can describe a batch of its sequences to the planner: the cache manager, or an app's own.
 pub trait KvSource {
     /// How the sequences are named.
@@ -51,6 +63,13 @@ pub trait KvSource {
     ///
     /// Errors: for one that is not in the cache, or is named twice.
     fn batch(&self, sequences: &[Self::Id]) -> Result<KvBatch>;
+    /// The batch, without page tables of its own, where the source keeps all tables in one array: then a plan uploads what has
+    /// changed there since the last one, not every table in every step.
+    ///
+    /// Errors: as [`KvSource::batch`].
+    fn resident(&self, _sequences: &[Self::Id]) -> Result<Option<Resident<'_>>> {
+        Ok(None)
+    }
     /// Tokens per page, a power of two.
     fn page_size(&self) -> usize;
     /// The present generation: another after every change of any sequence, and never that of another cache.

@@ -34,6 +34,7 @@ pub use table::{SeqId, SeqTable};
 
 use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
+use crate::attention::view::Resident;
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::cache::copy::CopyPages;
 use crate::cache::slabs::{Cut, SlabLimits, Slabs};
@@ -369,6 +370,10 @@ impl KvSource for PagedKvCache {
 
     fn batch(&self, ids: &[SeqId]) -> Result<KvBatch> {
         self.table.batch(ids)
+    }
+
+    fn resident(&self, ids: &[SeqId]) -> Result<Option<Resident<'_>>> {
+        self.table.resident(ids)
     }
 
     fn page_size(&self) -> usize {

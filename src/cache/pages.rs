@@ -86,6 +86,12 @@ impl Pages {
         (slab * self.slab_pages).min(known) as u32..known as u32 // no truncation: ids are u32
     }
 
+    /// No page that is out has a higher number.
+    pub(super) fn most_page(&self) -> u32 {
+        let pages = (self.slabs_used(false) * self.slab_pages).min(self.references.len());
+        pages.saturating_sub(1) as u32 // no truncation: ids are u32
+    }
+
     fn slab(&mut self, page: u32) -> &mut Slab {
         &mut self.slabs[page as usize / self.slab_pages]
     }

@@ -1,6 +1,6 @@
 //! After the device is lost: the table lives on the host, the rows are gone.
 
-use super::sequence::{Known, Sequence};
+use super::sequence::{Known, PageList, Sequence};
 use super::{PagedKvCache, SeqId, SeqTable};
 use crate::attention::Rotation;
 use crate::error::Result;
@@ -33,7 +33,7 @@ impl SeqTable {
         }
         for sequence in self.sequences_mut() {
             let known = sequence.known.take().map(|known| Known { tail: Vec::new(), ..known });
-            *sequence = Sequence { known, pages: Vec::new(), freed: 0, len: 0, reserved: 0, ..*sequence };
+            *sequence = Sequence { known, pages: PageList::default(), freed: 0, len: 0, reserved: 0, ..*sequence };
         }
         self.pins.clear();
         self.store = self.store.emptied(None);

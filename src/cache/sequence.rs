@@ -2,12 +2,12 @@
 
 use super::prefix::Parent;
 use super::store::Store;
-use std::ops::Range;
+use std::ops::{Bound, Deref, Range, RangeBounds};
 
 /// Holds exactly the pages of `len + reserved` tokens, but for `freed` of them after the first `kept`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sequence {
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: PageList,
     /// Pages given back since no later token sees them.
     pub(super) freed: usize,
     /// Pages before those that stay whatever the window, as far as there are any.
@@ -28,6 +28,55 @@ pub(super) struct Known {
     pub(super) salt: u64,
     /// Tokens of the last page, if that is not full.
     pub(super) tail: Vec<u32>,
+}
+
+/// Page ids of a sequence, and how many of the first are as its [`Region`](crate::attention::tables::Region) has them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PageList {
+    pages: Vec<u32>,
+    same: usize,
+}
+
+impl PageList {
+    /// Pages that no region has.
+    pub(super) fn new(pages: Vec<u32>) -> Self {
+        PageList { pages, same: 0 }
+    }
+
+    pub(super) fn set(&mut self, index: usize, page: u32) {
+        if self.pages[index] != page {
+            self.pages[index] = page;
+            self.same = self.same.min(index);
+        }
+    }
+
+    pub(super) fn extend(&mut self, pages: impl Iterator<Item = u32>) {
+        self.pages.extend(pages);
+    }
+
+    /// Takes some out.
+    pub(super) fn cut(&mut self, range: impl RangeBounds<usize>) -> std::vec::Drain<'_, u32> {
+        let first = match range.start_bound() {
+            Bound::Included(first) => *first,
+            Bound::Excluded(before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        self.same = self.same.min(first);
+        self.pages.drain(range)
+    }
+
+    /// How many of the first are in the region, which is about to get the others.
+    pub(super) fn written(&mut self) -> usize {
+        std::mem::replace(&mut self.same, self.pages.len())
+    }
+}
+
+impl Deref for PageList {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        &self.pages
+    }
 }
 
 impl Sequence {
@@ -71,7 +120,7 @@ impl Sequence {
     pub(super) fn keep(&mut self, len: usize, page_size: usize, store: &mut Store) {
         self.len = len;
         self.reserved = 0;
-        for page in self.pages.drain(self.pages_of(len, page_size)..) {
+        for page in self.pages.cut(self.pages_of(len, page_size)..) {
             store.release(page);
         }
         if len <= self.kept * page_size {
@@ -88,7 +137,7 @@ impl Sequence {
         // Not all pages: that of the last token is seen by the next.
         let unseen = self.unseen(self.len, page_size);
         let first = self.kept.min(self.pages.len());
-        for page in self.pages.drain(first..first + unseen.saturating_sub(self.freed)) {
+        for page in self.pages.cut(first..first + unseen.saturating_sub(self.freed)) {
             store.release(page);
         }
         self.freed = self.freed.max(unseen);
@@ -108,7 +157,7 @@ impl Sequence {
                 Some(before) => Parent::Page(self.pages[before]),
                 None => Parent::Salt(known.salt),
             };
-            self.pages[full] = store.publish(parent, &known.tail, self.pages[full]);
+            self.pages.set(full, store.publish(parent, &known.tail, self.pages[full]));
             known.tail.clear();
         }
     }

@@ -1,7 +1,7 @@
 //! What sequences share: forks, prefixes found by their tokens, pins. Pure.
 
 use super::prefix::Parent;
-use super::sequence::{Known, Sequence};
+use super::sequence::{Known, PageList, Sequence};
 use super::table::{SeqId, SeqTable};
 use crate::error::{ErrorKind, Result};
 use std::ops::Range;
@@ -45,7 +45,7 @@ impl SeqTable {
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
         let sequence = self.sequence(id)?;
         let pages = sequence.pages[..sequence.pages_of(sequence.len, self.page_size)].to_vec();
-        let copy = Sequence { pages, reserved: 0, known: sequence.known.clone(), ..*sequence };
+        let copy = Sequence { pages: PageList::new(pages), reserved: 0, known: sequence.known.clone(), ..*sequence };
         copy.pages.iter().for_each(|page| self.store.retain(*page));
         Ok(self.insert_as(copy))
     }
@@ -60,12 +60,14 @@ impl SeqTable {
     pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
         let mut found = Sequence { known: Some(Known { salt, tail: Vec::new() }), ..Sequence::default() };
         let most = tokens.len().saturating_sub(1) / self.page_size;
+        let mut pages = Vec::new();
         let mut parent = Parent::Salt(salt);
         for tokens in tokens.chunks_exact(self.page_size).take(most) {
             let Some(page) = self.store.index().find(parent, tokens) else { break };
-            found.pages.push(page);
+            pages.push(page);
             parent = Parent::Page(page);
         }
+        found.pages = PageList::new(pages);
         self.hits += found.pages.len() as u64;
         self.misses += (most - found.pages.len()) as u64;
         found.pages.iter().for_each(|page| self.store.retain(*page));

@@ -9,7 +9,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::attention::append::MAX_PAGE_SIZE;
-use crate::attention::view::{KvBatch, KvSource, SeqView};
+use crate::attention::tables::{PageTables, Region};
+use crate::attention::view::{KvBatch, KvSource, Resident, SeqView};
 use crate::cache::sequence::Sequence;
 use crate::cache::stats::{CacheStats, PageCopy};
 use crate::cache::store::Store;
@@ -51,6 +52,10 @@ pub struct SeqTable {
     /// Slots without a sequence that may get one.
     vacant: Vec<usize>,
     pub(super) store: Store,
+    /// The page tables as a device has them, of all that has tokens reserved.
+    tables: PageTables,
+    /// Whether they are there: not once they would pass 2^31 entries.
+    resident: bool,
     /// Pages held for pinned sequences, which may be gone.
     pub(super) pins: HashMap<SeqId, Vec<u32>>,
     pub(super) page_size: usize,
@@ -69,6 +74,8 @@ static TABLES: AtomicU64 = AtomicU64::new(0);
 struct Slot {
     generation: u32,
     sequence: Option<Sequence>,
+    /// Where its page table lies in `tables`.
+    region: Region,
 }
 
 impl SeqTable {
@@ -94,7 +101,8 @@ impl SeqTable {
         // Each table counts from a place of its own, so that a plan of another cache is known as such.
         let generation = id << 40;
         let (slots, vacant, pins) = (Vec::new(), Vec::new(), HashMap::new());
-        Ok(Self { slots, vacant, store, pins, page_size, id, generation, hits: 0, misses: 0 })
+        let (tables, resident) = (PageTables::default(), true);
+        Ok(Self { slots, vacant, store, tables, resident, pins, page_size, id, generation, hits: 0, misses: 0 })
     }
 
     /// Adds an empty sequence that will share no prefix: its tokens need not be known. See [`SeqTable::match_prefix`].
@@ -104,7 +112,7 @@ impl SeqTable {
 
     pub(super) fn insert_as(&mut self, sequence: Sequence) -> SeqId {
         let index = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, sequence: None });
+            self.slots.push(Slot { generation: 0, sequence: None, region: Region::default() });
             self.slots.len() - 1
         });
         let slot = &mut self.slots[index];
@@ -208,7 +216,7 @@ impl SeqTable {
                     self.store.forget(source);
                 } else if let Some(target) = pages.next() {
                     copies.push(PageCopy { source, target });
-                    sequence.pages[tail] = target;
+                    sequence.pages.set(tail, target);
                     self.store.release(source);
                 }
             }
@@ -218,6 +226,7 @@ impl SeqTable {
             debug_assert_eq!(sequence.pages.len(), all, "counted above");
         }
         debug_assert_eq!(pages.len(), 0, "counted above");
+        self.write_tables(wanted);
         self.generation += 1;
         Ok(copies)
     }
@@ -255,16 +264,27 @@ impl SeqTable {
             if let Some(tail) = sequence.tail(self.page_size) {
                 if let Some(copy) = copies.next_if(|copy| copy.target == sequence.pages[tail]) {
                     self.store.retain(copy.source);
-                    sequence.pages[tail] = copy.source;
+                    sequence.pages.set(tail, copy.source);
                     self.store.release(copy.target);
                 }
             }
             sequence.reserved -= n;
-            for page in sequence.pages.drain(sequence.pages_of(sequence.tokens(), self.page_size)..) {
+            for page in sequence.pages.cut(sequence.pages_of(sequence.tokens(), self.page_size)..) {
                 self.store.release(page);
             }
         }
+        self.write_tables(wanted);
         self.generation += 1;
+    }
+
+    /// Brings the page tables of these sequences up to date.
+    fn write_tables(&mut self, sequences: &[(SeqId, usize)]) {
+        for (id, _) in sequences {
+            let slot = &mut self.slots[id.index()];
+            let Some(sequence) = slot.sequence.as_mut() else { continue };
+            let same = sequence.pages.written();
+            self.resident &= self.tables.write(&mut slot.region, &sequence.pages, same).is_some();
+        }
     }
 
     /// Keeps the first `n` reserved tokens of each sequence and drops the rest of its reservation.
@@ -350,6 +370,7 @@ impl SeqTable {
         let slot = &mut self.slots[index];
         let Some(mut sequence) = slot.sequence.take() else { return };
         sequence.keep(0, self.page_size, &mut self.store);
+        self.tables.give_back(std::mem::take(&mut slot.region));
         // A slot whose generations are used up is given up rather than letting an old id name a new sequence.
         if let Some(next) = slot.generation.checked_add(1) {
             slot.generation = next;
@@ -376,27 +397,20 @@ impl KvSource for SeqTable {
     type Id = SeqId;
 
     fn batch(&self, sequences: &[SeqId]) -> Result<KvBatch> {
-        check_distinct(sequences.iter().copied())?;
-        let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
-        for &id in sequences {
-            let sequence = self.sequence(id)?;
-            let gap = sequence.gap(self.page_size);
-            batch.sequences.push(SeqView {
-                page_table_first: index_u32(batch.page_table.len())?,
-                q_token_first: index_u32(batch.slots.len())?,
-                q_len: index_u32(sequence.reserved)?,
-                kv_len: index_u32(sequence.tokens())?,
-                gap_first: index_u32(gap.start)?,
-                gap_last: index_u32(gap.end)?,
-            });
-            batch.page_table.extend_from_slice(&sequence.pages);
-            for position in sequence.len..sequence.tokens() {
-                let page = sequence.pages[position / self.page_size - sequence.freed] as usize;
-                batch.slots.push(index_u32(page * self.page_size + position % self.page_size)?);
-                batch.positions.push(index_u32(position)?);
-            }
+        let mut batch = self.batch_in_tables(sequences)?;
+        for (view, id) in batch.sequences.iter_mut().zip(sequences) {
+            view.page_table_first = index_u32(batch.page_table.len())?;
+            batch.page_table.extend_from_slice(&self.sequence(*id)?.pages);
         }
         Ok(batch)
+    }
+
+    fn resident(&self, sequences: &[SeqId]) -> Result<Option<Resident<'_>>> {
+        if !self.resident {
+            return Ok(None);
+        }
+        let batch = self.batch_in_tables(sequences)?;
+        Ok(Some(Resident { batch, tables: &self.tables, most_page: self.store.pages.most_page() }))
     }
 
     fn page_size(&self) -> usize {
@@ -405,6 +419,37 @@ impl KvSource for SeqTable {
 
     fn generation(&self) -> u64 {
         self.generation
+    }
+}
+
+impl SeqTable {
+    /// A batch whose page tables are in `tables`.
+    fn batch_in_tables(&self, sequences: &[SeqId]) -> Result<KvBatch> {
+        check_distinct(sequences.iter().copied())?;
+        let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
+        for &id in sequences {
+            let sequence = self.sequence(id)?;
+            let region = self.slots[id.index()].region;
+            debug_assert!(
+                sequence.reserved == 0 || !self.resident || self.tables.holds(region, &sequence.pages),
+                "sequence {id}"
+            );
+            let gap = sequence.gap(self.page_size);
+            batch.sequences.push(SeqView {
+                page_table_first: region.first(),
+                q_token_first: index_u32(batch.slots.len())?,
+                q_len: index_u32(sequence.reserved)?,
+                kv_len: index_u32(sequence.tokens())?,
+                gap_first: index_u32(gap.start)?,
+                gap_last: index_u32(gap.end)?,
+            });
+            for position in sequence.len..sequence.tokens() {
+                let page = sequence.pages[position / self.page_size - sequence.freed] as usize;
+                batch.slots.push(index_u32(page * self.page_size + position % self.page_size)?);
+                batch.positions.push(index_u32(position)?);
+            }
+        }
+        Ok(batch)
     }
 }
 

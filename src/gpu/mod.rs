@@ -258,6 +258,18 @@ impl Gpu {
         self.submit_with(clear, true)
     }
 
+    /// Overwrites parts of a buffer (offset in bytes, content), after everything recorded so far. Lengths and offsets are
+    /// multiples of 4.
+    pub(crate) fn write_parts(&self, buffer: &Buffer, parts: &[(u64, &[u8])]) -> Result<()> {
+        buffer.expect_gpu(self)?;
+        self.submit()?;
+        self.scoped("write", || {
+            for (offset, bytes) in parts.iter().filter(|(_, bytes)| !bytes.is_empty()) {
+                self.inner.queue.write_buffer(buffer.raw(), *offset, bytes);
+            }
+        })
+    }
+
     fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {
         Buffer::wrap(self, buffer, self.next_id())
     }
