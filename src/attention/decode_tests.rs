@@ -2,15 +2,32 @@
 
 use super::*;
 use crate::attention::plan::plan;
-use crate::attention::{Gta, SeqView};
-use crate::cache::{PagedKvCache, Pages};
+use crate::attention::{Gta, KvBatch, SeqView};
+use crate::cache::{PagedKvCache, Pages, SeqId};
 use proptest::prelude::*;
 
 fn small() -> HeadLayout {
     HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 16, rope_dim: 8 }).unwrap()
 }
 
-/// Beyond its last page-table entry a plan buffer holds what an earlier plan left, at worst 0x7fffffff everywhere.
+/// A source whose page tables do not stay.
+struct Own<'a>(&'a PagedKvCache);
+
+impl KvSource for Own<'_> {
+    type Id = SeqId;
+    fn batch(&self, ids: &[SeqId]) -> Result<KvBatch> {
+        self.0.batch(ids)
+    }
+    fn page_size(&self) -> usize {
+        self.0.page_size()
+    }
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+}
+
+/// Beyond its last page-table entry a plan buffer holds what an earlier plan left, at worst 0x7fffffff everywhere; and before
+/// page tables that stay, behind the plan's other words.
 #[test]
 fn the_tail_of_a_plan_buffer_does_not_matter() {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
@@ -27,20 +44,25 @@ fn the_tail_of_a_plan_buffer_does_not_matter() {
     }
     let q: Vec<f32> = (0..3 * 4 * heads.q_dim()).map(|i| (i % 17) as f32 / 16.0).collect();
     let q = Tensor::from_f32(&gpu, &[3, 4, heads.q_dim()], &q, DType::F32).unwrap();
-    let run = |tail: u32, policy| {
+    let run = |tail: u32, policy, stay: bool| {
         let decode = Decode::new(&gpu, heads, DType::F32).unwrap().with_policy(policy);
-        let used = decode.plan(&cache, &ids).unwrap();
-        let buffer = used.buffer.clone().unwrap();
+        let used = decode.plan(&Own(&cache), &ids).unwrap();
+        let buffer = used.buffer.as_ref().unwrap().buffer.clone();
         gpu.write(&buffer, 0, &tail.to_le_bytes().repeat(buffer.size_bytes() as usize / 4)).unwrap();
-        drop((used, buffer));
-        let plan = decode.plan(&cache, &ids).unwrap();
+        drop(used);
+        let plan = if stay { decode.plan(&cache, &ids) } else { decode.plan(&Own(&cache), &ids) }.unwrap();
+        assert_eq!(plan.buffer.as_ref().unwrap().buffer.id(), buffer.id(), "another buffer");
         let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
         let values = pollster::block_on(gpu.download(&got.out)).unwrap();
         values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
     };
     for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32)] {
-        let clean = run(0, policy);
-        assert!(clean == run(0x7fff_ffff, policy) && clean == run(u32::MAX, policy), "{policy:?}");
+        let clean = run(0, policy, false);
+        for stay in [false, true] {
+            for tail in [0, 0x7fff_ffff, u32::MAX] {
+                assert!(clean == run(tail, policy, stay), "{policy:?} {tail:x} {stay}");
+            }
+        }
     }
 }
 
@@ -61,9 +83,9 @@ fn a_corrupted_page_table_stays_inside_the_pool() {
     let decode = Decode::new(&gpu, heads, DType::F32).unwrap().with_policy(SplitPolicy::Off);
     let run = |page: u32| {
         let plan = decode.plan(&cache, &[id]).unwrap();
-        // One item and no merge: the page table follows the header and eight words.
-        let second_page = 4 * (PLAN_HEADER as u64 + 8 + 1);
-        gpu.write(plan.buffer.as_ref().unwrap(), second_page, &page.to_le_bytes()).unwrap();
+        let buffer = plan.buffer.as_ref().unwrap();
+        let second_page = 4 * (buffer.pages_first as u64 + 1); // of the only table
+        gpu.write(&buffer.buffer, second_page, &page.to_le_bytes()).unwrap();
         let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
         pollster::block_on(gpu.download(&got.out)).unwrap()
     };

@@ -33,7 +33,7 @@ pub(super) type Home = Arc<Mutex<Vec<PlanBuffer>>>;
 pub(super) struct PlanBuffer {
     pub(super) buffer: Buffer,
     /// Words before the page tables.
-    pages_first: usize,
+    pub(super) pages_first: usize,
     /// Their array and its version.
     tables: Option<(u64, u64)>,
 }
