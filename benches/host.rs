@@ -91,13 +91,14 @@ fn step(gpu: &Gpu, decode: &Decode, table: &mut SeqTable, ids: &[SeqId]) -> Resu
     Ok(items)
 }
 
+/// Lengths in the middle of a page, and on a page's end, where every sequence takes a page.
 fn steps(criterion: &mut Criterion) -> Result<()> {
     let gpu = noop()?;
     let heads = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
     let decode = Decode::new(&gpu, heads, DType::F16)?;
     let mut group = criterion.benchmark_group("host step");
     for sequences in [1, 16, 64, 256] {
-        for length in [64, 1024, 16384] {
+        for length in [64, 1000, 1024, 16_000, 16_384] {
             let (mut table, ids) = table(sequences, length)?;
             group.throughput(Throughput::Elements(sequences as u64));
             step(&gpu, &decode, &mut table, &ids)?;
