@@ -256,13 +256,12 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     Ok(Opened { session, sequence, tokens })
 }
 
-async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop> {
+async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -> Result<Report, Stop> {
     let Opened { mut session, sequence, mut tokens } = open(gpu, folder, args).await?;
     let config = session.decoder().config().clone();
     // What is not in the cache yet: the last token of the saved text, and the prompt.
     let input = tokens.get(session.len(sequence)?..).unwrap_or_default().to_vec();
 
-    let mut out = io::stdout().lock();
     let mut text = Utf8Stream::default();
     writeln!(out, "--- {} ---", config.variant())?;
     tokens.iter().try_for_each(|token| write!(out, "{}", text.push(*token)))?;
@@ -331,6 +330,10 @@ fn first(loaded: Vec<LoadedSequence>, path: &str) -> Result<(SeqId, Vec<u32>), S
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
+    run_to(args, &mut io::stdout().lock()).await
+}
+
+pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop> {
     let options = GpuOptions {
         adapter: args.adapter.clone(),
         profile: args.profile,
@@ -343,15 +346,14 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
     let (mut reports, mut lines) = (Vec::new(), Vec::new());
     for model in &args.models {
         match args.several {
-            Some(several) => lines.push(several::run_model(&gpu, model, args, several).await?),
-            None => reports.push(run_model(&gpu, model, args).await?),
+            Some(several) => lines.push(several::run_model(&gpu, model, args, several, out).await?),
+            None => reports.push(run_model(&gpu, model, args, out).await?),
         }
     }
-    let mut out = io::stdout().lock();
     let [weights, cache] = [args.weights, args.kv_dtype].map(|dtype| dtype.unwrap_or(args.dtype));
     writeln!(out, "{}, {weights} weights, {cache} cache", gpu.capabilities().adapter)?;
     if args.several.is_some() {
-        return Ok(several::print(&mut out, &lines)?);
+        return Ok(several::print(out, &lines)?);
     }
     writeln!(out, "        prefill            decode    KV per token             KV in all")?;
     for r in &reports {
@@ -373,7 +375,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
             us / r.dispatches,
             r.submits
         )?;
-        print_profile(&mut out, &r.profile)?;
+        print_profile(out, &r.profile)?;
     }
     Ok(())
 }

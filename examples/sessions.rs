@@ -1,4 +1,5 @@
-//! Many chats with one system prompt, and what sharing it saves: pages, bytes, and prompt tokens that are not computed again.
+//! Many chats with one system prompt, and what sharing it saves: pages, bytes, and prompt tokens that are not computed
+//! again.
 //!
 //! `cargo run --release --example sessions -- --sequences 16`
 
@@ -209,7 +210,8 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), Box<dyn
         let why = format!("a prompt of {longest} and two answers exceed the model's max_position_embeddings, {most}");
         return Err(format!("--tokens {}: {why}", args.tokens).into());
     }
-    // The system prompt once, and what each chat adds to it; so that a second round of chats needs the room of the first.
+    // The system prompt once, and what each chat adds to it; so that a second round of chats needs the room of the
+    // first.
     let own = len - SYSTEM.len() + 2 * args.page_size;
     let options = SessionOptions {
         max_batch: together,

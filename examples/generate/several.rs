@@ -98,7 +98,13 @@ pub(crate) struct Line {
 }
 
 /// Writes the texts of a model.
-pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, several: Several) -> Result<Line, Stop> {
+pub(crate) async fn run_model(
+    gpu: &Gpu,
+    folder: &str,
+    args: &Args,
+    several: Several,
+    out: &mut impl Write,
+) -> Result<Line, Stop> {
     let Opened { mut session, sequence, tokens } = open(gpu, folder, args).await?;
     let variant = session.decoder().config().variant();
     let held = session.len(sequence)?;
@@ -116,7 +122,6 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, several: Sev
     };
     let seconds = prefilled.elapsed().as_secs_f64();
 
-    let mut out = std::io::stdout().lock();
     writeln!(out, "--- {variant} ---\n{}", text(&tokens))?;
     for (i, continuation) in found.iter().enumerate() {
         let Continuation { tokens, log_probability, score, stopped } = continuation;

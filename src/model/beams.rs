@@ -11,14 +11,15 @@ use std::slice::from_ref;
 /// How [`beam_search`] looks for continuations.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BeamOptions {
-    /// Continuations kept at a time, and most that are returned; at most the session's `max_batch`. One without a stop token is greedy search.
+    /// Continuations kept at a time, and most that are returned; at most the session's `max_batch`. One without a stop
+    /// token is greedy search.
     pub beams: usize,
     /// Most tokens of a continuation.
     pub max_new_tokens: usize,
     /// A continuation ends with this token.
     pub stop_token: Option<u32>,
-    /// What continuations of different lengths are compared by, in -10..=10: log-probability over length to this power. 0
-    /// takes the most probable, which favours short ones; 1 the mean per token; more favours long ones.
+    /// What continuations of different lengths are compared by, in -10..=10: log-probability over length to this power.
+    /// 0 takes the most probable, which favours short ones; 1 the mean per token; more favours long ones.
     pub length_penalty: f64,
 }
 
@@ -42,20 +43,20 @@ struct Candidate {
     log_probability: f64,
 }
 
-/// Searches for probable continuations of what a sequence holds and `input` after it. Returns up to `beams` of them, the
-/// highest score first.
+/// Searches for probable continuations of what a sequence holds and `input` after it. Returns up to `beams` of them,
+/// the highest score first.
 ///
-/// A step feeds one token to all beams in one call. Of all that their next tokens could be, the `beams` most probable that
-/// do not end there are kept; one that does ends if it is among the `beams` most probable of all. Equal ones go by the rank
-/// of their beam, then by token. The search is over when no beam can come to beat `beams` ended ones, or after
+/// A step feeds one token to all beams in one call. Of all that their next tokens could be, the `beams` most probable
+/// that do not end there are kept; one that does ends if it is among the `beams` most probable of all. Equal ones go by
+/// the rank of their beam, then by token. The search is over when no beam can come to beat `beams` ended ones, or after
 /// `max_new_tokens`, where what is left ends too.
 ///
-/// The input is computed once and shared by fork; so are beams, as far as their tokens are the same. `sequence` stays as
-/// it is: to go on with a continuation, feed it `input` and the continuation's tokens. All other sequences are gone at the
-/// end, after an error, and when the future is dropped, which it can be between steps.
+/// The input is computed once and shared by fork; so are beams, as far as their tokens are the same. `sequence` stays
+/// as it is: to go on with a continuation, feed it `input` and the continuation's tokens. All other sequences are gone
+/// at the end, after an error, and when the future is dropped, which it can be between steps.
 ///
-/// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where tokens
-/// exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::feed`]'s, as
+/// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
+/// tokens exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::feed`]'s, as
 /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) at any step.
 pub async fn beam_search(
     session: &mut Session,

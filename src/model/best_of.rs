@@ -13,13 +13,13 @@ use std::slice::from_ref;
 pub struct BestOfOptions {
     /// How many; at most the session's `max_batch`.
     pub samples: usize,
-    /// How each is drawn. Sample 0 has the `seed`, and sample i the i-th number of [`SplitMix64`] from there as its own, so
-    /// that none depends on when others end.
+    /// How each is drawn. Sample 0 has the `seed`, and sample i the i-th number of [`SplitMix64`] from there as its
+    /// own, so that none depends on when others end.
     pub generate: GenerateOptions,
     /// A sample ends with this token.
     pub stop_token: Option<u32>,
-    /// What samples are ordered by, in -10..=10: log-probability over length to this power. 1 is the mean per token, 0 the
-    /// total.
+    /// What samples are ordered by, in -10..=10: log-probability over length to this power. 1 is the mean per token, 0
+    /// the total.
     pub length_penalty: f64,
 }
 
@@ -40,16 +40,17 @@ struct Sample {
     log_probability: f64,
 }
 
-/// Draws several continuations of what a sequence holds and `input` after it, and returns them all, the highest score first
-/// (of equal ones the first sample). The first sample is what [`continue_sequence`](super::continue_sequence) draws.
+/// Draws several continuations of what a sequence holds and `input` after it, and returns them all, the highest score
+/// first (of equal ones the first sample). The first sample is what [`continue_sequence`](super::continue_sequence)
+/// draws.
 ///
-/// A step feeds one token to all samples that have not ended, in one call. The input is computed once and shared by fork,
-/// but for its last token, which all but the first sample compute again, each for its first draw. `sequence` stays as it
-/// is: to go on with a sample, feed it `input` and the sample's tokens. All other sequences are gone at the end, after an
-/// error, and when the future is dropped, which it can be between steps.
+/// A step feeds one token to all samples that have not ended, in one call. The input is computed once and shared by
+/// fork, but for its last token, which all but the first sample compute again, each for its first draw. `sequence`
+/// stays as it is: to go on with a sample, feed it `input` and the sample's tokens. All other sequences are gone at the
+/// end, after an error, and when the future is dropped, which it can be between steps.
 ///
-/// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where tokens
-/// exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::feed`]'s, as
+/// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
+/// tokens exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::feed`]'s, as
 /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) at any step.
 pub async fn best_of(
     session: &mut Session,

@@ -1,4 +1,5 @@
-//! What beam search and best-of-n have in common: texts with their probabilities, and what is asked for in their options.
+//! What beam search and best-of-n have in common: texts with their probabilities, and what is asked for in their
+//! options.
 
 use super::session::Session;
 use crate::error::{ErrorKind, Result};
@@ -8,8 +9,8 @@ use crate::error::{ErrorKind, Result};
 pub struct Continuation {
     /// Its tokens, the stop token included if it ends with that.
     pub tokens: Vec<u32>,
-    /// Natural logarithm of their probability after the prompt: the sum over the tokens of `logit - ln(sum of exp(logits))`,
-    /// whatever temperature and nucleus they were drawn with.
+    /// Natural logarithm of their probability after the prompt: the sum over the tokens of `logit - ln(sum of
+    /// exp(logits))`, whatever temperature and nucleus they were drawn with.
     pub log_probability: f64,
     /// `log_probability / tokens.len()^length_penalty`: what continuations are ordered by.
     pub score: f64,

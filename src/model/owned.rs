@@ -6,8 +6,8 @@ use crate::error::Result;
 use std::future::poll_fn;
 use std::task::Poll;
 
-/// Sequences that are removed when this is dropped: at the end of the call that made them, after an error, and where the
-/// call's future is dropped half way.
+/// Sequences that are removed when this is dropped: at the end of the call that made them, after an error, and where
+/// the call's future is dropped half way.
 pub(super) struct Owned<'a> {
     pub(super) session: &'a mut Session,
     ids: Vec<SeqId>,

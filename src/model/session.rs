@@ -67,7 +67,7 @@ impl<'a> Want<'a> {
 pub struct Fed {
     /// For [`Want::Token`] and [`Want::TokenAndLogits`].
     pub tokens: Vec<u32>,
-    /// For [`Want::Logits`] and [`Want::TokenAndLogits`] (vocab_size), and [`Want::AllLogits`] (tokens, vocab_size), flat.
+    /// For [`Want::Logits`] and [`Want::TokenAndLogits`] (vocab_size), [`Want::AllLogits`] (tokens, vocab_size), flat.
     pub logits: Vec<Vec<f32>>,
 }
 
@@ -172,8 +172,8 @@ impl Session {
 
     /// Adds tokens to sequences, any number to each, and returns what comes after them.
     ///
-    /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it (two of each
-    /// for [`Want::TokenAndLogits`]).
+    /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it (two of
+    /// each for [`Want::TokenAndLogits`]).
     /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next.
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that

@@ -187,7 +187,8 @@ fn one_sample_is_what_generate_draws() {
     }
 }
 
-/// Whatever the others do: each has the tokens of its seed up to the stop token, the model's probability, and its place.
+/// Whatever the others do: each has the tokens of its seed up to the stop token, the model's probability, and its
+/// place.
 #[test]
 fn samples_are_what_their_seeds_draw_and_come_in_order() {
     for variant in VARIANTS {
