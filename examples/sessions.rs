@@ -210,13 +210,14 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), Box<dyn
         let why = format!("a prompt of {longest} and two answers exceed the model's max_position_embeddings, {most}");
         return Err(format!("--tokens {}: {why}", args.tokens).into());
     }
-    // The system prompt once, and what each chat adds to it; so that a second round of chats needs the room of the
+    // The system prompt's full pages once, and what each chat adds to them: a second round of chats needs the room of the
     // first.
-    let own = len - SYSTEM.len() + 2 * args.page_size;
+    let page = args.page_size;
+    let own = (SYSTEM.len() % page + len - SYSTEM.len()).div_ceil(page);
     let options = SessionOptions {
         max_batch: together,
-        cache_tokens: SYSTEM.len().saturating_add(together.saturating_mul(own)),
-        page_size: args.page_size,
+        cache_tokens: (SYSTEM.len() / page).saturating_add(together.saturating_mul(own)).saturating_mul(page),
+        page_size: page,
         kv_dtype: args.kv_dtype,
         ..Default::default()
     };

@@ -190,7 +190,7 @@ fn sessions_of_any_page_size() {
     table.check_sums();
     assert!(table.rows.iter().all(|(_, row)| row.hits == 0.0 && row.evicted == 0.0));
     assert_eq!(table.row("an answer each").saved, Some(0.0));
-    let table = self::table("--variant mla --page-size 1 --sequences 2 --tokens 2");
+    let table = self::table("--variant mla --page-size 1 --sequences 6 --tokens 2");
     table.check_sums();
     // And the "[" that follows it in every prompt.
     assert_eq!(table.row("chats opened").shared, table.system + 1.0);
