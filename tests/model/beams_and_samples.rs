@@ -300,15 +300,16 @@ fn a_cache_that_fills_up_on_the_way_is_left_as_it_was() {
     let (mut session, id) = busy(&decoder(gpu(), "gqa", "fills"));
     let logits = next_logits(&mut session, id);
     let (stats, page_bytes) = (session.stats(), session.cache().page_bytes());
-    let mut failed = 0;
-    for pages in 3.. {
+    let (mut failed, mut fits) = (0, false);
+    for pages in 3..=stats.total as u64 {
         session.set_byte_budget(pages * page_bytes).unwrap();
         let before = session.stats();
         let beams = block_on(beam_search(&mut session, id, &PROMPT[..2], BEAMS));
         assert_eq!(session.stats(), before, "{pages} pages");
         let samples = block_on(best_of(&mut session, id, &PROMPT[..2], SAMPLES));
         assert_eq!((session.stats(), session.len(id).unwrap()), (before, PROMPT.len()), "{pages} pages");
-        if beams.is_ok() && samples.is_ok() {
+        fits = beams.is_ok() && samples.is_ok();
+        if fits {
             break;
         }
         failed += 1;
@@ -316,7 +317,7 @@ fn a_cache_that_fills_up_on_the_way_is_left_as_it_was() {
             assert_kind!(result, ErrorKind::CacheFull { .. });
         }
     }
-    assert!(failed > 8, "{failed} sizes of the cache were too small");
+    assert!(fits && failed > 8, "{failed} sizes of the cache were too small");
     session.set_byte_budget(u64::MAX).unwrap();
     assert_eq!((session.stats(), next_logits(&mut session, id)), (stats, logits));
 }
