@@ -333,6 +333,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
     run_to(args, &mut io::stdout().lock()).await
 }
 
+/// [`run`] for a reader of its own.
 pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop> {
     let options = GpuOptions {
         adapter: args.adapter.clone(),

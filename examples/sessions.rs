@@ -199,20 +199,18 @@ fn line<'a>(out: &mut impl Write, what: &str, columns: impl Iterator<Item = &'a 
     Ok(writeln!(out)?)
 }
 
-pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
-    let gpu = Gpu::new().await?;
-    let decoder = Decoder::load(&gpu, format!("{}/{}", args.models, args.variant), DType::F16)?;
-    let forks = args.sequences.div_ceil(4);
-    let together = args.sequences.saturating_add(forks);
+/// A session with room for the chats and the forks of some of them.
+fn no_chats(gpu: &Gpu, args: &Args, forks: usize) -> Result<Chats, Box<dyn Error>> {
+    let decoder = Decoder::load(gpu, format!("{}/{}", args.models, args.variant), DType::F16)?;
     let longest = (0..2 * NAMES.len()).map(|i| prompt(i).len()).max().unwrap_or(0) + 6; // more digits
     let (len, most) = (longest.saturating_add(args.tokens.saturating_mul(2)), decoder.config().max_positions);
     if len > most {
         let why = format!("a prompt of {longest} and two answers exceed the model's max_position_embeddings, {most}");
         return Err(format!("--tokens {}: {why}", args.tokens).into());
     }
-    // The system prompt's full pages once, and what each chat adds to them: a second round of chats needs the room of the
-    // first.
-    let page = args.page_size;
+    // The system prompt's full pages once, and what each chat adds to them: a second round of chats needs the room of
+    // the first.
+    let (page, together) = (args.page_size, args.sequences.saturating_add(forks));
     let own = (SYSTEM.len() % page + len - SYSTEM.len()).div_ceil(page);
     let options = SessionOptions {
         max_batch: together,
@@ -221,9 +219,13 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), Box<dyn
         kv_dtype: args.kv_dtype,
         ..Default::default()
     };
-    let session = Session::new(&decoder, options)?;
-    let mut chats = Chats { session, open: Vec::new(), prompt_tokens: 0, computed: 0 };
+    Ok(Chats { session: Session::new(&decoder, options)?, open: Vec::new(), prompt_tokens: 0, computed: 0 })
+}
 
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    let gpu = Gpu::new().await?;
+    let forks = args.sequences.div_ceil(4);
+    let mut chats = no_chats(&gpu, args, forks)?;
     let cache = chats.session.cache();
     let (pages, page_bytes) = (cache.pages(), cache.page_bytes());
     writeln!(out, "{}, {}, {} cache", gpu.capabilities().adapter, args.variant, args.kv_dtype)?;

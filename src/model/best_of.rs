@@ -106,7 +106,8 @@ impl BestOfOptions {
         let fed = samples.iter().map(|s| (s.id, s.tokens.last().map_or(input, from_ref)));
         let fed = own.session.feed(&fed.collect::<Vec<_>>(), Want::TokenAndLogits(&draws)).await?;
         for ((sample, token), logits) in samples.iter_mut().zip(fed.tokens).zip(fed.logits) {
-            sample.log_probability += f64::from(logits[token as usize]) - log_sum_exp(&logits)?;
+            let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+            sample.log_probability += f64::from(logit) - log_sum_exp(&logits)?;
             sample.tokens.push(token);
         }
         Ok(())
