@@ -13,6 +13,11 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Instant;
 
+#[path = "generate/several.rs"]
+mod several;
+
+use several::Several;
+
 const USAGE: &str = "usage: generate [options]
 
   --variant NAME     gqa, gta, gla or mla; default: all four in turn
@@ -26,6 +31,10 @@ const USAGE: &str = "usage: generate [options]
   --dtype f16|f32    of weights and KV cache; default f16
   --weights DTYPE    f16, f32 or i8: of weights alone
   --kv-dtype DTYPE   f32, f16, bf16, i8 or i4: of the KV cache alone
+  --beams N          beam search: the N most probable texts found; instead of drawing
+  --best-of N        draw N texts, the most probable first
+  --length-penalty P with these: texts are ordered by log-probability / length^P; default 1
+  --stop N           with these: a text ends with this token, as 10, the end of a line
   --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
   --save-session FILE  keep the model's state there at the end; with --model or --variant
   --load-session FILE  go on from there: before the prompt, whose default is then none
@@ -39,6 +48,7 @@ pub(crate) struct Args {
     dtype: DType,
     weights: Option<DType>,
     kv_dtype: Option<DType>,
+    several: Option<Several>,
     profile: bool,
     save: Option<String>,
     load: Option<String>,
@@ -59,13 +69,16 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         dtype: DType::F16,
         weights: None,
         kv_dtype: None,
+        several: None,
         profile: false,
         save: None,
         load: None,
         pipelines: None,
         adapter: None,
     };
+    let mut flags = several::Flags::default();
     while let Some(arg) = args.next() {
+        flags.given.push(arg.clone());
         let mut value = || args.next().ok_or(format!("{arg} wants a value"));
         match arg.as_str() {
             "--variant" => variant = Some(value()?),
@@ -103,9 +116,11 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
                     other => return Err(format!("--dtype {other}: wanted f32 or f16")),
                 }
             }
+            other if flags.take(other, value)? => {}
             _ => return Err(format!("unknown argument {arg}")),
         }
     }
+    parsed.several = flags.choose(&parsed)?;
     parsed.prompt = prompt.unwrap_or(if parsed.load.is_some() { "" } else { "ROMEO:\n" }.into());
     if (parsed.prompt.is_empty() && parsed.load.is_none()) || parsed.options.max_new_tokens == 0 {
         return Err("the prompt is empty, or --tokens is 0".into());
@@ -211,12 +226,24 @@ fn print_profile(out: &mut impl Write, (times, tokens): &(Vec<DispatchTime>, usi
     writeln!(out, "  {:<16} {:>10.1} {:>9} {:>13.1}", "all", times.len() as f64 / tokens, "", all / tokens)
 }
 
-async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop> {
+/// A session with the sequence that the text goes on from, and all tokens of it; which may be more than it holds.
+struct Opened {
+    session: Session,
+    sequence: SeqId,
+    tokens: Vec<u32>,
+}
+
+async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
-    let config = decoder.config().clone();
     let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
-    let cache_tokens = saved + args.prompt.len() + args.options.max_new_tokens;
-    let options = SessionOptions { kv_dtype: args.kv_dtype.unwrap_or(args.dtype), cache_tokens, ..Default::default() };
+    let mut options = SessionOptions { kv_dtype: args.kv_dtype.unwrap_or(args.dtype), ..Default::default() };
+    options.cache_tokens = saved + args.prompt.len() + args.options.max_new_tokens;
+    if let Some(several) = &args.several {
+        // Each text has its own tokens, in pages of which the first and the last may be part empty.
+        let each = args.options.max_new_tokens + 2 * options.page_size;
+        options.cache_tokens = options.cache_tokens.saturating_add(several.count().saturating_mul(each));
+        options.max_batch = several.count();
+    }
     let mut session = Session::new(&decoder, options)?;
     // Before any timing.
     session.warm_up().await?;
@@ -226,10 +253,15 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
         None => (session.insert(), Vec::new()),
     };
     tokens.extend(args.prompt.bytes().map(u32::from));
+    Ok(Opened { session, sequence, tokens })
+}
+
+async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -> Result<Report, Stop> {
+    let Opened { mut session, sequence, mut tokens } = open(gpu, folder, args).await?;
+    let config = session.decoder().config().clone();
     // What is not in the cache yet: the last token of the saved text, and the prompt.
     let input = tokens.get(session.len(sequence)?..).unwrap_or_default().to_vec();
 
-    let mut out = io::stdout().lock();
     let mut text = Utf8Stream::default();
     writeln!(out, "--- {} ---", config.variant())?;
     tokens.iter().try_for_each(|token| write!(out, "{}", text.push(*token)))?;
@@ -298,6 +330,11 @@ fn first(loaded: Vec<LoadedSequence>, path: &str) -> Result<(SeqId, Vec<u32>), S
 }
 
 pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
+    run_to(args, &mut io::stdout().lock()).await
+}
+
+/// [`run`] for a reader of its own.
+pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop> {
     let options = GpuOptions {
         adapter: args.adapter.clone(),
         profile: args.profile,
@@ -307,13 +344,18 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
         ..Default::default()
     };
     let gpu = Gpu::with_options(options).await?;
-    let mut reports = Vec::new();
+    let (mut reports, mut lines) = (Vec::new(), Vec::new());
     for model in &args.models {
-        reports.push(run_model(&gpu, model, args).await?);
+        match args.several {
+            Some(several) => lines.push(several::run_model(&gpu, model, args, several, out).await?),
+            None => reports.push(run_model(&gpu, model, args, out).await?),
+        }
     }
-    let mut out = io::stdout().lock();
     let [weights, cache] = [args.weights, args.kv_dtype].map(|dtype| dtype.unwrap_or(args.dtype));
     writeln!(out, "{}, {weights} weights, {cache} cache", gpu.capabilities().adapter)?;
+    if args.several.is_some() {
+        return Ok(several::print(out, &lines)?);
+    }
     writeln!(out, "        prefill            decode    KV per token             KV in all")?;
     for r in &reports {
         let decode = if r.decode_rate.is_finite() { format!("{:.0} tok/s", r.decode_rate) } else { "-".into() };
@@ -334,7 +376,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
             us / r.dispatches,
             r.submits
         )?;
-        print_profile(&mut out, &r.profile)?;
+        print_profile(out, &r.profile)?;
     }
     Ok(())
 }

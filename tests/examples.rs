@@ -20,6 +20,11 @@ mod logits;
 #[allow(dead_code)]
 #[path = "../examples/save_speed.rs"]
 mod save_speed;
+#[allow(dead_code)]
+#[path = "../examples/sessions.rs"]
+mod sessions;
+#[path = "examples/several.rs"]
+mod several;
 
 use check_vector::{BEYOND, UNCHECKED, WITHIN};
 use latten::reference::vector::{LayerWeights, Vector};
@@ -257,6 +262,20 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         ("--save-session f", "a session is of one model"),
         ("--load-session f", "a session is of one model"),
         ("--load-session f --variant gla --tokens 0", "--tokens is 0"),
+        ("--beams 2 --best-of 2", "--beams and --best-of exclude each other"),
+        ("--beams 0", "--beams 0: wanted at least 1"),
+        ("--best-of 0", "--best-of 0: wanted at least 1"),
+        ("--best-of -1", "--best-of -1: not a number"),
+        ("--beams", "--beams wants a value"),
+        ("--beams 2 --seed 1", "--beams draws nothing by chance, --seed is not for it"),
+        ("--temperature 1 --beams 2", "--temperature is not for it"),
+        ("--beams 2 --top-p 0.5", "--top-p is not for it"),
+        ("--best-of 2 --profile", "--best-of and --profile exclude each other"),
+        ("--beams 2 --variant gla --save-session f", "--beams and --save-session exclude each other"),
+        ("--best-of 3 --temperature 0", "--best-of 3 at --temperature 0 are 3 times the same"),
+        ("--length-penalty 1", "--length-penalty is for --beams or --best-of"),
+        ("--stop 10", "--stop is for --beams or --best-of"),
+        ("--beams 2 --stop x", "--stop x: not a number"),
         ("now", "unknown argument now"),
     ] {
         let message = generate::parse(words(args)).err().unwrap();
@@ -265,6 +284,14 @@ fn generate_says_what_is_wrong_with_its_arguments() {
     let args = generate::parse(words("--model no/such/model")).unwrap();
     let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!() };
     assert!(message.contains("no/such/model"), "{message}");
+    for (args, why) in
+        [("--beams 2 --length-penalty 11", "length_penalty: 11 is"), ("--best-of 2 --stop 256", "stop_token")]
+    {
+        let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+        let args = generate::parse(words(&format!("--models {models} --variant mla {args}"))).unwrap();
+        let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!("{why}") };
+        assert!(message.contains(why), "{message}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! From a prompt to text: the generation loop, its random numbers, and bytes as tokens.
 
+use super::owned::Owned;
 use super::session::{Draw, Session, Want};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
@@ -23,7 +24,7 @@ impl Default for GenerateOptions {
     }
 }
 
-/// Continues a prompt in a sequence of its own, which is removed afterwards. `on_token` gets each token as it comes and
+/// Continues a prompt in a sequence of its own, which is gone at the end. `on_token` gets each token as it comes and
 /// may stop. Returns the new tokens.
 ///
 /// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed the model's
@@ -34,10 +35,9 @@ pub async fn generate(
     options: GenerateOptions,
     on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    let sequence = session.insert();
-    let tokens = continue_sequence(session, sequence, prompt, options, on_token).await;
-    session.remove(sequence)?;
-    tokens
+    let mut own = Owned::new(session);
+    let sequence = own.insert();
+    continue_sequence(own.session, sequence, prompt, options, on_token).await
 }
 
 /// Feeds `input` to a sequence, with whatever it holds before it, and then what is drawn: [`generate()`] in a sequence of the
@@ -52,16 +52,7 @@ pub async fn continue_sequence(
     options: GenerateOptions,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    let most = session.decoder().config().max_positions;
-    let before = session.len(sequence)?.saturating_add(input.len());
-    // The last token is not fed.
-    if before.saturating_add(options.max_new_tokens) > most.saturating_add(1) {
-        let why = format!(
-            "{} after a prompt of {before} exceed the model's max_position_embeddings, {most}",
-            options.max_new_tokens
-        );
-        return Err(ErrorKind::argument("max_new_tokens", why));
-    }
+    check_positions(session, sequence, input, options.max_new_tokens)?;
     let mut random = SplitMix64::new(options.seed);
     let mut tokens = Vec::new();
     while tokens.len() < options.max_new_tokens {
@@ -74,6 +65,19 @@ pub async fn continue_sequence(
         }
     }
     Ok(tokens)
+}
+
+/// Refuses new tokens, after what a sequence holds and `input`, for which the model has no positions.
+pub(super) fn check_positions(session: &Session, sequence: SeqId, input: &[u32], max_new_tokens: usize) -> Result<()> {
+    let most = session.decoder().config().max_positions;
+    let before = session.len(sequence)?.saturating_add(input.len());
+    // The last token is not fed.
+    if before.saturating_add(max_new_tokens) > most.saturating_add(1) {
+        let why =
+            format!("{max_new_tokens} after a prompt of {before} exceed the model's max_position_embeddings, {most}");
+        return Err(ErrorKind::argument("max_new_tokens", why));
+    }
+    Ok(())
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, and the same on every machine.

@@ -1,8 +1,8 @@
 //! A small Llama-style decoder over the crate's attention: GQA, GTA, GLA or MLA.
 //!
 //! A [`Decoder`] is the weights and compiled kernels, shared and never changed; a [`Session`] is a KV cache and the
-//! buffers of a step; [`generate()`] runs one prompt. [`Session::save_file`] and [`Session::load_file`] keep sequences
-//! between runs.
+//! buffers of a step; [`generate()`] runs one prompt, [`beam_search`] and [`best_of`] look for its best continuation.
+//! [`Session::save_file`] and [`Session::load_file`] keep sequences between runs.
 //!
 //! # The model folder
 //!
@@ -34,10 +34,14 @@
 //! not load as they are (config, tokenizer, experts).
 
 mod attention;
+mod beams;
+mod best_of;
 mod block;
 mod config;
+mod continuation;
 mod decoder;
 mod generate;
+mod owned;
 mod rebuild;
 mod save;
 mod schedule;
@@ -47,7 +51,10 @@ mod warm_up;
 mod weights;
 
 pub use attention::Attention;
+pub use beams::{beam_search, BeamOptions};
+pub use best_of::{best_of, BestOfOptions};
 pub use config::{AttentionConfig, Config};
+pub use continuation::Continuation;
 pub use decoder::Decoder;
 pub use generate::{continue_sequence, generate, GenerateOptions, SplitMix64, Utf8Stream};
 pub use session::{Draw, Fed, Session, SessionOptions, Want};

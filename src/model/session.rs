@@ -47,16 +47,27 @@ pub enum Want<'a> {
     Token(&'a [Draw]),
     /// The logits after its last token.
     Logits,
+    /// [`Want::Token`] and the logits that it was drawn from: the logits after its last token.
+    TokenAndLogits(&'a [Draw]),
     /// The logits after each of its tokens.
     AllLogits,
+}
+
+impl<'a> Want<'a> {
+    fn draws(&self) -> Option<&'a [Draw]> {
+        match *self {
+            Want::Token(draws) | Want::TokenAndLogits(draws) => Some(draws),
+            Want::Logits | Want::AllLogits => None,
+        }
+    }
 }
 
 /// What [`Session::feed`] returns, by sequence in the order of the call.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Fed {
-    /// For [`Want::Token`].
+    /// For [`Want::Token`] and [`Want::TokenAndLogits`].
     pub tokens: Vec<u32>,
-    /// For [`Want::Logits`] (vocab_size) and [`Want::AllLogits`] (tokens, vocab_size), flat.
+    /// For [`Want::Logits`] and [`Want::TokenAndLogits`] (vocab_size), [`Want::AllLogits`] (tokens, vocab_size), flat.
     pub logits: Vec<Vec<f32>>,
 }
 
@@ -173,7 +184,8 @@ impl Session {
 
     /// Adds tokens to sequences, any number to each, and returns what comes after them.
     ///
-    /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it.
+    /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it (two of
+    /// each for [`Want::TokenAndLogits`]).
     /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next.
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
@@ -229,12 +241,12 @@ impl Session {
         }
         let wanted: Vec<(SeqId, usize)> = batch.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
         self.cache.check_reserve(&wanted)?;
-        match want {
-            Want::Token(draws) if draws.len() != batch.len() => {
+        match want.draws() {
+            Some(draws) if draws.len() != batch.len() => {
                 Err(ErrorKind::shape("draws", &[draws.len()], format!("({})", batch.len())))
             }
-            Want::Token(draws) => draws.iter().map(|d| d.sampling.row(d.u)).collect(),
-            _ => Ok(Vec::new()),
+            Some(draws) => draws.iter().map(|d| d.sampling.row(d.u)).collect(),
+            None => Ok(Vec::new()),
         }
     }
 
@@ -246,11 +258,11 @@ impl Session {
             let most = steps.iter().map(|s| s.iter().map(|p| p.tokens.len()).sum::<usize>()).max();
             self.buffers.grow_logits(&self.decoder, most.unwrap_or(1))?;
         }
-        let mut fed = Fed::default();
-        match want {
-            Want::Token(_) => fed.tokens = vec![0; batch.len()],
-            _ => fed.logits = vec![Vec::new(); batch.len()],
-        }
+        let (drawn, read) = (want.draws().is_some(), !matches!(want, Want::Token(_)));
+        let mut fed = Fed {
+            tokens: vec![0; if drawn { batch.len() } else { 0 }],
+            logits: vec![Vec::new(); if read { batch.len() } else { 0 }],
+        };
         for parts in steps {
             let ending: Vec<&Part> = parts.iter().filter(|p| p.last).collect();
             let samplers: Vec<[f32; 4]> = ending.iter().filter_map(|p| samplers.get(p.sequence).copied()).collect();
@@ -267,14 +279,16 @@ impl Session {
                     }
                 }
                 _ if ending.is_empty() => gpu.submit()?,
-                Want::Token(_) => {
-                    let tokens = gpu.download_u32(&self.buffers.tokens.view(&[ending.len()])?).await?;
-                    ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
-                }
-                Want::Logits => {
-                    let values = gpu.download(&self.buffers.logits.view(&[ending.len(), vocab])?).await?;
-                    let each = ending.iter().zip(values.chunks_exact(vocab));
-                    each.for_each(|(p, row)| fed.logits[p.sequence] = row.to_vec());
+                _ => {
+                    if drawn {
+                        let tokens = gpu.download_u32(&self.buffers.tokens.view(&[ending.len()])?).await?;
+                        ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
+                    }
+                    if read {
+                        let values = gpu.download(&self.buffers.logits.view(&[ending.len(), vocab])?).await?;
+                        let each = ending.iter().zip(values.chunks_exact(vocab));
+                        each.for_each(|(p, row)| fed.logits[p.sequence] = row.to_vec());
+                    }
                 }
             }
             let tokens = |part: &Part| (batch[part.sequence].0, &batch[part.sequence].1[part.tokens.clone()]);

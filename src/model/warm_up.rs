@@ -1,5 +1,6 @@
 //! Everything that a session's first steps would compile, ahead of them.
 
+use super::owned::Owned;
 use super::session::{Draw, Session, Want};
 use crate::cache::SeqId;
 use crate::error::Result;
@@ -52,11 +53,10 @@ impl Session {
     /// Feeds so many tokens to each of new sequences, and removes them. Their merge kernels are bound too, with nothing
     /// to merge (`Decode::encode`).
     async fn rehearse(&mut self, tokens: &[usize]) -> Result<()> {
-        let ids: Vec<SeqId> = tokens.iter().map(|_| self.insert()).collect();
+        let mut own = Owned::new(self);
+        let ids: Vec<SeqId> = tokens.iter().map(|_| own.insert()).collect();
         let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
         let batch: Vec<(SeqId, &[u32])> = ids.iter().zip(tokens).map(|(id, n)| (*id, &zeros[..*n])).collect();
-        let fed = self.feed(&batch, Want::Token(&vec![Draw::default(); tokens.len()])).await;
-        ids.into_iter().try_for_each(|id| self.remove(id))?;
-        fed.map(drop)
+        own.session.feed(&batch, Want::Token(&vec![Draw::default(); tokens.len()])).await.map(drop)
     }
 }

@@ -74,6 +74,8 @@ fn tokens_logits_and_all_logits_agree_in_a_ragged_batch() {
     for chunk in [4, 64] {
         let tokens = run(Want::Token(&[Draw::default(); 3]), chunk).tokens;
         let last = run(Want::Logits, chunk).logits;
+        let both = run(Want::TokenAndLogits(&[Draw::default(); 3]), chunk);
+        assert_eq!((&both.tokens, &both.logits), (&tokens, &last), "chunks of {chunk}");
         let all = run(Want::AllLogits, chunk).logits;
         for i in 0..3 {
             assert_eq!(all[i].len(), PROMPTS[i].len() * vocab);
@@ -209,6 +211,7 @@ fn bad_calls_are_typed_errors_and_change_nothing() {
     assert_kind!(fails(&[(a, &one), (b, &[])], Want::Logits), ErrorKind::Argument { .. });
     assert_kind!(fails(&[(a, &one), (b, &[1, 257])], Want::Logits), ErrorKind::Argument { .. });
     assert_kind!(fails(&[(a, &one)], Want::Token(&[])), ErrorKind::Shape { .. });
+    assert_kind!(fails(&[(a, &one)], Want::TokenAndLogits(&[])), ErrorKind::Shape { .. });
     let hot = [Draw { sampling: Sampling { temperature: f32::NAN, top_p: 1.0 }, u: 0.0 }];
     assert_kind!(fails(&[(a, &one)], Want::Token(&hot)), ErrorKind::Argument { .. });
     assert_kind!(fails(&[(a, &one)], Want::Token(&[Draw { u: 1.0, ..greedy[0] }])), ErrorKind::Argument { .. });

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 mod batching;
+mod beams_and_samples;
 mod folders;
 mod forward;
 mod saved;

@@ -1,0 +1,163 @@
+//! `--beams` and `--best-of`: several texts of one prompt, the best first.
+
+use super::{number, open, Args, Opened, Stop};
+use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation, Utf8Stream, Want};
+use latten::Gpu;
+use std::io::Write;
+use std::time::Instant;
+
+/// What is to be looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Several {
+    Beams(BeamOptions),
+    BestOf(BestOfOptions),
+}
+
+/// The options of the command line that are about it, and the names of all that were given.
+#[derive(Default)]
+pub(crate) struct Flags {
+    beams: Option<usize>,
+    best_of: Option<usize>,
+    length_penalty: Option<f64>,
+    stop: Option<u32>,
+    pub(crate) given: Vec<String>,
+}
+
+impl Flags {
+    /// Takes an option and its value. False if it is not one of these.
+    pub(crate) fn take(
+        &mut self,
+        option: &str,
+        value: impl FnOnce() -> Result<String, String>,
+    ) -> Result<bool, String> {
+        match option {
+            "--beams" => self.beams = Some(number(option, &value()?)?),
+            "--best-of" => self.best_of = Some(number(option, &value()?)?),
+            "--length-penalty" => self.length_penalty = Some(number(option, &value()?)?),
+            "--stop" => self.stop = Some(number(option, &value()?)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What they ask for, with `args` for the rest.
+    pub(crate) fn choose(&self, args: &Args) -> Result<Option<Several>, String> {
+        let given = |names: &[&'static str]| names.iter().find(|name| self.given.iter().any(|g| g == *name)).copied();
+        let (name, count) = match (self.beams, self.best_of) {
+            (Some(_), Some(_)) => return Err("--beams and --best-of exclude each other".into()),
+            (Some(beams), None) => ("--beams", beams),
+            (None, Some(samples)) => ("--best-of", samples),
+            (None, None) => {
+                return match given(&["--length-penalty", "--stop"]) {
+                    Some(option) => Err(format!("{option} is for --beams or --best-of")),
+                    None => Ok(None),
+                }
+            }
+        };
+        if count == 0 {
+            return Err(format!("{name} 0: wanted at least 1"));
+        }
+        if let Some(option) = given(&["--save-session", "--profile"]) {
+            return Err(format!("{name} and {option} exclude each other"));
+        }
+        let length_penalty = self.length_penalty.unwrap_or(1.0);
+        if name == "--beams" {
+            if let Some(option) = given(&["--temperature", "--top-p", "--seed"]) {
+                return Err(format!("--beams draws nothing by chance, {option} is not for it"));
+            }
+            let max_new_tokens = args.options.max_new_tokens;
+            let options = BeamOptions { beams: count, max_new_tokens, stop_token: self.stop, length_penalty };
+            return Ok(Some(Several::Beams(options)));
+        }
+        if count > 1 && args.options.sampling.temperature == 0.0 {
+            return Err(format!("--best-of {count} at --temperature 0 are {count} times the same"));
+        }
+        let options = BestOfOptions { samples: count, generate: args.options, stop_token: self.stop, length_penalty };
+        Ok(Some(Several::BestOf(options)))
+    }
+}
+
+impl Several {
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Several::Beams(options) => options.beams,
+            Several::BestOf(options) => options.samples,
+        }
+    }
+}
+
+/// One model's line at the end.
+pub(crate) struct Line {
+    variant: &'static str,
+    several: Several,
+    prefill_ms: f64,
+    /// Of the texts that were found.
+    tokens: usize,
+    longest: usize,
+    seconds: f64,
+}
+
+/// Writes the texts of a model.
+pub(crate) async fn run_model(
+    gpu: &Gpu,
+    folder: &str,
+    args: &Args,
+    several: Several,
+    out: &mut impl Write,
+) -> Result<Line, Stop> {
+    let Opened { mut session, sequence, tokens } = open(gpu, folder, args).await?;
+    let variant = session.decoder().config().variant();
+    let held = session.len(sequence)?;
+    let input = tokens.get(held..).unwrap_or_default();
+    let start = Instant::now();
+    // All but the last token ahead, so that the search is timed without the prompt.
+    let (before, last) = input.split_at(input.len().saturating_sub(1));
+    if !before.is_empty() {
+        session.feed(&[(sequence, before)], Want::Logits).await?;
+    }
+    let prefilled = Instant::now();
+    let found = match several {
+        Several::Beams(options) => beam_search(&mut session, sequence, last, options).await?,
+        Several::BestOf(options) => best_of(&mut session, sequence, last, options).await?,
+    };
+    let seconds = prefilled.elapsed().as_secs_f64();
+
+    writeln!(out, "--- {variant} ---\n{}", text(&tokens))?;
+    for (i, continuation) in found.iter().enumerate() {
+        let Continuation { tokens, log_probability, score, stopped } = continuation;
+        let end = if *stopped { ", stopped" } else { "" };
+        writeln!(
+            out,
+            "[{}: score {score:.4}, log-probability {log_probability:.2}, {} tokens{end}]",
+            i + 1,
+            tokens.len()
+        )?;
+        writeln!(out, "{}", text(tokens))?;
+    }
+    writeln!(out)?;
+    let lengths = || found.iter().map(|continuation| continuation.tokens.len());
+    let (tokens, longest) = (lengths().sum(), lengths().max().unwrap_or(0));
+    Ok(Line { variant, several, prefill_ms: 1e3 * (prefilled - start).as_secs_f64(), tokens, longest, seconds })
+}
+
+fn text(tokens: &[u32]) -> String {
+    let mut stream = Utf8Stream::default();
+    let text: String = tokens.iter().map(|token| stream.push(*token)).collect();
+    text + &stream.finish()
+}
+
+pub(crate) fn print(out: &mut impl Write, lines: &[Line]) -> std::io::Result<()> {
+    for line in lines {
+        let what = match line.several {
+            Several::Beams(options) => format!("{} beams", options.beams),
+            Several::BestOf(options) => format!("best of {}", options.samples),
+        };
+        let (each, all) = (line.longest as f64 / line.seconds, line.tokens as f64 / line.seconds);
+        writeln!(
+            out,
+            "{}  {what}: prefill {:.0} ms, then {:.2} s: {each:.0} tok/s for the longest text, {all:.0} tok/s for all",
+            line.variant, line.prefill_ms, line.seconds
+        )?;
+    }
+    Ok(())
+}
