@@ -4,7 +4,7 @@ use super::attention::AttentionStep;
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::schedule::{schedule, Part};
-use crate::attention::{Decode, KvSource};
+use crate::attention::{Decode, KvSource, SplitPolicy};
 use crate::cache::{CacheStats, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
@@ -115,6 +115,13 @@ impl Session {
         let decode = Decode::new(gpu, heads, options.kv_dtype)?;
         let buffers = Buffers::new(decoder, &options)?;
         Ok(Session { decoder: decoder.clone(), cache, decode, options, buffers, unfinished: Vec::new() })
+    }
+
+    /// Cuts the attention over long contexts by this policy; without it by [`SplitPolicy::Auto`]. With
+    /// [`SplitPolicy::FixedTokens`] the attention of a sequence does not depend on the others of a step, bit for bit.
+    /// Products still depend on how many tokens a step has, so logits are the same bits where steps are as large.
+    pub fn with_policy(self, policy: SplitPolicy) -> Self {
+        Session { decode: self.decode.with_policy(policy), ..self }
     }
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].

@@ -12,6 +12,8 @@ mod isolation;
 mod options;
 mod pairwise;
 mod save;
+mod saved_files;
+mod schedules;
 mod sharing;
 mod split;
 mod steps;
