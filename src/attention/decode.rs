@@ -170,6 +170,11 @@ impl Decode {
         &self.heads
     }
 
+    /// How sequences are split.
+    pub(crate) fn policy(&self) -> SplitPolicy {
+        self.policy
+    }
+
     /// The options it was made with.
     pub fn options(&self) -> &AttentionOptions {
         &self.options

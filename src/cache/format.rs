@@ -66,7 +66,7 @@ pub struct SavedInfo {
 pub struct SavedSequence {
     /// Tokens whose rows are in the file.
     pub len: usize,
-    /// Token ids as the caller gave them: none, or `len` and any number that are not cached yet.
+    /// Token ids, as the caller gave them or the cache knew them: none, or `len` and any number that are not cached yet.
     pub tokens: Vec<u32>,
 }
 

@@ -5,7 +5,7 @@ use super::input::Input;
 use super::page_rows::{Direction, PageRows};
 use super::save::{io, Progress};
 use super::{PagedKvCache, SeqId};
-use crate::error::{Error, ErrorKind, Result, SavedFault};
+use crate::error::{Result, SavedFault};
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::Read;
@@ -27,13 +27,14 @@ impl PagedKvCache {
     ///
     /// One block of the file passes through the host at a time. The reader should be at its best with reads of 1 MiB; it is
     /// read to its end. Every block is checked before it reaches the device. A load that fails, or is dropped, leaves no
-    /// sequence and no page taken; plans made before it are stale all the same.
+    /// sequence and no page taken; plans made before it are stale all the same. Kept pages are evicted where no others are
+    /// free, but only if they suffice; what a load has evicted before it fails in its blocks stays evicted.
     ///
     /// A checksum is no signature: load files that you or your user wrote.
     ///
     /// Errors: [`ErrorKind::Saved`] for a file that is foreign, newer, truncated, damaged, longer than it should be, or
     /// of another layout, dtype, rotation, number of layers or fingerprint; [`ErrorKind::CacheFull`] with the pages of
-    /// all its sequences; [`ErrorKind::Io`]; those of the device.
+    /// all its sequences and those to be had, kept ones counted as free; [`ErrorKind::Io`]; those of the device.
     pub async fn load(
         &mut self,
         fingerprint: &[u8],
@@ -122,28 +123,12 @@ struct NewSequences<'a> {
 }
 
 impl NewSequences<'_> {
+    /// Room for all of them, in one call: where it is too little, no kept page is evicted either.
     fn reserve(&mut self, info: &SavedInfo) -> Result<()> {
-        let free = self.cache.stats().free;
-        for sequence in &info.sequences {
-            let id = self.cache.insert();
-            self.ids.push(id);
-            if sequence.len > 0 {
-                self.cache.reserve(&[id], sequence.len).map_err(|e| self.all(e, info, free))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The error of one sequence as that of the call.
-    fn all(&self, e: Error, info: &SavedInfo, free: usize) -> Error {
-        let pages = |len: usize| len.div_ceil(self.cache.pages.size);
-        match e.kind() {
-            ErrorKind::CacheFull { .. } => {
-                let needed = info.sequences.iter().fold(0usize, |sum, s| sum.saturating_add(pages(s.len)));
-                ErrorKind::CacheFull { needed, free }.into()
-            }
-            _ => e,
-        }
+        self.ids = info.sequences.iter().map(|_| self.cache.insert()).collect();
+        let lengths = info.sequences.iter().map(|sequence| sequence.len);
+        let wanted: Vec<(SeqId, usize)> = self.ids.iter().copied().zip(lengths).filter(|(_, len)| *len > 0).collect();
+        self.cache.reserve_each(&wanted)
     }
 
     fn commit(&mut self, info: &SavedInfo) -> Result<Vec<SeqId>> {

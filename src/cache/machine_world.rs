@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
+#[path = "machine_calls.rs"]
+mod calls;
 #[path = "machine_check.rs"]
 mod check;
 
 use super::{Op, Sizes, MOST_SEQUENCES, SALTS};
 use crate::attention::view::KvSource;
-use crate::cache::stats::PageCopy;
 use crate::cache::table::{SeqId, SeqTable};
 
 /// What a sequence should hold.
@@ -306,168 +307,5 @@ impl World {
         if !ok {
             assert_eq!(format!("{:?}", self.table), format!("{before:?}"), "failed and left a trace");
         }
-    }
-
-    /// The sequences meant, each once but for lists of three, which may repeat one.
-    fn resolve<T: Clone>(&self, list: &[(usize, T)]) -> Vec<(SeqId, T)> {
-        let mut resolved: Vec<(SeqId, T)> = Vec::new();
-        for (index, what) in list {
-            let Some(id) = self.at(*index).map(|at| self.sequences[at].0) else { continue };
-            if list.len() == 3 || resolved.iter().all(|(other, _)| *other != id) {
-                resolved.push((id, what.clone()));
-            }
-        }
-        resolved
-    }
-
-    fn match_prefix(&mut self, tokens: &[u32], salt: u64) {
-        let stats = self.table.stats();
-        let id = self.table.match_prefix(tokens, salt);
-        let found = self.table.len(id).unwrap();
-        let most = tokens.len().saturating_sub(1) / self.page_size;
-        assert!(found.is_multiple_of(self.page_size) && found <= most * self.page_size, "{found} of {tokens:?}");
-        let (hits, misses) = (self.table.stats().hits - stats.hits, self.table.stats().misses - stats.misses);
-        assert_eq!((hits as usize, (hits + misses) as usize), (found / self.page_size, most));
-        // What a living sequence or a pin holds cannot have been given up; what was published only if nothing else was.
-        let pages = |known: &[u32]| {
-            let same = known.iter().zip(tokens).take_while(|(a, b)| a == b).count() / self.page_size;
-            same.min(most) * self.page_size
-        };
-        let living = self.live().filter(|(_, should)| should.known && should.salt == salt).map(|(_, s)| &s.tokens);
-        let pinned = self.pins.values().filter(|pin| pin.salt == salt).map(|pin| &pin.tokens);
-        let least = living.chain(pinned).map(|known| pages(known)).max().unwrap_or(0);
-        assert!(found >= least, "{found} tokens found, {least} are there");
-        let published = |pages: &usize| self.published.contains(&(salt, tokens[..pages * self.page_size].to_vec()));
-        let longest = (1..=most).take_while(published).count() * self.page_size;
-        assert!(found <= longest, "{found} tokens found, of {longest} ever committed");
-        assert!(self.gave_up || found == longest, "{found} tokens found of {longest}, and nothing was given up");
-        self.seen.found += usize::from(found > 0);
-        self.seen.found_all += usize::from(found > 0 && !self.gave_up);
-        let should = Should { salt, known: true, tokens: tokens[..found].to_vec(), ..Should::default() };
-        self.add(id, should);
-    }
-
-    /// Returns whether it is to succeed, and the pages taken.
-    fn reserve(&mut self, wanted: &[(usize, Vec<u32>)], undo: bool) -> (bool, usize) {
-        let wanted = self.resolve(wanted);
-        let ids: Vec<SeqId> = wanted.iter().map(|(id, _)| *id).collect();
-        let calls: Vec<(SeqId, usize)> = wanted.iter().map(|(id, drafts)| (*id, drafts.len())).collect();
-        let mut needed = 0;
-        let mut ok = self.valid(&ids) && calls.iter().all(|(_, n)| *n > 0);
-        let mut holders = self.holders();
-        for (id, n) in calls.iter().filter(|_| ok) {
-            let (pages, len) = (self.table.page_table(*id).unwrap(), self.table.len(*id).unwrap());
-            let tokens = len + self.table.reserved(*id).unwrap() + n;
-            let (_, should) = self.live().find(|(other, _)| other == id).unwrap();
-            let held = should.pages(tokens, self.page_size);
-            needed += held.len() - pages.len();
-            if len % self.page_size > 0 {
-                let tail = held.iter().position(|page| *page == len / self.page_size).unwrap();
-                let holders = holders.get_mut(&pages[tail]).unwrap();
-                if *holders > 1 {
-                    *holders -= 1;
-                    needed += 1;
-                }
-            }
-        }
-        let stats = self.table.stats();
-        self.seen.full += usize::from(ok && needed > stats.available());
-        ok &= needed <= stats.free + stats.evictable;
-        if ok {
-            assert_eq!(self.table.pages_needed(&calls).unwrap(), needed);
-            self.fail_everywhere(&calls, needed);
-        }
-        let (before, used) = (self.state(), self.table.stats().used);
-        let shared_before = self.forgotten(&ids);
-        let result = self.table.reserve_each(&calls);
-        assert_eq!(result.is_ok(), ok, "{result:?}, {needed} pages needed");
-        let Ok(copies) = result else { return (false, 0) };
-        self.gave_up |= shared_before;
-        self.seen.forgotten += usize::from(shared_before);
-        self.seen.copies += copies.len();
-        self.copy(&copies);
-        if undo {
-            self.seen.undone_copies += copies.len();
-            self.table.undo_reserve(&calls, &copies);
-            assert_eq!((self.state(), self.table.stats().used), (before, used));
-            return (true, needed);
-        }
-        for (id, drafts) in wanted {
-            self.get(id).drafts.extend(drafts);
-            self.write_drafts(id);
-        }
-        (true, needed)
-    }
-
-    fn copy(&mut self, copies: &[PageCopy]) {
-        let targets: HashSet<u32> = copies.iter().map(|copy| copy.target).collect();
-        assert_eq!(targets.len(), copies.len());
-        for copy in copies {
-            assert!(!targets.contains(&copy.source), "{copies:?}");
-            let first = |page: u32| page as usize * self.page_size;
-            self.memory.copy_within(first(copy.source)..first(copy.source + 1), first(copy.target));
-        }
-    }
-
-    /// What the kernels do: each new token to its slot.
-    fn write_drafts(&mut self, id: SeqId) {
-        let batch = self.table.batch(&[id]).unwrap();
-        let should = self.get(id).clone();
-        let new = &should.content()[should.tokens.len()..];
-        assert_eq!(batch.slots.len(), new.len());
-        for (slot, content) in batch.slots.iter().zip(new) {
-            self.memory[*slot as usize] = *content;
-        }
-    }
-
-    fn accept(&mut self, id: SeqId, n: usize, told: bool) {
-        let page_size = self.page_size;
-        let mut freed = 0;
-        let should = self.get(id);
-        should.tokens.extend(should.drafts.drain(..).take(n));
-        should.known &= told;
-        if n > 0 {
-            let before = should.gap(page_size).len();
-            should.passed = should.passed.max(should.first_seen(should.tokens.len()) / page_size);
-            freed = (should.gap(page_size).len() - before) / page_size;
-        }
-        let beside = if should.keep_first > 0 { freed } else { 0 };
-        let (salt, known, tokens) = (should.salt, should.known, should.tokens.clone());
-        self.seen.freed += freed;
-        self.seen.beside += beside;
-        for pages in (1..=tokens.len() / page_size).filter(|_| known) {
-            self.published.insert((salt, tokens[..pages * page_size].to_vec()));
-        }
-    }
-
-    fn commit_tokens(&mut self, accepted: &[(usize, usize)]) -> bool {
-        let resolved = self.resolve(accepted);
-        let ids: Vec<SeqId> = resolved.iter().map(|(id, _)| *id).collect();
-        let drafts: HashMap<SeqId, Vec<u32>> = self.live().map(|(id, should)| (id, should.drafts.clone())).collect();
-        // As many as are there, and now and then one too many.
-        let more = resolved.len() == 1 && accepted[0].1 == 23;
-        let accept = |(id, n): &(SeqId, usize)| {
-            let drafts = drafts.get(id).cloned().unwrap_or_default();
-            let n = if more { drafts.len() + 1 } else { *n };
-            (*id, drafts.into_iter().chain([0]).take(n).collect())
-        };
-        let mut tokens: Vec<(SeqId, Vec<u32>)> = resolved.iter().map(accept).collect();
-        if !more {
-            tokens.iter_mut().for_each(|(id, tokens)| tokens.truncate(drafts.get(id).map_or(1, Vec::len)));
-        }
-        let ok = self.valid(&ids) && tokens.iter().all(|(id, tokens)| tokens.len() <= drafts[id].len());
-        let given: Vec<(SeqId, &[u32])> = tokens.iter().map(|(id, tokens)| (*id, tokens.as_slice())).collect();
-        let before: Vec<Option<Vec<u32>>> =
-            ids.iter().map(|id| self.table.page_table(*id).ok().map(<[u32]>::to_vec)).collect();
-        let result = self.table.commit_tokens(&given);
-        assert_eq!(result.is_ok(), ok, "{result:?}");
-        for (id, before) in ids.iter().zip(before) {
-            let (Ok(after), Some(before)) = (self.table.page_table(*id), before) else { continue };
-            self.seen.merged += after.iter().zip(&before).filter(|(a, b)| a != b).count();
-        }
-        for (id, tokens) in tokens.iter().filter(|_| ok) {
-            self.accept(*id, tokens.len(), true);
-        }
-        ok
     }
 }

@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct SaveSequence<'a> {
     /// The sequence.
     pub id: SeqId,
-    /// Its token ids, to be given back by load; or none, which is kept as none. More than the sequence has in the cache
-    /// are tokens that are yet to be fed, as the last one drawn.
+    /// Its token ids, to be given back by load; or none: then those that the cache knows, if it knows them all
+    /// ([`PagedKvCache::tokens`]), else none. More than the sequence has in the cache are tokens that are yet to be fed, as
+    /// the last one drawn.
     pub tokens: &'a [u32],
 }
 
@@ -51,7 +52,8 @@ impl PagedKvCache {
     /// recorded. Dropping the future stops it and leaves the cache as it was.
     ///
     /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for a sequence whose window has freed pages, for tokens
-    /// that are some, but fewer than the sequence has, or a fingerprint of more than 64 KiB; [`ErrorKind::Io`] of the writer; those of the device.
+    /// that are some, but fewer than the sequence has, or others than those that the cache knows, and for a fingerprint of
+    /// more than 64 KiB; [`ErrorKind::Io`] of the writer; those of the device.
     pub async fn save(&self, what: Save<'_>, writer: impl Write, progress: impl FnMut(Progress)) -> Result<()> {
         self.save_as("-", what, writer, progress).await
     }
@@ -119,11 +121,7 @@ impl PagedKvCache {
                 let why = format!("sequence {id} no longer holds its tokens {gap:?}; all of them are saved or none");
                 return Err(ErrorKind::argument("sequences", why));
             }
-            if !tokens.is_empty() && tokens.len() < len {
-                let why = format!("{} of sequence {id}, which has {len} in the cache", tokens.len());
-                return Err(ErrorKind::argument("tokens", why));
-            }
-            sequences.push(SavedSequence { len, tokens: tokens.to_vec() });
+            sequences.push(SavedSequence { len, tokens: self.tokens_to_save(id, len, tokens)? });
         }
         let row_bytes = 16 * self.layout.row_words(self.heads.groups());
         Ok(SavedInfo {
@@ -137,6 +135,24 @@ impl PagedKvCache {
             sequences,
             block_tokens: block_tokens(row_bytes),
         })
+    }
+
+    /// The tokens of a sequence of this length: those given if any are, else those that are known.
+    fn tokens_to_save(&self, id: SeqId, len: usize, given: &[u32]) -> Result<Vec<u32>> {
+        let known = self.tokens(id)?;
+        if given.is_empty() {
+            return Ok(known.unwrap_or_default());
+        }
+        if given.len() < len {
+            let why = format!("{} of sequence {id}, which has {len} in the cache", given.len());
+            return Err(ErrorKind::argument("tokens", why));
+        }
+        let pairs = || known.iter().flatten().zip(given);
+        if let Some((at, (known, given))) = pairs().enumerate().find(|(_, (known, given))| known != given) {
+            let why = format!("{given} at {at}, where sequence {id} has {known} in the cache");
+            return Err(ErrorKind::argument("tokens", why));
+        }
+        Ok(given.to_vec())
     }
 }
 

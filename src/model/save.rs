@@ -8,8 +8,9 @@ use std::path::Path;
 
 impl Session {
     /// Writes sequences to `writer`, as [`PagedKvCache::save`](crate::PagedKvCache::save), for sessions of the same
-    /// [`Decoder`](crate::Decoder), whatever their page size. To go on later, give all tokens of a sequence and those
-    /// not fed yet, as the last one drawn: [`Session::load`] gives them back.
+    /// [`Decoder`](crate::Decoder), whatever their page size. [`Session::load`] gives the tokens of a sequence back: those
+    /// from [`Session::match_prefix`], and forks of them, are known here and need not be given. Give all tokens of others,
+    /// and of each sequence those not fed yet, as the last one drawn, after all that were.
     ///
     /// Errors: as there.
     pub async fn save(

@@ -4,7 +4,7 @@ use super::attention::AttentionStep;
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::schedule::{schedule, Part};
-use crate::attention::{Decode, KvSource};
+use crate::attention::{Decode, KvSource, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
@@ -132,12 +132,20 @@ impl Session {
     /// All that is on a device, on that of `decoder`.
     pub(super) fn rebuild_on(&mut self, decoder: &Decoder) -> Result<Vec<EmptiedSequence>> {
         let decode = Decode::new(decoder.gpu(), *self.cache.heads(), self.options.kv_dtype)?;
+        let decode = decode.with_policy(self.decode.policy());
         let buffers = Buffers::new(decoder, &self.options)?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
         (self.decoder, self.decode, self.buffers) = (decoder.clone(), decode, buffers);
         // What fails here is compiled at the first use, and fails there again.
         let _ = self.decode.prepare(&self.cache.layer(0)?);
         Ok(emptied)
+    }
+
+    /// Cuts the attention over long contexts by this policy; without it by [`SplitPolicy::Auto`]. With
+    /// [`SplitPolicy::FixedTokens`] the attention of a sequence does not depend on the others of a step, bit for bit.
+    /// Products still depend on how many tokens a step has, so logits are the same bits where steps are as large.
+    pub fn with_policy(self, policy: SplitPolicy) -> Self {
+        Session { decode: self.decode.with_policy(policy), ..self }
     }
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].

@@ -13,6 +13,8 @@ mod options;
 mod pairwise;
 mod rebuild;
 mod save;
+mod saved_files;
+mod schedules;
 mod sharing;
 mod slabs;
 mod split;

@@ -1,25 +1,23 @@
-//! Saved caches: every bit of every committed row, through pages of other sizes; and files that are refused.
+//! Saved caches: every bit of every committed row, through pages of other sizes, and their tokens.
+//! Files that are refused: `saved_files.rs`.
 
 use crate::append::pool;
 use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::attention::{KvSource, StateLayout};
 use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::{
-    reference, DType, Decode, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation,
-    SavedFault, SeqId, SplitPolicy, Tensor,
+    reference, DType, Decode, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation, SeqId,
+    SplitPolicy, Tensor,
 };
-use std::io::{Error as IoError, Write};
-use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
 
-const MODEL: &[u8] = b"some model";
+pub const MODEL: &[u8] = b"some model";
 
-fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> PagedKvCache {
+pub fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> PagedKvCache {
     PagedKvCache::new(gpu, heads, dtype, pages).unwrap()
 }
 
 /// Puts random bits everywhere, so that every word counts, NaN among them, and nothing is where it should not be.
-fn scramble(gpu: &Gpu, cache: &PagedKvCache, rng: &mut Rng) {
+pub fn scramble(gpu: &Gpu, cache: &PagedKvCache, rng: &mut Rng) {
     for layer in 0..cache.pages().layers {
         for slab in cache.layer(layer).unwrap().wgpu_buffers() {
             let words: Vec<u8> = (0..slab.size() / 8).flat_map(|_| rng.next().to_le_bytes()).collect();
@@ -29,7 +27,7 @@ fn scramble(gpu: &Gpu, cache: &PagedKvCache, rng: &mut Rng) {
 }
 
 /// Sequences of these lengths, their pages in turn and so scattered; each has two more tokens reserved.
-fn grow(cache: &mut PagedKvCache, lengths: &[usize]) -> Vec<SeqId> {
+pub fn grow(cache: &mut PagedKvCache, lengths: &[usize]) -> Vec<SeqId> {
     let ids: Vec<SeqId> = lengths.iter().map(|_| cache.insert()).collect();
     let step = 3 + cache.pages().size;
     for first in (0..lengths.iter().copied().max().unwrap_or(0)).step_by(step) {
@@ -67,23 +65,23 @@ fn as_block(cache: &PagedKvCache, rows: &[u32]) -> Vec<u32> {
 }
 
 /// All rows of these sequences, in the order of a file.
-fn all_rows(gpu: &Gpu, cache: &PagedKvCache, ids: &[SeqId]) -> Vec<u32> {
+pub fn all_rows(gpu: &Gpu, cache: &PagedKvCache, ids: &[SeqId]) -> Vec<u32> {
     let layers = 0..cache.pages().layers;
     ids.iter().flat_map(|id| layers.clone().flat_map(move |layer| rows(gpu, cache, *id, layer))).collect()
 }
 
-fn saved(cache: &PagedKvCache, ids: &[SeqId]) -> Result<Vec<u8>, Error> {
+pub fn saved(cache: &PagedKvCache, ids: &[SeqId]) -> Result<Vec<u8>, Error> {
     let sequences: Vec<_> = ids.iter().map(|id| SaveSequence { id: *id, tokens: &[] }).collect();
     let mut bytes = Vec::new();
     wait(cache.save(Save { sequences: &sequences, fingerprint: MODEL }, &mut bytes, |_| {}))?;
     Ok(bytes)
 }
 
-fn load(cache: &mut PagedKvCache, bytes: &[u8]) -> Result<Vec<LoadedSequence>, Error> {
+pub fn load(cache: &mut PagedKvCache, bytes: &[u8]) -> Result<Vec<LoadedSequence>, Error> {
     wait(cache.load(MODEL, bytes, |_| {}))
 }
 
-fn ids(loaded: &[LoadedSequence]) -> Vec<SeqId> {
+pub fn ids(loaded: &[LoadedSequence]) -> Vec<SeqId> {
     loaded.iter().map(|l| l.id).collect()
 }
 
@@ -262,221 +260,6 @@ fn a_save_is_of_all_that_was_committed() {
     assert_eq!(load(&mut other, &none).unwrap(), []);
 }
 
-/// Whatever is wrong with a file, the cache is as it was: sequences, pages, every bit that somebody owns.
-#[test]
-fn refused_files_change_nothing() {
-    let (gpu, heads, mut rng) = (gpu(), small(), Rng(21));
-    let pages = Pages { count: 40, size: 4, layers: 2 };
-    let mut source = cache(gpu, heads, DType::F16, pages);
-    scramble(gpu, &source, &mut rng);
-    let kept = grow(&mut source, &[30, 17]);
-    let bytes = saved(&source, &kept).unwrap();
-
-    let mut other = cache(gpu, heads, DType::F16, Pages { count: 16, ..pages });
-    scramble(gpu, &other, &mut rng);
-    let owner = grow(&mut other, &[5])[0];
-    let image = (other.stats(), other.len(owner).unwrap(), all_rows(gpu, &other, &[owner]));
-    let refused = |other: &mut PagedKvCache, bytes: &[u8]| {
-        let e = load(other, bytes).unwrap_err();
-        assert!((other.stats(), other.len(owner).unwrap()) == (image.0, image.1), "{e}");
-        e
-    };
-    let fault = |e: Error| match e.kind() {
-        ErrorKind::Saved { fault, .. } => fault.clone(),
-        _ => panic!("{e}"),
-    };
-    for len in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {
-        let fault = fault(refused(&mut other, &bytes[..len]));
-        assert!(matches!(fault, SavedFault::Truncated { end, .. } if end == len as u64), "{len}: {fault}");
-    }
-    for at in (0..bytes.len()).step_by(61).chain([bytes.len() - 1]) {
-        let mut damaged = bytes.clone();
-        damaged[at] ^= 0x10;
-        refused(&mut other, &damaged);
-    }
-    let long = [&bytes[..], b"x"].concat();
-    assert_eq!(fault(refused(&mut other, &long)), SavedFault::TooLong { size: bytes.len() as u64 });
-    assert!(matches!(fault(refused(&mut other, b"GGUF....1234")), SavedFault::Foreign { .. }));
-    let mut newer = bytes.clone();
-    newer[8] = 2;
-    assert_eq!(fault(refused(&mut other, &newer)), SavedFault::Newer { version: 2, known: 1 });
-    let name = |e: Error| match e.kind() {
-        ErrorKind::Saved { fault: SavedFault::Other { name, .. }, .. } => *name,
-        _ => panic!("{e}"),
-    };
-    let foreign = |cache: PagedKvCache| saved(&cache, &[]).unwrap();
-    let gla = HeadLayout::gla(Gla { q_heads: 4, latent_heads: 2, latent_dim: 16, rope_dim: 8 }).unwrap();
-    assert_eq!(name(refused(&mut other, &foreign(cache(gpu, gla, DType::F16, pages)))), "layout");
-    assert_eq!(name(refused(&mut other, &foreign(cache(gpu, heads, DType::BF16, pages)))), "dtype");
-    let three = foreign(cache(gpu, heads, DType::F16, Pages { layers: 3, ..pages }));
-    assert_eq!(refused(&mut other, &three).to_string(), "saved cache -: its layer count is 3, here it is 2");
-    let turning = |base: f64| {
-        let table: Vec<f32> = reference::inv_freq(base, heads.rope_dim()).iter().map(|v| *v as f32).collect();
-        cache(gpu, heads, DType::F16, pages).with_rotation(Rotation::Half, &table).unwrap()
-    };
-    assert_eq!(name(refused(&mut other, &foreign(turning(1e4)))), "rotation");
-    let text = load(&mut turning(1e4), &foreign(turning(1e6))).unwrap_err().to_string();
-    assert!(
-        text.starts_with("saved cache -: its frequency is 0.0") && text.contains(" at 1, here it is 0.1 at 1"),
-        "{text}"
-    );
-    let e = wait(other.load(b"another", &bytes[..], |_| {})).unwrap_err();
-    assert_eq!(e.to_string(), "saved cache -: its fingerprint is 736f6d65206d6f64656c, here it is 616e6f74686572");
-    // 30 and 17 tokens are 13 pages of four; 14 are free, and then 12.
-    assert_eq!(other.stats().free, 14);
-    other.reserve(&[owner], 8).unwrap();
-    let e = load(&mut other, &bytes).unwrap_err();
-    assert_eq!(*e.kind(), ErrorKind::CacheFull { needed: 13, free: 12 });
-    assert_eq!(other.stats().free, 12);
-    other.commit(&[owner], 0).unwrap();
-    assert!(all_rows(gpu, &other, &[owner]) == image.2, "what the sequence held has changed");
-    assert_eq!(load(&mut other, &bytes).unwrap().len(), 2);
-}
-
-#[test]
-fn bad_calls_are_typed_errors() {
-    let (gpu, heads) = (gpu(), small());
-    let mut cache = cache(gpu, heads, DType::F16, Pages { count: 8, size: 4, layers: 1 });
-    let ids = grow(&mut cache, &[5, 3]);
-    cache.remove(ids[1]).unwrap();
-    assert!(matches!(saved(&cache, &ids).unwrap_err().kind(), ErrorKind::UnknownSequence { .. }));
-    let save = |tokens: &[u32], fingerprint: &[u8]| {
-        let sequences = [SaveSequence { id: ids[0], tokens }];
-        let e = wait(cache.save(Save { sequences: &sequences, fingerprint }, &mut Vec::new(), |_| {}));
-        e.map_err(|e| e.to_string())
-    };
-    assert_eq!(save(&[1; 4], b""), Err(format!("tokens: 4 of sequence {}, which has 5 in the cache", ids[0])));
-    assert_eq!(save(&[], &[0; 65_537]), Err("fingerprint: 65537 bytes, at most 65536".into()));
-    assert_eq!(save(&[1; 5], &[0; 65_536]), Ok(()));
-}
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(test: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("latten-save-{test}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A file is there whole or not at all, and nothing else is left behind.
-#[test]
-fn files_appear_whole_or_not_at_all() {
-    let (gpu, heads, mut rng) = (gpu(), small(), Rng(2));
-    let mut source = cache(gpu, heads, DType::I8, Pages { count: 30, size: 8, layers: 2 });
-    scramble(gpu, &source, &mut rng);
-    let kept = grow(&mut source, &[100]);
-    let folder = Folder::new("files");
-    let path = folder.0.join("a.cache");
-    let sequences = [SaveSequence { id: kept[0], tokens: &[] }];
-    let what = Save { sequences: &sequences, fingerprint: MODEL };
-    let save = |path: &Path, progress: &mut dyn FnMut(Progress)| wait(source.save_file(what, path, progress));
-    save(&path, &mut |_| {}).unwrap();
-    assert_eq!(folder.names(), ["a.cache"]);
-    let bytes = std::fs::read(&path).unwrap();
-    assert!(bytes == saved(&source, &kept).unwrap());
-    let mut other = cache(gpu, heads, DType::I8, Pages { count: 300, size: 1, layers: 2 });
-    let loaded = ids(&wait(other.load_file(MODEL, &path, |_| {})).unwrap());
-    assert!(all_rows(gpu, &other, &loaded) == all_rows(gpu, &source, &kept));
-
-    // Something old is there until the new file is whole, and stays if it never is.
-    std::fs::write(&path, b"old").unwrap();
-    let stopped = catch_unwind(AssertUnwindSafe(|| {
-        save(&path, &mut |p| {
-            assert_eq!((std::fs::read(&path).unwrap(), folder.names().len()), (b"old".to_vec(), 2));
-            assert!(p.bytes < 5000, "stop here");
-        })
-    }));
-    assert!(stopped.is_err());
-    assert_eq!((std::fs::read(&path).unwrap(), folder.names()), (b"old".to_vec(), vec!["a.cache".to_string()]));
-    save(&path, &mut |_| {}).unwrap();
-    assert!(std::fs::read(&path).unwrap() == bytes);
-
-    for bad in [folder.0.join("no such folder/a"), folder.0.clone(), PathBuf::new(), folder.0.join("..")] {
-        let e = save(&bad, &mut |_| {}).unwrap_err();
-        assert!(matches!(e.kind(), ErrorKind::Io { path, .. } if *path == bad.display().to_string()), "{e}");
-    }
-    assert_eq!(folder.names(), ["a.cache"]);
-    let e = wait(other.load_file(MODEL, folder.0.join("none"), |_| {})).unwrap_err();
-    assert!(matches!(e.kind(), ErrorKind::Io { .. }));
-    std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
-    let text = wait(other.load_file(MODEL, &path, |_| {})).unwrap_err().to_string();
-    assert!(text.starts_with(&format!("saved cache {}: ends at byte", path.display())), "{text}");
-}
-
-/// A load that is dropped on the way (here by a panic of the caller's own) gives its pages back; so does one of a writer
-/// that fails, and the cache goes on.
-#[test]
-fn what_is_stopped_leaves_nothing() {
-    let (gpu, heads) = (gpu(), small());
-    let pages = Pages { count: 30, size: 8, layers: 2 };
-    let mut source = cache(gpu, heads, DType::F32, pages);
-    let kept = grow(&mut source, &[40, 40]);
-    let bytes = saved(&source, &kept).unwrap();
-    let mut other = cache(gpu, heads, DType::F32, pages);
-    let before = other.stats();
-    for stop in 0..4 {
-        let mut reports = 0;
-        let stopped = catch_unwind(AssertUnwindSafe(|| {
-            wait(other.load(MODEL, &bytes[..], |_| {
-                reports += 1;
-                assert!(reports <= stop, "stop here");
-            }))
-        }));
-        assert!(stopped.is_err());
-        assert_eq!(other.stats(), before, "stopped at report {stop}");
-    }
-
-    struct Full(usize);
-    impl Write for Full {
-        fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
-            self.0 = self.0.checked_sub(bytes.len()).ok_or(IoError::other("the disk is full"))?;
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> Result<(), IoError> {
-            Ok(())
-        }
-    }
-    let sequences = [SaveSequence { id: kept[0], tokens: &[] }];
-    let what = Save { sequences: &sequences, fingerprint: MODEL };
-    for room in [0, 100, 300, 3000, 9000] {
-        let e = wait(source.save(what, Full(room), |_| {})).unwrap_err();
-        assert_eq!(*e.kind(), ErrorKind::Io { path: "-".into(), message: "the disk is full".into() }, "{room} bytes");
-    }
-    assert!(saved(&source, &kept).unwrap() == bytes);
-    assert_eq!(load(&mut other, &bytes).unwrap().len(), 2);
-}
-
-#[test]
-fn a_lost_device_is_an_error_and_leaves_no_sequence() {
-    let heads = small();
-    let gpu = gpu_with(GpuOptions::default());
-    let mut cache = cache(&gpu, heads, DType::F16, Pages { count: 30, size: 8, layers: 1 });
-    let kept = grow(&mut cache, &[40]);
-    let bytes = saved(&cache, &kept).unwrap();
-    let before = cache.stats();
-    gpu.device().destroy();
-    for _ in 0..2 {
-        assert!(matches!(saved(&cache, &kept).unwrap_err().kind(), ErrorKind::DeviceLost { .. }));
-        assert!(matches!(load(&mut cache, &bytes).unwrap_err().kind(), ErrorKind::DeviceLost { .. }));
-        assert_eq!((cache.stats(), cache.len(kept[0]).unwrap()), (before, 40));
-    }
-}
-
 /// What a window has freed is not there to be saved, and nothing is written.
 #[test]
 fn a_sequence_that_its_window_has_cut_is_refused() {
@@ -491,4 +274,61 @@ fn a_sequence_that_its_window_has_cut_is_refused() {
     let error = wait(cache.save(what, &mut bytes, |_| {})).err().unwrap();
     assert!(matches!(error.kind(), ErrorKind::Argument { name: "sequences", .. }), "{error}");
     assert!(bytes.is_empty() && cache.len(id).unwrap() == 40);
+}
+
+/// Gives a sequence tokens, all rows of which are zero.
+fn feed(cache: &mut PagedKvCache, id: SeqId, tokens: &[u32]) {
+    cache.reserve(&[id], tokens.len()).unwrap();
+    cache.commit_tokens(&[(id, tokens)]).unwrap();
+}
+
+/// Tokens that the cache knows are saved without being given, whole pages and the rest, of forks too; given ones must be
+/// theirs, and may go on.
+#[test]
+fn known_tokens_are_saved_by_themselves() {
+    let mut source = cache(gpu(), small(), DType::F16, Pages { count: 40, size: 4, layers: 1 });
+    let prompt: Vec<u32> = (50..61).collect();
+    let known = source.match_prefix(&prompt, 3);
+    feed(&mut source, known, &prompt);
+    let fork = source.fork(known).unwrap();
+    feed(&mut source, fork, &[7]);
+    let unknown = source.insert();
+    feed(&mut source, unknown, &[1, 2]);
+    let empty = source.match_prefix(&[], 3);
+    // Known in part is not known.
+    let mixed = source.match_prefix(&prompt, 3);
+    assert_eq!(source.len(mixed).unwrap(), 8);
+    source.reserve(&[mixed], 2).unwrap();
+    source.commit(&[mixed], 2).unwrap();
+    let all = [known, fork, unknown, empty, mixed];
+    let bytes = saved(&source, &all).unwrap();
+    let forked = [&prompt[..], &[7]].concat();
+    let want = [&prompt[..], &forked, &[], &[], &[]];
+    let info = saved_info(&bytes[..]).unwrap();
+    assert_eq!(info.sequences.iter().map(|s| s.len).collect::<Vec<_>>(), [11, 12, 2, 0, 10]);
+    let mut other = cache(gpu(), small(), DType::F16, Pages { count: 60, size: 1, layers: 1 });
+    let loaded = load(&mut other, &bytes).unwrap();
+    assert_eq!(loaded.iter().map(|l| l.tokens.as_slice()).collect::<Vec<_>>(), want);
+    assert!(all_rows(gpu(), &other, &ids(&loaded)) == all_rows(gpu(), &source, &all));
+
+    let given = |id, tokens: &[u32]| {
+        let mut bytes = Vec::new();
+        let what = Save { sequences: &[SaveSequence { id, tokens }], fingerprint: MODEL };
+        wait(source.save(what, &mut bytes, |_| {})).map(|()| saved_info(&bytes[..]).unwrap().sequences.remove(0).tokens)
+    };
+    let next = [&prompt[..], &[9, 8]].concat();
+    assert_eq!(given(known, &next).unwrap(), next);
+    // In a full page, in the last one, and where nothing is known.
+    for at in [2, 10] {
+        let mut wrong = next.clone();
+        wrong[at] = 4;
+        let error = given(known, &wrong).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Argument { name: "tokens", .. }), "{error}");
+        let right = prompt[at];
+        let text = format!("tokens: 4 at {at}, where sequence {known} has {right} in the cache");
+        assert_eq!(error.to_string(), text);
+    }
+    let text = given(known, &prompt[..10]).unwrap_err().to_string();
+    assert_eq!(text, format!("tokens: 10 of sequence {known}, which has 11 in the cache"));
+    assert_eq!(given(unknown, &[5, 5]).unwrap(), [5, 5]);
 }

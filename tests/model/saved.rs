@@ -69,6 +69,29 @@ fn a_loaded_session_goes_on_as_if_it_had_stayed() {
     }
 }
 
+/// What the session knows of its tokens need not be given.
+#[test]
+fn a_session_saves_the_tokens_that_it_knows() {
+    let decoder = decoder("gta", 9, DType::F16);
+    let mut first = Session::new(&decoder, OPTIONS).unwrap();
+    let id = first.match_prefix(PROMPT, 0);
+    block_on(first.feed(&[(id, PROMPT)], Want::Logits)).unwrap();
+    let fork = first.fork(id).unwrap();
+    block_on(first.feed(&[(fork, &[40, 41, 42])], Want::Logits)).unwrap();
+    let sequences = [id, fork].map(|id| SaveSequence { id, tokens: &[] });
+    let mut bytes = Vec::new();
+    block_on(first.save(&sequences, &mut bytes, |_| {})).unwrap();
+    let mut second = Session::new(&decoder, OPTIONS).unwrap();
+    let loaded = block_on(second.load(&bytes[..], |_| {})).unwrap();
+    assert_eq!(loaded[0].tokens, PROMPT);
+    assert_eq!(loaded[1].tokens, [PROMPT, &[40, 41, 42]].concat());
+    let next = |session: &mut Session, id| block_on(session.feed(&[(id, &[50])], Want::Logits)).unwrap();
+    assert_eq!(next(&mut first, fork), next(&mut second, loaded[1].id));
+    let tokens = [PROMPT, &[40, 41, 43]].concat();
+    let wrong = block_on(first.save(&[SaveSequence { id: fork, tokens: &tokens }], &mut Vec::new(), |_| {}));
+    assert_kind!(wrong, ErrorKind::Argument { name: "tokens", .. });
+}
+
 #[test]
 fn sessions_of_other_models_are_refused() {
     let mine = decoder("gqa", 1, DType::F16);

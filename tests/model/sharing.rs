@@ -4,7 +4,7 @@ use crate::assert_kind;
 use crate::shared::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::model::{Decoder, Draw, Session, SessionOptions, Want};
-use latten::{DType, ErrorKind, SeqId};
+use latten::{DType, ErrorKind, SeqId, SplitPolicy};
 use pollster::block_on;
 
 const PAGE: usize = 8;
@@ -47,6 +47,44 @@ fn a_hit_gives_the_logits_of_a_miss() {
         assert!(run(&mut session, 5, 0) == miss, "{variant}: another salt");
         assert_eq!((session.stats().hits, session.stats().misses), (2, 4));
     }
+}
+
+/// With FixedTokens a hit and a miss are equal to the bit whoever else is in the steps, over contexts that are split, as long
+/// as the steps are cut at the same tokens: here the neighbours have as many tokens in the one as in the other, but others,
+/// and longer contexts.
+#[test]
+fn with_fixed_tokens_a_hit_gives_the_logits_of_a_miss_among_others() {
+    let prompt: Vec<u32> = (0..3 * PAGE as u32 + 5).map(|i| 3 + i * 5 % 90).collect();
+    let mut policy_matters = false;
+    for variant in VARIANTS {
+        let run = |session: &mut Session, before: &[u32], found| {
+            let other = session.insert();
+            logits(session, other, before);
+            let id = session.match_prefix(&prompt, 0);
+            assert_eq!(session.len(id).unwrap(), found, "{variant}");
+            // Whole pages alone, then the rest, and tokens one by one, beside the other.
+            if found == 0 {
+                logits(session, id, &prompt[..3 * PAGE]);
+            }
+            let mut all = Vec::new();
+            let mut step = |rest: &[u32], tokens: &[u32]| {
+                let fed = block_on(session.feed(&[(other, tokens), (id, rest)], Want::Logits)).unwrap();
+                all.extend(fed.logits[1].iter().map(|l| l.to_bits()));
+            };
+            step(&prompt[3 * PAGE..], &before[..1]);
+            (0..6).for_each(|i| step(&[60 + i], &before[1..2]));
+            session.remove(id).unwrap();
+            session.remove(other).unwrap();
+            all
+        };
+        let mut fixed = session(variant, "fixed").with_policy(SplitPolicy::FixedTokens(16));
+        let miss = run(&mut fixed, &[9, 8, 7], 0);
+        let long: Vec<u32> = (0..30).map(|i| 200 - i).collect();
+        assert!(run(&mut fixed, &long, 3 * PAGE) == miss, "{variant}");
+        let mut whole = session(variant, "whole").with_policy(SplitPolicy::Off);
+        policy_matters |= run(&mut whole, &[9, 8, 7], 0) != miss;
+    }
+    assert!(policy_matters, "contexts of more than 16 tokens were not split");
 }
 
 /// Samples from one prompt: what each gives is what it gives alone, and the prompt is held once.
