@@ -23,7 +23,7 @@ T="tree::"
 I="integers::append integers::slots integers::every|integers::odd|integers::|isolation::"
 C="sharing::"
 G="--include-ignored split::more_merges"
-S="save::"
+S="page_rows::"
 table() {
   cat <<'TABLE'
 rows-word-end       ~pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
@@ -173,6 +173,7 @@ dies() {
     I) groups=$I ;;
     C) groups=$C ;;
     L) groups="corrupted" target="--lib" ;;
+    S) groups=$S target="--lib" ;;
   esac
   local group tier
   tier=$(tier_of "$2")

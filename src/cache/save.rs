@@ -92,8 +92,9 @@ impl PagedKvCache {
 
         let mut rows = RowReader::new(self, &info, what)?;
         let mut index = 0;
-        while let Some(arrived) = rows.next().await? {
+        while let Some((block, arrived)) = rows.next().await? {
             let (written, memory) = arrived.take(|bytes| {
+                let bytes = rows.rows.read(self.pages.size, &block, bytes);
                 let sum = xxh64(bytes, seed.wrapping_add(index));
                 writer.write_all(bytes).and_then(|()| writer.write_all(&sum.to_le_bytes()))?;
                 Ok(bytes.len() as u64 + 8)
@@ -165,7 +166,7 @@ struct RowReader<'a, B> {
     rows: PageRows,
     /// The sequence whose pages `rows` has.
     sequence: Option<usize>,
-    under_way: Option<Reading>,
+    under_way: Option<(Block, Reading)>,
     /// Memory for the next blocks.
     free: Vec<HostBuffer>,
 }
@@ -188,12 +189,12 @@ impl<'a> RowReader<'a, ()> {
 }
 
 impl<B: Iterator<Item = Block>> RowReader<'_, B> {
-    /// The next block's bytes; None after the last.
-    async fn next(&mut self) -> Result<Option<Arrived>> {
-        let Some(reading) = self.under_way.take() else { return Ok(None) };
+    /// The next block and its bytes, as [`PageRows::read`] takes them; None after the last.
+    async fn next(&mut self) -> Result<Option<(Block, Arrived)>> {
+        let Some((block, reading)) = self.under_way.take() else { return Ok(None) };
         let arrived = self.cache.gpu.arrived(reading).await?;
         self.start()?;
-        Ok(Some(arrived))
+        Ok(Some((block, arrived)))
     }
 
     /// Sends the next block on its way, if there is one.
@@ -211,7 +212,8 @@ impl<B: Iterator<Item = Block>> RowReader<'_, B> {
             self.rows.sequence(gpu, held.get(..pages).unwrap_or(held))?; // not those of reserved tokens
             self.sequence = Some(block.sequence);
         }
-        self.under_way = Some(self.rows.start_read(gpu, &self.cache.layer(block.layer)?, &block, memory)?);
+        let reading = self.rows.start_read(gpu, &self.cache.layer(block.layer)?, &block, memory)?;
+        self.under_way = Some((block, reading));
         Ok(())
     }
 }

@@ -249,18 +249,20 @@ impl Twins {
         wanted
     }
 
-    /// Of each page, the tokens that a sequence holds, from its first on.
-    fn held(&self) -> Vec<usize> {
-        let (cache, size) = (&self.sides[0].cache, self.setting.page_size);
+    /// Of each page of one side, the tokens that a sequence holds, from its first on. The sides give out pages in orders of
+    /// their own: what is forgotten goes back in that of a hash map.
+    fn held(&self, side: usize) -> Vec<usize> {
+        let (cache, size) = (&self.sides[side].cache, self.setting.page_size);
         let mut held = vec![0; cache.pages().count];
         for both in self.schedules.concat() {
-            let batch = cache.batch(&[both[0]]).unwrap();
+            let batch = cache.batch(&[both[side]]).unwrap();
             let len = batch.sequences[0].kv_len as usize;
             for (i, page) in batch.page_table.iter().enumerate() {
                 let tokens = &mut held[*page as usize];
                 *tokens = (*tokens).max((len - i * size).min(size));
             }
         }
+        assert_eq!(cache.stats().used, held.iter().filter(|held| **held > 0).count());
         held
     }
 
@@ -294,12 +296,13 @@ impl Twins {
         });
         let after = tables(&self.sides[0].cache);
         self.seen.copies += before.iter().zip(&after).filter(|(before, after)| !after.starts_with(before)).count();
-        let held = self.held();
-        assert_eq!(self.sides[0].cache.stats().used, held.iter().filter(|held| **held > 0).count());
-        self.seen.tails += held.iter().filter(|held| (1..self.setting.page_size).contains(*held)).count();
-        let results = [0, 1].map(|side| self.decode(side, &ids[side], &q, &held));
-        let same = results[0] == results[1];
-        assert!(same, "{:?}: sequences differ in decode {}", self.setting, self.seen.decodes);
+        self.seen.tails += self.held(0).iter().filter(|held| (1..self.setting.page_size).contains(*held)).count();
+        let results = [0, 1].map(|side| self.decode(side, &ids[side], &q));
+        if let Some(at) = results[0].iter().zip(&results[1]).position(|(a, b)| a != b) {
+            let [a, b] = results.map(|bits| f32::from_bits(bits[at]));
+            let (decode, outs) = (self.seen.decodes, count * heads.q_heads() * heads.v_dim());
+            panic!("{:?}: decode {decode}, number {at} of {outs} and LSEs: {a} and {b}", self.setting);
+        }
         let finite = results[0].iter().all(|v| f32::from_bits(*v).is_finite());
         assert!(finite, "{:?}: a result of decode {} is no number", self.setting, self.seen.decodes);
         self.seen.decodes += 1;
@@ -308,11 +311,12 @@ impl Twins {
     }
 
     /// Bits of the results on one side.
-    fn decode(&mut self, side: usize, ids: &[SeqId], q: &Tensor, held: &[usize]) -> Vec<u32> {
+    fn decode(&mut self, side: usize, ids: &[SeqId], q: &Tensor) -> Vec<u32> {
+        let held = self.held(side);
         let side = &self.sides[side];
         let plan = self.decode.plan(&side.cache, ids).unwrap();
         self.seen.split += usize::from(plan.is_split());
-        side.hide(self.gpu, held);
+        side.hide(self.gpu, &held);
         let got = self.decode.run(&plan, &side.cache.layer(0).unwrap(), q, 0.3).unwrap();
         let out = wait(self.gpu.download(&got.out)).unwrap();
         let lse = wait(self.gpu.download(&got.lse)).unwrap();
@@ -351,12 +355,14 @@ fn run(gpu: &'static Gpu, setting: Setting) -> Seen {
     Seen { hits: stats.hits, evictions: stats.evictions, ..twins.seen }
 }
 
-/// So many caches for every tier, layout and dtype, page sizes, policies and fills in turn.
-fn all(caches: u64) -> Seen {
+/// So many caches for every tier, layout and dtype, or (`half`) for each dtype in one of the layouts with one tier and in the
+/// other with the next: kernels take seconds to compile on software GPUs. Page sizes, policies and fills in turn.
+fn all(caches: u64, half: bool) -> Seen {
     let (mut seen, mut seed) = (Seen::default(), 4_000);
     let start = Instant::now();
-    for gpu in tiers() {
-        for (heads, dtype) in layouts().into_iter().flat_map(|heads| DTYPES.map(|dtype| (heads, dtype))) {
+    for (tier, gpu) in tiers().into_iter().enumerate() {
+        let kinds = layouts().into_iter().flat_map(|heads| DTYPES.map(|dtype| (heads, dtype)));
+        for (_, (heads, dtype)) in kinds.enumerate().filter(|(i, _)| !half || (i + tier) % 2 == 0) {
             for _ in 0..caches {
                 seed += 1;
                 let at = |i: u64| (seed / i % 3) as usize;
@@ -373,13 +379,13 @@ fn all(caches: u64) -> Seen {
 
 #[test]
 fn what_no_sequence_holds_does_not_matter() {
-    all(1);
+    all(2, true);
 }
 
 #[test]
 #[ignore = "10,000 schedules; minutes on two cores of software GPU"]
 fn what_no_sequence_holds_does_not_matter_in_ten_thousand_schedules() {
     let settings = tiers().len() * layouts().len() * DTYPES.len();
-    let seen = all(10_000u64.div_ceil((SCHEDULES * settings) as u64));
+    let seen = all(10_000u64.div_ceil((SCHEDULES * settings) as u64), false);
     assert!(seen.schedules >= 10_000, "{seen:?}");
 }
