@@ -26,6 +26,8 @@ const USAGE: &str = "usage: generate [options]
   --dtype f16|f32    of weights and KV cache; default f16
   --weights DTYPE    f16, f32 or i8: of weights alone
   --kv-dtype DTYPE   f32, f16, bf16, i8 or i4: of the KV cache alone
+  --window N         a token sees the last N tokens alone, and the cache holds no more
+  --keep-first N     and the first N, with --window
   --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
   --save-session FILE  keep the model's state there at the end; with --model or --variant
   --load-session FILE  go on from there: before the prompt, whose default is then none
@@ -39,6 +41,8 @@ pub(crate) struct Args {
     dtype: DType,
     weights: Option<DType>,
     kv_dtype: Option<DType>,
+    window: Option<usize>,
+    keep_first: usize,
     profile: bool,
     save: Option<String>,
     load: Option<String>,
@@ -59,6 +63,8 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         dtype: DType::F16,
         weights: None,
         kv_dtype: None,
+        window: None,
+        keep_first: 0,
         profile: false,
         save: None,
         load: None,
@@ -78,6 +84,8 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             "--seed" => parsed.options.seed = number(&arg, &value()?)?,
             "--temperature" => parsed.options.sampling.temperature = number(&arg, &value()?)?,
             "--top-p" => parsed.options.sampling.top_p = number(&arg, &value()?)?,
+            "--window" => parsed.window = Some(number(&arg, &value()?)?),
+            "--keep-first" => parsed.keep_first = number(&arg, &value()?)?,
             "--adapter" => parsed.adapter = Some(value()?),
             "--pipelines" => parsed.pipelines = Some(value()?),
             "--profile" => parsed.profile = true,
@@ -215,8 +223,18 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
     let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
     let config = decoder.config().clone();
     let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
-    let cache_tokens = saved + args.prompt.len() + args.options.max_new_tokens;
-    let options = SessionOptions { kv_dtype: args.kv_dtype.unwrap_or(args.dtype), cache_tokens, ..Default::default() };
+    let mut options = SessionOptions {
+        kv_dtype: args.kv_dtype.unwrap_or(args.dtype),
+        cache_tokens: saved + args.prompt.len() + args.options.max_new_tokens,
+        window: args.window,
+        keep_first: args.keep_first,
+        ..Default::default()
+    };
+    if let Some(window) = args.window {
+        // First tokens, window and a step's, each in pages of its own, and one to undo a step with.
+        let seen = args.keep_first.saturating_add(window).saturating_add(options.chunk + 4 * options.page_size);
+        options.cache_tokens = options.cache_tokens.min(seen).max(saved + options.page_size);
+    }
     let mut session = Session::new(&decoder, options)?;
     // Before any timing.
     session.warm_up().await?;
@@ -261,7 +279,11 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
         writeln!(out, "{} tokens kept in {path}\n", tokens.len())?;
     }
 
-    let cached = session.len(sequence)?; // the last token is not fed
+    // The last token is not fed, and a window holds whole pages.
+    let cached_bytes = match args.window {
+        None => session.cache().token_bytes() * session.len(sequence)?,
+        Some(_) => session.stats().bytes as usize,
+    };
     session.remove(sequence)?;
     let profile = if args.profile { profiled(gpu, &mut session, &input, args).await? } else { Default::default() };
     let heads = config.layout()?;
@@ -274,7 +296,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
         decode_rate: (made.len() - 1) as f64 / decode,
         kv_elements: heads.kv_dim() * config.layers,
         kv_bytes: session.cache().token_bytes(),
-        cached_bytes: session.cache().token_bytes() * cached,
+        cached_bytes,
         dispatches: per_token(counted[0].dispatches, counted[1].dispatches),
         submits: per_token(counted[0].submits, counted[1].submits),
         layers: config.layers,

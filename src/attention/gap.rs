@@ -70,7 +70,8 @@ impl Tables {
         while let Some(tile) = rest.first() {
             let gap = first..gap_last(tile);
             let of_one = |tile: &&Tile| (gap.end..gap.end + near).contains(&gap_last(tile));
-            let (tiles, others) = std::mem::take(&mut rest).split_at_mut(rest.iter().take_while(of_one).count());
+            let count = rest.iter().take_while(of_one).count();
+            let (tiles, others) = std::mem::take(&mut rest).split_at_mut(count);
             let last = tiles.iter().map(|tile| tile.last).max().unwrap_or(0);
             let view = self.view(index, &sequence, gap.clone(), last)?;
             for tile in tiles {

@@ -39,6 +39,20 @@ impl PagedKvCache {
         id
     }
 
+    /// As [`SeqTable::see`](super::SeqTable).
+    pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
+        self.table.see(id, window, keep_first)?;
+        self.changed();
+        Ok(())
+    }
+
+    /// As [`SeqTable::take_back`](super::SeqTable).
+    pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
+        self.table.take_back(id, fork)?;
+        self.changed();
+        Ok(())
+    }
+
     /// A new sequence of the same committed tokens, for parallel samples and beams. It shares all pages and copies none;
     /// the first of them to add tokens to a shared, partly filled page gets a copy of that page, in
     /// [`PagedKvCache::reserve`]. Reserved tokens are not shared. O(pages), on the host alone.

@@ -324,6 +324,11 @@ impl SeqTable {
         slot.and_then(|slot| slot.sequence.as_ref()).ok_or_else(|| id.unknown())
     }
 
+    pub(super) fn sequence_mut(&mut self, id: SeqId) -> Result<&mut Sequence> {
+        self.sequence(id)?;
+        self.slots[id.index()].sequence.as_mut().ok_or_else(|| id.unknown())
+    }
+
     /// Tells plans of earlier states.
     pub(super) fn changed(&mut self) {
         self.generation += 1;

@@ -26,8 +26,8 @@ impl Default for GenerateOptions {
 /// Continues a prompt in a sequence of its own, which is removed afterwards. `on_token` gets each token as it comes and
 /// may stop. Returns the new tokens.
 ///
-/// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed the model's
-/// `max_position_embeddings`; else as [`Session::feed`].
+/// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed
+/// [`Session::max_positions`]; else as [`Session::feed`].
 pub async fn generate(
     session: &mut Session,
     prompt: &[u32],
@@ -52,13 +52,14 @@ pub async fn continue_sequence(
     options: GenerateOptions,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    let most = session.decoder().config().max_positions;
+    let most = session.max_positions();
     let before = session.len(sequence)?.saturating_add(input.len());
     // The last token is not fed.
     if before.saturating_add(options.max_new_tokens) > most.saturating_add(1) {
         let why = format!(
-            "{} after a prompt of {before} exceed the model's max_position_embeddings, {most}",
-            options.max_new_tokens
+            "{} after a prompt of {before} exceed {}, {most}",
+            options.max_new_tokens,
+            session.what_is_most()
         );
         return Err(ErrorKind::argument("max_new_tokens", why));
     }

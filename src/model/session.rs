@@ -4,7 +4,7 @@ use super::attention::AttentionStep;
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::schedule::{schedule, Part};
-use crate::attention::{Decode, KvSource};
+use crate::attention::{AttentionOptions, Decode, KvSource};
 use crate::cache::{CacheStats, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
@@ -23,11 +23,30 @@ pub struct SessionOptions {
     pub page_size: usize,
     /// Element type of the cache: F32, F16, BF16, I8 or I4.
     pub kv_dtype: DType,
+    /// Tokens that a token sees, its own included, in every layer ([`AttentionOptions::window`]); none for all. What no
+    /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the model's
+    /// `max_position_embeddings`, which bounds how far apart tokens are that see each other, but 2^24 tokens.
+    pub window: Option<usize>,
+    /// And the first this many of the sequence ([`AttentionOptions::keep_first`]). Tokens keep the positions at which they
+    /// came, so the distance to these grows: past what the model was trained for, it is the model that has to bear it.
+    pub keep_first: usize,
 }
+
+/// Tokens of a sequence with a window at most: f32 tells no more positions apart. (Angles of rotations are rounded to f32,
+/// by up to 2^-24 of the position in radians; at a million tokens the fastest pair is off by 0.03.)
+const MOST_STREAMED: usize = 1 << 24;
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { max_batch: 1, chunk: 128, cache_tokens: 1024, page_size: 64, kv_dtype: DType::F16 }
+        SessionOptions {
+            max_batch: 1,
+            chunk: 128,
+            cache_tokens: 1024,
+            page_size: 64,
+            kv_dtype: DType::F16,
+            window: None,
+            keep_first: 0,
+        }
     }
 }
 
@@ -67,8 +86,16 @@ pub struct Session {
     decode: Decode,
     options: SessionOptions,
     buffers: Buffers,
-    /// Sequences of a call under way and their lengths before it: what a failed or dropped call is rolled back to.
-    unfinished: Vec<(SeqId, usize)>,
+    /// Of the sequences of a call under way: what a failed or dropped call is rolled back to.
+    unfinished: Vec<Unfinished>,
+}
+
+/// A sequence before a call.
+struct Unfinished {
+    id: SeqId,
+    len: usize,
+    /// Where a window may give pages back between the steps of the call: the sequence as it was.
+    fork: Option<SeqId>,
 }
 
 struct Buffers {
@@ -92,7 +119,8 @@ struct Buffers {
 impl Session {
     /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a zero size, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
+    /// Errors: [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
+    /// window; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device.
     pub fn new(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
         for (name, value) in [
@@ -106,32 +134,45 @@ impl Session {
             }
         }
         let (gpu, config) = (decoder.gpu(), decoder.config());
+        if let Some(window) = options.window.filter(|window| *window > config.max_positions) {
+            let why = format!("{window} is past the model's max_position_embeddings, {}", config.max_positions);
+            return Err(ErrorKind::argument("window", why));
+        }
         let heads = config.layout()?;
         let pages = options.cache_tokens.div_ceil(options.page_size);
         let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
         let rope = config.rope();
         let cache =
             PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
-        let decode = Decode::new(gpu, heads, options.kv_dtype)?;
+        let SessionOptions { window, keep_first, .. } = options;
+        let seen = AttentionOptions { window, keep_first, ..Default::default() };
+        let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
         let buffers = Buffers::new(decoder, &options)?;
         Ok(Session { decoder: decoder.clone(), cache, decode, options, buffers, unfinished: Vec::new() })
     }
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
-        self.cache.insert()
+        self.cache.insert_seeing(self.options.window.unwrap_or(0), self.options.keep_first)
     }
 
     /// Removes a sequence and gives up its part of the cache, which is kept until its room is needed where its tokens can be
     /// found by [`Session::match_prefix`]. Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
+        self.roll_back();
         self.cache.remove(id)
     }
 
-    /// Cuts a sequence to its first `len` tokens. Errors: [`ErrorKind::Argument`] where it has fewer,
-    /// [`ErrorKind::UnknownSequence`].
+    /// Cuts a sequence to its first `len` tokens. Errors: [`ErrorKind::Argument`] where it has fewer, or where the next
+    /// would see some that a window has freed; [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
+        self.roll_back();
         self.cache.truncate(id, len)
+    }
+
+    /// Tokens that a sequence may have: the model's `max_position_embeddings`, or 2^24 with a window.
+    pub fn max_positions(&self) -> usize {
+        self.options.window.map_or(self.decoder.config().max_positions, |_| MOST_STREAMED)
     }
 
     /// Tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
@@ -162,21 +203,46 @@ impl Session {
     /// Adds tokens to sequences, any number to each, and returns what comes after them.
     ///
     /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it.
-    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next.
+    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next. With a window, a
+    /// prompt may be longer than the cache: what it needs is then known step by step, and a call of several steps takes a
+    /// page more for each sequence, so as to be undone.
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
-    /// would exceed `max_position_embeddings`, a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
+    /// would exceed [`Session::max_positions`], a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::CacheFull`]; those of the device.
     pub async fn feed(&mut self, batch: &[(SeqId, &[u32])], want: Want<'_>) -> Result<Fed> {
         self.roll_back();
         let samplers = self.check(batch, &want)?;
-        self.unfinished = batch.iter().map(|(id, _)| Ok((*id, self.cache.len(*id)?))).collect::<Result<_>>()?;
+        self.begin(batch)?;
         let fed = self.feed_checked(batch, &want, &samplers).await;
         match fed {
-            Ok(_) => self.unfinished.clear(),
+            Ok(_) => self.finish(),
             Err(_) => self.roll_back(),
         }
         fed
+    }
+
+    /// Remembers what a call begins with.
+    fn begin(&mut self, batch: &[(SeqId, &[u32])]) -> Result<()> {
+        let forks = self.frees_between_steps(batch);
+        for &(id, _) in batch {
+            let len = self.cache.len(id)?;
+            let fork = if forks { Some(self.cache.fork(id)?) } else { None };
+            self.unfinished.push(Unfinished { id, len, fork });
+        }
+        Ok(())
+    }
+
+    /// Whether a window may give pages back before the call's last step, which cannot fail once it is committed.
+    fn frees_between_steps(&self, batch: &[(SeqId, &[u32])]) -> bool {
+        let tokens: usize = batch.iter().map(|(_, tokens)| tokens.len()).sum();
+        self.options.window.is_some() && tokens > self.capacity()
+    }
+
+    fn finish(&mut self) {
+        for fork in self.unfinished.drain(..).filter_map(|sequence| sequence.fork) {
+            let _ = self.cache.remove(fork); // the call's own, so it is there
+        }
     }
 
     /// The KV cache to write to.
@@ -186,9 +252,11 @@ impl Session {
 
     /// Undoes a call that did not end.
     pub(super) fn roll_back(&mut self) {
-        for (id, len) in std::mem::take(&mut self.unfinished) {
-            // A sequence removed since then has nothing to undo.
-            let _ = self.cache.truncate(id, len);
+        for Unfinished { id, len, fork } in std::mem::take(&mut self.unfinished) {
+            let _ = match fork {
+                Some(fork) => self.cache.take_back(id, fork), // the call's own, so it is there
+                None => self.cache.truncate(id, len),         // a sequence that is gone has nothing to undo
+            };
         }
     }
 
@@ -200,7 +268,7 @@ impl Session {
         // Unknown or repeated sequences.
         let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
         self.cache.batch(&ids)?;
-        let most = self.decoder.config().max_positions;
+        let most = self.max_positions();
         for (id, tokens) in batch {
             let len = self.cache.len(*id)?;
             if tokens.is_empty() {
@@ -208,15 +276,18 @@ impl Session {
             }
             if len + tokens.len() > most {
                 let why = format!(
-                    "sequence {id} has {len} tokens and gets {}, the model's max_position_embeddings is {most}",
-                    tokens.len()
+                    "sequence {id} has {len} tokens and gets {}, {} is {most}",
+                    tokens.len(),
+                    self.what_is_most()
                 );
                 return Err(ErrorKind::argument("batch", why));
             }
             self.decoder.inner.embedding.check_ids(tokens)?;
         }
         let wanted: Vec<(SeqId, usize)> = batch.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
-        self.cache.check_reserve(&wanted)?;
+        if !self.frees_between_steps(batch) {
+            self.cache.check_reserve(&wanted)?;
+        }
         match want {
             Want::Token(draws) if draws.len() != batch.len() => {
                 Err(ErrorKind::shape("draws", &[draws.len()], format!("({})", batch.len())))
@@ -269,6 +340,19 @@ impl Session {
             self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())?;
         }
         Ok(fed)
+    }
+
+    /// What [`Session::max_positions`] is, for errors.
+    pub(super) fn what_is_most(&self) -> &'static str {
+        match self.options.window {
+            None => "the model's max_position_embeddings",
+            Some(_) => "the most that positions tell apart",
+        }
+    }
+
+    /// What every token sees, where that is not all: the last tokens, and the first ones.
+    pub(super) fn window(&self) -> Option<(usize, usize)> {
+        self.options.window.map(|window| (window, self.options.keep_first))
     }
 
     /// Most tokens of a step.
