@@ -231,9 +231,9 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args) -> Result<Report, Stop>
         ..Default::default()
     };
     if let Some(window) = args.window {
-        // First tokens, window and a step's, each in pages of its own, and one to undo a step with.
+        // What was saved, until the prompt is read; first tokens, window and those of a step, each in pages of its own.
         let seen = args.keep_first.saturating_add(window).saturating_add(options.chunk + 4 * options.page_size);
-        options.cache_tokens = options.cache_tokens.min(seen).max(saved + options.page_size);
+        options.cache_tokens = options.cache_tokens.min(seen.saturating_add(saved));
     }
     let mut session = Session::new(&decoder, options)?;
     // Before any timing.

@@ -257,6 +257,8 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         ("--save-session f", "a session is of one model"),
         ("--load-session f", "a session is of one model"),
         ("--load-session f --variant gla --tokens 0", "--tokens is 0"),
+        ("--window x", "--window x: not a number"),
+        ("--keep-first", "--keep-first wants a value"),
         ("now", "unknown argument now"),
     ] {
         let message = generate::parse(words(args)).err().unwrap();
@@ -265,6 +267,14 @@ fn generate_says_what_is_wrong_with_its_arguments() {
     let args = generate::parse(words("--model no/such/model")).unwrap();
     let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!() };
     assert!(message.contains("no/such/model"), "{message}");
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+    // Further than the model's 1,024 positions in a cache of some 300 tokens.
+    let windowed = format!("--models {models} --variant gta --window 64 --keep-first 4 --tokens 1100");
+    let args = generate::parse(words(&windowed)).unwrap();
+    assert!(pollster::block_on(generate::run(&args)).is_ok());
+    let alone = generate::parse(words(&format!("--models {models} --variant gta --keep-first 4"))).unwrap();
+    let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&alone)) else { panic!() };
+    assert!(message.contains("keep_first: 4 without a window"), "{message}");
 }
 
 #[test]

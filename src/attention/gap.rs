@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::plan::Tile;
 use super::plan_shape::PlanShape;
+use super::tree::MAX_TREE;
 use super::view::SeqView;
 use crate::error::{ErrorKind, Result};
 
@@ -28,8 +29,6 @@ pub(crate) struct Step<'a> {
 #[derive(Debug)]
 pub(super) struct Tables {
     page_size: u64,
-    /// Whether the step's tokens are a tree.
-    tree: bool,
     /// Entries of the batch's page table and of `copied`.
     entries: usize,
     /// What they consist of: stretches of the batch's page table (entries).
@@ -42,8 +41,7 @@ impl Tables {
         if !step.page_size.is_power_of_two() {
             return Err(ErrorKind::argument("page_size", format!("{} is not a power of two", step.page_size)));
         }
-        let (page_size, tree) = (u64::from(step.page_size), !step.masks.is_empty());
-        Ok(Tables { page_size, tree, entries: step.page_entries, copied: Vec::new() })
+        Ok(Tables { page_size: step.page_size.into(), entries: step.page_entries, copied: Vec::new() })
     }
 
     /// Gives the tiles of sequence `index`, in the order of their rows, tables that leave out what they do not see between
@@ -57,10 +55,12 @@ impl Tables {
         let Some(sequence) = tiles.first().map(|tile| tile.sequence) else { return Ok(()) };
         let page_size = self.page_size;
         let first = u64::from(shape.keep_first).next_multiple_of(page_size);
-        // Tree masks count from the first of the step's tokens, which so stays where it is.
-        let most = if self.tree { u64::from(sequence.kv_len - sequence.q_len) } else { u64::MAX };
+        // Tree masks count from the first of the step's tokens, so those stay. Where there could be masks, but are none, it is
+        // the same: then a chain has causal attention's bits.
+        let SeqView { q_len, kv_len, .. } = sequence;
+        let most = if q_len <= MAX_TREE { kv_len - q_len } else { kv_len };
         let gap_last = |tile: &Tile| {
-            let window = u64::from(tile.first).min(most);
+            let window = u64::from(tile.first.min(most));
             (window - window % page_size).max(first)
         };
         // Tiles whose windows begin near each other share a table, so that tables grow with the step's tokens alone, and
@@ -133,7 +133,8 @@ fn exceeds(index: usize, sequence: &SeqView, reads: String) -> crate::error::Err
 }
 
 fn entry_u32(entry: u64) -> Result<u32> {
-    u32::try_from(entry).map_err(|_| ErrorKind::argument("sequences", format!("page table entry {entry} is past 32 bits")))
+    u32::try_from(entry)
+        .map_err(|_| ErrorKind::argument("sequences", format!("page table entry {entry} is past 32 bits")))
 }
 
 #[cfg(test)]

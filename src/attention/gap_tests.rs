@@ -120,7 +120,10 @@ fn check(batch: &Batch, masks: &[u64], given: &[u64], shape: &PlanShape, list: &
         assert_eq!(tiles.len(), rows.div_ceil(row_tile));
         for (first, parts) in tiles.iter_mut() {
             parts.sort_by_key(|item| item.token_first);
-            assert!(parts.windows(2).all(|pair| pair[0].token_last == pair[1].token_first), "a token twice, or left out");
+            assert!(
+                parts.windows(2).all(|pair| pair[0].token_last == pair[1].token_first),
+                "a token twice, or left out"
+            );
             assert!(parts.windows(2).all(|pair| pair[0].page_table_first == pair[1].page_table_first));
             let (pages, begin) = pages(batch, list, sequence, parts);
             let bounds = (parts[0].token_first, parts[parts.len() - 1].token_last);
@@ -129,16 +132,14 @@ fn check(batch: &Batch, masks: &[u64], given: &[u64], shape: &PlanShape, list: &
             let last = (*first as usize + row_tile).min(rows) - 1;
             let tokens = (*first as usize / shape.heads_per_group, last / shape.heads_per_group);
             for m in [tokens.0 as u32, tokens.1 as u32] {
-                let sees = |item: &WorkItem, token: &u32| {
-                    kernel_sees(item, shape, mask_of(masks, view, m), m, *token)
-                };
+                let sees = |item: &WorkItem, token: &u32| kernel_sees(item, shape, mask_of(masks, view, m), m, *token);
                 let each = parts.iter().flat_map(|item| (item.token_first..item.token_last).map(move |t| (item, t)));
                 let got: Vec<u32> = each.filter(|(item, t)| sees(item, t)).map(|(_, t)| real(t)).collect();
                 assert_eq!(got, spec_seen(view, shape, mask_of(given, view, m), m), "query token {m} of {view:?}");
             }
             // What is read in vain: up to two pages, and an eighth, or what the tile's other rows see.
             let seen = u64::from(shape.keep_first) + u64::from(shape.window);
-            let others = (tokens.1 - tokens.0) as u64 + if masks.is_empty() { 0 } else { 64 };
+            let others = (tokens.1 - tokens.0) as u64 + if view.q_len <= 64 { 64 } else { 0 };
             let most = seen + others + 2 * u64::from(batch.page_size) + seen.div_ceil(8).max(batch.page_size.into());
             assert!(shape.keep_first == 0 || u64::from(bounds.1) <= most, "{bounds:?} of at most {most}");
         }

@@ -8,8 +8,8 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::attention::balance::{Cutter, Load, Parts};
-use crate::attention::gap::Tables;
 pub(crate) use crate::attention::gap::Step;
+use crate::attention::gap::Tables;
 pub(crate) use crate::attention::plan_shape::PlanShape;
 use crate::attention::view::SeqView;
 use crate::error::{ErrorKind, Result};

@@ -92,7 +92,10 @@ fn check_plan(sequences: &[SeqView], shape: &PlanShape, list: &WorkList) -> BTre
             let mut token = start;
             for (index, (item, class_tile)) in parts.iter().enumerate() {
                 let WorkItem { page_table_first, q_token_first, q_len, kv_len, .. } = *item;
-                assert_eq!(SeqView { page_table_first, q_token_first, q_len, kv_len, gap_first: 0, gap_last: 0 }, *sequence);
+                assert_eq!(
+                    SeqView { page_table_first, q_token_first, q_len, kv_len, gap_first: 0, gap_last: 0 },
+                    *sequence
+                );
                 assert_eq!((*class_tile, item.token_first), (row_tile, token));
                 assert_eq!((item.token_first - start) as usize % shape.token_tile, 0);
                 assert!(item.token_last > token || parts.len() == 1, "an empty part");

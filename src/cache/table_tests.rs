@@ -31,8 +31,14 @@ fn a_decode_step() {
 
     let batch = table.batch(&[b, a]).unwrap();
     assert_eq!(batch.generation, table.generation());
-    assert_eq!(batch.sequences[0], SeqView { page_table_first: 0, q_token_first: 0, q_len: 2, kv_len: 5, gap_first: 0, gap_last: 0 });
-    assert_eq!(batch.sequences[1], SeqView { page_table_first: 2, q_token_first: 2, q_len: 2, kv_len: 5, gap_first: 0, gap_last: 0 });
+    assert_eq!(
+        batch.sequences[0],
+        SeqView { page_table_first: 0, q_token_first: 0, q_len: 2, kv_len: 5, gap_first: 0, gap_last: 0 }
+    );
+    assert_eq!(
+        batch.sequences[1],
+        SeqView { page_table_first: 2, q_token_first: 2, q_len: 2, kv_len: 5, gap_first: 0, gap_last: 0 }
+    );
     assert_eq!(batch.page_table, [table.page_table(b).unwrap(), table.page_table(a).unwrap()].concat());
     assert_eq!(batch.page_table, [1, 2, 0, 3]);
     assert_eq!(batch.slots, [4 + 3, 2 * 4, 3, 3 * 4]);

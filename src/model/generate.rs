@@ -56,11 +56,8 @@ pub async fn continue_sequence(
     let before = session.len(sequence)?.saturating_add(input.len());
     // The last token is not fed.
     if before.saturating_add(options.max_new_tokens) > most.saturating_add(1) {
-        let why = format!(
-            "{} after a prompt of {before} exceed {}, {most}",
-            options.max_new_tokens,
-            session.what_is_most()
-        );
+        let why =
+            format!("{} after a prompt of {before} exceed {}, {most}", options.max_new_tokens, session.what_is_most());
         return Err(ErrorKind::argument("max_new_tokens", why));
     }
     let mut random = SplitMix64::new(options.seed);

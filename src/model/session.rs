@@ -204,8 +204,8 @@ impl Session {
     ///
     /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it.
     /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next. With a window, a
-    /// prompt may be longer than the cache: what it needs is then known step by step, and a call of several steps takes a
-    /// page more for each sequence, so as to be undone.
+    /// prompt may be longer than the cache: what it needs is then known step by step, and a call of several steps holds what its
+    /// sequences had before, and a copy of their last pages, until it ends.
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
     /// would exceed [`Session::max_positions`], a bad [`Draw`]; [`ErrorKind::UnknownSequence`],

@@ -9,3 +9,4 @@ mod saved;
 mod shared;
 mod sharing;
 mod tiny;
+mod windowed;
