@@ -1,9 +1,10 @@
-//! The pages between a sequence's first tokens, kept beside a window, and the window: a plan's page tables leave them out. Pure.
+//! The pages between a sequence's first tokens, kept beside a window, and the window: a plan's page tables leave them
+//! out. Pure.
 //!
-//! So kernels meet a shorter sequence without a gap, one run of tokens that is cut like any other: the first tokens cost
-//! neither an item nor a merge of their own. They count tokens and positions without those left out, which a mask cannot
-//! tell: every row that shares a table begins its window past them. Pages partly seen stay, and their hidden tokens are
-//! masked.
+//! So kernels meet a shorter sequence without a gap, one run of tokens that is cut like any other: the first tokens
+//! cost neither an item nor a merge of their own. They count tokens and positions without those left out, which a mask
+//! cannot tell: every row that shares a table begins its window past them. Pages partly seen stay, and their hidden
+//! tokens are masked.
 
 use std::ops::Range;
 
@@ -44,8 +45,8 @@ impl Tables {
         Ok(Tables { page_size: step.page_size.into(), entries: step.page_entries, copied: Vec::new() })
     }
 
-    /// Gives the tiles of sequence `index`, in the order of their rows, tables that leave out what they do not see between
-    /// first tokens and window.
+    /// Gives the tiles of sequence `index`, in the order of their rows, tables that leave out what they do not see
+    /// between first tokens and window.
     ///
     /// Errors: [`ErrorKind::Argument`] where one sees what the sequence no longer holds.
     pub(super) fn shorten(&mut self, index: usize, tiles: &mut [Tile], shape: &PlanShape) -> Result<()> {
@@ -55,16 +56,16 @@ impl Tables {
         let Some(sequence) = tiles.first().map(|tile| tile.sequence) else { return Ok(()) };
         let page_size = self.page_size;
         let first = u64::from(shape.keep_first).next_multiple_of(page_size);
-        // Tree masks count from the first of the step's tokens, so those stay. Where there could be masks, but are none, it is
-        // the same: then a chain has causal attention's bits.
+        // Tree masks count from the first of the step's tokens, so those stay. Where there could be masks, but are
+        // none, it is the same: then a chain has causal attention's bits.
         let SeqView { q_len, kv_len, .. } = sequence;
         let most = if q_len <= MAX_TREE { kv_len - q_len } else { kv_len };
         let gap_last = |tile: &Tile| {
             let window = u64::from(tile.first.min(most));
             (window - window % page_size).max(first)
         };
-        // Tiles whose windows begin near each other share a table, so that tables grow with the step's tokens alone, and
-        // what a tile reads in vain is at most an eighth of what it sees, or a page.
+        // Tiles whose windows begin near each other share a table, so that tables grow with the step's tokens alone,
+        // and what a tile reads in vain is at most an eighth of what it sees, or a page.
         let near = page_size.max((u64::from(shape.keep_first) + u64::from(shape.window)) / 8);
         let mut rest = tiles;
         while let Some(tile) = rest.first() {

@@ -73,8 +73,8 @@ fn kernel_sees(item: &WorkItem, shape: &PlanShape, mask: Option<u64>, m: u32, to
     token < item.token_last && token - before < 64 && mask >> (token - before) & 1 == 1
 }
 
-/// The tokens that query token `m` sees, by the definition: of all up to its own, or those before the step and of the step's
-/// those of its mask, the last of the window and the first ones.
+/// The tokens that query token `m` sees, by the definition: of all up to its own, or those before the step and of the
+/// step's those of its mask, the last of the window and the first ones.
 fn spec_seen(view: &SeqView, shape: &PlanShape, mask: Option<u64>, m: u32) -> Vec<u32> {
     let before = view.kv_len - view.q_len;
     let new: Vec<u32> = (0..view.q_len).filter(|i| mask.map_or(*i <= m, |mask| mask >> i & 1 == 1)).collect();
@@ -88,8 +88,8 @@ fn spec_seen(view: &SeqView, shape: &PlanShape, mask: Option<u64>, m: u32) -> Ve
 /// By first row of a tile, for one sequence: its parts as (page table, items), in token order.
 type Tiles = BTreeMap<u32, Vec<WorkItem>>;
 
-/// The pages that a tile's table names from that of its first part on, as far as its last reaches; all of them the sequence's
-/// own. And what it would call the first of them.
+/// The pages that a tile's table names from that of its first part on, as far as its last reaches; all of them the
+/// sequence's own. And what it would call the first of them.
 fn pages(batch: &Batch, list: &WorkList, sequence: usize, tile: &[WorkItem]) -> (Vec<u32>, u32) {
     let entries = batch.table.len();
     let copied: Vec<u32> = list.copied_entries.iter().cloned().flatten().collect();
@@ -192,7 +192,9 @@ proptest! {
 
     #[test]
     fn every_row_sees_what_it_should_once(
-        lengths in lengths(150), shape in some_shape(), policy in policy(), page_size in page_size(), seed in any::<u64>(),
+        lengths in lengths(150),
+        shape in some_shape(),
+        policy in policy(), page_size in page_size(), seed in any::<u64>(),
     ) {
         let PlanShape { window, keep_first, .. } = shape;
         let whole = batch(&lengths, page_size, None);
@@ -222,7 +224,9 @@ proptest! {
 
     #[test]
     fn trees_see_what_they_should_once(
-        lengths in lengths(65), shape in some_shape(), policy in policy(), page_size in page_size(), seed in any::<u64>(),
+        lengths in lengths(65),
+        shape in some_shape(),
+        policy in policy(), page_size in page_size(), seed in any::<u64>(),
     ) {
         let PlanShape { window, keep_first, .. } = shape;
         let given = trees(&lengths, seed);
@@ -242,7 +246,9 @@ proptest! {
 
     #[test]
     fn fixed_tokens_ignore_the_batch(
-        lengths in lengths(100), shape in some_shape(), n in 16usize..900, page_size in page_size(), freed in any::<bool>(),
+        lengths in lengths(100),
+        shape in some_shape(),
+        n in 16usize..900, page_size in page_size(), freed in any::<bool>(),
     ) {
         let freed = freed.then_some((shape.window, shape.keep_first));
         let policy = SplitPolicy::FixedTokens(n);
@@ -276,8 +282,8 @@ fn a_long_sequence_costs_first_tokens_and_window() {
     let freed = batch(&[(1, 1 << 20)], 16, Some((100, 4)));
     let list = freed.plan(&[], &shape(4, 100, 4), SplitPolicy::Off).unwrap();
     assert_eq!((list.items[0].page_table_first, list.items[0].kv_len, list.copied_entries.len()), (0, 128, 0));
-    // Each 16 query tokens of a prompt are a tile. Their windows begin at up to 3057, a table for each 128 tokens of that; the
-    // first 8 tiles past the first page, and those before, need none.
+    // Each 16 query tokens of a prompt are a tile. Their windows begin at up to 3057, a table for each 128 tokens of
+    // that; the first 8 tiles past the first page, and those before, need none.
     let prompt = batch(&[(4096, 4096)], 16, None);
     let list = prompt.plan(&[], &shape(4, 1024, 4), SplitPolicy::Off).unwrap();
     assert_eq!((list.items.len(), list.copied_entries.len() / 2), (256, 23));

@@ -19,9 +19,9 @@ impl PagedKvCache {
         self.insert_windowed_keeping(window, 0)
     }
 
-    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for a
-    /// `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): first tokens and window take as many pages as a
-    /// sequence of that length, and one more, however long it grows.
+    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for
+    /// a `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): first tokens and window take as many
+    /// pages as a sequence of that length, and one more, however long it grows.
     ///
     /// Errors: as there.
     ///

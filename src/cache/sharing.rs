@@ -44,8 +44,8 @@ impl SeqTable {
         keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size)
     }
 
-    /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds all.
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds
+    /// all. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn gap(&self, id: SeqId) -> Result<Range<usize>> {
         Ok(self.sequence(id)?.gap(self.page_size))
     }

@@ -44,6 +44,7 @@ mod session;
 mod sharing;
 mod warm_up;
 mod weights;
+mod windowed;
 
 pub use attention::Attention;
 pub use config::{AttentionConfig, Config};

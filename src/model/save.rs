@@ -9,8 +9,8 @@ use std::path::Path;
 impl Session {
     /// Writes sequences to `writer`, as [`PagedKvCache::save`](crate::PagedKvCache::save), for sessions of the same
     /// [`Decoder`](crate::Decoder), whatever their page size. To go on later, give all tokens of a sequence and those
-    /// not fed yet, as the last one drawn: [`Session::load`] gives them back. A sequence whose window has freed pages is
-    /// refused.
+    /// not fed yet, as the last one drawn: [`Session::load`] gives them back. A sequence whose window has freed pages
+    /// is refused.
     ///
     /// Errors: as there.
     pub async fn save(

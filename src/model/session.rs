@@ -4,6 +4,7 @@ use super::attention::AttentionStep;
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::schedule::{schedule, Part};
+use super::windowed::Unfinished;
 use crate::attention::{AttentionOptions, Decode, KvSource};
 use crate::cache::{CacheStats, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
@@ -24,17 +25,14 @@ pub struct SessionOptions {
     /// Element type of the cache: F32, F16, BF16, I8 or I4.
     pub kv_dtype: DType,
     /// Tokens that a token sees, its own included, in every layer ([`AttentionOptions::window`]); none for all. What no
-    /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the model's
-    /// `max_position_embeddings`, which bounds how far apart tokens are that see each other, but 2^24 tokens.
+    /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the
+    /// model's `max_position_embeddings`, which bounds how far apart tokens are that see each other, but 2^24 tokens.
     pub window: Option<usize>,
-    /// And the first this many of the sequence ([`AttentionOptions::keep_first`]). Tokens keep the positions at which they
-    /// came, so the distance to these grows: past what the model was trained for, it is the model that has to bear it.
+    /// And the first this many of the sequence ([`AttentionOptions::keep_first`]). Tokens keep the positions at which
+    /// they came, so the distance to these grows: past what the model was trained for, it is the model that has to bear
+    /// it.
     pub keep_first: usize,
 }
-
-/// Tokens of a sequence with a window at most: f32 tells no more positions apart. (Angles of rotations are rounded to f32,
-/// by up to 2^-24 of the position in radians; at a million tokens the fastest pair is off by 0.03.)
-const MOST_STREAMED: usize = 1 << 24;
 
 impl Default for SessionOptions {
     fn default() -> Self {
@@ -87,15 +85,7 @@ pub struct Session {
     options: SessionOptions,
     buffers: Buffers,
     /// Of the sequences of a call under way: what a failed or dropped call is rolled back to.
-    unfinished: Vec<Unfinished>,
-}
-
-/// A sequence before a call.
-struct Unfinished {
-    id: SeqId,
-    len: usize,
-    /// Where a window may give pages back between the steps of the call: the sequence as it was.
-    fork: Option<SeqId>,
+    pub(super) unfinished: Vec<Unfinished>,
 }
 
 struct Buffers {
@@ -170,11 +160,6 @@ impl Session {
         self.cache.truncate(id, len)
     }
 
-    /// Tokens that a sequence may have: the model's `max_position_embeddings`, or 2^24 with a window.
-    pub fn max_positions(&self) -> usize {
-        self.options.window.map_or(self.decoder.config().max_positions, |_| MOST_STREAMED)
-    }
-
     /// Tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
     pub fn len(&self, id: SeqId) -> Result<usize> {
         self.cache.len(id)
@@ -203,9 +188,9 @@ impl Session {
     /// Adds tokens to sequences, any number to each, and returns what comes after them.
     ///
     /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it.
-    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next. With a window, a
-    /// prompt may be longer than the cache: what it needs is then known step by step, and a call of several steps holds what its
-    /// sequences had before, and a copy of their last pages, until it ends.
+    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next. With a window,
+    /// a prompt may be longer than the cache: what it needs is then known step by step, and a call of several steps
+    /// holds what its sequences had before, and a copy of their last pages, until it ends.
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
     /// would exceed [`Session::max_positions`], a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
@@ -222,42 +207,9 @@ impl Session {
         fed
     }
 
-    /// Remembers what a call begins with.
-    fn begin(&mut self, batch: &[(SeqId, &[u32])]) -> Result<()> {
-        let forks = self.frees_between_steps(batch);
-        for &(id, _) in batch {
-            let len = self.cache.len(id)?;
-            let fork = if forks { Some(self.cache.fork(id)?) } else { None };
-            self.unfinished.push(Unfinished { id, len, fork });
-        }
-        Ok(())
-    }
-
-    /// Whether a window may give pages back before the call's last step, which cannot fail once it is committed.
-    fn frees_between_steps(&self, batch: &[(SeqId, &[u32])]) -> bool {
-        let tokens: usize = batch.iter().map(|(_, tokens)| tokens.len()).sum();
-        self.options.window.is_some() && tokens > self.capacity()
-    }
-
-    fn finish(&mut self) {
-        for fork in self.unfinished.drain(..).filter_map(|sequence| sequence.fork) {
-            let _ = self.cache.remove(fork); // the call's own, so it is there
-        }
-    }
-
     /// The KV cache to write to.
     pub(super) fn cache_mut(&mut self) -> &mut PagedKvCache {
         &mut self.cache
-    }
-
-    /// Undoes a call that did not end.
-    pub(super) fn roll_back(&mut self) {
-        for Unfinished { id, len, fork } in std::mem::take(&mut self.unfinished) {
-            let _ = match fork {
-                Some(fork) => self.cache.take_back(id, fork), // the call's own, so it is there
-                None => self.cache.truncate(id, len),         // a sequence that is gone has nothing to undo
-            };
-        }
     }
 
     fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<Vec<[f32; 4]>> {
@@ -340,14 +292,6 @@ impl Session {
             self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())?;
         }
         Ok(fed)
-    }
-
-    /// What [`Session::max_positions`] is, for errors.
-    pub(super) fn what_is_most(&self) -> &'static str {
-        match self.options.window {
-            None => "the model's max_position_embeddings",
-            Some(_) => "the most that positions tell apart",
-        }
     }
 
     /// What every token sees, where that is not all: the last tokens, and the first ones.

@@ -1,5 +1,5 @@
-//! First tokens kept beside a window: against the f64 reference, and the bits of sequences whose pages between the two are
-//! gone.
+//! First tokens kept beside a window: against the f64 reference, and the bits of sequences whose pages between the two
+//! are gone.
 
 use crate::case::{check, Case, Extra};
 use crate::support::{bits, gpu, layouts, small, tiers, wait, Rng};
@@ -103,8 +103,8 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, ids: &[SeqId], n: usize, seed
     all
 }
 
-/// Whether pages between first tokens and window are kept or freed and used again makes no difference to the bit, in steps of
-/// one token and of many, and for forks.
+/// Whether pages between first tokens and window are kept or freed and used again makes no difference to the bit, in
+/// steps of one token and of many, and for forks.
 #[test]
 fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
     let variants = [(layouts()[1], DType::F16), (layouts()[4], DType::F32), (layouts()[3], DType::I8)];
