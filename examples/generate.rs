@@ -35,6 +35,8 @@ const USAGE: &str = "usage: generate [options]
   --best-of N        draw N texts, the most probable first
   --length-penalty P with these: texts are ordered by log-probability / length^P; default 1
   --stop N           with these: a text ends with this token, as 10, the end of a line
+  --window N         a token sees the last N tokens alone, and the cache holds no more
+  --keep-first N     and the first N, with --window
   --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
   --save-session FILE  keep the model's state there at the end; with --model or --variant
   --load-session FILE  go on from there: before the prompt, whose default is then none
@@ -49,6 +51,8 @@ pub(crate) struct Args {
     weights: Option<DType>,
     kv_dtype: Option<DType>,
     several: Option<Several>,
+    window: Option<usize>,
+    keep_first: usize,
     profile: bool,
     save: Option<String>,
     load: Option<String>,
@@ -70,6 +74,8 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         weights: None,
         kv_dtype: None,
         several: None,
+        window: None,
+        keep_first: 0,
         profile: false,
         save: None,
         load: None,
@@ -91,6 +97,8 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             "--seed" => parsed.options.seed = number(&arg, &value()?)?,
             "--temperature" => parsed.options.sampling.temperature = number(&arg, &value()?)?,
             "--top-p" => parsed.options.sampling.top_p = number(&arg, &value()?)?,
+            "--window" => parsed.window = Some(number(&arg, &value()?)?),
+            "--keep-first" => parsed.keep_first = number(&arg, &value()?)?,
             "--adapter" => parsed.adapter = Some(value()?),
             "--pipelines" => parsed.pipelines = Some(value()?),
             "--profile" => parsed.profile = true,
@@ -236,13 +244,22 @@ struct Opened {
 async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
     let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
-    let mut options = SessionOptions { kv_dtype: args.kv_dtype.unwrap_or(args.dtype), ..Default::default() };
-    options.cache_tokens = saved + args.prompt.len() + args.options.max_new_tokens;
+    let mut options = SessionOptions {
+        kv_dtype: args.kv_dtype.unwrap_or(args.dtype),
+        cache_tokens: saved + args.prompt.len() + args.options.max_new_tokens,
+        window: args.window,
+        keep_first: args.keep_first,
+        ..Default::default()
+    };
+    let each = options.page_size.saturating_mul(2).saturating_add(args.options.max_new_tokens);
     if let Some(several) = &args.several {
         // Each text has its own tokens, in pages of which the first and the last may be part empty.
-        let each = args.options.max_new_tokens + 2 * options.page_size;
         options.cache_tokens = options.cache_tokens.saturating_add(several.count().saturating_mul(each));
         options.max_batch = several.count();
+    } else if let Some(window) = args.window {
+        // What was saved, until the prompt is read; first tokens, window and those of a step, each in pages of its own.
+        let seen = args.keep_first.saturating_add(window).saturating_add(options.chunk + 4 * options.page_size);
+        options.cache_tokens = options.cache_tokens.min(seen.saturating_add(saved));
     }
     let mut session = Session::new(&decoder, options)?;
     // Before any timing.
@@ -293,7 +310,11 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
         writeln!(out, "{} tokens kept in {path}\n", tokens.len())?;
     }
 
-    let cached = session.len(sequence)?; // the last token is not fed
+    // The last token is not fed, and a window holds whole pages.
+    let cached_bytes = match args.window {
+        None => session.cache().token_bytes() * session.len(sequence)?,
+        Some(_) => session.stats().bytes as usize,
+    };
     session.remove(sequence)?;
     let profile = if args.profile { profiled(gpu, &mut session, &input, args).await? } else { Default::default() };
     let heads = config.layout()?;
@@ -306,7 +327,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
         decode_rate: (made.len() - 1) as f64 / decode,
         kv_elements: heads.kv_dim() * config.layers,
         kv_bytes: session.cache().token_bytes(),
-        cached_bytes: session.cache().token_bytes() * cached,
+        cached_bytes,
         dispatches: per_token(counted[0].dispatches, counted[1].dispatches),
         submits: per_token(counted[0].submits, counted[1].submits),
         layers: config.layers,

@@ -276,6 +276,8 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         ("--length-penalty 1", "--length-penalty is for --beams or --best-of"),
         ("--stop 10", "--stop is for --beams or --best-of"),
         ("--beams 2 --stop x", "--stop x: not a number"),
+        ("--window x", "--window x: not a number"),
+        ("--keep-first", "--keep-first wants a value"),
         ("now", "unknown argument now"),
     ] {
         let message = generate::parse(words(args)).err().unwrap();
@@ -292,6 +294,14 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!("{why}") };
         assert!(message.contains(why), "{message}");
     }
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+    // Further than the model's 1,024 positions in a cache of some 300 tokens.
+    let windowed = format!("--models {models} --variant gta --window 64 --keep-first 4 --tokens 1100");
+    let args = generate::parse(words(&windowed)).unwrap();
+    assert!(pollster::block_on(generate::run(&args)).is_ok());
+    let alone = generate::parse(words(&format!("--models {models} --variant gta --keep-first 4"))).unwrap();
+    let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&alone)) else { panic!() };
+    assert!(message.contains("keep_first: 4 without a window"), "{message}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 A="append::"
 D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
 O="options::"
+K="kept::first kept::with"
 T="tree::"
 I="integers::append integers::slots integers::every|integers::odd|integers::|isolation::"
 C="sharing::"
@@ -99,7 +100,9 @@ decode-write-split  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if
 decode-write-row    ~decode.wgsl~                if (row < item.q_len * HEADS_PER_GROUP) {~                if (true) {~D~dies
 decode-write-dim    ~decode.wgsl~if (first_dim + e < V_DIM)~if (true)~D~dies
 decode-merge-units  ~decode.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: only lanes below VALUE_UNITS write
-mask-window         ~parts/mask_causal.wgsl~(WINDOW == 0u || token >= visible.first)~true~O~dies
+mask-window         ~parts/mask_causal.wgsl~(WINDOW == 0u || token >= visible.first || token < KEEP_FIRST)~true~O~dies
+mask-kept           ~parts/mask_causal.wgsl~ || token < KEEP_FIRST~~K~dies
+mask-kept-edge      ~parts/mask_causal.wgsl~token < KEEP_FIRST~token <= KEEP_FIRST~K~dies
 mask-window-edge    ~parts/mask_causal.wgsl~token >= visible.first~token > visible.first~O~dies
 mask-window-start   ~parts/mask_causal.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~O~dies
 mask-clear-first    ~parts/mask_causal.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~O~dies
@@ -110,7 +113,9 @@ softcap-far         ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~nea
 softcap-sign        ~parts/score_softcap.wgsl~select(value, -value, x < 0.0)~value~O~dies
 sink-none           ~parts/sink_logit.wgsl~max(sinks[head] * LOG2_E, NEGATIVE)~sinks[head] * LOG2_E~O~same: where exp2 of minus infinity is 0, which WGSL does not promise
 sink-split          ~parts/decode_io.wgsl~if (item.partial_row != NO_PARTIAL) {\n        return Finished~if (false) {\n        return Finished~O~dies
-tree-window         ~parts/mask_tree.wgsl~return WINDOW == 0u || token >= visible.first;~return true;~T~dies
+tree-window         ~parts/mask_tree.wgsl~return WINDOW == 0u || token >= visible.first || token < KEEP_FIRST;~return true;~T~dies
+tree-kept           ~parts/mask_tree.wgsl~ || token < KEEP_FIRST~~T~dies
+tree-kept-edge      ~parts/mask_tree.wgsl~token < KEEP_FIRST~token <= KEEP_FIRST~T~dies
 tree-window-start   ~parts/mask_tree.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~T~dies
 tree-clear-first    ~parts/mask_tree.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~T~dies
 tree-clear-last     ~parts/mask_tree.wgsl~WINDOW == 0u), visible.before~WINDOW == 0u), visible.before + 64u~T~dies
@@ -169,6 +174,7 @@ dies() {
     D) groups=$D ;;
     G) groups=$G ;;
     O) groups=$O ;;
+    K) groups=$K ;;
     T) groups=$T ;;
     I) groups=$I ;;
     C) groups=$C ;;

@@ -193,8 +193,8 @@ impl Decode {
 
     /// [`Decode::plan`] with a tree mask per query token, for a `Decode` made with [`AttentionOptions::tree`]: bit i of
     /// `masks[t]` says whether query token t sees the i-th of its own sequence's reserved tokens. What was cached before,
-    /// every token sees. (With a window, a token sees the last of all these, in a tree its nearest ancestors, and of the
-    /// farthest [`AttentionOptions::keep_first`].)
+    /// every token sees. (With a window, a token sees the last of all these, in a tree its nearest ancestors, and of
+    /// the farthest [`AttentionOptions::keep_first`].)
     ///
     /// Masks say who sees whom, not where: rotate queries and keys by the tokens' depths, through [`Append::encode`]
     /// (the cache's own append counts positions along the sequence).

@@ -1,14 +1,16 @@
-//! The pages between a sequence's first tokens, kept beside a window, and the window: a plan's page tables leave them out. Pure.
+//! The pages between a sequence's first tokens, kept beside a window, and the window: a plan's page tables leave them
+//! out. Pure.
 //!
-//! So kernels meet a shorter sequence without a gap, one run of tokens that is cut like any other: the first tokens cost
-//! neither an item nor a merge of their own. They count tokens and positions without those left out, which a mask cannot
-//! tell: every row that shares a table begins its window past them. Pages partly seen stay, and their hidden tokens are
-//! masked.
+//! So kernels meet a shorter sequence without a gap, one run of tokens that is cut like any other: the first tokens
+//! cost neither an item nor a merge of their own. They count tokens and positions without those left out, which a mask
+//! cannot tell: every row that shares a table begins its window past them. Pages partly seen stay, and their hidden
+//! tokens are masked.
 
 use std::ops::Range;
 
 use super::plan::Tile;
 use super::plan_shape::PlanShape;
+use super::tree::MAX_TREE;
 use super::view::SeqView;
 use crate::error::{ErrorKind, Result};
 
@@ -28,8 +30,6 @@ pub(crate) struct Step<'a> {
 #[derive(Debug)]
 pub(super) struct Tables {
     page_size: u64,
-    /// Whether the step's tokens are a tree.
-    tree: bool,
     /// Entries of the batch's page table and of `copied`.
     entries: usize,
     /// What they consist of: stretches of the batch's page table (entries).
@@ -42,12 +42,11 @@ impl Tables {
         if !step.page_size.is_power_of_two() {
             return Err(ErrorKind::argument("page_size", format!("{} is not a power of two", step.page_size)));
         }
-        let (page_size, tree) = (u64::from(step.page_size), !step.masks.is_empty());
-        Ok(Tables { page_size, tree, entries: step.page_entries, copied: Vec::new() })
+        Ok(Tables { page_size: step.page_size.into(), entries: step.page_entries, copied: Vec::new() })
     }
 
-    /// Gives the tiles of sequence `index`, in the order of their rows, tables that leave out what they do not see between
-    /// first tokens and window.
+    /// Gives the tiles of sequence `index`, in the order of their rows, tables that leave out what they do not see
+    /// between first tokens and window.
     ///
     /// Errors: [`ErrorKind::Argument`] where one sees what the sequence no longer holds.
     pub(super) fn shorten(&mut self, index: usize, tiles: &mut [Tile], shape: &PlanShape) -> Result<()> {
@@ -57,20 +56,23 @@ impl Tables {
         let Some(sequence) = tiles.first().map(|tile| tile.sequence) else { return Ok(()) };
         let page_size = self.page_size;
         let first = u64::from(shape.keep_first).next_multiple_of(page_size);
-        // Tree masks count from the first of the step's tokens, which so stays where it is.
-        let most = if self.tree { u64::from(sequence.kv_len - sequence.q_len) } else { u64::MAX };
+        // Tree masks count from the first of the step's tokens, so those stay. Where there could be masks, but are
+        // none, it is the same: then a chain has causal attention's bits.
+        let SeqView { q_len, kv_len, .. } = sequence;
+        let most = if q_len <= MAX_TREE { kv_len - q_len } else { kv_len };
         let gap_last = |tile: &Tile| {
-            let window = u64::from(tile.first).min(most);
+            let window = u64::from(tile.first.min(most));
             (window - window % page_size).max(first)
         };
-        // Tiles whose windows begin near each other share a table, so that tables grow with the step's tokens alone, and
-        // what a tile reads in vain is at most an eighth of what it sees, or a page.
+        // Tiles whose windows begin near each other share a table, so that tables grow with the step's tokens alone,
+        // and what a tile reads in vain is at most an eighth of what it sees, or a page.
         let near = page_size.max((u64::from(shape.keep_first) + u64::from(shape.window)) / 8);
         let mut rest = tiles;
         while let Some(tile) = rest.first() {
             let gap = first..gap_last(tile);
             let of_one = |tile: &&Tile| (gap.end..gap.end + near).contains(&gap_last(tile));
-            let (tiles, others) = std::mem::take(&mut rest).split_at_mut(rest.iter().take_while(of_one).count());
+            let count = rest.iter().take_while(of_one).count();
+            let (tiles, others) = std::mem::take(&mut rest).split_at_mut(count);
             let last = tiles.iter().map(|tile| tile.last).max().unwrap_or(0);
             let view = self.view(index, &sequence, gap.clone(), last)?;
             for tile in tiles {

@@ -73,8 +73,8 @@ fn kernel_sees(item: &WorkItem, shape: &PlanShape, mask: Option<u64>, m: u32, to
     token < item.token_last && token - before < 64 && mask >> (token - before) & 1 == 1
 }
 
-/// The tokens that query token `m` sees, by the definition: of all up to its own, or those before the step and of the step's
-/// those of its mask, the last of the window and the first ones.
+/// The tokens that query token `m` sees, by the definition: of all up to its own, or those before the step and of the
+/// step's those of its mask, the last of the window and the first ones.
 fn spec_seen(view: &SeqView, shape: &PlanShape, mask: Option<u64>, m: u32) -> Vec<u32> {
     let before = view.kv_len - view.q_len;
     let new: Vec<u32> = (0..view.q_len).filter(|i| mask.map_or(*i <= m, |mask| mask >> i & 1 == 1)).collect();
@@ -88,12 +88,13 @@ fn spec_seen(view: &SeqView, shape: &PlanShape, mask: Option<u64>, m: u32) -> Ve
 /// By first row of a tile, for one sequence: its parts as (page table, items), in token order.
 type Tiles = BTreeMap<u32, Vec<WorkItem>>;
 
-/// The pages that a tile's table names, as far as its last part reaches; all of them the sequence's own.
-fn pages(batch: &Batch, list: &WorkList, sequence: usize, tile: &[WorkItem]) -> Vec<u32> {
+/// The pages that a tile's table names from that of its first part on, as far as its last reaches; all of them the
+/// sequence's own. And what it would call the first of them.
+fn pages(batch: &Batch, list: &WorkList, sequence: usize, tile: &[WorkItem]) -> (Vec<u32>, u32) {
     let entries = batch.table.len();
     let copied: Vec<u32> = list.copied_entries.iter().cloned().flatten().collect();
     let end = tile.iter().map(|item| item.token_last).max().unwrap().div_ceil(batch.page_size);
-    // Those of pages that the tile passes over wholly may not be there: nobody asks for them.
+    // Those before may not be there: nobody asks for them.
     let begin = tile.iter().map(|item| item.token_first).min().unwrap() / batch.page_size;
     let entry = |i: u32| {
         let at = tile[0].page_table_first.wrapping_add(i) as usize;
@@ -101,7 +102,7 @@ fn pages(batch: &Batch, list: &WorkList, sequence: usize, tile: &[WorkItem]) -> 
     };
     let named: Vec<(usize, u32)> = (begin..end).map(entry).collect();
     assert!(named.iter().all(|(owner, _)| *owner == sequence), "another sequence's page, of {entries} entries");
-    std::iter::repeat_n(u32::MAX, begin as usize).chain(named.into_iter().map(|(_, page)| page)).collect()
+    (named.into_iter().map(|(_, page)| page).collect(), begin)
 }
 
 /// Checks that each row sees each token that it should, once, and no other; returns each sequence's tiles.
@@ -124,10 +125,10 @@ fn check(batch: &Batch, masks: &[u64], given: &[u64], shape: &PlanShape, list: &
                 "a token twice, or left out"
             );
             assert!(parts.windows(2).all(|pair| pair[0].page_table_first == pair[1].page_table_first));
-            let pages = pages(batch, list, sequence, parts);
+            let (pages, begin) = pages(batch, list, sequence, parts);
             let bounds = (parts[0].token_first, parts[parts.len() - 1].token_last);
-            let real =
-                |token: u32| pages[(token / batch.page_size) as usize] * batch.page_size + token % batch.page_size;
+            let page = |token: u32| pages[(token / batch.page_size - begin) as usize];
+            let real = |token: u32| page(token) * batch.page_size + token % batch.page_size;
             let last = (*first as usize + row_tile).min(rows) - 1;
             let tokens = (*first as usize / shape.heads_per_group, last / shape.heads_per_group);
             for m in [tokens.0 as u32, tokens.1 as u32] {
@@ -138,7 +139,7 @@ fn check(batch: &Batch, masks: &[u64], given: &[u64], shape: &PlanShape, list: &
             }
             // What is read in vain: up to two pages, and an eighth, or what the tile's other rows see.
             let seen = u64::from(shape.keep_first) + u64::from(shape.window);
-            let others = (tokens.1 - tokens.0) as u64 + if masks.is_empty() { 0 } else { 64 };
+            let others = (tokens.1 - tokens.0) as u64 + if view.q_len <= 64 { 64 } else { 0 };
             let most = seen + others + 2 * u64::from(batch.page_size) + seen.div_ceil(8).max(batch.page_size.into());
             assert!(shape.keep_first == 0 || u64::from(bounds.1) <= most, "{bounds:?} of at most {most}");
         }
@@ -163,12 +164,12 @@ fn trees(lengths: &[(u32, u32)], mut seed: u64) -> Vec<u64> {
 
 fn lengths(most_new: u32) -> impl Strategy<Value = Vec<(u32, u32)>> {
     let q_len = prop_oneof![1 => Just(0u32), 4 => Just(1), 3 => 2..most_new];
-    let cached = prop_oneof![1 => Just(0u32), 3 => 0u32..300, 2 => 300u32..9000, 1 => 9000u32..(1 << 20)];
-    prop::collection::vec((q_len, cached).prop_map(|(q_len, cached)| (q_len, q_len + cached)), 1..5)
+    let cached = prop_oneof![4 => Just(0u32), 12 => 0u32..300, 8 => 300u32..9000, 1 => 9000u32..(1 << 20)];
+    prop::collection::vec((q_len, cached).prop_map(|(q_len, cached)| (q_len, q_len + cached)), 1..4)
 }
 
 fn some_shape() -> impl Strategy<Value = PlanShape> {
-    let window = prop_oneof![3 => 1u32..40, 2 => 40u32..3000];
+    let window = prop_oneof![3 => 1u32..40, 2 => 40u32..900];
     let keep = prop_oneof![1 => Just(0u32), 4 => 1u32..9, 2 => 9u32..400];
     (prop::sample::select(vec![1usize, 3, 4, 16]), window, keep).prop_map(|(h, window, keep)| shape(h, window, keep))
 }
@@ -187,11 +188,13 @@ fn page_size() -> impl Strategy<Value = u32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn every_row_sees_what_it_should_once(
-        lengths in lengths(200), shape in some_shape(), policy in policy(), page_size in page_size(), seed in any::<u64>(),
+        lengths in lengths(150),
+        shape in some_shape(),
+        policy in policy(), page_size in page_size(), seed in any::<u64>(),
     ) {
         let PlanShape { window, keep_first, .. } = shape;
         let whole = batch(&lengths, page_size, None);
@@ -221,7 +224,9 @@ proptest! {
 
     #[test]
     fn trees_see_what_they_should_once(
-        lengths in lengths(65), shape in some_shape(), policy in policy(), page_size in page_size(), seed in any::<u64>(),
+        lengths in lengths(65),
+        shape in some_shape(),
+        policy in policy(), page_size in page_size(), seed in any::<u64>(),
     ) {
         let PlanShape { window, keep_first, .. } = shape;
         let given = trees(&lengths, seed);
@@ -241,7 +246,9 @@ proptest! {
 
     #[test]
     fn fixed_tokens_ignore_the_batch(
-        lengths in lengths(100), shape in some_shape(), n in 16usize..900, page_size in page_size(), freed in any::<bool>(),
+        lengths in lengths(100),
+        shape in some_shape(),
+        n in 16usize..900, page_size in page_size(), freed in any::<bool>(),
     ) {
         let freed = freed.then_some((shape.window, shape.keep_first));
         let policy = SplitPolicy::FixedTokens(n);
@@ -275,10 +282,11 @@ fn a_long_sequence_costs_first_tokens_and_window() {
     let freed = batch(&[(1, 1 << 20)], 16, Some((100, 4)));
     let list = freed.plan(&[], &shape(4, 100, 4), SplitPolicy::Off).unwrap();
     assert_eq!((list.items[0].page_table_first, list.items[0].kv_len, list.copied_entries.len()), (0, 128, 0));
-    // Each 16 query tokens of a prompt are a tile: few tables for many of them.
+    // Each 16 query tokens of a prompt are a tile. Their windows begin at up to 3057, a table for each 128 tokens of
+    // that; the first 8 tiles past the first page, and those before, need none.
     let prompt = batch(&[(4096, 4096)], 16, None);
     let list = prompt.plan(&[], &shape(4, 1024, 4), SplitPolicy::Off).unwrap();
-    assert_eq!((list.items.len(), list.copied_entries.len() / 2), (256, 24));
+    assert_eq!((list.items.len(), list.copied_entries.len() / 2), (256, 23));
 }
 
 #[test]

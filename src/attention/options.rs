@@ -21,8 +21,8 @@ pub struct AttentionOptions {
     pub window: Option<usize>,
     /// And the first this many tokens of the sequence, beside those of a window, each at its own position: token `t` is
     /// seen from `p` where `t < keep_first` or `t + window > p`. (StreamingLLM's attention sinks, Xiao et al.,
-    /// arXiv 2309.17453. [`AttentionOptions::sinks`] is another thing.) Of the tokens between them, whole pages are not read.
-    /// 0 for none; more only with a window.
+    /// arXiv 2309.17453. [`AttentionOptions::sinks`] is another thing.) Of the tokens between them, whole pages are not
+    /// read. 0 for none; more only with a window.
     pub keep_first: usize,
     /// Whether a learned logit per query head takes part in the softmax, as one more token whose value is zero. It is given
     /// with the queries ([`Decode::run_with_sinks`](super::Decode::run_with_sinks)), since each layer has its own.
@@ -64,8 +64,8 @@ impl AttentionOptions {
         u32::try_from(self.keep_first).unwrap_or(u32::MAX)
     }
 
-    /// The step's tree masks, one per query token: `given` ones checked and cut to what window and first tokens show, or those of plain sequences;
-    /// none without [`AttentionOptions::tree`].
+    /// The step's tree masks, one per query token: `given` ones checked and cut to what window and first tokens show,
+    /// or those of plain sequences; none without [`AttentionOptions::tree`].
     pub(crate) fn masks(&self, sequences: &[SeqView], given: Option<&[u64]>) -> Result<Vec<u64>> {
         let shown = Shown { window: self.window_tokens(), keep_first: self.first_tokens() };
         match (self.tree, given) {

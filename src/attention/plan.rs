@@ -25,9 +25,10 @@ pub enum SplitPolicy {
     /// A sequence's parts, and so the last bits of its result, depend on what else is in the batch.
     #[default]
     Auto,
-    /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees, without pages that
-    /// [`keep_first`](super::AttentionOptions::keep_first) lets it pass over: a sequence's result does not depend on the batch
-    /// it is in, bit for bit.
+    /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees, without pages
+    /// that
+    /// [`keep_first`](super::AttentionOptions::keep_first) lets it pass over: a sequence's result does not depend on
+    /// the batch it is in, bit for bit.
     FixedTokens(usize),
     /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
     Count(usize),
@@ -43,8 +44,8 @@ pub(crate) const NO_PARTIAL: u32 = u32::MAX;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct WorkItem {
-    /// First entry of the sequence in the page table (entries). Tokens below are counted without pages that the table leaves
-    /// out (`gap.rs`).
+    /// First entry of the sequence in the page table (entries). Tokens below are counted without pages that the table
+    /// leaves out (`gap.rs`).
     pub page_table_first: u32,
     /// First query token of the sequence among the step's (tokens).
     pub q_token_first: u32,

@@ -19,9 +19,9 @@ impl PagedKvCache {
         self.insert_windowed_keeping(window, 0)
     }
 
-    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for a
-    /// `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): first tokens and window take as many pages as a
-    /// sequence of that length, and one more, however long it grows.
+    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for
+    /// a `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): first tokens and window take as many
+    /// pages as a sequence of that length, and one more, however long it grows.
     ///
     /// Errors: as there.
     ///
@@ -37,6 +37,20 @@ impl PagedKvCache {
         let id = self.table.insert_seeing(window, keep_first);
         self.changed();
         id
+    }
+
+    /// As [`SeqTable::see`](super::SeqTable).
+    pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
+        self.table.see(id, window, keep_first)?;
+        self.changed();
+        Ok(())
+    }
+
+    /// As [`SeqTable::take_back`](super::SeqTable).
+    pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
+        self.table.take_back(id, fork)?;
+        self.changed();
+        Ok(())
     }
 
     /// A new sequence of the same committed tokens, for parallel samples and beams. It shares all pages and copies none;

@@ -20,6 +20,28 @@ impl World {
         resolved
     }
 
+    pub(super) fn truncate(&mut self, at: usize, len: usize) -> bool {
+        let (id, should) = &mut self.sequences[at];
+        let page_size = self.page_size;
+        // Before what is gone, or so far past it that the window is.
+        let held = |should: &Should| {
+            let gap = should.gap(page_size);
+            len <= gap.start || should.first_seen(len) / page_size * page_size >= gap.end
+        };
+        let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len() && held(should));
+        let result = self.table.truncate(*id, len);
+        assert_eq!(result.is_ok(), ok, "{result:?}");
+        if let Some(should) = should.as_mut().filter(|_| ok) {
+            should.tokens.truncate(len);
+            should.drafts.clear();
+            if len <= should.gap(page_size).start {
+                self.seen.cut_before_gap += usize::from(should.passed > 0 && len > 0);
+                should.passed = 0;
+            }
+        }
+        ok
+    }
+
     pub(super) fn match_prefix(&mut self, tokens: &[u32], salt: u64) {
         let stats = self.table.stats();
         let id = self.table.match_prefix(tokens, salt);

@@ -32,6 +32,8 @@ enum Op {
     CommitTokens(Vec<(usize, usize)>),
     /// To a length up to one more than there is.
     Truncate(usize, usize),
+    /// To some of the first tokens of a sequence that has lost some past them.
+    CutToFirst(usize),
     Pin(usize),
     Unpin(usize),
     Limit(usize),
@@ -62,10 +64,11 @@ impl ReferenceStateMachine for Calls {
         let tokens = |most| prop::collection::vec(0..TOKENS, 0..most);
         // Now and then none, which is refused.
         let drafts = move || prop_oneof![20 => prop::collection::vec(0..TOKENS, 1..9), 1 => Just(Vec::new())];
+        let kept = || prop_oneof![1 => Just(0usize), 2 => 1usize..12];
         let wanted = move || prop::collection::vec((id(), drafts()), 0..4);
         prop_oneof![
             2 => Just(Op::Insert),
-            4 => (0usize..20, prop_oneof![Just(0usize), 1usize..12]).prop_map(|(window, kept)| Op::InsertWindowed(window, kept)),
+            3 => (0usize..20, kept()).prop_map(|(window, kept)| Op::InsertWindowed(window, kept)),
             6 => (id(), 0usize..40, tokens(20), 0..SALTS).prop_map(|(id, len, more, salt)| Op::Match(id, len, more, salt)),
             9 => id().prop_map(Op::Fork),
             5 => id().prop_map(Op::Remove),
@@ -74,6 +77,7 @@ impl ReferenceStateMachine for Calls {
             3 => (prop::collection::vec(id(), 0..4), 0usize..8).prop_map(|(ids, n)| Op::Commit(ids, n)),
             20 => prop::collection::vec((id(), 0usize..24), 0..6).prop_map(Op::CommitTokens),
             5 => (id(), 0usize..40).prop_map(|(id, len)| Op::Truncate(id, len)),
+            2 => id().prop_map(Op::CutToFirst),
             2 => id().prop_map(Op::Pin),
             2 => id().prop_map(Op::Unpin),
             1 => (0usize..30).prop_map(Op::Limit),
@@ -132,7 +136,7 @@ fn the_calls_reach_what_they_are_for() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let strategy = Calls::sequential_strategy(200);
     let mut all = Seen::default();
-    for _ in 0..100 {
+    for _ in 0..200 {
         let (sizes, calls, _) = strategy.new_tree(&mut runner).unwrap().current();
         let mut world = World::new(&sizes, true);
         world.seen = all;

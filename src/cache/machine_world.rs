@@ -6,69 +6,13 @@ use std::collections::{HashMap, HashSet};
 mod calls;
 #[path = "machine_check.rs"]
 mod check;
+#[path = "machine_should.rs"]
+mod should;
+use should::{chain, Should};
 
 use super::{Op, Sizes, MOST_SEQUENCES, SALTS};
 use crate::attention::view::KvSource;
 use crate::cache::table::{SeqId, SeqTable};
-
-/// What a sequence should hold.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Should {
-    salt: u64,
-    /// Whether the table knows all committed tokens.
-    known: bool,
-    /// Tokens that a token sees, or 0 for all.
-    window: usize,
-    /// Tokens that it sees beside those, the first ones.
-    keep_first: usize,
-    /// One past the last page that its window has moved on from; of those before it, pages of first tokens are kept.
-    passed: usize,
-    tokens: Vec<u32>,
-    drafts: Vec<u32>,
-}
-
-impl Should {
-    /// First token that the token at a position sees.
-    fn first_seen(&self, position: usize) -> usize {
-        if self.window == 0 {
-            0
-        } else {
-            (position + 1).saturating_sub(self.window)
-        }
-    }
-
-    /// Whether a page is held, as long as some token of the sequence is in it.
-    pub(super) fn holds(&self, page: usize, page_size: usize) -> bool {
-        page >= self.passed || page * page_size < self.keep_first
-    }
-
-    /// The first tokens of pages that are not held, and one past the last.
-    pub(super) fn gap(&self, page_size: usize) -> std::ops::Range<usize> {
-        let gone: Vec<usize> = (0..self.passed).filter(|page| !self.holds(*page, page_size)).collect();
-        let bounds = gone.first().zip(gone.last());
-        bounds.map_or(0..0, |(first, last)| first * page_size..(last + 1) * page_size)
-    }
-
-    /// Pages held of so many tokens, by their place in the sequence.
-    pub(super) fn pages(&self, tokens: usize, page_size: usize) -> Vec<usize> {
-        (0..tokens.div_ceil(page_size)).filter(|page| self.holds(*page, page_size)).collect()
-    }
-
-    /// What is in memory for each token.
-    fn content(&self) -> Vec<u64> {
-        chain(self.salt, self.tokens.iter().chain(&self.drafts))
-    }
-}
-
-/// A number per token that depends on the salt and all tokens before it, as a token's state does.
-fn chain<'a>(salt: u64, tokens: impl Iterator<Item = &'a u32>) -> Vec<u64> {
-    let mix = |state: &mut u64, token: &u32| {
-        let x = (*state ^ u64::from(*token)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        *state = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        Some(*state)
-    };
-    tokens.scan(salt.wrapping_mul(0x94d0_49bb_1331_11eb), mix).collect()
-}
 
 pub(super) struct World {
     table: SeqTable,
@@ -241,26 +185,16 @@ impl World {
             Op::CommitTokens(accepted) => self.commit_tokens(&accepted),
             Op::Truncate(index, len) => {
                 let Some(at) = self.at(index) else { return };
-                let (id, should) = &mut self.sequences[at];
-                let len = len % should.as_ref().map_or(1, |should| should.tokens.len() + 2);
+                let len = len % self.sequences[at].1.as_ref().map_or(1, |should| should.tokens.len() + 2);
+                self.truncate(at, len)
+            }
+            Op::CutToFirst(index) => {
                 let page_size = self.page_size;
-                // Before what is gone, or so far past it that the window is.
-                let held = |should: &Should| {
-                    let gap = should.gap(page_size);
-                    len <= gap.start || should.first_seen(len) / page_size * page_size >= gap.end
-                };
-                let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len() && held(should));
-                let result = self.table.truncate(*id, len);
-                assert_eq!(result.is_ok(), ok, "{result:?}");
-                if let Some(should) = should.as_mut().filter(|_| ok) {
-                    should.tokens.truncate(len);
-                    should.drafts.clear();
-                    if len <= should.gap(page_size).start {
-                        self.seen.cut_before_gap += usize::from(should.passed > 0 && len > 0);
-                        should.passed = 0;
-                    }
-                }
-                ok
+                let first = |i: &usize| self.sequences[*i].1.as_ref().map_or(0, |should| should.gap(page_size).start);
+                let cut: Vec<usize> = (0..self.sequences.len()).filter(|i| first(i) > 0).collect();
+                let Some(&at) = cut.get(index % cut.len().max(1)) else { return };
+                let len = 1 + index % first(&at);
+                self.truncate(at, len)
             }
             Op::Pin(index) => {
                 let Some(at) = self.at(index) else { return };

@@ -27,13 +27,25 @@ impl SeqTable {
 
     /// The same with a window of 0 for none.
     pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
-        // No sequence has more tokens than 32 bits count.
-        let kept = keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size);
-        self.insert_as(Sequence { window, kept, ..Sequence::default() })
+        self.insert_as(Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() })
     }
 
-    /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds all.
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// Lets a sequence that has lost no page give pages back from now on, as one of [`SeqTable::insert_seeing`] does.
+    pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
+        let kept = self.kept_pages(keep_first);
+        let sequence = self.sequence_mut(id)?;
+        (sequence.window, sequence.kept, sequence.known) = (window, kept, None);
+        self.changed();
+        Ok(())
+    }
+
+    /// Pages of the first tokens. No sequence has more tokens than 32 bits count.
+    fn kept_pages(&self, keep_first: usize) -> usize {
+        keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size)
+    }
+
+    /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds
+    /// all. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn gap(&self, id: SeqId) -> Result<Range<usize>> {
         Ok(self.sequence(id)?.gap(self.page_size))
     }
@@ -48,6 +60,18 @@ impl SeqTable {
         let copy = Sequence { pages: PageList::new(pages), reserved: 0, known: sequence.known.clone(), ..*sequence };
         copy.pages.iter().for_each(|page| self.store.retain(*page));
         Ok(self.insert_as(copy))
+    }
+
+    /// Makes a sequence what its fork is, and removes the fork. A sequence that is gone by now stays gone.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) for the fork.
+    pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
+        let earlier = self.sequence(fork)?.clone();
+        if let Ok(sequence) = self.sequence_mut(id) {
+            let later = std::mem::replace(sequence, earlier);
+            *self.sequence_mut(fork)? = later;
+        }
+        self.remove(fork)
     }
 
     /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with

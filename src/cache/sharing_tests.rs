@@ -289,6 +289,91 @@ fn pages_outside_a_window_are_freed_at_once() {
 }
 
 #[test]
+fn first_tokens_stay_beside_a_window() {
+    let mut table = table(12, 4);
+    assert!(matches!(
+        table.insert_windowed_keeping(0, 5).unwrap_err().kind(),
+        ErrorKind::Argument { name: "window", .. }
+    ));
+    let a = table.insert_windowed_keeping(6, 5).unwrap();
+    let step = |table: &mut SeqTable, n: usize| {
+        table.reserve(&[a], n).unwrap();
+        table.commit(&[a], n).unwrap();
+        (table.gap(a).unwrap(), pages(table, a).len())
+    };
+    // Tokens 0..5 are in two pages. The token at position 17 sees 12..=17 besides: the third page goes then.
+    assert_eq!([step(&mut table, 16), step(&mut table, 1)], [(0..0, 4), (8..12, 4)]);
+    let firsts = pages(&table, a)[..2].to_vec();
+    table.reserve(&[a], 4).unwrap();
+    let view = table.batch(&[a]).unwrap().sequences[0];
+    assert_eq!((view.page_table_first, view.kv_len, view.gap_first, view.gap_last), (0, 21, 8, 12));
+    assert_eq!(table.batch(&[a]).unwrap().page_table.len(), 5);
+    table.commit(&[a], 4).unwrap();
+    assert_eq!((table.gap(a).unwrap(), &pages(&table, a)[..2]), (8..16, &firsts[..]));
+    // For ever in as many pages: those of the first tokens, and 5 tokens wherever they begin.
+    let mut most = 0;
+    for _ in 0..200 {
+        step(&mut table, 1);
+        most = most.max(table.stats().used);
+    }
+    assert_eq!((most, table.gap(a).unwrap(), &pages(&table, a)[..2]), (4, 8..216, &firsts[..]));
+    // A fork has both runs. Cut into the gap, or to where the window would reach into it, a sequence is refused.
+    let b = table.fork(a).unwrap();
+    assert_eq!((table.gap(b).unwrap(), pages(&table, b)), (8..216, pages(&table, a)));
+    let before = (table.stats(), pages(&table, a));
+    for len in [9, 100, 216, 220] {
+        let error = table.truncate(a, len).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Argument { name: "len", .. }), "{error}");
+        assert!(error.to_string().contains("8..216"), "{error}");
+    }
+    assert_eq!((table.stats(), pages(&table, a)), before);
+    // To some of its first tokens it can be cut, and goes on from there.
+    table.truncate(a, 7).unwrap();
+    assert_eq!((table.gap(a).unwrap(), pages(&table, a)), (0..0, firsts.clone()));
+    let copies = table.reserve(&[a], 1).unwrap();
+    assert_eq!(copies.len(), 1, "the second page is the fork's, too");
+    table.commit(&[a], 1).unwrap();
+    assert_eq!(step(&mut table, 9), (8..12, 4));
+    // More first tokens than there can be are all.
+    let c = table.insert_windowed_keeping(1, usize::MAX).unwrap();
+    table.reserve(&[c], 9).unwrap();
+    table.commit(&[c], 9).unwrap();
+    assert_eq!((table.gap(c).unwrap(), pages(&table, c).len()), (0..0, 3));
+    for id in [a, b, c] {
+        table.remove(id).unwrap();
+    }
+    assert_eq!(counts(table.stats()), [0, 0, 0, 12]);
+}
+
+#[test]
+fn a_sequence_is_taken_back_to_its_fork() {
+    let mut table = table(12, 4);
+    let a = table.insert_windowed_keeping(5, 1).unwrap();
+    table.reserve(&[a], 10).unwrap();
+    table.commit(&[a], 10).unwrap();
+    let before = (table.len(a).unwrap(), table.gap(a).unwrap(), pages(&table, a), table.stats());
+    for gone in [false, true] {
+        let fork = table.fork(a).unwrap();
+        table.reserve(&[a], 12).unwrap();
+        table.commit(&[a], 12).unwrap();
+        table.reserve(&[a], 1).unwrap();
+        if gone {
+            table.remove(a).unwrap();
+        }
+        let generation = table.generation();
+        table.take_back(a, fork).unwrap();
+        assert!(table.generation() > generation && table.len(fork).is_err() && table.take_back(a, fork).is_err());
+        match gone {
+            false => {
+                let after = (table.len(a).unwrap(), table.gap(a).unwrap(), pages(&table, a), table.stats());
+                assert_eq!((after, table.reserved(a).unwrap()), (before.clone(), 0));
+            }
+            true => assert_eq!((table.len(a).is_err(), counts(table.stats())), (true, [0, 0, 0, 12])),
+        }
+    }
+}
+
+#[test]
 fn a_reservation_can_be_undone() {
     let mut table = table(8, 4);
     let a = prompt(&mut table, &[1, 2, 3, 4, 5, 6], 0);

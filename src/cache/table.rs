@@ -360,6 +360,11 @@ impl SeqTable {
         self.slots.iter_mut().filter_map(|slot| slot.sequence.as_mut())
     }
 
+    pub(super) fn sequence_mut(&mut self, id: SeqId) -> Result<&mut Sequence> {
+        self.sequence(id)?;
+        self.slots[id.index()].sequence.as_mut().ok_or_else(|| id.unknown())
+    }
+
     /// Tells plans of earlier states.
     pub(super) fn changed(&mut self) {
         self.generation += 1;

@@ -27,8 +27,8 @@ impl Default for GenerateOptions {
 /// Continues a prompt in a sequence of its own, which is gone at the end. `on_token` gets each token as it comes and
 /// may stop. Returns the new tokens.
 ///
-/// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed the model's
-/// `max_position_embeddings`; else as [`Session::feed`].
+/// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed
+/// [`Session::max_positions`]; else as [`Session::feed`].
 pub async fn generate(
     session: &mut Session,
     prompt: &[u32],
@@ -69,12 +69,11 @@ pub async fn continue_sequence(
 
 /// Refuses new tokens, after what a sequence holds and `input`, for which the model has no positions.
 pub(super) fn check_positions(session: &Session, sequence: SeqId, input: &[u32], max_new_tokens: usize) -> Result<()> {
-    let most = session.decoder().config().max_positions;
+    let most = session.max_positions();
     let before = session.len(sequence)?.saturating_add(input.len());
     // The last token is not fed.
     if before.saturating_add(max_new_tokens) > most.saturating_add(1) {
-        let why =
-            format!("{max_new_tokens} after a prompt of {before} exceed the model's max_position_embeddings, {most}");
+        let why = format!("{max_new_tokens} after a prompt of {before} exceed {}, {most}", session.what_is_most());
         return Err(ErrorKind::argument("max_new_tokens", why));
     }
     Ok(())

@@ -49,6 +49,7 @@ mod session;
 mod sharing;
 mod warm_up;
 mod weights;
+mod windowed;
 
 pub use attention::Attention;
 pub use beams::{beam_search, BeamOptions};

@@ -10,7 +10,8 @@ impl Session {
     /// Writes sequences to `writer`, as [`PagedKvCache::save`](crate::PagedKvCache::save), for sessions of the same
     /// [`Decoder`](crate::Decoder), whatever their page size. [`Session::load`] gives the tokens of a sequence back: those
     /// from [`Session::match_prefix`], and forks of them, are known here and need not be given. Give all tokens of others,
-    /// and of each sequence those not fed yet, as the last one drawn, after all that were.
+    /// and of each sequence those not fed yet, as the last one drawn, after all that were. A
+    /// sequence whose window has freed pages is refused.
     ///
     /// Errors: as there.
     pub async fn save(
@@ -41,11 +42,12 @@ impl Session {
     /// [`PagedKvCache::load`](crate::PagedKvCache::load). They go on bit for bit as if they had never been away. For each,
     /// feed what its tokens have past [`Session::len`], and then anything new.
     ///
-    /// Errors: as there; a file of another model, or of the same in other dtypes, is
+    /// Errors: as there; a file of another model, of the same in other dtypes or of a session with another window, is
     /// [`SavedFault::Other`](crate::SavedFault).
     pub async fn load(&mut self, reader: impl Read, progress: impl FnMut(Progress)) -> Result<Vec<LoadedSequence>> {
         let fingerprint = self.fingerprint();
-        self.cache_mut().load(&fingerprint, reader, progress).await
+        let loaded = self.cache_mut().load(&fingerprint, reader, progress).await?;
+        self.see_window(loaded)
     }
 
     /// [`Session::load`] from a file, which errors then name. Errors: as there.
@@ -55,10 +57,24 @@ impl Session {
         progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
         let fingerprint = self.fingerprint();
-        self.cache_mut().load_file(&fingerprint, path, progress).await
+        let loaded = self.cache_mut().load_file(&fingerprint, path, progress).await?;
+        self.see_window(loaded)
     }
 
-    fn fingerprint(&self) -> [u8; 8] {
-        self.decoder().fingerprint().to_le_bytes()
+    /// Loaded sequences as this session's own: with its window.
+    fn see_window(&mut self, loaded: Vec<LoadedSequence>) -> Result<Vec<LoadedSequence>> {
+        if let Some((window, keep_first)) = self.window() {
+            loaded.iter().try_for_each(|sequence| self.cache_mut().see(sequence.id, window, keep_first))?;
+        }
+        Ok(loaded)
+    }
+
+    /// The model, and what its tokens see: cached states follow from both.
+    fn fingerprint(&self) -> Vec<u8> {
+        let mut bytes = self.decoder().fingerprint().to_le_bytes().to_vec();
+        if let Some((window, keep_first)) = self.window() {
+            bytes.extend([window, keep_first].map(|tokens| (tokens as u64).to_le_bytes()).as_flattened());
+        }
+        bytes
     }
 }

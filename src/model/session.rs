@@ -4,7 +4,8 @@ use super::attention::AttentionStep;
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::schedule::{schedule, Part};
-use crate::attention::{Decode, KvSource, SplitPolicy};
+use super::windowed::Unfinished;
+use crate::attention::{AttentionOptions, Decode, KvSource, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
@@ -23,11 +24,27 @@ pub struct SessionOptions {
     pub page_size: usize,
     /// Element type of the cache: F32, F16, BF16, I8 or I4.
     pub kv_dtype: DType,
+    /// Tokens that a token sees, its own included, in every layer ([`AttentionOptions::window`]); none for all. What no
+    /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the
+    /// model's `max_position_embeddings`, which bounds how far apart tokens are that see each other, but 2^24 tokens.
+    pub window: Option<usize>,
+    /// And the first this many of the sequence ([`AttentionOptions::keep_first`]). Tokens keep the positions at which
+    /// they came, so the distance to these grows: past what the model was trained for, it is the model that has to bear
+    /// it.
+    pub keep_first: usize,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { max_batch: 1, chunk: 128, cache_tokens: 1024, page_size: 64, kv_dtype: DType::F16 }
+        SessionOptions {
+            max_batch: 1,
+            chunk: 128,
+            cache_tokens: 1024,
+            page_size: 64,
+            kv_dtype: DType::F16,
+            window: None,
+            keep_first: 0,
+        }
     }
 }
 
@@ -78,8 +95,8 @@ pub struct Session {
     decode: Decode,
     options: SessionOptions,
     buffers: Buffers,
-    /// Sequences of a call under way and their lengths before it: what a failed or dropped call is rolled back to.
-    unfinished: Vec<(SeqId, usize)>,
+    /// Of the sequences of a call under way: what a failed or dropped call is rolled back to.
+    pub(super) unfinished: Vec<Unfinished>,
 }
 
 struct Buffers {
@@ -103,7 +120,8 @@ struct Buffers {
 impl Session {
     /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a zero size, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
+    /// Errors: [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
+    /// window; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device.
     pub fn new(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
         for (name, value) in [
@@ -117,13 +135,19 @@ impl Session {
             }
         }
         let (gpu, config) = (decoder.gpu(), decoder.config());
+        if let Some(window) = options.window.filter(|window| *window > config.max_positions) {
+            let why = format!("{window} is past the model's max_position_embeddings, {}", config.max_positions);
+            return Err(ErrorKind::argument("window", why));
+        }
         let heads = config.layout()?;
         let pages = options.cache_tokens.div_ceil(options.page_size);
         let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
         let rope = config.rope();
         let cache =
             PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
-        let decode = Decode::new(gpu, heads, options.kv_dtype)?;
+        let SessionOptions { window, keep_first, .. } = options;
+        let seen = AttentionOptions { window, keep_first, ..Default::default() };
+        let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
         decode.prepare(&cache.layer(0)?)?;
         let buffers = Buffers::new(decoder, &options)?;
         Ok(Session { decoder: decoder.clone(), cache, decode, options, buffers, unfinished: Vec::new() })
@@ -131,7 +155,8 @@ impl Session {
 
     /// All that is on a device, on that of `decoder`.
     pub(super) fn rebuild_on(&mut self, decoder: &Decoder) -> Result<Vec<EmptiedSequence>> {
-        let decode = Decode::new(decoder.gpu(), *self.cache.heads(), self.options.kv_dtype)?;
+        let (heads, dtype) = (*self.cache.heads(), self.options.kv_dtype);
+        let decode = Decode::with_options(decoder.gpu(), heads, dtype, *self.decode.options())?;
         let decode = decode.with_policy(self.decode.policy());
         let buffers = Buffers::new(decoder, &self.options)?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
@@ -150,18 +175,20 @@ impl Session {
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
-        self.cache.insert()
+        self.cache.insert_seeing(self.options.window.unwrap_or(0), self.options.keep_first)
     }
 
     /// Removes a sequence and gives up its part of the cache, which is kept until its room is needed where its tokens can be
     /// found by [`Session::match_prefix`]. Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
+        self.roll_back();
         self.cache.remove(id)
     }
 
-    /// Cuts a sequence to its first `len` tokens. Errors: [`ErrorKind::Argument`] where it has fewer,
-    /// [`ErrorKind::UnknownSequence`].
+    /// Cuts a sequence to its first `len` tokens. Errors: [`ErrorKind::Argument`] where it has fewer, or where the next
+    /// would see some that a window has freed; [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
+        self.roll_back();
         self.cache.truncate(id, len)
     }
 
@@ -194,18 +221,20 @@ impl Session {
     ///
     /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it (two of
     /// each for [`Want::TokenAndLogits`]).
-    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next.
+    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next. With a window,
+    /// a prompt may be longer than the cache: what it needs is then known step by step, and a call of several steps
+    /// holds what its sequences had before, and a copy of their last pages, until it ends.
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
-    /// would exceed `max_position_embeddings`, a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
+    /// would exceed [`Session::max_positions`], a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::CacheFull`]; those of the device.
     pub async fn feed(&mut self, batch: &[(SeqId, &[u32])], want: Want<'_>) -> Result<Fed> {
         self.roll_back();
         let samplers = self.check(batch, &want)?;
-        self.unfinished = batch.iter().map(|(id, _)| Ok((*id, self.cache.len(*id)?))).collect::<Result<_>>()?;
+        self.begin(batch)?;
         let fed = self.feed_checked(batch, &want, &samplers).await;
         match fed {
-            Ok(_) => self.unfinished.clear(),
+            Ok(_) => self.finish(),
             Err(_) => self.roll_back(),
         }
         fed
@@ -216,14 +245,6 @@ impl Session {
         &mut self.cache
     }
 
-    /// Undoes a call that did not end.
-    pub(super) fn roll_back(&mut self) {
-        for (id, len) in std::mem::take(&mut self.unfinished) {
-            // A sequence removed since then has nothing to undo.
-            let _ = self.cache.truncate(id, len);
-        }
-    }
-
     fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<Vec<[f32; 4]>> {
         if batch.is_empty() || batch.len() > self.options.max_batch {
             let why = format!("{} sequences, wanted 1..={}", batch.len(), self.options.max_batch);
@@ -232,7 +253,7 @@ impl Session {
         // Unknown or repeated sequences.
         let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
         self.cache.batch(&ids)?;
-        let most = self.decoder.config().max_positions;
+        let most = self.max_positions();
         for (id, tokens) in batch {
             let len = self.cache.len(*id)?;
             if tokens.is_empty() {
@@ -240,15 +261,18 @@ impl Session {
             }
             if len + tokens.len() > most {
                 let why = format!(
-                    "sequence {id} has {len} tokens and gets {}, the model's max_position_embeddings is {most}",
-                    tokens.len()
+                    "sequence {id} has {len} tokens and gets {}, {} is {most}",
+                    tokens.len(),
+                    self.what_is_most()
                 );
                 return Err(ErrorKind::argument("batch", why));
             }
             self.decoder.inner.embedding.check_ids(tokens)?;
         }
         let wanted: Vec<(SeqId, usize)> = batch.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
-        self.cache.check_reserve(&wanted)?;
+        if !self.frees_between_steps(batch) {
+            self.cache.check_reserve(&wanted)?;
+        }
         match want.draws() {
             Some(draws) if draws.len() != batch.len() => {
                 Err(ErrorKind::shape("draws", &[draws.len()], format!("({})", batch.len())))
@@ -303,6 +327,11 @@ impl Session {
             self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())?;
         }
         Ok(fed)
+    }
+
+    /// What every token sees, where that is not all: the last tokens, and the first ones.
+    pub(super) fn window(&self) -> Option<(usize, usize)> {
+        self.options.window.map(|window| (window, self.options.keep_first))
     }
 
     /// Most tokens of a step.

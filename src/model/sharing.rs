@@ -10,12 +10,15 @@ impl Session {
     ///
     /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
+        self.roll_back();
         self.cache.fork(id)
     }
 
     /// A new sequence that holds the longest prefix of `tokens` that is cached, in whole pages, from sequences made here
     /// with the same `salt`, whether they are in use or removed. At least the last token is left: the caller feeds
     /// `tokens[session.len(id)..]`. A salt separates what must not be shared though tokens are equal, such as users.
+    ///
+    /// Such a sequence keeps all of its pages, whatever the session's window: others may come for them.
     ///
     /// Logits may differ in their last bits from those of a prompt that is fed whole, as they do for a prompt that is cut
     /// into steps at other places.

@@ -21,7 +21,7 @@ impl Session {
     ///
     /// Errors: those of the device. The session is as it was.
     pub async fn warm_up(&mut self) -> Result<()> {
-        let most = self.capacity().min(self.decoder().config().max_positions);
+        let most = self.capacity().min(self.max_positions());
         let (page_size, free) = (self.cache().pages().size, self.stats().free);
         // Short sequences beside a long one: several kernels in one step need the most scratch memory for what is merged.
         let (mut mixed, mut left) = (Vec::new(), most);

@@ -319,8 +319,9 @@ impl Case {
                 causal: true,
             };
             let sinks: Vec<f64> = extra.sinks.get(h).map(|sink| f64::from(*sink)).into_iter().collect();
-            let AttentionOptions { softcap, window, .. } = extra.options;
-            let options = reference::DecodeOptions { softcap: softcap.map(f64::from), window, sinks: &sinks };
+            let AttentionOptions { softcap, window, keep_first, .. } = extra.options;
+            let softcap = softcap.map(f64::from);
+            let options = reference::DecodeOptions { softcap, window, keep_first, sinks: &sinks };
             let want = reference::decode_with(&one_head(heads), &inputs, &options).unwrap();
             want_out.extend(want.out);
             want_lse.extend(want.lse);

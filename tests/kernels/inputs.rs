@@ -330,6 +330,7 @@ fn attention_options() {
             refused!(with(AttentionOptions { softcap: Some(cap), ..none }), Argument { name: "softcap", .. }, cap);
         }
         refused!(with(AttentionOptions { window: Some(0), ..none }), Argument { name: "window", .. }, 0);
+        refused!(with(AttentionOptions { keep_first: 7, ..none }), Argument { name: "keep_first", .. }, 7);
         let Ready { mut cache, decode: plain, id } = ready(gpu);
         let sinking = with(AttentionOptions { sinks: true, ..none }).unwrap();
         cache.reserve(&[id], 3).unwrap();

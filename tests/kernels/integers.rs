@@ -274,7 +274,7 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
 fn odd_widths_pages_and_options() {
     let gqa = HeadLayout::gqa(Gqa { q_heads: 6, kv_heads: 3, head_dim: 20 }).unwrap();
     let gta = HeadLayout::gta(Gta { q_heads: 8, kv_heads: 2, head_dim: 12, rope_dim: 6 }).unwrap();
-    let all = AttentionOptions { softcap: Some(2.0), window: Some(70), sinks: true, tree: false };
+    let all = AttentionOptions { softcap: Some(2.0), window: Some(70), keep_first: 3, sinks: true, tree: false };
     let tree = AttentionOptions { tree: true, ..Default::default() };
     for (heads, dtype, options, page_size) in [
         (gqa, DType::I4, all, 1),

@@ -9,6 +9,7 @@ mod grid;
 mod inputs;
 mod integers;
 mod isolation;
+mod kept;
 mod options;
 mod pairwise;
 mod rebuild;

@@ -5,8 +5,10 @@ use crate::support::{bits, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, Gpu, HeadLayout, SplitPolicy};
 
-const SOFTCAP: AttentionOptions = AttentionOptions { softcap: Some(1.5), window: None, sinks: false, tree: false };
-const SINKS: AttentionOptions = AttentionOptions { softcap: None, window: None, sinks: true, tree: false };
+const NONE: AttentionOptions =
+    AttentionOptions { softcap: None, window: None, keep_first: 0, sinks: false, tree: false };
+const SOFTCAP: AttentionOptions = AttentionOptions { softcap: Some(1.5), ..NONE };
+const SINKS: AttentionOptions = AttentionOptions { sinks: true, ..NONE };
 
 fn window(tokens: usize) -> AttentionOptions {
     AttentionOptions { window: Some(tokens), ..Default::default() }
@@ -37,7 +39,7 @@ fn each_option_alone() {
 fn all_options_in_every_layout() {
     for (i, heads) in layouts().into_iter().enumerate() {
         let dtype = [DType::F32, DType::F16][i % 2];
-        let options = AttentionOptions { softcap: Some(2.0), window: Some(70), sinks: true, tree: false };
+        let options = AttentionOptions { softcap: Some(2.0), window: Some(70), sinks: true, ..NONE };
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(48)] {
             check(&case(heads, dtype, policy), &extra(options, &heads));
         }

@@ -5,7 +5,8 @@ use crate::support::{bits, gpu, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy};
 
-const TREE: AttentionOptions = AttentionOptions { softcap: None, window: None, sinks: false, tree: true };
+const TREE: AttentionOptions =
+    AttentionOptions { softcap: None, window: None, keep_first: 0, sinks: false, tree: true };
 
 fn case(heads: HeadLayout, dtype: DType, policy: SplitPolicy) -> Case {
     let lengths = vec![
@@ -51,13 +52,13 @@ fn run(gpu: &Gpu, case: &Case, options: AttentionOptions, trees: Vec<Vec<u64>>) 
 
 #[test]
 fn a_chain_is_causal_bit_for_bit() {
-    for window in [None, Some(20)] {
+    for (window, keep_first) in [(None, 0), (Some(20), 0), (Some(20), 7)] {
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32), SplitPolicy::Auto] {
             let case = case(small(), DType::F32, policy);
             for gpu in tiers() {
-                let what = format!("{:?} {policy:?} {window:?}", gpu.capabilities().tier);
-                let causal = run(gpu, &case, AttentionOptions { window, ..Default::default() }, vec![]);
-                let tree = AttentionOptions { window, ..TREE };
+                let what = format!("{:?} {policy:?} {window:?} {keep_first}", gpu.capabilities().tier);
+                let causal = run(gpu, &case, AttentionOptions { window, keep_first, ..Default::default() }, vec![]);
+                let tree = AttentionOptions { window, keep_first, ..TREE };
                 assert!(run(gpu, &case, tree, chain(&case)) == causal, "{what}");
                 // And a chain is what a plan without masks means.
                 assert!(run(gpu, &case, tree, vec![]) == causal, "{what} without masks");
@@ -73,9 +74,10 @@ fn random_trees_agree_with_the_reference() {
         let (dtype, policy) =
             ([DType::F16, DType::F32][i % 2], [SplitPolicy::Off, SplitPolicy::FixedTokens(32)][i / 3]);
         let case = case(heads, dtype, policy);
-        // A window counts what the mask lets through.
-        for options in [TREE, AttentionOptions { window: Some(12), ..TREE }].into_iter().take(if i < 4 { 2 } else { 1 })
-        {
+        // A window counts what the mask lets through, and so do first tokens: of some sequences they are in the tree.
+        let window = AttentionOptions { window: Some(12), ..TREE };
+        let all = AttentionOptions { keep_first: 9, softcap: Some(2.0), ..window };
+        for options in [TREE, if i % 2 == 0 { window } else { all }].into_iter().take(if i < 4 { 2 } else { 1 }) {
             let extra = Extra { options, sinks: vec![], trees: random_trees(&case, &mut rng) };
             check(&case, &extra);
         }

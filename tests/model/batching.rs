@@ -15,7 +15,14 @@ fn decoder(gpu: &Gpu, variant: &str, test: &str) -> Decoder {
 }
 
 fn session(decoder: &Decoder, max_batch: usize, chunk: usize) -> Session {
-    let options = SessionOptions { max_batch, chunk, cache_tokens: 200, page_size: 8, kv_dtype: DType::F32 };
+    let options = SessionOptions {
+        max_batch,
+        chunk,
+        cache_tokens: 200,
+        page_size: 8,
+        kv_dtype: DType::F32,
+        ..Default::default()
+    };
     Session::new(decoder, options).unwrap()
 }
 
@@ -187,7 +194,14 @@ fn a_layer_is_at_most_ten_dispatches() {
 #[test]
 fn bad_calls_are_typed_errors_and_change_nothing() {
     let decoder = decoder(gpu(), "gta", "errors");
-    let options = SessionOptions { max_batch: 2, chunk: 4, cache_tokens: 64, page_size: 8, kv_dtype: DType::F32 };
+    let options = SessionOptions {
+        max_batch: 2,
+        chunk: 4,
+        cache_tokens: 64,
+        page_size: 8,
+        kv_dtype: DType::F32,
+        ..Default::default()
+    };
     let mut session = Session::new(&decoder, options).unwrap();
     let (a, b, gone) = (session.insert(), session.insert(), session.insert());
     session.remove(gone).unwrap();

@@ -10,3 +10,4 @@ mod saved;
 mod shared;
 mod sharing;
 mod tiny;
+mod windowed;

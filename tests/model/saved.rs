@@ -10,8 +10,15 @@ use pollster::block_on;
 use std::ops::ControlFlow;
 
 const PROMPT: &[u32] = &[5, 6, 7, 8, 9, 10, 11];
-const OPTIONS: SessionOptions =
-    SessionOptions { max_batch: 2, chunk: 8, cache_tokens: 200, page_size: 8, kv_dtype: DType::F16 };
+const OPTIONS: SessionOptions = SessionOptions {
+    max_batch: 2,
+    chunk: 8,
+    cache_tokens: 200,
+    page_size: 8,
+    kv_dtype: DType::F16,
+    window: None,
+    keep_first: 0,
+};
 
 fn decoder(variant: &str, seed: u64, dtype: DType) -> Decoder {
     let folder = Tiny::new(variant, seed).write(&format!("saved-{variant}-{seed}-{dtype}"));

@@ -13,7 +13,7 @@ fn session(variant: &str, test: &str) -> Session {
     let folder = Tiny::new(variant, 7).write(&format!("{test}-{variant}"));
     let decoder = Decoder::load(gpu(), folder.path(), DType::F16).unwrap();
     let options =
-        SessionOptions { max_batch: 3, chunk: PAGE, cache_tokens: 12 * PAGE, page_size: PAGE, kv_dtype: DType::F16 };
+        SessionOptions { max_batch: 3, chunk: PAGE, cache_tokens: 12 * PAGE, page_size: PAGE, ..Default::default() };
     Session::new(&decoder, options).unwrap()
 }
 

@@ -1,7 +1,11 @@
 //! Tiny random models of each variant: written to a folder, and run in f64 by the reference.
 
 use crate::shared::{f64s, Rng};
-use latten::reference::{self, Form, GlaWeights, GtaWeights, LayerConfig, Pairs, Rotation};
+use latten::reference::Rotation;
+use latten::reference::{
+    self, DecodeInputs, DecodeOptions, Form, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected,
+};
+use latten::{Gla, Gta, HeadLayout};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
@@ -169,13 +173,18 @@ impl Tiny {
 
     /// Logits after each token, in f64.
     pub fn forward(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+        self.forward_seeing(tokens, &DecodeOptions::default())
+    }
+
+    /// The same where a token sees a window and first tokens.
+    pub fn forward_seeing(&self, tokens: &[u32], seen: &DecodeOptions<'_>) -> Vec<Vec<f64>> {
         let mut x = reference::embedding(&self.get("model.embed_tokens.weight"), tokens, HIDDEN).unwrap();
         let add = |x: &mut Vec<f64>, y: Vec<f64>| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         for i in 0..LAYERS {
             let layer = format!("model.layers.{i}");
             let normed = self.norm(&format!("{layer}.input_layernorm"), &x);
-            let attended =
-                (1..=tokens.len()).flat_map(|n| self.attention(&format!("{layer}.self_attn"), &normed[..n * HIDDEN]));
+            let attention = format!("{layer}.self_attn");
+            let attended = (1..=tokens.len()).flat_map(|n| self.attention(&attention, &normed[..n * HIDDEN], seen));
             add(&mut x, attended.collect());
             let normed = self.norm(&format!("{layer}.post_attention_layernorm"), &x);
             for (row, x) in normed.chunks_exact(HIDDEN).zip(x.chunks_exact_mut(HIDDEN)) {
@@ -195,7 +204,7 @@ impl Tiny {
     }
 
     /// The last token's output of an attention layer over `x`.
-    fn attention(&self, name: &str, x: &[f64]) -> Vec<f64> {
+    fn attention(&self, name: &str, x: &[f64], seen: &DecodeOptions<'_>) -> Vec<f64> {
         let get = |part: &str| self.get(&format!("{name}.{part}"));
         let rope_dim = self.config.get("rope_dim").and_then(Value::as_u64).unwrap_or(0) as usize;
         let rotated = if rope_dim == 0 { HEAD_DIM } else { rope_dim };
@@ -212,7 +221,7 @@ impl Tiny {
             rotation: Rotation::new(1e4, rotated, pairs),
         };
         match self.variant() {
-            "gqa" => self.gqa(name, x, &config.rotation),
+            "gqa" => self.gqa(name, x, &config.rotation, seen),
             "gta" => {
                 let weights = GtaWeights {
                     w_q: get("q_proj.weight"),
@@ -221,7 +230,14 @@ impl Tiny {
                     b_rope_k: get("k_rope_proj.bias"),
                     w_o: get("o_proj.weight"),
                 };
-                reference::gta_layer(&config, &weights, x).unwrap()
+                if seen.window.is_none() {
+                    return reference::gta_layer(&config, &weights, x).unwrap();
+                }
+                let (q_heads, kv_heads) = (HEADS, 2);
+                let heads = HeadLayout::gta(Gta { q_heads, kv_heads, head_dim: HEAD_DIM, rope_dim }).unwrap();
+                let projected = reference::gta_project(&config, &weights, x).unwrap();
+                let out = attend_seeing(&heads, &projected, &projected.q, HEAD_DIM, seen);
+                reference::linear(&out, &weights.w_o, None, HEADS * HEAD_DIM).unwrap()
             }
             _ => {
                 config.groups = self.size("latent_heads");
@@ -240,13 +256,22 @@ impl Tiny {
                     b_ukv: get("kv_b_proj.bias"),
                     w_o: get("o_proj.weight"),
                 };
-                reference::gla_layer(&config, &weights, x, Form::Explicit).unwrap()
+                if seen.window.is_none() {
+                    return reference::gla_layer(&config, &weights, x, Form::Explicit).unwrap();
+                }
+                let (q_heads, latent_heads, latent_dim) = (HEADS, config.groups, config.state_dim);
+                let heads = HeadLayout::gla(Gla { q_heads, latent_heads, latent_dim, rope_dim }).unwrap();
+                let projected = reference::gla_project(&config, &weights, x).unwrap();
+                let q = reference::absorb_query(&config, &weights, &projected.q).unwrap();
+                let out = attend_seeing(&heads, &projected, &q, HEAD_DIM + rope_dim, seen);
+                let values = reference::unabsorb_values(&config, &weights, &out).unwrap();
+                reference::linear(&values, &weights.w_o, None, HEADS * HEAD_DIM).unwrap()
             }
         }
     }
 
     /// As `reference::gqa_layer`, with biases on all four projections.
-    fn gqa(&self, name: &str, x: &[f64], rotation: &Rotation) -> Vec<f64> {
+    fn gqa(&self, name: &str, x: &[f64], rotation: &Rotation, seen: &DecodeOptions<'_>) -> Vec<f64> {
         let project = |part: &str, row: &[f64]| self.linear(&format!("{name}.{part}"), row);
         let last = x.len() / HIDDEN - 1;
         let mut values = Vec::new();
@@ -254,7 +279,8 @@ impl Tiny {
         for (h, q) in q.chunks_exact_mut(HEAD_DIM).enumerate() {
             reference::rope(q, last as u32, rotation).unwrap();
             let (mut scores, mut v) = (Vec::new(), Vec::new());
-            for (position, row) in x.chunks_exact(HIDDEN).enumerate() {
+            let sees = |t: &usize| *t < seen.keep_first || seen.window.is_none_or(|window| t + window > last);
+            for (position, row) in x.chunks_exact(HIDDEN).enumerate().filter(|(t, _)| sees(t)) {
                 let group = h / 2 * HEAD_DIM..(h / 2 + 1) * HEAD_DIM;
                 let mut k = project("k_proj", row)[group.clone()].to_vec();
                 reference::rope(&mut k, position as u32, rotation).unwrap();
@@ -266,6 +292,13 @@ impl Tiny {
         }
         project("o_proj", &values)
     }
+}
+
+/// Attention of the last token, of a width before absorption, over what it sees.
+fn attend_seeing(heads: &HeadLayout, rows: &Projected, q: &[f64], width: usize, seen: &DecodeOptions<'_>) -> Vec<f64> {
+    let (states, rope_keys, softmax_scale) = (&rows.states, &rows.rope_keys, (width as f64).powf(-0.5));
+    let step = DecodeInputs { q, states, rope_keys, softmax_scale, causal: true };
+    reference::decode_with(heads, &step, seen).unwrap().out
 }
 
 /// A temporary folder, removed when dropped.

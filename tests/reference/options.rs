@@ -92,6 +92,28 @@ fn options_a_window_is_the_cache_cut_short() {
 }
 
 #[test]
+fn options_first_tokens_are_put_before_the_window() {
+    let step = Step::new();
+    let (row, cached) = (4 * step.layout.q_dim(), 2 * 6);
+    for (window, keep_first) in [(1, 1), (3, 2), (4, 4), (4, 5), (2, 100), (100, 3), (3, 0)] {
+        let options = DecodeOptions { window: Some(window), keep_first, ..Default::default() };
+        let got = decode_with(&step.layout, &step.inputs(), &options).unwrap();
+        for m in 0..2usize {
+            let seen: Vec<usize> = (0..8 + m).filter(|t| *t < keep_first || *t + window > 7 + m).collect();
+            let rows = |of: &[f64], width: usize| -> Vec<f64> {
+                seen.iter().flat_map(|t| &of[t * width..(t + 1) * width]).copied().collect()
+            };
+            let (states, rope_keys) = (rows(&step.states, cached), rows(&step.rope_keys, 2));
+            let alone =
+                DecodeInputs { q: &step.q[m * row..][..row], states: &states, rope_keys: &rope_keys, ..step.inputs() };
+            let want = decode(&step.layout, &alone).unwrap();
+            assert_close("out", &got.out[m * 24..][..24], &want.out);
+            assert_close("lse", &got.lse[m * 4..][..4], &want.lse);
+        }
+    }
+}
+
+#[test]
 fn options_softcap() {
     // One token: its capped score is the LSE.
     let layout = HeadLayout::gqa(Gqa { q_heads: 1, kv_heads: 1, head_dim: 1 }).unwrap();

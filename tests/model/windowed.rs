@@ -1,0 +1,180 @@
+//! Sessions with a window: the logits of the f64 forward with that mask, in memory that does not grow.
+
+use crate::assert_kind;
+use crate::shared::*;
+use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
+use latten::model::{continue_sequence, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want};
+use latten::reference::DecodeOptions;
+use latten::{DType, ErrorKind, GpuOptions, SeqId};
+use pollster::block_on;
+use std::ops::ControlFlow;
+
+const PAGE: usize = 4;
+const WINDOW: usize = 10;
+const KEEP_FIRST: usize = 5;
+const CHUNK: usize = 8;
+/// Two pages of first tokens, and those of 9 tokens before a step and of its 8, wherever they begin.
+const PAGES: usize = 2 + 5;
+
+fn options() -> SessionOptions {
+    SessionOptions {
+        chunk: CHUNK,
+        cache_tokens: PAGES * PAGE,
+        page_size: PAGE,
+        kv_dtype: DType::F32,
+        window: Some(WINDOW),
+        keep_first: KEEP_FIRST,
+        ..Default::default()
+    }
+}
+
+fn decoder(variant: &str, test: &str) -> Decoder {
+    let folder = Tiny::new(variant, 7).write(&format!("{test}-{variant}"));
+    Decoder::load(gpu(), folder.path(), DType::F32).unwrap()
+}
+
+fn tokens(count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| (i * i * 7 + i * 3) % 257).collect()
+}
+
+fn logits(session: &mut Session, id: SeqId, tokens: &[u32]) -> Vec<f32> {
+    block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap().logits.remove(0)
+}
+
+/// A prompt longer than the cache, in several steps, then token by token, past the model's positions.
+#[test]
+fn logits_are_those_of_the_masked_forward() {
+    for (variant, keep_first) in VARIANTS.into_iter().flat_map(|variant| [(variant, KEEP_FIRST), (variant, 0)]) {
+        let tiny = Tiny::new(variant, 7);
+        let seen = DecodeOptions { window: Some(WINDOW), keep_first, ..Default::default() };
+        let tokens = tokens(MAX_POSITIONS + 20);
+        let want = tiny.forward_seeing(&tokens, &seen);
+        // What the window hides matters: the whole says something else.
+        let whole = tiny.forward(&tokens[..30]);
+        assert!(want[29].iter().zip(&whole[29]).any(|(a, b)| (a - b).abs() > 1e-2), "{variant}");
+
+        let decoder = decoder(variant, "windowed");
+        let mut session = Session::new(&decoder, SessionOptions { keep_first, ..options() }).unwrap();
+        let id = session.insert();
+        let prompt = PAGES * PAGE + 3;
+        let mut got = block_on(session.feed(&[(id, &tokens[..prompt])], Want::AllLogits)).unwrap().logits.remove(0);
+        for token in &tokens[prompt..] {
+            got.extend(logits(&mut session, id, &[*token]));
+        }
+        assert_eq!(session.len(id).unwrap(), MAX_POSITIONS + 20);
+        assert_close(&format!("{variant}, {keep_first} first"), &got, &want.concat(), 3e-5, 1e-10);
+    }
+}
+
+#[test]
+fn memory_is_flat_over_two_thousand_tokens() {
+    // A device of its own: the counters are per device, and tests run side by side.
+    let gpu = gpu_with(GpuOptions::default());
+    let folder = Tiny::new("gta", 7).write("flat");
+    let decoder = Decoder::load(&gpu, folder.path(), DType::F32).unwrap();
+    let mut session = Session::new(&decoder, options()).unwrap();
+    let id = session.insert();
+    let mut counters = None;
+    let mut token = block_on(session.feed(&[(id, &tokens(100))], Want::Token(&[Draw::default()]))).unwrap().tokens[0];
+    for i in 0..1900 {
+        token = block_on(session.feed(&[(id, &[token])], Want::Token(&[Draw::default()]))).unwrap().tokens[0];
+        // Between steps the next token sees 9 of the sequence.
+        assert!(session.stats().used <= 2 + 3, "{:?}", session.stats());
+        if i == 20 {
+            counters = Some(gpu.counters());
+        }
+    }
+    assert_eq!(session.len(id).unwrap(), 2000);
+    let (before, after) = (counters.unwrap(), gpu.counters());
+    assert_eq!((after.pipelines, after.bind_groups), (before.pipelines, before.bind_groups));
+    assert_eq!(after.buffers, before.buffers);
+    session.remove(id).unwrap();
+    assert_eq!(session.stats().used, 0);
+}
+
+/// What fails between the steps of a call has changed nothing, though its steps have freed pages.
+#[test]
+fn a_call_is_undone_across_freed_pages() {
+    let decoder = decoder("gla", "undone");
+    let tokens = tokens(90);
+    let mut own = Session::new(&decoder, options()).unwrap();
+    let alone = own.insert();
+    logits(&mut own, alone, &tokens[..20]);
+    let want = logits(&mut own, alone, &tokens[20..22]);
+
+    let mut session = Session::new(&decoder, SessionOptions { cache_tokens: 20 * PAGE, ..options() }).unwrap();
+    let id = session.insert();
+    logits(&mut session, id, &tokens[..20]);
+    let before = session.stats();
+    let mut failed = 0;
+    for pages in before.used.. {
+        session.set_byte_budget(pages as u64 * session.cache().page_bytes()).unwrap();
+        let fed = block_on(session.feed(&[(id, &tokens[20..])], Want::Logits));
+        let Err(error) = fed else { break };
+        assert!(matches!(error.kind(), ErrorKind::CacheFull { .. }), "{error}");
+        assert_eq!((session.len(id).unwrap(), session.stats().used), (20, before.used));
+        failed = pages - before.used;
+    }
+    // The first step needs a copy of the last page and two more; later ones need them beside what the first steps had.
+    assert!(failed >= 3, "with {failed} pages more a later step failed");
+    assert_eq!((session.len(id).unwrap(), session.stats().shared), (90, 0));
+    session.remove(id).unwrap();
+    assert_eq!(session.stats().used, 0, "what it was to be undone with is gone");
+
+    let id = session.insert();
+    logits(&mut session, id, &tokens[..20]);
+    session.set_byte_budget((before.used as u64 + 3) * session.cache().page_bytes()).unwrap();
+    block_on(session.feed(&[(id, &tokens[20..])], Want::Logits)).unwrap_err();
+    session.set_byte_budget(u64::MAX).unwrap();
+    assert_eq!((session.len(id).unwrap(), session.stats().used), (20, before.used));
+    assert_eq!(logits(&mut session, id, &tokens[20..22]), want);
+}
+
+#[test]
+fn a_saved_session_goes_on_with_its_window() {
+    let decoder = decoder("mla", "saved-window");
+    let tokens = tokens(60);
+    let mut first = Session::new(&decoder, options()).unwrap();
+    let id = first.insert();
+    logits(&mut first, id, &tokens[..12]);
+    let mut file = Vec::new();
+    let what = [latten::cache::SaveSequence { id, tokens: &tokens[..12] }];
+    block_on(first.save(&what, &mut file, |_| {})).unwrap();
+    let mut second = Session::new(&decoder, options()).unwrap();
+    let loaded = block_on(second.load(&file[..], |_| {})).unwrap().remove(0);
+    for token in &tokens[12..] {
+        assert_eq!(logits(&mut first, id, &[*token]), logits(&mut second, loaded.id, &[*token]));
+        assert_eq!(first.stats().used, second.stats().used);
+    }
+    // What is gone cannot be saved.
+    let what = [latten::cache::SaveSequence { id, tokens: &tokens }];
+    assert_kind!(block_on(first.save(&what, &mut Vec::new(), |_| {})), ErrorKind::Argument { name: "sequences", .. });
+    for other in [None, Some((WINDOW + 1, KEEP_FIRST)), Some((WINDOW, KEEP_FIRST + 1))] {
+        let (window, keep_first) = (other.map(|o| o.0), other.map_or(0, |o| o.1));
+        let mut session = Session::new(&decoder, SessionOptions { window, keep_first, ..options() }).unwrap();
+        assert_kind!(block_on(session.load(&file[..], |_| {})), ErrorKind::Saved { .. });
+    }
+}
+
+#[test]
+fn numbers_that_make_no_window() {
+    let decoder = decoder("gqa", "no-window");
+    let with = |window, keep_first| Session::new(&decoder, SessionOptions { window, keep_first, ..options() });
+    for window in [0, MAX_POSITIONS + 1, usize::MAX] {
+        assert_kind!(with(Some(window), 1), ErrorKind::Argument { name: "window", .. });
+    }
+    assert_kind!(with(None, 1), ErrorKind::Argument { name: "keep_first", .. });
+    // A window does what it says without first tokens, and generation goes past the model's positions.
+    let mut session = with(Some(WINDOW), 0).unwrap();
+    assert_eq!((session.max_positions(), with(None, 0).unwrap().max_positions()), (1 << 24, MAX_POSITIONS));
+    let id = session.insert();
+    let all = |_| ControlFlow::Continue(());
+    let generate = GenerateOptions { max_new_tokens: 2 * MAX_POSITIONS, ..Default::default() };
+    let made = block_on(continue_sequence(&mut session, id, &[1, 2, 3], generate, all)).unwrap();
+    assert_eq!((made.len(), session.len(id).unwrap()), (2 * MAX_POSITIONS, 2 * MAX_POSITIONS + 2));
+    let generate = GenerateOptions { max_new_tokens: 1 << 24, ..generate };
+    assert_kind!(
+        block_on(continue_sequence(&mut session, id, &[1], generate, all)),
+        ErrorKind::Argument { name: "max_new_tokens", .. }
+    );
+}
