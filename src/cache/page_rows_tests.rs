@@ -17,7 +17,7 @@ fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, size: usize) -> (PagedKvCac
         cache.commit(&ids, n).unwrap();
     }
     let words: Vec<u32> = (0..cache.pool_bytes() as u32 / 4).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
-    gpu.write(&cache.pools[0], 0, bytemuck::cast_slice(&words)).unwrap();
+    gpu.write(&cache.slabs.layers[0].buffers()[0], 0, bytemuck::cast_slice(&words)).unwrap();
     (cache, words, ids[1])
 }
 
@@ -89,7 +89,7 @@ fn every_way_into_pages_writes_the_same_and_nothing_else() {
                 rows.write(&gpu, &cache.layer(0).unwrap(), &block, bytemuck::cast_slice(&words)).unwrap();
                 let pool = crate::Tensor::from_wgpu(
                     &gpu,
-                    cache.layer(0).unwrap().wgpu_buffer().clone(),
+                    cache.layer(0).unwrap().wgpu_buffers()[0].clone(),
                     &[want.len()],
                     DType::U32,
                 );
