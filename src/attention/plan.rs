@@ -26,9 +26,8 @@ pub enum SplitPolicy {
     #[default]
     Auto,
     /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees, without pages
-    /// that
-    /// [`keep_first`](super::AttentionOptions::keep_first) lets it pass over: a sequence's result does not depend on
-    /// the batch it is in, bit for bit.
+    /// that it passes over ([`keep_first`](super::AttentionOptions::keep_first)): a sequence's result does not depend
+    /// on the batch it is in, bit for bit.
     FixedTokens(usize),
     /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
     Count(usize),
