@@ -296,7 +296,7 @@ fn generate_says_what_is_wrong_with_its_arguments() {
     }
     let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
     // Further than the model's 1,024 positions in a cache of some 300 tokens.
-    let windowed = format!("--models {models} --variant gta --window 64 --keep-first 4 --tokens 1100");
+    let windowed = format!("--models {models} --variant gta --window 64 --keep-first 4 --tokens 1030");
     let args = generate::parse(words(&windowed)).unwrap();
     assert!(pollster::block_on(generate::run(&args)).is_ok());
     let alone = generate::parse(words(&format!("--models {models} --variant gta --keep-first 4"))).unwrap();

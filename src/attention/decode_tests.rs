@@ -109,7 +109,10 @@ proptest! {
     ) {
         let sequences: Vec<SeqView> = lengths
             .iter()
-            .map(|&(kv_len, q_len)| SeqView { page_table_first: 0, q_token_first: 0, q_len: q_len.min(kv_len), kv_len, gap_first: 0, gap_last: 0 })
+            .map(|&(kv_len, q_len)| {
+                let q_len = q_len.min(kv_len);
+                SeqView { page_table_first: 0, q_token_first: 0, q_len, kv_len, gap_first: 0, gap_last: 0 }
+            })
             .collect();
         let shape = PlanShape {
             heads_per_group: per_group,

@@ -127,8 +127,8 @@ impl Tables {
 fn exceeds(index: usize, sequence: &SeqView, reads: String) -> crate::error::Error {
     let SeqView { gap_first, gap_last, .. } = *sequence;
     let why = format!(
-        "sequence {index} no longer holds its tokens {gap_first}..{gap_last}, this step {reads}: window or keep_first of \
-         Decode exceed the sequence's"
+        "sequence {index} no longer holds its tokens {gap_first}..{gap_last}, this step {reads}: window or keep_first \
+         of Decode exceed the sequence's"
     );
     ErrorKind::argument("window", why)
 }

@@ -325,6 +325,13 @@ fn numbers_of_a_foreign_cache() {
     }
     // A gap that ends before it begins is none.
     assert_eq!(page(4).unwrap().items[0].kv_len, 9);
+    // Nor is one of no token, wherever it is.
+    let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: 9, gap_first: 8, gap_last: 8 };
+    let step = Step { sequences: &[view], masks: &[], page_size: 4, page_entries: 3 };
+    for keep_first in [0, 1] {
+        let list = plan_step(&step, &shape(4, 5, keep_first), SplitPolicy::Off).unwrap();
+        assert_eq!(list.items[0].page_table_first, 0);
+    }
     // Entries past 32 bits.
     let view = SeqView {
         page_table_first: u32::MAX - 1,

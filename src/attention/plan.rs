@@ -26,9 +26,8 @@ pub enum SplitPolicy {
     #[default]
     Auto,
     /// Parts of this many tokens (rounded up to the kernel's token tile), counted from the first it sees, without pages
-    /// that
-    /// [`keep_first`](super::AttentionOptions::keep_first) lets it pass over: a sequence's result does not depend on
-    /// the batch it is in, bit for bit.
+    /// that it passes over ([`keep_first`](super::AttentionOptions::keep_first)): a sequence's result does not depend
+    /// on the batch it is in, bit for bit.
     FixedTokens(usize),
     /// This many near-equal parts per sequence, fewer where a sequence has not that many token tiles.
     Count(usize),
@@ -272,11 +271,8 @@ fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (
     let masks = &masks[sequence.q_token_first as usize..][..sequence.q_len as usize];
     let masks = &masks[tokens.start as usize..tokens.end as usize];
     let first = |mask: &u64| match mask.count_ones() {
-        // The window begins among the new tokens, at the last bits; before those the mask has kept first ones.
-        count if window > 0 && count >= window => {
-            let last_bits = (window..count).fold(*mask, |mask, _| mask & (mask - 1));
-            before + last_bits.trailing_zeros()
-        }
+        // The window begins among the new tokens: here, or later where first tokens are among them, too.
+        count if window > 0 && count >= window => before + mask.trailing_zeros(),
         count => from(count),
     };
     let first = masks.iter().map(first).min();

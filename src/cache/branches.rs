@@ -20,8 +20,8 @@ impl PagedKvCache {
     }
 
     /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for
-    /// a `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): first tokens and window take as many
-    /// pages as a sequence of that length, and one more, however long it grows.
+    /// a `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): it holds
+    /// `keep_first / page size + window / page size + 3` pages at most between its steps, however long it grows.
     ///
     /// Errors: as there.
     ///

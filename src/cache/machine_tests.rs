@@ -136,7 +136,7 @@ fn the_calls_reach_what_they_are_for() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let strategy = Calls::sequential_strategy(200);
     let mut all = Seen::default();
-    for _ in 0..200 {
+    for _ in 0..300 {
         let (sizes, calls, _) = strategy.new_tree(&mut runner).unwrap().current();
         let mut world = World::new(&sizes, true);
         world.seen = all;

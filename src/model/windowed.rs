@@ -1,11 +1,12 @@
-//! Sessions with a window: how far they go, and how a call of several steps is undone though its steps have freed pages.
+//! Sessions with a window: how far they go, and how a call of several steps is undone though its steps have freed
+//! pages.
 
 use super::session::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
 
-/// Tokens of a sequence with a window at most: f32 tells no more positions apart. (Angles of rotations are rounded to f32,
-/// by up to 2^-24 of the angle; at a million tokens the fastest pairs are off by 0.03 radians.)
+/// Tokens of a sequence with a window at most: f32 tells no more positions apart. (Angles of rotations are rounded to
+/// f32, by up to 2^-24 of the angle; at a million tokens the fastest pairs are off by 0.03 radians.)
 const MOST_STREAMED: usize = 1 << 24;
 
 /// A sequence before a call.
