@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Should, World};
+use crate::attention::tables::Missing;
 use crate::attention::view::KvSource;
 use crate::cache::stats::PageCopy;
 use crate::cache::table::SeqId;
@@ -131,8 +132,31 @@ impl World {
         }
     }
 
+    /// What a plan does: brings the device's page tables up to date, and finds there those of a sequence.
+    fn plan(&mut self, id: SeqId) {
+        let resident = self.table.resident(&[id]).unwrap().unwrap();
+        let (words, array, version) = &mut self.tables;
+        let tables = resident.tables;
+        words.resize(tables.words().len(), u32::MAX);
+        let parts = match tables.missing(*version) {
+            Missing::Parts(parts) if *array == tables.id() => parts,
+            _ => vec![0..words.len()],
+        };
+        for part in parts {
+            words[part.clone()].copy_from_slice(&tables.words()[part]);
+        }
+        (*array, *version) = (tables.id(), tables.version());
+        let pages = self.table.page_table(id).unwrap();
+        assert_eq!(words[resident.batch.sequences[0].page_table_first as usize..][..pages.len()], *pages);
+        assert!(pages.iter().all(|page| *page <= resident.most_page) && resident.batch.page_table.is_empty());
+    }
+
     /// What the kernels do: each new token to its slot.
     fn write_drafts(&mut self, id: SeqId) {
+        // Not at every step, as a device is not always the same.
+        if self.salts % 3 > 0 {
+            self.plan(id);
+        }
         let batch = self.table.batch(&[id]).unwrap();
         let should = self.get(id).clone();
         let new = &should.content()[should.tokens.len()..];

@@ -38,6 +38,8 @@ enum Op {
     Unpin(usize),
     Limit(usize),
     DropKept,
+    /// Empty what can be emptied behind the last slab that is needed.
+    Shrink,
     Clear,
 }
 
@@ -45,6 +47,7 @@ enum Op {
 struct Sizes {
     pages: usize,
     page_size: usize,
+    slab_pages: usize,
 }
 
 struct Calls;
@@ -54,8 +57,8 @@ impl ReferenceStateMachine for Calls {
     type Transition = Op;
 
     fn init_state() -> BoxedStrategy<Sizes> {
-        (1usize..48, prop_oneof![1 => Just(0u32), 6 => 1u32..4])
-            .prop_map(|(pages, log2)| Sizes { pages, page_size: 1 << log2 })
+        (1usize..48, prop_oneof![1 => Just(0u32), 6 => 1u32..4], 1usize..48)
+            .prop_map(|(pages, log2, slab_pages)| Sizes { pages, page_size: 1 << log2, slab_pages })
             .boxed()
     }
 
@@ -82,6 +85,7 @@ impl ReferenceStateMachine for Calls {
             2 => id().prop_map(Op::Unpin),
             1 => (0usize..30).prop_map(Op::Limit),
             5 => Just(Op::Limit(usize::MAX)),
+            5 => Just(Op::Shrink),
             1 => prop::bool::weighted(0.3).prop_map(|all| if all { Op::Clear } else { Op::DropKept }),
         ]
         .boxed()
@@ -136,7 +140,7 @@ fn the_calls_reach_what_they_are_for() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let strategy = Calls::sequential_strategy(200);
     let mut all = Seen::default();
-    for _ in 0..300 {
+    for _ in 0..600 {
         let (sizes, calls, _) = strategy.new_tree(&mut runner).unwrap().current();
         let mut world = World::new(&sizes, true);
         world.seen = all;
@@ -148,9 +152,9 @@ fn the_calls_reach_what_they_are_for() {
     }
     println!("{all:?}");
     let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed, .. } = all;
-    let Seen { beside, cut_before_gap, .. } = all;
+    let Seen { beside, cut_before_gap, shrunk, .. } = all;
     let sharing = [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions];
-    for count in sharing.into_iter().chain([freed, beside, cut_before_gap]) {
+    for count in sharing.into_iter().chain([freed, beside, cut_before_gap, shrunk]) {
         assert!(count >= 20, "{count} of {all:?}");
     }
 }

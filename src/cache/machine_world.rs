@@ -17,9 +17,12 @@ use crate::cache::table::{SeqId, SeqTable};
 pub(super) struct World {
     table: SeqTable,
     page_size: usize,
+    slab_pages: usize,
     page_count: usize,
     limit: usize,
     memory: Vec<u64>,
+    /// The page tables as a device has them, their array and its version.
+    tables: (Vec<u32>, u64, u64),
     sequences: Vec<(SeqId, Option<Should>)>,
     pins: HashMap<SeqId, Pinned>,
     /// Whole prefixes that must be found as long as nothing was given up.
@@ -52,6 +55,8 @@ pub(super) struct Seen {
     pub(super) beside: usize,
     /// Sequences with a gap that were cut to some of their first tokens.
     pub(super) cut_before_gap: usize,
+    /// Pages that were evicted since their slabs were to go.
+    pub(super) shrunk: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -63,13 +68,15 @@ struct Pinned {
 
 impl World {
     pub(super) fn new(sizes: &Sizes, inject: bool) -> Self {
-        let Sizes { pages, page_size } = *sizes;
+        let Sizes { pages, page_size, slab_pages } = *sizes;
         World {
-            table: SeqTable::new(pages, page_size).unwrap(),
+            table: SeqTable::with_slabs(pages, page_size, slab_pages).unwrap(),
             page_size,
+            slab_pages,
             page_count: pages,
             limit: pages,
             memory: vec![u64::MAX; pages * page_size],
+            tables: (Vec::new(), 0, 0),
             sequences: Vec::new(),
             pins: HashMap::new(),
             published: HashSet::new(),
@@ -216,6 +223,16 @@ impl World {
                     self.gave_up |= evicted > 0;
                 }
                 assert_eq!(self.table.stats().evictions - stats.evictions, evicted as u64);
+                return;
+            }
+            Op::Shrink => {
+                let left = self.table.vacate_slabs();
+                let held = self.holders().into_keys().map(|page| page as usize / self.slab_pages.min(self.page_count));
+                assert_eq!(left, held.max().map_or(0, |slab| slab + 1));
+                assert!(self.table.slabs_used() <= left);
+                let evicted = self.table.stats().evictions - stats.evictions;
+                self.gave_up |= evicted > 0;
+                self.seen.shrunk += evicted as usize;
                 return;
             }
             Op::DropKept => {

@@ -118,7 +118,7 @@ fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
                 let cache = PagedKvCache::new(gpu(), heads, dtype, pages).unwrap();
                 let bytes = vec![0xff; cache.pool_bytes()];
                 gpu().submit().unwrap();
-                gpu().queue().write_buffer(cache.layer(0).unwrap().wgpu_buffer(), 0, &bytes);
+                gpu().queue().write_buffer(&cache.layer(0).unwrap().wgpu_buffers()[0], 0, &bytes);
                 cache
             };
             // Between steps: pages of the first tokens, and of the window wherever it begins.
