@@ -73,7 +73,8 @@ impl Check {
         }
         for layer in 0..2 {
             let view = cache.layer(layer).unwrap();
-            gpu.queue().write_buffer(&view.wgpu_buffers()[0], 0, &vec![0xa5; cache.pool_bytes()]);
+            let slab = &view.wgpu_buffers()[0];
+            gpu.queue().write_buffer(slab, 0, &vec![0xa5; slab.size() as usize]);
         }
         let ids: Vec<SeqId> = positions.iter().map(|_| cache.insert()).collect();
         for (id, &position) in ids.iter().zip(positions).filter(|(_, p)| **p > 0) {

@@ -138,7 +138,8 @@ fn check_many(
         cache = cache.with_rotation(rotation, &inv_freq).unwrap();
     }
     let view = cache.layer(0).unwrap();
-    gpu.queue().write_buffer(&view.wgpu_buffers()[0], 0, &vec![0xa5; cache.pool_bytes()]);
+    let slab = &view.wgpu_buffers()[0];
+    gpu.queue().write_buffer(slab, 0, &vec![0xa5; slab.size() as usize]);
     let ids: Vec<SeqId> = (0..3).map(|_| cache.insert()).collect();
     for (id, position) in ids.iter().zip([0, 7, 30]).filter(|(_, p)| *p > 0) {
         cache.reserve(&[*id], position).unwrap();

@@ -152,7 +152,8 @@ fn a_cache_grows_by_slabs_and_no_page_moves() {
         assert!(step(&gpu, &mut growing, &decode, &new(|pair| pair.0)) == want, "token {token}");
         let made = gpu.counters().buffers - before - tensors;
         let slabs = if growing.pool_bytes() == *sizes.last().unwrap() { 0 } else { PAGES.layers as u64 };
-        assert_eq!(made, slabs, "buffers made at token {token}");
+        // The first plan of a cache gets a buffer of its own.
+        assert_eq!(made, slabs + u64::from(token == 0), "buffers made at token {token}");
         if slabs > 0 {
             sizes.push(growing.pool_bytes());
         }
