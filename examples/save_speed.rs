@@ -15,6 +15,7 @@ const USAGE: &str = "usage: save_speed [options]
 
   --mib N         bytes of the cache; default 256
   --page-size N   tokens per page; default 64
+  --sequences N   that share the cache, their pages in turn; default 1
   --folder DIR    where the files go; default the system's folder for temporary files
   --repeats N     the fastest counts; default 3";
 
@@ -25,18 +26,20 @@ const LAYERS: usize = 8;
 pub(crate) struct Args {
     mib: usize,
     page_size: usize,
+    sequences: usize,
     folder: PathBuf,
     repeats: usize,
 }
 
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut parsed = Args { mib: 256, page_size: 64, folder: std::env::temp_dir(), repeats: 3 };
+    let mut parsed = Args { mib: 256, page_size: 64, sequences: 1, folder: std::env::temp_dir(), repeats: 3 };
     while let Some(arg) = args.next() {
         let value = args.next().ok_or(format!("{arg} wants a value"))?;
         let number = || value.parse().ok().filter(|n| *n > 0).ok_or(format!("{arg} {value}: not a number it can take"));
         match arg.as_str() {
             "--mib" => parsed.mib = number()?,
             "--page-size" => parsed.page_size = number()?,
+            "--sequences" => parsed.sequences = number()?,
             "--repeats" => parsed.repeats = number()?,
             "--folder" => parsed.folder = value.into(),
             _ => return Err(format!("unknown argument {arg}")),
@@ -106,7 +109,7 @@ fn text(e: impl std::fmt::Display) -> String {
 }
 
 /// A cache full of numbers that no file system compresses.
-fn full(gpu: &Gpu, args: &Args) -> Result<(PagedKvCache, SeqId), Error> {
+fn full(gpu: &Gpu, args: &Args) -> Result<(PagedKvCache, Vec<SeqId>), Error> {
     let heads = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
     let token_bytes = 1152 * LAYERS;
     let count = (args.mib << 20) / (token_bytes * args.page_size);
@@ -126,21 +129,26 @@ fn full(gpu: &Gpu, args: &Args) -> Result<(PagedKvCache, SeqId), Error> {
             }
         }
     }
-    let id = cache.insert();
-    let len = pages.count * pages.size;
-    cache.reserve(&[id], len)?;
-    cache.commit(&[id], len)?;
-    Ok((cache, id))
+    let ids: Vec<SeqId> = (0..args.sequences).map(|_| cache.insert()).collect();
+    // A page each in turn; one sequence takes all at once.
+    let turn = if ids.len() == 1 { pages.count } else { 1 };
+    for _ in 0..pages.count / turn / ids.len() {
+        for id in &ids {
+            cache.reserve(&[*id], turn * pages.size)?;
+            cache.commit(&[*id], turn * pages.size)?;
+        }
+    }
+    Ok((cache, ids))
 }
 
 pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String> {
     let gpu = Gpu::new().await.map_err(text)?;
-    let (mut cache, id) = full(&gpu, args).map_err(text)?;
+    let (mut cache, ids) = full(&gpu, args).map_err(text)?;
     let files = [
         args.folder.join(format!("latten-plain-{}", std::process::id())),
         args.folder.join(format!("latten-cache-{}", std::process::id())),
     ];
-    let result = measure(args, &mut cache, id, &files, out).await;
+    let result = measure(args, &mut cache, ids, &files, out).await;
     files.iter().for_each(|file| drop(std::fs::remove_file(file)));
     result
 }
@@ -148,7 +156,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String>
 async fn measure(
     args: &Args,
     cache: &mut PagedKvCache,
-    mut id: SeqId,
+    mut ids: Vec<SeqId>,
     [plain, saved]: &[PathBuf; 2],
     out: &mut impl Write,
 ) -> Result<(), String> {
@@ -159,7 +167,7 @@ async fn measure(
     let mut size = 0;
     for _ in 0..args.repeats {
         let mut clock = |what: usize, start: Instant| best[what] = best[what].min(start.elapsed().as_secs_f64());
-        let sequences = [SaveSequence { id, tokens: &[] }];
+        let sequences: Vec<_> = ids.iter().map(|id| SaveSequence { id: *id, tokens: &[] }).collect();
         peaks[0] = Peak(resident_bytes(), peaks[0].1);
         let start = Instant::now();
         cache
@@ -175,7 +183,7 @@ async fn measure(
         let start = Instant::now();
         write_plain(plain, &chunk, size).map_err(text)?;
         clock(0, start);
-        cache.remove(id).map_err(text)?;
+        ids.iter().try_for_each(|id| cache.remove(*id)).map_err(text)?;
         cold &= forget(saved) && forget(plain);
         peaks[1] = Peak(resident_bytes(), peaks[1].1);
         let start = Instant::now();
@@ -188,14 +196,16 @@ async fn measure(
             .await
             .map_err(text)?;
         clock(3, start);
-        id = loaded[0].id;
+        ids = loaded.iter().map(|l| l.id).collect();
         let start = Instant::now();
         read_plain(plain, &mut chunk).map_err(text)?;
         clock(2, start);
     }
     let rate = |seconds: f64| size as f64 / seconds / 1e6;
     let mib = size as f64 / f64::from(1 << 20);
-    writeln!(out, "{mib:.0} MiB, pages of {} tokens, the best of {}", args.page_size, args.repeats).map_err(text)?;
+    let Args { page_size, sequences, repeats, .. } = args;
+    writeln!(out, "{mib:.0} MiB, {sequences} sequences, pages of {page_size} tokens, the best of {repeats}")
+        .map_err(text)?;
     writeln!(out, "        plain MB/s   cache MB/s   of plain   peak extra MiB").map_err(text)?;
     for (name, i) in [("save", 0), ("load", 2)] {
         let (plain, cache) = (rate(best[i]), rate(best[i + 1]));

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Mutation check of the kernels around attention: each clamp and mask of shaders/{append,append_scaled,copy_pages,decode,
-# decode_rows,merge,pages_rows}.wgsl and their parts is changed in turn, and at least one test of tests/kernels must fail. Not part of the default run; half an hour to an
-# hour on two cores with a software GPU.
+# decode_rows,merge,pages_rows}.wgsl and their parts is changed in turn, and at least one test of tests/kernels must fail, or of
+# src/cache/page_rows_tests.rs for pages_rows, which software GPUs use nowhere else. Not part of the default run; half an hour
+# to an hour on two cores with a software GPU.
 #
 #   tests/mutate.sh                 the mutations that must die
 #   tests/mutate.sh append          those whose name contains a word

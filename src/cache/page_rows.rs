@@ -34,6 +34,13 @@ pub(super) struct PageRows {
     sorted: Vec<u8>,
 }
 
+/// Where the rows of a block lie in its pages, that were copied whole.
+pub(super) struct Unsorted {
+    runs: Vec<Run>,
+    /// Bytes of the block.
+    size: u64,
+}
+
 enum Way {
     Copies,
     Kernel {
@@ -125,33 +132,38 @@ impl PageRows {
         }
     }
 
-    /// Sends a block of `layer` on its way into host memory, after all that was recorded before.
-    pub(super) fn start_read(&self, gpu: &Gpu, layer: &KvView, block: &Block, into: HostBuffer) -> Result<Reading> {
+    /// Sends a block of `layer` on its way into host memory, after all that was recorded before. Where its rows will lie in what
+    /// arrives, if not in the order of a block, it says too: by then the next block, of other pages, may be on its way.
+    pub(super) fn start_read(
+        &self,
+        gpu: &Gpu,
+        layer: &KvView,
+        block: &Block,
+        into: HostBuffer,
+    ) -> Result<(Reading, Option<Unsorted>)> {
         let size = self.bytes(block);
-        match &self.way {
+        let reading = match &self.way {
             Way::Copies => gpu.start_read(&layer.pool.buffers()[0], into, size, &self.runs(layer.page_size, block)),
             Way::Host => {
-                let size = self.image_bytes(layer.page_size, block);
-                gpu.start_read(&layer.pool.buffers()[0], into, size, &self.page_runs(layer.page_size, block))
+                let runs = self.image_runs(layer.page_size, block);
+                let image = self.image_bytes(layer.page_size, block);
+                let reading =
+                    gpu.start_read(&layer.pool.buffers()[0], into, image, &self.page_runs(layer.page_size, block))?;
+                return Ok((reading, Some(Unsorted { runs, size })));
             }
             Way::Kernel { kernel, places } => {
                 self.dispatch(gpu, (kernel, places), layer, block)?;
                 gpu.start_read(&self.block, into, size, &[Run { from: 0, to: 0, size }])
             }
-        }
+        };
+        Ok((reading?, None))
     }
 
     /// The block in what has arrived in host memory.
-    pub(super) fn read<'a>(&'a mut self, page_size: usize, block: &Block, arrived: &'a [u8]) -> &'a [u8] {
-        if !matches!(self.way, Way::Host) {
-            return arrived;
-        }
-        let mut sorted = std::mem::take(&mut self.sorted);
-        sorted.resize(self.bytes(block) as usize, 0);
-        for run in self.image_runs(page_size, block) {
-            copy_run(arrived, &mut sorted, run);
-        }
-        self.sorted = sorted;
+    pub(super) fn read<'a>(&'a mut self, unsorted: Option<&Unsorted>, arrived: &'a [u8]) -> &'a [u8] {
+        let Some(Unsorted { runs, size }) = unsorted else { return arrived };
+        self.sorted.resize(*size as usize, 0);
+        runs.iter().for_each(|run| copy_run(arrived, &mut self.sorted, *run));
         &self.sorted
     }
 
@@ -197,9 +209,22 @@ impl PageRows {
         self.runs_from(page_size, block, |page| self.pages.get(page).map_or(0, |page| *page as usize))
     }
 
-    /// The same in the block's pages one after the other.
+    /// The same in the block's pages one after the other, by their ids.
     fn image_runs(&self, page_size: usize, block: &Block) -> Vec<Run> {
-        self.runs_from(page_size, block, |page| page - block.first / page_size)
+        let (first_page, mut ranks) = (block.first / page_size, Vec::new());
+        for (rank, (_, page)) in self.sorted_pages(page_size, block).into_iter().enumerate() {
+            ranks.resize(ranks.len().max(page - first_page + 1), 0);
+            ranks[page - first_page] = rank;
+        }
+        self.runs_from(page_size, block, |page| ranks.get(page - first_page).copied().unwrap_or(0))
+    }
+
+    /// The pages that the block is in, by their ids: those, and their places in the sequence.
+    fn sorted_pages(&self, page_size: usize, block: &Block) -> Vec<(u32, usize)> {
+        let pages = block.first / page_size..(block.first + block.tokens).div_ceil(page_size);
+        let mut sorted: Vec<_> = pages.map(|page| (self.pages.get(page).copied().unwrap_or(0), page)).collect();
+        sorted.sort_unstable();
+        sorted
     }
 
     fn runs_from(&self, page_size: usize, block: &Block, place: impl Fn(usize) -> usize) -> Vec<Run> {
@@ -228,16 +253,14 @@ impl PageRows {
             .filter(|(_, words)| *words > 0)
     }
 
-    /// Where the block's tokens lie in the pool (from) and in its pages one after the other (to), in bytes: whole pages, those
-    /// that follow each other together, and of pages that it shares with other blocks its own part of each plane.
+    /// Where the block's tokens lie in the pool (from) and in its pages one after the other by their ids (to), in bytes: whole
+    /// pages, neighbours together, and of pages that it shares with other blocks its own part of each plane.
     fn page_runs(&self, page_size: usize, block: &Block) -> Vec<Run> {
         let page_bytes = 16 * (page_size * self.layout.row_words(self.groups)) as u64;
         let end = block.first + block.tokens;
-        let first_page = block.first / page_size;
         let mut runs: Vec<Run> = Vec::new();
-        for page in first_page..end.div_ceil(page_size) {
-            let held = self.pages.get(page).map_or(0, |page| u64::from(*page));
-            let (from, to) = (held * page_bytes, (page - first_page) as u64 * page_bytes);
+        for (rank, (id, page)) in self.sorted_pages(page_size, block).into_iter().enumerate() {
+            let (from, to) = (u64::from(id) * page_bytes, rank as u64 * page_bytes);
             let (first, last) = (block.first.max(page * page_size), end.min((page + 1) * page_size));
             if last - first == page_size {
                 match runs.last_mut().filter(|run| run.from + run.size == from && run.to + run.size == to) {

@@ -8,9 +8,13 @@ use crate::reference;
 const CHOICES: [Choice; 3] = [Choice::Copies, Choice::Kernel, Choice::Host];
 const LEN: usize = 70;
 
-/// A cache with two sequences whose pages alternate, but for some that follow each other; every word of it another number.
+/// A cache with two sequences whose pages alternate, but for some that follow each other, down and then up; every word of it
+/// another number.
 fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, size: usize) -> (PagedKvCache, Vec<u32>, SeqId) {
     let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 3 * LEN, size, layers: 1 }).unwrap();
+    let gone = cache.insert();
+    cache.reserve(&[gone], 60).unwrap();
+    cache.remove(gone).unwrap();
     let ids = [cache.insert(), cache.insert()];
     for n in [20, 3, 1, 17, 5, 24] {
         ids.iter().for_each(|id| cache.reserve(&[*id], n).unwrap());
@@ -63,9 +67,12 @@ fn every_way_out_of_pages_gives_the_same_bytes() {
             rows.sequence(&gpu, cache.table.page_table(id).unwrap()).unwrap();
             for block in blocks() {
                 let memory = gpu.host_buffer(rows.most_bytes()).unwrap();
-                let reading = rows.start_read(&gpu, &cache.layer(0).unwrap(), &block, memory).unwrap();
+                let (reading, unsorted) = rows.start_read(&gpu, &cache.layer(0).unwrap(), &block, memory).unwrap();
                 let arrived = pollster::block_on(gpu.arrived(reading)).unwrap();
-                let (got, _) = arrived.take(|bytes| rows.read(size, &block, bytes).to_vec()).unwrap();
+                // The next block may be of another sequence.
+                rows.sequence(&gpu, &[9; LEN][..LEN.div_ceil(size)]).unwrap();
+                let (got, _) = arrived.take(|bytes| rows.read(unsorted.as_ref(), bytes).to_vec()).unwrap();
+                rows.sequence(&gpu, cache.table.page_table(id).unwrap()).unwrap();
                 let want: Vec<u32> = places(&cache, id, &block).into_iter().map(|at| words[at]).collect();
                 let same = got == bytemuck::cast_slice::<u32, u8>(&want);
                 assert!(same, "{choice:?} {heads:?} {dtype}, pages of {size}, {block:?}");

@@ -2,7 +2,7 @@
 
 use super::checksum::xxh64;
 use super::format::{block_tokens, Block, SavedInfo, SavedSequence};
-use super::page_rows::{Direction, PageRows};
+use super::page_rows::{Direction, PageRows, Unsorted};
 use super::{PagedKvCache, SeqId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{Arrived, HostBuffer, Reading};
@@ -48,7 +48,8 @@ impl PagedKvCache {
     /// where they are. Reserved tokens are not saved.
     ///
     /// Two blocks of 1 MiB (or one row) pass through the host at a time, on the way to `writer` straight from mapped memory;
-    /// besides them it takes one block on the device, and the tokens. Every block is one call of `write_all`. Submits what is
+    /// besides them it takes one block on the device (on software GPUs with small pages one more on the host), and the
+    /// tokens. Every block is one call of `write_all`. Submits what is
     /// recorded. Dropping the future stops it and leaves the cache as it was.
     ///
     /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for a sequence whose window has freed pages, for tokens
@@ -92,9 +93,9 @@ impl PagedKvCache {
 
         let mut rows = RowReader::new(self, &info, what)?;
         let mut index = 0;
-        while let Some((block, arrived)) = rows.next().await? {
+        while let Some((unsorted, arrived)) = rows.next().await? {
             let (written, memory) = arrived.take(|bytes| {
-                let bytes = rows.rows.read(self.pages.size, &block, bytes);
+                let bytes = rows.rows.read(unsorted.as_ref(), bytes);
                 let sum = xxh64(bytes, seed.wrapping_add(index));
                 writer.write_all(bytes).and_then(|()| writer.write_all(&sum.to_le_bytes()))?;
                 Ok(bytes.len() as u64 + 8)
@@ -166,7 +167,7 @@ struct RowReader<'a, B> {
     rows: PageRows,
     /// The sequence whose pages `rows` has.
     sequence: Option<usize>,
-    under_way: Option<(Block, Reading)>,
+    under_way: Option<(Reading, Option<Unsorted>)>,
     /// Memory for the next blocks.
     free: Vec<HostBuffer>,
 }
@@ -189,12 +190,12 @@ impl<'a> RowReader<'a, ()> {
 }
 
 impl<B: Iterator<Item = Block>> RowReader<'_, B> {
-    /// The next block and its bytes, as [`PageRows::read`] takes them; None after the last.
-    async fn next(&mut self) -> Result<Option<(Block, Arrived)>> {
-        let Some((block, reading)) = self.under_way.take() else { return Ok(None) };
+    /// The next block, as [`PageRows::read`] takes it; None after the last.
+    async fn next(&mut self) -> Result<Option<(Option<Unsorted>, Arrived)>> {
+        let Some((reading, unsorted)) = self.under_way.take() else { return Ok(None) };
         let arrived = self.cache.gpu.arrived(reading).await?;
         self.start()?;
-        Ok(Some((block, arrived)))
+        Ok(Some((unsorted, arrived)))
     }
 
     /// Sends the next block on its way, if there is one.
@@ -212,8 +213,7 @@ impl<B: Iterator<Item = Block>> RowReader<'_, B> {
             self.rows.sequence(gpu, held.get(..pages).unwrap_or(held))?; // not those of reserved tokens
             self.sequence = Some(block.sequence);
         }
-        let reading = self.rows.start_read(gpu, &self.cache.layer(block.layer)?, &block, memory)?;
-        self.under_way = Some((block, reading));
+        self.under_way = Some(self.rows.start_read(gpu, &self.cache.layer(block.layer)?, &block, memory)?);
         Ok(())
     }
 }

@@ -176,7 +176,9 @@ fn large_sequences_stream_through_fixed_memory() {
     // 910 rows of 1152 bytes are the most in 1 MiB.
     let blocks = 3 * (3 + 2 + 1);
     assert_eq!(after.readbacks - before.readbacks, blocks);
-    assert_eq!(after.buffers - before.buffers, 2, "block and page table; host memory is that of the last save");
+    // Host memory is that of the last save. The page table is the kernel's, which software GPUs do without.
+    let made = if gpu.capabilities().is_software() { 1 } else { 2 };
+    assert_eq!(after.buffers - before.buffers, made, "block and page table");
     assert_eq!(reports.len() as u64, 1 + blocks);
     assert!(reports.windows(2).all(|p| p[0].bytes < p[1].bytes && p[0].total_bytes == p[1].total_bytes));
     let whole = bytes.len() as u64;

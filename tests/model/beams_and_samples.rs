@@ -25,7 +25,14 @@ fn decoder(gpu: &Gpu, variant: &str, test: &str) -> Decoder {
 
 fn session(decoder: &Decoder, max_batch: usize) -> Session {
     let cache_tokens = (3 + 5 * max_batch) * PAGE; // for the longest sequences there are
-    let options = SessionOptions { max_batch, chunk: 16, cache_tokens, page_size: PAGE, kv_dtype: DType::F32 };
+    let options = SessionOptions {
+        max_batch,
+        chunk: 16,
+        cache_tokens,
+        page_size: PAGE,
+        kv_dtype: DType::F32,
+        ..Default::default()
+    };
     Session::new(decoder, options).unwrap()
 }
 
