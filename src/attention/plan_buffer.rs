@@ -2,7 +2,7 @@
 
 use super::plan::WorkList;
 use super::select::MAX_CLASSES;
-use super::tables::{Missing, PageTables};
+use super::tables::PageTables;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{Buffer, Gpu};
 use std::ops::Range;
@@ -58,15 +58,9 @@ pub(super) fn upload(
     let after = entries.words.len() + words.tail.len();
     let mut buffer = take(gpu, home, words.head.len(), after, entries.resident)?;
     let head = words.placed(buffer.pages_first)?;
-    let parts = match entries.resident {
-        None => vec![0..entries.words.len()],
-        Some(tables) => {
-            let all = vec![0..entries.words.len()];
-            match buffer.tables.filter(|(id, _)| *id == tables.id()).map(|(_, version)| tables.missing(version)) {
-                Some(Missing::Parts(parts)) => parts,
-                Some(Missing::All) | None => all,
-            }
-        }
+    let parts = match (entries.resident, buffer.tables) {
+        (Some(tables), Some((id, version))) if id == tables.id() => tables.missing(version),
+        _ => std::iter::once(0..entries.words.len()).collect(),
     };
     let at = |word: usize| 4 * (buffer.pages_first + word) as u64;
     let mut writes: Vec<(u64, &[u8])> = vec![(0, bytemuck::cast_slice(&head))];
@@ -141,5 +135,5 @@ impl Words {
 }
 
 fn word(n: usize) -> Result<u32> {
-    Ok(u32::try_from(n).map_err(|_| ErrorKind::argument("plan", format!("{n} words")))?)
+    u32::try_from(n).map_err(|_| ErrorKind::argument("plan", format!("{n} words")))
 }

@@ -33,15 +33,6 @@ impl Region {
     }
 }
 
-/// What a device's copy lacks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Missing {
-    /// These stretches, apart from each other, in order.
-    Parts(Vec<Range<usize>>),
-    /// Perhaps everything.
-    All,
-}
-
 /// Writes that are remembered.
 const LOG: usize = 1024;
 /// Entries of the smallest region.
@@ -88,9 +79,10 @@ impl PageTables {
         self.forgotten + self.log.len() as u64
     }
 
-    /// What was written since `version`.
-    pub(crate) fn missing(&self, version: u64) -> Missing {
-        let Some(skip) = version.checked_sub(self.forgotten) else { return Missing::All };
+    /// What a copy of that version lacks, in order and apart from each other: what was written since, or all of it where that
+    /// is forgotten.
+    pub(crate) fn missing(&self, version: u64) -> Vec<Range<usize>> {
+        let Some(skip) = version.checked_sub(self.forgotten) else { return self.all() };
         let mut parts: Vec<Range<u32>> = self.log.iter().skip(skip as usize).cloned().collect();
         parts.sort_unstable_by_key(|part| part.start);
         let mut joined: Vec<Range<usize>> = Vec::new();
@@ -101,7 +93,12 @@ impl PageTables {
                 None => joined.push(part),
             }
         }
-        Missing::Parts(joined)
+        joined
+    }
+
+    /// What a new copy lacks.
+    pub(crate) fn all(&self) -> Vec<Range<usize>> {
+        std::iter::once(0..self.words.len()).collect()
     }
 
     /// Makes a region hold `table`, of which the first `same` entries are in it already. It moves where it is too small.
@@ -174,11 +171,7 @@ mod tests {
     impl Copy {
         fn update(&mut self, tables: &PageTables) {
             self.words.resize(tables.words().len(), u32::MAX);
-            let parts = match tables.missing(self.version) {
-                Missing::Parts(parts) => parts,
-                Missing::All => vec![0..tables.words().len()],
-            };
-            for part in parts {
+            for part in tables.missing(self.version) {
                 self.uploaded += part.len();
                 self.words[part.clone()].copy_from_slice(&tables.words()[part]);
             }
@@ -249,26 +242,28 @@ mod tests {
             tables.write(region, &table, 0).unwrap();
         }
         let version = tables.version();
-        assert_eq!(tables.missing(version), Missing::Parts(vec![]));
+        assert!(tables.missing(version).is_empty());
         table.push(7);
         for region in &mut regions {
             tables.write(region, &table, 5000).unwrap();
         }
         let starts = regions.map(|region| region.first as usize);
-        assert_eq!(tables.missing(version), Missing::Parts(starts.map(|first| first + 5000..first + 5001).to_vec()));
+        assert_eq!(tables.missing(version), starts.map(|first| first + 5000..first + 5001));
         // Near ones are one stretch.
         let version = tables.version();
         tables.write(&mut regions[1], &table, 4990).unwrap();
         tables.write(&mut regions[1], &table, 4700).unwrap();
         let first = regions[1].first as usize;
-        assert_eq!(tables.missing(version), Missing::Parts(vec![first + 4700..first + 5001]));
+        let near = tables.missing(version);
+        assert_eq!((near.len(), &near[0]), (1, &(first + 4700..first + 5001)));
         // What the log no longer has is all.
         for _ in 0..LOG {
             tables.write(&mut regions[0], &table, 5000).unwrap();
         }
-        assert_eq!((tables.missing(version), tables.missing(0)), (Missing::All, Missing::All));
+        assert_eq!((tables.missing(version), tables.missing(0)), (tables.all(), tables.all()));
+        assert!(tables.missing(tables.version() - 1) != tables.all());
         let clone = tables.clone();
-        assert!(clone.id() != tables.id() && clone.missing(0) == Missing::All && clone.words() == tables.words());
+        assert!(clone.id() != tables.id() && clone.missing(0) == clone.all() && clone.words() == tables.words());
     }
 
     #[test]

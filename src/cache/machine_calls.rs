@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Should, World};
-use crate::attention::tables::Missing;
 use crate::attention::view::KvSource;
 use crate::cache::stats::PageCopy;
 use crate::cache::table::SeqId;
@@ -138,10 +137,7 @@ impl World {
         let (words, array, version) = &mut self.tables;
         let tables = resident.tables;
         words.resize(tables.words().len(), u32::MAX);
-        let parts = match tables.missing(*version) {
-            Missing::Parts(parts) if *array == tables.id() => parts,
-            _ => vec![0..words.len()],
-        };
+        let parts = if *array == tables.id() { tables.missing(*version) } else { tables.all() };
         for part in parts {
             words[part.clone()].copy_from_slice(&tables.words()[part]);
         }
@@ -154,7 +150,7 @@ impl World {
     /// What the kernels do: each new token to its slot.
     fn write_drafts(&mut self, id: SeqId) {
         // Not at every step, as a device is not always the same.
-        if self.salts % 3 > 0 {
+        if !self.salts.is_multiple_of(3) {
             self.plan(id);
         }
         let batch = self.table.batch(&[id]).unwrap();
