@@ -41,11 +41,15 @@ mod config;
 mod continuation;
 mod decoder;
 mod generate;
+mod keys;
 mod owned;
+mod projections;
+mod published;
 mod save;
 mod schedule;
 mod session;
 mod sharing;
+mod store;
 mod warm_up;
 mod weights;
 
