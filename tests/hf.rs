@@ -1,5 +1,5 @@
-//! Published families against the transformers library: logits and greedy tokens of tiny random models, however the tokens
-//! are fed (`tests/vectors/hf`, made by `training/hf_oracle.py`).
+//! Published families against the transformers library: logits and greedy tokens of tiny random models, however the
+//! tokens are fed (`tests/vectors/hf`, made by `training/hf_oracle.py`).
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 #[path = "hf/folders.rs"]
@@ -123,11 +123,15 @@ cases!(
     qwen2,
     deepseek_v2,
     deepseek_v2_lite,
+    deepseek_v2_greedy,
+    deepseek_v2_groups,
     deepseek_v3,
+    deepseek_v3_experts,
     deepseek_v3_halves
 );
 
-/// The vectors tell numbers of a config apart that a wrong reading would mix up: with any of these changed they are missed.
+/// The vectors tell numbers of a config apart that a wrong reading would mix up: with any of these changed they are
+/// missed.
 #[test]
 fn vectors_tell_wrong_readings_apart() {
     let cases = [
@@ -153,6 +157,15 @@ fn vectors_tell_wrong_readings_apart() {
         ("deepseek_v3", "/rope_interleave", "false"),
         ("deepseek_v3", "/rope_scaling/factor", "4"),
         ("deepseek_v3_halves", "/rope_interleave", "true"),
+        ("deepseek_v2_greedy", "/num_experts_per_tok", "2"),
+        ("deepseek_v2_greedy", "/routed_scaling_factor", "1.1"),
+        ("deepseek_v2_groups", "/n_group", "3"),
+        ("deepseek_v2_groups", "/topk_group", "1"),
+        ("deepseek_v2_groups", "/topk_method", "\"greedy\""),
+        ("deepseek_v3_experts", "/n_group", "2"),
+        ("deepseek_v3_experts", "/topk_group", "4"),
+        ("deepseek_v3_experts", "/norm_topk_prob", "false"),
+        ("deepseek_v3_experts", "/routed_scaling_factor", "2.4"),
     ];
     for (case, key, value) in cases {
         let change = |config: &mut serde_json::Value| {
@@ -181,7 +194,7 @@ fn the_norm_of_latents_keeps_its_eps() {
 /// The weights of the vectors are exact in f16; as 8-bit integers they are off by what those are.
 #[test]
 fn weights_in_f16_and_i8() {
-    for case in ["llama_yarn", "deepseek_v2", "deepseek_v2_lite"] {
+    for case in ["llama_yarn", "deepseek_v2", "deepseek_v2_lite", "deepseek_v2_greedy"] {
         let off = |dtype| {
             let model = Model::of(case, |_| {}, dtype).unwrap();
             model.vectors.distance(&in_pieces(&model, 64))

@@ -2,8 +2,8 @@
 
     python3 training/hf_oracle.py [family ..]        # PyTorch and transformers 5 (5.24 was used); a minute on two cores
 
-Per case a folder with config.json, as transformers writes it or in an older form that it reads, and vectors.json: names and
-shapes of the tensors that transformers saves, logits of a prompt, greedy tokens after it. Weights follow from the names
+Per case a folder with config.json, as transformers writes it or in an older form that it reads, and vectors.json: names
+and shapes of the tensors that transformers saves, logits of a prompt, greedy tokens after it. Weights follow from the names
 (`values`), so they are not kept, but for one case, whose folder is what save_pretrained wrote: bf16 in several files.
 """
 
@@ -27,13 +27,18 @@ POSITIONS = [0, 9, 16, PROMPT - 1, PROMPT + NEW - 2]
 
 BASE = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
-    "max_position_embeddings": 128, "hidden_act": "silu", "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    "max_position_embeddings": 128, "hidden_act": "silu", "bos_token_id": None, "eos_token_id": None,
+    "pad_token_id": None,
 }
 GQA = {**BASE, "num_key_value_heads": 2}
 MLA = {
     **BASE, "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 24, "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 8, "v_head_dim": 20, "first_k_dense_replace": 2, "n_routed_experts": 4, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32, "n_shared_experts": 1, "num_nextn_predict_layers": 0,
+    "qk_rope_head_dim": 8, "v_head_dim": 20, "first_k_dense_replace": 2, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1, "num_nextn_predict_layers": 0,
+}
+EXPERTS = {
+    **MLA, "first_k_dense_replace": 1, "n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+    "n_shared_experts": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
 
@@ -106,6 +111,24 @@ CASES = {
                 "mscale": 1.0, "mscale_all_dim": 1.0,
             },
         },
+    },
+    # A dense layer, then one with experts: chosen among all, or among the groups of the best. As V3 does, in both layers.
+    "deepseek_v2_greedy": {
+        "config": {**EXPERTS, "model_type": "deepseek_v2", "q_lora_rank": None, "topk_method": "greedy"},
+        "old": {"scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False},
+    },
+    "deepseek_v2_groups": {
+        "config": {
+            **EXPERTS, "model_type": "deepseek_v2", "q_lora_rank": 28, "topk_method": "group_limited_greedy",
+            "n_group": 4, "topk_group": 2, "routed_scaling_factor": 4.0,
+        },
+    },
+    "deepseek_v3_experts": {
+        "config": {
+            **EXPERTS, "model_type": "deepseek_v3", "q_lora_rank": 28, "n_group": 6, "topk_group": 2,
+            "first_k_dense_replace": 0, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+        },
+        "old": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
     },
     "deepseek_v3_halves": {
         "config": {

@@ -231,6 +231,7 @@ fn model_config(vector: &LayerVector) -> Config {
         head_dim,
         v_head_dim: head_dim,
         intermediate_size: 1,
+        experts: None,
         rms_norm_eps: vector.config.eps as f32,
         latent_norm_eps: vector.config.eps as f32,
         rope_theta: vector.theta,

@@ -6,7 +6,7 @@ use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::nn::{Rope, RopeScaling};
+use crate::nn::{Rope, RopeScaling, RouteShape};
 
 /// The numbers of a model. The names are those of the keys of this crate's own `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,8 @@ pub struct Config {
     pub v_head_dim: usize,
     /// `intermediate_size`: width of the SwiGLU.
     pub intermediate_size: usize,
+    /// The layers whose feed-forward part is a mixture of experts; none in this crate's own folders.
+    pub experts: Option<ExpertsConfig>,
     /// `rms_norm_eps`.
     pub rms_norm_eps: f32,
     /// Of the norms inside GLA and MLA.
@@ -45,6 +47,21 @@ pub struct Config {
     pub max_positions: usize,
     /// `tie_word_embeddings`: the embedding table is the output matrix too.
     pub tied: bool,
+}
+
+/// A mixture of experts with shared experts, as DeepSeek's models have it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertsConfig {
+    /// The first layer that has one; all after it have.
+    pub first_layer: usize,
+    /// How experts are chosen, and their number.
+    pub route: RouteShape,
+    /// Whether the choice has a bias of its own (DeepSeek-V3).
+    pub biased: bool,
+    /// Width of an expert's SwiGLU.
+    pub width: usize,
+    /// Width of the SwiGLU that every token goes through; 0 for none.
+    pub shared_width: usize,
 }
 
 /// What the variants of attention differ in.
@@ -76,8 +93,8 @@ pub enum AttentionConfig {
 }
 
 impl Config {
-    /// Reads the text of a `config.json`, this crate's own (`"model_type": "latten"`) or one of the published families that
-    /// the [module](super) names; `path` is for messages.
+    /// Reads the text of a `config.json`, this crate's own (`"model_type": "latten"`) or one of the published families
+    /// that the [module](super) names; `path` is for messages.
     ///
     /// Errors: [`ErrorKind::Config`], naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
@@ -109,6 +126,7 @@ impl Config {
             head_dim,
             v_head_dim: head_dim,
             intermediate_size: keys.size("intermediate_size", 1 << 20)?,
+            experts: None,
             rms_norm_eps,
             latent_norm_eps: rms_norm_eps,
             rope_theta: keys.number("rope_theta", 1.0..=1e12)?,
@@ -176,8 +194,8 @@ impl Config {
         Rope { inv_freq: self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta), rotation }
     }
 
-    /// Factor on the scores: the width of a head before absorption, to the power -1/2, and the gains. Where a whole head
-    /// rotates (GQA), [`Config::rope_gain`] is in here; else in [`Config::rotated_query_gain`].
+    /// Factor on the scores: the width of a head before absorption, to the power -1/2, and the gains. Where a whole
+    /// head rotates (GQA), [`Config::rope_gain`] is in here; else in [`Config::rotated_query_gain`].
     pub fn softmax_scale(&self) -> f32 {
         let (width, gain) = match self.attention {
             AttentionConfig::Latent { rope_dim, .. } => (self.head_dim + rope_dim, 1.0),

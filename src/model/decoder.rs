@@ -32,14 +32,15 @@ pub(super) struct Inner {
 }
 
 impl Decoder {
-    /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names. `dtype`
-    /// (F16, F32 or I8) is how matrices are kept on the device, whatever they are in the files (f32, f16 or bf16). I8 has a
-    /// scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table, and a head tied to it, stay F16.
+    /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names.
+    /// `dtype` (F16, F32 or I8) is how matrices are kept on the device, whatever they are in the files (f32, f16 or
+    /// bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table, and a head tied to
+    /// it, stay F16.
     ///
-    /// Tensors are read one by one: host memory holds a block's at most, not a file.
+    /// Tensors are read one by one: host memory holds the table of embeddings, or a block, but no whole file.
     ///
-    /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit tensor
-    /// or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
+    /// tensor or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, dtype: DType) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| io(&path, &e))?;

@@ -61,6 +61,14 @@ impl<'a> Keys<'a> {
         value.ok_or_else(|| self.bad(key, &format!("is not a whole number in 1..={most}")))
     }
 
+    /// A size that may be 0.
+    pub(super) fn count(&self, key: &str, most: usize) -> Result<usize> {
+        match self.map.get(key).and_then(Value::as_u64) {
+            Some(0) => Ok(0),
+            _ => self.size(key, most),
+        }
+    }
+
     pub(super) fn number(&self, key: &str, range: std::ops::RangeInclusive<f64>) -> Result<f64> {
         let value = self.map.get(key).and_then(Value::as_f64).filter(|n| range.contains(n));
         value.ok_or_else(|| self.bad(key, &format!("is not a number in {range:?}")))

@@ -6,25 +6,26 @@
 //!
 //! # Published models
 //!
-//! [`Decoder::load`] takes folders as the `transformers` library writes them: `config.json`, and `model.safetensors` or the
-//! files that `model.safetensors.index.json` names, in f32, f16 or bf16. What [`Config::parse`] knows, by `model_type`:
+//! [`Decoder::load`] takes folders as the `transformers` library writes them: `config.json`, and `model.safetensors` or
+//! the files that `model.safetensors.index.json` names, in f32, f16 or bf16. What [`Config::parse`] knows, by
+//! `model_type`:
 //!
 //! | | attention | |
 //! |---|---|---|
 //! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings |
-//! | `deepseek_v2`, `deepseek_v3` | MLA | with or without `q_lora_rank`; layers without experts only |
+//! | `deepseek_v2`, `deepseek_v3` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
 //!
 //! Rotations are of `rope_type` `default`, `linear`, `llama3` or `yarn` (with `attention_factor`, `mscale` and
-//! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change what
-//! the model computes and is not known is refused by name: experts (`first_k_dense_replace` below the number of layers),
-//! sliding windows shorter than `max_position_embeddings`, other activations, quantised weights. Tokens are the caller's:
-//! there is no tokenizer here.
+//! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
+//! what the model computes and is not known is refused by name: sliding windows shorter than `max_position_embeddings`,
+//! other activations, other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
+//! further heads) are left out. Tokens are the caller's: there is no tokenizer here.
 //!
 //! # This crate's own folder
 //!
-//! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`; all are required.
-//! The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for the embedding, and
-//! other tensors are left out with a warning in the log:
+//! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`; all are
+//! required. The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for
+//! the embedding, and other tensors are left out with a warning in the log:
 //!
 //! | tensor | shape |
 //! |---|---|
@@ -47,8 +48,8 @@
 //! | GLA, MLA: `self_attn.kv_b_proj.weight`, per head `[key, value]` | (heads * (head_dim + v_head_dim), latent_dim) |
 //! | without a query latent, for the three of `q_a` and `q_b`: `self_attn.q_proj.weight` | (heads * (head_dim + rope_dim), hidden_size) |
 //!
-//! A GTA head is `[nope, rope]`: its last `rope_dim` elements rotate. In this crate's own folders `v_head_dim` is `head_dim`
-//! and GLA and MLA have a query latent.
+//! A GTA head is `[nope, rope]`: its last `rope_dim` elements rotate. In this crate's own folders `v_head_dim` is
+//! `head_dim` and GLA and MLA have a query latent.
 
 mod attention;
 mod beams;
@@ -57,6 +58,7 @@ mod block;
 mod config;
 mod continuation;
 mod decoder;
+mod experts;
 mod generate;
 mod keys;
 mod owned;
@@ -73,7 +75,7 @@ mod weights;
 pub use attention::Attention;
 pub use beams::{beam_search, BeamOptions};
 pub use best_of::{best_of, BestOfOptions};
-pub use config::{AttentionConfig, Config};
+pub use config::{AttentionConfig, Config, ExpertsConfig};
 pub use continuation::Continuation;
 pub use decoder::Decoder;
 pub use generate::{continue_sequence, generate, GenerateOptions, SplitMix64, Utf8Stream};

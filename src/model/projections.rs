@@ -38,7 +38,7 @@ pub(super) struct Latent {
 /// How latent attention comes to its queries, per head [nope | rope], and to its cached rows.
 pub(super) enum Queries {
     /// Up from a latent, with its norm before and that of the cached latents beside the product.
-    Latent(Linear),
+    Latent(Box<Linear>),
     /// They are there, `heads` of `dim`; the norm of the cached latents is left.
     Direct { kv_norm: RmsNorm, heads: usize, dim: usize },
 }
@@ -184,7 +184,7 @@ impl Load<'_> {
             Some(q_latent_dim) => {
                 let up = self.source.linear(&self.queries("q_b_proj", head_dim, q_latent_dim)?)?;
                 let up = self.source.normed(up, &format!("{}q_a_layernorm", self.prefix), eps)?;
-                (self.matrix("q_a_proj", q_latent_dim, hidden)?, Queries::Latent(up.with_rest(kv_norm)?))
+                (self.matrix("q_a_proj", q_latent_dim, hidden)?, Queries::Latent(Box::new(up.with_rest(kv_norm)?)))
             }
             None => {
                 let queries = Queries::Direct { kv_norm, heads, dim: head_dim + rope_dim };

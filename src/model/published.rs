@@ -1,10 +1,11 @@
-//! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral and Qwen2 (GQA), DeepSeek-V2
-//! and V3 (MLA). Pure. A key that would change what the model computes, and is not known here, is refused by name.
+//! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral and Qwen2 (GQA),
+//! DeepSeek-V2 and V3 (MLA). Pure. A key that would change what the model computes, and is not known here, is refused
+//! by name.
 
-use super::config::{AttentionConfig, Config};
+use super::config::{AttentionConfig, Config, ExpertsConfig};
 use super::keys::Keys;
 use crate::error::Result;
-use crate::nn::RopeScaling;
+use crate::nn::{RopeScaling, RouteShape};
 use serde_json::json;
 
 const WIDTH: usize = 1 << 14;
@@ -33,12 +34,13 @@ pub(super) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         head_dim,
         v_head_dim,
         intermediate_size: keys.size("intermediate_size", 1 << 20)?,
+        experts: if deepseek { experts(keys, family)? } else { None },
         rms_norm_eps,
         latent_norm_eps: DEEPSEEK_LATENT_EPS,
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
         rope_gain: rope.gain,
-        rope_interleaved: deepseek && keys.flag_or("rope_interleave", true)?,
+        rope_interleaved: family == "deepseek_v2" || deepseek && keys.flag_or("rope_interleave", true)?,
         score_gain: if deepseek { rope.mscale_all_dim.powi(2) } else { 1.0 },
         max_positions,
         tied: keys.flag_or("tie_word_embeddings", false)?,
@@ -101,15 +103,75 @@ fn latent(keys: &Keys<'_>, q_heads: usize) -> Result<(AttentionConfig, usize, us
     keys.check_pairs("qk_rope_head_dim", rope_dim)?;
     let latent_dim = keys.size("kv_lora_rank", WIDTH)?;
     let attention = AttentionConfig::Latent { latent_heads: 1, latent_dim, q_latent_dim, rope_dim };
-    if keys.has("n_routed_experts") {
-        let layers = keys.size("num_hidden_layers", 1 << 10)?;
-        let dense = keys.size("first_k_dense_replace", 1 << 10)?;
-        if dense < layers {
-            let why = format!("of {layers} layers leaves some with experts, which are not supported");
-            return Err(keys.bad("first_k_dense_replace", &why));
-        }
-    }
     Ok((attention, keys.size("qk_nope_head_dim", WIDTH)?, keys.size("v_head_dim", WIDTH)?))
+}
+
+/// The layers with experts, if there are any.
+fn experts(keys: &Keys<'_>, family: &str) -> Result<Option<ExpertsConfig>> {
+    if !keys.has("n_routed_experts") {
+        return Ok(None);
+    }
+    let first_layer = keys.count("first_k_dense_replace", 1 << 10)?;
+    if first_layer >= keys.size("num_hidden_layers", 1 << 10)? {
+        return Ok(None);
+    }
+    if keys.differs("moe_layer_freq", json!(1)) {
+        return Err(keys.bad("moe_layer_freq", "is not supported, only 1 is"));
+    }
+    let experts = keys.size("n_routed_experts", 1 << 10)?;
+    let top = keys.size("num_experts_per_tok", experts.min(64))?;
+    let third = family == "deepseek_v3";
+    let grouped = third || keys.has("topk_method") && keys.word("topk_method", &V2_METHODS)? == V2_METHODS[1];
+    if third {
+        known_v3(keys)?;
+    } else {
+        known_v2(keys)?;
+    }
+    let groups = if grouped { keys.size("n_group", experts)? } else { 1 };
+    if !experts.is_multiple_of(groups) {
+        return Err(keys.bad("n_group", &format!("does not divide n_routed_experts = {experts}")));
+    }
+    let top_groups = if grouped { keys.size("topk_group", groups)? } else { 1 };
+    if top > top_groups * (experts / groups) {
+        let why = format!("is more than {top_groups} of {groups} groups have of {experts} experts");
+        return Err(keys.bad("num_experts_per_tok", &why));
+    }
+    let group_best = if third { 2 } else { 1 };
+    if group_best > experts / groups {
+        return Err(keys.bad("n_group", "leaves groups of one expert, where the best two of each are asked for"));
+    }
+    let normalise = third && keys.flag("norm_topk_prob")?;
+    let factor = keys.number("routed_scaling_factor", 1e-6..=1e6)? as f32;
+    let route = RouteShape { experts, top, groups, top_groups, group_best, sigmoid: third, normalise, factor };
+    let width = keys.size("moe_intermediate_size", 1 << 20)?;
+    let shared = if keys.has("n_shared_experts") { keys.count("n_shared_experts", 1 << 10)? } else { 0 };
+    Ok(Some(ExpertsConfig { first_layer, route, biased: third, width, shared_width: shared * width }))
+}
+
+/// By the best scores; or those of the groups with the best experts.
+const V2_METHODS: [&str; 2] = ["greedy", "group_limited_greedy"];
+
+/// What older files of DeepSeek-V2 spell out.
+fn known_v2(keys: &Keys<'_>) -> Result<()> {
+    if keys.differs("scoring_func", json!("softmax")) {
+        return Err(keys.bad("scoring_func", "is not supported, only \"softmax\" is"));
+    }
+    // The authors' code then leaves the factor out, the library's does not divide: no model has it.
+    if keys.flag_or("norm_topk_prob", false)? {
+        return Err(keys.bad("norm_topk_prob", "is not supported"));
+    }
+    Ok(())
+}
+
+/// What older files of DeepSeek-V3 spell out.
+fn known_v3(keys: &Keys<'_>) -> Result<()> {
+    if keys.differs("scoring_func", json!("sigmoid")) {
+        return Err(keys.bad("scoring_func", "is not supported, only \"sigmoid\" is"));
+    }
+    if keys.differs("topk_method", json!("noaux_tc")) {
+        return Err(keys.bad("topk_method", "is not supported, only \"noaux_tc\" is"));
+    }
+    Ok(())
 }
 
 struct RopeKeys {

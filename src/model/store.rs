@@ -1,5 +1,5 @@
-//! The tensors of safetensors files, read one by one: of bytes in memory, or of a folder's files, of which no more than a
-//! tensor is in memory at a time.
+//! The tensors of safetensors files, read one by one: of bytes in memory, or of a folder's files, of which no more than
+//! a tensor is in memory at a time.
 
 use crate::cache::xxh64;
 use crate::error::{Error, ErrorKind, Result};

@@ -125,6 +125,15 @@ impl<'a> Source<'a> {
         Ok(Matrix { in_dim, weight, bias })
     }
 
+    /// `{name}.weight` (rows, in_dim) of what can have no bias.
+    pub(super) fn bare_matrix(&self, name: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
+        let bias = format!("{name}.bias");
+        if self.store.get(&bias).is_some() {
+            return Err(self.bad(&bias, "is not supported: routers and experts have no bias".into()));
+        }
+        self.matrix(name, rows, in_dim)
+    }
+
     /// `{name}.weight` (dim) as the gain of a norm that is fused with the product behind it.
     pub(super) fn normed(&self, linear: Linear, name: &str, eps: f32) -> Result<Linear> {
         let dim = linear.weight().in_dim();
@@ -144,6 +153,22 @@ impl<'a> Source<'a> {
         let weight = Weight::new(self.gpu, shape, &all.weight, self.dtype)?;
         let bias = all.bias.map(|b| Tensor::from_f32(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
         Linear::new(self.gpu, &weight, bias.as_ref())
+    }
+
+    /// A linear of one head in F32, whatever the others are: what it decides must not hang on rounding.
+    pub(super) fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
+        let shape = [1, matrix.rows(), matrix.in_dim];
+        Linear::new(self.gpu, &Weight::new(self.gpu, shape, &matrix.weight, DType::F32)?, None)
+    }
+
+    /// A stack of matrices (count, rows, in_dim), read one by one. They have no biases.
+    pub(super) fn stack(&self, shape: [usize; 3], mut matrix: impl FnMut(usize) -> Result<Matrix>) -> Result<Weight> {
+        Weight::from_heads(self.gpu, shape, self.dtype, |head| Ok(matrix(head)?.weight))
+    }
+
+    /// A tensor (dim) in F32.
+    pub(super) fn vector(&self, name: &str, dim: usize) -> Result<Tensor> {
+        Tensor::from_f32(self.gpu, &[dim], &self.values(name, &[dim])?, DType::F32)
     }
 
     /// `{name}.weight` (rows, dim) as a table of rows; in F16 where matrices are in I8.
@@ -169,8 +194,10 @@ impl<'a> Source<'a> {
     }
 }
 
+type Decode = fn(&[u8]) -> Vec<f32>;
+
 /// From bytes to numbers, for the dtypes that weights may have in a file.
-fn decoder(dtype: Dtype) -> Option<fn(&[u8]) -> Vec<f32>> {
+fn decoder(dtype: Dtype) -> Option<Decode> {
     match dtype {
         Dtype::F32 => Some(|b| b.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
         Dtype::F16 => Some(|b| b.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),

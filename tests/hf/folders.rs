@@ -1,12 +1,13 @@
 //! Folders of published models: files in pieces, and what is refused, by name.
 
-use crate::model::{config_text, file, folder, Model};
+use crate::model::{config_text, file, folder, Model, Vectors};
 use crate::shared::{gpu, message};
 use crate::{assert_kind, in_pieces, TOLERANCE};
 use latten::model::{Config, Decoder};
 use latten::{DType, ErrorKind};
 use safetensors::tensor::Dtype;
 use serde_json::{json, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -162,7 +163,20 @@ fn what_is_not_supported_is_refused_by_name() {
         ("deepseek_v2", "q_lora_rank", json!("x"), "whole number"),
         ("deepseek_v2", "num_key_value_heads", json!(2), "is not num_attention_heads = 4"),
         ("deepseek_v2", "qk_rope_head_dim", json!(7), "odd"),
-        ("deepseek_v2", "first_k_dense_replace", json!(1), "experts, which are not supported"),
+        ("deepseek_v2_greedy", "scoring_func", json!("sigmoid"), "softmax"),
+        ("deepseek_v2_greedy", "norm_topk_prob", json!(true), "not supported"),
+        ("deepseek_v2_greedy", "moe_layer_freq", json!(2), "only 1"),
+        ("deepseek_v2_greedy", "topk_method", json!("random"), "\"group_limited_greedy\""),
+        ("deepseek_v2_greedy", "num_experts_per_tok", json!(13), "1..=12"),
+        ("deepseek_v2_greedy", "n_routed_experts", json!(2000), "1..=1024"),
+        ("deepseek_v2_greedy", "n_shared_experts", json!(-1), "1..=1024"),
+        ("deepseek_v2_groups", "n_group", json!(5), "does not divide n_routed_experts = 12"),
+        ("deepseek_v2_groups", "num_experts_per_tok", json!(7), "2 of 4 groups"),
+        ("deepseek_v2_groups", "topk_group", json!(5), "1..=4"),
+        ("deepseek_v3_experts", "n_group", json!(12), "groups of one expert"),
+        ("deepseek_v3_experts", "scoring_func", json!("softmax"), "sigmoid"),
+        ("deepseek_v3_experts", "topk_method", json!("greedy"), "noaux_tc"),
+        ("deepseek_v3_experts", "routed_scaling_factor", json!("x"), "number"),
         ("deepseek_v3", "v_head_dim", Value::Null, "whole number"),
         ("deepseek_v3", "rope_interleave", json!(1), "neither true nor false"),
     ];
@@ -184,6 +198,29 @@ fn what_is_not_supported_is_refused_by_name() {
     }
 }
 
+/// Every tensor is asked for by name; what would be a bias where there can be none is refused.
+#[test]
+fn tensors_of_experts_are_asked_for_by_name() {
+    let config = Config::parse("c", &config_text("deepseek_v3_experts")).unwrap();
+    let tensors = Vectors::read("deepseek_v3_experts").tensors;
+    let load = |tensors: &BTreeMap<String, Vec<usize>>| {
+        Decoder::from_bytes(gpu(), config.clone(), ("w", &file(tensors, Dtype::F32)), DType::F16)
+    };
+    assert!(load(&tensors).is_ok());
+    for name in tensors.keys().filter(|name| name.starts_with("model.layers.1.mlp")) {
+        let mut fewer = tensors.clone();
+        fewer.remove(name);
+        let text = message(load(&fewer));
+        assert!(text.starts_with(&format!("model weights w: tensor {name}: missing")), "{text}");
+    }
+    for name in ["model.layers.1.mlp.gate.bias", "model.layers.1.mlp.experts.7.up_proj.bias"] {
+        let mut more = tensors.clone();
+        more.insert(name.into(), vec![12]);
+        let text = message(load(&more));
+        assert!(text.contains(name) && text.contains("no bias"), "{text}");
+    }
+}
+
 #[test]
 fn what_changes_nothing_is_accepted() {
     for (case, key, value) in [
@@ -193,6 +230,7 @@ fn what_changes_nothing_is_accepted() {
         ("llama", "tie_word_embeddings", Value::Null),
         ("llama", "quantization_config", Value::Null),
         ("deepseek_v2", "n_routed_experts", Value::Null),
+        ("deepseek_v3_experts", "num_nextn_predict_layers", json!(1)),
     ] {
         let plain = Config::parse("c", &config_text(case)).unwrap();
         assert_eq!(parse(case, key, value.clone()).unwrap(), plain, "{case} {key} = {value}");

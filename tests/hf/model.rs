@@ -29,7 +29,7 @@ pub struct Vectors {
 }
 
 impl Vectors {
-    fn read(case: &str) -> Vectors {
+    pub fn read(case: &str) -> Vectors {
         serde_json::from_slice(&std::fs::read(folder(case).join("vectors.json")).unwrap()).unwrap()
     }
 
@@ -93,14 +93,7 @@ impl Model {
     }
 
     pub fn session(&self, max_batch: usize, chunk: usize) -> Session {
-        let options = SessionOptions {
-            max_batch,
-            chunk,
-            cache_tokens: 256,
-            page_size: 8,
-            kv_dtype: DType::F32,
-            ..Default::default()
-        };
+        let options = SessionOptions { max_batch, chunk, page_size: 8, kv_dtype: DType::F32, ..Default::default() };
         Session::new(&self.decoder, options).unwrap()
     }
 }
