@@ -131,14 +131,14 @@ fn experts(keys: &Keys<'_>, family: &str) -> Result<Option<ExpertsConfig>> {
     if !experts.is_multiple_of(groups) {
         return Err(keys.bad("n_group", &format!("does not divide n_routed_experts = {experts}")));
     }
+    let group_best = if third { 2 } else { 1 };
+    if group_best > experts / groups {
+        return Err(keys.bad("n_group", "leaves groups of one expert, where the best two of each are asked for"));
+    }
     let top_groups = if grouped { keys.size("topk_group", groups)? } else { 1 };
     if top > top_groups * (experts / groups) {
         let why = format!("is more than {top_groups} of {groups} groups have of {experts} experts");
         return Err(keys.bad("num_experts_per_tok", &why));
-    }
-    let group_best = if third { 2 } else { 1 };
-    if group_best > experts / groups {
-        return Err(keys.bad("n_group", "leaves groups of one expert, where the best two of each are asked for"));
     }
     let normalise = third && keys.flag("norm_topk_prob")?;
     let factor = keys.number("routed_scaling_factor", 1e-6..=1e6)? as f32;
