@@ -4,6 +4,7 @@ use super::kernel::{narrow, rounded, wide};
 use super::report::{Bound, Report};
 use latten::attention::StateLayout;
 use latten::model::{Attention, AttentionConfig, Config};
+use latten::nn::RopeScaling;
 use latten::reference::vector::{LayerVector, LayerWeights, Variant};
 use latten::reference::{self, DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
 use latten::{
@@ -216,17 +217,28 @@ fn model_config(vector: &LayerVector) -> Config {
     Config {
         attention: match vector.variant {
             Variant::Gta => AttentionConfig::Gta { kv_heads: groups, rope_dim },
-            _ => AttentionConfig::Latent { latent_heads: groups, latent_dim: state_dim, q_latent_dim, rope_dim },
+            _ => AttentionConfig::Latent {
+                latent_heads: groups,
+                latent_dim: state_dim,
+                q_latent_dim: Some(q_latent_dim),
+                rope_dim,
+            },
         },
         vocab_size: 256,
         hidden_size: model_dim,
         layers: 1,
         q_heads,
         head_dim,
+        v_head_dim: head_dim,
         intermediate_size: 1,
+        experts: None,
         rms_norm_eps: vector.config.eps as f32,
+        latent_norm_eps: vector.config.eps as f32,
         rope_theta: vector.theta,
+        rope_scaling: RopeScaling::None,
+        rope_gain: 1.0,
         rope_interleaved: vector.config.rotation.pairs == Pairs::Interleaved,
+        score_gain: 1.0,
         max_positions: vector.x.len() / model_dim,
         tied: true,
     }

@@ -338,6 +338,11 @@ impl Gpu {
         self.submit_with(|_| {}, false)
     }
 
+    /// [`Gpu::submit`], even of nothing: sends what was written to tensors, which else stays on the host until then.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.submit_with(|_| {}, true)
+    }
+
     /// Lets `last` add to what was recorded (`always`: even if that is nothing) and sends it.
     ///
     /// The lock is held until the queue has it: whoever finds nothing pending may rely on all earlier work of every

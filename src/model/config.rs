@@ -1,11 +1,14 @@
 //! `config.json`: the numbers of a model. Pure.
 
+use super::keys::Keys;
+use super::published;
 use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
-use crate::error::{Error, ErrorKind, Result};
-use crate::nn::Rope;
-use serde_json::{Map, Value};
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::nn::{Rope, RopeScaling, RouteShape};
 
-/// The numbers of a model. Every key of `config.json` is required.
+/// The numbers of a model. The names are those of the keys of this crate's own `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `attention` and the keys that go with it.
@@ -20,18 +23,45 @@ pub struct Config {
     pub q_heads: usize,
     /// `head_dim`: width of a head; GLA and MLA: of its part without position.
     pub head_dim: usize,
+    /// Width of a head's value; GQA, GTA, and this crate's own folders: `head_dim`.
+    pub v_head_dim: usize,
     /// `intermediate_size`: width of the SwiGLU.
     pub intermediate_size: usize,
+    /// The layers whose feed-forward part is a mixture of experts; none in this crate's own folders.
+    pub experts: Option<ExpertsConfig>,
     /// `rms_norm_eps`.
     pub rms_norm_eps: f32,
+    /// Of the norms inside GLA and MLA.
+    pub latent_norm_eps: f32,
     /// `rope_theta`.
     pub rope_theta: f64,
+    /// What becomes of the frequencies.
+    pub rope_scaling: RopeScaling,
+    /// What rotated elements, of queries and of keys, are multiplied by (YaRN's "attention factor"); 1 for nothing.
+    pub rope_gain: f32,
     /// `rope_interleaved`: pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2).
     pub rope_interleaved: bool,
+    /// A factor on the scores beside the usual one (DeepSeek's `mscale` squared); 1 for nothing.
+    pub score_gain: f32,
     /// `max_position_embeddings`: tokens of the longest sequence.
     pub max_positions: usize,
     /// `tie_word_embeddings`: the embedding table is the output matrix too.
     pub tied: bool,
+}
+
+/// A mixture of experts with shared experts, as DeepSeek's models have it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertsConfig {
+    /// The first layer that has one; all after it have.
+    pub first_layer: usize,
+    /// How experts are chosen, and their number.
+    pub route: RouteShape,
+    /// Whether the choice has a bias of its own (DeepSeek-V3).
+    pub biased: bool,
+    /// Width of an expert's SwiGLU.
+    pub width: usize,
+    /// Width of the SwiGLU that every token goes through; 0 for none.
+    pub shared_width: usize,
 }
 
 /// What the variants of attention differ in.
@@ -55,41 +85,58 @@ pub enum AttentionConfig {
         latent_heads: usize,
         /// `latent_dim`: width of ONE latent head.
         latent_dim: usize,
-        /// `q_latent_dim`.
-        q_latent_dim: usize,
+        /// `q_latent_dim`; none where queries are made without a latent.
+        q_latent_dim: Option<usize>,
         /// `rope_dim`.
         rope_dim: usize,
     },
 }
 
 impl Config {
-    /// Reads the text of a `config.json`; `path` is for messages.
+    /// Reads the text of a `config.json`, this crate's own (`"model_type": "latten"`) or one of the published families
+    /// that the [module](super) names; `path` is for messages.
     ///
     /// Errors: [`ErrorKind::Config`], naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
-        let bad = |message: String| Error::from(ErrorKind::Config { path: path.into(), message });
-        let value: Value = serde_json::from_str(json).map_err(|e| bad(format!("not JSON: {e}")))?;
-        let Value::Object(map) = value else { return Err(bad("not a JSON object".into())) };
-        let keys = Keys { path, map };
-        keys.word("model_type", &["latten"])?;
-        keys.word("tokenizer", &["bytes"])?;
-        let config = Config {
-            attention: keys.attention()?,
-            vocab_size: keys.size("vocab_size", 1 << 24)?,
-            hidden_size: keys.size("hidden_size", 1 << 16)?,
-            layers: keys.size("num_hidden_layers", 1 << 10)?,
-            q_heads: keys.size("num_attention_heads", 1 << 14)?,
-            head_dim: keys.size("head_dim", 1 << 14)?,
-            intermediate_size: keys.size("intermediate_size", 1 << 20)?,
-            rms_norm_eps: keys.number("rms_norm_eps", 1e-12..=1e-1)? as f32,
-            rope_theta: keys.number("rope_theta", 1.0..=1e12)?,
-            rope_interleaved: keys.flag("rope_interleaved")?,
-            max_positions: keys.size("max_position_embeddings", 1 << 24)?,
-            tied: keys.flag("tie_word_embeddings")?,
+        let keys = Keys::parse(path, json)?;
+        let families = ["latten", "llama", "mistral", "qwen2", "deepseek_v2", "deepseek_v3"];
+        let config = match keys.word("model_type", &families)? {
+            "latten" => Self::own(&keys)?,
+            family => published::config(&keys, family)?,
         };
         if !config.hidden_size.is_multiple_of(4) {
             return Err(keys.bad("hidden_size", "is not a multiple of 4"));
         }
+        let fits = config.layout();
+        fits.map_err(|e| keys.error(format!("the attention's sizes do not fit: {e}")))?;
+        Ok(config)
+    }
+
+    /// The keys of this crate's own folders: all are required.
+    fn own(keys: &Keys<'_>) -> Result<Self> {
+        keys.word("tokenizer", &["bytes"])?;
+        let head_dim = keys.size("head_dim", 1 << 14)?;
+        let rms_norm_eps = keys.number("rms_norm_eps", 1e-12..=1e-1)? as f32;
+        let config = Config {
+            attention: own_attention(keys)?,
+            vocab_size: keys.size("vocab_size", 1 << 24)?,
+            hidden_size: keys.size("hidden_size", 1 << 16)?,
+            layers: keys.size("num_hidden_layers", 1 << 10)?,
+            q_heads: keys.size("num_attention_heads", 1 << 14)?,
+            head_dim,
+            v_head_dim: head_dim,
+            intermediate_size: keys.size("intermediate_size", 1 << 20)?,
+            experts: None,
+            rms_norm_eps,
+            latent_norm_eps: rms_norm_eps,
+            rope_theta: keys.number("rope_theta", 1.0..=1e12)?,
+            rope_scaling: RopeScaling::None,
+            rope_gain: 1.0,
+            rope_interleaved: keys.flag("rope_interleaved")?,
+            score_gain: 1.0,
+            max_positions: keys.size("max_position_embeddings", 1 << 24)?,
+            tied: keys.flag("tie_word_embeddings")?,
+        };
         if config.vocab_size < 256 {
             return Err(keys.bad("vocab_size", "is below 256, the tokens of tokenizer \"bytes\""));
         }
@@ -98,17 +145,11 @@ impl Config {
             AttentionConfig::Gta { kv_heads, .. } => ("rope_dim", "num_key_value_heads", kv_heads),
             AttentionConfig::Latent { latent_heads, .. } => ("rope_dim", "latent_heads", latent_heads),
         };
-        if !config.rope_dim().is_multiple_of(2) {
-            return Err(keys.bad(rope_key, "is odd, so it cannot be rotated in pairs"));
-        }
-        if !config.q_heads.is_multiple_of(groups) {
-            let why = format!("does not divide num_attention_heads = {}", config.q_heads);
-            return Err(keys.bad(groups_key, &why));
-        }
+        keys.check_pairs(rope_key, config.rope_dim())?;
+        keys.check_groups(groups_key, groups, config.q_heads)?;
         if matches!(config.attention, AttentionConfig::Gta { rope_dim, .. } if rope_dim > config.head_dim) {
             return Err(keys.bad("rope_dim", &format!("exceeds head_dim = {}", config.head_dim)));
         }
-        config.layout().map_err(|e| bad(format!("the attention's sizes do not fit: {e}")))?;
         Ok(config)
     }
 
@@ -150,77 +191,49 @@ impl Config {
     /// Frequencies and pairs of the rotation.
     pub fn rope(&self) -> Rope {
         let rotation = if self.rope_interleaved { Rotation::Interleaved } else { Rotation::Half };
-        Rope::new(self.rope_dim(), self.rope_theta, rotation)
+        Rope { inv_freq: self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta), rotation }
     }
 
-    /// Factor on the scores: the width of a head before absorption, to the power -1/2.
+    /// Factor on the scores: the width of a head before absorption, to the power -1/2, and the gains. Where a whole
+    /// head rotates (GQA), [`Config::rope_gain`] is in here; else in [`Config::rotated_query_gain`].
     pub fn softmax_scale(&self) -> f32 {
-        let width = match self.attention {
-            AttentionConfig::Latent { rope_dim, .. } => self.head_dim + rope_dim,
-            _ => self.head_dim,
+        let (width, gain) = match self.attention {
+            AttentionConfig::Latent { rope_dim, .. } => (self.head_dim + rope_dim, 1.0),
+            AttentionConfig::Gta { .. } => (self.head_dim, 1.0),
+            AttentionConfig::Gqa { .. } => (self.head_dim, self.rope_gain * self.rope_gain),
         };
-        (width as f32).powf(-0.5)
+        (width as f32).powf(-0.5) * gain * self.score_gain
+    }
+
+    /// What the rotated elements of queries are multiplied by, for the keys as well, beside [`Config::softmax_scale`].
+    pub fn rotated_query_gain(&self) -> f32 {
+        match self.attention {
+            AttentionConfig::Gqa { .. } => 1.0,
+            _ => self.rope_gain * self.rope_gain,
+        }
     }
 }
 
-/// A JSON object whose keys are asked for one by one.
-struct Keys<'a> {
-    path: &'a str,
-    map: Map<String, Value>,
-}
-
-impl Keys<'_> {
-    /// `key num_attention_heads = 7 <why>`.
-    fn bad(&self, key: &str, why: &str) -> Error {
-        let message = match self.map.get(key) {
-            Some(value) => format!("key {key} = {value} {why}"),
-            None => format!("key {key} is missing"),
-        };
-        ErrorKind::Config { path: self.path.into(), message }.into()
-    }
-
-    fn size(&self, key: &str, most: usize) -> Result<usize> {
-        let value = self.map.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        let value = value.filter(|n| (1..=most).contains(n));
-        value.ok_or_else(|| self.bad(key, &format!("is not a whole number in 1..={most}")))
-    }
-
-    fn number(&self, key: &str, range: std::ops::RangeInclusive<f64>) -> Result<f64> {
-        let value = self.map.get(key).and_then(Value::as_f64).filter(|n| range.contains(n));
-        value.ok_or_else(|| self.bad(key, &format!("is not a number in {range:?}")))
-    }
-
-    fn flag(&self, key: &str) -> Result<bool> {
-        self.map.get(key).and_then(Value::as_bool).ok_or_else(|| self.bad(key, "is neither true nor false"))
-    }
-
-    fn word(&self, key: &str, known: &[&'static str]) -> Result<&'static str> {
-        let value = self.map.get(key).and_then(Value::as_str);
-        let found = known.iter().find(|k| Some(**k) == value);
-        found.copied().ok_or_else(|| self.bad(key, &format!("is not among {known:?}")))
-    }
-
-    fn attention(&self) -> Result<AttentionConfig> {
-        let width = 1 << 14;
-        let variant = self.word("attention", &["gqa", "gta", "gla", "mla"])?;
-        Ok(match variant {
-            "gqa" => AttentionConfig::Gqa { kv_heads: self.size("num_key_value_heads", width)? },
-            "gta" => AttentionConfig::Gta {
-                kv_heads: self.size("num_key_value_heads", width)?,
-                rope_dim: self.size("rope_dim", width)?,
-            },
-            _ => {
-                let latent_heads = self.size("latent_heads", width)?;
-                if variant == "mla" && latent_heads != 1 {
-                    return Err(self.bad("latent_heads", "is not 1, as \"attention\": \"mla\" wants"));
-                }
-                AttentionConfig::Latent {
-                    latent_heads,
-                    latent_dim: self.size("latent_dim", width)?,
-                    q_latent_dim: self.size("q_latent_dim", 1 << 16)?,
-                    rope_dim: self.size("rope_dim", width)?,
-                }
+fn own_attention(keys: &Keys<'_>) -> Result<AttentionConfig> {
+    let width = 1 << 14;
+    let variant = keys.word("attention", &["gqa", "gta", "gla", "mla"])?;
+    Ok(match variant {
+        "gqa" => AttentionConfig::Gqa { kv_heads: keys.size("num_key_value_heads", width)? },
+        "gta" => AttentionConfig::Gta {
+            kv_heads: keys.size("num_key_value_heads", width)?,
+            rope_dim: keys.size("rope_dim", width)?,
+        },
+        _ => {
+            let latent_heads = keys.size("latent_heads", width)?;
+            if variant == "mla" && latent_heads != 1 {
+                return Err(keys.bad("latent_heads", "is not 1, as \"attention\": \"mla\" wants"));
             }
-        })
-    }
+            AttentionConfig::Latent {
+                latent_heads,
+                latent_dim: keys.size("latent_dim", width)?,
+                q_latent_dim: Some(keys.size("q_latent_dim", 1 << 16)?),
+                rope_dim: keys.size("rope_dim", width)?,
+            }
+        }
+    })
 }

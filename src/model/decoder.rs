@@ -2,9 +2,12 @@
 
 use super::block::Block;
 use super::config::Config;
+use super::store::{io, Store};
 use super::weights::Source;
 use crate::cache::xxh64;
-use crate::error::{Error, ErrorKind, Result};
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
 use crate::gpu::{DType, Gpu};
 use crate::nn::{Embedding, Linear, Sample};
 use std::path::Path;
@@ -29,23 +32,31 @@ pub(super) struct Inner {
 }
 
 impl Decoder {
-    /// Loads `config.json` and `model.safetensors` of a folder. `dtype` (F16, F32 or I8) is how matrices are kept on the
-    /// device, whatever they are in the file (f32, f16 or bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise));
-    /// the embedding table, and a head tied to it, stay F16.
+    /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names.
+    /// `dtype` (F16, F32 or I8) is how matrices are kept on the device, whatever they are in the files (f32, f16 or
+    /// bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table, and a head tied to
+    /// it, stay F16.
     ///
-    /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit tensor
-    /// or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    /// Tensors are read one by one: host memory holds the table of embeddings, or a block, but no whole file.
+    ///
+    /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
+    /// tensor or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, dtype: DType) -> Result<Self> {
-        let (config, weights) = (folder.as_ref().join("config.json"), folder.as_ref().join("model.safetensors"));
-        let config = Config::parse(&config.display().to_string(), &utf8(&config)?)?;
-        let bytes = std::fs::read(&weights).map_err(|e| io(&weights, &e))?;
-        Self::from_bytes(gpu, config, (&weights.display().to_string(), &bytes), dtype)
+        let path = folder.as_ref().join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| io(&path, &e))?;
+        let config = Config::parse(&path.display().to_string(), &text)?;
+        Self::from_source(Source::new(gpu, Store::open(folder.as_ref())?, dtype), config, dtype)
     }
 
-    /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of the safetensors file.
+    /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of a safetensors file.
     /// Errors: as there, but [`ErrorKind::Io`].
     pub fn from_bytes(gpu: &Gpu, config: Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
-        let source = Source::new(gpu, weights.0, weights.1, dtype)?;
+        let store = Store::from_bytes(weights.0, weights.1)?;
+        Self::from_source(Source::new(gpu, store, dtype), config, dtype)
+    }
+
+    fn from_source(source: Source<'_>, config: Config, dtype: DType) -> Result<Self> {
+        let gpu = source.gpu();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let table = source.table("model.embed_tokens", vocab, hidden)?;
         let head = match config.tied {
@@ -53,15 +64,21 @@ impl Decoder {
             false => source.linear(&source.matrix("lm_head", vocab, hidden)?)?,
         };
         let head = source.normed(head, "model.norm", config.rms_norm_eps)?;
+        let block = |i| {
+            // What was written waits on the host for the next submit.
+            gpu.flush()?;
+            Block::load(&source, &config, i)
+        };
         let inner = Inner {
             gpu: gpu.clone(),
             embedding: Embedding::new(gpu, &table)?,
-            blocks: (0..config.layers).map(|i| Block::load(&source, &config, i)).collect::<Result<_>>()?,
+            blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             head,
             sample: Sample::new(gpu, vocab)?,
-            fingerprint: fingerprint(&config, weights.1, dtype),
+            fingerprint: fingerprint(&config, source.checksum(), dtype),
             config,
         };
+        gpu.flush()?;
         source.warn_of_unused();
         Ok(Decoder { inner: Arc::new(inner) })
     }
@@ -83,15 +100,7 @@ impl Decoder {
     }
 }
 
-/// Of the file of the weights, and of every other number that a cached row depends on.
-fn fingerprint(config: &Config, weights: &[u8], dtype: DType) -> u64 {
-    xxh64(format!("{dtype} {config:?}").as_bytes(), xxh64(weights, 0))
-}
-
-fn utf8(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| io(path, &e))
-}
-
-fn io(path: &Path, error: &std::io::Error) -> Error {
-    ErrorKind::Io { path: path.display().to_string(), message: error.to_string() }.into()
+/// Of the weights, and of every other number that a cached row depends on.
+fn fingerprint(config: &Config, weights: u64, dtype: DType) -> u64 {
+    xxh64(format!("{dtype} {config:?}").as_bytes(), weights)
 }

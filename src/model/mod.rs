@@ -1,14 +1,31 @@
-//! A small Llama-style decoder over the crate's attention: GQA, GTA, GLA or MLA.
+//! A Llama-style decoder over the crate's attention: GQA, GTA, GLA or MLA.
 //!
 //! A [`Decoder`] is the weights and compiled kernels, shared and never changed; a [`Session`] is a KV cache and the
 //! buffers of a step; [`generate()`] runs one prompt, [`beam_search`] and [`best_of`] look for its best continuation.
 //! [`Session::save_file`] and [`Session::load_file`] keep sequences between runs.
 //!
-//! # The model folder
+//! # Published models
 //!
-//! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`, no other
-//! being known. `model.safetensors` with these tensors in f32, f16 or bf16; a `{name}.bias` beside any matrix is optional,
-//! but for the embedding, and other tensors are left out with a warning in the log:
+//! [`Decoder::load`] takes folders as the `transformers` library writes them: `config.json`, and `model.safetensors` or
+//! the files that `model.safetensors.index.json` names, in f32, f16 or bf16. What [`Config::parse`] knows, by
+//! `model_type`:
+//!
+//! | | attention | |
+//! |---|---|---|
+//! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings |
+//! | `deepseek_v2`, `deepseek_v3` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
+//!
+//! Rotations are of `rope_type` `default`, `linear`, `llama3` or `yarn` (with `attention_factor`, `mscale` and
+//! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
+//! what the model computes and is not known is refused by name: sliding windows shorter than `max_position_embeddings`,
+//! other activations, other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
+//! further heads) are left out. Tokens are the caller's: there is no tokenizer here.
+//!
+//! # This crate's own folder
+//!
+//! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`; all are
+//! required. The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for
+//! the embedding, and other tensors are left out with a warning in the log:
 //!
 //! | tensor | shape |
 //! |---|---|
@@ -18,7 +35,7 @@
 //! | `input_layernorm.weight`, `post_attention_layernorm.weight` | (hidden_size) |
 //! | `mlp.gate_proj.weight`, `mlp.up_proj.weight` | (intermediate_size, hidden_size) |
 //! | `mlp.down_proj.weight` | (hidden_size, intermediate_size) |
-//! | `self_attn.o_proj.weight` | (hidden_size, heads * head_dim) |
+//! | `self_attn.o_proj.weight` | (hidden_size, heads * v_head_dim) |
 //! | GQA, GTA: `self_attn.q_proj.weight` | (heads * head_dim, hidden_size) |
 //! | GQA: `self_attn.k_proj.weight`, `self_attn.v_proj.weight` | (kv_heads * head_dim, hidden_size) |
 //! | GTA: `self_attn.kv_proj.weight` | (kv_heads * head_dim, hidden_size) |
@@ -28,10 +45,11 @@
 //! | GLA, MLA: `self_attn.q_b_proj.weight`, per head `[nope, rope]` | (heads * (head_dim + rope_dim), q_latent_dim) |
 //! | GLA, MLA: `self_attn.kv_a_proj_with_mqa.weight` | (latent_heads * latent_dim + rope_dim, hidden_size) |
 //! | GLA, MLA: `self_attn.kv_a_layernorm.weight` | (latent_heads, latent_dim) |
-//! | GLA, MLA: `self_attn.kv_b_proj.weight`, per head `[key, value]` | (heads * 2 * head_dim, latent_dim) |
+//! | GLA, MLA: `self_attn.kv_b_proj.weight`, per head `[key, value]` | (heads * (head_dim + v_head_dim), latent_dim) |
+//! | without a query latent, for the three of `q_a` and `q_b`: `self_attn.q_proj.weight` | (heads * (head_dim + rope_dim), hidden_size) |
 //!
-//! A GTA head is `[nope, rope]`: its last `rope_dim` elements rotate. The names of MLA are DeepSeek's; its checkpoints do
-//! not load as they are (config, tokenizer, experts).
+//! A GTA head is `[nope, rope]`: its last `rope_dim` elements rotate. In this crate's own folders `v_head_dim` is
+//! `head_dim` and GLA and MLA have a query latent.
 
 mod attention;
 mod beams;
@@ -40,13 +58,18 @@ mod block;
 mod config;
 mod continuation;
 mod decoder;
+mod experts;
 mod generate;
+mod keys;
 mod owned;
+mod projections;
+mod published;
 mod rebuild;
 mod save;
 mod schedule;
 mod session;
 mod sharing;
+mod store;
 mod warm_up;
 mod weights;
 mod windowed;
@@ -54,7 +77,7 @@ mod windowed;
 pub use attention::Attention;
 pub use beams::{beam_search, BeamOptions};
 pub use best_of::{best_of, BestOfOptions};
-pub use config::{AttentionConfig, Config};
+pub use config::{AttentionConfig, Config, ExpertsConfig};
 pub use continuation::Continuation;
 pub use decoder::Decoder;
 pub use generate::{continue_sequence, generate, GenerateOptions, SplitMix64, Utf8Stream};

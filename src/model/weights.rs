@@ -1,19 +1,19 @@
 //! Reading a model's tensors, and putting them together as the kernels want them.
 
-use crate::error::{shape_text, Error, ErrorKind, Result};
+use super::store::Store;
+use crate::error::{shape_text, Error, Result};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::nn::{Linear, NormShape, RmsNorm, Weight};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::Dtype;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// The tensors of one safetensors file, and where they go.
+/// The tensors of a model's files, and where they go.
 pub(super) struct Source<'a> {
     gpu: &'a Gpu,
-    path: &'a str,
-    file: SafeTensors<'a>,
+    store: Store<'a>,
     /// What matrices become on the device.
     dtype: DType,
     used: RefCell<HashSet<String>>,
@@ -51,6 +51,15 @@ impl Matrix {
         }
     }
 
+    /// Multiplies the elements `part` of each stretch of `head` rows.
+    pub(super) fn scale_rows(&mut self, head: usize, part: Range<usize>, factor: f32) {
+        let scaled = |row: usize| part.contains(&(row % head));
+        let rows = self.weight.chunks_exact_mut(self.in_dim).enumerate().filter(|(row, _)| scaled(*row));
+        rows.for_each(|(_, row)| row.iter_mut().for_each(|w| *w *= factor));
+        let biases = self.bias.iter_mut().flatten().enumerate().filter(|(row, _)| scaled(*row));
+        biases.for_each(|(_, b)| *b *= factor);
+    }
+
     /// Columns become rows. The bias, which belongs to rows, is dropped.
     pub(super) fn transposed(&self) -> Matrix {
         let rows = self.rows();
@@ -60,33 +69,38 @@ impl Matrix {
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(gpu: &'a Gpu, path: &'a str, bytes: &'a [u8], dtype: DType) -> Result<Self> {
-        let file =
-            SafeTensors::deserialize(bytes).map_err(|e| bad(path, "-", format!("not a safetensors file: {e}")))?;
-        Ok(Source { gpu, path, file, dtype, used: RefCell::default() })
+    /// A reader of `store`. `dtype` is what matrices become on the device.
+    pub(super) fn new(gpu: &'a Gpu, store: Store<'a>, dtype: DType) -> Self {
+        Source { gpu, store, dtype, used: RefCell::default() }
     }
 
     pub(super) fn gpu(&self) -> &'a Gpu {
         self.gpu
     }
 
+    /// Of all that was read.
+    pub(super) fn checksum(&self) -> u64 {
+        self.store.checksum()
+    }
+
     fn bad(&self, tensor: &str, message: String) -> Error {
-        bad(self.path, tensor, message)
+        self.store.bad(tensor, message)
     }
 
     /// The values of a tensor of this shape.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let missing = |_| self.bad(name, format!("missing, wanted {}", shape_text(shape)));
-        let view = self.file.tensor(name).map_err(missing)?;
+        let missing = || self.bad(name, format!("missing, wanted {}", shape_text(shape)));
+        let place = self.store.get(name).ok_or_else(missing)?;
         self.used.borrow_mut().insert(name.to_string());
         // (1, 128) is as good as (128).
         let significant = |shape: &[usize]| shape.iter().copied().skip_while(|d| *d == 1).collect::<Vec<_>>();
-        if significant(view.shape()) != significant(shape) {
-            let message = format!("has shape {}, wanted {}", shape_text(view.shape()), shape_text(shape));
+        if significant(&place.shape) != significant(shape) {
+            let message = format!("has shape {}, wanted {}", shape_text(&place.shape), shape_text(shape));
             return Err(self.bad(name, message));
         }
-        let values = decoded(&view)
-            .ok_or_else(|| self.bad(name, format!("has dtype {:?}, wanted F32, F16 or BF16", view.dtype())))?;
+        let decode = decoder(place.dtype)
+            .ok_or_else(|| self.bad(name, format!("has dtype {:?}, wanted F32, F16 or BF16", place.dtype)))?;
+        let values = decode(&self.store.read(name, place)?);
         match values.iter().find(|v| !v.is_finite()) {
             Some(v) => Err(self.bad(name, format!("holds {v}"))),
             None => Ok(values),
@@ -107,8 +121,17 @@ impl<'a> Source<'a> {
     pub(super) fn matrix(&self, name: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
         let weight = self.matrix_values(&format!("{name}.weight"), &[rows, in_dim])?;
         let bias = format!("{name}.bias");
-        let bias = self.file.tensor(&bias).is_ok().then(|| self.values(&bias, &[rows])).transpose()?;
+        let bias = self.store.get(&bias).is_some().then(|| self.values(&bias, &[rows])).transpose()?;
         Ok(Matrix { in_dim, weight, bias })
+    }
+
+    /// `{name}.weight` (rows, in_dim) of what can have no bias.
+    pub(super) fn bare_matrix(&self, name: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
+        let bias = format!("{name}.bias");
+        if self.store.get(&bias).is_some() {
+            return Err(self.bad(&bias, "is not supported: routers and experts have no bias".into()));
+        }
+        self.matrix(name, rows, in_dim)
     }
 
     /// `{name}.weight` (dim) as the gain of a norm that is fused with the product behind it.
@@ -132,6 +155,22 @@ impl<'a> Source<'a> {
         Linear::new(self.gpu, &weight, bias.as_ref())
     }
 
+    /// A linear of one head in F32, whatever the others are: what it decides must not hang on rounding.
+    pub(super) fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
+        let shape = [1, matrix.rows(), matrix.in_dim];
+        Linear::new(self.gpu, &Weight::new(self.gpu, shape, &matrix.weight, DType::F32)?, None)
+    }
+
+    /// A stack of matrices (count, rows, in_dim), read one by one. They have no biases.
+    pub(super) fn stack(&self, shape: [usize; 3], mut matrix: impl FnMut(usize) -> Result<Matrix>) -> Result<Weight> {
+        Weight::from_heads(self.gpu, shape, self.dtype, |head| Ok(matrix(head)?.weight))
+    }
+
+    /// A tensor (dim) in F32.
+    pub(super) fn vector(&self, name: &str, dim: usize) -> Result<Tensor> {
+        Tensor::from_f32(self.gpu, &[dim], &self.values(name, &[dim])?, DType::F32)
+    }
+
     /// `{name}.weight` (rows, dim) as a table of rows; in F16 where matrices are in I8.
     pub(super) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Weight> {
         let values = self.matrix_values(&format!("{name}.weight"), &[rows, dim])?;
@@ -149,23 +188,20 @@ impl<'a> Source<'a> {
     /// Says which tensors of the file the model has no use for.
     pub(super) fn warn_of_unused(&self) {
         let used = self.used.borrow();
-        for name in self.file.names().into_iter().filter(|n| !used.contains(*n)) {
-            log::warn!("{}: tensor {name} is not part of this model and is left out", self.path);
+        for name in self.store.names().filter(|n| !used.contains(*n)) {
+            log::warn!("{}", self.bad(name, "is not part of this model and is left out".into()));
         }
     }
 }
 
-fn bad(path: &str, tensor: &str, message: String) -> Error {
-    ErrorKind::Weights { path: path.into(), tensor: tensor.into(), message }.into()
-}
+type Decode = fn(&[u8]) -> Vec<f32>;
 
-fn decoded(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let data = view.data();
-    let pairs = || data.chunks_exact(2).map(|b| [b[0], b[1]]);
-    match view.dtype() {
-        Dtype::F32 => Some(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
-        Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
+/// From bytes to numbers, for the dtypes that weights may have in a file.
+fn decoder(dtype: Dtype) -> Option<Decode> {
+    match dtype {
+        Dtype::F32 => Some(|b| b.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        Dtype::F16 => Some(|b| b.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+        Dtype::BF16 => Some(|b| b.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
         _ => None,
     }
 }

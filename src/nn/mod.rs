@@ -5,22 +5,28 @@
 
 mod activation;
 mod embedding;
+mod experts;
 mod linear;
 mod linear_matrix;
 mod linear_shape;
 mod norm;
 mod rope;
+mod rope_scaling;
+mod route;
 mod sample;
 mod span;
 mod weight;
 
 pub use activation::SwiGlu;
 pub use embedding::Embedding;
+pub use experts::{ExpertArgs, Experts};
 pub use linear::Linear;
 pub use linear_matrix::MatrixTile;
 pub use linear_shape::LinearTuning;
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{Rope, Rotate, RotateShape};
+pub use rope_scaling::RopeScaling;
+pub use route::{Route, RouteShape};
 pub use sample::{Sample, Sampling};
 pub use span::Span;
 pub use weight::{quantise, Weight};
@@ -57,6 +63,11 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     for dtype in [DType::F32, DType::F16] {
         all.push((dtype.to_string(), embedding::spec(dtype)?));
     }
+    for dtype in [DType::F32, DType::F16, DType::I8] {
+        all.push((format!("{dtype} up, 6 experts"), experts::spec(dtype, 6, true)?));
+        all.push((format!("{dtype} down, 6 experts"), experts::spec(dtype, 6, false)?));
+    }
+    all.extend(route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), route::spec(shape))));
     all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
     all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
     all.extend([100, 100_000].map(|vocab| (format!("vocabulary of {vocab}"), sample::spec(vocab))));
@@ -79,6 +90,8 @@ mod tests {
             "norm" => norm::PARAM_FIELDS,
             "swiglu" => activation::PARAM_FIELDS,
             "rope" => rope::PARAM_FIELDS,
+            "route" => route::PARAM_FIELDS,
+            "experts" => experts::PARAM_FIELDS,
             "sample" => sample::PARAM_FIELDS,
             _ => linear::PARAM_FIELDS,
         };

@@ -1,7 +1,7 @@
 //! Rotary positions.
 
 use super::span::Extent;
-use super::{params, word, Span};
+use super::{params, word, RopeScaling, Span};
 use crate::attention::Rotation;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
@@ -41,7 +41,7 @@ pub(super) fn spec(rotation: Rotation) -> KernelSpec {
 /// The frequencies of a rotation, and which elements it pairs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Radians per position of each pair: `rope_dim / 2` of them. Scaled variants (YaRN) differ here alone.
+    /// Radians per position of each pair: `rope_dim / 2` of them, see [`RopeScaling::inv_freq`](super::RopeScaling).
     pub inv_freq: Vec<f32>,
     /// Which elements are a pair.
     pub rotation: Rotation,
@@ -50,8 +50,7 @@ pub struct Rope {
 impl Rope {
     /// `inv_freq[i] = theta^(-2 i / rope_dim)`.
     pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Self {
-        let inv_freq = (0..rope_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rope_dim as f64) as f32).collect();
-        Rope { inv_freq, rotation }
+        Rope { inv_freq: RopeScaling::None.inv_freq(rope_dim, theta), rotation }
     }
 
     /// Elements that are rotated.

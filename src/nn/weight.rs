@@ -45,6 +45,37 @@ impl Weight {
         Ok(Weight { tensor, scales, heads, out_dim, in_dim })
     }
 
+    /// [`Weight::new`] of one matrix after another, so that the host never holds them all: `matrix(h)` is (out_dim,
+    /// in_dim), row-major.
+    ///
+    /// Errors: as there, and those of `matrix`.
+    pub fn from_heads(
+        gpu: &Gpu,
+        shape: [usize; 3],
+        dtype: DType,
+        mut matrix: impl FnMut(usize) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let [heads, out_dim, in_dim] = shape;
+        let tensor = Tensor::zeros(gpu, &[heads, out_dim, in_dim.next_multiple_of(dtype.per_vec4())], dtype)?;
+        let mut scales = Vec::new();
+        for head in 0..heads {
+            let values = matrix(head)?;
+            if values.is_empty() || out_dim.checked_mul(in_dim) != Some(values.len()) {
+                return Err(ErrorKind::shape("values", &[values.len()], shape_text(&[out_dim, in_dim])));
+            }
+            let (bytes, own) = packed(&values, in_dim, dtype)?;
+            gpu.write(&tensor.buffer, (head * bytes.len()) as u64, &bytes)?;
+            // Else all of them wait on the host.
+            gpu.flush()?;
+            scales.extend(own);
+        }
+        let scales = match dtype {
+            DType::I8 => Some(Tensor::from_f32(gpu, &[heads, out_dim], &scales, DType::F32)?),
+            _ => None,
+        };
+        Ok(Weight { tensor, scales, heads, out_dim, in_dim })
+    }
+
     /// An F32 tensor (rows, dim) seen as a table; `dim` must be a multiple of 4. Shares the tensor's memory.
     ///
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`].
@@ -85,6 +116,28 @@ impl Weight {
     /// `vec4<u32>` per row.
     pub(crate) fn row_vec4(&self) -> usize {
         self.in_dim.div_ceil(self.dtype().per_vec4())
+    }
+}
+
+/// Rows as they lie on the device, and of I8 the scale of each.
+fn packed(values: &[f32], in_dim: usize, dtype: DType) -> Result<(Vec<u8>, Vec<f32>)> {
+    let padded = in_dim.next_multiple_of(dtype.per_vec4());
+    let halves = |bits: fn(f32) -> u16| {
+        let halves: Vec<u16> = values.iter().map(|v| bits(*v)).collect();
+        bytemuck::cast_slice(&padded_rows(&halves, in_dim, padded)).to_vec()
+    };
+    match dtype {
+        DType::F32 => Ok((bytemuck::cast_slice(&padded_rows(values, in_dim, padded)).to_vec(), Vec::new())),
+        DType::F16 => Ok((halves(|v| half::f16::from_f32(v).to_bits()), Vec::new())),
+        DType::BF16 => Ok((halves(|v| half::bf16::from_f32(v).to_bits()), Vec::new())),
+        DType::I8 => {
+            let (integers, scales) = quantise(values, in_dim)?;
+            Ok((bytemuck::cast_slice(&padded_rows(&integers, in_dim, padded)).to_vec(), scales))
+        }
+        DType::U32 | DType::I4 => {
+            let (got, want) = (dtype.to_string(), "f32, f16, bf16 or i8".into());
+            Err(ErrorKind::DType { name: "dtype", got, want }.into())
+        }
     }
 }
 

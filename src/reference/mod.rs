@@ -35,6 +35,7 @@ mod linear;
 mod norm;
 mod pages;
 mod rope;
+mod route;
 mod sample;
 pub mod vector;
 
@@ -47,6 +48,7 @@ pub use linear::{embedding, linear, norm_linear, quantised, swiglu};
 pub use norm::rms_norm;
 pub use pages::pages_rows;
 pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};
+pub use route::{route, Routing};
 pub use sample::sample;
 
 use crate::error::{shape_text, ErrorKind, Result};

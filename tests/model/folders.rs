@@ -48,7 +48,7 @@ fn numbers_that_do_not_fit_each_other_are_refused() {
         ("mla", "hidden_size", json!(18), "hidden_size = 18", "multiple of 4"),
         ("gla", "vocab_size", json!(255), "vocab_size = 255", "256"),
         ("gla", "attention", json!("gtla"), "attention = \"gtla\"", "\"gla\""),
-        ("gla", "model_type", json!("llama"), "model_type = \"llama\"", "latten"),
+        ("gla", "model_type", json!("gpt2"), "model_type = \"gpt2\"", "latten"),
         ("gla", "tokenizer", json!("bpe"), "tokenizer = \"bpe\"", "bytes"),
         ("gla", "rms_norm_eps", json!(0), "rms_norm_eps = 0", "number in"),
     ];

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 mod encode;
+mod experts;
 mod fused;
 mod linear;
 mod matrix;

@@ -1,0 +1,68 @@
+// Products of each row with the matrices of the experts it goes to. The slot says what becomes of them:
+//   experts_up    y[r, s, o] = w[r, s] silu(W[e, o] x[r]) (W[e, out_dim / 2 + o] x[r]),  e = ids[r, s]
+//   experts_down  y[r, o] += sum_s W[ids[r, s], o] x[r, s]
+// One row's matrices are read for that row alone, so the time is that of the memory for few rows.
+//
+// Grid: (ceil(outputs / OUT_LANES), slots or 1, rows); IN_LANES lanes go along the input together.
+// Constants: LANES = IN_LANES * OUT_LANES, IN_LANES, OUT_LANES, VECS_PER_WORD, TOP.
+// Parts: elements_* with weights_plain or weights_i8, experts_up or experts_down.
+
+struct Params {
+    out_dim: u32, // rows of a matrix
+    in_dim: u32,
+    row_vec4: u32, // vec4<u32> per row of a matrix
+    experts: u32,
+    x_row_stride: u32,
+    y_row_stride: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+// matrices: (experts, out_dim, row_vec4) vec4<u32>, rows padded with zeros
+@group(0) @binding(1) var<storage, read> matrices: array<vec4<u32>>;
+// scales: (experts, out_dim) f32; any buffer where the weights have none
+@group(0) @binding(2) var<storage, read> scales: array<f32>;
+// x: experts_up (rows, in_dim), experts_down (rows, TOP, in_dim) f32, rows x_row_stride elements apart
+@group(0) @binding(3) var<storage, read> x: array<f32>;
+// ids: (rows, TOP) u32
+@group(0) @binding(4) var<storage, read> ids: array<u32>;
+// weights: (rows, TOP) f32; any buffer for experts_down
+@group(0) @binding(5) var<storage, read> weights: array<f32>;
+// y: experts_up (rows, TOP, out_dim / 2), experts_down (rows, out_dim) f32, rows y_row_stride elements apart
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+
+var<workgroup> partials: array<vec2<f32>, LANES>;
+
+// A lane's part of the product of matrix row `out` of expert `e` with the input from element `x_first`.
+fn part_of(e: u32, out: u32, x_first: u32, in_lane: u32) -> f32 {
+    let at = min(e, params.experts - 1u) * params.out_dim + min(out, params.out_dim - 1u);
+    var sum = 0.0;
+    for (var k = in_lane; k < params.row_vec4; k += IN_LANES) {
+        let packed = matrices[at * params.row_vec4 + k];
+        // unroll
+        for (var q = 0u; q < VECS_PER_WORD; q++) {
+            let i = (k * VECS_PER_WORD + q) * 4u;
+            var values = vec4<f32>(0.0);
+            // unroll
+            for (var n = 0u; n < 4u; n++) {
+                // Past its end lies what is not this row's.
+                values[n] = select(0.0, x[x_first + min(i + n, params.in_dim - 1u)], i + n < params.in_dim);
+            }
+            sum += dot(unpack_word(packed)[q], values);
+        }
+    }
+    return sum * row_scale(at);
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let out = group.x * OUT_LANES + lane / IN_LANES;
+    partials[lane] = parts_of(group.z, group.y, out, lane % IN_LANES);
+    workgroupBarrier();
+    if (lane >= OUT_LANES) {
+        return;
+    }
+    var sum = vec2<f32>(0.0);
+    for (var i = 0u; i < IN_LANES; i++) {
+        sum += partials[lane * IN_LANES + i];
+    }
+    store(group.z, group.y, group.x * OUT_LANES + lane, sum);
+}

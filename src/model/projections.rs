@@ -1,0 +1,215 @@
+//! From the stream to queries and cached rows, and from what was attended to values: where the variants differ.
+
+use super::attention::AttentionScratch;
+use super::config::{AttentionConfig, Config};
+use super::weights::{Matrix, Source};
+use crate::error::Result;
+use crate::gpu::Tensor;
+use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, Span};
+
+/// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
+pub(super) enum Projections {
+    /// GQA, GTA: head = [copied | rotated].
+    Direct(Box<Direct>),
+    /// GLA, MLA: through latents, with the key's matrix absorbed into the query and the value's applied afterwards.
+    Latent(Box<Latent>),
+}
+
+pub(super) struct Direct {
+    q: Linear,
+    /// All that is cached of a token, in the order of a cached row.
+    kv: Linear,
+    /// None where there is no rope key.
+    rotate: Option<Rotate>,
+}
+
+pub(super) struct Latent {
+    /// [query latent | latents | rope key] of the stream: matrices of one input are one matrix. Without a query latent
+    /// [queries | latents | rope key].
+    down: Linear,
+    queries: Queries,
+    /// W_UK^T per head, and behind its outputs the rotated part of the query, if there is a rope key.
+    absorb: Linear,
+    rotates: bool,
+    /// W_UV per head, with the value's bias. The key's bias drops out of the softmax.
+    unabsorb: Linear,
+}
+
+/// How latent attention comes to its queries, per head [nope | rope], and to its cached rows.
+pub(super) enum Queries {
+    /// Up from a latent, with its norm before and that of the cached latents beside the product.
+    Latent(Box<Linear>),
+    /// They are there, `heads` of `dim`; the norm of the cached latents is left.
+    Direct { kv_norm: RmsNorm, heads: usize, dim: usize },
+}
+
+impl Projections {
+    /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
+    pub(super) fn load(source: &Source<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
+        let load = Load { source, config, prefix, norm };
+        match config.attention {
+            AttentionConfig::Gqa { kv_heads } => Ok(Projections::Direct(Box::new(load.gqa(kv_heads)?))),
+            AttentionConfig::Gta { kv_heads, rope_dim } => {
+                Ok(Projections::Direct(Box::new(load.gta(kv_heads, rope_dim)?)))
+            }
+            AttentionConfig::Latent { latent_heads, latent_dim, q_latent_dim, .. } => {
+                let kv_norm = NormShape {
+                    groups: latent_heads,
+                    dim: latent_dim,
+                    tail: config.rope_dim(),
+                    eps: config.latent_norm_eps,
+                };
+                Ok(Projections::Latent(Box::new(load.latent(kv_norm, q_latent_dim)?)))
+            }
+        }
+    }
+
+    /// From `input` to `q` and `kv`.
+    pub(super) fn project(&self, s: &AttentionScratch, rows: usize, input: Span<'_>, cos_sin: &Tensor) -> Result<()> {
+        let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
+        match self {
+            Projections::Direct(direct) => {
+                match &direct.rotate {
+                    Some(rotate) => {
+                        direct.q.run(rows, input, q_raw, false)?;
+                        rotate.run(rows, cos_sin, q_raw, q)?;
+                    }
+                    None => direct.q.run(rows, input, q, false)?,
+                }
+                direct.kv.run(rows, input, Span::of(&s.kv), false)
+            }
+            Projections::Latent(latent) => {
+                let down = Span::of(&s.down);
+                latent.down.run(rows, input, down, false)?;
+                let q_raw = match &latent.queries {
+                    Queries::Latent(up) => {
+                        up.run_with_rest(rows, down, q_raw, &s.kv)?;
+                        q_raw
+                    }
+                    Queries::Direct { kv_norm, heads, dim } => {
+                        kv_norm.run(rows, down.offset(heads * dim), Span::of(&s.kv))?;
+                        down.head_stride(*dim)
+                    }
+                };
+                // [nope | rope] -> [absorbed | rotated]
+                match latent.rotates {
+                    true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q),
+                    false => latent.absorb.run(rows, q_raw, q, false),
+                }
+            }
+        }
+    }
+
+    /// The heads' values, (rows, q_heads, v_head_dim): what was attended, out of the latent space if it is there.
+    pub(super) fn values<'a>(&self, s: &'a AttentionScratch, rows: usize, attended: &'a Tensor) -> Result<&'a Tensor> {
+        match self {
+            Projections::Direct(_) => Ok(attended),
+            Projections::Latent(latent) => {
+                latent.unabsorb.run(rows, Span::of(attended), Span::of(&s.values), false)?;
+                Ok(&s.values)
+            }
+        }
+    }
+}
+
+/// What a layer's weights are read with.
+struct Load<'a> {
+    source: &'a Source<'a>,
+    config: &'a Config,
+    prefix: &'a str,
+    norm: Option<&'a str>,
+}
+
+impl Load<'_> {
+    fn matrix(&self, part: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
+        self.source.matrix(&format!("{}{part}", self.prefix), rows, in_dim)
+    }
+
+    /// A product with the layer's input.
+    fn first(&self, matrix: &Matrix) -> Result<Linear> {
+        let linear = self.source.linear(matrix)?;
+        match self.norm {
+            Some(norm) => self.source.normed(linear, norm, self.config.rms_norm_eps),
+            None => Ok(linear),
+        }
+    }
+
+    /// A matrix that makes queries, per head [copied | rotated].
+    fn queries(&self, part: &str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
+        let (dim, gain) = (copy_dim + self.config.rope_dim(), self.config.rotated_query_gain());
+        let mut matrix = self.matrix(part, self.config.q_heads * dim, in_dim)?;
+        if gain != 1.0 {
+            matrix.scale_rows(dim, copy_dim..dim, gain);
+        }
+        Ok(matrix)
+    }
+
+    fn rotate(&self, copy_dim: usize) -> Result<Option<Rotate>> {
+        let (heads, rope_dim) = (self.config.q_heads, self.config.rope_dim());
+        let shape = RotateShape { heads, copy_dim, rope_dim, rotation: self.config.rope().rotation };
+        (rope_dim > 0).then(|| Rotate::new(self.source.gpu(), shape)).transpose()
+    }
+
+    fn gqa(&self, kv_heads: usize) -> Result<Direct> {
+        let Config { hidden_size: hidden, head_dim, .. } = *self.config;
+        let k = self.matrix("k_proj", kv_heads * head_dim, hidden)?;
+        let v = self.matrix("v_proj", kv_heads * head_dim, hidden)?;
+        // Rows in the order of a cached row: the key and the value of each group in turn.
+        let group = |g: usize| g * head_dim..(g + 1) * head_dim;
+        let kv: Vec<Matrix> = (0..kv_heads).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
+        Ok(Direct {
+            q: self.first(&self.queries("q_proj", 0, hidden)?)?,
+            kv: self.first(&Matrix::stack(&kv))?,
+            rotate: self.rotate(0)?,
+        })
+    }
+
+    fn gta(&self, kv_heads: usize, rope_dim: usize) -> Result<Direct> {
+        let Config { hidden_size: hidden, head_dim, .. } = *self.config;
+        let kv = self.matrix("kv_proj", kv_heads * head_dim, hidden)?;
+        let rope_key = self.matrix("k_rope_proj", rope_dim, hidden)?;
+        Ok(Direct {
+            q: self.first(&self.queries("q_proj", head_dim - rope_dim, hidden)?)?,
+            kv: self.first(&Matrix::stack(&[kv, rope_key]))?,
+            rotate: self.rotate(head_dim - rope_dim)?,
+        })
+    }
+
+    fn latent(&self, kv_norm: NormShape, q_latent_dim: Option<usize>) -> Result<Latent> {
+        let Config { hidden_size: hidden, q_heads: heads, head_dim, .. } = *self.config;
+        let NormShape { groups, dim: latent_dim, tail: rope_dim, eps } = kv_norm;
+        let kv_down = self.matrix("kv_a_proj_with_mqa", groups * latent_dim + rope_dim, hidden)?;
+        let kv_norm = self.source.norm(&format!("{}kv_a_layernorm", self.prefix), kv_norm)?;
+        let (down, queries) = match q_latent_dim {
+            Some(q_latent_dim) => {
+                let up = self.source.linear(&self.queries("q_b_proj", head_dim, q_latent_dim)?)?;
+                let up = self.source.normed(up, &format!("{}q_a_layernorm", self.prefix), eps)?;
+                (self.matrix("q_a_proj", q_latent_dim, hidden)?, Queries::Latent(Box::new(up.with_rest(kv_norm)?)))
+            }
+            None => {
+                let queries = Queries::Direct { kv_norm, heads, dim: head_dim + rope_dim };
+                (self.queries("q_proj", head_dim, hidden)?, queries)
+            }
+        };
+        let (keys, values) = self.key_value_up(latent_dim)?;
+        let absorb = self.source.linear_heads(&keys)?;
+        let rotates = rope_dim > 0;
+        Ok(Latent {
+            down: self.first(&Matrix::stack(&[down, kv_down]))?,
+            queries,
+            absorb: if rotates { absorb.with_tail(rope_dim, self.config.rope().rotation)? } else { absorb },
+            rotates,
+            unabsorb: self.source.linear_heads(&values)?,
+        })
+    }
+
+    /// Of `kv_b_proj`, per head: W_UK^T (latent_dim, head_dim), and W_UV (v_head_dim, latent_dim) with its bias.
+    fn key_value_up(&self, latent_dim: usize) -> Result<(Vec<Matrix>, Vec<Matrix>)> {
+        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        let both = head_dim + v_head_dim;
+        let up = self.matrix("kv_b_proj", heads * both, latent_dim)?;
+        let keys = (0..heads).map(|h| up.cut(h * both..h * both + head_dim).transposed()).collect();
+        let values = (0..heads).map(|h| up.cut(h * both + head_dim..(h + 1) * both)).collect();
+        Ok((keys, values))
+    }
+}

@@ -1,0 +1,147 @@
+//! The feed-forward layers of many experts, of which each row goes through a few.
+
+use super::span::{check_apart, Extent};
+use super::weight::{elements_part, scaling_part};
+use super::{params, word, Span, Weight};
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+
+params!(Params { out_dim: u32, in_dim: u32, row_vec4: u32, experts: u32, x_row_stride: u32, y_row_stride: u32 });
+#[cfg(test)]
+pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
+
+const LANES: usize = 64;
+const IN_LANES: usize = 16;
+const OUT_LANES: usize = LANES / IN_LANES;
+
+/// `up`: gate and up, else down.
+pub(super) fn spec(dtype: DType, top: usize, up: bool) -> Result<KernelSpec> {
+    let mut parts = vec![elements_part(dtype)?];
+    parts.extend(scaling_part(dtype));
+    parts.push(match up {
+        true => part!("parts/experts_up.wgsl"),
+        false => part!("parts/experts_down.wgsl"),
+    });
+    parts.push(part!("experts.wgsl"));
+    Ok(KernelSpec {
+        name: "experts",
+        consts: vec![
+            ("LANES", number(LANES)),
+            ("IN_LANES", number(IN_LANES)),
+            ("OUT_LANES", number(OUT_LANES)),
+            ("VECS_PER_WORD", number(dtype.per_vec4() / 4)),
+            ("TOP", number(top)),
+        ],
+        parts,
+        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
+        workgroup_bytes: 8 * LANES,
+    })
+}
+
+/// `y[r] += sum_s w[r, s] W_down[e] (silu(W_gate[e] x[r]) (W_up[e] x[r]))`, with `e = ids[r, s]` and `w` from a
+/// [`Route`](super::Route). Two dispatches, whatever the rows choose.
+#[derive(Clone)]
+pub struct Experts {
+    gpu: Gpu,
+    gate_up: Weight,
+    down: Weight,
+    top: usize,
+    kernels: [Kernel; 2],
+}
+
+/// Tensors of a call.
+#[derive(Clone, Copy)]
+pub struct ExpertArgs<'a> {
+    /// (rows, top) U32.
+    pub ids: &'a Tensor,
+    /// (rows, top) F32.
+    pub weights: &'a Tensor,
+    /// What lies between the two dispatches: (rows, top, width) F32.
+    pub hidden: &'a Tensor,
+}
+
+impl Experts {
+    /// `gate_up` is (experts, 2 width, dim), `down` (experts, dim, width); F32, F16 or I8. `top`: experts of a row.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    pub fn new(gpu: &Gpu, gate_up: Weight, down: Weight, top: usize) -> Result<Self> {
+        let fits = gate_up.heads() == down.heads()
+            && gate_up.out_dim() == 2 * down.in_dim()
+            && gate_up.in_dim() == down.out_dim();
+        if !fits {
+            let (heads, dim) = (gate_up.heads(), gate_up.in_dim());
+            let got = [down.heads(), down.out_dim(), down.in_dim()];
+            return Err(ErrorKind::shape("down", &got, format!("({heads},{dim},{}/2)", gate_up.out_dim())));
+        }
+        if !(1..=gate_up.heads()).contains(&top) {
+            return Err(ErrorKind::argument("top", format!("{top} of {} experts", gate_up.heads())));
+        }
+        let kernels = [gpu.kernel(spec(gate_up.dtype(), top, true)?)?, gpu.kernel(spec(down.dtype(), top, false)?)?];
+        Ok(Experts { gpu: gpu.clone(), gate_up, down, top, kernels })
+    }
+
+    /// Records `rows` rows. `x` and `y` are (rows, dim) F32, in two buffers; `y` is added to.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    pub fn encode(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        x: Span<'_>,
+        y: Span<'_>,
+        args: ExpertArgs<'_>,
+    ) -> Result<()> {
+        let (dim, width, top) = (self.gate_up.in_dim(), self.down.in_dim(), self.top);
+        let ExpertArgs { ids, weights, hidden } = args;
+        hidden.expect("hidden", &[0, top, width], DType::F32)?;
+        let rows = hidden.shape()[0];
+        ids.expect("ids", &[rows, top], DType::U32)?;
+        weights.expect("weights", &[rows, top], DType::F32)?;
+        let extent = Extent { rows, heads: 1, dim };
+        x.check("x", extent)?;
+        y.check_output("y", extent, &[x.tensor, ids, weights, hidden])?;
+        check_apart("hidden", hidden, &[x.tensor, ids, weights])?;
+        for (name, span) in [("x", x), ("y", y)] {
+            if span.offset != 0 {
+                return Err(ErrorKind::argument(name, format!("offset {}, wanted 0", span.offset)));
+            }
+        }
+        let inner = Span::of(hidden);
+        self.product(pass, 0, (x, inner), args)?;
+        self.product(pass, 1, (inner, y), args)
+    }
+
+    /// [`Experts::encode`] into the [`Gpu`]'s own pass.
+    pub fn run(&self, x: Span<'_>, y: Span<'_>, args: ExpertArgs<'_>) -> Result<()> {
+        self.gpu.record(|pass| self.encode(pass, x, y, args))
+    }
+
+    fn product(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        which: usize,
+        (x, y): (Span<'_>, Span<'_>),
+        args: ExpertArgs<'_>,
+    ) -> Result<()> {
+        let w = if which == 0 { &self.gate_up } else { &self.down };
+        let (outputs, slots) = if which == 0 { (w.out_dim() / 2, self.top) } else { (w.out_dim(), 1) };
+        let params = Params {
+            out_dim: word(w.out_dim()),
+            in_dim: word(w.in_dim()),
+            row_vec4: word(w.row_vec4()),
+            experts: word(w.heads()),
+            x_row_stride: word(x.row_stride),
+            y_row_stride: word(y.row_stride),
+        };
+        let scales = w.scales.as_ref().unwrap_or(&w.tensor);
+        let buffers = [
+            &w.tensor.buffer,
+            &scales.buffer,
+            &x.tensor.buffer,
+            &args.ids.buffer,
+            &args.weights.buffer,
+            &y.tensor.buffer,
+        ];
+        let grid = (word(outputs.div_ceil(OUT_LANES)), word(slots), word(args.hidden.shape()[0]));
+        self.gpu.dispatch(pass, &self.kernels[which], &params, &buffers, grid)
+    }
+}

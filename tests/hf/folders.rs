@@ -1,0 +1,238 @@
+//! Folders of published models: files in pieces, and what is refused, by name.
+
+use crate::model::{config_text, file, folder, Model, Vectors};
+use crate::shared::{gpu, message};
+use crate::{assert_kind, in_pieces, TOLERANCE};
+use latten::model::{Config, Decoder};
+use latten::{DType, ErrorKind};
+use safetensors::tensor::Dtype;
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A copy of a case's folder, removed when dropped.
+struct Copied(PathBuf);
+
+impl Copied {
+    fn of(case: &str, test: &str) -> Copied {
+        let path = std::env::temp_dir().join(format!("latten-hf-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        for entry in std::fs::read_dir(folder(case)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
+        }
+        Copied(path)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn load(&self) -> latten::Result<Decoder> {
+        Decoder::load(gpu(), &self.0, DType::F32)
+    }
+
+    /// Loads with an index of which one entry is another.
+    fn load_with(&self, tensor: &str, place: &str) -> latten::Result<Decoder> {
+        let text = std::fs::read(folder("llama").join(INDEX)).unwrap();
+        let mut index: Value = serde_json::from_slice(&text).unwrap();
+        index["weight_map"][tensor] = json!(place);
+        std::fs::write(self.at(INDEX), index.to_string()).unwrap();
+        self.load()
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn shards(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    let mut shards: Vec<PathBuf> = entries.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
+    shards.sort();
+    shards
+}
+
+/// What save_pretrained wrote: bf16 in several files with an index. The same as one file, in one or the other dtype.
+#[test]
+fn files_with_an_index_are_one_model() {
+    let sharded = Decoder::load(gpu(), folder("llama"), DType::F32).unwrap();
+    assert!(shards(&folder("llama")).len() >= 3);
+    let print = sharded.fingerprint();
+    let model = Model::of_folder("llama", sharded);
+    let off = model.vectors.distance(&in_pieces(&model, 64));
+    assert!(off <= TOLERANCE, "{off:e} of the logits' rms off");
+
+    let copy = Copied::of("llama", "single");
+    shards(&copy.0).iter().for_each(|shard| std::fs::remove_file(shard).unwrap());
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+        // Beside a whole file the index does not matter.
+        std::fs::write(copy.at("model.safetensors"), file(&model.vectors.tensors, dtype)).unwrap();
+        let single = copy.load().unwrap();
+        assert_eq!(single.fingerprint() == print, dtype == Dtype::BF16, "{dtype:?}");
+        let single = Model::of_folder("llama", single);
+        let logits = in_pieces(&single, 64);
+        assert_eq!(logits, in_pieces(&model, 64), "{dtype:?}");
+    }
+}
+
+#[test]
+fn broken_indexes_and_shards_are_typed_errors() {
+    let copy = Copied::of("llama", "broken");
+    let [first, second] = [0, 1].map(|i| shards(&copy.0)[i].clone());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_string();
+    assert!(copy.load().is_ok());
+    let tensor = "model.embed_tokens.weight";
+    for (place, why) in [
+        ("../model.safetensors", "no file of the folder"),
+        ("/etc/passwd", "no file of the folder"),
+        ("a\\b", "no file of the folder"),
+        ("..", "no file of the folder"),
+        ("", "no file of the folder"),
+    ] {
+        let result = copy.load_with(tensor, place);
+        assert_kind!(copy.load_with(tensor, place), ErrorKind::Weights { .. });
+        let text = message(result);
+        assert!(text.contains(tensor) && text.contains(why), "{text}");
+    }
+    let text = message(copy.load_with("model.norm.gain", &name(&first)));
+    assert!(text.contains("tensor model.norm.gain: is not in") && text.contains(&name(&first)), "{text}");
+    assert_kind!(copy.load_with(tensor, "nowhere.safetensors"), ErrorKind::Io { .. });
+    for text in ["", "[]", "{\"weight_map\": 3}", "{\"weight_map\": {\"a\": 3}}"] {
+        std::fs::write(copy.at(INDEX), text).unwrap();
+        assert_kind!(copy.load(), ErrorKind::Weights { .. });
+        assert!(message(copy.load()).contains(INDEX));
+    }
+    std::fs::copy(folder("llama").join(INDEX), copy.at(INDEX)).unwrap();
+    let bytes = std::fs::read(&second).unwrap();
+    for end in [0, 7, 8, 100, bytes.len() - 1] {
+        std::fs::write(&second, &bytes[..end]).unwrap();
+        assert_kind!(copy.load(), ErrorKind::Weights { .. });
+        assert!(message(copy.load()).contains(&name(&second)), "{}", message(copy.load()));
+    }
+    std::fs::write(&second, [&bytes[..], &[0]].concat()).unwrap();
+    assert_kind!(copy.load(), ErrorKind::Weights { .. });
+    // The first file's tensors again.
+    std::fs::copy(&first, &second).unwrap();
+    assert!(message(copy.load()).contains("as well"), "{}", message(copy.load()));
+    std::fs::remove_file(&second).unwrap();
+    assert_kind!(copy.load(), ErrorKind::Io { .. });
+    std::fs::write(&second, &bytes).unwrap();
+    assert!(copy.load().is_ok());
+}
+
+/// A case's config with one key set, or with null.
+fn parse(case: &str, key: &str, value: Value) -> latten::Result<Config> {
+    let mut config: Value = serde_json::from_str(&config_text(case)).unwrap();
+    let (parent, last) = key.rsplit_once('/').unwrap_or(("", key));
+    let parent = if parent.is_empty() { &mut config } else { config.pointer_mut(&format!("/{parent}")).unwrap() };
+    parent[last] = value;
+    Config::parse("here/config.json", &config.to_string())
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let cases = [
+        ("llama", "model_type", json!("gpt2"), "is not among"),
+        ("llama", "hidden_act", json!("gelu"), "silu"),
+        ("llama", "quantization_config", json!({"quant_method": "fp8"}), "bf16, f16 or f32"),
+        ("llama", "num_key_value_heads", json!(3), "does not divide num_attention_heads = 8"),
+        ("llama", "head_dim", json!(7), "odd"),
+        ("llama", "hidden_size", json!(62), "multiple of 4"),
+        ("llama_linear", "num_attention_heads", json!(6), "does not divide hidden_size = 64"),
+        ("llama", "num_hidden_layers", Value::Null, "whole number"),
+        ("llama", "partial_rotary_factor", json!(0.5), "1.0..=1.0"),
+        ("llama", "layer_types", json!(["full_attention", "sliding_attention"]), "full_attention"),
+        ("llama", "rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "same rotation"),
+        ("llama", "rope_parameters", json!(3), "not an object"),
+        ("llama", "rope_parameters/rope_type", json!("dynamic"), "\"llama3\""),
+        ("llama", "rope_parameters/rope_type", json!("longrope"), "\"yarn\""),
+        ("llama", "rope_parameters/rope_theta", json!(1.0), "is not a number in"),
+        ("llama", "rope_parameters/partial_rotary_factor", json!(0.5), "1.0..=1.0"),
+        ("llama_linear", "rope_scaling/factor", json!(0), "is not a number in"),
+        ("llama_linear", "rope_scaling/type", json!("ntk"), "\"linear\""),
+        ("llama_llama3", "rope_parameters/low_freq_factor", Value::Null, "is not a number in"),
+        ("llama_llama3", "rope_parameters/high_freq_factor", json!(1.0), "is not above low_freq_factor = 1"),
+        ("llama_yarn", "rope_scaling/beta_fast", json!(0.5), "is not above beta_slow = 1"),
+        ("mistral", "sliding_window", json!(64), "must see all"),
+        ("qwen2", "use_sliding_window", json!(true), "sliding_window"),
+        ("deepseek_v2", "q_lora_rank", json!("x"), "whole number"),
+        ("deepseek_v2", "num_key_value_heads", json!(2), "is not num_attention_heads = 4"),
+        ("deepseek_v2", "qk_rope_head_dim", json!(7), "odd"),
+        ("deepseek_v2_greedy", "scoring_func", json!("sigmoid"), "softmax"),
+        ("deepseek_v2_greedy", "norm_topk_prob", json!(true), "not supported"),
+        ("deepseek_v2_greedy", "moe_layer_freq", json!(2), "only 1"),
+        ("deepseek_v2_greedy", "topk_method", json!("random"), "\"group_limited_greedy\""),
+        ("deepseek_v2_greedy", "num_experts_per_tok", json!(13), "1..=12"),
+        ("deepseek_v2_greedy", "n_routed_experts", json!(2000), "1..=1024"),
+        ("deepseek_v2_greedy", "n_shared_experts", json!(-1), "1..=1024"),
+        ("deepseek_v2_groups", "n_group", json!(5), "does not divide n_routed_experts = 12"),
+        ("deepseek_v2_groups", "num_experts_per_tok", json!(7), "2 of 4 groups"),
+        ("deepseek_v2_groups", "topk_group", json!(5), "1..=4"),
+        ("deepseek_v3_experts", "n_group", json!(12), "groups of one expert"),
+        ("deepseek_v3_experts", "scoring_func", json!("softmax"), "sigmoid"),
+        ("deepseek_v3_experts", "topk_method", json!("greedy"), "noaux_tc"),
+        ("deepseek_v3_experts", "routed_scaling_factor", json!("x"), "number"),
+        ("deepseek_v3", "v_head_dim", Value::Null, "whole number"),
+        ("deepseek_v3", "rope_interleave", json!(1), "neither true nor false"),
+    ];
+    for (case, key, value, why) in cases {
+        let result = parse(case, key, value.clone());
+        assert_kind!(parse(case, key, value.clone()), ErrorKind::Config { .. });
+        let text = message(result);
+        let named = match key {
+            "use_sliding_window" => "key sliding_window".to_string(),
+            _ => format!("key {} = {value}", key.rsplit('/').next().unwrap()),
+        };
+        assert!(text.contains(&named) && text.contains(why), "{case} {key}: {text}");
+    }
+    for (case, key) in [("deepseek_v3", "q_lora_rank"), ("mistral", "sliding_window"), ("llama", "vocab_size")] {
+        let mut config: Value = serde_json::from_str(&config_text(case)).unwrap();
+        config.as_object_mut().unwrap().remove(key).unwrap();
+        let text = message(Config::parse("c", &config.to_string()));
+        assert!(text.ends_with(&format!("key {key} is missing")), "{text}");
+    }
+}
+
+/// Every tensor is asked for by name; what would be a bias where there can be none is refused.
+#[test]
+fn tensors_of_experts_are_asked_for_by_name() {
+    let config = Config::parse("c", &config_text("deepseek_v3_experts")).unwrap();
+    let tensors = Vectors::read("deepseek_v3_experts").tensors;
+    let load = |tensors: &BTreeMap<String, Vec<usize>>| {
+        Decoder::from_bytes(gpu(), config.clone(), ("w", &file(tensors, Dtype::F32)), DType::F16)
+    };
+    assert!(load(&tensors).is_ok());
+    for name in tensors.keys().filter(|name| name.starts_with("model.layers.1.mlp")) {
+        let mut fewer = tensors.clone();
+        fewer.remove(name);
+        let text = message(load(&fewer));
+        assert!(text.starts_with(&format!("model weights w: tensor {name}: missing")), "{text}");
+    }
+    for name in ["model.layers.1.mlp.gate.bias", "model.layers.1.mlp.experts.7.up_proj.bias"] {
+        let mut more = tensors.clone();
+        more.insert(name.into(), vec![12]);
+        let text = message(load(&more));
+        assert!(text.contains(name) && text.contains("no bias"), "{text}");
+    }
+}
+
+#[test]
+fn what_changes_nothing_is_accepted() {
+    for (case, key, value) in [
+        ("mistral", "sliding_window", json!(128)),
+        ("llama", "partial_rotary_factor", json!(1)),
+        ("llama", "layer_types", json!(["full_attention", "full_attention"])),
+        ("llama", "tie_word_embeddings", Value::Null),
+        ("llama", "quantization_config", Value::Null),
+        ("deepseek_v2", "n_routed_experts", Value::Null),
+        ("deepseek_v3_experts", "num_nextn_predict_layers", json!(1)),
+    ] {
+        let plain = Config::parse("c", &config_text(case)).unwrap();
+        assert_eq!(parse(case, key, value.clone()).unwrap(), plain, "{case} {key} = {value}");
+    }
+}

@@ -1,0 +1,133 @@
+//! A case of `tests/vectors/hf` as a model.
+
+use crate::shared::gpu;
+use latten::model::{Config, Decoder, Session, SessionOptions};
+use latten::{DType, Result};
+use safetensors::tensor::{Dtype, TensorView};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// (tokens, vocab_size), flat.
+pub type Logits = Vec<f32>;
+
+/// `vectors.json`.
+#[derive(Clone, Deserialize)]
+pub struct Vectors {
+    /// Shapes.
+    pub tensors: BTreeMap<String, Vec<usize>>,
+    pub prompt: Vec<u32>,
+    /// Tokens after the prompt, each that of the largest logit.
+    pub greedy: Vec<u32>,
+    /// Least distance of such a logit from the second.
+    pub min_gap: f32,
+    /// Where logits were kept.
+    positions: Vec<usize>,
+    /// (positions, vocab_size)
+    logits: Vec<Vec<f32>>,
+}
+
+impl Vectors {
+    pub fn read(case: &str) -> Vectors {
+        serde_json::from_slice(&std::fs::read(folder(case).join("vectors.json")).unwrap()).unwrap()
+    }
+
+    /// The prompt and all greedy tokens but the last: the logits are after these.
+    pub fn fed(&self) -> Vec<u32> {
+        [&self.prompt[..], &self.greedy[..self.greedy.len() - 1]].concat()
+    }
+
+    /// Largest difference, in units of the logits' root mean square.
+    pub fn distance(&self, got: &[f32]) -> f32 {
+        let vocab = self.logits[0].len();
+        assert_eq!(got.len(), self.fed().len() * vocab);
+        assert!(self.positions.len() >= 5 && self.positions.last() == Some(&(self.fed().len() - 1)));
+        let all = self.logits.concat();
+        let rms = (all.iter().map(|l| l * l).sum::<f32>() / all.len() as f32).sqrt();
+        let rows = self.positions.iter().zip(&self.logits).flat_map(|(position, want)| {
+            let row = &got[position * vocab..(position + 1) * vocab];
+            row.iter().zip(want).map(|(g, w)| if g.is_finite() { (g - w).abs() } else { f32::INFINITY })
+        });
+        rows.fold(0.0, f32::max) / rms
+    }
+}
+
+pub struct Model {
+    pub config: Config,
+    pub vectors: Vectors,
+    decoder: Decoder,
+}
+
+impl Model {
+    /// A case with its weights in f32, its config changed.
+    pub fn of(case: &str, change: impl Fn(&mut Value), dtype: DType) -> Result<Model> {
+        let mut config: Value = serde_json::from_str(&config_text(case)).unwrap();
+        change(&mut config);
+        let config = Config::parse("config.json", &config.to_string())?;
+        Self::load(config, Vectors::read(case), dtype)
+    }
+
+    fn load(config: Config, vectors: Vectors, dtype: DType) -> Result<Model> {
+        let bytes = file(&vectors.tensors, Dtype::F32);
+        let decoder = Decoder::from_bytes(gpu(), config.clone(), ("model.safetensors", &bytes), dtype)?;
+        Ok(Model { config, vectors, decoder })
+    }
+
+    /// The model again, of what `config` has become.
+    pub fn reload(&self, dtype: DType) -> Result<Model> {
+        Self::load(self.config.clone(), self.vectors.clone(), dtype)
+    }
+
+    /// A case by its folder alone, which must have weights.
+    pub fn of_folder(case: &str, decoder: Decoder) -> Model {
+        Model { config: decoder.config().clone(), vectors: Vectors::read(case), decoder }
+    }
+
+    /// Names of all cases.
+    pub fn cases() -> Vec<String> {
+        let entries = std::fs::read_dir(folder("")).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    pub fn session(&self, max_batch: usize, chunk: usize) -> Session {
+        let options = SessionOptions { max_batch, chunk, page_size: 8, kv_dtype: DType::F32, ..Default::default() };
+        Session::new(&self.decoder, options).unwrap()
+    }
+}
+
+pub fn folder(case: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "vectors", "hf", case].iter().collect()
+}
+
+pub fn config_text(case: &str) -> String {
+    std::fs::read_to_string(folder(case).join("config.json")).unwrap()
+}
+
+/// A safetensors file of the tensors of these shapes, their values those of `training/hf_oracle.py`.
+pub fn file(tensors: &BTreeMap<String, Vec<usize>>, dtype: Dtype) -> Vec<u8> {
+    let bytes = |name: &str, shape: &[usize]| -> Vec<u8> {
+        let values = values(name, shape.iter().product());
+        match dtype {
+            Dtype::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    };
+    let data: Vec<_> = tensors.iter().map(|(name, shape)| (name, shape.clone(), bytes(name, shape))).collect();
+    let views = data.iter().map(|(name, shape, b)| (name, TensorView::new(dtype, shape.clone(), b).unwrap()));
+    safetensors::serialize(views, None).unwrap()
+}
+
+/// `values` of `training/hf_oracle.py`: of the name alone.
+fn values(name: &str, count: usize) -> Vec<f32> {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let mut rng = crate::shared::Rng(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv));
+    let draws = (0..count).map(|_| (rng.next() >> 56) as i32 - 128);
+    match name.contains("norm") {
+        true => draws.map(|d| 1.0 + (d >> 3) as f32 / 64.0).collect(),
+        false => draws.map(|d| d as f32 / 512.0).collect(),
+    }
+}

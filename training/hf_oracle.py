@@ -1,0 +1,228 @@
+"""Tiny random models of published families, run by the transformers library on the CPU in float32: tests/vectors/hf/.
+
+    python3 training/hf_oracle.py [family ..]        # PyTorch and transformers 5 (5.24 was used); a minute on two cores
+
+Per case a folder with config.json, as transformers writes it or in an older form that it reads, and vectors.json: names
+and shapes of the tensors that transformers saves, logits of a prompt, greedy tokens after it. Weights follow from the names
+(`values`), so they are not kept, but for one case, whose folder is what save_pretrained wrote: bf16 in several files.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "vectors", "hf")
+VOCAB = 300
+PROMPT = 24
+NEW = 16
+# Positions whose logits are kept: the first, two inside, the prompt's last, the last greedy token fed.
+POSITIONS = [0, 9, 16, PROMPT - 1, PROMPT + NEW - 2]
+
+BASE = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "max_position_embeddings": 128, "hidden_act": "silu", "bos_token_id": None, "eos_token_id": None,
+    "pad_token_id": None,
+}
+GQA = {**BASE, "num_key_value_heads": 2}
+MLA = {
+    **BASE, "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 24, "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8, "v_head_dim": 20, "first_k_dense_replace": 2, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1, "num_nextn_predict_layers": 0,
+}
+EXPERTS = {
+    **MLA, "first_k_dense_replace": 1, "n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+    "n_shared_experts": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
+def yarn(**more):
+    usual = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    return {**usual, **more}
+
+
+# An eps of 0.03 tells apart the norms that have it from those that have not.
+# Keys in "old" replace those that transformers writes: the form of files before transformers 5. None removes a key.
+CASES = {
+    "llama": {
+        "config": {**GQA, "model_type": "llama", "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5},
+        "keep_weights": True,
+    },
+    "llama_linear": {
+        "config": {**GQA, "model_type": "llama", "tie_word_embeddings": True},
+        "old": {
+            "rope_parameters": None, "head_dim": None, "rope_theta": 500.0,
+            "rope_scaling": {"type": "linear", "factor": 4.0},
+        },
+    },
+    "llama_llama3": {
+        "config": {
+            **GQA, "model_type": "llama", "head_dim": 12, "num_key_value_heads": 8, "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            },
+        },
+    },
+    "llama_yarn": {
+        "config": {**GQA, "model_type": "llama"},
+        "old": {
+            "rope_parameters": None, "rope_theta": 10000.0,
+            "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16},
+        },
+    },
+    "mistral": {
+        "config": {
+            **GQA, "model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24,
+            "sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    },
+    "qwen2": {
+        "config": {
+            **GQA, "model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": False,
+            "rope_parameters": yarn(
+                rope_theta=100.0, original_max_position_embeddings=64, attention_factor=1.3, beta_fast=8.0,
+                beta_slow=0.5, truncate=False,
+            ),
+        },
+    },
+    "deepseek_v2_lite": {
+        "config": {
+            **MLA, "model_type": "deepseek_v2", "q_lora_rank": None, "rms_norm_eps": 0.03,
+            "rope_parameters": yarn(mscale=0.707, mscale_all_dim=0.707, beta_fast=32, beta_slow=1),
+        },
+    },
+    "deepseek_v2": {
+        "config": {
+            **MLA, "model_type": "deepseek_v2", "q_lora_rank": 28, "attention_bias": True,
+            "rope_parameters": yarn(mscale=1.0, mscale_all_dim=0.5),
+        },
+    },
+    "deepseek_v3": {
+        "config": {**MLA, "model_type": "deepseek_v3", "q_lora_rank": 28, "rms_norm_eps": 0.03},
+        "old": {
+            "rope_parameters": None, "rope_theta": 10000.0, "rope_scaling": {
+                "type": "yarn", "factor": 8, "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1,
+                "mscale": 1.0, "mscale_all_dim": 1.0,
+            },
+        },
+    },
+    # A dense layer, then one with experts: chosen among all, or among the groups of the best. As V3 does, in both layers.
+    "deepseek_v2_greedy": {
+        "config": {**EXPERTS, "model_type": "deepseek_v2", "q_lora_rank": None, "topk_method": "greedy"},
+        "old": {"scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False},
+    },
+    "deepseek_v2_groups": {
+        "config": {
+            **EXPERTS, "model_type": "deepseek_v2", "q_lora_rank": 28, "topk_method": "group_limited_greedy",
+            "n_group": 4, "topk_group": 2, "routed_scaling_factor": 4.0,
+        },
+    },
+    "deepseek_v3_experts": {
+        "config": {
+            **EXPERTS, "model_type": "deepseek_v3", "q_lora_rank": 28, "n_group": 6, "topk_group": 2,
+            "first_k_dense_replace": 0, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+        },
+        "old": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    },
+    "deepseek_v3_halves": {
+        "config": {
+            **MLA, "model_type": "deepseek_v3", "q_lora_rank": None, "rope_interleave": False, "v_head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+}
+
+
+def random_bytes(seed, count):
+    """Of `count` draws of SplitMix64 the top byte."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return ((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(np.int64)
+
+
+def values(name, shape):
+    """The weights of a tensor, exact in bf16 and f16: the same as in tests/hf.rs."""
+    seed = 0xCBF29CE484222325
+    for byte in name.encode():
+        seed = ((seed ^ byte) * 0x100000001B3) % 2**64
+    draws = random_bytes(seed, int(np.prod(shape))) - 128
+    if "norm" in name:
+        made = 1.0 + (draws >> 3) / 64.0
+    else:
+        made = draws / 512.0
+    return torch.tensor(made, dtype=torch.float32).reshape(shape)
+
+
+def prepared(case, folder):
+    """Writes the folder of a case, weights in f32, and returns the names and shapes of its tensors."""
+    settings = dict(case["config"])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    weights = os.path.join(folder, "model.safetensors")
+    tensors = {name: values(name, tensor.shape).contiguous() for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    path = os.path.join(folder, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    for key, value in case.get("old", {}).items():
+        config[key] = value
+        if value is None:
+            del config[key]
+    with open(path, "w") as file:
+        json.dump(config, file, indent=1)
+    generation = os.path.join(folder, "generation_config.json")
+    if os.path.exists(generation):
+        os.remove(generation)
+    return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
+
+
+@torch.no_grad()
+def run(model, seed):
+    """Prompt, greedy tokens, logits of all of them, and the least distance of a best logit from the second."""
+    tokens = [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, PROMPT)]
+    gap = float("inf")
+    for _ in range(NEW):
+        best = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].topk(2)
+        gap = min(gap, float(best.values[0] - best.values[1]))
+        tokens.append(int(best.indices[0]))
+    return tokens, model(torch.tensor([tokens[:-1]]), use_cache=False).logits[0], gap
+
+
+def make(name, case):
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = prepared(case, folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        # Of twenty prompts the one whose greedy tokens are most clearly decided.
+        tokens, logits, gap = max((run(model, seed) for seed in range(20)), key=lambda made: made[2])
+        out = os.path.join(OUT, name)
+        shutil.rmtree(out, ignore_errors=True)
+        os.makedirs(out)
+        if case.get("keep_weights"):
+            model.to(torch.bfloat16).save_pretrained(out, max_shard_size="80KB")
+            extra = os.path.join(out, "generation_config.json")
+            if os.path.exists(extra):
+                os.remove(extra)
+        else:
+            shutil.copy(os.path.join(folder, "config.json"), out)
+        vectors = {
+            "tensors": tensors, "prompt": tokens[:PROMPT], "greedy": tokens[PROMPT:], "min_gap": float(f"{gap:.3g}"),
+            "positions": POSITIONS, "logits": [[float(f"{v:.6g}") for v in logits[p].tolist()] for p in POSITIONS],
+        }
+        with open(os.path.join(out, "vectors.json"), "w") as file:
+            json.dump(vectors, file, separators=(",", ":"))
+            file.write("\n")
+    rms = float(logits.pow(2).mean().sqrt())
+    print(f"{name}: logits of {rms:.3f} rms, decided by {gap:.3g}, {len(set(tokens[PROMPT:]))} different tokens")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or CASES:
+        make(name, CASES[name])
