@@ -1,7 +1,7 @@
 //! Requests of a [`Scheduler`](super::Scheduler), and what comes of them.
 
 use super::generate::{GenerateOptions, SplitMix64};
-use super::session::Session;
+use super::session::{Draw, Session};
 use super::stops::Stops;
 use crate::cache::SeqId;
 use crate::error::{Error, ErrorKind, Result};
@@ -115,8 +115,8 @@ impl Active {
     }
 
     /// How the next token is drawn. The random number is used up by [`Active::take`].
-    pub(super) fn draw(&self) -> super::session::Draw {
-        super::session::Draw { sampling: self.request.generate.sampling, u: self.random.clone().uniform() }
+    pub(super) fn draw(&self) -> Draw {
+        Draw { sampling: self.request.generate.sampling, u: self.random.clone().uniform() }
     }
 
     /// Takes the token that was drawn, of these bytes.

@@ -128,8 +128,8 @@ impl Scheduler {
         Ok(self.session)
     }
 
-    /// One step of all requests that there is room for, at least of one. Returns what it gave, by age of the request:
-    /// an event for each that got a token or ended. Steps that only feed parts of prompts give none.
+    /// One step of all requests that there is room for, at least of one. Returns what it gave: an event for each that
+    /// got a token or ended, by age of the request, after those of requests that were cancelled. Steps that only feed parts of prompts give none.
     ///
     /// Errors: those of the device, as [`Session::feed`].
     pub async fn step(&mut self) -> Result<Vec<Event>> {

@@ -32,7 +32,7 @@ impl Stops {
             for (i, stop) in self.strings.iter_mut().enumerate() {
                 stop.push(byte);
                 let longer = |other: usize| stop.bytes.len() > other;
-                if stop.matched == stop.bytes.len() && complete.is_none_or(|c| longer(c)) {
+                if stop.matched == stop.bytes.len() && complete.is_none_or(longer) {
                     complete = Some(stop.bytes.len());
                 }
             }
