@@ -29,7 +29,7 @@ impl Stops {
         for &byte in bytes {
             self.held.push(byte);
             let mut complete: Option<usize> = None;
-            for (i, stop) in self.strings.iter_mut().enumerate() {
+            for stop in &mut self.strings {
                 stop.push(byte);
                 let longer = |other: usize| stop.bytes.len() > other;
                 if stop.matched == stop.bytes.len() && complete.is_none_or(longer) {
