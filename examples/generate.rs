@@ -3,7 +3,7 @@
 //! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
-use latten::model::{continue_sequence, generate, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
+use latten::model::{continue_sequence, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
 use latten::nn::Sampling;
 use latten::{DType, DispatchTime, Gpu, GpuOptions, SeqId, Tier};
 use std::fs::File;
@@ -13,9 +13,15 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Instant;
 
+#[path = "generate/guesses.rs"]
+mod guesses;
+#[path = "generate/profile.rs"]
+mod profile;
 #[path = "generate/several.rs"]
 mod several;
 
+use guesses::Guesses;
+use profile::{print_profile, profiled};
 use several::Several;
 
 const USAGE: &str = "usage: generate [options]
@@ -37,6 +43,9 @@ const USAGE: &str = "usage: generate [options]
   --stop N           with these: a text ends with this token, as 10, the end of a line
   --window N         a token sees the last N tokens alone, and the cache holds no more
   --keep-first N     and the first N, with --window
+  --draft DIR        guess tokens ahead with this smaller model, as examples/models/draft: the text is no other
+  --lookup           guess them from the text itself
+  --guesses N        with these: most guesses per step; default 4
   --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
   --save-session FILE  keep the model's state there at the end; with --model or --variant
   --load-session FILE  go on from there: before the prompt, whose default is then none
@@ -53,6 +62,7 @@ pub(crate) struct Args {
     several: Option<Several>,
     window: Option<usize>,
     keep_first: usize,
+    guesses: Guesses,
     profile: bool,
     save: Option<String>,
     load: Option<String>,
@@ -76,6 +86,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         several: None,
         window: None,
         keep_first: 0,
+        guesses: Guesses::default(),
         profile: false,
         save: None,
         load: None,
@@ -102,6 +113,9 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             "--adapter" => parsed.adapter = Some(value()?),
             "--pipelines" => parsed.pipelines = Some(value()?),
             "--profile" => parsed.profile = true,
+            "--draft" => parsed.guesses.draft = Some(value()?),
+            "--lookup" => parsed.guesses.lookup = true,
+            "--guesses" => parsed.guesses.most = Some(number(&arg, &value()?)?),
             "--weights" => {
                 parsed.weights = match value()?.as_str() {
                     "f32" => Some(DType::F32),
@@ -129,6 +143,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         }
     }
     parsed.several = flags.choose(&parsed)?;
+    parsed.guesses.check(&flags.given)?;
     parsed.prompt = prompt.unwrap_or(if parsed.load.is_some() { "" } else { "ROMEO:\n" }.into());
     if (parsed.prompt.is_empty() && parsed.load.is_none()) || parsed.options.max_new_tokens == 0 {
         return Err("the prompt is empty, or --tokens is 0".into());
@@ -189,49 +204,6 @@ struct Report {
     layers: usize,
     /// Of so many tokens more, where they were asked for.
     profile: (Vec<DispatchTime>, usize),
-}
-
-/// Tokens whose dispatches are timed.
-const PROFILED: usize = 40;
-
-/// The dispatches of some tokens after the first.
-async fn profiled(
-    gpu: &Gpu,
-    session: &mut Session,
-    prompt: &[u32],
-    args: &Args,
-) -> Result<(Vec<DispatchTime>, usize), Stop> {
-    let options = GenerateOptions { max_new_tokens: PROFILED.min(args.options.max_new_tokens), ..args.options };
-    let (mut started, mut tokens) = (None, 0);
-    let on_token = |_| {
-        match started {
-            None => started = Some(gpu.start_profile()),
-            Some(_) => tokens += 1,
-        }
-        ControlFlow::Continue(())
-    };
-    generate(session, prompt, options, on_token).await?;
-    started.transpose()?;
-    Ok((gpu.take_profile().await?, tokens))
-}
-
-/// By kernel, the dearest first.
-fn print_profile(out: &mut impl Write, (times, tokens): &(Vec<DispatchTime>, usize)) -> io::Result<()> {
-    let mut kernels: Vec<(&str, usize, f64)> = Vec::new();
-    for time in times {
-        match kernels.iter_mut().find(|kernel| kernel.0 == time.kernel) {
-            Some(kernel) => (kernel.1, kernel.2) = (kernel.1 + 1, kernel.2 + time.us),
-            None => kernels.push((time.kernel, 1, time.us)),
-        }
-    }
-    kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
-    let (all, tokens) = (kernels.iter().map(|kernel| kernel.2).sum::<f64>(), *tokens as f64);
-    writeln!(out, "  kernel            per token   us each  us per token  share")?;
-    for (name, count, us) in kernels {
-        let (each, per_token, share) = (us / count as f64, us / tokens, 100.0 * us / all);
-        writeln!(out, "  {name:<16} {:>10.1} {each:>9.2} {per_token:>13.1} {share:>5.1}%", count as f64 / tokens)?;
-    }
-    writeln!(out, "  {:<16} {:>10.1} {:>9} {:>13.1}", "all", times.len() as f64 / tokens, "", all / tokens)
 }
 
 /// A session with the sequence that the text goes on from, and all tokens of it; which may be more than it holds.
@@ -365,9 +337,10 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
         ..Default::default()
     };
     let gpu = Gpu::with_options(options).await?;
-    let (mut reports, mut lines) = (Vec::new(), Vec::new());
+    let (mut reports, mut lines, mut lines_of_guesses) = (Vec::new(), Vec::new(), Vec::new());
     for model in &args.models {
         match args.several {
+            None if args.guesses.any() => lines_of_guesses.push(guesses::run_model(&gpu, model, args, out).await?),
             Some(several) => lines.push(several::run_model(&gpu, model, args, several, out).await?),
             None => reports.push(run_model(&gpu, model, args, out).await?),
         }
@@ -376,6 +349,9 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
     writeln!(out, "{}, {weights} weights, {cache} cache", gpu.capabilities().adapter)?;
     if args.several.is_some() {
         return Ok(several::print(out, &lines)?);
+    }
+    if args.guesses.any() {
+        return Ok(guesses::print(out, &lines_of_guesses)?);
     }
     writeln!(out, "        prefill            decode    KV per token             KV in all")?;
     for r in &reports {

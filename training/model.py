@@ -19,6 +19,11 @@ VARIANTS = {
     "gla": dict(latent_heads=2, latent_dim=64, q_latent_dim=128, rope_dim=16, intermediate_size=168),
     "mla": dict(latent_heads=1, latent_dim=128, q_latent_dim=128, rope_dim=16, intermediate_size=128),
 }
+# Small models that propose tokens to the four above (speculative decoding); not among those that are compared.
+DRAFTS = {
+    "draft": dict(attention="gqa", hidden_size=96, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
+                  intermediate_size=208),
+}
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Config:
 
     @staticmethod
     def of(variant):
-        return Config(attention=variant, **VARIANTS[variant])
+        return Config(**{"attention": variant, **(VARIANTS | DRAFTS)[variant]})
 
     @property
     def rotated(self):

@@ -11,7 +11,7 @@ import pathlib
 import statistics
 
 HERE = pathlib.Path(__file__).parent
-VARIANTS = ["gqa", "gta", "gla", "mla"]
+VARIANTS = ["gqa", "gta", "gla", "mla", "draft"]
 PAIRS = [("gta", "gqa"), ("gla", "mla")]
 
 
@@ -31,8 +31,11 @@ def join(sources):
 
 
 def replace(sets, fresh):
-    """Puts a set's runs of some variants in the place of the earlier ones, trained by the same recipe."""
+    """Puts a set's runs of some variants in the place of the earlier ones, trained by the same recipe. A new set is added."""
     for name, new in fresh.items():
+        if name not in sets:
+            sets[name] = new
+            continue
         old, variants = sets[name], set(new["configs"])
         for key in ("torch", "epochs", "steps", "lr", "batch", "recipe"):
             assert old[key] == new[key], (name, key)
@@ -52,11 +55,11 @@ def cached(c):
 
 def show(name, data):
     print(f"\n## {name}: {data['epochs']:g} epochs, PyTorch {data['torch']}\n")
-    print("| variant | parameters | FFN width | KV elements per token and layer | KV bytes per token (f16, 4 layers) | validation bits per byte, "
+    print("| variant | parameters | FFN width | KV elements per token and layer | KV bytes per token (f16, all layers) | validation bits per byte, "
           "each seed | mean ± std (min..max) | last checkpoint, mean | epochs at best | million bytes seen at best | seconds a run |")
     print("|" + "---|" * 11)
     best = {}
-    for variant in VARIANTS:
+    for variant in [v for v in VARIANTS if v in data["configs"]]:
         c, runs = data["configs"][variant], [r for r in data["runs"] if r["variant"] == variant]
         bits = best[variant] = [r["best"]["valid_bits"] for r in runs]
         column = runs[0]["curve_columns"].index("valid_bits")
@@ -67,7 +70,7 @@ def show(name, data):
               f"{', '.join(str(round(r['best']['epoch'])) for r in runs)} | {', '.join(str(round(r['best']['tokens'] / 1e6)) for r in runs)} | "
               f"{', '.join(str(round(r['seconds'])) for r in runs)} |")
     print()
-    for one, other in PAIRS:
+    for one, other in [pair for pair in PAIRS if set(pair) <= set(best)]:
         difference = statistics.mean(best[one]) - statistics.mean(best[other])
         error = (statistics.variance(best[one]) / len(best[one]) + statistics.variance(best[other]) / len(best[other])) ** 0.5
         print(f"{one} - {other}: {difference:+.4f} bits per byte, standard error {error:.4f}")

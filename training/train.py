@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import VARIANTS, Config, Decoder, f16_state, save_model
+from model import DRAFTS, VARIANTS, Config, Decoder, f16_state, save_model
 
 CONTEXT = 1024
 RECIPE = dict(optimiser="AdamW", betas=[0.9, 0.95], weight_decay=0.1, grad_clip=1.0, warmup_steps=200, schedule="cosine to 0",
@@ -148,7 +148,7 @@ def train_run(trainer, seed, epochs, lr, out, deadline):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("variant", choices=list(VARIANTS))
+    p.add_argument("variant", choices=[*VARIANTS, *DRAFTS])
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     p.add_argument("--epochs", type=float, default=20)
     p.add_argument("--lr", type=float, default=3e-3)

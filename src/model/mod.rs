@@ -2,6 +2,7 @@
 //!
 //! A [`Decoder`] is the weights and compiled kernels, shared and never changed; a [`Session`] is a KV cache and the
 //! buffers of a step; [`generate()`] runs one prompt, [`beam_search`] and [`best_of`] look for its best continuation.
+//! A [`Scheduler`] runs many that come and go; [`generate_speculative`] takes fewer steps by guessing tokens ahead.
 //! [`Session::save_file`] and [`Session::load_file`] keep sequences between runs.
 //!
 //! # Published models
@@ -61,14 +62,20 @@ mod decoder;
 mod experts;
 mod generate;
 mod keys;
+mod lookup;
 mod owned;
 mod projections;
 mod published;
 mod rebuild;
+mod rejection;
+mod request;
 mod save;
 mod schedule;
+mod scheduler;
 mod session;
 mod sharing;
+mod speculative;
+mod stops;
 mod store;
 mod warm_up;
 mod weights;
@@ -81,4 +88,7 @@ pub use config::{AttentionConfig, Config, ExpertsConfig};
 pub use continuation::Continuation;
 pub use decoder::Decoder;
 pub use generate::{continue_sequence, generate, GenerateOptions, SplitMix64, Utf8Stream};
+pub use request::{Event, Finished, Request, RequestId};
+pub use scheduler::Scheduler;
 pub use session::{Draw, Fed, Session, SessionOptions, Want};
+pub use speculative::{generate_speculative, Drafter, Speculated, SpeculativeOptions};

@@ -339,6 +339,11 @@ impl Session {
         self.options.chunk.max(self.options.max_batch)
     }
 
+    /// Makes room for [`Want::AllLogits`] of so many tokens in one step.
+    pub(super) fn reserve_logits(&mut self, rows: usize) -> Result<()> {
+        self.buffers.grow_logits(&self.decoder, rows)
+    }
+
     /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
     fn record_step(
         &mut self,

@@ -6,8 +6,10 @@ mod beams_and_samples;
 mod folders;
 mod forward;
 mod saved;
+mod scheduler;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod sharing;
+mod speculative;
 mod tiny;
 mod windowed;

@@ -1,0 +1,147 @@
+//! Requests of a [`Scheduler`](super::Scheduler), and what comes of them.
+
+use super::generate::{GenerateOptions, SplitMix64};
+use super::session::{Draw, Session};
+use super::stops::Stops;
+use crate::cache::SeqId;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A prompt to continue, and where to stop.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Request {
+    /// Tokens, at least one.
+    pub prompt: Vec<u32>,
+    /// How many tokens, how they are drawn, and the seed of this request.
+    pub generate: GenerateOptions,
+    /// Tokens that end it.
+    pub stop_tokens: Vec<u32>,
+    /// Bytes that end it, wherever they begin and end in the bytes of its tokens.
+    pub stop_strings: Vec<Vec<u8>>,
+    /// Requests of the same salt share the cache of what their tokens begin with. See [`Session::match_prefix`].
+    pub salt: u64,
+}
+
+/// Names a request of one [`Scheduler`](super::Scheduler); later ones are larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(super) u64);
+
+/// What a step gave to one request.
+#[derive(Debug)]
+pub struct Event {
+    /// Whose it is.
+    pub id: RequestId,
+    /// The token that was drawn, stop tokens included; none where the request was cancelled or failed.
+    pub token: Option<u32>,
+    /// The bytes that are now known to come before any stop string, maybe none. All of a request's, one after the other,
+    /// are its text, without what ended it.
+    pub bytes: Vec<u8>,
+    /// Whether, and why, this is its last.
+    pub finished: Option<Finished>,
+}
+
+/// Why a request ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Finished {
+    /// One of its stop tokens was drawn.
+    StopToken,
+    /// Its text has come to this one of its stop strings.
+    StopString(usize),
+    /// It has its `max_new_tokens`.
+    Length,
+    /// [`Scheduler::cancel`](super::Scheduler::cancel).
+    Cancelled,
+    /// It cannot go on, alone as it is: [`ErrorKind::CacheFull`] where other sequences of the session, pins or a lower
+    /// byte budget leave it no room.
+    Failed(Error),
+}
+
+impl Request {
+    /// Errors: [`ErrorKind::Argument`], and [`ErrorKind::CacheFull`] for what the cache could never hold.
+    pub(super) fn check(&self, session: &Session) -> Result<()> {
+        let (config, pages) = (session.decoder().config(), session.cache().pages());
+        let max_new_tokens = self.generate.max_new_tokens;
+        self.generate.sampling.row(0.0)?;
+        if self.prompt.is_empty() || max_new_tokens == 0 {
+            let why = format!("{} tokens and {max_new_tokens} to make, wanted 1 of each", self.prompt.len());
+            return Err(ErrorKind::argument("prompt", why));
+        }
+        for (name, tokens) in [("prompt", &self.prompt), ("stop_tokens", &self.stop_tokens)] {
+            let vocab = config.vocab_size;
+            if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+                return Err(ErrorKind::argument(name, format!("{token} is not in the vocabulary of {vocab}")));
+            }
+        }
+        if let Some(i) = self.stop_strings.iter().position(Vec::is_empty) {
+            return Err(ErrorKind::argument("stop_strings", format!("number {i} is empty")));
+        }
+        // The last token is not fed.
+        let fed = self.prompt.len().saturating_add(max_new_tokens - 1);
+        if fed > config.max_positions {
+            let (before, most) = (self.prompt.len(), config.max_positions);
+            let why = format!(
+                "{max_new_tokens} after a prompt of {before} exceed the model's max_position_embeddings, {most}"
+            );
+            return Err(ErrorKind::argument("max_new_tokens", why));
+        }
+        let needed = fed.div_ceil(pages.size);
+        match needed > pages.count {
+            true => Err(ErrorKind::CacheFull { needed, free: pages.count }.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A request that has not ended.
+pub(super) struct Active {
+    pub(super) id: RequestId,
+    request: Request,
+    /// The prompt, and what was drawn: all that is needed to compute it again.
+    pub(super) tokens: Vec<u32>,
+    random: SplitMix64,
+    stops: Stops,
+    /// None while it waits.
+    pub(super) sequence: Option<SeqId>,
+}
+
+impl Active {
+    pub(super) fn new(id: RequestId, request: Request) -> Self {
+        let (random, stops) = (SplitMix64::new(request.generate.seed), Stops::new(&request.stop_strings));
+        Active { id, tokens: request.prompt.clone(), random, stops, sequence: None, request }
+    }
+
+    pub(super) fn salt(&self) -> u64 {
+        self.request.salt
+    }
+
+    /// How the next token is drawn. The random number is used up by [`Active::take`].
+    pub(super) fn draw(&self) -> Draw {
+        Draw { sampling: self.request.generate.sampling, u: self.random.clone().uniform() }
+    }
+
+    /// Takes the token that was drawn, of these bytes.
+    pub(super) fn take(&mut self, token: u32, token_bytes: &[u8]) -> Event {
+        self.random.uniform();
+        self.tokens.push(token);
+        let mut bytes = Vec::new();
+        let finished = if self.request.stop_tokens.contains(&token) {
+            Some(Finished::StopToken)
+        } else if let Some(which) = self.stops.push(token_bytes, &mut bytes) {
+            Some(Finished::StopString(which))
+        } else {
+            let made = self.tokens.len() - self.request.prompt.len();
+            (made >= self.request.generate.max_new_tokens).then_some(Finished::Length)
+        };
+        if finished.is_some() {
+            self.stops.finish(&mut bytes);
+        }
+        Event { id: self.id, token: Some(token), bytes, finished }
+    }
+
+    /// Its last event, without a token.
+    pub(super) fn end(&mut self, why: Finished) -> Event {
+        let mut bytes = Vec::new();
+        self.stops.finish(&mut bytes);
+        Event { id: self.id, token: None, bytes, finished: Some(why) }
+    }
+}
