@@ -43,8 +43,8 @@ fn part_of(e: u32, out: u32, x_first: u32, in_lane: u32) -> f32 {
             var values = vec4<f32>(0.0);
             // unroll
             for (var n = 0u; n < 4u; n++) {
-                // Past its end lies what is not this row's.
-                values[n] = select(0.0, x[x_first + min(i + n, params.in_dim - 1u)], i + n < params.in_dim);
+                // Past the row's end the weights are 0, so any of its own elements will do, but no other's.
+                values[n] = x[x_first + min(i + n, params.in_dim - 1u)];
             }
             sum += dot(unpack_word(packed)[q], values);
         }
