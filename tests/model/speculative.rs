@@ -82,14 +82,13 @@ fn greedy_tokens_are_those_of_plain_generation() {
     }
 }
 
-/// Rejected guesses are gone from both caches, wherever pages end: a page per token, and logits of the text that stood.
+/// The second token's probabilities, over what the first may be. That of looked-up guesses is tested at the rule itself.
 #[test]
 fn drawn_tokens_repeat_with_their_seed_and_have_the_models_probabilities() {
     let [target, draft] = [5, 6].map(|seed| decoder(gpu(), "gla", seed));
     let (mut target, mut draft) = (session(&target, 80), session(&draft, 80));
     let mut options = options(2, 3);
     options.generate.sampling = Sampling { temperature: 0.35, top_p: 0.9 };
-    // Probabilities of the second token, by the model, summed over what the first may be.
     let logits = |session: &mut Session, tokens: &[u32]| {
         let id = session.insert();
         let logits = block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap().logits.remove(0);
@@ -112,27 +111,23 @@ fn drawn_tokens_repeat_with_their_seed_and_have_the_models_probabilities() {
         wanted.iter_mut().zip(next).for_each(|(sum, next)| *sum += p * next);
     }
     const RUNS: u64 = 1500;
-    for by_model in [true, false] {
-        let (mut seen, mut rejected) = (vec![0.0; wanted.len()], 0);
-        // A third token makes room for a guess of the second.
-        options.generate.max_new_tokens = 3;
-        for seed in 0..RUNS {
-            options.generate.seed = seed * 77;
-            let drafter = if by_model { Drafter::Model(&mut draft) } else { LOOKUP };
-            let made = run(&mut target, drafter, options);
-            seen[made.tokens[1] as usize] += 1.0 / RUNS as f64;
-            rejected += made.drafted - made.accepted;
-            if seed < 3 {
-                let drafter = if by_model { Drafter::Model(&mut draft) } else { LOOKUP };
-                assert_eq!(run(&mut target, drafter, options), made, "the same seed gave others");
-            }
+    let (mut seen, mut rejected) = (vec![0.0; wanted.len()], 0);
+    // A third token makes room for a guess of the second.
+    options.generate.max_new_tokens = 3;
+    for seed in 0..RUNS {
+        options.generate.seed = seed * 77;
+        let made = run(&mut target, Drafter::Model(&mut draft), options);
+        seen[made.tokens[1] as usize] += 1.0 / RUNS as f64;
+        rejected += made.drafted - made.accepted;
+        if seed < 3 {
+            assert_eq!(run(&mut target, Drafter::Model(&mut draft), options), made, "the same seed gave others");
         }
-        assert!(rejected > 100, "{rejected} guesses did not stand");
-        for (token, (seen, p)) in seen.iter().zip(&wanted).enumerate() {
-            // Five standard deviations, and the grid that the shares were counted on.
-            let bound = 5.0 * (p * (1.0 - p) / RUNS as f64).sqrt() + 2e-3;
-            assert!((seen - p).abs() < bound, "by model {by_model}, token {token}: {seen}, wanted {p}");
-        }
+    }
+    assert!(rejected > 100, "{rejected} guesses did not stand");
+    for (token, (seen, p)) in seen.iter().zip(&wanted).enumerate() {
+        // Five standard deviations, and the grid that the shares were counted on.
+        let bound = 5.0 * (p * (1.0 - p) / RUNS as f64).sqrt() + 2e-3;
+        assert!((seen - p).abs() < bound, "token {token}: {seen}, wanted {p}");
     }
 }
 
@@ -256,10 +251,11 @@ fn the_shipped_draft_changes_no_token() {
     let prompt: Vec<u32> = b"ROMEO:\n".iter().map(|byte| u32::from(*byte)).collect();
     let options = options(80, 4);
     let want = block_on(generate(&mut target, &prompt, options.generate, go_on)).unwrap();
-    for drafter in [Drafter::Model(&mut draft), LOOKUP] {
+    // The model's guesses mostly stand; a text of 80 bytes hardly repeats.
+    for (drafter, least) in [(Drafter::Model(&mut draft), 30), (LOOKUP, 1)] {
         let made = block_on(generate_speculative(&mut target, drafter, &prompt, options, go_on)).unwrap();
         assert_eq!(made.tokens, want);
         println!("{} of {} guesses stood, {} steps for 80 tokens", made.accepted, made.drafted, made.steps);
-        assert!(made.accepted > 15, "{made:?}");
+        assert!(made.accepted >= least, "{made:?}");
     }
 }
