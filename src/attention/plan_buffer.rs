@@ -54,16 +54,16 @@ pub(super) fn upload(
     masks: &[u64],
     entries: &Entries<'_>,
 ) -> Result<PlanBuffer> {
-    let words = Words::new(list, masks, entries.words)?;
+    let mut words = Words::new(list, masks, entries.words)?;
     let after = entries.words.len() + words.tail.len();
     let mut buffer = take(gpu, home, words.head.len(), after, entries.resident)?;
-    let head = words.placed(buffer.pages_first)?;
+    words.head[0] = word(buffer.pages_first)?;
     let parts = match (entries.resident, buffer.tables) {
         (Some(tables), Some((id, version))) if id == tables.id() => tables.missing(version),
         _ => std::iter::once(0..entries.words.len()).collect(),
     };
     let at = |word: usize| 4 * (buffer.pages_first + word) as u64;
-    let mut writes: Vec<(u64, &[u8])> = vec![(0, bytemuck::cast_slice(&head))];
+    let mut writes: Vec<(u64, &[u8])> = vec![(0, bytemuck::cast_slice(&words.head))];
     writes.extend(parts.into_iter().map(|part| (at(part.start), bytemuck::cast_slice(&entries.words[part]))));
     writes.push((at(entries.words.len()), bytemuck::cast_slice(&words.tail)));
     gpu.write_parts(&buffer.buffer, &writes)?;
@@ -124,13 +124,6 @@ impl Words {
         }
         word(head.len().saturating_add(entries.len()).saturating_add(tail.len()))?;
         Ok(Self { head, tail })
-    }
-
-    /// The head of a plan whose page tables begin there.
-    fn placed(&self, pages_first: usize) -> Result<Vec<u32>> {
-        let mut head = self.head.clone();
-        head[0] = word(pages_first)?;
-        Ok(head)
     }
 }
 
