@@ -69,7 +69,7 @@ pub struct Speculated {
 /// It is faster only where a step of several tokens costs about as much as one of a single token, as on GPUs that wait
 /// for memory, and the drafter costs little.
 ///
-/// Errors: [`ErrorKind::Argument`] for a drafter of another vocabulary, a `max_draft` of 0, a `min_ngram` of 0 or above
+/// Errors: [`ErrorKind::Argument`] for a drafter of another vocabulary, a session with a window, a `max_draft` of 0, a `min_ngram` of 0 or above
 /// `max_ngram`, a bad sampling, or where the model's logits are no numbers; else as `generate`.
 pub async fn generate_speculative(
     target: &mut Session,
@@ -121,6 +121,15 @@ fn check(target: &Session, drafter: &Drafter<'_>, options: SpeculativeOptions) -
     if options.max_draft == 0 {
         return Err(ErrorKind::argument("max_draft", "0, wanted at least 1"));
     }
+    let drafts = match drafter {
+        Drafter::Model(session) => Some(&**session),
+        Drafter::Lookup { .. } => None,
+    };
+    if let Some(window) = [Some(target), drafts].into_iter().flatten().find_map(Session::window) {
+        let why =
+            format!("{} tokens: guesses that do not stand are cut off, to where pages may be gone by then", window.0);
+        return Err(ErrorKind::argument("window", why));
+    }
     match drafter {
         Drafter::Model(session) => {
             let [draft, vocab] = [session, target].map(|session| session.decoder().config().vocab_size);
@@ -142,7 +151,7 @@ fn check(target: &Session, drafter: &Drafter<'_>, options: SpeculativeOptions) -
 fn has_room(session: &Session, sequence: SeqId, tokens: &[u32], k: usize) -> Result<bool> {
     let all = tokens.len() + k;
     let new = all - session.len(sequence)?;
-    let fits = all <= session.decoder().config().max_positions;
+    let fits = all <= session.max_positions();
     Ok(fits && session.cache().check_reserve(&[(sequence, new)]).is_ok())
 }
 

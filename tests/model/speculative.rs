@@ -259,3 +259,25 @@ fn the_shipped_draft_changes_no_token() {
         assert!(made.accepted >= least, "{made:?}");
     }
 }
+
+/// What a window has freed cannot come back when guesses are cut off: said before the first token, not in the middle.
+#[test]
+fn sessions_with_a_window_are_refused() {
+    let decoder = decoder(gpu(), "gla", 3);
+    let windowed = || {
+        let options = SessionOptions { cache_tokens: 200, page_size: 4, window: Some(8), ..Default::default() };
+        Session::new(&decoder, options).unwrap()
+    };
+    let (mut plain, mut target, mut draft) = (session(&decoder, 200), windowed(), windowed());
+    let prompt: Vec<u32> = (0..40).map(|i| i % 3).collect();
+    let count = std::cell::Cell::new(0);
+    let on_token = |_| {
+        count.set(count.get() + 1);
+        ControlFlow::Continue(())
+    };
+    let refused = block_on(generate_speculative(&mut target, LOOKUP, &prompt, options(40, 6), on_token));
+    assert_kind!(refused, ErrorKind::Argument { name: "window", .. });
+    let refused = generate_speculative(&mut plain, Drafter::Model(&mut draft), &prompt, options(40, 6), on_token);
+    assert_kind!(block_on(refused), ErrorKind::Argument { name: "window", .. });
+    assert_eq!((count.get(), target.stats().used, draft.stats().used), (0, 0, 0));
+}
