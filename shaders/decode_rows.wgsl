@@ -4,22 +4,22 @@
 //   O[r]    = sum_t softmax(S[r])[t] * state[t][v_offset ..],   LSE[r] = ln sum_t exp(S[r][t])
 //
 // Zadouri et al., arXiv 2505.21487, §3.3; online softmax as in FlashAttention. All rows of a tile are in every lane of a
-// team: lane l of TEAM holds every TEAM-th word of a state, of the queries and of the sums. A score is added up by
-// shuffles inside the team, so there is no workgroup memory and no barrier. A state that is key and value is loaded and
+// team: lane l of TEAM holds every TEAM-th word of a state, of the queries and of the sums. Scores are added up by
+// shuffles inside the team, so there is no workgroup memory and no barrier: at each exchange a lane passes on half of the
+// scores that it has parts of, so that in the end each has OWNED of the step's SCORES whole, and the softmax of a score is
+// worked out by one lane, not by all. A state that is key and value is loaded and
 // unpacked once. Each team takes every TEAMS-th token, TOKENS of them a step, and the loads of the next step are under
 // way during this one. At the end the teams of a group join their sums by shuffles.
 //
 // Grid: x = block of GROUPS_PER_WORKGROUP groups, whose loads of the shared rope key meet in the multiprocessor's cache;
 // y (and z, folded past 65,535) = work item of the class.
 // Constants: attention/rows.rs, RowShape. A group's teams, TEAMS * TEAM lanes, are never more than a subgroup.
-// Parts: decode_io, plan, softmax, page, elements_*, row_scales_*, rows_*,
-// score_*, mask_*, sink_*.
+// Parts: decode_io, plan, softmax, page, elements_*, row_scales_*, rows_*, score_shares,
+// step_pages_*, score_*, mask_*, sink_*.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
 
-// Tokens of all teams of a group in one step.
-const STEP = TEAMS * TOKENS;
 // A maximum is raised, and the sums shrunk, only when a score exceeds it by this much (log2): a weight is then at most
 // 2^8, which f32 holds as exactly as 1.
 const SLACK = 8.0;
@@ -34,10 +34,10 @@ var<private> words: array<PoolWord, FETCHED_WORDS>;
 // And their scales.
 var<private> scales: array<Scales, 2u * TOKENS>;
 var<private> sums: array<Rows, SUM_ELEMS>;
-var<private> totals: array<Rows, ROW_BLOCKS>;
 var<private> row_max: array<Rows, ROW_BLOCKS>;
-// Pages of the lane's tokens of the step after the one that is being fetched.
-var<private> pages: array<u32, TOKENS>;
+// Of the lane's own scores: their rows' maxima, and the totals of their weights.
+var<private> own_max: array<f32, OWNED>;
+var<private> own_total: array<f32, OWNED>;
 
 // The element of each row's query, scaled; 0 for rows past the last and for dimensions past the key.
 fn query_element(item: WorkItem, group: u32, row_block: u32, dim: u32, held: bool) -> Rows {
@@ -78,25 +78,33 @@ fn load_query(item: WorkItem, group: u32, lane: u32) {
     }
 }
 
-// Looks up the pages of the lane's tokens of a step. Past the item's last token that one stands in: its memory is the
-// sequence's own, and its weight will be 0.
-fn fetch_pages(item: WorkItem, first: u32) {
+// Raises the rows' maxima to the step's scores, and shrinks what was summed against the old ones.
+fn raise(own: array<f32, OWNED>, own_row: array<u32, OWNED>, first_lane: u32) {
+    let all = gather(own, first_lane);
     // unroll
-    for (var u = 0u; u < TOKENS; u++) {
-        pages[u] = page_of(item, first + u * TEAMS);
+    for (var b = 0u; b < ROW_BLOCKS; b++) {
+        var top = row_max[b];
+        // unroll
+        for (var u = 0u; u < TOKENS; u++) {
+            top = max(top, all[u * ROW_BLOCKS + b]);
+        }
+        let factor = exp2(row_max[b] - top);
+        row_max[b] = top;
+        // unroll
+        for (var i = 0u; i < SUM_WIDTH; i++) {
+            sums[i * ROW_BLOCKS + b] *= factor;
+        }
+        // unroll
+        for (var k = 0u; k < ROWS_PER_BLOCK; k++) {
+            // unroll
+            for (var i = 0u; i < OWNED; i++) {
+                if (own_row[i] == b * ROWS_PER_BLOCK + k) {
+                    own_max[i] = rows_get(top, k);
+                    own_total[i] *= rows_get(factor, k);
+                }
+            }
+        }
     }
-}
-
-// First word of the state of a token whose page is known, of its rope key and of its scales.
-fn token_base(item: WorkItem, group: u32, first_token: u32, page: u32) -> vec3<u32> {
-    let page_size = 1u << params.page_shift;
-    let token = min(first_token, item.token_last - 1u);
-    let offset = token & (page_size - 1u);
-    return vec3<u32>(
-        page_state(page, page_size, offset, group),
-        page_rope(page, page_size, offset),
-        page_scales(page, page_size, offset),
-    );
 }
 
 // Writes a finished row, or its partial result if the tokens of its tile are split.
@@ -160,18 +168,30 @@ fn main(
     // unroll
     for (var b = 0u; b < ROW_BLOCKS; b++) {
         row_max[b] = Rows(FLOOR);
-        totals[b] = Rows(0.0);
     }
     // unroll
     for (var i = 0u; i < SUM_ELEMS; i++) {
         sums[i] = Rows(0.0);
     }
+    // Of the lane's own scores: row of the tile, and token of the step less the team's first.
+    let first_lane = subgroup_lane - lane;
+    var own_row: array<u32, OWNED>;
+    var own_token: array<u32, OWNED>;
+    // unroll
+    for (var i = 0u; i < OWNED; i++) {
+        let score = own_first(lane) + i;
+        own_row[i] = score % ROWS;
+        own_token[i] = score / ROWS * TEAMS;
+        own_max[i] = FLOOR;
+        own_total[i] = 0.0;
+    }
 
     if (item.token_first < item.token_last) {
-        fetch_pages(item, item.token_first + team);
+        fetch_pages(item, item.token_first, team);
+        let bases = token_bases(item, group, item.token_first, team);
         // unroll
         for (var u = 0u; u < TOKENS; u++) {
-            let base = token_base(item, group, item.token_first + team + u * TEAMS, pages[u]);
+            let base = bases[u];
             // unroll
             for (var i = 0u; i < STATE_SLOTS; i++) {
                 // A lane past the last word repeats it: its query is 0 and its sum is not written.
@@ -183,17 +203,18 @@ fn main(
             }
             scales[u] = token_scales(base.z, group);
         }
-        fetch_pages(item, item.token_first + STEP + team);
+        fetch_pages(item, item.token_first + STEP, team);
     }
     for (var first = item.token_first; first < item.token_last; first += 2u * STEP) {
         // unroll
         for (var half = 0u; half < 2u; half++) {
-            let now = first + half * STEP + team;
+            let now = first + half * STEP;
 
             // Next step's words into the other half.
+            let bases = token_bases(item, group, now + STEP, team);
             // unroll
             for (var u = 0u; u < TOKENS; u++) {
-                let base = token_base(item, group, now + STEP + u * TEAMS, pages[u]);
+                let base = bases[u];
                 // unroll
                 for (var i = 0u; i < STATE_SLOTS; i++) {
                     words[((1u - half) * TOKENS + u) * SLOTS + i] =
@@ -206,12 +227,12 @@ fn main(
                 }
                 scales[(1u - half) * TOKENS + u] = token_scales(base.z, group);
             }
-            fetch_pages(item, now + 2u * STEP);
+            fetch_pages(item, now + 2u * STEP, team);
 
             // Scores.
-            var scores: array<Rows, SCORES>;
+            var scores: array<Rows, SCORE_BLOCKS>;
             // unroll
-            for (var s = 0u; s < SCORES; s++) {
+            for (var s = 0u; s < SCORE_BLOCKS; s++) {
                 scores[s] = Rows(0.0);
             }
             // unroll
@@ -251,63 +272,45 @@ fn main(
                     }
                 }
             }
+            var parts: array<f32, SCORES>;
             // unroll
-            for (var j = 0u; j < TEAM_LOG2; j++) {
+            for (var s = 0u; s < SCORE_BLOCKS; s++) {
                 // unroll
-                for (var s = 0u; s < SCORES; s++) {
-                    scores[s] += subgroupShuffleXor(scores[s], 1u << j);
+                for (var k = 0u; k < ROWS_PER_BLOCK; k++) {
+                    parts[s * ROWS_PER_BLOCK + k] = rows_get(scores[s], k);
                 }
             }
+            var own = share_out(parts, lane);
+            // The last tokens, which not every row sees, and with a window the first, are masked; the same for all lanes.
+            let masked = now < clear.x || now + STEP > clear.y;
+            var exceeds = false;
             // unroll
-            for (var s = 0u; s < SCORES; s++) {
-                var wide = rows_widen(scores[s]);
-                // unroll
-                for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                    wide[j] = score_transform(wide[j]);
+            for (var i = 0u; i < OWNED; i++) {
+                own[i] = score_transform(own[i]);
+                if (masked) {
+                    let token = now + team + own_token[i];
+                    let visible = visible_to(item, item.row_first + own_row[i]);
+                    own[i] = select(NEGATIVE, own[i], token < item.token_last && sees(visible, token));
                 }
-                scores[s] = rows_narrow(wide);
-            }
-            // The last tokens, which not every row sees, and with a window the first; the same for all lanes.
-            if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {
-                // unroll
-                for (var u = 0u; u < TOKENS; u++) {
-                    // unroll
-                    for (var b = 0u; b < ROW_BLOCKS; b++) {
-                        var wide = rows_widen(scores[u * ROW_BLOCKS + b]);
-                        let token = now + u * TEAMS;
-                        // unroll
-                        for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                            let visible = visible_to(item, item.row_first + b * ROWS_PER_BLOCK + j);
-                            wide[j] = select(NEGATIVE, wide[j], token < item.token_last && sees(visible, token));
-                        }
-                        scores[u * ROW_BLOCKS + b] = rows_narrow(wide);
-                    }
-                }
+                exceeds = exceeds || own[i] > own_max[i] + SLACK;
             }
 
             // Weights.
+            if (HALVINGS > 0u) {
+                exceeds = subgroupAny(exceeds);
+            }
+            if (exceeds) {
+                raise(own, own_row, first_lane);
+            }
             // unroll
-            for (var b = 0u; b < ROW_BLOCKS; b++) {
-                var top = row_max[b];
-                // unroll
-                for (var u = 0u; u < TOKENS; u++) {
-                    top = max(top, scores[u * ROW_BLOCKS + b]);
-                }
-                if (any(rows_widen(top) > rows_widen(row_max[b]) + SLACK)) {
-                    let factor = exp2(row_max[b] - top);
-                    row_max[b] = top;
-                    totals[b] *= factor;
-                    // unroll
-                    for (var i = 0u; i < SUM_WIDTH; i++) {
-                        sums[i * ROW_BLOCKS + b] *= factor;
-                    }
-                }
-                // unroll
-                for (var u = 0u; u < TOKENS; u++) {
-                    let weight = exp2(scores[u * ROW_BLOCKS + b] - row_max[b]);
-                    totals[b] += weight;
-                    scores[u * ROW_BLOCKS + b] = scale_value(weight, scales[half * TOKENS + u]);
-                }
+            for (var i = 0u; i < OWNED; i++) {
+                own[i] = exp2(own[i] - own_max[i]);
+                own_total[i] += own[i];
+            }
+            var weights = gather(own, first_lane);
+            // unroll
+            for (var s = 0u; s < SCORE_BLOCKS; s++) {
+                weights[s] = scale_value(weights[s], scales[half * TOKENS + s / ROW_BLOCKS]);
             }
 
             // Output.
@@ -321,12 +324,31 @@ fn main(
                         // unroll
                         for (var b = 0u; b < ROW_BLOCKS; b++) {
                             let at = (i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b;
-                            sums[at] = fma(scores[u * ROW_BLOCKS + b], Rows(value[e / 4u][e % 4u]), sums[at]);
+                            sums[at] = fma(weights[u * ROW_BLOCKS + b], Rows(value[e / 4u][e % 4u]), sums[at]);
                         }
                     }
                 }
             }
         }
+    }
+
+    // Each row's total, in every lane of the team: of scores that several lanes have the first one's.
+    var totals: array<Rows, ROW_BLOCKS>;
+    // unroll
+    for (var b = 0u; b < ROW_BLOCKS; b++) {
+        var wide = vec4<f32>(0.0);
+        // unroll
+        for (var k = 0u; k < ROWS_PER_BLOCK; k++) {
+            // unroll
+            for (var i = 0u; i < OWNED; i++) {
+                wide[k] += select(0.0, own_total[i], own_row[i] == b * ROWS_PER_BLOCK + k && (lane >> HALVINGS) == 0u);
+            }
+        }
+        // unroll
+        for (var j = 0u; j < TEAM_LOG2; j++) {
+            wide += subgroupShuffleXor(wide, 1u << j);
+        }
+        totals[b] = rows_narrow(wide);
     }
 
     // Join the teams, in the same order on every device of one subgroup size.

@@ -92,6 +92,7 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     let query_elems = slots.key * layout.elems_per_word + slots.rope * layout.rope_elems();
     let mut consts = state_consts(heads, &layout);
     let (rows_type, rows) = rows_slot(shape.rows_per_block);
+    let (scores, halvings) = (shape.scores(), shape.halvings(&layout));
     consts.extend([
         ("THREADS", number(shape.threads())),
         ("TEAM", number(shape.team)),
@@ -112,7 +113,13 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("ROPE_ELEMS", number(layout.rope_elems())),
         ("QUERY_ELEMS", number(query_elems * shape.row_blocks)),
         ("FETCHED_WORDS", number(2 * shape.tokens * (slots.state + slots.rope))),
-        ("SCORES", number(shape.tokens * shape.row_blocks)),
+        ("SCORE_BLOCKS", number(shape.tokens * shape.row_blocks)),
+        ("SCORES", number(scores)),
+        ("SCORES_LOG2", number(scores.ilog2() as usize)),
+        ("HALF_SCORES", number((scores / 2).max(1))),
+        ("HALVINGS", number(halvings)),
+        ("DOUBLINGS", number(shape.team.ilog2() as usize - halvings)),
+        ("OWNED", number(scores >> halvings)),
         ("SUM_WIDTH", number(slots.value * layout.elems_per_word)),
         ("SUM_ELEMS", number(slots.value * layout.elems_per_word * shape.row_blocks)),
         ("Rows", rows_type),
@@ -120,7 +127,13 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     let (bindings, mut parts) = common(options, shape.ordered(&layout), &mut consts);
     let scales =
         if layout.spans > 0 { part!("parts/row_scales_token.wgsl") } else { part!("parts/row_scales_none.wgsl") };
-    parts.extend([cache_part(dtype)?, scales, rows, part!("decode_rows.wgsl")]);
+    let pages = if shape.joint_pages(&layout) {
+        part!("parts/step_pages_joint.wgsl")
+    } else {
+        part!("parts/step_pages_each.wgsl")
+    };
+    let shares = part!("parts/score_shares.wgsl");
+    parts.extend([cache_part(dtype)?, scales, rows, shares, pages, part!("decode_rows.wgsl")]);
     Ok(KernelSpec { name: "decode_rows", consts, parts, bindings, workgroup_bytes: 0 })
 }
 

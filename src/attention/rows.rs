@@ -6,8 +6,8 @@
 use super::layout::StateLayout;
 use super::HeadLayout;
 
-/// Registers of a lane for what it holds across steps, under the 255 of NVIDIA, with room for addresses and scores.
-const MAX_REGISTERS: usize = 208;
+/// Registers of a lane for what it holds across steps, under the 255 of NVIDIA. Past it fewer tokens a step are faster.
+const MAX_REGISTERS: usize = 240;
 /// More rows than this are the tile kernel's: every lane works on all of them.
 pub(crate) const MAX_ROWS: usize = 8;
 /// Lanes of a workgroup, at most; more groups than fit take several workgroups.
@@ -62,10 +62,31 @@ impl RowShape {
     }
 
     /// Whether reads of the pool must stay where they are written, ahead of a step's arithmetic. Measured on an H100: GTA
-    /// 475 us, 537 without; MHA 365 and 393; two query tokens of GQA 935 and 1,245; but one query token of GQA 863 and 752.
+    /// 475 us, 537 without; MHA 365 and 393; two query tokens of GQA 935 and 1,245, one in i8 562 and 589; but one in f16 863
+    /// and 752.
     pub(crate) fn ordered(&self, layout: &StateLayout) -> bool {
-        let plain_gqa = self.rows_per_block == 4 && self.row_blocks == 1 && layout.value_first > 0;
+        let one_token = self.rows_per_block == 4 && self.row_blocks == 1;
+        let plain_gqa = one_token && layout.value_first > 0 && layout.spans == 0;
         !plain_gqa
+    }
+
+    /// Whether a step's pages are looked up together where they are one. Measured on an H100, with and without: GTA 436 us
+    /// and 465, in i8 514 and 626; but GQA 756 and 744, in i8 574 and 531. It is the order of the driver's instructions
+    /// that this changes more than their number.
+    pub(crate) fn joint_pages(&self, layout: &StateLayout) -> bool {
+        layout.rope_words > 0
+    }
+
+    /// Scores of a team in a step, a power of two.
+    pub(crate) fn scores(&self) -> usize {
+        self.tokens * self.rows()
+    }
+
+    /// How often a lane passes on half of its scores while they are summed (log2 of lanes with scores of their own).
+    /// Measured on an H100: GTA 622 us without, 471, 436 and 443 with one to three; in i8 591, 533, 515, 565.
+    pub(crate) fn halvings(&self, layout: &StateLayout) -> usize {
+        let most = if self.joint_pages(layout) { 2 } else { 5 };
+        (self.team.min(self.scores()).ilog2() as usize).min(most)
     }
 
     /// Groups whose teams make a workgroup; they divide the groups.
