@@ -5,7 +5,7 @@ use crate::shared::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{generate, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want};
 use latten::nn::Sampling;
-use latten::{DType, ErrorKind, Gpu, GpuOptions};
+use latten::{DType, ErrorKind, Gpu, GpuOptions, Tier};
 use pollster::block_on;
 use std::ops::ControlFlow;
 
@@ -78,6 +78,9 @@ fn tokens_logits_and_all_logits_agree_in_a_ragged_batch() {
         let batch: Vec<_> = PROMPTS.iter().map(|p| (session.insert(), *p)).collect();
         block_on(session.feed(&batch, want)).unwrap()
     };
+    // All logits at once are a product of many rows, whose input cooperative matrices round to f16, by 2^-12 on the mean:
+    // of logits of about 1.
+    let (tolerance, nmse) = if gpu().capabilities().tier == Tier::Matrix { (1e-3, 1e-6) } else { (1e-5, 1e-10) };
     for chunk in [4, 64] {
         let tokens = run(Want::Token(&[Draw::default(); 3]), chunk).tokens;
         let last = run(Want::Logits, chunk).logits;
@@ -87,7 +90,7 @@ fn tokens_logits_and_all_logits_agree_in_a_ragged_batch() {
         for i in 0..3 {
             assert_eq!(all[i].len(), PROMPTS[i].len() * vocab);
             let end = f64s(&all[i][all[i].len() - vocab..]);
-            assert_close(&format!("sequence {i}, chunks of {chunk}"), &last[i], &end, 1e-5, 1e-10);
+            assert_close(&format!("sequence {i}, chunks of {chunk}"), &last[i], &end, tolerance, nmse);
             let best = (0..vocab).fold(0, |best, t| if last[i][t] > last[i][best] { t } else { best });
             assert_eq!(tokens[i] as usize, best, "sequence {i}, chunks of {chunk}");
         }

@@ -49,7 +49,7 @@ fn tunings() -> Vec<LinearTuning> {
         LinearTuning { in_lanes: 8, outs: 8, steps: 1, max_rows: 2, ..wide },
         LinearTuning { in_lanes: 128, outs: 2, steps: 8, max_rows: 1, ..wide },
     ];
-    if gpu().capabilities().tier >= Tier::Subgroup {
+    if exact_gpu().capabilities().tier >= Tier::Subgroup {
         all.extend([
             LinearTuning { subgroups: true, ..wide },
             LinearTuning { subgroups: true, in_lanes: 32, outs: 2, ..wide },
@@ -93,7 +93,7 @@ fn linear(gpu: &Gpu, c: &Case, w: &[f32], b: &[f32], gain: &[f32]) -> Linear {
 }
 
 fn check(c: Case) {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     let mut rng = Rng(21);
     let w = rng.normals(c.heads * c.out_dim * c.in_dim, (c.in_dim as f32).powf(-0.5));
     let b = rng.normals(c.heads * c.out_dim, 1.0);
@@ -177,7 +177,7 @@ fn rotated_tails_match_the_reference() {
 
 /// The product of a row's first part and the norm of its second, in one call.
 fn check_rest((in_dim, out_dim, groups, dim, tail): (usize, usize, usize, usize, usize), rows: usize, c: Case) {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     let mut rng = Rng(41);
     let w = rng.normals(out_dim * in_dim, (in_dim as f32).powf(-0.5));
     let (gain, rest_gain) = (rng.normals(in_dim, 1.0), rng.normals(groups * dim, 1.0));
@@ -247,7 +247,7 @@ fn the_numbers_of_every_tier_and_device_give_the_same() {
 
 #[test]
 fn eight_bit_weights_are_near_the_unrounded_ones() {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     let (rows, in_dim, out_dim) = (5, 512, 96);
     let mut rng = Rng(31);
     let w = rng.normals(in_dim * out_dim, 0.05);
@@ -278,7 +278,7 @@ fn eight_bit_weights_are_near_the_unrounded_ones() {
 
 #[test]
 fn bad_fusions_are_typed_errors() {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     let t = |shape: &[usize]| Tensor::zeros(gpu, shape, DType::F32).unwrap();
     let of = |out_dim: usize| {
         let weight = Weight::new(gpu, [1, out_dim, 8], &vec![1.0; 8 * out_dim], DType::F16).unwrap();

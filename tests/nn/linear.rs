@@ -58,7 +58,7 @@ impl Lay {
 
 /// (y on the device, y by the reference); NaN where nobody owns an element.
 fn run(c: &Case, seed: u64) -> (Vec<f32>, Vec<f64>) {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     let mut rng = Rng(seed);
     let deviation = (c.in_dim as f32).powf(-0.5);
     let w = rounded(&rng.normals(c.heads * c.out_dim * c.in_dim, deviation), c.dtype);
@@ -126,7 +126,7 @@ fn strides_offsets_and_heads_match_the_reference() {
 
 #[test]
 fn a_row_does_not_depend_on_the_other_rows() {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     let (in_dim, out_dim) = (100, 40);
     let mut rng = Rng(5);
     let weight = Weight::new(gpu, [1, out_dim, in_dim], &rng.normals(in_dim * out_dim, 0.1), DType::F16).unwrap();
@@ -151,7 +151,7 @@ fn a_row_does_not_depend_on_the_other_rows() {
 
 #[test]
 fn an_output_does_not_depend_on_the_weights_of_others() {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     for (in_dim, rows) in [(12, 1), (12, 20), (100, 3), (100, 9)] {
         let mut rng = Rng(6);
         let mut w = rng.normals(5 * in_dim, 0.1);
@@ -168,7 +168,7 @@ fn an_output_does_not_depend_on_the_weights_of_others() {
 
 #[test]
 fn bad_calls_are_typed_errors_with_the_numbers() {
-    let gpu = gpu();
+    let gpu = exact_gpu();
     let t = |shape: &[usize]| Tensor::zeros(gpu, shape, DType::F32).unwrap();
     assert_kind!(Weight::new(gpu, [1, 2, 3], &[0.0; 5], DType::F32), ErrorKind::Shape { .. });
     assert_kind!(Weight::new(gpu, [1, 0, 3], &[], DType::F32), ErrorKind::Shape { .. });

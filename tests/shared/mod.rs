@@ -3,7 +3,7 @@
 
 mod tier;
 
-use latten::{DType, Error, Gpu, GpuOptions, Tensor};
+use latten::{DType, Error, Gpu, GpuOptions, Tensor, Tier};
 use std::sync::OnceLock;
 pub use tier::gpu_with;
 
@@ -15,6 +15,17 @@ pub fn gpu() -> &'static Gpu {
         eprintln!("adapter: {}, {:?}", gpu.capabilities().adapter, gpu.capabilities().tier);
         gpu
     })
+}
+
+/// The same, but of no tier whose products round their input to f16: those have tests, and bounds, of their own.
+pub fn exact_gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    match tier::wanted() {
+        Some(Tier::Matrix) => {
+            GPU.get_or_init(|| gpu_with(GpuOptions { tier: Some(Tier::Subgroup), ..Default::default() }))
+        }
+        _ => gpu(),
+    }
 }
 
 /// SplitMix64: seeded, the same everywhere.
