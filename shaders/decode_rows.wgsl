@@ -188,10 +188,10 @@ fn main(
 
     if (item.token_first < item.token_last) {
         fetch_pages(item, item.token_first, team);
-        let bases = token_bases(item, group, item.token_first, team);
+        let bases = step_bases(item, group, item.token_first, team);
         // unroll
         for (var u = 0u; u < TOKENS; u++) {
-            let base = bases[u];
+            let base = token_base(item, group, item.token_first, team, bases, u);
             // unroll
             for (var i = 0u; i < STATE_SLOTS; i++) {
                 // A lane past the last word repeats it: its query is 0 and its sum is not written.
@@ -211,10 +211,10 @@ fn main(
             let now = first + half * STEP;
 
             // Next step's words into the other half.
-            let bases = token_bases(item, group, now + STEP, team);
+            let bases = step_bases(item, group, now + STEP, team);
             // unroll
             for (var u = 0u; u < TOKENS; u++) {
-                let base = bases[u];
+                let base = token_base(item, group, now + STEP, team, bases, u);
                 // unroll
                 for (var i = 0u; i < STATE_SLOTS; i++) {
                     words[((1u - half) * TOKENS + u) * SLOTS + i] =

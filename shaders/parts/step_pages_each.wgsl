@@ -16,18 +16,20 @@ fn fetch_pages(item: WorkItem, step: u32, team: u32) {
     }
 }
 
-// Of each of the lane's tokens of the step whose pages are known: first word of its state, rope key and scales.
-fn token_bases(item: WorkItem, group: u32, step: u32, team: u32) -> array<vec3<u32>, TOKENS> {
+// What a step's tokens have in common: nothing.
+alias StepBases = u32;
+
+fn step_bases(item: WorkItem, group: u32, step: u32, team: u32) -> StepBases {
+    return 0u;
+}
+
+// Of the lane's u-th token of the step whose pages are known: first word of its state, rope key and scales.
+fn token_base(item: WorkItem, group: u32, step: u32, team: u32, bases: StepBases, u: u32) -> vec3<u32> {
     let page_size = 1u << params.page_shift;
-    var bases: array<vec3<u32>, TOKENS>;
-    // unroll
-    for (var u = 0u; u < TOKENS; u++) {
-        let offset = min(step + team + u * TEAMS, item.token_last - 1u) & (page_size - 1u);
-        bases[u] = vec3<u32>(
-            page_state(pages[u], page_size, offset, group),
-            page_rope(pages[u], page_size, offset),
-            page_scales(pages[u], page_size, offset),
-        );
-    }
-    return bases;
+    let offset = min(step + team + u * TEAMS, item.token_last - 1u) & (page_size - 1u);
+    return vec3<u32>(
+        page_state(pages[u], page_size, offset, group),
+        page_rope(pages[u], page_size, offset),
+        page_scales(pages[u], page_size, offset),
+    );
 }

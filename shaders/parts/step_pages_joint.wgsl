@@ -26,10 +26,13 @@ fn fetch_pages(item: WorkItem, step: u32, team: u32) {
     }
 }
 
-// Of each of the lane's tokens of the step whose pages are known: first word of its state, rope key and scales.
-fn token_bases(item: WorkItem, group: u32, step: u32, team: u32) -> array<vec3<u32>, TOKENS> {
+// Of each of the lane's tokens of a step: first word of its state, rope key and scales.
+alias StepBases = array<vec3<u32>, TOKENS>;
+
+// Of the step whose pages are known.
+fn step_bases(item: WorkItem, group: u32, step: u32, team: u32) -> StepBases {
     let page_size = 1u << params.page_shift;
-    var bases: array<vec3<u32>, TOKENS>;
+    var bases: StepBases;
     if (in_one_page(item, step)) {
         let offset = (step & (page_size - 1u)) + team;
         let state = page_state(pages[0], page_size, offset, group);
@@ -52,4 +55,8 @@ fn token_bases(item: WorkItem, group: u32, step: u32, team: u32) -> array<vec3<u
         );
     }
     return bases;
+}
+
+fn token_base(item: WorkItem, group: u32, step: u32, team: u32, bases: StepBases, u: u32) -> vec3<u32> {
+    return bases[u];
 }
