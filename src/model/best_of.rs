@@ -45,7 +45,8 @@ struct Sample {
 /// draws.
 ///
 /// A step feeds one token to all samples that have not ended, in one call. The input is computed once and shared by
-/// fork, but for its last token, which all but the first sample compute again, each for its first draw. `sequence`
+/// fork, but for its last token, which all but the first sample compute again (in a session with a window all compute it
+/// for themselves), each for its first draw. `sequence`
 /// stays as it is: to go on with a sample, feed it `input` and the sample's tokens. All other sequences are gone at the
 /// end, after an error, and when the future is dropped, which it can be between steps.
 ///
@@ -65,17 +66,29 @@ pub async fn best_of(
     check_positions(own.session, sequence, input, max_new_tokens)?;
 
     let mut live = vec![Sample::new(0, own.fork(sequence)?, generate.seed)];
-    options.draw(&mut own, &mut live, input).await?;
-    let (root, held) = (live[0].id, own.session.len(live[0].id)?);
+    let root = live[0].id;
+    let last = &input[input.len() - 1..];
+    // The input's last token is taken back for the other samples; with a window, whose pages may be gone once it is
+    // fed, it is left to each.
+    let windowed = own.session.window().is_some();
+    if !windowed {
+        options.draw(&mut own, &mut live, input).await?;
+    } else if input.len() > 1 {
+        own.session.feed(&[(root, &input[..input.len() - 1])], Want::Logits).await?;
+    }
+    let before_last = own.session.len(root)? - usize::from(!windowed);
     let mut seeds = SplitMix64::new(generate.seed);
     let mut others = Vec::new();
     for index in 1..samples {
         let id = own.fork(root)?;
-        own.session.truncate(id, held - 1)?;
+        own.session.truncate(id, before_last)?;
         others.push(Sample::new(index, id, seeds.next_u64()));
     }
+    if windowed {
+        options.draw(&mut own, &mut live, last).await?;
+    }
     if !others.is_empty() {
-        options.draw(&mut own, &mut others, &input[input.len() - 1..]).await?;
+        options.draw(&mut own, &mut others, last).await?;
     }
     live.extend(others);
 

@@ -3,7 +3,9 @@
 use crate::assert_kind;
 use crate::shared::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
-use latten::model::{continue_sequence, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want};
+use latten::model::{
+    best_of, continue_sequence, BestOfOptions, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want,
+};
 use latten::reference::DecodeOptions;
 use latten::{DType, ErrorKind, GpuOptions, SeqId};
 use pollster::block_on;
@@ -177,4 +179,26 @@ fn numbers_that_make_no_window() {
         block_on(continue_sequence(&mut session, id, &[1], generate, all)),
         ErrorKind::Argument { name: "max_new_tokens", .. }
     );
+}
+
+/// Whether the last token of the input has just freed a page or not.
+#[test]
+fn best_of_after_inputs_of_every_length() {
+    let decoder = decoder("gla", "best-of");
+    let options = SessionOptions { max_batch: 3, cache_tokens: 3 * PAGES * PAGE, ..options() };
+    let generate = GenerateOptions { max_new_tokens: 6, ..Default::default() };
+    let greedy = BestOfOptions { samples: 3, generate, ..Default::default() };
+    let mut session = Session::new(&decoder, options).unwrap();
+    let free = session.stats();
+    for length in 1..=2 * WINDOW + PAGE {
+        let input = tokens(length);
+        let id = session.insert();
+        let made = block_on(best_of(&mut session, id, &input, greedy)).unwrap();
+        let all = |_| ControlFlow::Continue(());
+        let want = block_on(continue_sequence(&mut session, id, &input, generate, all)).unwrap();
+        assert_eq!(made.len(), 3);
+        assert!(made.iter().all(|sample| sample.tokens == want), "{length} tokens: {made:?}, wanted {want:?}");
+        session.remove(id).unwrap();
+        assert_eq!(session.stats().used, free.used, "{length} tokens");
+    }
 }
