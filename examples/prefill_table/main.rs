@@ -184,16 +184,14 @@ async fn prefills(
     let (gpu, config) = (decoder.gpu(), decoder.config());
     let chunk = args.chunk.unwrap_or(args.tokens).min(args.tokens);
     let options = SessionOptions { chunk, page_size: PAGE, ..Default::default() };
-    let seconds = measure::prefill(decoder, options, args.tokens, Repeats::of(gpu)).await.map_err(|e| e.to_string())?;
+    let measured = measure::prefill(decoder, options, (args.tokens, args.profile), Repeats::of(gpu)).await;
+    let (seconds, dispatches) = measured.map_err(|e| e.to_string())?;
     let path = if config.variant() == "gla" || config.variant() == "mla" { "absorbed" } else { "direct" };
     let flop = measure::prefill_flop(&args.size, config, args.tokens);
     let row = PrefillRow::new(table, (variant, path), (args.tokens, chunk), (flop, seconds));
     table.add_prefill(row, out).map_err(io)?;
     if args.profile {
-        gpu.start_profile().map_err(|e| e.to_string())?;
-        let once = Repeats { prefills: 0, steps: 0, warm: std::time::Duration::ZERO };
-        let _ = measure::prefill(decoder, options, args.tokens, once).await.map_err(|e| e.to_string())?;
-        report::print_profile(out, &gpu.take_profile().await.map_err(|e| e.to_string())?).map_err(io)?;
+        report::print_profile(out, &dispatches).map_err(io)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::models::Size;
 use super::timing::{Block, WARM};
 use latten::attention::StateLayout;
 use latten::model::{Config, Decoder, Draw, Session, SessionOptions, Want};
-use latten::{DType, Gpu, Result, SeqId};
+use latten::{DType, DispatchTime, Gpu, Result, SeqId};
 use std::time::{Duration, Instant};
 
 /// Steps whose median counts.
@@ -53,8 +53,14 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-/// Seconds from a prompt to its first token.
-pub async fn prefill(decoder: &Decoder, options: SessionOptions, tokens: usize, repeats: Repeats) -> Result<f64> {
+/// Seconds from a prompt to its first token, and if they are wanted its dispatches.
+pub async fn prefill(
+    decoder: &Decoder,
+    options: SessionOptions,
+    (tokens, profile): (usize, bool),
+    repeats: Repeats,
+) -> Result<(f64, Vec<DispatchTime>)> {
+    let gpu = decoder.gpu();
     let mut session = Session::new(decoder, SessionOptions { cache_tokens: tokens, max_batch: 1, ..options })?;
     let prompt = prompt(decoder.config(), tokens);
     let mut once = async || {
@@ -74,7 +80,12 @@ pub async fn prefill(decoder: &Decoder, options: SessionOptions, tokens: usize, 
     for _ in 0..repeats.prefills {
         seconds.push(once().await?);
     }
-    Ok(median(seconds))
+    if !profile {
+        return Ok((median(seconds), Vec::new()));
+    }
+    gpu.start_profile()?;
+    once().await?;
+    Ok((median(seconds), gpu.take_profile().await?))
 }
 
 /// A session whose cache is full of random rows.
