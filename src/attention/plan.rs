@@ -160,7 +160,7 @@ impl Cut {
 #[cfg(test)]
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
     let page_entries = sequences.iter().map(|sequence| sequence.kv_len.div_ceil(64) as usize).sum();
-    plan_step(&Step { sequences, masks: &[], page_size: 64, page_entries }, shape, policy)
+    plan_step(&Step { sequences, masks: &[], page_size: 64, page_entries, held: &[] }, shape, policy)
 }
 
 /// Plans the work of a step. The result depends on nothing but the arguments.
@@ -248,6 +248,7 @@ fn tiles(step: &Step<'_>, shape: &PlanShape, tables: &mut Tables) -> Result<Vec<
             let last = (first + row_tile).min(rows) - 1;
             let token = |row: u64| (row / shape.heads_per_group as u64) as u32;
             let (token_first, token_last) = seen(&sequence, step.masks, token(first)..token(last) + 1, shape.window);
+            let (token_first, token_last) = held(step.held.get(index), (token_first, token_last));
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits
@@ -278,6 +279,14 @@ fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (
     let first = masks.iter().map(first).min();
     let last = masks.iter().map(|mask| before + u64::BITS - mask.leading_zeros()).max();
     (first.unwrap_or(0), last.unwrap_or(before))
+}
+
+/// Of tokens that are seen, from the first to one past the last, those that are held.
+fn held(held: Option<&Range<u32>>, (first, last): (u32, u32)) -> (u32, u32) {
+    let Some(held) = held else { return (first, last) };
+    let (first, last) = (first.max(held.start), last.min(held.end));
+    // No token, at a place that has a page.
+    (if first < last { first } else { held.end }, if first < last { last } else { held.end })
 }
 
 /// Rows of a sequence per group, its numbers checked.
@@ -397,3 +406,7 @@ pub(crate) fn fold(count: usize) -> (u32, u32) {
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "held_tests.rs"]
+mod held_tests;

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::attention::plan::plan;
-use crate::attention::{Gta, KvBatch, SeqView};
+use crate::attention::{Gta, HeadLayout, KvBatch};
 use crate::cache::{PagedKvCache, Pages, SeqId};
+use crate::gpu::{DType, Gpu, Tensor};
 use proptest::prelude::*;
 
 fn small() -> HeadLayout {
