@@ -3,6 +3,7 @@
 use super::*;
 use crate::attention::append::AppendParams;
 use crate::attention::decode::DecodeParams;
+use crate::attention::explicit::CachedRowsParams;
 use crate::attention::plan::{MergeItem, WorkItem};
 use crate::cache::{CopyParams, PageRowsParams};
 use crate::gpu::kernel::PARAM_BYTES;
@@ -38,9 +39,11 @@ fn parameter_blocks_match_the_shaders() {
     );
     assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
     assert_eq!(reflect("pages_rows", "Params"), host!(PageRowsParams: page_shift, slab_pages));
+    assert_eq!(reflect("cached_rows", "Params"), host!(CachedRowsParams: first, page_shift, slot_count, slab_pages));
+    assert_eq!(reflect("join", "Params"), (vec![("first".into(), 0)], size_of::<u32>()));
     assert_eq!(reflect("stream", "Params"), host!(StreamParams: words, first));
     assert_eq!(reflect("copy_pages", "Params"), host!(CopyParams: copy_count, page_count, page_words, slab_pages));
-    for kernel in ["append", "copy_pages", "decode", "merge", "pages_rows", "stream"] {
+    for kernel in ["append", "cached_rows", "copy_pages", "decode", "merge", "pages_rows", "stream"] {
         assert!(reflect(kernel, "Params").1 <= PARAM_BYTES, "{kernel}");
     }
 }

@@ -4,6 +4,7 @@ pub mod append;
 mod balance;
 pub mod decode;
 pub(crate) mod decode_plan;
+pub(crate) mod explicit;
 mod gap;
 pub mod heads;
 pub(crate) mod kernels;
