@@ -436,7 +436,9 @@ fn explicit_prefill(decoder: &Decoder, options: &SessionOptions) -> Result<Optio
     }
     let choice = Choice::new(config, path, options.window, options.chunk.max(options.max_batch));
     let Some(choice) = choice.filter(|_| kept) else { return Ok(None) };
-    let most = choice.most_tokens(options.chunk.max(options.max_batch)).min(options.cache_tokens.next_multiple_of(options.page_size));
+    let most = choice
+        .most_tokens(options.chunk.max(options.max_batch))
+        .min(options.cache_tokens.next_multiple_of(options.page_size));
     ExplicitPrefill::of_choice(decoder.gpu(), config, options.kv_dtype, choice, most).map(Some)
 }
 

@@ -5,6 +5,7 @@ mod batching;
 mod beams_and_samples;
 mod folders;
 mod forward;
+mod prefill;
 mod saved;
 mod scheduler;
 #[path = "../shared/mod.rs"]
