@@ -2,12 +2,12 @@
 //!
 //!     cargo run --release --example prefill_table -- [--adapter NAME] [--tier portable|subgroup|matrix]
 //!         [--size 183m|433m|876m|1471m] [--layers N] [--vocab N] [--variants gqa-4,gta-4,gla-2,mla]
-//!         [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--json FILE]
+//!         [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--json FILE]
 //!
 //! The models are the paper's (`--size`, default 1471m: 24 layers, 16 heads of 128), Llama-style with a SwiGLU of 2.75
 //! times the stream, matrices and cache in f16. Tables:
 //!
-//! - Prefill: a prompt of `--tokens` in steps of `--chunk`, from the call to its first token; TFLOP/s of the FLOP that
+//! - Prefill: a prompt of `--tokens` in steps of `--chunk`, of GLA and MLA in each form (`PrefillPath`), from the call to its first token; TFLOP/s of the FLOP that
 //!   `measure::prefill_flop` counts, and their percent of the matrix units' rate, or of f32 multiply-adds without them.
 //! - Decode: tokens per second of `--batch` sequences of `--lengths` tokens, whose rows are random numbers written into
 //!   the cache; GB/s of weights and cached rows, and their percent of a streaming read. A batch whose cache would exceed
@@ -28,7 +28,7 @@ mod report;
 #[allow(dead_code)] // what only kernel_table reads
 mod timing;
 
-use latten::model::{Decoder, SessionOptions};
+use latten::model::{Decoder, PrefillPath, SessionOptions};
 use latten::{DType, Gpu, GpuOptions, Tier};
 use measure::Repeats;
 use models::{Size, Weights, SIZES, VARIANTS};
@@ -38,13 +38,15 @@ use timing::Block;
 
 const USAGE: &str = "usage: prefill_table [--adapter NAME] [--tier portable|subgroup|matrix] \
                      [--size 183m|433m|876m|1471m] [--layers N] [--vocab N] [--variants gqa-4,gta-4,gla-2,mla] \
-                     [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--json FILE]";
+                     [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--json FILE]";
 
 pub(crate) struct Args {
     adapter: Option<String>,
     tier: Tier,
     size: Size,
     variants: Vec<&'static str>,
+    /// Forms of prompts, by name; none for all.
+    paths: Vec<String>,
     tokens: usize,
     chunk: Option<usize>,
     batches: Vec<usize>,
@@ -74,6 +76,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         tier: Tier::Matrix,
         size: SIZES[3],
         variants: VARIANTS.to_vec(),
+        paths: Vec::new(),
         tokens: 2048,
         chunk: None,
         batches: vec![1, 8, 64],
@@ -115,6 +118,14 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
                 let known = |name: &str| VARIANTS.into_iter().find(|variant| *variant == name);
                 let variants = value.split(',').map(|name| known(name).ok_or_else(|| format!("no variant {name}")));
                 parsed.variants = variants.collect::<Result<_, _>>()?;
+            }
+            "--paths" => {
+                parsed.paths = value.split(',').map(str::to_string).collect();
+                let unknown =
+                    parsed.paths.iter().find(|p| !["absorbed", "explicit", "auto", "-"].contains(&p.as_str()));
+                if let Some(path) = unknown {
+                    return Err(format!("no path {path}"));
+                }
             }
             "--tokens" => parsed.tokens = number(&value)?,
             "--chunk" => parsed.chunk = Some(number(&value)?),
@@ -183,15 +194,22 @@ async fn prefills(
 ) -> Result<(), String> {
     let (gpu, config) = (decoder.gpu(), decoder.config());
     let chunk = args.chunk.unwrap_or(args.tokens).min(args.tokens);
-    let options = SessionOptions { chunk, page_size: PAGE, ..Default::default() };
-    let measured = measure::prefill(decoder, options, (args.tokens, args.profile), Repeats::of(gpu)).await;
-    let (seconds, dispatches) = measured.map_err(|e| e.to_string())?;
-    let path = if config.variant() == "gla" || config.variant() == "mla" { "absorbed" } else { "direct" };
     let flop = measure::prefill_flop(&args.size, config, args.tokens);
-    let row = PrefillRow::new(table, (variant, path), (args.tokens, chunk), (flop, seconds));
-    table.add_prefill(row, out).map_err(io)?;
-    if args.profile {
-        report::print_profile(out, &dispatches).map_err(io)?;
+    let forms: &[(&'static str, PrefillPath)] = match decoder.keeps_explicit() {
+        true => {
+            &[("absorbed", PrefillPath::Absorbed), ("explicit", PrefillPath::Explicit), ("auto", PrefillPath::Auto)]
+        }
+        false => &[("-", PrefillPath::Auto)],
+    };
+    for (path, prefill) in forms.iter().filter(|form| args.paths.is_empty() || args.paths.iter().any(|p| p == form.0)) {
+        let options = SessionOptions { chunk, page_size: PAGE, prefill: *prefill, ..Default::default() };
+        let measured = measure::prefill(decoder, options, (args.tokens, args.profile), Repeats::of(gpu)).await;
+        let (seconds, dispatches) = measured.map_err(|e| e.to_string())?;
+        let row = PrefillRow::new(table, (variant, path), (args.tokens, chunk), (flop, seconds));
+        table.add_prefill(row, out).map_err(io)?;
+        if args.profile {
+            report::print_profile(out, &dispatches).map_err(io)?;
+        }
     }
     Ok(())
 }
