@@ -35,7 +35,7 @@ fn parameter_blocks_match_the_shaders() {
     assert_eq!(reflect("append_scaled", "Params"), host!(AppendParams: token_count, slot_count, slab_pages));
     assert_eq!(
         reflect("decode", "Params"),
-        host!(DecodeParams: scale_log2, page_count, page_shift, class_index, slab_pages)
+        host!(DecodeParams: scale_log2, page_count, page_shift, class_index, slab_pages, item_first)
     );
     assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
     assert_eq!(reflect("pages_rows", "Params"), host!(PageRowsParams: page_shift, slab_pages));

@@ -2,19 +2,22 @@
 //!
 //!     cargo run --release --example prefill_table -- [--adapter NAME] [--tier portable|subgroup|matrix]
 //!         [--size 183m|433m|876m|1471m] [--layers N] [--vocab N] [--variants gqa-4,gta-4,gla-2,mla]
-//!         [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--json FILE]
+//!         [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB]
+//!         [--profile] [--dispatch-flop N] [--json FILE]
 //!
 //! The models are the paper's (`--size`, default 1471m: 24 layers, 16 heads of 128), Llama-style with a SwiGLU of 2.75
 //! times the stream, matrices and cache in f16. Tables:
 //!
-//! - Prefill: a prompt of `--tokens` in steps of `--chunk`, of GLA and MLA in each form (`PrefillPath`), from the call to its first token; TFLOP/s of the FLOP that
-//!   `measure::prefill_flop` counts, and their percent of the matrix units' rate, or of f32 multiply-adds without them.
+//! - Prefill: a prompt of `--tokens` in steps of `--chunk`, of GLA and MLA in each form (`PrefillPath`), from the call to
+//!   its first token; TFLOP/s of the FLOP that `measure::prefill_flop` counts, and their percent of the matrix units'
+//!   rate, or of f32 multiply-adds without them.
 //! - Decode: tokens per second of `--batch` sequences of `--lengths` tokens, whose rows are random numbers written into
 //!   the cache; GB/s of weights and cached rows, and their percent of a streaming read. A batch whose cache would exceed
 //!   `--memory` is cut to what fits, and marked.
 //!
 //! Both ceilings are measured in the same run. Times are of the host's clock, medians, after half a second of the same
-//! work. `--profile` prints the dispatches of a prompt by kernel, and the longest one.
+//! work. `--profile` prints the dispatches of a prompt by kernel, and the longest of each; `--dispatch-flop` is what they
+//! may hold (`GpuOptions::dispatch_flop`).
 
 #[path = "../kernel_table/ceilings.rs"]
 #[allow(dead_code)] // what only kernel_table reads
@@ -38,7 +41,8 @@ use timing::Block;
 
 const USAGE: &str = "usage: prefill_table [--adapter NAME] [--tier portable|subgroup|matrix] \
                      [--size 183m|433m|876m|1471m] [--layers N] [--vocab N] [--variants gqa-4,gta-4,gla-2,mla] \
-                     [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--json FILE]";
+                     [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--dispatch-flop N] \
+                     [--json FILE]";
 
 pub(crate) struct Args {
     adapter: Option<String>,
@@ -53,6 +57,7 @@ pub(crate) struct Args {
     lengths: Vec<usize>,
     memory_bytes: f64,
     profile: bool,
+    dispatch_flop: Option<u64>,
     json: Option<String>,
 }
 
@@ -84,6 +89,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         // Of a card of 80 GB, so that a layer of the widest cache still is one binding of 2 GiB.
         memory_bytes: 46.0 * f64::from(1 << 30),
         profile: false,
+        dispatch_flop: None,
         json: None,
     };
     let (mut layers, mut vocab) = (None, None);
@@ -135,6 +141,10 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
                 let gib = value.parse::<f64>().ok().filter(|gib| *gib > 0.0);
                 parsed.memory_bytes = gib.ok_or_else(|| format!("--memory {value}: no size"))? * f64::from(1 << 30);
             }
+            "--dispatch-flop" => {
+                let flop = value.parse().map_err(|_| format!("--dispatch-flop {value}: no count"))?;
+                parsed.dispatch_flop = Some(flop);
+            }
             "--json" => parsed.json = Some(value),
             _ => return Err(format!("unknown argument {name}")),
         }
@@ -158,6 +168,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String>
         adapter: args.adapter.clone(),
         tier: Some(args.tier),
         profile: args.profile,
+        dispatch_flop: args.dispatch_flop,
         ..Default::default()
     };
     let gpu = Gpu::with_options(options).await.map_err(text)?;

@@ -81,6 +81,12 @@ pub(crate) struct DecodeParams {
     pub(crate) page_shift: u32,
     pub(crate) class_index: u32,
     pub(crate) slab_pages: u32,
+    pub(crate) item_first: u32,
+}
+
+/// FLOP of a whole tile of a kernel, over all groups, per token that its rows see.
+fn token_flop(heads: &HeadLayout, shape: &KernelShape) -> u64 {
+    2 * (shape.rows() * heads.groups() * (heads.q_dim() + heads.v_dim())) as u64
 }
 
 impl Decode {
@@ -116,6 +122,7 @@ impl Decode {
         shapes: &[KernelShape],
     ) -> Result<Self> {
         options.check()?;
+        let dispatch_flop = gpu.capabilities().dispatch_flop;
         let layout = StateLayout::new(&heads, dtype);
         let mut classes = Vec::new();
         for &shape in shapes {
@@ -131,6 +138,7 @@ impl Decode {
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
             room: shapes.iter().map(KernelShape::room).collect(),
+            most_tokens: shapes.iter().map(|shape| (dispatch_flop / token_flop(&heads, shape)).max(1)).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
             window: options.window_tokens(),
@@ -245,19 +253,24 @@ impl Decode {
         for (index, (class, (items, _))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
-            let params = DecodeParams {
-                scale_log2: softmax_scale * std::f32::consts::LOG2_E,
-                page_count: layer.pool.pages() as u32,
-                page_shift: layer.page_size.ilog2(),
-                class_index: index as u32,
-                slab_pages: layer.pool.slab_pages() as u32,
-            };
             let mut buffers = vec![&slabs[0], &q.buffer, plan_buffer, out, lse, &partials];
             buffers.extend(sinks);
             buffers.extend(&slabs[1..]);
-            let (y, z) = plan::fold(*items);
             let x = self.shape.workgroups(index);
-            self.gpu.dispatch(pass, class.decode.of(&self.gpu, slabs.len())?, &params, &buffers, (x as u32, y, z))?;
+            let at_once = self.items_at_once(&class.shape, plan.longest[index]);
+            for item_first in (0..*items).step_by(at_once) {
+                let params = DecodeParams {
+                    scale_log2: softmax_scale * std::f32::consts::LOG2_E,
+                    page_count: layer.pool.pages() as u32,
+                    page_shift: layer.page_size.ilog2(),
+                    class_index: index as u32,
+                    slab_pages: layer.pool.slab_pages() as u32,
+                    item_first: item_first as u32,
+                };
+                let (y, z) = plan::fold(at_once.min(items - item_first));
+                let kernel = class.decode.of(&self.gpu, slabs.len())?;
+                self.gpu.dispatch(pass, kernel, &params, &buffers, (x as u32, y, z))?;
+            }
         }
         // Without merges this dispatches nothing; but what it binds is ready when the sequences have grown.
         for (index, (class, (_, merges))) in
@@ -270,6 +283,16 @@ impl Decode {
             self.gpu.dispatch(pass, &class.merge, &(index as u32), &buffers, grid)?;
         }
         Ok(())
+    }
+
+    /// Items of one dispatch, of which the longest sees so many tokens: a power of two, so that parameters repeat.
+    fn items_at_once(&self, shape: &KernelShape, longest: u32) -> usize {
+        let flop = token_flop(&self.heads, shape).saturating_mul(u64::from(longest).max(1));
+        let fits = (self.gpu.capabilities().dispatch_flop / flop).max(1);
+        if fits >= 1 << 31 {
+            return usize::MAX;
+        }
+        1 << fits.ilog2().min(15)
     }
 
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {

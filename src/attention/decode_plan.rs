@@ -20,6 +20,8 @@ pub struct Plan {
     pub(super) tokens: usize,
     /// Per class: work items and merge items.
     pub(super) counts: Vec<(usize, usize)>,
+    /// Per class: tokens of the longest item.
+    pub(super) longest: Vec<u32>,
     pub(super) workgroups: usize,
     pub(super) partial_rows: usize,
     pub(super) max_page: u32,
@@ -139,6 +141,12 @@ impl Decode {
             generation,
             tokens,
             counts: list.classes.iter().zip(&list.merge_classes).map(|(c, m)| (c.len(), m.len())).collect(),
+            // The first of a class is its longest.
+            longest: list
+                .classes
+                .iter()
+                .map(|class| list.items[class.clone()].first().map_or(0, |item| item.token_last - item.token_first))
+                .collect(),
             workgroups: (0..).zip(&list.classes).map(|(class, items)| items.len() * self.shape.workgroups(class)).sum(),
             partial_rows: list.partial_rows,
             max_page: most_page.or(entries.words.iter().copied().max()).unwrap_or(0),

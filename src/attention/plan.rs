@@ -173,19 +173,20 @@ pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy)
         classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).collect();
 
     // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
-    let parts = |(tiles, cutter): (&Vec<Tile>, &Cutter)| {
+    let parts = |((tiles, cutter), most): ((&Vec<Tile>, &Cutter), &u64)| {
         let mut cutter = cutter.clone();
-        tiles.iter().map(|tile| cut(tile, shape, policy, &mut cutter).parts).sum::<u64>()
+        tiles.iter().map(|tile| cut(tile, (shape, *most), policy, &mut cutter).parts).sum::<u64>()
     };
-    let items: u64 = classes.iter().zip(&cutters).map(parts).sum();
+    let items: u64 = classes.iter().zip(&cutters).zip(&shape.most_tokens).map(parts).sum();
     check_items(items)?;
 
     let mut list = WorkList { items: Vec::with_capacity(items as usize), ..WorkList::default() };
     let mut partial_rows = 0u64;
-    for ((tiles, mut cutter), &row_tile) in classes.iter().zip(cutters).zip(&shape.row_tiles) {
+    let kernels = shape.row_tiles.iter().zip(&shape.most_tokens);
+    for ((tiles, mut cutter), (&row_tile, &most)) in classes.iter().zip(cutters).zip(kernels) {
         let (first_item, first_merge, mut slots) = (list.items.len(), list.merges.len(), 0);
         for tile in tiles {
-            let cut = cut(tile, shape, policy, &mut cutter);
+            let cut = cut(tile, (shape, most), policy, &mut cutter);
             let partial_first = (cut.parts > 1).then_some(partial_rows);
             push_items(&mut list.items, tile, cut, partial_first.map(|first| (first, row_tile as u64)))?;
             let Some(partial_first) = partial_first else { continue };
@@ -330,7 +331,7 @@ fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) 
 }
 
 /// The parts of a class's next tile.
-fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, auto: &mut Cutter) -> Cut {
+fn cut(tile: &Tile, (shape, most): (&PlanShape, u64), policy: SplitPolicy, auto: &mut Cutter) -> Cut {
     let tokens = tile.tokens();
     let token_tile = shape.token_tile as u64;
     match policy {
@@ -342,6 +343,10 @@ fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, auto: &mut Cutter) -
         }
         SplitPolicy::Auto => {
             let Parts { parts, long, chunk } = auto.next(tokens);
+            let longest = if long > 0 { chunk } else { tokens.div_ceil(parts.max(1)) };
+            if longest > most {
+                return Cut::even(tile, token_tile, tokens.div_ceil((most - most % token_tile).max(token_tile)));
+            }
             Cut { first: tile.first, tokens, unit: token_tile, parts, long, chunk }
         }
     }

@@ -3,6 +3,7 @@
 
 mod batching;
 mod beams_and_samples;
+mod dispatches;
 mod folders;
 mod forward;
 mod prefill;
