@@ -84,9 +84,22 @@ pub(crate) struct DecodeParams {
     pub(crate) item_first: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct MergeParams {
+    pub(crate) class_index: u32,
+    pub(crate) item_first: u32,
+}
+
 /// FLOP of a whole tile of a kernel, over all groups, per token that its rows see.
 fn token_flop(heads: &HeadLayout, shape: &KernelShape) -> u64 {
     2 * (shape.rows() * heads.groups() * (heads.q_dim() + heads.v_dim())) as u64
+}
+
+/// What one workgroup of a merge takes the time of, with so many parts, of which it joins 32 at a turn (llvmpipe: 3 us, a
+/// core's 16,000 FLOP of a product).
+fn merge_flop(parts: u32) -> u64 {
+    16_000 * u64::from(parts.div_ceil(32)).max(1)
 }
 
 impl Decode {
@@ -257,7 +270,8 @@ impl Decode {
             buffers.extend(sinks);
             buffers.extend(&slabs[1..]);
             let x = self.shape.workgroups(index);
-            let at_once = self.items_at_once(&class.shape, plan.longest[index]);
+            let longest = u64::from(plan.longest[index]).max(1);
+            let at_once = self.at_once(token_flop(&self.heads, &class.shape).saturating_mul(longest));
             for item_first in (0..*items).step_by(at_once) {
                 let params = DecodeParams {
                     scale_log2: softmax_scale * std::f32::consts::LOG2_E,
@@ -276,18 +290,21 @@ impl Decode {
         for (index, (class, (_, merges))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
-            let (y, z) = plan::fold(*merges);
-            let grid = ((groups * class.shape.rows() * merge_blocks(&self.heads)) as u32, y, z);
+            let across = groups * class.shape.rows() * merge_blocks(&self.heads);
+            let at_once = self.at_once(across as u64 * merge_flop(plan.most_parts[index]));
             let mut buffers = vec![&partials, out, plan_buffer, lse];
             buffers.extend(sinks);
-            self.gpu.dispatch(pass, &class.merge, &(index as u32), &buffers, grid)?;
+            for item_first in (0..(*merges).max(1)).step_by(at_once) {
+                let params = MergeParams { class_index: index as u32, item_first: item_first as u32 };
+                let (y, z) = plan::fold(at_once.min(merges - item_first));
+                self.gpu.dispatch(pass, &class.merge, &params, &buffers, (across as u32, y, z))?;
+            }
         }
         Ok(())
     }
 
-    /// Items of one dispatch, of which the longest sees so many tokens: a power of two, so that parameters repeat.
-    fn items_at_once(&self, shape: &KernelShape, longest: u32) -> usize {
-        let flop = token_flop(&self.heads, shape).saturating_mul(u64::from(longest).max(1));
+    /// Items of one dispatch, of so much work each: a power of two, so that parameters repeat.
+    fn at_once(&self, flop: u64) -> usize {
         let fits = (self.gpu.capabilities().dispatch_flop / flop).max(1);
         if fits >= 1 << 31 {
             return usize::MAX;

@@ -22,6 +22,8 @@ pub struct Plan {
     pub(super) counts: Vec<(usize, usize)>,
     /// Per class: tokens of the longest item.
     pub(super) longest: Vec<u32>,
+    /// Per class: most parts of a merge.
+    pub(super) most_parts: Vec<u32>,
     pub(super) workgroups: usize,
     pub(super) partial_rows: usize,
     pub(super) max_page: u32,
@@ -146,6 +148,11 @@ impl Decode {
                 .classes
                 .iter()
                 .map(|class| list.items[class.clone()].first().map_or(0, |item| item.token_last - item.token_first))
+                .collect(),
+            most_parts: list
+                .merge_classes
+                .iter()
+                .map(|class| list.merges[class.clone()].iter().map(|merge| merge.partial_count).max().unwrap_or(0))
                 .collect(),
             workgroups: (0..).zip(&list.classes).map(|(class, items)| items.len() * self.shape.workgroups(class)).sum(),
             partial_rows: list.partial_rows,
