@@ -64,6 +64,7 @@ mod explicit;
 mod generate;
 mod keys;
 mod lookup;
+mod measure_prefill;
 mod owned;
 mod prefill;
 mod projections;

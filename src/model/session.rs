@@ -220,6 +220,16 @@ impl Session {
         &self.cache
     }
 
+    /// What it was made with.
+    pub(super) fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// What attends over what.
+    pub(super) fn attention_parts(&mut self) -> (&Decode, &mut PagedKvCache) {
+        (&self.decode, &mut self.cache)
+    }
+
     /// Most sequences of a call.
     pub(super) fn max_batch(&self) -> usize {
         self.options.max_batch

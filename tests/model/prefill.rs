@@ -455,3 +455,30 @@ fn sessions_refuse_a_form_that_is_not_there() {
     assert_kind!(Session::new(&full, kept).map(drop), ErrorKind::Argument { name: "prefill", .. });
     Session::new(&full, SessionOptions { prefill: PrefillPath::Auto, ..kept }).unwrap();
 }
+
+/// What is measured is a number of tokens or none, and the session goes on as if nothing had been.
+#[test]
+fn the_break_even_is_measured() {
+    let decoder = shipped("mla", LoadOptions::default());
+    let options = SessionOptions { page_size: 16, chunk: 100, cache_tokens: 320, ..Default::default() };
+    let mut session = Session::new(&decoder, options).unwrap();
+    let id = session.insert();
+    let feed = |session: &mut Session, tokens: &[u32]| {
+        pollster::block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap().logits.remove(0)
+    };
+    feed(&mut session, &[1, 2, 3]);
+    let stats = session.stats();
+    let measured = pollster::block_on(session.measure_prefill()).unwrap();
+    println!("explicit from {measured:?} tokens on");
+    assert!(measured.is_none_or(|new| [16, 32, 64, 96].contains(&new)), "{measured:?}");
+    assert_eq!((session.stats(), session.len(id).unwrap()), (stats, 3));
+    let mut other = Session::new(&decoder, options).unwrap();
+    let same = other.insert();
+    pollster::block_on(other.feed(&[(same, &[1, 2, 3])], Want::Logits)).unwrap();
+    let want = pollster::block_on(other.feed(&[(same, &[4])], Want::Logits)).unwrap().logits.remove(0);
+    assert_eq!(feed(&mut session, &[4]), want);
+    // Nothing to choose from.
+    let gqa = shipped("gqa", LoadOptions::default());
+    let mut session = Session::new(&gqa, options).unwrap();
+    assert_eq!(pollster::block_on(session.measure_prefill()).unwrap(), None);
+}
