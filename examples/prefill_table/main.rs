@@ -11,6 +11,8 @@
 //! - Prefill: a prompt of `--tokens` in steps of `--chunk`, of GLA and MLA in each form (`PrefillPath`), from the call to
 //!   its first token; TFLOP/s of the FLOP that `measure::prefill_flop` counts, and their percent of the matrix units'
 //!   rate, or of f32 multiply-adds without them.
+//!   For these, on a GPU, from how many new tokens on the explicit form has fewer FLOP and from how many it is faster
+//!   (`Session::measure_prefill`), behind a context of 4,096.
 //! - Decode: tokens per second of `--batch` sequences of `--lengths` tokens, whose rows are random numbers written into
 //!   the cache; GB/s of weights and cached rows, and their percent of a streaming read. A batch whose cache would exceed
 //!   `--memory` is cut to what fits, and marked.
@@ -31,11 +33,11 @@ mod report;
 #[allow(dead_code)] // what only kernel_table reads
 mod timing;
 
-use latten::model::{Decoder, PrefillPath, SessionOptions};
+use latten::model::{Decoder, PrefillPath, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions, Tier};
 use measure::Repeats;
 use models::{Size, Weights, SIZES, VARIANTS};
-use report::{DecodeRow, PrefillRow, Table};
+use report::{BreakEvenRow, DecodeRow, PrefillRow, Table};
 use std::io::Write;
 use timing::Block;
 
@@ -222,7 +224,20 @@ async fn prefills(
             report::print_profile(out, &dispatches).map_err(io)?;
         }
     }
+    // On software adapters that takes minutes.
+    if decoder.keeps_explicit() && !gpu.capabilities().is_software() {
+        let row = break_even(variant, decoder, chunk.min(1024)).await.map_err(|e| e.to_string())?;
+        table.add_break_even(row, out).map_err(io)?;
+    }
     Ok(())
+}
+
+/// From how many new tokens on the explicit form is faster, behind 4,096 others.
+async fn break_even(variant: &str, decoder: &Decoder, chunk: usize) -> latten::Result<BreakEvenRow> {
+    let most = decoder.config().max_positions.min(4096 + chunk);
+    let options = SessionOptions { chunk, cache_tokens: most, page_size: PAGE, ..Default::default() };
+    let measured = Session::new(decoder, options)?.measure_prefill().await?;
+    Ok(BreakEvenRow { variant: variant.into(), by_flop: decoder.config().prefill_break_even(), measured })
 }
 
 async fn decodes(

@@ -21,6 +21,7 @@ pub struct Table {
     pub ffn: usize,
     pub vocab: usize,
     pub prefill: Vec<PrefillRow>,
+    pub break_even: Vec<BreakEvenRow>,
     pub decode: Vec<DecodeRow>,
 }
 
@@ -36,6 +37,14 @@ pub struct PrefillRow {
     pub tflops: f64,
     /// Of the matrix units, or of f32 multiply-adds where there are none.
     pub percent: f64,
+}
+
+/// New tokens from which on the explicit form is better, if it ever is.
+#[derive(Debug, Serialize)]
+pub struct BreakEvenRow {
+    pub variant: String,
+    pub by_flop: Option<usize>,
+    pub measured: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,6 +123,7 @@ impl Table {
             ffn: size.ffn(),
             vocab: size.vocab,
             prefill: Vec::new(),
+            break_even: Vec::new(),
             decode: Vec::new(),
         }
     }
@@ -141,6 +151,14 @@ impl Table {
              {tokens_per_s:>9.0} tokens/s {tflop:>7.3} TFLOP {tflops:>8.3} TFLOP/s {percent:>5.1}%"
         )?;
         self.prefill.push(row);
+        Ok(())
+    }
+
+    pub fn add_break_even(&mut self, row: BreakEvenRow, out: &mut impl Write) -> io::Result<()> {
+        let text = |tokens: Option<usize>| tokens.map_or("never".into(), |n| format!("from {n} tokens on"));
+        let (by_flop, measured) = (text(row.by_flop), text(row.measured));
+        writeln!(out, "{:<6} explicit has fewer FLOP {by_flop}, is faster {measured}", row.variant)?;
+        self.break_even.push(row);
         Ok(())
     }
 
