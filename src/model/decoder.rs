@@ -37,7 +37,7 @@ pub struct LoadOptions {
     /// Of matrices, whatever they are in the files: F16, F32 or I8.
     pub dtype: DType,
     /// Of GLA and MLA, whether `kv_b_proj` is kept as it is beside its absorbed form, for prompts in the explicit form
-    /// ([`PrefillPath`](super::PrefillPath)): some hundredths of the weights (2% for the paper's largest GLA model). Without,
+    /// ([`PrefillPath`](super::PrefillPath)): some hundredths of the weights (2% of the paper's largest GLA-2 model, 4% of its MLA). Without,
     /// sessions take the absorbed form alone.
     pub explicit: bool,
 }
