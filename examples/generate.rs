@@ -3,7 +3,7 @@
 //! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
-use latten::model::{continue_sequence, Decoder, GenerateOptions, Session, SessionOptions, Utf8Stream};
+use latten::model::{continue_sequence, Decoder, GenerateOptions, PrefillPath, Session, SessionOptions, Utf8Stream};
 use latten::nn::Sampling;
 use latten::{DType, DispatchTime, Gpu, GpuOptions, SeqId, Tier};
 use std::fs::File;
@@ -43,6 +43,7 @@ const USAGE: &str = "usage: generate [options]
   --stop N           with these: a text ends with this token, as 10, the end of a line
   --window N         a token sees the last N tokens alone, and the cache holds no more
   --keep-first N     and the first N, with --window
+  --prefill FORM     of prompts, GLA and MLA: absorbed, explicit or auto; default auto
   --draft DIR        guess tokens ahead with this smaller model, as examples/models/draft: the text is no other
   --lookup           guess them from the text itself
   --guesses N        with these: most guesses per step; default 4
@@ -62,6 +63,7 @@ pub(crate) struct Args {
     several: Option<Several>,
     window: Option<usize>,
     keep_first: usize,
+    prefill: PrefillPath,
     guesses: Guesses,
     profile: bool,
     save: Option<String>,
@@ -86,6 +88,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         several: None,
         window: None,
         keep_first: 0,
+        prefill: PrefillPath::Auto,
         guesses: Guesses::default(),
         profile: false,
         save: None,
@@ -110,6 +113,14 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             "--top-p" => parsed.options.sampling.top_p = number(&arg, &value()?)?,
             "--window" => parsed.window = Some(number(&arg, &value()?)?),
             "--keep-first" => parsed.keep_first = number(&arg, &value()?)?,
+            "--prefill" => {
+                parsed.prefill = match value()?.as_str() {
+                    "absorbed" => PrefillPath::Absorbed,
+                    "explicit" => PrefillPath::Explicit,
+                    "auto" => PrefillPath::Auto,
+                    other => return Err(format!("--prefill {other}: not absorbed, explicit or auto")),
+                }
+            }
             "--adapter" => parsed.adapter = Some(value()?),
             "--pipelines" => parsed.pipelines = Some(value()?),
             "--profile" => parsed.profile = true,
@@ -221,6 +232,7 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         cache_tokens: saved + args.prompt.len() + args.options.max_new_tokens,
         window: args.window,
         keep_first: args.keep_first,
+        prefill: if decoder.keeps_explicit() { args.prefill } else { PrefillPath::Auto },
         ..Default::default()
     };
     let each = options.page_size.saturating_mul(2).saturating_add(args.options.max_new_tokens);

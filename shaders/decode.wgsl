@@ -173,7 +173,7 @@ fn main(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let index = workgroup.z * grid.y + workgroup.y;
+    let index = params.item_first + workgroup.z * grid.y + workgroup.y;
     if (index >= work_item_count(params.class_index)) {
         return;
     }

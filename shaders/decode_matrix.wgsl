@@ -145,7 +145,7 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
 ) {
-    let index = workgroup.z * grid.y + workgroup.y;
+    let index = params.item_first + workgroup.z * grid.y + workgroup.y;
     // Not by work_item_count: naga takes what a function makes of its arguments for non-uniform, and matrices need uniform
     // control flow.
     if (index >= plan[5u + 4u * params.class_index]) {

@@ -145,7 +145,7 @@ fn main(
     @builtin(subgroup_size) subgroup_width: u32,
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
 ) {
-    let index = workgroup.z * grid.y + workgroup.y;
+    let index = params.item_first + workgroup.z * grid.y + workgroup.y;
     if (index >= work_item_count(params.class_index)) {
         return;
     }

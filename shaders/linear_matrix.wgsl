@@ -28,12 +28,13 @@ var<workgroup> scratch: array<vec4<f32>, 64u * ROW_GROUPS * OUT_GROUPS>;
 
 @compute @workgroup_size(THREADS)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
 ) {
     let lane = subgroup * 32u + subgroup_lane;
+    let group = product_group(workgroup);
     let head = group.z;
     let first_row = group.y * ROWS;
     let first_out = group.x * (MATRIX_ROWS / SUMS_PER_OUTPUT);

@@ -14,7 +14,8 @@
 // Sums over a workgroup's lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each.
 var<workgroup> totals: array<f32, PADDED * OUT_LANES>;
 
-fn product(group: vec3<u32>, lane: u32) {
+fn product(workgroup: vec3<u32>, lane: u32) {
+    let group = product_group(workgroup);
     if (rest_of(group, lane)) {
         return;
     }

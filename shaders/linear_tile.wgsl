@@ -17,7 +17,8 @@ var<workgroup> x_tile: array<vec4<f32>, TILE_ROWS * STRIDE>;
 var<workgroup> w_tile: array<vec4<f32>, TILE_OUT * STRIDE>;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = product_group(workgroup);
     let head = group.z;
     let first_row = group.y * TILE_ROWS;
     let first_out = group.x * OUTPUTS * 8u;

@@ -14,6 +14,7 @@
 
 struct Params {
     class_index: u32,
+    item_first: u32, // of the dispatch, among the class's items
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -41,7 +42,7 @@ fn main(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let index = workgroup.z * grid.y + workgroup.y;
+    let index = params.item_first + workgroup.z * grid.y + workgroup.y;
     let v_first = workgroup.x % V_BLOCKS * V_BLOCK + lane % V_LANES;
     let tile_row = workgroup.x / V_BLOCKS % ROW_TILE;
     let group = workgroup.x / (V_BLOCKS * ROW_TILE);

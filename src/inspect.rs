@@ -2,7 +2,7 @@
 //! to read a shader, and for the tests that validate and translate them all. Needs no GPU.
 
 use crate::attention::append::append_spec;
-use crate::attention::kernels::{kernel_spec, merge_spec};
+use crate::attention::kernels::{cached_rows_spec, join_spec, kernel_spec, merge_spec};
 use crate::attention::pool::with_slabs;
 use crate::attention::select::{Device, KernelShape};
 use crate::attention::shape::ShapeLimits;
@@ -77,7 +77,11 @@ fn attention() -> Result<Vec<Labelled>> {
             ] {
                 let limits = ShapeLimits { workgroup_bytes, subgroup_size: lanes };
                 let device = Device { limits, tier, subgroup_min: lanes };
-                for shape in KernelShape::all(&heads, dtype, &device)? {
+                let mut shapes = KernelShape::all(&heads, dtype, &device)?;
+                if heads.heads_per_group() == 1 {
+                    shapes.push(KernelShape::tallest(&heads, dtype, &device)?);
+                }
+                for shape in shapes {
                     // A device of more memory has other tiles, too; the portable ones stand for them.
                     if tier == Tier::Matrix && !matches!(shape, KernelShape::Matrix(_)) {
                         continue;
@@ -91,6 +95,11 @@ fn attention() -> Result<Vec<Labelled>> {
                     }
                 }
             }
+            if heads.state_dim() == heads.nope_dim() {
+                let (what, spec) = (format!("{what} rows"), cached_rows_spec(&heads, dtype, 3 * heads.kv_dim())?);
+                all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));
+            }
+            all.push((what.clone(), join_spec(&heads)));
             for direction in [Direction::FromPages, Direction::ToPages] {
                 let (what, spec) = (format!("{what} {direction:?}"), pages_rows_spec(&heads, dtype, direction));
                 all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));
@@ -142,6 +151,10 @@ fn layouts() -> Result<Vec<(String, HeadLayout)>> {
     {
         let heads = HeadLayout::gla(Gla { q_heads, latent_heads, latent_dim, rope_dim })?;
         all.push((format!("gla-{latent_heads}x{latent_dim}+{rope_dim}"), heads));
+    }
+    for (q_heads, nope_dim, v_dim, rope_dim) in [(16, 128, 128, 64), (8, 48, 64, 0), (3, 20, 6, 2)] {
+        let heads = HeadLayout::explicit(q_heads, nope_dim, v_dim, rope_dim)?;
+        all.push((format!("explicit-{nope_dim}+{rope_dim} values {v_dim}"), heads));
     }
     for (q_heads, latent_dim, rope_dim) in [(128, 512, 64), (16, 256, 32), (16, 1792, 64)] {
         all.push((format!("mla-{latent_dim}+{rope_dim}"), HeadLayout::mla(Mla { q_heads, latent_dim, rope_dim })?));

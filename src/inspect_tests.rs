@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::attention::append::AppendParams;
-use crate::attention::decode::DecodeParams;
+use crate::attention::decode::{DecodeParams, MergeParams};
+use crate::attention::explicit::CachedRowsParams;
 use crate::attention::plan::{MergeItem, WorkItem};
 use crate::cache::{CopyParams, PageRowsParams};
 use crate::gpu::kernel::PARAM_BYTES;
@@ -34,13 +35,15 @@ fn parameter_blocks_match_the_shaders() {
     assert_eq!(reflect("append_scaled", "Params"), host!(AppendParams: token_count, slot_count, slab_pages));
     assert_eq!(
         reflect("decode", "Params"),
-        host!(DecodeParams: scale_log2, page_count, page_shift, class_index, slab_pages)
+        host!(DecodeParams: scale_log2, page_count, page_shift, class_index, slab_pages, item_first)
     );
-    assert_eq!(reflect("merge", "Params"), (vec![("class_index".into(), 0)], size_of::<u32>()));
+    assert_eq!(reflect("merge", "Params"), host!(MergeParams: class_index, item_first));
     assert_eq!(reflect("pages_rows", "Params"), host!(PageRowsParams: page_shift, slab_pages));
+    assert_eq!(reflect("cached_rows", "Params"), host!(CachedRowsParams: first, page_shift, slot_count, slab_pages));
+    assert_eq!(reflect("join", "Params"), (vec![("first".into(), 0)], size_of::<u32>()));
     assert_eq!(reflect("stream", "Params"), host!(StreamParams: words, first));
     assert_eq!(reflect("copy_pages", "Params"), host!(CopyParams: copy_count, page_count, page_words, slab_pages));
-    for kernel in ["append", "copy_pages", "decode", "merge", "pages_rows", "stream"] {
+    for kernel in ["append", "cached_rows", "copy_pages", "decode", "merge", "pages_rows", "stream"] {
         assert!(reflect(kernel, "Params").1 <= PARAM_BYTES, "{kernel}");
     }
 }

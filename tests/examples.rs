@@ -18,6 +18,9 @@ mod kernel_table;
 #[path = "../examples/logits.rs"]
 mod logits;
 #[allow(dead_code)]
+#[path = "../examples/prefill_table/main.rs"]
+mod prefill_table;
+#[allow(dead_code)]
 #[path = "../examples/save_speed.rs"]
 mod save_speed;
 #[allow(dead_code)]
@@ -259,6 +262,7 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         ("--dtype f64", "--dtype f64"),
         ("--kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
         ("--seed", "--seed wants a value"),
+        ("--prefill implicit", "--prefill implicit: not absorbed, explicit or auto"),
         ("--save-session f", "a session is of one model"),
         ("--load-session f", "a session is of one model"),
         ("--load-session f --variant gla --tokens 0", "--tokens is 0"),
@@ -393,4 +397,52 @@ fn kernel_table_draws_an_earlier_run() {
     assert!(svg.contains("streaming read 4591 GB/s") && svg.contains("f32 multiply-add 42.1 TFLOP/s"));
     assert!(kernel_table::drawn("tests/vectors/kernel_gla_1.json").is_err());
     assert!(kernel_table::drawn("nowhere.json").is_err());
+}
+
+/// A model small enough for a software GPU; the numbers are those of a run, their arithmetic is checked.
+#[test]
+fn prefill_table_measures_a_small_model() {
+    let complaint = |args| prefill_table::parse(words(args)).err().unwrap_or_default();
+    for (args, why) in [
+        ("--size 2b", "no size 2b"),
+        ("--variants gla-2,rwkv", "no variant rwkv"),
+        ("--paths implicit", "no path implicit"),
+        ("--tokens 0", "--tokens 0: not a number"),
+        ("--lengths 63", "need 64 tokens"),
+        ("--memory -1", "--memory -1: no size"),
+        ("--json", "--json needs a value"),
+    ] {
+        assert!(complaint(args).contains(why), "{args}: {}", complaint(args));
+    }
+    let json = std::env::temp_dir().join(format!("latten-prefill-{}.json", std::process::id()));
+    let small =
+        "--size 183m --layers 1 --vocab 300 --variants gqa-4,gla-2 --tokens 65 --chunk 65 --batch 2 --lengths 128";
+    // A token of a layer has 576 bytes: one sequence of GLA fits, none of GQA with its 1,024.
+    let args = format!("{small} --memory 0.0001 --tier portable --json {}", json.display());
+    let mut out = Vec::new();
+    pollster::block_on(prefill_table::run(&prefill_table::parse(words(&args)).unwrap(), &mut out)).unwrap();
+    let (out, table) = (String::from_utf8(out).unwrap(), std::fs::read_to_string(&json).unwrap());
+    std::fs::remove_file(&json).unwrap();
+    let table: Value = serde_json::from_str(&table).unwrap();
+    let text = |row: &Value| [&row["variant"], &row["path"]].map(|v| v.as_str().unwrap().to_string()).join(" ");
+    let rows: Vec<String> = table["prefill"].as_array().unwrap().iter().map(text).collect();
+    assert_eq!(rows, ["gqa-4 -", "gla-2 absorbed", "gla-2 explicit", "gla-2 auto"], "{out}");
+    let number = |row: &Value, name: &str| row[name].as_f64().unwrap();
+    for row in table["prefill"].as_array().unwrap() {
+        // Matrices of a layer of GLA: MLP, o, down and up of queries and of keys and values; of GQA q, k, v.
+        let projections = match text(row).starts_with("gla") {
+            true => 512 * 768 + 12 * 96 * 512 + (256 + 32) * 768 + 12 * 128 * 128,
+            false => (12 + 8) * 64 * 768,
+        };
+        let rope = if text(row).starts_with("gla") { 32 } else { 0 };
+        let flop = 2.0 * (65 * (3 * 2112 * 768 + 768 * 768 + projections) + 65 * 33 * 12 * (128 + rope)) as f64;
+        assert!((number(row, "tflop") * 1e12 - flop).abs() < 1.0, "{row}, wanted {flop}");
+        let rate = number(row, "tflop") / number(row, "ms") * 1e3;
+        assert!((rate / number(row, "tflops") - 1.0).abs() < 1e-9, "{row}");
+    }
+    let decode = &table["decode"][0];
+    let cut =
+        ["batch", "wanted_batch", "length", "bytes_per_token_and_layer"].map(|name| decode[name].as_u64().unwrap());
+    assert_eq!((table["decode"].as_array().unwrap().len(), cut), (1, [1, 2, 128, 576]), "{out}");
+    assert!(out.contains("1 (of 2)"), "{out}");
 }

@@ -7,6 +7,7 @@ struct Params {
     page_shift: u32, // log2 of the tokens per page
     class_index: u32,
     slab_pages: u32, // of each slab but the last
+    item_first: u32, // of the dispatch, among the class's items
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

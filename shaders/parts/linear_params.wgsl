@@ -10,7 +10,7 @@ struct Params {
     y_offset: u32,
     y_row_stride: u32,
     y_head_stride: u32,
-    flags: u32, // 1: there is a bias, 2: add to y
+    flags: u32, // 1: there is a bias, 2: add to y; from bit 2 on first workgroup in y, from bit 16 on in x
     tail_dim: u32, // outputs behind the matrix's own: parts/tail_*.wgsl
     eps: f32, // parts/scaling_rms.wgsl, parts/rest_norm.wgsl
     rest_groups: u32, // parts/rest_norm.wgsl
@@ -18,6 +18,11 @@ struct Params {
     rest_tail: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
+
+// A workgroup of the product's grid, of which a dispatch may be a part.
+fn product_group(group: vec3<u32>) -> vec3<u32> {
+    return group + vec3<u32>(params.flags >> 16u, params.flags >> 2u & 0x3fffu, 0u);
+}
 
 // First element of x for a row; rows past the last repeat it, and are not stored.
 fn input_base(row: u32, head: u32) -> u32 {

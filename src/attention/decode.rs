@@ -1,15 +1,13 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
 
-use super::balance::most_slots;
+use super::decode_plan::Plan;
 use super::kernels::{kernel_spec, merge_blocks, merge_spec};
 use super::layout::{KvView, StateLayout};
 use super::options::AttentionOptions;
-use super::plan::{self, PlanShape, SplitPolicy, Step, WorkList};
-use super::plan_buffer::{self, Entries, Home, PlanBuffer};
+use super::plan::{self, PlanShape, SplitPolicy};
+use super::plan_buffer::Home;
 use super::pool::PoolKernel;
 use super::select::{Device, KernelShape};
-use super::tables::PageTables;
-use super::view::{KvSource, Resident};
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor};
@@ -28,15 +26,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// # Ok(()) }
 /// ```
 pub struct Decode {
-    gpu: Gpu,
-    heads: HeadLayout,
+    pub(super) gpu: Gpu,
+    pub(super) heads: HeadLayout,
     dtype: DType,
-    options: AttentionOptions,
-    policy: SplitPolicy,
-    shape: PlanShape,
+    pub(super) options: AttentionOptions,
+    pub(super) policy: SplitPolicy,
+    pub(super) shape: PlanShape,
     classes: Vec<Class>,
-    plans: Home,
-    partials: Mutex<Buffer>,
+    pub(super) plans: Home,
+    pub(super) partials: Mutex<Buffer>,
     outputs: Mutex<Vec<DecodeOutput>>,
 }
 
@@ -45,21 +43,6 @@ struct Class {
     shape: KernelShape,
     decode: PoolKernel,
     merge: Kernel,
-}
-
-/// The work of one step: which workgroup reads which tokens of which sequence. Made once, used by every layer.
-///
-/// Keep it until the passes that use it are submitted: dropped, its buffer serves the next plan.
-pub struct Plan {
-    buffer: Option<PlanBuffer>,
-    home: Home,
-    generation: u64,
-    tokens: usize,
-    /// Per class: work items and merge items.
-    counts: Vec<(usize, usize)>,
-    workgroups: usize,
-    partial_rows: usize,
-    max_page: u32,
 }
 
 /// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`].
@@ -98,6 +81,25 @@ pub(crate) struct DecodeParams {
     pub(crate) page_shift: u32,
     pub(crate) class_index: u32,
     pub(crate) slab_pages: u32,
+    pub(crate) item_first: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct MergeParams {
+    pub(crate) class_index: u32,
+    pub(crate) item_first: u32,
+}
+
+/// FLOP of a whole tile of a kernel, over all groups, per token that its rows see.
+fn token_flop(heads: &HeadLayout, shape: &KernelShape) -> u64 {
+    2 * (shape.rows() * heads.groups() * (heads.q_dim() + heads.v_dim())) as u64
+}
+
+/// What one workgroup of a merge takes the time of, with so many parts, of which it joins 32 at a turn (llvmpipe: 3 us, a
+/// core's 16,000 FLOP of a product).
+fn merge_flop(parts: u32) -> u64 {
+    16_000 * u64::from(parts.div_ceil(32)).max(1)
 }
 
 impl Decode {
@@ -113,11 +115,30 @@ impl Decode {
     ///
     /// Errors: as [`Decode::new`]; [`ErrorKind::Argument`] for an option out of range.
     pub fn with_options(gpu: &Gpu, heads: HeadLayout, dtype: DType, options: AttentionOptions) -> Result<Self> {
-        options.check()?;
-        let layout = StateLayout::new(&heads, dtype);
         let shapes = KernelShape::all(&heads, dtype, &Device::of(gpu.capabilities()))?;
+        Self::with_shapes(gpu, heads, dtype, options, &shapes)
+    }
+
+    /// With the kernel for the most rows alone, for prompts: shorter ones take it too.
+    ///
+    /// Errors: as [`Decode::with_options`].
+    pub(crate) fn tallest(gpu: &Gpu, heads: HeadLayout, dtype: DType, options: AttentionOptions) -> Result<Self> {
+        let shape = KernelShape::tallest(&heads, dtype, &Device::of(gpu.capabilities()))?;
+        Self::with_shapes(gpu, heads, dtype, options, &[shape])
+    }
+
+    fn with_shapes(
+        gpu: &Gpu,
+        heads: HeadLayout,
+        dtype: DType,
+        options: AttentionOptions,
+        shapes: &[KernelShape],
+    ) -> Result<Self> {
+        options.check()?;
+        let dispatch_flop = gpu.capabilities().dispatch_flop;
+        let layout = StateLayout::new(&heads, dtype);
         let mut classes = Vec::new();
-        for &shape in &shapes {
+        for &shape in shapes {
             let decode = PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)?;
             let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
             classes.push(Class { shape, decode, merge });
@@ -130,6 +151,7 @@ impl Decode {
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
             room: shapes.iter().map(KernelShape::room).collect(),
+            most_tokens: shapes.iter().map(|shape| (dispatch_flop / token_flop(&heads, shape)).max(1)).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
             window: options.window_tokens(),
@@ -178,82 +200,6 @@ impl Decode {
     /// The options it was made with.
     pub fn options(&self) -> &AttentionOptions {
         &self.options
-    }
-
-    /// Plans a step: each sequence attends from its reserved tokens over everything it holds, those included.
-    ///
-    /// Valid until any sequence of the cache changes, whichever it is. The plan is uploaded, and what is recorded is
-    /// submitted before: so plan before recording the step.
-    ///
-    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved,
-    /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
-    pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
-        self.plan_masked(cache, sequences, None)
-    }
-
-    /// [`Decode::plan`] with a tree mask per query token, for a `Decode` made with [`AttentionOptions::tree`]: bit i of
-    /// `masks[t]` says whether query token t sees the i-th of its own sequence's reserved tokens. What was cached before,
-    /// every token sees. (With a window, a token sees the last of all these, in a tree its nearest ancestors, and of
-    /// the farthest [`AttentionOptions::keep_first`].)
-    ///
-    /// Masks say who sees whom, not where: rotate queries and keys by the tokens' depths, through [`Append::encode`]
-    /// (the cache's own append counts positions along the sequence).
-    ///
-    /// Errors: as [`Decode::plan`]; [`ErrorKind::Shape`] for another number of masks than query tokens,
-    /// [`ErrorKind::Argument`] for more than 64 tokens of one sequence, bits past them, a token that does not see itself, a
-    /// `Decode` made without tree masks.
-    ///
-    /// [`Append::encode`]: super::Append::encode
-    pub fn plan_tree<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: &[u64]) -> Result<Plan> {
-        self.plan_masked(cache, sequences, Some(masks))
-    }
-
-    fn plan_masked<S: KvSource>(&self, cache: &S, sequences: &[S::Id], masks: Option<&[u64]>) -> Result<Plan> {
-        let resident = cache.resident(sequences)?;
-        let (batch, tables, most_page) = match resident {
-            Some(Resident { batch, tables, most_page }) => (batch, Some(tables), Some(most_page)),
-            None => (cache.batch(sequences)?, None, None),
-        };
-        let entries = tables.map_or(&batch.page_table[..], PageTables::words);
-        if batch.tokens() == 0 {
-            return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
-        }
-        let masks = self.options.masks(&batch.sequences, masks)?;
-        let step = Step {
-            sequences: &batch.sequences,
-            masks: &masks,
-            page_size: u32::try_from(cache.page_size()).unwrap_or(0), // which is refused
-            page_entries: entries.len(),
-        };
-        let list = plan::plan_step(&step, &self.shape, self.policy)?;
-        self.reserve_partials(&list)?;
-        let entries = Entries { words: entries, resident: tables };
-        let buffer = plan_buffer::upload(&self.gpu, &self.plans, &list, &masks, &entries)?;
-        Ok(Plan {
-            buffer: Some(buffer),
-            home: self.plans.clone(),
-            generation: batch.generation,
-            tokens: batch.tokens(),
-            counts: list.classes.iter().zip(&list.merge_classes).map(|(c, m)| (c.len(), m.len())).collect(),
-            workgroups: (0..).zip(&list.classes).map(|(class, items)| items.len() * self.shape.workgroups(class)).sum(),
-            partial_rows: list.partial_rows,
-            max_page: most_page.or(batch.page_table.iter().copied().max()).unwrap_or(0),
-        })
-    }
-
-    /// Grows the scratch for partial results: to what the plan needs, and at once to what Auto may need when the same
-    /// sequences have grown, so that a decode loop allocates nothing after its first step.
-    fn reserve_partials(&self, list: &WorkList) -> Result<()> {
-        let row_bytes = 4 * (self.heads.v_dim() + 1) * self.heads.groups();
-        let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
-        let auto = self.policy == SplitPolicy::Auto;
-        let later = if auto { most_partial_rows(list, &self.shape) } else { 0 };
-        let limit = self.gpu.capabilities().max_binding_bytes as usize / row_bytes;
-        let bytes = (list.partial_rows.max(later.min(limit)) * row_bytes) as u64;
-        if bytes > partials.size_bytes() {
-            *partials = self.gpu.create_buffer("partials", bytes)?;
-        }
-        Ok(())
     }
 
     /// Result tensors for `tokens` query tokens, `(tokens, q_heads, v_dim)` and `(tokens, q_heads)`: memory of an earlier
@@ -320,31 +266,50 @@ impl Decode {
         for (index, (class, (items, _))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
-            let params = DecodeParams {
-                scale_log2: softmax_scale * std::f32::consts::LOG2_E,
-                page_count: layer.pool.pages() as u32,
-                page_shift: layer.page_size.ilog2(),
-                class_index: index as u32,
-                slab_pages: layer.pool.slab_pages() as u32,
-            };
             let mut buffers = vec![&slabs[0], &q.buffer, plan_buffer, out, lse, &partials];
             buffers.extend(sinks);
             buffers.extend(&slabs[1..]);
-            let (y, z) = plan::fold(*items);
             let x = self.shape.workgroups(index);
-            self.gpu.dispatch(pass, class.decode.of(&self.gpu, slabs.len())?, &params, &buffers, (x as u32, y, z))?;
+            let longest = u64::from(plan.longest[index]).max(1);
+            let at_once = self.at_once(token_flop(&self.heads, &class.shape).saturating_mul(longest));
+            for item_first in (0..*items).step_by(at_once) {
+                let params = DecodeParams {
+                    scale_log2: softmax_scale * std::f32::consts::LOG2_E,
+                    page_count: layer.pool.pages() as u32,
+                    page_shift: layer.page_size.ilog2(),
+                    class_index: index as u32,
+                    slab_pages: layer.pool.slab_pages() as u32,
+                    item_first: item_first as u32,
+                };
+                let (y, z) = plan::fold(at_once.min(items - item_first));
+                let kernel = class.decode.of(&self.gpu, slabs.len())?;
+                self.gpu.dispatch(pass, kernel, &params, &buffers, (x as u32, y, z))?;
+            }
         }
         // Without merges this dispatches nothing; but what it binds is ready when the sequences have grown.
         for (index, (class, (_, merges))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
-            let (y, z) = plan::fold(*merges);
-            let grid = ((groups * class.shape.rows() * merge_blocks(&self.heads)) as u32, y, z);
+            let across = groups * class.shape.rows() * merge_blocks(&self.heads);
+            let at_once = self.at_once(across as u64 * merge_flop(plan.most_parts[index]));
             let mut buffers = vec![&partials, out, plan_buffer, lse];
             buffers.extend(sinks);
-            self.gpu.dispatch(pass, &class.merge, &(index as u32), &buffers, grid)?;
+            for item_first in (0..(*merges).max(1)).step_by(at_once) {
+                let params = MergeParams { class_index: index as u32, item_first: item_first as u32 };
+                let (y, z) = plan::fold(at_once.min(merges - item_first));
+                self.gpu.dispatch(pass, &class.merge, &params, &buffers, (across as u32, y, z))?;
+            }
         }
         Ok(())
+    }
+
+    /// Items of one dispatch, of so much work each: a power of two, so that parameters repeat.
+    fn at_once(&self, flop: u64) -> usize {
+        let fits = (self.gpu.capabilities().dispatch_flop / flop).max(1);
+        if fits >= 1 << 31 {
+            return usize::MAX;
+        }
+        1 << fits.ilog2().min(15)
     }
 
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
@@ -384,44 +349,3 @@ impl Decode {
         plan.buffer.as_ref().map(|plan| &plan.buffer).ok_or_else(foreign)
     }
 }
-
-impl Plan {
-    /// Query tokens of the step, over all sequences.
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// Work items in all: parts of sequences, each for every group.
-    pub fn items(&self) -> usize {
-        self.counts.iter().map(|c| c.0).sum()
-    }
-
-    /// Workgroups that decode takes in all; a workgroup takes one or more groups of an item.
-    pub fn workgroups(&self) -> usize {
-        self.workgroups
-    }
-
-    /// Whether some sequence is split, so that a merge follows.
-    pub fn is_split(&self) -> bool {
-        self.partial_rows > 0
-    }
-}
-
-impl Drop for Plan {
-    fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.home.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-        }
-    }
-}
-
-/// Partial rows that Auto may need for batches like this one: each of its classes may use so many slots.
-fn most_partial_rows(list: &WorkList, shape: &PlanShape) -> usize {
-    let used = list.classes.iter().zip(&shape.row_tiles).enumerate().filter(|(_, (items, _))| !items.is_empty());
-    used.map(|(class, (_, rows))| most_slots(shape.slots(class), shape.workgroups(class)).saturating_mul(*rows))
-        .fold(0, usize::saturating_add)
-}
-
-#[cfg(test)]
-#[path = "decode_tests.rs"]
-mod tests;

@@ -24,6 +24,9 @@ pub(crate) struct Step<'a> {
     pub page_size: u32,
     /// Entries of the batch's page table.
     pub page_entries: usize,
+    /// Of each sequence the tokens that there are keys and values of, none empty; no ranges for all of them. What lies
+    /// before is the sequence's gap, what lies behind has no page. Not beside first tokens of a window.
+    pub held: &'a [Range<u32>],
 }
 
 /// Tables that follow the batch's own in a plan.

@@ -135,6 +135,13 @@ impl HeadLayout {
         Self::gla(Gla { q_heads: v.q_heads, latent_heads: 1, latent_dim: v.latent_dim, rope_dim: v.rope_dim })
     }
 
+    /// GLA and MLA in the explicit form: per query head a state `[k_nope (nope_dim) | v (v_dim)]`, and the one rope key of
+    /// all heads.
+    pub(crate) fn explicit(q_heads: usize, nope_dim: usize, v_dim: usize, rope_dim: usize) -> Result<Self> {
+        let state_dim = nope_dim.saturating_add(v_dim);
+        Self { q_heads, groups: q_heads, state_dim, nope_dim, rope_dim, v_offset: nope_dim, v_dim }.checked("q_heads")
+    }
+
     fn checked(self, groups_name: &'static str) -> Result<Self> {
         for (name, value) in [("q_heads", self.q_heads), (groups_name, self.groups), ("state_dim", self.state_dim)] {
             if value == 0 || value > MAX_DIM {

@@ -231,3 +231,43 @@ pub(crate) fn merge_spec(heads: &HeadLayout, options: &AttentionOptions, row_til
         workgroup_bytes: 256 * 16 + 2 * 8 * 4,
     }
 }
+
+/// Rows of latents out of their pages, rope keys behind rows of `row_dim` elements.
+pub(crate) fn cached_rows_spec(heads: &HeadLayout, dtype: DType, row_dim: usize) -> Result<KernelSpec> {
+    let layout = StateLayout::of_decode(heads, dtype);
+    let mut consts = state_consts(heads, &layout);
+    consts.extend([
+        ("STATE_DIM", number(heads.state_dim())),
+        ("ROPE_DIM", number(heads.rope_dim())),
+        ("ROW_DIM", number(row_dim)),
+        ("VECS_PER_WORD", number(layout.elems_per_word / 4)),
+    ]);
+    let scaled = layout.spans > 0;
+    let elements =
+        if scaled { part!("parts/row_elements_scaled.wgsl") } else { part!("parts/row_elements_plain.wgsl") };
+    Ok(KernelSpec {
+        name: "cached_rows",
+        consts,
+        parts: vec![
+            cache_part(dtype)?,
+            part!("parts/slabs_1.wgsl"),
+            part!("parts/slab_loads_1.wgsl"),
+            part!("parts/page.wgsl"),
+            elements,
+            part!("cached_rows.wgsl"),
+        ],
+        bindings: vec![Access::Read, Access::Read, Access::Write, Access::Write],
+        workgroup_bytes: 0,
+    })
+}
+
+/// Two results of one step's rows, over disjoint tokens, into one.
+pub(crate) fn join_spec(heads: &HeadLayout) -> KernelSpec {
+    KernelSpec {
+        name: "join",
+        consts: vec![("Q_HEADS", number(heads.q_heads())), ("V_DIM", number(heads.v_dim()))],
+        parts: vec![part!("parts/softmax.wgsl"), part!("join.wgsl")],
+        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write],
+        workgroup_bytes: 0,
+    }
+}

@@ -3,6 +3,8 @@
 pub mod append;
 mod balance;
 pub mod decode;
+pub(crate) mod decode_plan;
+pub(crate) mod explicit;
 mod gap;
 pub mod heads;
 pub(crate) mod kernels;
@@ -10,7 +12,7 @@ pub mod layout;
 pub(crate) mod matrix;
 pub mod options;
 pub(crate) mod plan;
-mod plan_buffer;
+pub(crate) mod plan_buffer;
 mod plan_shape;
 pub(crate) mod pool;
 pub(crate) mod rows;
@@ -21,7 +23,8 @@ pub(crate) mod tree;
 pub mod view;
 
 pub use append::{Append, AppendArgs, Rotation};
-pub use decode::{Decode, DecodeArgs, DecodeOutput, Plan};
+pub use decode::{Decode, DecodeArgs, DecodeOutput};
+pub use decode_plan::Plan;
 pub use heads::{Gla, Gqa, Gta, HeadLayout, Mla};
 pub use layout::{KvView, StateLayout};
 pub use options::AttentionOptions;

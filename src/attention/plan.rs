@@ -160,7 +160,7 @@ impl Cut {
 #[cfg(test)]
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
     let page_entries = sequences.iter().map(|sequence| sequence.kv_len.div_ceil(64) as usize).sum();
-    plan_step(&Step { sequences, masks: &[], page_size: 64, page_entries }, shape, policy)
+    plan_step(&Step { sequences, masks: &[], page_size: 64, page_entries, held: &[] }, shape, policy)
 }
 
 /// Plans the work of a step. The result depends on nothing but the arguments.
@@ -173,19 +173,20 @@ pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy)
         classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).collect();
 
     // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
-    let parts = |(tiles, cutter): (&Vec<Tile>, &Cutter)| {
+    let parts = |((tiles, cutter), most): ((&Vec<Tile>, &Cutter), &u64)| {
         let mut cutter = cutter.clone();
-        tiles.iter().map(|tile| cut(tile, shape, policy, &mut cutter).parts).sum::<u64>()
+        tiles.iter().map(|tile| cut(tile, (shape, *most), policy, &mut cutter).parts).sum::<u64>()
     };
-    let items: u64 = classes.iter().zip(&cutters).map(parts).sum();
+    let items: u64 = classes.iter().zip(&cutters).zip(&shape.most_tokens).map(parts).sum();
     check_items(items)?;
 
     let mut list = WorkList { items: Vec::with_capacity(items as usize), ..WorkList::default() };
     let mut partial_rows = 0u64;
-    for ((tiles, mut cutter), &row_tile) in classes.iter().zip(cutters).zip(&shape.row_tiles) {
+    let kernels = shape.row_tiles.iter().zip(&shape.most_tokens);
+    for ((tiles, mut cutter), (&row_tile, &most)) in classes.iter().zip(cutters).zip(kernels) {
         let (first_item, first_merge, mut slots) = (list.items.len(), list.merges.len(), 0);
         for tile in tiles {
-            let cut = cut(tile, shape, policy, &mut cutter);
+            let cut = cut(tile, (shape, most), policy, &mut cutter);
             let partial_first = (cut.parts > 1).then_some(partial_rows);
             push_items(&mut list.items, tile, cut, partial_first.map(|first| (first, row_tile as u64)))?;
             let Some(partial_first) = partial_first else { continue };
@@ -248,6 +249,7 @@ fn tiles(step: &Step<'_>, shape: &PlanShape, tables: &mut Tables) -> Result<Vec<
             let last = (first + row_tile).min(rows) - 1;
             let token = |row: u64| (row / shape.heads_per_group as u64) as u32;
             let (token_first, token_last) = seen(&sequence, step.masks, token(first)..token(last) + 1, shape.window);
+            let (token_first, token_last) = held(step.held.get(index), (token_first, token_last));
             classes[class].push(Tile {
                 sequence,
                 row_first: first as u32, // no truncation here and below: less than rows, which fits
@@ -278,6 +280,14 @@ fn seen(sequence: &SeqView, masks: &[u64], tokens: Range<u32>, window: u32) -> (
     let first = masks.iter().map(first).min();
     let last = masks.iter().map(|mask| before + u64::BITS - mask.leading_zeros()).max();
     (first.unwrap_or(0), last.unwrap_or(before))
+}
+
+/// Of tokens that are seen, from the first to one past the last, those that are held.
+fn held(held: Option<&Range<u32>>, (first, last): (u32, u32)) -> (u32, u32) {
+    let Some(held) = held else { return (first, last) };
+    let (first, last) = (first.max(held.start), last.min(held.end));
+    // No token, at a place that has a page.
+    (if first < last { first } else { held.end }, if first < last { last } else { held.end })
 }
 
 /// Rows of a sequence per group, its numbers checked.
@@ -321,7 +331,7 @@ fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) 
 }
 
 /// The parts of a class's next tile.
-fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, auto: &mut Cutter) -> Cut {
+fn cut(tile: &Tile, (shape, most): (&PlanShape, u64), policy: SplitPolicy, auto: &mut Cutter) -> Cut {
     let tokens = tile.tokens();
     let token_tile = shape.token_tile as u64;
     match policy {
@@ -333,6 +343,10 @@ fn cut(tile: &Tile, shape: &PlanShape, policy: SplitPolicy, auto: &mut Cutter) -
         }
         SplitPolicy::Auto => {
             let Parts { parts, long, chunk } = auto.next(tokens);
+            let longest = if long > 0 { chunk } else { tokens.div_ceil(parts.max(1)) };
+            if longest > most {
+                return Cut::even(tile, token_tile, tokens.div_ceil((most - most % token_tile).max(token_tile)));
+            }
             Cut { first: tile.first, tokens, unit: token_tile, parts, long, chunk }
         }
     }
@@ -397,3 +411,7 @@ pub(crate) fn fold(count: usize) -> (u32, u32) {
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "held_tests.rs"]
+mod held_tests;

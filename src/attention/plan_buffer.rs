@@ -19,10 +19,10 @@ const HEAD_WORDS: usize = 4096;
 const KEPT: usize = 4;
 
 /// The page tables of a plan.
-pub(super) struct Entries<'a> {
-    pub(super) words: &'a [u32],
+pub(crate) struct Entries<'a> {
+    pub(crate) words: &'a [u32],
     /// Where these words are, if they stay from step to step.
-    pub(super) resident: Option<&'a PageTables>,
+    pub(crate) resident: Option<&'a PageTables>,
 }
 
 /// Buffers that no plan has, the last one given back at the end.

@@ -20,6 +20,8 @@ pub(crate) struct PlanShape {
     pub groups_per_workgroup: Vec<usize>,
     /// For each of them how many ordinary workgroups one takes the room of (workgroups).
     pub room: Vec<usize>,
+    /// For each of them the most tokens that Auto gives an item, whatever else speaks for more (tokens).
+    pub most_tokens: Vec<u64>,
     /// Ordinary workgroups that fill the device (workgroups).
     pub target_workgroups: usize,
     /// Chunks start at multiples of this from the tile's first visible token (tokens); a power of two.
@@ -74,6 +76,10 @@ impl PlanShape {
         if self.room.len() != self.row_tiles.len() || self.room.contains(&0) {
             let why = format!("{:?} are not {} counts of workgroups", self.room, self.row_tiles.len());
             return Err(ErrorKind::argument("room", why));
+        }
+        if self.most_tokens.len() != self.row_tiles.len() || self.most_tokens.contains(&0) {
+            let why = format!("{:?} are not {} counts of tokens", self.most_tokens, self.row_tiles.len());
+            return Err(ErrorKind::argument("most_tokens", why));
         }
         match policy {
             SplitPolicy::FixedTokens(0) => Err(ErrorKind::argument("split", "FixedTokens(0): a part needs tokens")),

@@ -14,6 +14,7 @@ fn gla() -> PlanShape {
         row_tiles: vec![8, 16, 64],
         groups_per_workgroup: vec![1; 3],
         room: vec![1; 3],
+        most_tokens: vec![u64::MAX; 3],
         target_workgroups: 264,
         token_tile: 64,
         window: 0,
@@ -188,7 +189,7 @@ fn a_tree_reaches_as_far_as_its_masks() {
     let cuts = |masks: &[u64], window| {
         let shape = PlanShape { heads_per_group: 32, window, ..gqa() };
         let sequences = batch(&[(0, 50), (5, 105)]);
-        let step = Step { sequences: &sequences, masks, page_size: 64, page_entries: 3 };
+        let step = Step { sequences: &sequences, masks, page_size: 64, page_entries: 3, held: &[] };
         let list = plan_step(&step, &shape, SplitPolicy::Off).unwrap();
         let mut cuts: Vec<_> = list.items.iter().map(|i| (i.row_first, i.token_first, i.token_last)).collect();
         cuts.sort();
@@ -311,7 +312,13 @@ fn bad_arguments() {
         PlanShape { target_workgroups: 0, ..gla() },
         PlanShape { token_tile: 0, ..gla() },
         PlanShape { token_tile: 48, ..gla() },
-        PlanShape { row_tiles: vec![], groups_per_workgroup: vec![], room: vec![], ..gla() },
+        PlanShape {
+            row_tiles: vec![],
+            groups_per_workgroup: vec![],
+            room: vec![],
+            most_tokens: vec![u64::MAX; 1],
+            ..gla()
+        },
         PlanShape { row_tiles: vec![0, 8, 64], ..gla() },
         PlanShape { row_tiles: vec![8, 8, 64], ..gla() },
         PlanShape { row_tiles: vec![8, 16, usize::MAX], ..gla() },
@@ -320,6 +327,8 @@ fn bad_arguments() {
         PlanShape { groups_per_workgroup: vec![1, 1, 3], ..gla() },
         PlanShape { room: vec![1, 1], ..gla() },
         PlanShape { room: vec![1, 0, 1], ..gla() },
+        PlanShape { most_tokens: vec![9, 9], ..gla() },
+        PlanShape { most_tokens: vec![9, 0, 9], ..gla() },
     ];
     for shape in wrong {
         let kind = err(&ok, &shape, SplitPolicy::Auto);
@@ -342,7 +351,13 @@ fn extremes_are_errors_or_plans() {
         assert!(matches!(err(&[view; 9], &gla(), policy), ErrorKind::TooLarge { .. }));
     }
     // 2^22 parts of 2^16 rows pass the limit on items, but not 32 bits.
-    let tall = PlanShape { row_tiles: vec![1 << 16], groups_per_workgroup: vec![1], room: vec![1], ..gla() };
+    let tall = PlanShape {
+        row_tiles: vec![1 << 16],
+        groups_per_workgroup: vec![1],
+        room: vec![1],
+        most_tokens: vec![u64::MAX; 1],
+        ..gla()
+    };
     let kv_len = 1 << 28;
     let kind = err(&[SeqView { kv_len, ..view }], &tall, SplitPolicy::FixedTokens(64));
     assert!(matches!(kind, ErrorKind::Argument { name: "split", .. }), "{kind}");
@@ -351,8 +366,14 @@ fn extremes_are_errors_or_plans() {
     assert!(matches!(kind, ErrorKind::Argument { name: "q_len", .. }), "{kind}");
     let kind = err(&[SeqView { q_token_first: MAX, ..view }], &gla(), SplitPolicy::Off);
     assert!(matches!(kind, ErrorKind::Argument { name: "q_token_first", .. }), "{kind}");
-    let one =
-        PlanShape { heads_per_group: 1, row_tiles: vec![1], groups_per_workgroup: vec![1], room: vec![1], ..gla() };
+    let one = PlanShape {
+        heads_per_group: 1,
+        row_tiles: vec![1],
+        groups_per_workgroup: vec![1],
+        room: vec![1],
+        most_tokens: vec![u64::MAX; 1],
+        ..gla()
+    };
     assert!(matches!(err(&[SeqView { q_len: MAX, ..view }], &one, SplitPolicy::Off), ErrorKind::TooLarge { .. }));
 }
 
@@ -393,6 +414,7 @@ fn shape() -> impl Strategy<Value = PlanShape> {
                 bytes_per_token: v_dim * ratio,
                 groups_per_workgroup: most_groups[..row_tiles.len()].iter().map(divisor).collect(),
                 room: most_groups[..row_tiles.len()].to_vec(),
+                most_tokens: vec![u64::MAX; row_tiles.len()],
                 row_tiles,
                 target_workgroups,
                 token_tile: 1 << log2,
@@ -461,4 +483,23 @@ proptest! {
             prop_assert_eq!(&alone[&view.q_token_first], &together[&view.q_token_first]);
         }
     }
+}
+
+/// On a slow device an item is bounded, however few there are: by whole token tiles, and other policies are as asked.
+#[test]
+fn auto_bounds_what_an_item_sees() {
+    let slow = PlanShape { most_tokens: vec![5000, 1000, 70], target_workgroups: 2, ..gla() };
+    let sequences = batch(&[(1, 40_000), (2, 9000), (1, 70), (40, 3000), (1, 5000)]);
+    let list = plan(&sequences, &slow, SplitPolicy::Auto).unwrap();
+    check_plan(&sequences, &slow, &list);
+    let longest = |list: &WorkList, class: usize| list.items[list.classes[class].clone()].iter().map(tokens).max();
+    // 64 rows a token: all are of the tallest kernel.
+    assert_eq!((longest(&list, 0), longest(&list, 2)), (None, Some(70)));
+    let few = PlanShape { heads_per_group: 4, ..slow.clone() };
+    let list = plan(&sequences, &few, SplitPolicy::Auto).unwrap();
+    check_plan(&sequences, &few, &list);
+    assert!((4000..=5000).contains(&longest(&list, 0).unwrap()), "{:?}", longest(&list, 0));
+    assert_eq!(longest(&list, 2), Some(64));
+    let whole = plan(&sequences, &few, SplitPolicy::Off).unwrap();
+    assert_eq!(longest(&whole, 0), Some(40_000));
 }

@@ -76,6 +76,22 @@ impl KernelShape {
         Ok(shapes)
     }
 
+    /// The kernel for the most rows of a layout whose groups have a head each, so that rows are query tokens.
+    ///
+    /// Errors: as [`DecodeShape::all`].
+    pub(crate) fn tallest(heads: &HeadLayout, dtype: DType, device: &Device) -> Result<Self> {
+        let layout = &StateLayout::of_decode(heads, dtype);
+        let matrices = device.tier >= Tier::Matrix && dtype == DType::F16;
+        let matrix = [matrix::MAX_ROWS, 32, 16]
+            .into_iter()
+            .filter(|_| matrices)
+            .find_map(|rows| MatrixShape::choose(heads, layout, rows, device.limits.workgroup_bytes));
+        match matrix {
+            Some(shape) => Ok(Self::Matrix(shape)),
+            None => DecodeShape::tallest(heads, layout, device.limits).map(Self::Tile),
+        }
+    }
+
     /// Query rows of a tile.
     pub(crate) fn rows(&self) -> usize {
         match self {

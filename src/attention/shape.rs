@@ -66,27 +66,39 @@ impl DecodeShape {
         let mut shapes: Vec<Self> = Vec::new();
         for q_len in [1, 4, 16] {
             let wanted = (heads.heads_per_group() * q_len).min(MAX_ROWS);
-            let mut rows = if wanted > 2 { wanted.next_multiple_of(4) } else { wanted };
-            let shape = loop {
-                match Self::choose(heads, layout, rows, limits) {
-                    Some(shape) => break shape,
-                    None if rows > 4 => rows = (rows / 2).next_multiple_of(4),
-                    None => {
-                        let what = format!(
-                            "a state of {} elements with a rope key of {} does not fit in {} bytes of workgroup memory",
-                            heads.state_dim(),
-                            heads.rope_dim(),
-                            limits.workgroup_bytes
-                        );
-                        return Err(ErrorKind::Unsupported { what }.into());
-                    }
-                }
-            };
+            let shape = Self::of_rows(heads, layout, limits, wanted)?;
             if shapes.last().is_none_or(|last| last.rows() < shape.rows()) {
                 shapes.push(shape);
             }
         }
         Ok(shapes)
+    }
+
+    /// The kernel for as many rows as fit.
+    ///
+    /// Errors: as [`DecodeShape::all`].
+    pub(crate) fn tallest(heads: &HeadLayout, layout: &StateLayout, limits: ShapeLimits) -> Result<Self> {
+        Self::of_rows(heads, layout, limits, MAX_ROWS)
+    }
+
+    /// The kernel for `wanted` rows, or for fewer where those do not fit.
+    fn of_rows(heads: &HeadLayout, layout: &StateLayout, limits: ShapeLimits, wanted: usize) -> Result<Self> {
+        let mut rows = if wanted > 2 { wanted.next_multiple_of(4) } else { wanted };
+        loop {
+            match Self::choose(heads, layout, rows, limits) {
+                Some(shape) => return Ok(shape),
+                None if rows > 4 => rows = (rows / 2).next_multiple_of(4),
+                None => {
+                    let what = format!(
+                        "a state of {} elements with a rope key of {} does not fit in {} bytes of workgroup memory",
+                        heads.state_dim(),
+                        heads.rope_dim(),
+                        limits.workgroup_bytes
+                    );
+                    return Err(ErrorKind::Unsupported { what }.into());
+                }
+            }
+        }
     }
 
     /// The best shape for `rows` rows by the model, or none within the limits.

@@ -58,6 +58,10 @@ pub struct Capabilities {
     /// How many workgroups keep the device busy: the planner's target. A guess by device type, unless
     /// [`GpuOptions::target_workgroups`](super::GpuOptions) says it; [`Gpu::measure_parallelism`](super::Gpu) finds out.
     pub target_workgroups: usize,
+    /// FLOP that one dispatch of a product or of attention holds at most, about: larger ones are cut, so that none takes
+    /// more than 50 ms. `u64::MAX` for no bound. A guess by device type, for a slow one of it, unless
+    /// [`GpuOptions::dispatch_flop`](super::GpuOptions) says it; [`nn::measure_dispatch_flop`](crate::nn) finds out.
+    pub dispatch_flop: u64,
 }
 
 /// What the kernels need at the least: WebGPU's defaults, but the workgroup memory of wgpu's downlevel ones.
@@ -96,6 +100,12 @@ impl Capabilities {
             wgpu::DeviceType::Cpu => 2 * cores,
             _ => 256,
         };
+        // Of 50 ms: 2 GFLOP/s a core (llvmpipe has 3 to 5), 50 GFLOP/s; discrete cards have no need.
+        let slow = match info.device_type {
+            wgpu::DeviceType::Cpu => 100_000_000 * cores as u64,
+            wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 2_500_000_000,
+            _ => u64::MAX,
+        };
         Ok(Self {
             adapter: describe(&info),
             device_type: info.device_type,
@@ -112,6 +122,7 @@ impl Capabilities {
             device_tier: tier,
             uniform_align_bytes: limits.min_uniform_buffer_offset_alignment,
             timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
+            dispatch_flop: options.dispatch_flop.unwrap_or(slow).max(1),
             target_workgroups: options.target_workgroups.unwrap_or(guess).max(1),
         })
     }

@@ -43,6 +43,9 @@ pub struct GpuOptions {
     pub tier: Option<Tier>,
     /// Override of the planner's workgroup target ([`Capabilities::target_workgroups`]).
     pub target_workgroups: Option<usize>,
+    /// Override of the work of one dispatch ([`Capabilities::dispatch_flop`]): what
+    /// [`nn::measure_dispatch_flop`](crate::nn::measure_dispatch_flop) found, or `u64::MAX` for no bound.
+    pub dispatch_flop: Option<u64>,
     /// Ask for timestamps inside passes, which [`Gpu::start_profile`] needs. Not every device has them.
     pub profile: bool,
     /// A file that compiled pipelines are kept in, so that the next start compiles faster. Where the device has no such

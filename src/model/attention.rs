@@ -1,10 +1,12 @@
 //! The attention of a block: from the stream through norm, queries, cache and decode back to the stream.
 
 use super::config::{AttentionConfig, Config};
-use super::projections::Projections;
+use super::explicit::{ExplicitPrefill, Step};
+use super::projections::{Forms, Projections};
 use super::store::Store;
 use super::weights::Source;
-use crate::attention::{Decode, Plan};
+use crate::attention::explicit::ExplicitPlan;
+use crate::attention::{Decode, DecodeOutput, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
@@ -33,6 +35,10 @@ pub(super) struct AttentionScratch {
     pub(super) kv: Tensor,
     /// GLA, MLA, out of the latent space: (rows, q_heads, v_head_dim)
     pub(super) values: Tensor,
+    /// Explicit prefill: (rows, q_heads, head_dim + rope_dim)
+    pub(super) q_explicit: Tensor,
+    /// Explicit prefill: (rows, q_heads)
+    pub(super) lse: Tensor,
 }
 
 /// What the attention of every block of a step needs beside its own weights.
@@ -40,7 +46,10 @@ pub(super) struct AttentionStep<'a> {
     pub(super) rows: usize,
     pub(super) cache: &'a mut PagedKvCache,
     pub(super) decode: &'a Decode,
-    pub(super) plan: &'a Plan,
+    /// Of the sequences in the absorbed form, and those of variants that have one form; none where no sequence is.
+    pub(super) plan: Option<&'a Plan>,
+    /// Of those in the explicit form, if there are any.
+    pub(super) explicit: Option<Step<'a>>,
     pub(super) sequences: &'a [SeqId],
     pub(super) cos_sin: &'a Tensor,
     pub(super) softmax_scale: f32,
@@ -72,7 +81,12 @@ impl Attention {
         })
     }
 
-    /// Appends the reserved tokens of `sequences` to one layer of the cache and attends from them.
+    pub(super) fn keeps_explicit(&self) -> bool {
+        self.projections.explicit().is_some()
+    }
+
+    /// Appends the reserved tokens of `sequences` to one layer of the cache and attends from them, in the absorbed form
+    /// where there are two.
     ///
     /// - `x`: (tokens, hidden_size) F32, in the order of the sequences
     /// - `cache`: of the layout and rotation of the layer's [`Config`]
@@ -86,14 +100,48 @@ impl Attention {
         decode: &Decode,
         sequences: &[SeqId],
     ) -> Result<Tensor> {
-        let plan = decode.plan(cache, sequences)?;
-        let (rows, hidden) = (plan.tokens(), self.config.hidden_size);
+        self.forward_with(x, (cache, layer), decode, sequences, None)
+    }
+
+    /// [`Attention::forward`] with prompts in the form that `prefill` chooses.
+    ///
+    /// Errors: as there, and [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a `prefill` of another layout or dtype.
+    pub fn forward_prefill(
+        &self,
+        x: &Tensor,
+        (cache, layer): (&mut PagedKvCache, usize),
+        decode: &Decode,
+        sequences: &[SeqId],
+        prefill: &mut ExplicitPrefill,
+    ) -> Result<Tensor> {
+        self.forward_with(x, (cache, layer), decode, sequences, Some(prefill))
+    }
+
+    fn forward_with(
+        &self,
+        x: &Tensor,
+        (cache, layer): (&mut PagedKvCache, usize),
+        decode: &Decode,
+        sequences: &[SeqId],
+        mut prefill: Option<&mut ExplicitPrefill>,
+    ) -> Result<Tensor> {
+        let prefill = prefill.as_mut().filter(|_| self.keeps_explicit());
+        let planned = StepPlans::new(decode, cache, sequences, prefill.map(|prefill| &mut **prefill))?;
+        let (rows, hidden) = (planned.tokens, self.config.hidden_size);
         x.expect("x", &[rows, hidden], DType::F32)?;
         let cos_sin = cache.cos_sin(sequences)?;
-        let scratch = AttentionScratch::new(&self.gpu, &self.config, rows)?;
+        let scratch = AttentionScratch::new(&self.gpu, &self.config, (rows, planned.explicit().is_some()))?;
         let y = Tensor::zeros(&self.gpu, &[rows, hidden], DType::F32)?;
-        let softmax_scale = self.config.softmax_scale();
-        let mut step = AttentionStep { rows, cache, decode, plan: &plan, sequences, cos_sin: &cos_sin, softmax_scale };
+        let mut step = AttentionStep {
+            rows,
+            cache,
+            decode,
+            plan: planned.absorbed.as_ref(),
+            explicit: planned.explicit(),
+            sequences,
+            cos_sin: &cos_sin,
+            softmax_scale: self.config.softmax_scale(),
+        };
         self.run(layer, &scratch, &mut step, Span::of(x), Span::of(&y))?;
         // The plan and the scratch go at the end of this function, so what uses them must be on its way.
         self.gpu.submit()?;
@@ -110,17 +158,68 @@ impl Attention {
         x: Span<'_>,
     ) -> Result<()> {
         let rows = step.rows;
-        self.projections.project(s, rows, input, step.cos_sin)?;
+        let explicit = self.projections.explicit().zip(step.explicit);
+        let forms = Forms { absorbed: step.plan.is_some(), explicit: explicit.is_some() };
+        self.projections.project(s, rows, input, step.cos_sin, forms)?;
         step.cache.append(layer, step.sequences, &s.kv)?;
-        let attended = step.decode.run(step.plan, &step.cache.layer(layer)?, &s.q, step.softmax_scale)?;
-        let values = self.projections.values(s, rows, &attended.out)?;
+        let view = step.cache.layer(layer)?;
+        let attended = step.plan.map(|plan| step.decode.run(plan, &view, &s.q, step.softmax_scale)).transpose()?;
+        let values = match &attended {
+            // Of rows in the explicit form this is nothing: what follows writes them.
+            Some(attended) => self.projections.values(s, rows, &attended.out)?,
+            None => &s.values,
+        };
+        if let Some((up, explicit)) = explicit {
+            let output = DecodeOutput { out: s.values.clone(), lse: s.lse.clone() };
+            explicit.run(&view, &s.q_explicit, step.softmax_scale, &output, |rows, latents, kv| {
+                up.run(rows, latents, kv)
+            })?;
+        }
         self.o.run(rows, Span::of(values), x, true)
     }
 }
 
+/// The plans of a step, for all layers.
+pub(super) struct StepPlans<'a> {
+    /// Query tokens.
+    pub(super) tokens: usize,
+    pub(super) absorbed: Option<Plan>,
+    explicit: Option<(&'a ExplicitPrefill, ExplicitPlan)>,
+}
+
+impl<'a> StepPlans<'a> {
+    /// Errors: as [`Decode::plan`].
+    pub(super) fn new(
+        decode: &Decode,
+        cache: &PagedKvCache,
+        sequences: &[SeqId],
+        prefill: Option<&'a mut ExplicitPrefill>,
+    ) -> Result<Self> {
+        let Some(prefill) = prefill else { return Self::absorbed(decode, cache, sequences) };
+        let Some(planned) = prefill.plan(decode, cache, sequences)? else {
+            return Self::absorbed(decode, cache, sequences);
+        };
+        let absorbed = match planned.absorbed.contains(&true) {
+            true => Some(decode.plan_some(cache, sequences, |sequence| planned.absorbed[sequence])?),
+            false => None,
+        };
+        Ok(StepPlans { tokens: planned.tokens, absorbed, explicit: Some((prefill, planned.plan)) })
+    }
+
+    /// Of a step without explicit sequences.
+    pub(super) fn absorbed(decode: &Decode, cache: &PagedKvCache, sequences: &[SeqId]) -> Result<Self> {
+        let plan = decode.plan(cache, sequences)?;
+        Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None })
+    }
+
+    pub(super) fn explicit(&self) -> Option<Step<'_>> {
+        self.explicit.as_ref().and_then(|(prefill, plan)| prefill.step(plan))
+    }
+}
+
 impl AttentionScratch {
-    /// Tensors of `rows` rows.
-    pub(super) fn new(gpu: &Gpu, config: &Config, rows: usize) -> Result<Self> {
+    /// Tensors of `rows` rows, with those of explicit prefill or without.
+    pub(super) fn new(gpu: &Gpu, config: &Config, (rows, explicit): (usize, bool)) -> Result<Self> {
         let layout = config.layout()?;
         let heads = config.q_heads;
         let f32s = |dims: &[usize]| Tensor::zeros(gpu, &[&[rows], dims].concat(), DType::F32);
@@ -136,7 +235,11 @@ impl AttentionScratch {
             _ => (unused(1)?, f32s(&[heads, config.head_dim])?, unused(2)?),
         };
         let (q, kv) = (f32s(&[heads, layout.q_dim()])?, f32s(&[layout.kv_dim()])?);
-        Ok(AttentionScratch { down, q_raw, q, kv, values })
+        let (q_explicit, lse) = match explicit {
+            true => (f32s(&[heads, config.head_dim + config.rope_dim()])?, f32s(&[heads])?),
+            false => (unused(2)?, unused(1)?),
+        };
+        Ok(AttentionScratch { down, q_raw, q, kv, values, q_explicit, lse })
     }
 
     /// The same memory for the first `rows` rows.
@@ -148,6 +251,8 @@ impl AttentionScratch {
             q: cut(&self.q)?,
             kv: cut(&self.kv)?,
             values: cut(&self.values)?,
+            q_explicit: cut(&self.q_explicit)?,
+            lse: cut(&self.lse)?,
         })
     }
 }

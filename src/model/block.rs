@@ -34,6 +34,15 @@ impl Block {
         })
     }
 
+    pub(super) fn keeps_explicit(&self) -> bool {
+        self.attention.keeps_explicit()
+    }
+
+    /// The attention, with the norm before it.
+    pub(super) fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
     /// Records the block for the step's rows: `x` in, `x` out.
     pub(super) fn run(&self, layer: usize, s: &Scratch, step: &mut AttentionStep<'_>) -> Result<()> {
         let (rows, x) = (step.rows, Span::of(&s.x));
@@ -43,12 +52,12 @@ impl Block {
 }
 
 impl Scratch {
-    /// Tensors of `rows` rows.
-    pub(super) fn new(gpu: &Gpu, config: &Config, rows: usize) -> Result<Self> {
+    /// Tensors of `rows` rows, with those of explicit prefill or without.
+    pub(super) fn new(gpu: &Gpu, config: &Config, (rows, explicit): (usize, bool)) -> Result<Self> {
         let f32s = |dim: usize| Tensor::zeros(gpu, &[rows, dim], DType::F32);
         Ok(Scratch {
             x: f32s(config.hidden_size)?,
-            attention: AttentionScratch::new(gpu, config, rows)?,
+            attention: AttentionScratch::new(gpu, config, (rows, explicit))?,
             ffn: f32s(config.experts.map_or(0, |e| e.shared_width).max(config.intermediate_size))?,
             mixture: MixtureScratch::new(gpu, config, rows)?,
         })

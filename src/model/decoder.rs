@@ -31,6 +31,23 @@ pub(super) struct Inner {
     fingerprint: u64,
 }
 
+/// How a model is kept on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Of matrices, whatever they are in the files: F16, F32 or I8.
+    pub dtype: DType,
+    /// Of GLA and MLA, whether `kv_b_proj` is kept as it is beside its absorbed form, for prompts in the explicit form
+    /// ([`PrefillPath`](super::PrefillPath)): some hundredths of the weights (2% of the paper's largest GLA-2 model, 4% of its MLA). Without,
+    /// sessions take the absorbed form alone.
+    pub explicit: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { dtype: DType::F16, explicit: true }
+    }
+}
+
 impl Decoder {
     /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names.
     /// `dtype` (F16, F32 or I8) is how matrices are kept on the device, whatever they are in the files (f32, f16 or
@@ -42,17 +59,30 @@ impl Decoder {
     /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
     /// tensor or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, dtype: DType) -> Result<Self> {
+        Self::load_with(gpu, folder, LoadOptions { dtype, ..Default::default() })
+    }
+
+    /// [`Decoder::load`] with options. Errors: as there.
+    pub fn load_with(gpu: &Gpu, folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
+        let LoadOptions { dtype, explicit } = options;
         let path = folder.as_ref().join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| io(&path, &e))?;
         let config = Config::parse(&path.display().to_string(), &text)?;
-        Self::from_source(Source::new(gpu, Store::open(folder.as_ref())?, dtype), config, dtype)
+        let source = Source::new(gpu, Store::open(folder.as_ref())?, dtype).with_explicit(explicit);
+        Self::from_source(source, config, dtype)
     }
 
     /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of a safetensors file.
     /// Errors: as there, but [`ErrorKind::Io`].
     pub fn from_bytes(gpu: &Gpu, config: Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
+        Self::from_bytes_with(gpu, config, weights, LoadOptions { dtype, ..Default::default() })
+    }
+
+    /// [`Decoder::from_bytes`] with options. Errors: as there.
+    pub fn from_bytes_with(gpu: &Gpu, config: Config, weights: (&str, &[u8]), options: LoadOptions) -> Result<Self> {
+        let LoadOptions { dtype, explicit } = options;
         let store = Store::from_bytes(weights.0, weights.1)?;
-        Self::from_source(Source::new(gpu, store, dtype), config, dtype)
+        Self::from_source(Source::new(gpu, store, dtype).with_explicit(explicit), config, dtype)
     }
 
     fn from_source(source: Source<'_>, config: Config, dtype: DType) -> Result<Self> {
@@ -92,6 +122,11 @@ impl Decoder {
     /// model by. Against mistakes, not against malice.
     pub fn fingerprint(&self) -> u64 {
         self.inner.fingerprint
+    }
+
+    /// Whether prompts may take the explicit form ([`LoadOptions::explicit`]); of GQA and GTA, which have one form, no.
+    pub fn keeps_explicit(&self) -> bool {
+        self.inner.blocks.first().is_some_and(Block::keeps_explicit)
     }
 
     /// The device.

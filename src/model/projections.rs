@@ -33,6 +33,23 @@ pub(super) struct Latent {
     rotates: bool,
     /// W_UV per head, with the value's bias. The key's bias drops out of the softmax.
     unabsorb: Linear,
+    /// None where it is not kept, or there is no rope key.
+    explicit: Option<ExplicitUp>,
+}
+
+/// What the explicit form has in place of `absorb` and `unabsorb`.
+pub(super) struct ExplicitUp {
+    /// Per latent head `[W_UK | W_UV]` of each of its query heads, with the value's bias.
+    up: Linear,
+    /// Of `[nope | rope]`.
+    rotate: Rotate,
+}
+
+/// The forms that a step's tokens take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forms {
+    pub(super) absorbed: bool,
+    pub(super) explicit: bool,
 }
 
 /// How latent attention comes to its queries, per head [nope | rope], and to its cached rows.
@@ -64,8 +81,15 @@ impl Projections {
         }
     }
 
-    /// From `input` to `q` and `kv`.
-    pub(super) fn project(&self, s: &AttentionScratch, rows: usize, input: Span<'_>, cos_sin: &Tensor) -> Result<()> {
+    /// From `input` to `q`, or `q_explicit`, or both, and `kv`.
+    pub(super) fn project(
+        &self,
+        s: &AttentionScratch,
+        rows: usize,
+        input: Span<'_>,
+        cos_sin: &Tensor,
+        forms: Forms,
+    ) -> Result<()> {
         let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
         match self {
             Projections::Direct(direct) => {
@@ -91,12 +115,26 @@ impl Projections {
                         down.head_stride(*dim)
                     }
                 };
+                if let (Some(explicit), true) = (&latent.explicit, forms.explicit) {
+                    explicit.queries(s, rows, cos_sin, q_raw)?;
+                }
+                if !forms.absorbed {
+                    return Ok(());
+                }
                 // [nope | rope] -> [absorbed | rotated]
                 match latent.rotates {
                     true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q),
                     false => latent.absorb.run(rows, q_raw, q, false),
                 }
             }
+        }
+    }
+
+    /// What the explicit form needs, where it is kept.
+    pub(super) fn explicit(&self) -> Option<&ExplicitUp> {
+        match self {
+            Projections::Direct(_) => None,
+            Projections::Latent(latent) => latent.explicit.as_ref(),
         }
     }
 
@@ -109,6 +147,19 @@ impl Projections {
                 Ok(&s.values)
             }
         }
+    }
+}
+
+impl ExplicitUp {
+    /// [nope | rope] -> [nope | rotated]
+    fn queries(&self, s: &AttentionScratch, rows: usize, cos_sin: &Tensor, q_raw: Span<'_>) -> Result<()> {
+        self.rotate.run(rows, cos_sin, q_raw, Span::of(&s.q_explicit))
+    }
+
+    /// Keys and values of `rows` latents, (rows, groups, latent_dim), in rows of `kv`, whose ends are not touched.
+    pub(super) fn run(&self, rows: usize, latents: &Tensor, kv: &Tensor) -> Result<()> {
+        let width = self.up.outputs();
+        self.up.run(rows, Span::of(latents), Span::of(kv).head_stride(width), false)
     }
 }
 
@@ -191,25 +242,44 @@ impl Load<'_> {
                 (self.queries("q_proj", head_dim, hidden)?, queries)
             }
         };
-        let (keys, values) = self.key_value_up(latent_dim)?;
+        let up = self.key_value_up(latent_dim)?;
+        let (keys, values) = self.absorbed(&up);
         let absorb = self.source.linear_heads(&keys)?;
         let rotates = rope_dim > 0;
+        let explicit = match self.rotate(head_dim)? {
+            Some(rotate) if self.source.keeps_explicit() => Some(self.explicit(&up, groups, rotate)?),
+            _ => None,
+        };
         Ok(Latent {
             down: self.first(&Matrix::stack(&[down, kv_down]))?,
             queries,
             absorb: if rotates { absorb.with_tail(rope_dim, self.config.rope().rotation)? } else { absorb },
             rotates,
             unabsorb: self.source.linear_heads(&values)?,
+            explicit,
         })
     }
 
-    /// Of `kv_b_proj`, per head: W_UK^T (latent_dim, head_dim), and W_UV (v_head_dim, latent_dim) with its bias.
-    fn key_value_up(&self, latent_dim: usize) -> Result<(Vec<Matrix>, Vec<Matrix>)> {
+    /// `kv_b_proj`: per head `[W_UK (head_dim) | W_UV (v_head_dim)]` of latent_dim.
+    fn key_value_up(&self, latent_dim: usize) -> Result<Matrix> {
+        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        self.matrix("kv_b_proj", heads * (head_dim + v_head_dim), latent_dim)
+    }
+
+    /// Per head: W_UK^T (latent_dim, head_dim), and W_UV (v_head_dim, latent_dim) with its bias.
+    fn absorbed(&self, up: &Matrix) -> (Vec<Matrix>, Vec<Matrix>) {
         let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
         let both = head_dim + v_head_dim;
-        let up = self.matrix("kv_b_proj", heads * both, latent_dim)?;
         let keys = (0..heads).map(|h| up.cut(h * both..h * both + head_dim).transposed()).collect();
         let values = (0..heads).map(|h| up.cut(h * both + head_dim..(h + 1) * both)).collect();
-        Ok((keys, values))
+        (keys, values)
+    }
+
+    /// Per latent head the rows of its query heads, in the order of explicit keys and values.
+    fn explicit(&self, up: &Matrix, groups: usize, rotate: Rotate) -> Result<ExplicitUp> {
+        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        let (both, per_group) = (head_dim + v_head_dim, heads / groups);
+        let group = |g: usize| up.cut(g * per_group * both..(g + 1) * per_group * both).without_bias(both, 0..head_dim);
+        Ok(ExplicitUp { up: self.source.linear_heads(&(0..groups).map(group).collect::<Vec<_>>())?, rotate })
     }
 }

@@ -1,8 +1,10 @@
 //! Sequences being decoded: their KV cache, and the buffers of a step.
 
-use super::attention::AttentionStep;
+use super::attention::{AttentionStep, StepPlans};
 use super::block::Scratch;
 use super::decoder::Decoder;
+use super::explicit::ExplicitPrefill;
+use super::prefill::PrefillPath;
 use super::schedule::{schedule, Part};
 use super::windowed::Unfinished;
 use crate::attention::{AttentionOptions, Decode, KvSource, SplitPolicy};
@@ -32,6 +34,10 @@ pub struct SessionOptions {
     /// they came, so the distance to these grows: past what the model was trained for, it is the model that has to bear
     /// it.
     pub keep_first: usize,
+    /// In which form GLA and MLA take prompts. The explicit one has scratch memory of up to 256 MiB, made by the first
+    /// prompt that takes it (or [`Session::warm_up`]): with the default `chunk` that is one without much before it, and
+    /// needs little; longer contexts want chunks of at least [`Config::prefill_break_even`](super::Config) tokens.
+    pub prefill: PrefillPath,
 }
 
 impl Default for SessionOptions {
@@ -44,6 +50,7 @@ impl Default for SessionOptions {
             kv_dtype: DType::F16,
             window: None,
             keep_first: 0,
+            prefill: PrefillPath::Auto,
         }
     }
 }
@@ -93,6 +100,8 @@ pub struct Session {
     decoder: Decoder,
     pub(super) cache: PagedKvCache,
     decode: Decode,
+    /// For prompts in the explicit form, if there may be any.
+    prefill: Option<ExplicitPrefill>,
     options: SessionOptions,
     buffers: Buffers,
     /// Of the sequences of a call under way: what a failed or dropped call is rolled back to.
@@ -121,7 +130,8 @@ impl Session {
     /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
     /// Errors: [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
-    /// window; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
+    /// window, [`PrefillPath::Explicit`] or [`PrefillPath::From`] of what has no explicit form or does not keep it
+    /// ([`LoadOptions::explicit`](super::LoadOptions)); [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device.
     pub fn new(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
         for (name, value) in [
@@ -149,8 +159,9 @@ impl Session {
         let seen = AttentionOptions { window, keep_first, ..Default::default() };
         let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
         decode.prepare(&cache.layer(0)?)?;
-        let buffers = Buffers::new(decoder, &options)?;
-        Ok(Session { decoder: decoder.clone(), cache, decode, options, buffers, unfinished: Vec::new() })
+        let prefill = ExplicitPrefill::of_session(decoder, &options)?;
+        let buffers = Buffers::new(decoder, &options, prefill.is_some())?;
+        Ok(Session { decoder: decoder.clone(), cache, decode, prefill, options, buffers, unfinished: Vec::new() })
     }
 
     /// All that is on a device, on that of `decoder`.
@@ -158,9 +169,10 @@ impl Session {
         let (heads, dtype) = (*self.cache.heads(), self.options.kv_dtype);
         let decode = Decode::with_options(decoder.gpu(), heads, dtype, *self.decode.options())?;
         let decode = decode.with_policy(self.decode.policy());
-        let buffers = Buffers::new(decoder, &self.options)?;
+        let prefill = ExplicitPrefill::of_session(decoder, &self.options)?;
+        let buffers = Buffers::new(decoder, &self.options, prefill.is_some())?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
-        (self.decoder, self.decode, self.buffers) = (decoder.clone(), decode, buffers);
+        (self.decoder, self.decode, self.prefill, self.buffers) = (decoder.clone(), decode, prefill, buffers);
         // What fails here is compiled at the first use, and fails there again.
         let _ = self.decode.prepare(&self.cache.layer(0)?);
         Ok(emptied)
@@ -169,7 +181,8 @@ impl Session {
     /// Cuts the attention over long contexts by this policy; without it by [`SplitPolicy::Auto`]. With
     /// [`SplitPolicy::FixedTokens`] the attention of a sequence does not depend on the others of a step, bit for bit.
     /// Products still depend on how many tokens a step has, so logits are the same bits where steps are as large.
-    pub fn with_policy(self, policy: SplitPolicy) -> Self {
+    pub fn with_policy(mut self, policy: SplitPolicy) -> Self {
+        self.prefill.iter_mut().for_each(ExplicitPrefill::forget);
         Session { decode: self.decode.with_policy(policy), ..self }
     }
 
@@ -205,6 +218,16 @@ impl Session {
     /// The KV cache, for its sizes.
     pub fn cache(&self) -> &PagedKvCache {
         &self.cache
+    }
+
+    /// What it was made with.
+    pub(super) fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// What attends over what.
+    pub(super) fn attention_parts(&mut self) -> (&Decode, &mut PagedKvCache) {
+        (&self.decode, &mut self.cache)
     }
 
     /// Most sequences of a call.
@@ -375,7 +398,7 @@ impl Session {
                 gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
             }
         }
-        let plan = self.decode.plan(&self.cache, &sequences)?;
+        let plans = StepPlans::new(&self.decode, &self.cache, &sequences, self.prefill.as_mut())?;
         let cos_sin = self.cache.cos_sin(&sequences)?;
         let scratch = b.scratch.first(rows)?;
         model.embedding.run(&id_rows, &scratch.x)?;
@@ -383,7 +406,8 @@ impl Session {
             rows,
             cache: &mut self.cache,
             decode: &self.decode,
-            plan: &plan,
+            plan: plans.absorbed.as_ref(),
+            explicit: plans.explicit(),
             sequences: &sequences,
             cos_sin: &cos_sin,
             softmax_scale: model.config.softmax_scale(),
@@ -410,10 +434,10 @@ impl Session {
 }
 
 impl Buffers {
-    fn new(decoder: &Decoder, options: &SessionOptions) -> Result<Self> {
+    fn new(decoder: &Decoder, options: &SessionOptions, explicit: bool) -> Result<Self> {
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
-        let scratch = Scratch::new(gpu, config, capacity)?;
+        let scratch = Scratch::new(gpu, config, (capacity, explicit))?;
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
         let tensor = |shape: &[usize], dtype| Tensor::zeros(gpu, shape, dtype);
         Ok(Buffers {

@@ -2,7 +2,7 @@
 
 use super::session::Session;
 use crate::cache::SeqId;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 impl Session {
     /// A new sequence of the same tokens, for parallel samples and beams. It shares the cache of the first and computes
@@ -24,6 +24,28 @@ impl Session {
     /// into steps at other places.
     pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
         self.cache.match_prefix(tokens, salt)
+    }
+
+    /// A new sequence of `len` tokens that no step has computed: its rows are what the pages hold, perhaps those of removed
+    /// sequences. For benchmarks of long contexts, which write the pages themselves
+    /// ([`KvView::wgpu_buffers`](crate::attention::KvView::wgpu_buffers)).
+    ///
+    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for 0 tokens or more than [`Session::max_positions`],
+    /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull).
+    #[doc(hidden)]
+    pub fn insert_uncomputed(&mut self, len: usize) -> Result<SeqId> {
+        self.roll_back();
+        let most = self.max_positions();
+        if len > most {
+            return Err(ErrorKind::argument("len", format!("{len}, {} is {most}", self.what_is_most())));
+        }
+        let id = self.insert();
+        let filled = self.cache.reserve(&[id], len).and_then(|()| self.cache.commit(&[id], len));
+        if let Err(error) = filled {
+            self.cache.remove(id)?;
+            return Err(error);
+        }
+        Ok(id)
     }
 
     /// Keeps the full pages that a sequence from [`Session::match_prefix`] has now from eviction, also after its removal:

@@ -16,6 +16,8 @@ pub(super) struct Source<'a> {
     store: Store<'a>,
     /// What matrices become on the device.
     dtype: DType,
+    /// Whether the explicit form's matrices are kept beside the absorbed one's.
+    explicit: bool,
     used: RefCell<HashSet<String>>,
 }
 
@@ -32,6 +34,13 @@ pub(super) struct Matrix {
 impl Matrix {
     fn rows(&self) -> usize {
         self.weight.len() / self.in_dim
+    }
+
+    /// The same without its bias in the elements `part` of each stretch of `head` rows.
+    pub(super) fn without_bias(mut self, head: usize, part: Range<usize>) -> Matrix {
+        let biases = self.bias.iter_mut().flatten().enumerate().filter(|(row, _)| part.contains(&(row % head)));
+        biases.for_each(|(_, b)| *b = 0.0);
+        self
     }
 
     /// A few of the rows.
@@ -71,7 +80,17 @@ impl Matrix {
 impl<'a> Source<'a> {
     /// A reader of `store`. `dtype` is what matrices become on the device.
     pub(super) fn new(gpu: &'a Gpu, store: Store<'a>, dtype: DType) -> Self {
-        Source { gpu, store, dtype, used: RefCell::default() }
+        Source { gpu, store, dtype, explicit: true, used: RefCell::default() }
+    }
+
+    /// The same with or without the matrices of explicit prefill.
+    pub(super) fn with_explicit(self, explicit: bool) -> Self {
+        Source { explicit, ..self }
+    }
+
+    /// Whether those are kept.
+    pub(super) fn keeps_explicit(&self) -> bool {
+        self.explicit
     }
 
     pub(super) fn gpu(&self) -> &'a Gpu {

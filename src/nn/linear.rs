@@ -3,6 +3,7 @@
 
 use super::linear_matrix::{pack_spec, packed_bytes, MatrixTile};
 use super::linear_shape::{Fusion, LinearTuning, Shape};
+use super::pieces::pieces;
 use super::span::{check_apart, Extent};
 use super::{params, word, RmsNorm, Span, Weight};
 use crate::attention::Rotation;
@@ -414,7 +415,14 @@ impl Linear {
             buffers.extend([&norm.gain().buffer, &rest.buffer]);
             grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
         }
-        self.gpu.dispatch(pass, &kernel, &params, &buffers, grid)
+        // 2 FLOP per weight of the workgroup's matrix rows and row of input.
+        let outputs = shape.outputs(&self.tuning(shape.rows()), self.swiglu) * if self.swiglu { 2 } else { 1 };
+        let flop = 2 * (in_dim * shape.rows() * outputs) as u64;
+        for (first, size) in pieces(grid, flop, self.gpu.capabilities().dispatch_flop) {
+            let params = Params { flags: params.flags | first.1 << 2 | first.0 << 16, ..params };
+            self.gpu.dispatch(pass, &kernel, &params, &buffers, size)?;
+        }
+        Ok(())
     }
 }
 

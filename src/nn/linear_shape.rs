@@ -298,6 +298,7 @@ mod tests {
             subgroup_size: 32,
             tier: Tier::Subgroup,
             target_workgroups: 256,
+            dispatch_flop: u64::MAX,
             ..gpu.capabilities().clone()
         };
         for (dtype, want) in [(DType::F16, (64, 1, 2)), (DType::I8, (64, 2, 4))] {

@@ -4,12 +4,14 @@
 //! which records into a pass of the caller's; and `run`, which records into the [`Gpu`](crate::Gpu)'s own. Neither waits.
 
 mod activation;
+mod dispatch_flop;
 mod embedding;
 mod experts;
 mod linear;
 mod linear_matrix;
 mod linear_shape;
 mod norm;
+mod pieces;
 mod rope;
 mod rope_scaling;
 mod route;
@@ -18,6 +20,7 @@ mod span;
 mod weight;
 
 pub use activation::SwiGlu;
+pub use dispatch_flop::measure_dispatch_flop;
 pub use embedding::Embedding;
 pub use experts::{ExpertArgs, Experts};
 pub use linear::Linear;

@@ -1,7 +1,7 @@
 //! A case of `tests/vectors/hf` as a model.
 
 use crate::shared::gpu;
-use latten::model::{Config, Decoder, Session, SessionOptions};
+use latten::model::{Config, Decoder, PrefillPath, Session, SessionOptions};
 use latten::{DType, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
@@ -93,7 +93,11 @@ impl Model {
     }
 
     pub fn session(&self, max_batch: usize, chunk: usize) -> Session {
-        let options = SessionOptions { max_batch, chunk, page_size: 8, kv_dtype: DType::F32, ..Default::default() };
+        // Batches take the explicit form of prompts where there is one, everything else the absorbed.
+        let explicit = max_batch == 3 && self.decoder.keeps_explicit();
+        let prefill = if explicit { PrefillPath::Explicit } else { PrefillPath::Absorbed };
+        let kv_dtype = DType::F32;
+        let options = SessionOptions { max_batch, chunk, page_size: 8, kv_dtype, prefill, ..Default::default() };
         Session::new(&self.decoder, options).unwrap()
     }
 }

@@ -3,8 +3,10 @@
 
 mod batching;
 mod beams_and_samples;
+mod dispatches;
 mod folders;
 mod forward;
+mod prefill;
 mod saved;
 mod scheduler;
 #[path = "../shared/mod.rs"]

@@ -4,7 +4,9 @@ use crate::assert_kind;
 use crate::shared::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::cache::SaveSequence;
-use latten::model::{continue_sequence, generate, Decoder, GenerateOptions, Session, SessionOptions, Want};
+use latten::model::{
+    continue_sequence, generate, Decoder, GenerateOptions, PrefillPath, Session, SessionOptions, Want,
+};
 use latten::{DType, ErrorKind, GpuOptions, SavedFault, SeqId};
 use pollster::block_on;
 use std::ops::ControlFlow;
@@ -18,6 +20,7 @@ const OPTIONS: SessionOptions = SessionOptions {
     kv_dtype: DType::F16,
     window: None,
     keep_first: 0,
+    prefill: PrefillPath::Auto,
 };
 
 fn decoder(variant: &str, seed: u64, dtype: DType) -> Decoder {

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::attention::plan::plan;
-use crate::attention::{Gta, KvBatch, SeqView};
+use crate::attention::{Gta, HeadLayout, KvBatch};
 use crate::cache::{PagedKvCache, Pages, SeqId};
+use crate::gpu::{DType, Gpu, Tensor};
 use proptest::prelude::*;
 
 fn small() -> HeadLayout {
@@ -122,6 +123,7 @@ proptest! {
             row_tiles: vec![per_group.min(64), (4 * per_group).min(64) + 1, 66],
             groups_per_workgroup: vec![groups, if groups.is_multiple_of(2) { 2 } else { 1 }, 1],
             room: vec![groups, 1, 8],
+            most_tokens: vec![u64::MAX; 3],
             target_workgroups: target,
             token_tile: 32,
             window: 0,

@@ -1,0 +1,11 @@
+// States are integers with a scale per token and group, rope keys f16. Slot: row_elements_* of cached_rows.
+// Constants: SPANS U32S_PER_WORD ROPE_VECS. Parts: elements_i8 or elements_i4, slab_loads_*.
+
+fn state_scale(scales: u32, group: u32) -> f32 {
+    let index = group * SPANS;
+    return bitcast<f32>(pool_u32(scales + index / U32S_PER_WORD, index % U32S_PER_WORD));
+}
+
+fn rope_elements(raw: PoolWord) -> array<vec4<f32>, ROPE_VECS> {
+    return unpack_halves(raw);
+}
