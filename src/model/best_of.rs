@@ -67,7 +67,7 @@ pub async fn best_of(
 
     let mut live = vec![Sample::new(0, own.fork(sequence)?, generate.seed)];
     let root = live[0].id;
-    let last = &input[input.len() - 1..];
+    let last = &input[input.len().saturating_sub(1)..];
     // The input's last token is taken back for the other samples; with a window, whose pages may be gone once it is
     // fed, it is left to each.
     let windowed = own.session.window().is_some();
