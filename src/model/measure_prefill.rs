@@ -5,7 +5,7 @@ use super::explicit::ExplicitPrefill;
 use super::owned::Owned;
 use super::prefill::{Choice, PrefillPath};
 use super::session::Session;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
 use crate::nn::Span;
 use std::time::Instant;
@@ -24,8 +24,12 @@ impl Session {
     /// an adapter. None where it never is within a step's tokens, or is not kept. By the host's clock: measure on an idle
     /// device.
     ///
-    /// Errors: those of the device. The session is as it was.
+    /// Errors: [`ErrorKind::Unsupported`] in browsers, whose clock is not read; those of the device. The session is as it
+    /// was.
     pub async fn measure_prefill(&mut self) -> Result<Option<usize>> {
+        if cfg!(target_arch = "wasm32") {
+            return Err(ErrorKind::Unsupported { what: "the host's clock in a browser".into() }.into());
+        }
         let (decoder, options) = (self.decoder().clone(), *self.options());
         let config = decoder.config();
         let most = self.capacity().min(self.max_positions().saturating_sub(1));
