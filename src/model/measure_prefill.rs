@@ -58,7 +58,7 @@ impl Session {
     async fn time_layer(
         &mut self,
         (context, new): (usize, usize),
-        mut explicit: Option<&mut ExplicitPrefill>,
+        explicit: Option<&mut ExplicitPrefill>,
     ) -> Result<f64> {
         let decoder = self.decoder().clone();
         let (gpu, config) = (decoder.gpu(), decoder.config());
@@ -75,7 +75,7 @@ impl Session {
         let scratch = AttentionScratch::new(gpu, config, (new, explicit.is_some()))?;
         let x = Tensor::zeros(gpu, &[new, config.hidden_size], DType::F32)?;
         let (decode, cache) = own.session.attention_parts();
-        let plans = StepPlans::new(decode, cache, &[id], explicit.as_deref_mut())?;
+        let plans = StepPlans::new(decode, cache, &[id], explicit)?;
         let cos_sin = cache.cos_sin(&[id])?;
         let mut best = f64::INFINITY;
         // The first compiles.
