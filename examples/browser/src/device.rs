@@ -5,14 +5,16 @@ use crate::options::{object, Options};
 use js_sys::{Function, Promise, Reflect};
 use latten::{Gpu, GpuOptions, LimitsChoice};
 use std::cell::RefCell;
+use std::rc::Rc;
 use wasm_bindgen::prelude::*;
-use wasm_bindgen_futures::future_to_promise;
+use wasm_bindgen_futures::{future_to_promise, JsFuture};
 
 /// A WebGPU device of its own. Models, caches and kernels made on one device work together.
 #[wasm_bindgen]
 #[derive(Clone)]
 pub struct Device {
     pub(crate) gpu: Gpu,
+    name: Rc<str>,
 }
 
 const LIMITS: [(&str, LimitsChoice); 3] = [
@@ -36,8 +38,30 @@ pub(crate) fn device_of(value: &JsValue) -> Option<Device> {
 }
 
 impl Device {
+    fn adapter_name(&self) -> &str {
+        if self.name.is_empty() { &self.gpu.capabilities().adapter } else { &self.name }
+    }
+
     pub(crate) async fn open(options: GpuOptions) -> Result<Self> {
-        Ok(Device { gpu: Gpu::with_options(options).await? })
+        let gpu = Gpu::with_options(options).await?;
+        let name = name().await.unwrap_or_default().into();
+        Ok(Device { gpu, name })
+    }
+}
+
+/// What the browser tells of its adapter. It often hides the description, which is all that wgpu asks for.
+async fn name() -> Option<String> {
+    let get = |value: &JsValue, key: &str| Reflect::get(value, &key.into()).ok();
+    let gpu = get(&get(&js_sys::global(), "navigator")?, "gpu")?;
+    let request: Function = get(&gpu, "requestAdapter")?.dyn_into().ok()?;
+    let options = object([("powerPreference", "high-performance".into())]);
+    let adapter: Promise = request.call1(&gpu, &options).ok()?.dyn_into().ok()?;
+    let info = get(&JsFuture::from(adapter).await.ok()?, "info")?;
+    let words = ["description", "vendor", "architecture", "device"].map(|key| get(&info, key)?.as_string());
+    let [description, rest @ ..] = words.map(Option::unwrap_or_default);
+    match description.is_empty() {
+        true => Some(rest.join(" ").trim().to_string()),
+        false => Some(description),
     }
 }
 
@@ -64,7 +88,7 @@ impl Device {
     pub fn info(&self) -> JsValue {
         let c = self.gpu.capabilities();
         object([
-            ("adapter", c.adapter.clone().into()),
+            ("adapter", self.adapter_name().into()),
             ("software", c.is_software().into()),
             ("maxBindingBytes", (c.max_binding_bytes as f64).into()),
             ("maxBufferBytes", (c.max_buffer_bytes as f64).into()),

@@ -13,7 +13,9 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut bindgen = Bindgen::new();
-    let made = bindgen.web(true).and_then(|b| b.input_path(input).typescript(true).out_name(name).generate(folder));
+    // The module finds its .wasm beside itself, as bundlers know it too.
+    bindgen.omit_default_module_path(false).input_path(input).typescript(true).out_name(name);
+    let made = bindgen.web(true).and_then(|bindgen| bindgen.generate(folder));
     match made {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
