@@ -6,7 +6,7 @@ use crate::error::{Result, Thrown};
 use crate::layout::{dtype, layout};
 use crate::options::{object, Options};
 use js_sys::{Float32Array, Promise};
-use latten::{AttentionOptions, DType, DecodeOutput, KvSource, SplitPolicy, Tensor};
+use latten::{AttentionOptions, DType, DecodeOutput, SplitPolicy, Tensor};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -22,9 +22,9 @@ impl Decode {
     fn recorded(&self, cache: &KvCache, layer: usize, sequences: &[u32], q: &[f32], scale: f32) -> Result<DecodeOutput> {
         let inner = cache.inner()?;
         let (ids, heads) = (inner.ids(sequences)?, self.decode.heads());
-        let tokens = inner.cache.batch(&ids)?.tokens();
-        let q = Tensor::from_f32(&self.device.gpu, &[tokens, heads.q_heads(), heads.q_dim()], q, DType::F32)?;
         let plan = self.decode.plan(&inner.cache, &ids)?;
+        let shape = [plan.tokens(), heads.q_heads(), heads.q_dim()];
+        let q = Tensor::from_f32(&self.device.gpu, &shape, q, DType::F32)?;
         Ok(self.decode.run(&plan, &inner.cache.layer(layer)?, &q, scale)?)
     }
 }
