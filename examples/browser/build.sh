@@ -118,6 +118,7 @@ need_chromium() {
 
 browser_test() {
   mkdir -p "$browser"
+  cargo fmt --check -p latten-browser -p latten-bindgen
   need_chromium
   browser_build
   node examples/browser/tests/run.mjs "$@"

@@ -21,7 +21,8 @@ export async function compare(device, onRow) {
     rows.push(row);
     onRow(row);
   }
-  return { adapter: info.adapter, agent: navigator.userAgent, when: new Date().toISOString(), device: info, readGbPerSecond: read, rows };
+  const when = new Date().toISOString();
+  return { adapter: info.adapter, agent: navigator.userAgent, when, device: info, readGbPerSecond: read, rows };
 }
 
 export function cells(row) {

@@ -26,13 +26,15 @@ export function draw(container, slopes, runs, mostTokens) {
   // One unit is one pixel, so that the words are as large on a phone as elsewhere.
   const width = Math.max(container.clientWidth, 280);
   const names = Object.keys(slopes);
-  const mostBytes = Math.max(...names.map((name) => slopes[name] * mostTokens), ...Object.values(runs).flat().map(([, b]) => b), 1);
+  const heldBytes = Object.values(runs).flat().map(([, b]) => b);
+  const mostBytes = Math.max(...names.map((name) => slopes[name] * mostTokens), ...heldBytes, 1);
   const x = (tokens) => margin.left + (tokens / mostTokens) * (width - margin.left - margin.right);
   const y = (b) => height - margin.bottom - (b / mostBytes) * (height - margin.top - margin.bottom);
   const held = Object.entries(runs).filter(([, run]) => run.length > 0);
   const said = names.map((name) => `${name.toUpperCase()} ${whole.format(slopes[name])} bytes per token`).join(", ");
-  const now = held.map(([name, run]) => `; ${name.toUpperCase()} holds ${bytes(run.at(-1)[1])} for ${run.at(-1)[0]} tokens`).join("");
-  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Bytes of the KV cache: ${said}${now}.` });
+  const last = ([name, run]) => `; ${name.toUpperCase()} holds ${bytes(run.at(-1)[1])} for ${run.at(-1)[0]} tokens`;
+  const label = `Bytes of the KV cache: ${said}${held.map(last).join("")}.`;
+  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   const tokenStep = niceStep(mostTokens * (width > 420 ? 1 : 1.6), 10);
   for (let t = 0; t <= mostTokens; t += tokenStep) {
     svg.append(element("line", { class: "grid", x1: x(t), x2: x(t), y1: margin.top, y2: y(0) }));
@@ -52,7 +54,8 @@ export function draw(container, slopes, runs, mostTokens) {
     svg.append(element("text", { x: left, y: height - 4 }, `${whole.format(slopes[name])} B${width > 420 ? "/token" : ""}`));
   });
   for (const [name, run] of held) {
-    const steps = run.map(([tokens, b], i) => `${i ? `H${x(tokens).toFixed(1)}V` : `M${x(tokens).toFixed(1)},`}${y(b).toFixed(1)}`);
+    const at = ([tokens, b]) => [x(tokens).toFixed(1), y(b).toFixed(1)];
+    const steps = run.map(at).map(([px, py], i) => (i ? `H${px}V${py}` : `M${px},${py}`));
     svg.append(element("path", { class: `${name} held`, d: steps.join("") }));
   }
   svg.append(element("text", { x: x(mostTokens), y: y(0) + 30, "text-anchor": "end" }, "tokens"));

@@ -19,7 +19,14 @@ pub struct Decode {
 
 impl Decode {
     /// Records; the result is there when it is downloaded.
-    fn recorded(&self, cache: &KvCache, layer: usize, sequences: &[u32], q: &[f32], scale: f32) -> Result<DecodeOutput> {
+    fn recorded(
+        &self,
+        cache: &KvCache,
+        layer: usize,
+        sequences: &[u32],
+        q: &[f32],
+        scale: f32,
+    ) -> Result<DecodeOutput> {
         let inner = cache.inner()?;
         let (ids, heads) = (inner.ids(sequences)?, self.decode.heads());
         let plan = self.decode.plan(&inner.cache, &ids)?;

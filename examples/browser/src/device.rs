@@ -17,11 +17,8 @@ pub struct Device {
     name: Rc<str>,
 }
 
-const LIMITS: [(&str, LimitsChoice); 3] = [
-    ("adapter", LimitsChoice::Adapter),
-    ("default", LimitsChoice::Default),
-    ("downlevel", LimitsChoice::Downlevel),
-];
+const LIMITS: [(&str, LimitsChoice); 3] =
+    [("adapter", LimitsChoice::Adapter), ("default", LimitsChoice::Default), ("downlevel", LimitsChoice::Downlevel)];
 
 thread_local! {
     /// The device that was last asked to be shared.
@@ -39,7 +36,11 @@ pub(crate) fn device_of(value: &JsValue) -> Option<Device> {
 
 impl Device {
     fn adapter_name(&self) -> &str {
-        if self.name.is_empty() { &self.gpu.capabilities().adapter } else { &self.name }
+        if self.name.is_empty() {
+            &self.gpu.capabilities().adapter
+        } else {
+            &self.name
+        }
     }
 
     pub(crate) async fn open(options: GpuOptions) -> Result<Self> {

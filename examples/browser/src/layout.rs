@@ -16,8 +16,7 @@ enum Variant {
 const VARIANTS: [(&str, Variant); 4] =
     [("gqa", Variant::Gqa), ("gta", Variant::Gta), ("gla", Variant::Gla), ("mla", Variant::Mla)];
 
-const KEYS: [&str; 7] =
-    ["variant", "qHeads", "kvHeads", "headDim", "latentHeads", "latentDim", "ropeDim"];
+const KEYS: [&str; 7] = ["variant", "qHeads", "kvHeads", "headDim", "latentHeads", "latentDim", "ropeDim"];
 
 /// What caches may hold.
 pub(crate) const CACHE_DTYPES: [(&str, DType); 5] =

@@ -69,8 +69,7 @@ impl Case {
         let first = sequence * h.q_heads() * h.q_dim();
         let q: Vec<f64> = (first..first + h.q_heads() * h.q_dim()).map(|i| f64::from(self.query(i))).collect();
         let softmax_scale = f64::from(self.scale);
-        let inputs =
-            DecodeInputs { q: &q, states: &states, rope_keys: &rope_keys, softmax_scale, causal: true };
+        let inputs = DecodeInputs { q: &q, states: &states, rope_keys: &rope_keys, softmax_scale, causal: true };
         let want = reference::decode(h, &inputs)?.out;
         let got = &out[sequence * h.q_heads() * h.v_dim()..];
         let errors = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).abs());

@@ -161,7 +161,10 @@ impl Model {
         if let Some(text) = prompt.as_string() {
             if self.inner.config.vocab_size != 256 {
                 let vocab = self.inner.config.vocab_size;
-                return Err(argument("prompt", format!("is text, but tokens of a model with {vocab} are no bytes: give ids")));
+                return Err(argument(
+                    "prompt",
+                    format!("is text, but tokens of a model with {vocab} are no bytes: give ids"),
+                ));
             }
             return Ok(text.bytes().map(u32::from).collect());
         }
@@ -224,7 +227,8 @@ async fn generate(inner: Rc<Inner>, prompt: Vec<u32>, g: Generate, on_token: Opt
     let session = taken.session()?;
     let most = session.max_positions();
     if prompt.len().saturating_add(g.max_new_tokens) > most + 1 {
-        let why = format!("{} after a prompt of {} exceed the model's {most} positions", g.max_new_tokens, prompt.len());
+        let why =
+            format!("{} after a prompt of {} exceed the model's {most} positions", g.max_new_tokens, prompt.len());
         return Err(ErrorKind::Argument { name: "max_new_tokens", why }.into());
     }
     let sequence = session.insert();

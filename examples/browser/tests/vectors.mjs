@@ -102,8 +102,8 @@ async function run(device, c, dtype, { pageSize, splitTokens }) {
   return got;
 }
 
-/** One vector in all float dtypes, whole and split. Returns what was compared, in words. */
-export async function vector(device, name) {
+/** One vector in some float dtypes, whole and split. Returns what was compared, in words. */
+export async function vector(device, name, dtypes) {
   const v = await (await fetch(`/vectors/${name}`)).json();
   const l = v.layout;
   const [qLen, kvLen, qHeads] = [v.q.length, v.states.length, v.q[0].length];
@@ -113,7 +113,7 @@ export async function vector(device, name) {
   const c = { layout: l, q: flat(v.q), qLen, kvLen, qHeads, scale: Math.fround(v.softmax_scale), seeing };
   c.heads = layoutOf(v.variant, l, qHeads);
   let [worst, runs] = [0, 0];
-  for (const dtype of ["f32", "f16", "bf16"]) {
+  for (const dtype of dtypes) {
     c.rows = exact.map((x) => rounded(dtype, x));
     if (!c.rows.every(Number.isFinite) || !c.q.every((x) => Number.isFinite(Math.fround(x)))) continue;
     const held = c.q.every((x) => Math.fround(x) === x) && c.rows.every((x, i) => x === exact[i]);
