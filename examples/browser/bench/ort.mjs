@@ -16,14 +16,14 @@ const real = (field, x) => [...varint((field << 3) | 5), ...new Uint8Array(new F
 
 function model() {
   const value = (name, type, shape) => {
-    const dims = shape.flatMap((n) => block(1, int(1, n)));
+    const dims = shape.flatMap((n) => block(1, typeof n === "string" ? text(2, n) : int(1, n)));
     return [...text(1, name), ...block(2, block(1, [...int(1, type), ...block(2, dims)]))];
   };
   const [FLOAT, INT32] = [1, 6];
   const row = (n) => [1, 1, n * dim];
   const inputs = [["q", FLOAT, row(heads)], ["k", FLOAT, row(kvHeads)], ["v", FLOAT, row(kvHeads)],
-    ["pk", FLOAT, [1, kvHeads, tokens - 1, dim]], ["pv", FLOAT, [1, kvHeads, tokens - 1, dim]], ["sl", INT32, [1]], ["tl", INT32, [1]]];
-  const outputs = [["o", FLOAT, row(heads)], ["ok", FLOAT, [1, kvHeads, tokens, dim]], ["ov", FLOAT, [1, kvHeads, tokens, dim]]];
+    ["pk", FLOAT, [1, kvHeads, "past", dim]], ["pv", FLOAT, [1, kvHeads, "past", dim]], ["sl", INT32, [1]], ["tl", INT32, [1]]];
+  const outputs = [["o", FLOAT, row(heads)], ["ok", FLOAT, [1, kvHeads, "all", dim]], ["ov", FLOAT, [1, kvHeads, "all", dim]]];
   const attribute = (name, rest, type) => block(5, [...text(1, name), ...rest, ...int(20, type)]);
   const node = [...inputs.flatMap(([name]) => text(1, name)), ...outputs.flatMap(([name]) => text(2, name)),
     ...text(4, "GroupQueryAttention"), ...attribute("num_heads", int(3, heads), 2), ...attribute("kv_num_heads", int(3, kvHeads), 2),
