@@ -45,12 +45,13 @@ export function draw(container, slopes, runs, mostTokens) {
     svg.append(element("line", { class: "grid", x1: x(0), x2: x(mostTokens), y1: y(b), y2: y(b) }));
     svg.append(element("text", { x: margin.left - 6, y: y(b) + 4, "text-anchor": "end" }, bytes(b)));
   }
+  const mark = width > 420 ? 28 : 20;
   names.forEach((name, i) => {
     const line = { class: `${name} row-bytes`, "stroke-dasharray": dashes[name] };
     svg.append(element("line", { ...line, x1: x(0), y1: y(0), x2: x(mostTokens), y2: y(slopes[name] * mostTokens) }));
     const left = margin.left + i * ((width - margin.left - margin.right) / 4);
-    svg.append(element("line", { ...line, x1: left, x2: left + 28, y1: height - 22, y2: height - 22, "stroke-width": 3 }));
-    svg.append(element("text", { class: "key", x: left + 34, y: height - 18 }, name.toUpperCase()));
+    svg.append(element("line", { ...line, x1: left, x2: left + mark, y1: height - 22, y2: height - 22, "stroke-width": 3 }));
+    svg.append(element("text", { class: "key", x: left + mark + 5, y: height - 18 }, name.toUpperCase()));
     svg.append(element("text", { x: left, y: height - 4 }, `${whole.format(slopes[name])} B${width > 420 ? "/token" : ""}`));
   });
   for (const [name, run] of held) {
