@@ -32,12 +32,12 @@ async function vectors(variant) {
   const device = await Device.request();
   let [runs, worst, files] = [0, 0, 0];
   for (const name of names.filter((name) => name.startsWith(`kernel_${variant}`))) {
-    // bf16 differs from f16 in how a word is unpacked: one vector shows that.
-    const found = await vector(device, name, name.endsWith("_1.json") ? ["f32", "f16", "bf16"] : ["f32", "f16"]);
+    // Dtypes differ in how a word is unpacked alone, and SwiftShader takes seconds to compile each: one vector has all.
+    const found = await vector(device, name, name.endsWith("_1.json") ? ["f32", "f16", "bf16"] : ["f16"]);
     [runs, worst, files] = [runs + found.runs, Math.max(worst, found.worst), files + 1];
   }
   device.destroy();
-  assert(files >= 6 && runs >= 5 * 4 + 2, `only ${runs} runs of ${files} vectors`);
+  assert(files >= 6 && runs >= 4 * 2 + 6, `only ${runs} runs of ${files} vectors`);
   return `${files} vectors, ${runs} runs, at most ${worst.toExponential(1)} off`;
 }
 
