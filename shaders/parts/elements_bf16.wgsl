@@ -10,8 +10,8 @@ fn unpack_word(raw: vec4<u32>) -> array<vec4<f32>, 2> {
 fn bf16_bits(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let size = bits & 0x7fffffffu;
-    let rounded = min((size + 0x7fffu + (size >> 16u & 1u)) >> 16u, 0x7f7fu);
-    return select(rounded, 0x7fc0u, size > 0x7f800000u) | (bits >> 16u & 0x8000u);
+    let rounded = min((size + 0x7fffu + ((size >> 16u) & 1u)) >> 16u, 0x7f7fu);
+    return select(rounded, 0x7fc0u, size > 0x7f800000u) | ((bits >> 16u) & 0x8000u);
 }
 
 fn pack_elements(values: array<f32, 2>) -> u32 {

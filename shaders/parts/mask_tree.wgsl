@@ -31,7 +31,7 @@ fn sees(visible: Visible, token: u32) -> bool {
     }
     let i = token - visible.before;
     let bits = select(visible.low, visible.high, i >= 32u);
-    return i < 64u && (bits >> (i & 31u) & 1u) == 1u;
+    return i < 64u && ((bits >> (i & 31u)) & 1u) == 1u;
 }
 
 // A first token and one past a last, all between seen by the row: those before the step, or the last of them in the

@@ -167,7 +167,8 @@ impl Decode {
         let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
         let auto = self.policy == SplitPolicy::Auto;
         let later = if auto { most_partial_rows(list, &self.shape) } else { 0 };
-        let limit = self.gpu.capabilities().max_binding_bytes as usize / row_bytes;
+        let limit = self.gpu.capabilities().max_binding_bytes / row_bytes as u64;
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let bytes = (list.partial_rows.max(later.min(limit)) * row_bytes) as u64;
         if bytes > partials.size_bytes() {
             *partials = self.gpu.create_buffer("partials", bytes)?;

@@ -53,6 +53,10 @@ pub struct GpuOptions {
     pub pipeline_cache: Option<std::path::PathBuf>,
 }
 
+#[cfg(target_arch = "wasm32")]
+const HINT: &str = "WebGPU is missing or turned off here: use a current browser that has it, a page served from \
+                    localhost or over https, and a graphics driver that the browser does not block";
+#[cfg(not(target_arch = "wasm32"))]
 const HINT: &str = "install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers for a software one), \
                     check LATTEN_ADAPTER, or build with a backend feature for this platform";
 
@@ -180,6 +184,7 @@ impl Gpu {
                 pipeline_cache,
                 lost,
                 counters: CounterCells::default(),
+                web: Default::default(),
                 #[cfg(test)]
                 poison_workgroup: Default::default(),
             }),
@@ -208,10 +213,13 @@ fn experimental_features() -> wgpu::ExperimentalFeatures {
 /// The adapter to use, or what there was instead.
 async fn pick(instance: &wgpu::Instance, options: &GpuOptions) -> Result<wgpu::Adapter, String> {
     let wish = options.adapter.clone().or_else(|| std::env::var("LATTEN_ADAPTER").ok()).filter(|w| !w.is_empty());
-    let mut adapters = instance.enumerate_adapters(wgpu::Backends::all() - wgpu::Backends::GL).await;
+    // Browsers have nothing to enumerate; wgpu gives what they take to be good for saving power.
+    let mut adapters = match cfg!(target_arch = "wasm32") {
+        true => Vec::new(),
+        false => instance.enumerate_adapters(wgpu::Backends::all() - wgpu::Backends::GL).await,
+    };
     adapters.retain(|a| !matches!(a.get_info().backend, wgpu::Backend::Noop | wgpu::Backend::Gl));
     if adapters.is_empty() {
-        // Browsers do not enumerate.
         let found = instance.request_adapter(&wgpu::RequestAdapterOptions {
             power_preference: wgpu::PowerPreference::HighPerformance,
             ..Default::default()

@@ -14,6 +14,7 @@ mod readback;
 pub(crate) mod shader;
 mod tensor;
 mod timing;
+mod web;
 
 pub use capabilities::{Capabilities, Tier};
 pub use device::{GpuOptions, LimitsChoice};
@@ -59,6 +60,8 @@ struct Inner {
     profile: Mutex<Option<profile::Profile>>,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
+    /// What only browsers need.
+    web: web::Web,
     /// Fill workgroup memory with NaN when a kernel begins.
     #[cfg(test)]
     poison_workgroup: std::sync::atomic::AtomicBool,
@@ -187,24 +190,28 @@ impl Gpu {
             .map(|filter| device.push_error_scope(filter));
         let value = calls();
         // Native scopes answer at once. A browser answers later: there the error surfaces at the next readback.
+        if cfg!(target_arch = "wasm32") {
+            self.await_later(context, scopes);
+            return Ok(value);
+        }
         let mut first = None;
         for scope in scopes.into_iter().rev() {
             first = first.or(ready(scope.pop()).flatten());
         }
         self.check_alive()?;
-        match first {
-            None => Ok(value),
-            Some(wgpu::Error::OutOfMemory { source }) => {
-                Err(ErrorKind::OutOfMemory { message: format!("{context}: {source}") }.into())
-            }
-            Some(error) => {
-                let message = error.to_string();
-                if message.contains("is lost") || message.contains("device lost") {
-                    return Err(self.mark_lost(message));
-                }
-                Err(ErrorKind::Gpu { context: context.into(), message }.into())
-            }
+        first.map_or(Ok(value), |error| Err(self.error_of(context, error)))
+    }
+
+    /// What wgpu says, as an error of this crate.
+    fn error_of(&self, context: &str, error: wgpu::Error) -> Error {
+        if let wgpu::Error::OutOfMemory { source } = error {
+            return ErrorKind::OutOfMemory { message: format!("{context}: {source}") }.into();
         }
+        let message = error.to_string();
+        if message.contains("is lost") || message.contains("device lost") {
+            return self.mark_lost(message);
+        }
+        ErrorKind::Gpu { context: context.into(), message }.into()
     }
 
     fn mark_lost(&self, message: String) -> Error {
@@ -245,7 +252,7 @@ impl Gpu {
         let desc = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let buffer = self.scoped(label, || self.inner.device.create_buffer(&desc))?;
         self.inner.counters.buffers.fetch_add(1, Ordering::Relaxed);
-        Ok(Buffer::wrap(self, buffer, self.next_id()))
+        Ok(Buffer::wrap(self, buffer, true))
     }
 
     /// Fills buffers with zeros now, after everything recorded so far.
@@ -271,7 +278,7 @@ impl Gpu {
     }
 
     fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {
-        Buffer::wrap(self, buffer, self.next_id())
+        Buffer::wrap(self, buffer, false)
     }
 
     /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.
@@ -351,14 +358,17 @@ impl Gpu {
         let mut pending = self.lock(&self.inner.pending);
         pending.pass = None;
         let recorded = pending.encoder.take();
-        if recorded.is_none() && !always {
-            return Ok(());
-        }
-        self.finish_and_submit(|| {
-            let mut encoder = recorded.unwrap_or_else(|| self.inner.device.create_command_encoder(&Default::default()));
-            last(&mut encoder);
-            encoder
-        })
+        let sent = match recorded.is_some() || always {
+            false => Ok(()),
+            true => self.finish_and_submit(|| {
+                let new = || self.inner.device.create_command_encoder(&Default::default());
+                let mut encoder = recorded.unwrap_or_else(new);
+                last(&mut encoder);
+                encoder
+            }),
+        };
+        self.free_retired();
+        sent
     }
 
     fn finish_and_submit(&self, encoder: impl FnOnce() -> wgpu::CommandEncoder) -> Result<()> {

@@ -58,7 +58,7 @@ impl Gpu {
             return Ok(kept.swap_remove(i));
         }
         if kept.len() >= KEPT {
-            kept.clear();
+            kept.drain(..).for_each(|buffer| super::web::retire(Some(self), &buffer));
         }
         drop(kept);
         let desc = wgpu::BufferDescriptor {
@@ -104,7 +104,10 @@ impl Gpu {
     async fn mapped(&self, answer: Answer<Result<(), String>>) -> Result<()> {
         // Browsers complete maps from their event loop; everywhere else this is the wait.
         self.wait()?;
-        if let Err(message) = answer.await {
+        let mapped = answer.await;
+        // What browsers have to say about the calls before it has come by then.
+        self.answered().await?;
+        if let Err(message) = mapped {
             self.check_alive()?;
             return Err(self.mark_lost(format!("mapping a result: {message}")));
         }
@@ -118,6 +121,7 @@ impl Gpu {
         self.scoped("wait", || self.inner.queue.on_submitted_work_done(move || sender.send(())))?;
         self.wait()?;
         answer.await;
+        self.answered().await?;
         self.check_alive()
     }
 

@@ -61,6 +61,8 @@ pub(crate) struct Buffer {
 
 struct BufferInner {
     buffer: wgpu::Buffer,
+    /// Whether it was made here, and is not the app's.
+    owned: bool,
     id: u64,
     // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
@@ -68,15 +70,21 @@ struct BufferInner {
 
 impl Drop for BufferInner {
     fn drop(&mut self) {
-        if let Some(inner) = self.gpu.upgrade() {
-            Gpu { inner }.forget_buffer(self.id);
+        let gpu = self.gpu.upgrade().map(|inner| Gpu { inner });
+        if let Some(gpu) = &gpu {
+            gpu.forget_buffer(self.id);
+        }
+        if cfg!(target_arch = "wasm32") && self.owned {
+            super::web::retire(gpu.as_ref(), &self.buffer);
         }
     }
 }
 
 impl Buffer {
-    pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, id: u64) -> Self {
-        Buffer { inner: Arc::new(BufferInner { buffer, id, gpu: Arc::downgrade(&gpu.inner) }) }
+    /// `owned`: whether it was made here, and is not the app's.
+    pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, owned: bool) -> Self {
+        let (id, gpu) = (gpu.next_id(), Arc::downgrade(&gpu.inner));
+        Buffer { inner: Arc::new(BufferInner { buffer, owned, id, gpu }) }
     }
 
     pub(crate) fn raw(&self) -> &wgpu::Buffer {
@@ -242,7 +250,7 @@ pub(crate) fn byte_len(shape: &[usize], dtype: DType) -> Result<usize> {
     let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
     match elements.and_then(|n| n.checked_mul(dtype.size_bits() / 8)) {
         Some(0) => Err(ErrorKind::shape("shape", shape, "no zero size")),
-        Some(bytes) if bytes < 1 << 46 => Ok(bytes),
+        Some(bytes) if (bytes as u64) < 1 << 46 => Ok(bytes),
         _ => Err(ErrorKind::shape("shape", shape, "fewer than 2^46 bytes")),
     }
 }

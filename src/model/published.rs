@@ -66,7 +66,7 @@ fn refuse(keys: &Keys<'_>, family: &str) -> Result<()> {
     };
     if windowed {
         // A window that no sequence is longer than hides nothing.
-        let window = keys.size("sliding_window", 1 << 32)?;
+        let window = keys.size("sliding_window", u32::MAX as usize)?;
         if window < keys.size("max_position_embeddings", 1 << 24)? {
             return Err(keys.bad("sliding_window", "is not supported: a model's tokens must see all before them"));
         }

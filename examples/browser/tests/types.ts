@@ -1,0 +1,27 @@
+// Compiles against the package's declarations; never runs.
+import init, { Decode, Device, KvCache, Model, type KvCacheStats, type LattenError, type Layout } from "latten";
+
+await init();
+const device: Device = await Device.request({ limits: "default" });
+const model: Model = await Model.load(new URL("https://localhost/models/gla"), { device, kvDType: "i8", warmUp: true });
+const made: { text: string; tokens: Uint32Array } = await model.generate("A", { maxNewTokens: 3, seed: 1 }, (text, token) => text.length + token < 9);
+const stats: KvCacheStats = model.stats();
+const layout: Layout = { variant: "gta", qHeads: 4, kvHeads: 2, headDim: 8, ropeDim: 4 };
+const cache = new KvCache(device, layout, "bf16", { pages: stats.total });
+const decode = new Decode(device, layout, "bf16", { window: 5 });
+const sequence: number = cache.insert();
+const { out, lse }: { out: Float32Array; lse: Float32Array } = await decode.run(cache, 0, Uint32Array.of(sequence), made.tokens.length ? new Float32Array(9) : lse0(), 1);
+function lse0(): Float32Array {
+  return lse ?? out;
+}
+try {
+  cache.reserve(Uint32Array.of(sequence), 1);
+} catch (error) {
+  const full = error as LattenError;
+  if (full.kind === "CacheFull") console.log(full.needed, full.free);
+}
+// @ts-expect-error no such variant
+const wrong: Layout = { variant: "linear", qHeads: 1 };
+// @ts-expect-error no such option
+await model.generate("A", { tokens: 3 });
+console.log(wrong);
