@@ -20,10 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "vectors", "hf")
 VOCAB = 300
-PROMPT = 24
+PROMPT = 24  # or what a case says
 NEW = 16
-# Positions whose logits are kept: the first, two inside, the prompt's last, the last greedy token fed.
-POSITIONS = [0, 9, 16, PROMPT - 1, PROMPT + NEW - 2]
 
 BASE = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -81,6 +79,21 @@ CASES = {
             **GQA, "model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24,
             "sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
+    },
+    # Tokens see the last eight alone, in every layer; of Qwen2 the layers from max_window_layers on.
+    "mistral_window": {
+        "config": {
+            **GQA, "model_type": "mistral", "sliding_window": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "prompt": 30,
+    },
+    "qwen2_window": {
+        "config": {
+            **GQA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "prompt": 30,
     },
     "qwen2": {
         "config": {
@@ -185,9 +198,9 @@ def prepared(case, folder):
 
 
 @torch.no_grad()
-def run(model, seed):
+def run(model, seed, prompt):
     """Prompt, greedy tokens, logits of all of them, and the least distance of a best logit from the second."""
-    tokens = [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, PROMPT)]
+    tokens = [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, prompt)]
     gap = float("inf")
     for _ in range(NEW):
         best = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].topk(2)
@@ -200,8 +213,11 @@ def make(name, case):
     with tempfile.TemporaryDirectory() as folder:
         tensors = prepared(case, folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        prompt = case.get("prompt", PROMPT)
+        # Positions whose logits are kept: the first, two inside, the prompt's last, the last greedy token fed.
+        positions = [0, 9, 16, prompt - 1, prompt + NEW - 2]
         # Of twenty prompts the one whose greedy tokens are most clearly decided.
-        tokens, logits, gap = max((run(model, seed) for seed in range(20)), key=lambda made: made[2])
+        tokens, logits, gap = max((run(model, seed, prompt) for seed in range(20)), key=lambda made: made[2])
         out = os.path.join(OUT, name)
         shutil.rmtree(out, ignore_errors=True)
         os.makedirs(out)
@@ -213,14 +229,14 @@ def make(name, case):
         else:
             shutil.copy(os.path.join(folder, "config.json"), out)
         vectors = {
-            "tensors": tensors, "prompt": tokens[:PROMPT], "greedy": tokens[PROMPT:], "min_gap": float(f"{gap:.3g}"),
-            "positions": POSITIONS, "logits": [[float(f"{v:.6g}") for v in logits[p].tolist()] for p in POSITIONS],
+            "tensors": tensors, "prompt": tokens[:prompt], "greedy": tokens[prompt:], "min_gap": float(f"{gap:.3g}"),
+            "positions": positions, "logits": [[float(f"{v:.6g}") for v in logits[p].tolist()] for p in positions],
         }
         with open(os.path.join(out, "vectors.json"), "w") as file:
             json.dump(vectors, file, separators=(",", ":"))
             file.write("\n")
     rms = float(logits.pow(2).mean().sqrt())
-    print(f"{name}: logits of {rms:.3f} rms, decided by {gap:.3g}, {len(set(tokens[PROMPT:]))} different tokens")
+    print(f"{name}: logits of {rms:.3f} rms, decided by {gap:.3g}, {len(set(tokens[prompt:]))} different tokens")
 
 
 if __name__ == "__main__":

@@ -240,6 +240,7 @@ fn model_config(vector: &LayerVector) -> Config {
         rope_interleaved: vector.config.rotation.pairs == Pairs::Interleaved,
         score_gain: 1.0,
         max_positions: vector.x.len() / model_dim,
+        window: None,
         tied: true,
     }
 }

@@ -45,6 +45,10 @@ pub struct Config {
     pub score_gain: f32,
     /// `max_position_embeddings`: tokens of the longest sequence.
     pub max_positions: usize,
+    /// `sliding_window`: tokens that a token sees, its own included, in every layer; none for all (in this crate's own
+    /// folders the key may be left out). A [`Session`](super::Session) sees no further, whatever its options; a
+    /// [`Decode`](crate::Decode) for a layer by itself wants it in its [`AttentionOptions`](crate::AttentionOptions).
+    pub window: Option<usize>,
     /// `tie_word_embeddings`: the embedding table is the output matrix too.
     pub tied: bool,
 }
@@ -112,11 +116,12 @@ impl Config {
         Ok(config)
     }
 
-    /// The keys of this crate's own folders: all are required.
+    /// The keys of this crate's own folders: all but `sliding_window` are required.
     fn own(keys: &Keys<'_>) -> Result<Self> {
         keys.word("tokenizer", &["bytes"])?;
         let head_dim = keys.size("head_dim", 1 << 14)?;
         let rms_norm_eps = keys.number("rms_norm_eps", 1e-12..=1e-1)? as f32;
+        let max_positions = keys.size("max_position_embeddings", 1 << 24)?;
         let config = Config {
             attention: own_attention(keys)?,
             vocab_size: keys.size("vocab_size", 1 << 24)?,
@@ -134,7 +139,11 @@ impl Config {
             rope_gain: 1.0,
             rope_interleaved: keys.flag("rope_interleaved")?,
             score_gain: 1.0,
-            max_positions: keys.size("max_position_embeddings", 1 << 24)?,
+            max_positions,
+            window: match keys.has("sliding_window") {
+                true => Some(keys.size("sliding_window", max_positions)?),
+                false => None,
+            },
             tied: keys.flag("tie_word_embeddings")?,
         };
         if config.vocab_size < 256 {

@@ -13,19 +13,19 @@
 //!
 //! | | attention | |
 //! |---|---|---|
-//! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings |
+//! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]) |
 //! | `deepseek_v2`, `deepseek_v3` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
 //!
 //! Rotations are of `rope_type` `default`, `linear`, `llama3` or `yarn` (with `attention_factor`, `mscale` and
 //! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
-//! what the model computes and is not known is refused by name: sliding windows shorter than `max_position_embeddings`,
-//! other activations, other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
+//! what the model computes and is not known is refused by name: sliding windows in some layers only, other activations,
+//! other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
 //! further heads) are left out. Tokens are the caller's: there is no tokenizer here.
 //!
 //! # This crate's own folder
 //!
 //! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`; all are
-//! required. The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for
+//! required, but `sliding_window`. The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for
 //! the embedding, and other tensors are left out with a warning in the log:
 //!
 //! | tensor | shape |

@@ -14,10 +14,11 @@ const DEEPSEEK_LATENT_EPS: f32 = 1e-6;
 
 /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
 pub(super) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
-    refuse(keys, family)?;
+    refuse(keys)?;
     let q_heads = keys.size("num_attention_heads", WIDTH)?;
     let hidden_size = keys.size("hidden_size", 1 << 16)?;
     let deepseek = family.starts_with("deepseek");
+    let layers = keys.size("num_hidden_layers", 1 << 10)?;
     let max_positions = keys.size("max_position_embeddings", 1 << 24)?;
     let rope = rope(keys, max_positions)?;
     let rms_norm_eps = keys.number_or("rms_norm_eps", 1e-12..=1e-1, 1e-6)? as f32;
@@ -29,7 +30,7 @@ pub(super) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         attention,
         vocab_size: keys.size("vocab_size", 1 << 24)?,
         hidden_size,
-        layers: keys.size("num_hidden_layers", 1 << 10)?,
+        layers,
         q_heads,
         head_dim,
         v_head_dim,
@@ -43,35 +44,43 @@ pub(super) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         rope_interleaved: family == "deepseek_v2" || deepseek && keys.flag_or("rope_interleave", true)?,
         score_gain: if deepseek { rope.mscale_all_dim.powi(2) } else { 1.0 },
         max_positions,
+        window: window(keys, family, layers)?.filter(|window| *window < max_positions),
         tied: keys.flag_or("tie_word_embeddings", false)?,
     })
 }
 
 /// What no family's model may have.
-fn refuse(keys: &Keys<'_>, family: &str) -> Result<()> {
+fn refuse(keys: &Keys<'_>) -> Result<()> {
     if keys.differs("hidden_act", json!("silu")) {
         return Err(keys.bad("hidden_act", "is not supported, only \"silu\" is"));
     }
     if keys.has("quantization_config") {
         return Err(keys.bad("quantization_config", "is not supported, only weights in bf16, f16 or f32 are"));
     }
-    if keys.is_mixed("layer_types", "full_attention") {
-        return Err(keys.bad("layer_types", "is not supported, all layers must have \"full_attention\""));
-    }
     keys.number_or("partial_rotary_factor", 1.0..=1.0, 1.0)?;
+    Ok(())
+}
+
+/// Tokens that a token sees in every layer, if not all; a window past the model's positions hides nothing.
+fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>> {
     let windowed = match family {
         "mistral" => !keys.is_null("sliding_window"),
-        "qwen2" => keys.flag_or("use_sliding_window", false)?,
+        "qwen2" if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
+            // The layers from here on have it.
+            let first = keys.count("max_window_layers", 1 << 10)?;
+            if 0 < first && first < layers {
+                let why = format!("is not supported: all or none of num_hidden_layers = {layers} must have the window");
+                return Err(keys.bad("max_window_layers", &why));
+            }
+            first == 0
+        }
         _ => false,
     };
-    if windowed {
-        // A window that no sequence is longer than hides nothing.
-        let window = keys.size("sliding_window", 1 << 32)?;
-        if window < keys.size("max_position_embeddings", 1 << 24)? {
-            return Err(keys.bad("sliding_window", "is not supported: a model's tokens must see all before them"));
-        }
+    let kind = if windowed { "sliding_attention" } else { "full_attention" };
+    if keys.is_mixed("layer_types", kind) {
+        return Err(keys.bad("layer_types", &format!("is not supported, all layers must have \"{kind}\"")));
     }
-    Ok(())
+    windowed.then(|| keys.size("sliding_window", 1 << 32)).transpose()
 }
 
 /// Attention, width of a head and of its value.

@@ -158,8 +158,12 @@ fn what_is_not_supported_is_refused_by_name() {
         ("llama_llama3", "rope_parameters/low_freq_factor", Value::Null, "is not a number in"),
         ("llama_llama3", "rope_parameters/high_freq_factor", json!(1.0), "is not above low_freq_factor = 1"),
         ("llama_yarn", "rope_scaling/beta_fast", json!(0.5), "is not above beta_slow = 1"),
-        ("mistral", "sliding_window", json!(64), "must see all"),
-        ("qwen2", "use_sliding_window", json!(true), "sliding_window"),
+        ("mistral_window", "sliding_window", json!(0), "whole number"),
+        ("mistral_window", "layer_types", json!(["sliding_attention", "full_attention"]), "sliding_attention"),
+        ("mistral", "layer_types", json!(["sliding_attention", "sliding_attention"]), "full_attention"),
+        ("qwen2_window", "max_window_layers", json!(1), "num_hidden_layers = 2"),
+        ("qwen2_window", "layer_types", json!(["full_attention", "sliding_attention"]), "sliding_attention"),
+        ("qwen2_window", "use_sliding_window", json!(1), "neither true nor false"),
         ("deepseek_v2", "q_lora_rank", json!("x"), "whole number"),
         ("deepseek_v2", "num_key_value_heads", json!(2), "is not num_attention_heads = 4"),
         ("deepseek_v2", "qk_rope_head_dim", json!(7), "odd"),
@@ -184,10 +188,7 @@ fn what_is_not_supported_is_refused_by_name() {
         let result = parse(case, key, value.clone());
         assert_kind!(parse(case, key, value.clone()), ErrorKind::Config { .. });
         let text = message(result);
-        let named = match key {
-            "use_sliding_window" => "key sliding_window".to_string(),
-            _ => format!("key {} = {value}", key.rsplit('/').next().unwrap()),
-        };
+        let named = format!("key {} = {value}", key.rsplit('/').next().unwrap());
         assert!(text.contains(&named) && text.contains(why), "{case} {key}: {text}");
     }
     for (case, key) in [("deepseek_v3", "q_lora_rank"), ("mistral", "sliding_window"), ("llama", "vocab_size")] {
@@ -221,10 +222,28 @@ fn tensors_of_experts_are_asked_for_by_name() {
     }
 }
 
+/// Of Qwen2 the layers from `max_window_layers` on have the window: all have, or none.
+#[test]
+fn a_window_is_that_of_all_layers() {
+    let mut config: Value = serde_json::from_str(&config_text("qwen2_window")).unwrap();
+    for (first, layer_types, window) in
+        [(0, json!(null), Some(8)), (2, json!(null), None), (28, json!(["full_attention", "full_attention"]), None)]
+    {
+        config["max_window_layers"] = json!(first);
+        config["layer_types"] = layer_types;
+        assert_eq!(Config::parse("c", &config.to_string()).unwrap().window, window, "{config}");
+    }
+    for (window, kept) in [(127, Some(127)), (128, None), (4096, None)] {
+        assert_eq!(parse("mistral_window", "sliding_window", json!(window)).unwrap().window, kept);
+    }
+}
+
 #[test]
 fn what_changes_nothing_is_accepted() {
     for (case, key, value) in [
         ("mistral", "sliding_window", json!(128)),
+        ("qwen2", "sliding_window", json!(8)),
+        ("qwen2", "use_sliding_window", json!(true)),
         ("llama", "partial_rotary_factor", json!(1)),
         ("llama", "layer_types", json!(["full_attention", "full_attention"])),
         ("llama", "tie_word_embeddings", Value::Null),

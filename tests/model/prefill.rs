@@ -89,6 +89,7 @@ impl Shape {
             rope_interleaved: self.interleaved,
             score_gain: 1.0,
             max_positions: 4096,
+            window: None,
             tied: true,
         };
         let mut rng = Rng(seed);
