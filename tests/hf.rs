@@ -1,5 +1,6 @@
-//! Published families against the transformers library: logits and greedy tokens of tiny random models, however the
-//! tokens are fed (`tests/vectors/hf`, made by `training/hf_oracle.py`).
+//! Published families against the transformers library, and the layers of GTA's and GLA's authors against the paper in
+//! PyTorch: logits and greedy tokens of tiny random models, however the tokens are fed (`tests/vectors/hf`, made by
+//! `training/hf_oracle.py` and `training/authors_oracle.py`).
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 #[path = "hf/folders.rs"]
@@ -117,6 +118,10 @@ macro_rules! cases {
     };
 }
 cases!(
+    authors_gta,
+    authors_gta_plain,
+    authors_gla,
+    authors_gla_biased,
     llama,
     llama_linear,
     llama_llama3,
@@ -141,6 +146,14 @@ fn vectors_tell_wrong_readings_apart() {
     let cases = [
         ("llama", "/rms_norm_eps", "0.01"),
         ("llama", "/rope_parameters/rope_theta", "5000.0"),
+        ("llama", "/attention_bias", "false"),
+        ("llama", "/mlp_bias", "false"),
+        ("deepseek_v2", "/attention_bias", "false"),
+        ("authors_gta", "/attention_bias", "false"),
+        ("authors_gta", "/rope_theta", "1000.0"),
+        ("authors_gla", "/rms_norm_eps", "1e-6"),
+        ("authors_gla_biased", "/attention_bias", "false"),
+        ("authors_gla_biased", "/mlp_bias", "false"),
         ("llama_linear", "/rope_theta", "10000.0"),
         ("llama_linear", "/rope_scaling/factor", "3.0"),
         ("llama_llama3", "/rope_parameters/factor", "4.0"),

@@ -13,12 +13,12 @@ import shutil
 import sys
 import tempfile
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "vectors", "hf")
+from weights import OUT, values, write_vectors
+
 VOCAB = 300
 PROMPT = 24  # or what a case says
 NEW = 16
@@ -152,28 +152,6 @@ CASES = {
 }
 
 
-def random_bytes(seed, count):
-    """Of `count` draws of SplitMix64 the top byte."""
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(np.int64)
-
-
-def values(name, shape):
-    """The weights of a tensor, exact in bf16 and f16: the same as in tests/hf.rs."""
-    seed = 0xCBF29CE484222325
-    for byte in name.encode():
-        seed = ((seed ^ byte) * 0x100000001B3) % 2**64
-    draws = random_bytes(seed, int(np.prod(shape))) - 128
-    if "norm" in name:
-        made = 1.0 + (draws >> 3) / 64.0
-    else:
-        made = draws / 512.0
-    return torch.tensor(made, dtype=torch.float32).reshape(shape)
-
-
 def prepared(case, folder):
     """Writes the folder of a case, weights in f32, and returns the names and shapes of its tensors."""
     settings = dict(case["config"])
@@ -197,30 +175,15 @@ def prepared(case, folder):
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
-@torch.no_grad()
-def run(model, seed, prompt):
-    """Prompt, greedy tokens, logits of all of them, and the least distance of a best logit from the second."""
-    tokens = [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, prompt)]
-    gap = float("inf")
-    for _ in range(NEW):
-        best = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].topk(2)
-        gap = min(gap, float(best.values[0] - best.values[1]))
-        tokens.append(int(best.indices[0]))
-    return tokens, model(torch.tensor([tokens[:-1]]), use_cache=False).logits[0], gap
-
-
 def make(name, case):
     with tempfile.TemporaryDirectory() as folder:
         tensors = prepared(case, folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        prompt = case.get("prompt", PROMPT)
-        # Positions whose logits are kept: the first, two inside, the prompt's last, the last greedy token fed.
-        positions = [0, 9, 16, prompt - 1, prompt + NEW - 2]
-        # Of twenty prompts the one whose greedy tokens are most clearly decided.
-        tokens, logits, gap = max((run(model, seed, prompt) for seed in range(20)), key=lambda made: made[2])
         out = os.path.join(OUT, name)
         shutil.rmtree(out, ignore_errors=True)
         os.makedirs(out)
+        logits = lambda tokens: model(tokens[None], use_cache=False).logits[0]
+        write_vectors(name, logits, tensors, case.get("prompt", PROMPT), NEW, VOCAB)
         if case.get("keep_weights"):
             model.to(torch.bfloat16).save_pretrained(out, max_shard_size="80KB")
             extra = os.path.join(out, "generation_config.json")
@@ -228,15 +191,6 @@ def make(name, case):
                 os.remove(extra)
         else:
             shutil.copy(os.path.join(folder, "config.json"), out)
-        vectors = {
-            "tensors": tensors, "prompt": tokens[:prompt], "greedy": tokens[prompt:], "min_gap": float(f"{gap:.3g}"),
-            "positions": positions, "logits": [[float(f"{v:.6g}") for v in logits[p].tolist()] for p in positions],
-        }
-        with open(os.path.join(out, "vectors.json"), "w") as file:
-            json.dump(vectors, file, separators=(",", ":"))
-            file.write("\n")
-    rms = float(logits.pow(2).mean().sqrt())
-    print(f"{name}: logits of {rms:.3f} rms, decided by {gap:.3g}, {len(set(tokens[prompt:]))} different tokens")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 use super::kernel::{narrow, rounded, wide};
 use super::report::{Bound, Report};
 use latten::attention::StateLayout;
-use latten::model::{Attention, AttentionConfig, Config};
+use latten::model::{Attention, AttentionConfig, Config, TensorNames};
 use latten::nn::RopeScaling;
 use latten::reference::vector::{LayerVector, LayerWeights, Variant};
 use latten::reference::{self, DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
@@ -242,6 +242,8 @@ fn model_config(vector: &LayerVector) -> Config {
         max_positions: vector.x.len() / model_dim,
         window: None,
         tied: true,
+        names: TensorNames::Published,
+        biases: None,
     }
 }
 

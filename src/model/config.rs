@@ -1,6 +1,7 @@
 //! `config.json`: the numbers of a model. Pure.
 
 use super::keys::Keys;
+use super::names::TensorNames;
 use super::published;
 use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 #[cfg(doc)]
@@ -51,6 +52,11 @@ pub struct Config {
     pub window: Option<usize>,
     /// `tie_word_embeddings`: the embedding table is the output matrix too.
     pub tied: bool,
+    /// What the attention's tensors are called.
+    pub names: TensorNames,
+    /// The projections that have a bias, by the last part of their names (`q_proj`): one that is missing in the files is
+    /// an error, and one of others is left out, with a warning in the log. None for those that the files have.
+    pub biases: Option<Vec<&'static str>>,
 }
 
 /// A mixture of experts with shared experts, as DeepSeek's models have it.
@@ -145,6 +151,8 @@ impl Config {
                 false => None,
             },
             tied: keys.flag("tie_word_embeddings")?,
+            names: TensorNames::Published,
+            biases: None,
         };
         if config.vocab_size < 256 {
             return Err(keys.bad("vocab_size", "is below 256, the tokens of tokenizer \"bytes\""));

@@ -207,17 +207,15 @@ impl Session {
     /// would see some that a window has freed; [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.roll_back();
-        let cut = self.cache.truncate(id, len);
-        match (&cut, self.window()) {
-            (Err(error), Some((window, _)))
-                if matches!(error.kind(), ErrorKind::Argument { .. }) && len < self.len(id)? =>
-            {
-                let whose = self.what_is_window();
+        let (shorter, whose) = (len < self.len(id)?, self.what_is_window());
+        let window = self.window().filter(|_| shorter);
+        self.cache.truncate(id, len).map_err(|error| match window {
+            Some((window, _)) => {
                 let why = format!("{len}: a window of {window} tokens, {whose}, has freed what the next one would see");
-                Err(ErrorKind::argument("len", why))
+                ErrorKind::argument("len", why)
             }
-            _ => cut,
-        }
+            None => error,
+        })
     }
 
     /// Tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].

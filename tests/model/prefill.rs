@@ -4,7 +4,7 @@ use crate::assert_kind;
 use crate::shared::*;
 use latten::model::{
     generate, Attention, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions, LoadOptions, PrefillPath,
-    Session, SessionOptions, Want,
+    Session, SessionOptions, TensorNames, Want,
 };
 use latten::nn::RopeScaling;
 use latten::reference::{self, Angles, Form, GlaWeights, LayerConfig, Pairs};
@@ -91,6 +91,8 @@ impl Shape {
             max_positions: 4096,
             window: None,
             tied: true,
+            names: TensorNames::Published,
+            biases: None,
         };
         let mut rng = Rng(seed);
         let mut tensors = BTreeMap::new();
