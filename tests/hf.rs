@@ -1,5 +1,6 @@
-//! Published families against the transformers library: logits and greedy tokens of tiny random models, however the
-//! tokens are fed (`tests/vectors/hf`, made by `training/hf_oracle.py`).
+//! Published families against the transformers library, and the layers of GTA's and GLA's authors against the paper in
+//! PyTorch: logits and greedy tokens of tiny random models, however the tokens are fed (`tests/vectors/hf`, made by
+//! `training/hf_oracle.py` and `training/authors_oracle.py`).
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
 #[path = "hf/folders.rs"]
@@ -44,7 +45,9 @@ fn after_truncate(model: &Model) -> Logits {
         block_on(session.feed(&[(sequence, tokens)], Want::AllLogits)).unwrap().logits.concat()
     };
     let mut logits = feed(&mut session, &tokens[..10]);
-    feed(&mut session, &tokens[20..33]);
+    // A window frees pages that a shorter sequence would see.
+    let surplus = if model.config.window.is_some() { 2 } else { 13 };
+    feed(&mut session, &tokens[20..20 + surplus]);
     session.truncate(sequence, 10).unwrap();
     logits.extend(feed(&mut session, &tokens[10..]));
     logits
@@ -115,12 +118,18 @@ macro_rules! cases {
     };
 }
 cases!(
+    authors_gta,
+    authors_gta_plain,
+    authors_gla,
+    authors_gla_biased,
     llama,
     llama_linear,
     llama_llama3,
     llama_yarn,
     mistral,
+    mistral_window,
     qwen2,
+    qwen2_window,
     deepseek_v2,
     deepseek_v2_lite,
     deepseek_v2_greedy,
@@ -137,6 +146,14 @@ fn vectors_tell_wrong_readings_apart() {
     let cases = [
         ("llama", "/rms_norm_eps", "0.01"),
         ("llama", "/rope_parameters/rope_theta", "5000.0"),
+        ("llama", "/attention_bias", "false"),
+        ("llama", "/mlp_bias", "false"),
+        ("deepseek_v2", "/attention_bias", "false"),
+        ("authors_gta", "/attention_bias", "false"),
+        ("authors_gta", "/rope_theta", "1000.0"),
+        ("authors_gla", "/rms_norm_eps", "1e-6"),
+        ("authors_gla_biased", "/attention_bias", "false"),
+        ("authors_gla_biased", "/mlp_bias", "false"),
         ("llama_linear", "/rope_theta", "10000.0"),
         ("llama_linear", "/rope_scaling/factor", "3.0"),
         ("llama_llama3", "/rope_parameters/factor", "4.0"),
@@ -145,6 +162,10 @@ fn vectors_tell_wrong_readings_apart() {
         ("llama_llama3", "/rope_parameters/original_max_position_embeddings", "32"),
         ("llama_yarn", "/rope_scaling/factor", "4.0"),
         ("llama_yarn", "/rope_scaling/original_max_position_embeddings", "64"),
+        ("mistral_window", "/sliding_window", "7"),
+        ("mistral_window", "/sliding_window", "9"),
+        ("mistral_window", "/sliding_window", "null"),
+        ("qwen2_window", "/use_sliding_window", "false"),
         ("qwen2", "/rope_parameters/attention_factor", "1.2"),
         ("qwen2", "/rope_parameters/beta_fast", "2.0"),
         ("qwen2", "/rope_parameters/beta_slow", "0.1"),

@@ -13,17 +13,15 @@ import shutil
 import sys
 import tempfile
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "vectors", "hf")
+from weights import OUT, values, write_vectors
+
 VOCAB = 300
-PROMPT = 24
+PROMPT = 24  # or what a case says
 NEW = 16
-# Positions whose logits are kept: the first, two inside, the prompt's last, the last greedy token fed.
-POSITIONS = [0, 9, 16, PROMPT - 1, PROMPT + NEW - 2]
 
 BASE = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -82,6 +80,21 @@ CASES = {
             "sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     },
+    # Tokens see the last eight alone, in every layer; of Qwen2 the layers from max_window_layers on.
+    "mistral_window": {
+        "config": {
+            **GQA, "model_type": "mistral", "sliding_window": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "prompt": 30,
+    },
+    "qwen2_window": {
+        "config": {
+            **GQA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "prompt": 30,
+    },
     "qwen2": {
         "config": {
             **GQA, "model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": False,
@@ -139,28 +152,6 @@ CASES = {
 }
 
 
-def random_bytes(seed, count):
-    """Of `count` draws of SplitMix64 the top byte."""
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(np.int64)
-
-
-def values(name, shape):
-    """The weights of a tensor, exact in bf16 and f16: the same as in tests/hf.rs."""
-    seed = 0xCBF29CE484222325
-    for byte in name.encode():
-        seed = ((seed ^ byte) * 0x100000001B3) % 2**64
-    draws = random_bytes(seed, int(np.prod(shape))) - 128
-    if "norm" in name:
-        made = 1.0 + (draws >> 3) / 64.0
-    else:
-        made = draws / 512.0
-    return torch.tensor(made, dtype=torch.float32).reshape(shape)
-
-
 def prepared(case, folder):
     """Writes the folder of a case, weights in f32, and returns the names and shapes of its tensors."""
     settings = dict(case["config"])
@@ -184,27 +175,15 @@ def prepared(case, folder):
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
-@torch.no_grad()
-def run(model, seed):
-    """Prompt, greedy tokens, logits of all of them, and the least distance of a best logit from the second."""
-    tokens = [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, PROMPT)]
-    gap = float("inf")
-    for _ in range(NEW):
-        best = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].topk(2)
-        gap = min(gap, float(best.values[0] - best.values[1]))
-        tokens.append(int(best.indices[0]))
-    return tokens, model(torch.tensor([tokens[:-1]]), use_cache=False).logits[0], gap
-
-
 def make(name, case):
     with tempfile.TemporaryDirectory() as folder:
         tensors = prepared(case, folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        # Of twenty prompts the one whose greedy tokens are most clearly decided.
-        tokens, logits, gap = max((run(model, seed) for seed in range(20)), key=lambda made: made[2])
         out = os.path.join(OUT, name)
         shutil.rmtree(out, ignore_errors=True)
         os.makedirs(out)
+        logits = lambda tokens: model(tokens[None], use_cache=False).logits[0]
+        write_vectors(name, logits, tensors, case.get("prompt", PROMPT), NEW, VOCAB)
         if case.get("keep_weights"):
             model.to(torch.bfloat16).save_pretrained(out, max_shard_size="80KB")
             extra = os.path.join(out, "generation_config.json")
@@ -212,15 +191,6 @@ def make(name, case):
                 os.remove(extra)
         else:
             shutil.copy(os.path.join(folder, "config.json"), out)
-        vectors = {
-            "tensors": tensors, "prompt": tokens[:PROMPT], "greedy": tokens[PROMPT:], "min_gap": float(f"{gap:.3g}"),
-            "positions": POSITIONS, "logits": [[float(f"{v:.6g}") for v in logits[p].tolist()] for p in POSITIONS],
-        }
-        with open(os.path.join(out, "vectors.json"), "w") as file:
-            json.dump(vectors, file, separators=(",", ":"))
-            file.write("\n")
-    rms = float(logits.pow(2).mean().sqrt())
-    print(f"{name}: logits of {rms:.3f} rms, decided by {gap:.3g}, {len(set(tokens[PROMPT:]))} different tokens")
 
 
 if __name__ == "__main__":

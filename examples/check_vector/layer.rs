@@ -3,7 +3,7 @@
 use super::kernel::{narrow, rounded, wide};
 use super::report::{Bound, Report};
 use latten::attention::StateLayout;
-use latten::model::{Attention, AttentionConfig, Config};
+use latten::model::{Attention, AttentionConfig, Config, TensorNames};
 use latten::nn::RopeScaling;
 use latten::reference::vector::{LayerVector, LayerWeights, Variant};
 use latten::reference::{self, DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
@@ -240,7 +240,10 @@ fn model_config(vector: &LayerVector) -> Config {
         rope_interleaved: vector.config.rotation.pairs == Pairs::Interleaved,
         score_gain: 1.0,
         max_positions: vector.x.len() / model_dim,
+        window: None,
         tied: true,
+        names: TensorNames::Published,
+        biases: None,
     }
 }
 

@@ -58,13 +58,13 @@ pub(super) struct AttentionStep<'a> {
 impl Attention {
     /// The layer whose weights a safetensors file holds under a block's names without the block's prefix: `q_proj.weight`,
     /// `kv_b_proj.bias`, .. `weights` is a name for messages and the bytes of the file. Of `config` the numbers of the
-    /// attention count, and `hidden_size`. `dtype` (F16, F32 or I8) is how matrices are kept on the device.
+    /// attention count, `hidden_size`, `names` and `biases`; a `window` is for the `decode` that it runs with. `dtype` (F16, F32 or I8) is how matrices are kept on the device.
     ///
     /// Errors: [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn from_bytes(gpu: &Gpu, config: &Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
         config.layout()?;
-        let source = Source::new(gpu, Store::from_bytes(weights.0, weights.1)?, dtype);
+        let source = Source::new(gpu, config, Store::from_bytes(weights.0, weights.1)?, dtype);
         let attention = Self::from_source(&source, config, "", None)?;
         source.warn_of_unused();
         Ok(attention)

@@ -42,11 +42,11 @@ struct Sample {
 
 /// Draws several continuations of what a sequence holds and `input` after it, and returns them all, the highest score
 /// first (of equal ones the first sample). The first sample is what [`continue_sequence`](super::continue_sequence)
-/// draws.
+/// draws; in a session with a window, whose samples part before the last token of the input, but for the last bits of
+/// the logits.
 ///
 /// A step feeds one token to all samples that have not ended, in one call. The input is computed once and shared by
-/// fork, but for its last token, which all but the first sample compute again (in a session with a window all compute it
-/// for themselves), each for its first draw. `sequence`
+/// fork, but for its last token, which all but the first sample compute again, each for its first draw. `sequence`
 /// stays as it is: to go on with a sample, feed it `input` and the sample's tokens. All other sequences are gone at the
 /// end, after an error, and when the future is dropped, which it can be between steps.
 ///
@@ -65,32 +65,34 @@ pub async fn best_of(
     let mut own = Owned::new(session);
     check_positions(own.session, sequence, input, max_new_tokens)?;
 
-    let mut live = vec![Sample::new(0, own.fork(sequence)?, generate.seed)];
-    let root = live[0].id;
-    let last = &input[input.len().saturating_sub(1)..];
-    // The input's last token is taken back for the other samples; with a window, whose pages may be gone once it is
-    // fed, it is left to each.
-    let windowed = own.session.window().is_some();
+    let root = own.fork(sequence)?;
+    let (before, last) = input.split_at(input.len().saturating_sub(1));
+    // What a window has freed a sequence cut by a token may still see, so there all part before that token.
+    let windowed = own.session.window().is_some() && samples > 1;
+    if windowed && !before.is_empty() {
+        own.session.feed(&[(root, before)], Want::Logits).await?;
+    }
+    let mut live = vec![Sample::new(0, root, generate.seed)];
     if !windowed {
         options.draw(&mut own, &mut live, input).await?;
-    } else if input.len() > 1 {
-        own.session.feed(&[(root, &input[..input.len() - 1])], Want::Logits).await?;
     }
-    let before_last = own.session.len(root)? - usize::from(!windowed);
+    let held = own.session.len(root)?;
     let mut seeds = SplitMix64::new(generate.seed);
     let mut others = Vec::new();
     for index in 1..samples {
         let id = own.fork(root)?;
-        own.session.truncate(id, before_last)?;
+        if !windowed {
+            own.session.truncate(id, held - 1)?;
+        }
         others.push(Sample::new(index, id, seeds.next_u64()));
     }
     if windowed {
+        live.append(&mut others);
         options.draw(&mut own, &mut live, last).await?;
-    }
-    if !others.is_empty() {
+    } else if !others.is_empty() {
         options.draw(&mut own, &mut others, last).await?;
+        live.append(&mut others);
     }
-    live.extend(others);
 
     let mut ended = Vec::new();
     loop {

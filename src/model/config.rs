@@ -1,6 +1,7 @@
 //! `config.json`: the numbers of a model. Pure.
 
 use super::keys::Keys;
+use super::names::TensorNames;
 use super::published;
 use crate::attention::{Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
 #[cfg(doc)]
@@ -45,8 +46,17 @@ pub struct Config {
     pub score_gain: f32,
     /// `max_position_embeddings`: tokens of the longest sequence.
     pub max_positions: usize,
+    /// `sliding_window`: tokens that a token sees, its own included, in every layer; none for all (in this crate's own
+    /// folders the key may be left out). A [`Session`](super::Session) sees no further, whatever its options; a
+    /// [`Decode`](crate::Decode) for a layer by itself wants it in its [`AttentionOptions`](crate::AttentionOptions).
+    pub window: Option<usize>,
     /// `tie_word_embeddings`: the embedding table is the output matrix too.
     pub tied: bool,
+    /// What the attention's tensors are called.
+    pub names: TensorNames,
+    /// The projections that have a bias, by the last part of their names (`q_proj`): one that is missing in the files is
+    /// an error, and one of others is left out, with a warning in the log. None for those that the files have.
+    pub biases: Option<Vec<&'static str>>,
 }
 
 /// A mixture of experts with shared experts, as DeepSeek's models have it.
@@ -112,11 +122,12 @@ impl Config {
         Ok(config)
     }
 
-    /// The keys of this crate's own folders: all are required.
+    /// The keys of this crate's own folders: all but `sliding_window` are required.
     fn own(keys: &Keys<'_>) -> Result<Self> {
         keys.word("tokenizer", &["bytes"])?;
         let head_dim = keys.size("head_dim", 1 << 14)?;
         let rms_norm_eps = keys.number("rms_norm_eps", 1e-12..=1e-1)? as f32;
+        let max_positions = keys.size("max_position_embeddings", 1 << 24)?;
         let config = Config {
             attention: own_attention(keys)?,
             vocab_size: keys.size("vocab_size", 1 << 24)?,
@@ -134,8 +145,14 @@ impl Config {
             rope_gain: 1.0,
             rope_interleaved: keys.flag("rope_interleaved")?,
             score_gain: 1.0,
-            max_positions: keys.size("max_position_embeddings", 1 << 24)?,
+            max_positions,
+            window: match keys.has("sliding_window") {
+                true => Some(keys.size("sliding_window", max_positions)?),
+                false => None,
+            },
             tied: keys.flag("tie_word_embeddings")?,
+            names: TensorNames::Published,
+            biases: None,
         };
         if config.vocab_size < 256 {
             return Err(keys.bad("vocab_size", "is below 256, the tokens of tokenizer \"bytes\""));

@@ -68,7 +68,7 @@ impl Decoder {
         let path = folder.as_ref().join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| io(&path, &e))?;
         let config = Config::parse(&path.display().to_string(), &text)?;
-        let source = Source::new(gpu, Store::open(folder.as_ref())?, dtype).with_explicit(explicit);
+        let source = Source::new(gpu, &config, Store::open(folder.as_ref())?, dtype).with_explicit(explicit);
         Self::from_source(source, config, dtype)
     }
 
@@ -82,7 +82,7 @@ impl Decoder {
     pub fn from_bytes_with(gpu: &Gpu, config: Config, weights: (&str, &[u8]), options: LoadOptions) -> Result<Self> {
         let LoadOptions { dtype, explicit } = options;
         let store = Store::from_bytes(weights.0, weights.1)?;
-        Self::from_source(Source::new(gpu, store, dtype).with_explicit(explicit), config, dtype)
+        Self::from_source(Source::new(gpu, &config, store, dtype).with_explicit(explicit), config, dtype)
     }
 
     fn from_source(source: Source<'_>, config: Config, dtype: DType) -> Result<Self> {

@@ -13,19 +13,36 @@
 //!
 //! | | attention | |
 //! |---|---|---|
-//! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings |
+//! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]) |
 //! | `deepseek_v2`, `deepseek_v3` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
+//! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors ([`TensorNames::Authors`]) |
+//!
+//! Biases are those that a family has, or that `attention_bias` and `mlp_bias` ask for ([`Config::biases`]): a missing one
+//! is an error, and one beside them is left out with a warning in the log, as the library does.
 //!
 //! Rotations are of `rope_type` `default`, `linear`, `llama3` or `yarn` (with `attention_factor`, `mscale` and
 //! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
-//! what the model computes and is not known is refused by name: sliding windows shorter than `max_position_embeddings`,
-//! other activations, other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
+//! what the model computes and is not known is refused by name: sliding windows in some layers only, other activations,
+//! other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
 //! further heads) are left out. Tokens are the caller's: there is no tokenizer here.
+//!
+//! The authors of GTA and GLA published their layers within a Llama (github.com/Dao-AILab/grouped-latent-attention). Files of
+//! their code are known by a key of `config.json`: `rope_dim` for GTA; `qk_rope_dim` for GLA, which has two latents of
+//! `2 head_dim` and a query latent of `8 head_dim`. `partial_rotary_factor`, where it is there, must say the same. Their names in
+//! `self_attn`, for those in the table below:
+//!
+//! | | here | theirs |
+//! |---|---|---|
+//! | GTA | `k_rope_proj` | `W_rope_k`, with a bias |
+//! | GLA | `q_a_proj`, `q_a_layernorm`, `q_b_proj` | `W_dQ`, `q_norm`, `W_uQ_rope`, the matrices with biases |
+//! | GLA | `kv_a_proj_with_mqa` | `W_dKV`, with a bias |
+//! | GLA | `kv_a_layernorm` | `kv_norm_1` and `kv_norm_2`, (latent_dim) each |
+//! | GLA | `kv_b_proj` | `W_ukv_1` and `W_ukv_2`, of half the heads each, with biases |
 //!
 //! # This crate's own folder
 //!
 //! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`; all are
-//! required. The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for
+//! required, but `sliding_window`. The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for
 //! the embedding, and other tensors are left out with a warning in the log:
 //!
 //! | tensor | shape |
@@ -53,6 +70,7 @@
 //! `head_dim` and GLA and MLA have a query latent.
 
 mod attention;
+mod authors;
 mod beams;
 mod best_of;
 mod block;
@@ -65,6 +83,7 @@ mod generate;
 mod keys;
 mod lookup;
 mod measure_prefill;
+mod names;
 mod owned;
 mod prefill;
 mod projections;
@@ -92,6 +111,7 @@ pub use continuation::Continuation;
 pub use decoder::{Decoder, LoadOptions};
 pub use explicit::ExplicitPrefill;
 pub use generate::{continue_sequence, generate, GenerateOptions, SplitMix64, Utf8Stream};
+pub use names::TensorNames;
 pub use prefill::PrefillPath;
 pub use request::{Event, Finished, Request, RequestId};
 pub use scheduler::Scheduler;

@@ -172,8 +172,19 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn matrix(&self, part: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
-        self.source.matrix(&format!("{}{part}", self.prefix), rows, in_dim)
+    /// The name of what is published as `part`.
+    fn name(&self, part: &'static str) -> String {
+        format!("{}{}", self.prefix, self.config.names.of(part))
+    }
+
+    /// The names of what is published as `part`, where there may be one per latent head.
+    fn names(&self, part: &'static str, latent_heads: usize) -> Vec<String> {
+        let names = self.config.names.of_latents(part, latent_heads);
+        names.into_iter().map(|name| format!("{}{name}", self.prefix)).collect()
+    }
+
+    fn matrix(&self, part: &'static str, rows: usize, in_dim: usize) -> Result<Matrix> {
+        self.source.matrix(&self.name(part), rows, in_dim)
     }
 
     /// A product with the layer's input.
@@ -186,7 +197,7 @@ impl Load<'_> {
     }
 
     /// A matrix that makes queries, per head [copied | rotated].
-    fn queries(&self, part: &str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
+    fn queries(&self, part: &'static str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
         let (dim, gain) = (copy_dim + self.config.rope_dim(), self.config.rotated_query_gain());
         let mut matrix = self.matrix(part, self.config.q_heads * dim, in_dim)?;
         if gain != 1.0 {
@@ -230,11 +241,11 @@ impl Load<'_> {
         let Config { hidden_size: hidden, q_heads: heads, head_dim, .. } = *self.config;
         let NormShape { groups, dim: latent_dim, tail: rope_dim, eps } = kv_norm;
         let kv_down = self.matrix("kv_a_proj_with_mqa", groups * latent_dim + rope_dim, hidden)?;
-        let kv_norm = self.source.norm(&format!("{}kv_a_layernorm", self.prefix), kv_norm)?;
+        let kv_norm = self.source.norms(&self.names("kv_a_layernorm", groups), kv_norm)?;
         let (down, queries) = match q_latent_dim {
             Some(q_latent_dim) => {
                 let up = self.source.linear(&self.queries("q_b_proj", head_dim, q_latent_dim)?)?;
-                let up = self.source.normed(up, &format!("{}q_a_layernorm", self.prefix), eps)?;
+                let up = self.source.normed(up, &self.name("q_a_layernorm"), eps)?;
                 (self.matrix("q_a_proj", q_latent_dim, hidden)?, Queries::Latent(Box::new(up.with_rest(kv_norm)?)))
             }
             None => {
@@ -242,7 +253,7 @@ impl Load<'_> {
                 (self.queries("q_proj", head_dim, hidden)?, queries)
             }
         };
-        let up = self.key_value_up(latent_dim)?;
+        let up = self.key_value_up(groups, latent_dim)?;
         let (keys, values) = self.absorbed(&up);
         let absorb = self.source.linear_heads(&keys)?;
         let rotates = rope_dim > 0;
@@ -261,9 +272,12 @@ impl Load<'_> {
     }
 
     /// `kv_b_proj`: per head `[W_UK (head_dim) | W_UV (v_head_dim)]` of latent_dim.
-    fn key_value_up(&self, latent_dim: usize) -> Result<Matrix> {
+    fn key_value_up(&self, latent_heads: usize, latent_dim: usize) -> Result<Matrix> {
         let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
-        self.matrix("kv_b_proj", heads * (head_dim + v_head_dim), latent_dim)
+        let names = self.names("kv_b_proj", latent_heads);
+        let rows = heads * (head_dim + v_head_dim) / names.len();
+        let parts = names.iter().map(|name| self.source.matrix(name, rows, latent_dim));
+        Ok(Matrix::stack(&parts.collect::<Result<Vec<_>>>()?))
     }
 
     /// Per head: W_UK^T (latent_dim, head_dim), and W_UV (v_head_dim, latent_dim) with its bias.

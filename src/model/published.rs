@@ -1,9 +1,11 @@
 //! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral and Qwen2 (GQA),
-//! DeepSeek-V2 and V3 (MLA). Pure. A key that would change what the model computes, and is not known here, is refused
-//! by name.
+//! DeepSeek-V2 and V3 (MLA); and Llamas with the GTA or GLA layers of their authors. Pure. A key that would change what
+//! the model computes, and is not known here, is refused by name.
 
+use super::authors;
 use super::config::{AttentionConfig, Config, ExpertsConfig};
 use super::keys::Keys;
+use super::names::TensorNames;
 use crate::error::Result;
 use crate::nn::{RopeScaling, RouteShape};
 use serde_json::json;
@@ -14,80 +16,132 @@ const DEEPSEEK_LATENT_EPS: f32 = 1e-6;
 
 /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
 pub(super) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
-    refuse(keys, family)?;
+    let authors = family == "llama" && authors::are(keys);
+    refuse(keys, authors)?;
     let q_heads = keys.size("num_attention_heads", WIDTH)?;
     let hidden_size = keys.size("hidden_size", 1 << 16)?;
     let deepseek = family.starts_with("deepseek");
+    let layers = keys.size("num_hidden_layers", 1 << 10)?;
     let max_positions = keys.size("max_position_embeddings", 1 << 24)?;
     let rope = rope(keys, max_positions)?;
     let rms_norm_eps = keys.number_or("rms_norm_eps", 1e-12..=1e-1, 1e-6)? as f32;
     let (attention, head_dim, v_head_dim) = match deepseek {
         true => latent(keys, q_heads)?,
-        false => grouped(keys, q_heads, hidden_size)?,
+        false => {
+            let dim = head_dim(keys, q_heads, hidden_size)?;
+            let attention =
+                if authors { authors::attention(keys, q_heads, dim)? } else { grouped(keys, q_heads, dim)? };
+            (attention, dim, dim)
+        }
     };
+    let biases = biases(keys, family, &attention)?;
     Ok(Config {
         attention,
         vocab_size: keys.size("vocab_size", 1 << 24)?,
         hidden_size,
-        layers: keys.size("num_hidden_layers", 1 << 10)?,
+        layers,
         q_heads,
         head_dim,
         v_head_dim,
         intermediate_size: keys.size("intermediate_size", 1 << 20)?,
         experts: if deepseek { experts(keys, family)? } else { None },
         rms_norm_eps,
-        latent_norm_eps: DEEPSEEK_LATENT_EPS,
+        latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
         rope_gain: rope.gain,
         rope_interleaved: family == "deepseek_v2" || deepseek && keys.flag_or("rope_interleave", true)?,
         score_gain: if deepseek { rope.mscale_all_dim.powi(2) } else { 1.0 },
         max_positions,
+        window: window(keys, family, layers)?.filter(|window| *window < max_positions),
         tied: keys.flag_or("tie_word_embeddings", false)?,
+        names: if authors { TensorNames::Authors } else { TensorNames::Published },
+        biases: Some(biases),
     })
 }
 
 /// What no family's model may have.
-fn refuse(keys: &Keys<'_>, family: &str) -> Result<()> {
+fn refuse(keys: &Keys<'_>, authors: bool) -> Result<()> {
     if keys.differs("hidden_act", json!("silu")) {
         return Err(keys.bad("hidden_act", "is not supported, only \"silu\" is"));
     }
     if keys.has("quantization_config") {
         return Err(keys.bad("quantization_config", "is not supported, only weights in bf16, f16 or f32 are"));
     }
-    if keys.is_mixed("layer_types", "full_attention") {
-        return Err(keys.bad("layer_types", "is not supported, all layers must have \"full_attention\""));
-    }
-    keys.number_or("partial_rotary_factor", 1.0..=1.0, 1.0)?;
-    let windowed = match family {
-        "mistral" => !keys.is_null("sliding_window"),
-        "qwen2" => keys.flag_or("use_sliding_window", false)?,
-        _ => false,
-    };
-    if windowed {
-        // A window that no sequence is longer than hides nothing.
-        let window = keys.size("sliding_window", u32::MAX as usize)?;
-        if window < keys.size("max_position_embeddings", 1 << 24)? {
-            return Err(keys.bad("sliding_window", "is not supported: a model's tokens must see all before them"));
-        }
+    if !authors {
+        keys.number_or("partial_rotary_factor", 1.0..=1.0, 1.0)?;
     }
     Ok(())
 }
 
-/// Attention, width of a head and of its value.
-fn grouped(keys: &Keys<'_>, q_heads: usize, hidden_size: usize) -> Result<(AttentionConfig, usize, usize)> {
+/// The projections that have a bias.
+fn biases(keys: &Keys<'_>, family: &str, attention: &AttentionConfig) -> Result<Vec<&'static str>> {
+    // What a key decides in some families is without one in others.
+    let asked =
+        |families: &[&str], key: &str| -> Result<bool> { Ok(families.contains(&family) && keys.flag_or(key, false)?) };
+    let mut parts: Vec<&'static str> = Vec::new();
+    if asked(&["llama", "deepseek_v2"], "mlp_bias")? {
+        parts.extend(["gate_proj", "up_proj", "down_proj"]);
+    }
+    let always: &[_] = match (family, attention) {
+        ("qwen2", _) => &["q_proj", "k_proj", "v_proj"],
+        ("llama", AttentionConfig::Gta { .. }) => &["W_rope_k"],
+        ("llama", AttentionConfig::Latent { .. }) => &["W_dQ", "W_uQ_rope", "W_dKV", "W_ukv_1", "W_ukv_2"],
+        _ => &[],
+    };
+    parts.extend(always);
+    if asked(&["llama", "deepseek_v2", "deepseek_v3"], "attention_bias")? {
+        let first: &[_] = match (family, attention) {
+            ("llama", AttentionConfig::Gqa { .. }) => &["q_proj", "k_proj", "v_proj"],
+            ("llama", AttentionConfig::Gta { .. }) => &["q_proj", "kv_proj"],
+            ("llama", _) => &[],
+            _ => &["q_a_proj", "kv_a_proj_with_mqa"],
+        };
+        parts.extend(first);
+        parts.push("o_proj");
+    }
+    Ok(parts)
+}
+
+/// Tokens that a token sees in every layer, if not all; a window past the model's positions hides nothing.
+fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>> {
+    let windowed = match family {
+        "mistral" => !keys.is_null("sliding_window"),
+        "qwen2" if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
+            // The layers from here on have it.
+            let first = keys.count("max_window_layers", 1 << 10)?;
+            if 0 < first && first < layers {
+                let why = format!("is not supported: all or none of num_hidden_layers = {layers} must have the window");
+                return Err(keys.bad("max_window_layers", &why));
+            }
+            first == 0
+        }
+        _ => false,
+    };
+    let kind = if windowed { "sliding_attention" } else { "full_attention" };
+    if keys.is_mixed("layer_types", kind) {
+        return Err(keys.bad("layer_types", &format!("is not supported, all layers must have \"{kind}\"")));
+    }
+    windowed.then(|| keys.size("sliding_window", u32::MAX as usize)).transpose()
+}
+
+/// Width of a head that is not cut.
+fn head_dim(keys: &Keys<'_>, q_heads: usize, hidden_size: usize) -> Result<usize> {
+    match keys.has("head_dim") {
+        true => keys.size("head_dim", WIDTH),
+        false if hidden_size.is_multiple_of(q_heads) => Ok(hidden_size / q_heads),
+        false => Err(keys.bad("num_attention_heads", &format!("does not divide hidden_size = {hidden_size}"))),
+    }
+}
+
+fn grouped(keys: &Keys<'_>, q_heads: usize, head_dim: usize) -> Result<AttentionConfig> {
     let kv_heads = match keys.has("num_key_value_heads") {
         true => keys.size("num_key_value_heads", WIDTH)?,
         false => q_heads,
     };
     keys.check_groups("num_key_value_heads", kv_heads, q_heads)?;
-    let head_dim = match keys.has("head_dim") {
-        true => keys.size("head_dim", WIDTH)?,
-        false if hidden_size.is_multiple_of(q_heads) => hidden_size / q_heads,
-        false => return Err(keys.bad("num_attention_heads", &format!("does not divide hidden_size = {hidden_size}"))),
-    };
     keys.check_pairs(if keys.has("head_dim") { "head_dim" } else { "hidden_size" }, head_dim)?;
-    Ok((AttentionConfig::Gqa { kv_heads }, head_dim, head_dim))
+    Ok(AttentionConfig::Gqa { kv_heads })
 }
 
 /// Attention, width of a head's part without position, and of its value.

@@ -139,3 +139,19 @@ fn a_distribution_is_what_the_reference_draws_from() {
         assert!(matches!(error.kind(), ErrorKind::Argument { name: "logits", .. }), "{bad:?}: {error}");
     }
 }
+
+/// A random number of 0, and a sum that is met exactly, choose nothing that has no probability or no room.
+#[test]
+fn the_ends_of_intervals_belong_to_what_follows() {
+    // SplitMix64 adds this before it mixes, and mixes 0 to 0.
+    let zero = || SplitMix64::new(0u64.wrapping_sub(0x9e37_79b9_7f4a_7c15));
+    assert_eq!(zero().uniform(), 0.0);
+    let p = Distribution(vec![0.0, 0.25, 0.75]);
+    let rows = || [p.clone(), p.clone()].into_iter().map(Ok);
+    for drawn_from in [None, Some(Distribution(vec![0.5, 0.25, 0.25]))] {
+        let (stand, token) = verify(rows(), &[Proposal { token: 0, drawn_from }], &mut zero()).unwrap();
+        assert_eq!(stand, 0, "what cannot be stood");
+        assert_ne!(token, 0);
+    }
+    assert_eq!([0.0, 0.24, 0.25, 0.5].map(|u| pick(&p.0, u)), [1, 1, 2, 2]);
+}

@@ -77,11 +77,10 @@ impl Request {
         }
         // The last token is not fed.
         let fed = self.prompt.len().saturating_add(max_new_tokens - 1);
-        if fed > config.max_positions {
-            let (before, most) = (self.prompt.len(), config.max_positions);
-            let why = format!(
-                "{max_new_tokens} after a prompt of {before} exceed the model's max_position_embeddings, {most}"
-            );
+        let most = session.max_positions();
+        if fed > most {
+            let (before, what) = (self.prompt.len(), session.what_is_most());
+            let why = format!("{max_new_tokens} after a prompt of {before} exceed {what}, {most}");
             return Err(ErrorKind::argument("max_new_tokens", why));
         }
         let needed = fed.div_ceil(pages.size);

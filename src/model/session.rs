@@ -29,6 +29,8 @@ pub struct SessionOptions {
     /// Tokens that a token sees, its own included, in every layer ([`AttentionOptions::window`]); none for all. What no
     /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the
     /// model's `max_position_embeddings`, which bounds how far apart tokens are that see each other, but 2^24 tokens.
+    /// A model with a window of its own ([`Config::window`](super::Config::window)) has it without this, and the smaller
+    /// of the two where both are given.
     pub window: Option<usize>,
     /// And the first this many of the sequence ([`AttentionOptions::keep_first`]). Tokens keep the positions at which
     /// they came, so the distance to these grows: past what the model was trained for, it is the model that has to bear
@@ -145,10 +147,13 @@ impl Session {
             }
         }
         let (gpu, config) = (decoder.gpu(), decoder.config());
+        // What is past the positions is refused whatever the model's own window: it is a mistake in either case.
         if let Some(window) = options.window.filter(|window| *window > config.max_positions) {
             let why = format!("{window} is past the model's max_position_embeddings, {}", config.max_positions);
             return Err(ErrorKind::argument("window", why));
         }
+        let window = options.window.into_iter().chain(config.window).min();
+        let options = SessionOptions { window, ..options };
         let heads = config.layout()?;
         let pages = options.cache_tokens.div_ceil(options.page_size);
         let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
@@ -202,7 +207,15 @@ impl Session {
     /// would see some that a window has freed; [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.roll_back();
-        self.cache.truncate(id, len)
+        let (shorter, whose) = (len < self.len(id)?, self.what_is_window());
+        let window = self.window().filter(|_| shorter);
+        self.cache.truncate(id, len).map_err(|error| match window {
+            Some((window, _)) => {
+                let why = format!("{len}: a window of {window} tokens, {whose}, has freed what the next one would see");
+                ErrorKind::argument("len", why)
+            }
+            None => error,
+        })
     }
 
     /// Tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].

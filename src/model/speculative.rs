@@ -69,8 +69,9 @@ pub struct Speculated {
 /// It is faster only where a step of several tokens costs about as much as one of a single token, as on GPUs that wait
 /// for memory, and the drafter costs little.
 ///
-/// Errors: [`ErrorKind::Argument`] for a drafter of another vocabulary, a session with a window, a `max_draft` of 0, a `min_ngram` of 0 or above
-/// `max_ngram`, a bad sampling, or where the model's logits are no numbers; else as `generate`.
+/// Errors: [`ErrorKind::Argument`] for a drafter of another vocabulary, a session with a window, its own or the model's, a
+/// `max_draft` of 0, a `min_ngram` of 0 or above `max_ngram`, a bad sampling, or where the model's logits are no numbers;
+/// else as `generate`.
 pub async fn generate_speculative(
     target: &mut Session,
     drafter: Drafter<'_>,
@@ -125,10 +126,14 @@ fn check(target: &Session, drafter: &Drafter<'_>, options: SpeculativeOptions) -
         Drafter::Model(session) => Some(&**session),
         Drafter::Lookup { .. } => None,
     };
-    if let Some(window) = [Some(target), drafts].into_iter().flatten().find_map(Session::window) {
-        let why =
-            format!("{} tokens: guesses that do not stand are cut off, to where pages may be gone by then", window.0);
-        return Err(ErrorKind::argument("window", why));
+    for session in [Some(target), drafts].into_iter().flatten() {
+        if let Some((window, _)) = session.window() {
+            let whose = session.what_is_window();
+            let why = format!(
+                "{window} tokens, {whose}: guesses that do not stand are cut off, to where pages may be gone by then"
+            );
+            return Err(ErrorKind::argument("window", why));
+        }
     }
     match drafter {
         Drafter::Model(session) => {

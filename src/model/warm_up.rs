@@ -15,9 +15,10 @@ const MATRIX_ROWS: [usize; 3] = [257, 129, 65];
 impl Session {
     /// Runs steps of every size that has kernels of its own, on sequences that are gone afterwards, and draws from their
     /// logits: so that the first real token compiles nothing and makes no bind group, nor the first sequence that is long
-    /// enough to be split and merged. Left out is what does not fit the chunk, the batch, the free part of the cache or the
-    /// model's positions. Takes as long as compiling does; a pipeline cache
-    /// ([`GpuOptions::pipeline_cache`](crate::GpuOptions)) shortens it from the second time on, and is written here.
+    /// enough to be split and merged. Logits of all tokens of a step, as guesses are judged by, compile nothing either. Left
+    /// out is what does not fit the chunk, the batch, the free part of the cache or the model's positions. Takes as long as
+    /// compiling does; a pipeline cache ([`GpuOptions::pipeline_cache`](crate::GpuOptions)) shortens it from the second
+    /// time on, and is written here.
     ///
     /// Errors: those of the device. The session is as it was.
     pub async fn warm_up(&mut self) -> Result<()> {
@@ -37,9 +38,13 @@ impl Session {
         }
         let matrices = self.decoder().gpu().capabilities().tier == Tier::Matrix;
         let larger = MATRIX_ROWS.into_iter().filter(|_| matrices);
-        for rows in [most].into_iter().chain(larger).chain(ROWS).filter(|n| *n <= most && n.div_ceil(page_size) <= free)
-        {
+        let sizes: Vec<usize> = [most].into_iter().chain(larger).chain(ROWS).filter(|n| *n <= most).collect();
+        for rows in sizes.iter().copied().filter(|n| n.div_ceil(page_size) <= free) {
             self.rehearse(&[rows]).await?;
+        }
+        // Logits of several tokens of a sequence: compiled only, since their memory is made where they are first asked for.
+        for rows in sizes {
+            self.decoder().inner.head.prepare(rows)?;
         }
         // Single tokens of several sequences: other rows for the products, the same for the attention.
         let batches = self.max_batch().min(free);

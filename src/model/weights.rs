@@ -1,5 +1,6 @@
 //! Reading a model's tensors, and putting them together as the kernels want them.
 
+use super::config::Config;
 use super::store::Store;
 use crate::error::{shape_text, Error, Result};
 use crate::gpu::{DType, Gpu, Tensor};
@@ -18,6 +19,8 @@ pub(super) struct Source<'a> {
     dtype: DType,
     /// Whether the explicit form's matrices are kept beside the absorbed one's.
     explicit: bool,
+    /// [`Config::biases`]
+    biases: Option<Vec<&'static str>>,
     used: RefCell<HashSet<String>>,
 }
 
@@ -78,9 +81,9 @@ impl Matrix {
 }
 
 impl<'a> Source<'a> {
-    /// A reader of `store`. `dtype` is what matrices become on the device.
-    pub(super) fn new(gpu: &'a Gpu, store: Store<'a>, dtype: DType) -> Self {
-        Source { gpu, store, dtype, explicit: true, used: RefCell::default() }
+    /// A reader of the tensors of `config` in `store`. `dtype` is what matrices become on the device.
+    pub(super) fn new(gpu: &'a Gpu, config: &Config, store: Store<'a>, dtype: DType) -> Self {
+        Source { gpu, store, dtype, explicit: true, biases: config.biases.clone(), used: RefCell::default() }
     }
 
     /// The same with or without the matrices of explicit prefill.
@@ -136,11 +139,18 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// `{name}.weight` (rows, in_dim) and, if there is one, `{name}.bias` (rows).
+    /// `{name}.weight` (rows, in_dim) and, if it has one ([`Config::biases`]), `{name}.bias` (rows).
     pub(super) fn matrix(&self, name: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
         let weight = self.matrix_values(&format!("{name}.weight"), &[rows, in_dim])?;
         let bias = format!("{name}.bias");
-        let bias = self.store.get(&bias).is_some().then(|| self.values(&bias, &[rows])).transpose()?;
+        let there = self.store.get(&bias).is_some();
+        let part = name.rsplit('.').next().unwrap_or(name);
+        let has_bias = self.biases.as_ref().map_or(there, |parts| parts.contains(&part));
+        if has_bias && !there {
+            let why = format!("missing, wanted {}: by its config.json this model has it", shape_text(&[rows]));
+            return Err(self.bad(&bias, why));
+        }
+        let bias = has_bias.then(|| self.values(&bias, &[rows])).transpose()?;
         Ok(Matrix { in_dim, weight, bias })
     }
 
@@ -150,7 +160,8 @@ impl<'a> Source<'a> {
         if self.store.get(&bias).is_some() {
             return Err(self.bad(&bias, "is not supported: routers and experts have no bias".into()));
         }
-        self.matrix(name, rows, in_dim)
+        let weight = self.matrix_values(&format!("{name}.weight"), &[rows, in_dim])?;
+        Ok(Matrix { in_dim, weight, bias: None })
     }
 
     /// `{name}.weight` (dim) as the gain of a norm that is fused with the product behind it.
@@ -199,9 +210,17 @@ impl<'a> Source<'a> {
 
     /// `{name}.weight` (groups, dim) as the gain of a norm.
     pub(super) fn norm(&self, name: &str, shape: NormShape) -> Result<RmsNorm> {
-        let wanted = [shape.groups, shape.dim];
-        let gain = self.values(&format!("{name}.weight"), if shape.groups == 1 { &wanted[1..] } else { &wanted })?;
-        RmsNorm::new(self.gpu, &Tensor::from_f32(self.gpu, &wanted, &gain, DType::F32)?, shape)
+        self.norms(std::slice::from_ref(&name.to_string()), shape)
+    }
+
+    /// The same of several tensors, each of as many groups.
+    pub(super) fn norms(&self, names: &[String], shape: NormShape) -> Result<RmsNorm> {
+        let wanted = [shape.groups / names.len(), shape.dim];
+        let wanted = if wanted[0] == 1 { &wanted[1..] } else { &wanted };
+        let gains = names.iter().map(|name| self.values(&format!("{name}.weight"), wanted));
+        let gains = gains.collect::<Result<Vec<_>>>()?.concat();
+        let gains = Tensor::from_f32(self.gpu, &[shape.groups, shape.dim], &gains, DType::F32)?;
+        RmsNorm::new(self.gpu, &gains, shape)
     }
 
     /// Says which tensors of the file the model has no use for.

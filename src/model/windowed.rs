@@ -31,6 +31,14 @@ impl Session {
         }
     }
 
+    /// What the window is, for errors.
+    pub(super) fn what_is_window(&self) -> &'static str {
+        match self.decoder().config().window {
+            Some(own) if self.window().is_some_and(|(window, _)| window == own) => "the model's sliding_window",
+            _ => "the session's",
+        }
+    }
+
     /// Remembers what a call begins with.
     pub(super) fn begin(&mut self, batch: &[(SeqId, &[u32])]) -> Result<()> {
         let forks = self.frees_between_steps(batch);

@@ -3,7 +3,7 @@
 use crate::model::{config_text, file, folder, Model, Vectors};
 use crate::shared::{gpu, message};
 use crate::{assert_kind, in_pieces, TOLERANCE};
-use latten::model::{Config, Decoder};
+use latten::model::{AttentionConfig, Config, Decoder, TensorNames};
 use latten::{DType, ErrorKind};
 use safetensors::tensor::Dtype;
 use serde_json::{json, Value};
@@ -158,8 +158,19 @@ fn what_is_not_supported_is_refused_by_name() {
         ("llama_llama3", "rope_parameters/low_freq_factor", Value::Null, "is not a number in"),
         ("llama_llama3", "rope_parameters/high_freq_factor", json!(1.0), "is not above low_freq_factor = 1"),
         ("llama_yarn", "rope_scaling/beta_fast", json!(0.5), "is not above beta_slow = 1"),
-        ("mistral", "sliding_window", json!(64), "must see all"),
-        ("qwen2", "use_sliding_window", json!(true), "sliding_window"),
+        ("mistral_window", "sliding_window", json!(0), "whole number"),
+        ("mistral_window", "layer_types", json!(["sliding_attention", "full_attention"]), "sliding_attention"),
+        ("mistral", "layer_types", json!(["sliding_attention", "sliding_attention"]), "full_attention"),
+        ("qwen2_window", "max_window_layers", json!(1), "num_hidden_layers = 2"),
+        ("qwen2_window", "layer_types", json!(["full_attention", "sliding_attention"]), "sliding_attention"),
+        ("qwen2_window", "use_sliding_window", json!(1), "neither true nor false"),
+        ("authors_gta", "rope_dim", json!(18), "1..=16"),
+        ("authors_gta", "rope_dim", json!(7), "odd"),
+        ("authors_gta", "num_key_value_heads", json!(3), "does not divide num_attention_heads = 4"),
+        ("authors_gta", "partial_rotary_factor", json!(1.0), "rope_dim = 8"),
+        ("authors_gla", "partial_rotary_factor", json!(0.25), "qk_rope_dim = 8"),
+        ("authors_gla", "rope_dim", json!(8), "qk_rope_dim"),
+        ("authors_gla_biased", "num_attention_heads", json!(5), "2, the latent heads"),
         ("deepseek_v2", "q_lora_rank", json!("x"), "whole number"),
         ("deepseek_v2", "num_key_value_heads", json!(2), "is not num_attention_heads = 4"),
         ("deepseek_v2", "qk_rope_head_dim", json!(7), "odd"),
@@ -184,10 +195,7 @@ fn what_is_not_supported_is_refused_by_name() {
         let result = parse(case, key, value.clone());
         assert_kind!(parse(case, key, value.clone()), ErrorKind::Config { .. });
         let text = message(result);
-        let named = match key {
-            "use_sliding_window" => "key sliding_window".to_string(),
-            _ => format!("key {} = {value}", key.rsplit('/').next().unwrap()),
-        };
+        let named = format!("key {} = {value}", key.rsplit('/').next().unwrap());
         assert!(text.contains(&named) && text.contains(why), "{case} {key}: {text}");
     }
     for (case, key) in [("deepseek_v3", "q_lora_rank"), ("mistral", "sliding_window"), ("llama", "vocab_size")] {
@@ -221,10 +229,91 @@ fn tensors_of_experts_are_asked_for_by_name() {
     }
 }
 
+/// Of Qwen2 the layers from `max_window_layers` on have the window: all have, or none.
+#[test]
+fn a_window_is_that_of_all_layers() {
+    let mut config: Value = serde_json::from_str(&config_text("qwen2_window")).unwrap();
+    for (first, layer_types, window) in
+        [(0, json!(null), Some(8)), (2, json!(null), None), (28, json!(["full_attention", "full_attention"]), None)]
+    {
+        config["max_window_layers"] = json!(first);
+        config["layer_types"] = layer_types;
+        assert_eq!(Config::parse("c", &config.to_string()).unwrap().window, window, "{config}");
+    }
+    for (window, kept) in [(127, Some(127)), (128, None), (4096, None)] {
+        assert_eq!(parse("mistral_window", "sliding_window", json!(window)).unwrap().window, kept);
+    }
+}
+
+/// Biases are those that the config has: one that is missing is an error, one beside them is left out, as in
+/// transformers.
+#[test]
+fn biases_are_those_of_the_config() {
+    let load = |case: &str, tensors: &BTreeMap<String, Vec<usize>>| {
+        let config = Config::parse("c", &config_text(case)).unwrap();
+        Decoder::from_bytes(gpu(), config, ("w", &file(tensors, Dtype::F32)), DType::F32)
+    };
+    for (case, count) in [
+        ("llama", 7),
+        ("qwen2", 3),
+        ("deepseek_v2", 3),
+        ("authors_gta", 4),
+        ("authors_gta_plain", 1),
+        ("authors_gla", 5),
+        ("authors_gla_biased", 9),
+        ("mistral", 0),
+    ] {
+        let tensors = Vectors::read(case).tensors;
+        let biases = tensors.keys().filter(|name| name.starts_with("model.layers.1") && name.ends_with(".bias"));
+        let biases: Vec<String> = biases.cloned().collect();
+        assert_eq!(biases.len(), count, "{case}");
+        for bias in &biases {
+            let mut fewer = tensors.clone();
+            fewer.remove(bias);
+            let text = message(load(case, &fewer));
+            assert!(text.contains(&format!("tensor {bias}: missing")) && text.contains("config.json"), "{text}");
+        }
+        let plain = load(case, &tensors).unwrap().fingerprint();
+        for name in ["self_attn.q_proj", "self_attn.o_proj", "self_attn.kv_b_proj", "mlp.down_proj"] {
+            let mut more = tensors.clone();
+            let rows = tensors.get(&format!("model.layers.1.{name}.weight")).map_or(64, |shape| shape[0]);
+            if more.insert(format!("model.layers.1.{name}.bias"), vec![rows]).is_none() {
+                assert_eq!(load(case, &more).unwrap().fingerprint(), plain, "{case}: {name}.bias was read");
+            }
+        }
+    }
+}
+
+/// The layers of GTA's and GLA's authors: every tensor is asked for by their name, and the numbers that their code has
+/// no key for are its own.
+#[test]
+fn the_authors_layers_are_known_by_their_names() {
+    for case in ["authors_gta", "authors_gla"] {
+        let tensors = Vectors::read(case).tensors;
+        let config = Config::parse("c", &config_text(case)).unwrap();
+        for name in tensors.keys().filter(|name| name.contains("layers.1.self_attn") && name.ends_with(".weight")) {
+            let mut fewer = tensors.clone();
+            fewer.remove(name);
+            let bytes = file(&fewer, Dtype::F32);
+            let text = message(Decoder::from_bytes(gpu(), config.clone(), ("w", &bytes), DType::F16));
+            assert!(text.starts_with(&format!("model weights w: tensor {name}: missing")), "{text}");
+        }
+    }
+    let gla = Config::parse("c", &config_text("authors_gla")).unwrap();
+    let latent = AttentionConfig::Latent { latent_heads: 2, latent_dim: 32, q_latent_dim: Some(128), rope_dim: 8 };
+    assert_eq!((gla.attention, gla.names, gla.latent_norm_eps), (latent, TensorNames::Authors, 0.03));
+    let gta = Config::parse("c", &config_text("authors_gta")).unwrap();
+    assert_eq!(gta.attention, AttentionConfig::Gta { kv_heads: 2, rope_dim: 8 });
+}
+
 #[test]
 fn what_changes_nothing_is_accepted() {
     for (case, key, value) in [
         ("mistral", "sliding_window", json!(128)),
+        ("authors_gla", "num_key_value_heads", json!(3)),
+        ("authors_gta", "partial_rotary_factor", Value::Null),
+        ("qwen2", "sliding_window", json!(8)),
+        ("qwen2", "use_sliding_window", json!(true)),
         ("llama", "partial_rotary_factor", json!(1)),
         ("llama", "layer_types", json!(["full_attention", "full_attention"])),
         ("llama", "tie_word_embeddings", Value::Null),

@@ -110,7 +110,7 @@ pub fn config_text(case: &str) -> String {
     std::fs::read_to_string(folder(case).join("config.json")).unwrap()
 }
 
-/// A safetensors file of the tensors of these shapes, their values those of `training/hf_oracle.py`.
+/// A safetensors file of the tensors of these shapes, their values those of `training/weights.py`.
 pub fn file(tensors: &BTreeMap<String, Vec<usize>>, dtype: Dtype) -> Vec<u8> {
     let bytes = |name: &str, shape: &[usize]| -> Vec<u8> {
         let values = values(name, shape.iter().product());
@@ -125,7 +125,7 @@ pub fn file(tensors: &BTreeMap<String, Vec<usize>>, dtype: Dtype) -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
-/// `values` of `training/hf_oracle.py`: of the name alone.
+/// `values` of `training/weights.py`: of the name alone.
 fn values(name: &str, count: usize) -> Vec<f32> {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let mut rng = crate::shared::Rng(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv));

@@ -142,6 +142,22 @@ fn after_a_warm_up_the_first_token_makes_nothing() {
     }
 }
 
+/// The head over several rows, with a batch of one.
+#[test]
+fn after_a_warm_up_logits_of_all_tokens_compile_nothing() {
+    let gpu = gpu_with(GpuOptions::default());
+    for variant in VARIANTS {
+        let mut session = session(&decoder(&gpu, variant, "warm-logits"), 1, 12);
+        block_on(session.warm_up()).unwrap();
+        let before = gpu.counters().pipelines;
+        let id = session.insert();
+        for tokens in [12, 1, 2, 3, 4, 5] {
+            block_on(session.feed(&[(id, &vec![3; tokens])], Want::AllLogits)).unwrap();
+        }
+        assert_eq!(gpu.counters().pipelines, before, "{variant}");
+    }
+}
+
 #[test]
 fn after_a_warm_up_the_first_merge_makes_nothing() {
     // As a discrete GPU plans it: split, and so merged, from 256 tokens on.

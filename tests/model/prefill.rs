@@ -4,7 +4,7 @@ use crate::assert_kind;
 use crate::shared::*;
 use latten::model::{
     generate, Attention, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions, LoadOptions, PrefillPath,
-    Session, SessionOptions, Want,
+    Session, SessionOptions, TensorNames, Want,
 };
 use latten::nn::RopeScaling;
 use latten::reference::{self, Angles, Form, GlaWeights, LayerConfig, Pairs};
@@ -89,7 +89,10 @@ impl Shape {
             rope_interleaved: self.interleaved,
             score_gain: 1.0,
             max_positions: 4096,
+            window: None,
             tied: true,
+            names: TensorNames::Published,
+            biases: None,
         };
         let mut rng = Rng(seed);
         let mut tensors = BTreeMap::new();

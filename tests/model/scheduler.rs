@@ -136,6 +136,51 @@ fn a_full_cache_puts_off_the_youngest_and_loses_nothing() {
     }
 }
 
+/// Who has room for all tokens and one more beside those that run is taken up; who has not waits, instead of being put off
+/// later.
+#[test]
+fn who_fits_runs_and_who_does_not_waits() {
+    let decoder = decoder("gqa", "fits");
+    // Pages, tokens of two prompts, and whether both run: 2 + 2 pages of 4; of 3; 7, of which a step makes 2, + 4 of 8.
+    for (pages, prompts, both) in [(4, [4, 4], true), (3, [4, 4], false), (8, [24, 12], false)] {
+        let mut scheduler = Scheduler::new(session(&decoder, 2, pages));
+        let requests = prompts.map(|tokens| Request { prompt: vec![9; tokens], ..request(0, 2) });
+        // Salts of their own: neither finds the other's pages.
+        let add = |(salt, request): (u64, &Request)| scheduler.add(Request { salt, ..request.clone() }).unwrap();
+        let ids: Vec<RequestId> = (1..).zip(&requests).map(add).collect();
+        let mut all = All::default();
+        all.take(block_on(scheduler.step()).unwrap());
+        assert_eq!(scheduler.running(), if both { 2 } else { 1 }, "{pages} pages");
+        all.steps(&mut scheduler, 40);
+        assert_eq!((scheduler.preemptions(), scheduler.session().stats().used), (0, 0), "{pages} pages");
+        for (id, request) in ids.iter().zip(&requests) {
+            assert_eq!(all.0[id].tokens, alone(&decoder, request), "{pages} pages");
+        }
+    }
+}
+
+/// A step is one submit of at most the session's chunk, and its events come by age: here of a prompt in two parts, and of
+/// one of a single token, which is fed with the first part.
+#[test]
+fn a_step_is_one_chunk_and_its_events_come_by_age() {
+    let gpu = gpu_with(GpuOptions::default());
+    let folder = Tiny::new("gqa", 5).write("one-chunk");
+    let decoder = Decoder::load(&gpu, folder.path(), DType::F32).unwrap();
+    let mut scheduler = Scheduler::new(session(&decoder, 3, 30));
+    let with = |tokens: usize| Request { prompt: vec![9; tokens], ..request(0, 3) };
+    let ids = [8, 1, 20].map(|tokens| scheduler.add(with(tokens)).unwrap());
+    let mut order = Vec::new();
+    while !scheduler.is_idle() {
+        let before = gpu.counters().submits;
+        let events = block_on(scheduler.step()).unwrap();
+        assert_eq!(gpu.counters().submits - before, 1, "after {} steps", order.len());
+        order.push(events.iter().map(|event| event.id).collect::<Vec<_>>());
+    }
+    // 5 + 1 tokens, then 3 + 1 + 2, 1 + 1 + 4, 1 + 5 (the second has ended), 6, 3.
+    let [a, b, c] = ids;
+    assert_eq!(order, [vec![b], vec![a, b], vec![a, b], vec![a], vec![], vec![c], vec![c], vec![c]]);
+}
+
 #[test]
 fn prompts_are_shared_within_a_salt() {
     let decoder = decoder("gta", "salts");

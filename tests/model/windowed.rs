@@ -4,7 +4,8 @@ use crate::assert_kind;
 use crate::shared::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
-    best_of, continue_sequence, BestOfOptions, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want,
+    best_of, continue_sequence, generate_speculative, BestOfOptions, Decoder, Drafter, Draw, GenerateOptions, Session,
+    SessionOptions, SpeculativeOptions, Want,
 };
 use latten::reference::DecodeOptions;
 use latten::{DType, ErrorKind, GpuOptions, SeqId};
@@ -181,24 +182,71 @@ fn numbers_that_make_no_window() {
     );
 }
 
-/// Whether the last token of the input has just freed a page or not.
+/// A model with a window of its own has it in every session, where the session's is not smaller.
 #[test]
-fn best_of_after_inputs_of_every_length() {
-    let decoder = decoder("gla", "best-of");
-    let options = SessionOptions { max_batch: 3, cache_tokens: 3 * PAGES * PAGE, ..options() };
-    let generate = GenerateOptions { max_new_tokens: 6, ..Default::default() };
-    let greedy = BestOfOptions { samples: 3, generate, ..Default::default() };
-    let mut session = Session::new(&decoder, options).unwrap();
-    let free = session.stats();
-    for length in 1..=2 * WINDOW + PAGE {
-        let input = tokens(length);
+fn a_models_own_window() {
+    let mut tiny = Tiny::new("gqa", 7);
+    tiny.config.insert("sliding_window".into(), WINDOW.into());
+    let decoder = Decoder::load(gpu(), tiny.write("own-window").path(), DType::F32).unwrap();
+    assert_eq!(decoder.config().window, Some(WINDOW));
+    let tokens = tokens(33);
+    let session = |window, keep_first| {
+        Session::new(&decoder, SessionOptions { window, keep_first, cache_tokens: 80, ..options() }).unwrap()
+    };
+    for (window, keep_first, sees) in [(None, 0, WINDOW), (None, 5, WINDOW), (Some(30), 0, WINDOW), (Some(6), 0, 6)] {
+        let mut session = session(window, keep_first);
+        assert_eq!(session.max_positions(), 1 << 24);
         let id = session.insert();
-        let made = block_on(best_of(&mut session, id, &input, greedy)).unwrap();
+        let got = block_on(session.feed(&[(id, &tokens)], Want::AllLogits)).unwrap().logits.remove(0);
+        let seen = DecodeOptions { window: Some(sees), keep_first, ..Default::default() };
+        let want = tiny.forward_seeing(&tokens, &seen).concat();
+        assert_close(&format!("{window:?}, {keep_first} first"), &got, &want, 3e-5, 1e-10);
+    }
+
+    // Whose window it is that something cannot be done with.
+    for (window, whose) in [(None, "10 tokens, the model's sliding_window"), (Some(6), "6 tokens, the session's")] {
+        let mut session = session(window, 0);
+        let drafter = Drafter::Lookup { max_ngram: 2, min_ngram: 1 };
         let all = |_| ControlFlow::Continue(());
-        let want = block_on(continue_sequence(&mut session, id, &input, generate, all)).unwrap();
-        assert_eq!(made.len(), 3);
-        assert!(made.iter().all(|sample| sample.tokens == want), "{length} tokens: {made:?}, wanted {want:?}");
-        session.remove(id).unwrap();
-        assert_eq!(session.stats().used, free.used, "{length} tokens");
+        let made = generate_speculative(&mut session, drafter, &tokens[..3], SpeculativeOptions::default(), all);
+        let text = message(block_on(made));
+        assert!(text.contains(whose), "{text}");
+        let id = session.insert();
+        logits(&mut session, id, &tokens);
+        let text = message(session.truncate(id, 2));
+        assert!(text.contains(whose) && text.contains("2: "), "{text}");
+        assert_eq!(session.len(id).unwrap(), 33);
+    }
+    let mut tiny = Tiny::new("gqa", 7);
+    for window in [0, MAX_POSITIONS + 1] {
+        tiny.config.insert("sliding_window".into(), window.into());
+        let text = message(Decoder::load(gpu(), tiny.write("no-own-window").path(), DType::F32));
+        assert!(text.contains("sliding_window") && text.contains("1..=40"), "{text}");
+    }
+}
+
+/// Samples of one prompt, wherever in a page it ends: none is cut off to where pages are gone.
+#[test]
+fn best_of_with_a_window() {
+    let decoder = decoder("gta", "best-of-window");
+    let tokens = tokens(40);
+    let new = || Session::new(&decoder, SessionOptions { max_batch: 3, cache_tokens: 160, ..options() }).unwrap();
+    for (before, input) in (0..PAGE).flat_map(|i| [(0, 16 + i), (18 + i, 1)]) {
+        let mut generate = GenerateOptions { max_new_tokens: 5, seed: 3, ..Default::default() };
+        generate.sampling.temperature = 1.0;
+        let mut session = new();
+        let id = session.insert();
+        if before > 0 {
+            logits(&mut session, id, &tokens[..before]);
+        }
+        let input = &tokens[before..before + input];
+        let used = session.stats().used;
+        let made =
+            block_on(best_of(&mut session, id, input, BestOfOptions { samples: 3, generate, ..Default::default() }));
+        let made = made.unwrap();
+        assert_eq!((made.len(), session.stats().used, session.len(id).unwrap()), (3, used, before));
+        // The first sample is what plain generation draws.
+        let plain = block_on(continue_sequence(&mut session, id, input, generate, |_| ControlFlow::Continue(())));
+        assert!(made.iter().any(|sample| sample.tokens == *plain.as_ref().unwrap()), "{before} + {}", input.len());
     }
 }
