@@ -3,7 +3,7 @@
 //! `cargo run --release --example perplexity -- tests/vectors/held_out.txt`
 //! `.. tests/vectors/held_out.txt --variant gla --window 512 --stride 256 --kv-dtype i4`
 
-use latten::model::{Decoder, PrefillPath, Session, SessionOptions, Want};
+use latten::model::{Decoder, PrefillPath, Session, SessionOptions, Tokenizer, Want};
 use latten::{DType, Gpu, GpuOptions, SeqId};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -162,8 +162,9 @@ fn read_text(args: &Args) -> Result<Vec<u8>, String> {
 
 async fn run_model(gpu: &Gpu, folder: &str, text: &[u8], args: &Args) -> Result<Report, String> {
     let failed = |e: latten::Error| format!("{folder}: {e}");
+    let tokenizer = Tokenizer::from_folder(folder).map_err(failed)?;
+    let tokens = tokenizer.encode(text).map_err(failed)?;
     let decoder = Decoder::load(gpu, folder, args.dtype).map_err(failed)?;
-    let tokens: Vec<u32> = text.iter().copied().map(u32::from).collect();
     let most = decoder.config().max_positions;
     let window = args.window.unwrap_or(most);
     let stride = args.stride.unwrap_or(window);
@@ -176,6 +177,8 @@ async fn run_model(gpu: &Gpu, folder: &str, text: &[u8], args: &Args) -> Result<
     if tokens.len() < 2 {
         return Err(format!("{}: {} tokens, of which the first is never predicted", args.text, tokens.len()));
     }
+    // Of the first token, which is not predicted: one that only begins a text has none.
+    let first_bytes = if tokenizer.is_bytes() { 1 } else { tokenizer.decode(&tokens[..1]).len() };
     let all = windows::cut(tokens.len(), window, stride);
     let longest = all.iter().map(|w| w.input.len()).max().unwrap_or(1);
     let batch = args.batch.min(all.len());
@@ -197,7 +200,7 @@ async fn run_model(gpu: &Gpu, folder: &str, text: &[u8], args: &Args) -> Result<
         stride,
         bits: 0.0,
         tokens: tokens.len() - 1,
-        bytes: text.len() - 1,
+        bytes: text.len() - first_bytes,
         fed: all.iter().map(|w| w.input.len()).sum(),
         time: Duration::ZERO,
         cache_bytes: 0,
