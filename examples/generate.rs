@@ -3,7 +3,7 @@
 //! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
-use latten::model::{continue_sequence, Decoder, GenerateOptions, PrefillPath, Session, SessionOptions, Utf8Stream};
+use latten::model::{continue_sequence, Decoder, GenerateOptions, PrefillPath, Session, SessionOptions, Tokenizer};
 use latten::nn::Sampling;
 use latten::{DType, DispatchTime, Gpu, GpuOptions, SeqId, Tier};
 use std::fs::File;
@@ -222,14 +222,20 @@ struct Opened {
     session: Session,
     sequence: SeqId,
     tokens: Vec<u32>,
+    tokenizer: Tokenizer,
 }
 
 async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
+    let tokenizer = Tokenizer::from_folder(folder)?;
+    let prompt = match args.prompt.is_empty() {
+        true => Vec::new(),
+        false => tokenizer.encode(&args.prompt)?,
+    };
     let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
     let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
     let mut options = SessionOptions {
         kv_dtype: args.kv_dtype.unwrap_or(args.dtype),
-        cache_tokens: saved + args.prompt.len() + args.options.max_new_tokens,
+        cache_tokens: saved + prompt.len() + args.options.max_new_tokens,
         window: args.window,
         keep_first: args.keep_first,
         prefill: if decoder.keeps_explicit() { args.prefill } else { PrefillPath::Auto },
@@ -253,17 +259,17 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         Some(path) => first(session.load_file(path, |_| {}).await?, path)?,
         None => (session.insert(), Vec::new()),
     };
-    tokens.extend(args.prompt.bytes().map(u32::from));
-    Ok(Opened { session, sequence, tokens })
+    tokens.extend(prompt);
+    Ok(Opened { session, sequence, tokens, tokenizer })
 }
 
 async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -> Result<Report, Stop> {
-    let Opened { mut session, sequence, mut tokens } = open(gpu, folder, args).await?;
+    let Opened { mut session, sequence, mut tokens, tokenizer } = open(gpu, folder, args).await?;
     let config = session.decoder().config().clone();
     // What is not in the cache yet: the last token of the saved text, and the prompt.
     let input = tokens.get(session.len(sequence)?..).unwrap_or_default().to_vec();
 
-    let mut text = Utf8Stream::default();
+    let mut text = tokenizer.stream();
     writeln!(out, "--- {} ---", config.variant())?;
     tokens.iter().try_for_each(|token| write!(out, "{}", text.push(*token)))?;
     out.flush()?;
@@ -279,7 +285,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
             counted[0] = counted[1];
         }
         written = write!(out, "{}", text.push(token)).and_then(|()| out.flush());
-        if written.is_err() {
+        if written.is_err() || tokenizer.end_tokens().contains(&token) {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())

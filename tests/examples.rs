@@ -18,6 +18,11 @@ mod kernel_table;
 #[path = "../examples/logits.rs"]
 mod logits;
 #[allow(dead_code)]
+#[path = "../examples/perplexity.rs"]
+mod perplexity;
+#[path = "examples/perplexity.rs"]
+mod perplexity_test;
+#[allow(dead_code)]
 #[path = "../examples/prefill_table/main.rs"]
 mod prefill_table;
 #[allow(dead_code)]

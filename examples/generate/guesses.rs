@@ -3,7 +3,6 @@
 use super::{open, Args, Opened, Stop};
 use latten::model::{
     generate, generate_speculative, Decoder, Drafter, Session, SessionOptions, Speculated, SpeculativeOptions,
-    Utf8Stream,
 };
 use latten::Gpu;
 use std::io::{self, Write};
@@ -82,7 +81,7 @@ impl Clock {
 
 /// Writes the text of a model, and makes it again without guesses.
 pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -> Result<Line, Stop> {
-    let Opened { mut session, sequence, tokens } = open(gpu, folder, args).await?;
+    let Opened { mut session, sequence, tokens, tokenizer } = open(gpu, folder, args).await?;
     session.remove(sequence)?; // the calls below have their own
     let config = session.decoder().config();
     let variant = config.variant();
@@ -101,7 +100,7 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
     let max_draft = args.guesses.most.unwrap_or(4);
     let options = SpeculativeOptions { generate: args.options, max_draft };
     let who = if draft.is_some() { "--draft" } else { "--lookup" };
-    let mut text = Utf8Stream::default();
+    let mut text = tokenizer.stream();
     writeln!(out, "--- {variant} ---")?;
     tokens.iter().try_for_each(|token| write!(out, "{}", text.push(*token)))?;
     let mut written = Ok(());
@@ -109,7 +108,7 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
     let on_token = |token| {
         guessed.tick();
         written = write!(out, "{}", text.push(token)).and_then(|()| out.flush());
-        if written.is_ok() {
+        if written.is_ok() && !tokenizer.end_tokens().contains(&token) {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
@@ -124,9 +123,12 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
     writeln!(out, "{}\n", text.finish())?;
 
     let mut plain = Clock::new();
-    let on_token = |_| {
+    let on_token = |token| {
         plain.tick();
-        ControlFlow::Continue(())
+        match tokenizer.end_tokens().contains(&token) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     };
     let without = generate(&mut session, &tokens, args.options, on_token).await?;
     let same = without == made.tokens;

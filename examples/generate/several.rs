@@ -1,7 +1,7 @@
 //! `--beams` and `--best-of`: several texts of one prompt, the best first.
 
 use super::{number, open, Args, Opened, Stop};
-use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation, Utf8Stream, Want};
+use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation, Want};
 use latten::Gpu;
 use std::io::Write;
 use std::time::Instant;
@@ -105,7 +105,7 @@ pub(crate) async fn run_model(
     several: Several,
     out: &mut impl Write,
 ) -> Result<Line, Stop> {
-    let Opened { mut session, sequence, tokens } = open(gpu, folder, args).await?;
+    let Opened { mut session, sequence, tokens, tokenizer } = open(gpu, folder, args).await?;
     let variant = session.decoder().config().variant();
     let held = session.len(sequence)?;
     let input = tokens.get(held..).unwrap_or_default();
@@ -122,7 +122,7 @@ pub(crate) async fn run_model(
     };
     let seconds = prefilled.elapsed().as_secs_f64();
 
-    writeln!(out, "--- {variant} ---\n{}", text(&tokens))?;
+    writeln!(out, "--- {variant} ---\n{}", tokenizer.decode(&tokens))?;
     for (i, continuation) in found.iter().enumerate() {
         let Continuation { tokens, log_probability, score, stopped } = continuation;
         let end = if *stopped { ", stopped" } else { "" };
@@ -132,18 +132,12 @@ pub(crate) async fn run_model(
             i + 1,
             tokens.len()
         )?;
-        writeln!(out, "{}", text(tokens))?;
+        writeln!(out, "{}", tokenizer.decode(tokens))?;
     }
     writeln!(out)?;
     let lengths = || found.iter().map(|continuation| continuation.tokens.len());
     let (tokens, longest) = (lengths().sum(), lengths().max().unwrap_or(0));
     Ok(Line { variant, several, prefill_ms: 1e3 * (prefilled - start).as_secs_f64(), tokens, longest, seconds })
-}
-
-fn text(tokens: &[u32]) -> String {
-    let mut stream = Utf8Stream::default();
-    let text: String = tokens.iter().map(|token| stream.push(*token)).collect();
-    text + &stream.finish()
 }
 
 pub(crate) fn print(out: &mut impl Write, lines: &[Line]) -> std::io::Result<()> {

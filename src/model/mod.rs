@@ -24,7 +24,8 @@
 //! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
 //! what the model computes and is not known is refused by name: sliding windows in some layers only, other activations,
 //! other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
-//! further heads) are left out. Tokens are the caller's: there is no tokenizer here.
+//! further heads) are left out. Everything here works on tokens; [`Tokenizer`] makes them of text, by the folder's
+//! `tokenizer.json` where the feature `tokenizers` is on.
 //!
 //! The authors of GTA and GLA published their layers within a Llama (github.com/Dao-AILab/grouped-latent-attention). Files of
 //! their code are known by a key of `config.json`: `rope_dim` for GTA; `qk_rope_dim` for GLA, which has two latents of
@@ -99,6 +100,9 @@ mod sharing;
 mod speculative;
 mod stops;
 mod store;
+mod tokenizer;
+#[cfg(feature = "tokenizers")]
+mod tokenizer_json;
 mod warm_up;
 mod weights;
 mod windowed;
@@ -117,3 +121,4 @@ pub use request::{Event, Finished, Request, RequestId};
 pub use scheduler::Scheduler;
 pub use session::{Draw, Fed, Session, SessionOptions, Want};
 pub use speculative::{generate_speculative, Drafter, Speculated, SpeculativeOptions};
+pub use tokenizer::{TextStream, Tokenizer};
