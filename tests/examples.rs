@@ -1,6 +1,5 @@
 //! The examples as programs: what they accept, what they refuse, and with which exit code.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
-#![allow(clippy::duplicate_mod)] // kernel_table and prefill_table measure the same ceilings
 
 // Included rather than started: a test binary cannot know whether the example beside it is the present one.
 #[allow(dead_code)] // its main
