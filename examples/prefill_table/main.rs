@@ -22,14 +22,17 @@
 //! may hold (`GpuOptions::dispatch_flop`).
 
 #[path = "../kernel_table/ceilings.rs"]
+#[allow(clippy::duplicate_mod)] // a test includes both examples
 #[allow(dead_code)] // what only kernel_table reads
 mod ceilings;
 #[path = "../kernel_table/matmul.rs"]
+#[allow(clippy::duplicate_mod)] // a test includes both examples
 mod matmul;
 mod measure;
 mod models;
 mod report;
 #[path = "../kernel_table/timing.rs"]
+#[allow(clippy::duplicate_mod)] // a test includes both examples
 #[allow(dead_code)] // what only kernel_table reads
 mod timing;
 
