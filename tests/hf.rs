@@ -165,7 +165,7 @@ fn vectors_tell_wrong_readings_apart() {
         ("mistral_window", "/sliding_window", "7"),
         ("mistral_window", "/sliding_window", "9"),
         ("mistral_window", "/sliding_window", "null"),
-        ("qwen2_window", "/use_sliding_window", "false"),
+        ("qwen2_window", "/sliding_window", "9"),
         ("qwen2", "/rope_parameters/attention_factor", "1.2"),
         ("qwen2", "/rope_parameters/beta_fast", "2.0"),
         ("qwen2", "/rope_parameters/beta_slow", "0.1"),

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Mutation check of the kernels around attention: each clamp and mask of shaders/{append,append_scaled,copy_pages,decode,
 # decode_rows,merge,pages_rows}.wgsl and their parts is changed in turn, and at least one test of tests/kernels must fail, or of
-# src/cache/page_rows_tests.rs for pages_rows, which software GPUs use nowhere else. Not part of the default run; half an hour
-# to an hour on two cores with a software GPU.
+# src/cache/page_rows_tests.rs for pages_rows, which software GPUs use nowhere else. So are decisions of the scheduler and of
+# speculative decoding (src/model), whose tests are tests/model and src/model/rejection_tests.rs. Not part of the default
+# run; an hour to two on two cores with a software GPU.
 #
 #   tests/mutate.sh                 the mutations that must die
-#   tests/mutate.sh append          those whose name contains a word
+#   tests/mutate.sh append          those whose name contains a word (requests, guesses, rule: those of src/model)
 #   tests/mutate.sh --same [word]   the equivalent ones, to see that they still are (slow: all tests, each time)
 #
 # It works on a copy under target/mutate and leaves the checkout alone. A mutation that no longer applies is an error:
-# the table below must follow the shaders. Exit status: 0 if every mutation that must die does.
+# the table below must follow the sources. Exit status: 0 if every mutation that must die does.
 #
-# Each row: name ~ file under shaders/ ~ text ~ replacement ~ tests ~ "dies", or why no reachable input shows it.
+# Each row: name ~ file under shaders/, or from src/ on ~ text ~ replacement ~ tests ~ "dies", or why no reachable input shows it.
 # "same" rows guard against what the host rules out (a row without tokens) or save only time; --same reports those that
 # die after all.
 set -euo pipefail
@@ -26,6 +27,8 @@ I="integers::append integers::slots integers::every|integers::odd|integers::|iso
 C="sharing::"
 G="--include-ignored split::more_merges"
 S="page_rows::"
+H="scheduler::|speculative::"
+R="rejection::"
 table() {
   cat <<'TABLE'
 rows-word-end       ~pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
@@ -148,6 +151,37 @@ merge-weight        ~merge.wgsl~select(0.0, exp2(part[i] - next), part[i] > 0.5 
 lse2-empty          ~parts/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
 lse-bits-empty      ~parts/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
 inverse-empty       ~parts/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
+requests-next       ~src/model/scheduler.rs~(tokens + 1).div_ceil(size)~tokens.div_ceil(size)~H~dies
+requests-batch      ~src/model/scheduler.rs~running == self.session.max_batch()~false~H~dies
+requests-fit        ~src/model/scheduler.rs~needed > available(&self.session)~needed >= available(&self.session)~H~dies
+requests-refused    ~src/model/scheduler.rs~                self.session.remove(id)?;\n                self.refused_at = Some~                self.refused_at = Some~H~dies
+requests-running    ~src/model/scheduler.rs~needed += self.pages_for(request.tokens.len(), held);~let _ = held;~H~dies
+requests-put-off    ~src/model/scheduler.rs~                    self.session.remove(id)?;\n                }\n                self.preemptions~                    let _ = id;\n                }\n                self.preemptions~H~dies
+requests-second     ~src/model/scheduler.rs~if youngest > 0 {~if youngest > 1 {~H~dies
+requests-room       ~src/model/scheduler.rs~room -= 1;~~H~dies
+requests-chunk      ~src/model/scheduler.rs~part.to.min(part.from + room)~part.to~H~dies
+requests-prompt     ~src/model/scheduler.rs~.filter(|(_, drawn)| *drawn)~~H~dies
+requests-ended      ~src/model/scheduler.rs~                self.remove(place)?;\n            }\n        }\n        Ok(events)~                let _ = place;\n            }\n        }\n        Ok(events)~H~dies
+requests-rollback   ~src/model/scheduler.rs~        self.session.roll_back();\n        self.admit()?;~        self.admit()?;~H~same: off browsers no step is left half way, and a feed that fails rolls back itself
+requests-asked      ~src/model/scheduler.rs~        let request = self.requests.remove(place);\n        self.refused_at = None;~        let request = self.requests.remove(place);~H~same: time only, who was refused is asked again once there is more room, or none runs
+requests-asked-2    ~src/model/scheduler.rs~                self.preemptions += 1;\n                self.refused_at = None;~                self.preemptions += 1;~H~same: time only, as before
+requests-age        ~src/model/scheduler.rs~parts.sort_by_key(|part| part.request);~~H~dies
+guesses-target      ~src/model/speculative.rs~own.session.truncate(sequence, tokens.len() + stand)?;~~H~dies
+guesses-drafter     ~src/model/speculative.rs~own.session.truncate(sequence, same)?;~~H~dies
+guesses-left        ~src/model/speculative.rs~made.tokens.len() - 1;~made.tokens.len();~H~dies
+guesses-most        ~src/model/speculative.rs~(k + 2).min(most)~k + 2~H~dies
+guesses-least       ~src/model/speculative.rs~(k - 1).max(1)~k - 1~H~dies
+guesses-position    ~src/model/speculative.rs~all <= session.max_positions()~all < session.max_positions()~H~dies
+guesses-last        ~src/model/speculative.rs~has_room(own.session, sequence, tokens, k - 1)~has_room(own.session, sequence, tokens, k)~H~dies
+guesses-prompt      ~src/model/speculative.rs~made.steps > 0 && ~~H~dies
+guesses-rows        ~src/model/speculative.rs~saturating_sub(proposals.len() + 1)~saturating_sub(proposals.len())~H~dies
+rule-less           ~src/model/rejection.rs~proposal.probability(proposal.token) < p.of~proposal.probability(proposal.token) <= p.of~R~dies
+rule-rest           ~src/model/rejection.rs~(p - proposal.probability(token)).max(0.0)~{ let _ = token; *p }~R~dies
+rule-again          ~src/model/rejection.rs~pick(rest, f64::from(random.uniform()))~pick(rest, u)~R~dies
+rule-nucleus        ~src/model/rejection.rs~|p| **p < threshold~|p| **p <= threshold~R~dies
+rule-pick           ~src/model/rejection.rs~if cumulative > wanted~if cumulative >= wanted~R~dies
+rule-all            ~src/model/rejection.rs~Ok((proposals.len(), last.draw(random)))~Ok((proposals.len().saturating_sub(1), last.draw(random)))~R~dies
+requests-random     ~src/model/request.rs~        self.random.uniform();\n        self.tokens.push~        self.tokens.push~H~dies
 TABLE
 }
 
@@ -181,6 +215,8 @@ dies() {
     C) groups=$C ;;
     L) groups="corrupted" target="--lib" ;;
     S) groups=$S target="--lib" ;;
+    H) groups=$H target="--test model" ;;
+    R) groups=$R target="--lib" ;;
   esac
   local group tier
   tier=$(tier_of "$2")
@@ -196,20 +232,22 @@ kind=dies
 if [[ ${1:-} == --same ]]; then kind=same && shift; fi
 word=${1:-}
 fresh
-(cd "$copy" && cargo test --release --quiet --no-run --test kernels --lib)
+(cd "$copy" && cargo test --release --quiet --no-run --test kernels --test model --lib)
 survived=0 killed=0
 while IFS='~' read -r name file text new tests fate; do
   name=${name// /}
   [[ $name == *"$word"* && ${fate%%:*} == "$kind" ]] || continue
   fresh
+  path=shaders/$file
+  [[ $file != src/* ]] || path=$file
   TEXT=$text NEW=$new perl -0pi -e '
     my ($text, $new) = @ENV{qw(TEXT NEW)};
     s/\\n/\n/g for $text, $new;
     my $at = index($_, $text);
     substr($_, $at, length $text) = $new if $at >= 0;
-  ' "$copy/shaders/$file"
-  if cmp -s "shaders/$file" "$copy/shaders/$file"; then
-    echo "$name: does not apply to shaders/$file any more: correct the table" >&2
+  ' "$copy/$path"
+  if cmp -s "$path" "$copy/$path"; then
+    echo "$name: does not apply to $path any more: correct the table" >&2
     exit 2
   fi
   if dies "$tests" "$file"; then
