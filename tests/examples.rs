@@ -15,6 +15,11 @@ mod generate;
 #[path = "../examples/kernel_table/main.rs"]
 mod kernel_table;
 #[allow(dead_code)]
+#[path = "../examples/load_speed.rs"]
+mod load_speed;
+#[path = "examples/loading.rs"]
+mod loading;
+#[allow(dead_code)]
 #[path = "../examples/logits.rs"]
 mod logits;
 #[allow(dead_code)]
