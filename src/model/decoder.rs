@@ -70,7 +70,7 @@ impl Decoder {
     /// bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table, and a head tied to
     /// it, stay F16.
     ///
-    /// Rows go to the device as they are read: host memory holds some ten MiB of them, whatever the model's size, while one
+    /// Rows go to the device as they are read: host memory holds some tens of MiB of them, whatever the model's size, while one
     /// thread reads and another converts and uploads.
     ///
     /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit

@@ -366,7 +366,31 @@ fn halves(bytes: &[u8]) -> Vec<f32> {
     halves.to_f32_vec()
 }
 
-/// Whether one of these f16 numbers is infinite or no number: all bits of its exponent are set.
+/// Whether one of these f16 numbers is infinite or no number: all bits of its exponent are set. Four at a time, where the lowest
+/// bit of an exponent, added to it, reaches the sign's place for those alone.
 fn any_odd_f16(bytes: &[u8]) -> bool {
-    bytes.chunks_exact(2).fold(false, |odd, b| odd | (u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00))
+    const EXPONENTS: u64 = 0x7c00_7c00_7c00_7c00;
+    const LOWEST: u64 = 0x0400_0400_0400_0400;
+    let words = bytes.chunks_exact(8);
+    let rest = words.remainder();
+    let odd =
+        words.filter_map(|w| w.first_chunk()).fold(0, |odd, w| odd | ((u64::from_le_bytes(*w) & EXPONENTS) + LOWEST));
+    let rest = rest.chunks_exact(2).any(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00);
+    odd & 0x8000_8000_8000_8000 != 0 || rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_numbers_are_found_wherever_they_are() {
+        let odd = |values: &[u16]| any_odd_f16(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        for value in 0..=u16::MAX {
+            let at = usize::from(value % 7);
+            let mut values = [0x7bff, 0xfbff, 0, 0x8001, 0x3c00, 0xbbff, 0x03ff];
+            values[at] = value;
+            assert_eq!(odd(&values), !f16::from_bits(value).is_finite(), "{value:04x} at {at}");
+        }
+    }
 }
