@@ -272,6 +272,7 @@ fn generate_says_what_is_wrong_with_its_arguments() {
         ("--dtype f64", "--dtype f64"),
         ("--kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
         ("--seed", "--seed wants a value"),
+        ("--prefill implicit", "--prefill implicit: not absorbed, explicit or auto"),
         ("--save-session f", "a session is of one model"),
         ("--load-session f", "a session is of one model"),
         ("--load-session f --variant gla --tokens 0", "--tokens is 0"),

@@ -2,6 +2,8 @@
 
 use super::balance::most_slots;
 use super::decode::Decode;
+#[cfg(doc)]
+use super::options::AttentionOptions;
 use super::plan::{self, PlanShape, SplitPolicy, Step, WorkList};
 use super::plan_buffer::{self, Entries, Home, PlanBuffer};
 use super::tables::PageTables;

@@ -5,7 +5,7 @@ use super::explicit::ExplicitPrefill;
 use super::owned::Owned;
 use super::prefill::{Choice, PrefillPath};
 use super::session::Session;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
 use crate::nn::Span;
 use std::time::Instant;
@@ -24,8 +24,12 @@ impl Session {
     /// an adapter. None where it never is within a step's tokens, or is not kept. By the host's clock: measure on an idle
     /// device.
     ///
-    /// Errors: those of the device. The session is as it was.
+    /// Errors: [`ErrorKind::Unsupported`] in browsers, whose clock is not read; those of the device. The session is as it
+    /// was.
     pub async fn measure_prefill(&mut self) -> Result<Option<usize>> {
+        if cfg!(target_arch = "wasm32") {
+            return Err(ErrorKind::Unsupported { what: "the host's clock in a browser".into() }.into());
+        }
         let (decoder, options) = (self.decoder().clone(), *self.options());
         let config = decoder.config();
         let most = self.capacity().min(self.max_positions().saturating_sub(1));
@@ -54,7 +58,7 @@ impl Session {
     async fn time_layer(
         &mut self,
         (context, new): (usize, usize),
-        mut explicit: Option<&mut ExplicitPrefill>,
+        explicit: Option<&mut ExplicitPrefill>,
     ) -> Result<f64> {
         let decoder = self.decoder().clone();
         let (gpu, config) = (decoder.gpu(), decoder.config());
@@ -71,7 +75,7 @@ impl Session {
         let scratch = AttentionScratch::new(gpu, config, (new, explicit.is_some()))?;
         let x = Tensor::zeros(gpu, &[new, config.hidden_size], DType::F32)?;
         let (decode, cache) = own.session.attention_parts();
-        let plans = StepPlans::new(decode, cache, &[id], explicit.as_deref_mut())?;
+        let plans = StepPlans::new(decode, cache, &[id], explicit)?;
         let cos_sin = cache.cos_sin(&[id])?;
         let mut best = f64::INFINITY;
         // The first compiles.

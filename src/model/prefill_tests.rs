@@ -39,7 +39,7 @@ fn break_even_is_that_of_the_design() {
 /// Multiply-adds counted pair by pair.
 #[test]
 fn auto_takes_the_form_of_fewer_products() {
-    let (heads, latent, head, rope) = (4u64, 96u64, 32u64, 16u64);
+    let (heads, latent, head, rope) = (4u64, 96u64, 64u64, 16u64);
     for window in [None, Some(40), Some(300), Some(5000)] {
         let config = Config {
             attention: AttentionConfig::Latent {

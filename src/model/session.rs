@@ -4,7 +4,7 @@ use super::attention::{AttentionStep, StepPlans};
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::explicit::ExplicitPrefill;
-use super::prefill::{Choice, PrefillPath};
+use super::prefill::PrefillPath;
 use super::schedule::{schedule, Part};
 use super::windowed::Unfinished;
 use crate::attention::{AttentionOptions, Decode, KvSource, SplitPolicy};
@@ -159,7 +159,7 @@ impl Session {
         let seen = AttentionOptions { window, keep_first, ..Default::default() };
         let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
         decode.prepare(&cache.layer(0)?)?;
-        let prefill = explicit_prefill(decoder, &options)?;
+        let prefill = ExplicitPrefill::of_session(decoder, &options)?;
         let buffers = Buffers::new(decoder, &options, prefill.is_some())?;
         Ok(Session { decoder: decoder.clone(), cache, decode, prefill, options, buffers, unfinished: Vec::new() })
     }
@@ -169,7 +169,7 @@ impl Session {
         let (heads, dtype) = (*self.cache.heads(), self.options.kv_dtype);
         let decode = Decode::with_options(decoder.gpu(), heads, dtype, *self.decode.options())?;
         let decode = decode.with_policy(self.decode.policy());
-        let prefill = explicit_prefill(decoder, &self.options)?;
+        let prefill = ExplicitPrefill::of_session(decoder, &self.options)?;
         let buffers = Buffers::new(decoder, &self.options, prefill.is_some())?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
         (self.decoder, self.decode, self.prefill, self.buffers) = (decoder.clone(), decode, prefill, buffers);
@@ -431,25 +431,6 @@ impl Session {
         }
         Ok(rows)
     }
-}
-
-/// What prompts in the explicit form need, if some may take it.
-fn explicit_prefill(decoder: &Decoder, options: &SessionOptions) -> Result<Option<ExplicitPrefill>> {
-    let (config, path) = (decoder.config(), options.prefill);
-    let kept = decoder.keeps_explicit() && options.keep_first == 0;
-    if !kept && matches!(path, PrefillPath::Explicit | PrefillPath::From(_)) {
-        let why = match options.keep_first {
-            0 => format!("{path:?}: this decoder of {} keeps no explicit form", config.variant()),
-            first => format!("{path:?} with {first} first tokens beside a window, which are absorbed only"),
-        };
-        return Err(ErrorKind::argument("prefill", why));
-    }
-    let choice = Choice::new(config, path, options.window, options.chunk.max(options.max_batch));
-    let Some(choice) = choice.filter(|_| kept) else { return Ok(None) };
-    let most = choice
-        .most_tokens(options.chunk.max(options.max_batch))
-        .min(options.cache_tokens.next_multiple_of(options.page_size));
-    ExplicitPrefill::of_choice(decoder.gpu(), config, options.kv_dtype, choice, most).map(Some)
 }
 
 impl Buffers {

@@ -1,7 +1,7 @@
 //! How much work one dispatch may hold, measured.
 
 use super::{Linear, Span, Weight};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
 use std::time::Instant;
 
@@ -19,8 +19,11 @@ const ENOUGH: f64 = 0.01;
 /// products of an f16 matrix with 64 rows; takes some tens of milliseconds, on a slow device less than a second. Measure on
 /// an idle device, and take the least of several.
 ///
-/// Errors: those of the device.
+/// Errors: [`ErrorKind::Unsupported`] in browsers, whose clock is not read; those of the device.
 pub async fn measure_dispatch_flop(gpu: &Gpu) -> Result<u64> {
+    if cfg!(target_arch = "wasm32") {
+        return Err(ErrorKind::Unsupported { what: "the host's clock in a browser".into() }.into());
+    }
     let values: Vec<f32> = (0..WIDTH * WIDTH).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
     let linear = Linear::new(gpu, &Weight::new(gpu, [1, WIDTH, WIDTH], &values, DType::F16)?, None)?;
     let input = Tensor::from_f32(gpu, &[ROWS, WIDTH], &values[..ROWS * WIDTH], DType::F32)?;
