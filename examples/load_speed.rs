@@ -56,7 +56,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             _ => return Err(format!("unknown argument {arg}")),
         }
     }
-    if parsed.hidden % 256 != 0 {
+    if !parsed.hidden.is_multiple_of(256) {
         return Err(format!("--hidden {}: not a multiple of 256", parsed.hidden));
     }
     Ok(parsed)

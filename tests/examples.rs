@@ -1,5 +1,6 @@
 //! The examples as programs: what they accept, what they refuse, and with which exit code.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
+#![allow(clippy::duplicate_mod)] // examples share files, and each is a program of its own
 
 // Included rather than started: a test binary cannot know whether the example beside it is the present one.
 #[allow(dead_code)] // its main
