@@ -3,7 +3,7 @@
 //! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
-use latten::model::{continue_sequence, Decoder, GenerateOptions, PrefillPath, Session, SessionOptions, Tokenizer};
+use latten::model::{continue_sequence, GenerateOptions, PrefillPath, Session, SessionOptions, Tokenizer};
 use latten::nn::Sampling;
 use latten::{DType, DispatchTime, Gpu, GpuOptions, SeqId, Tier};
 use std::fs::File;
@@ -15,6 +15,8 @@ use std::time::Instant;
 
 #[path = "generate/guesses.rs"]
 mod guesses;
+#[path = "generate/loading.rs"]
+pub(crate) mod loading;
 #[path = "generate/profile.rs"]
 mod profile;
 #[path = "generate/several.rs"]
@@ -231,7 +233,7 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         true => Vec::new(),
         false => tokenizer.encode(&args.prompt)?,
     };
-    let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
+    let decoder = loading::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
     let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
     let mut options = SessionOptions {
         kv_dtype: args.kv_dtype.unwrap_or(args.dtype),

@@ -3,13 +3,15 @@
 //! `cargo run --release --example perplexity -- tests/vectors/held_out.txt`
 //! `.. tests/vectors/held_out.txt --variant gla --window 512 --stride 256 --kv-dtype i4`
 
-use latten::model::{Decoder, PrefillPath, Session, SessionOptions, Tokenizer, Want};
+use latten::model::{PrefillPath, Session, SessionOptions, Tokenizer, Want};
 use latten::{DType, Gpu, GpuOptions, SeqId};
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+#[path = "generate/loading.rs"]
+mod loading;
 #[path = "perplexity/windows.rs"]
 pub(crate) mod windows;
 
@@ -164,7 +166,7 @@ async fn run_model(gpu: &Gpu, folder: &str, text: &[u8], args: &Args) -> Result<
     let failed = |e: latten::Error| format!("{folder}: {e}");
     let tokenizer = Tokenizer::from_folder(folder).map_err(failed)?;
     let tokens = tokenizer.encode(text).map_err(failed)?;
-    let decoder = Decoder::load(gpu, folder, args.dtype).map_err(failed)?;
+    let decoder = loading::load(gpu, folder, args.dtype).map_err(failed)?;
     let most = decoder.config().max_positions;
     let window = args.window.unwrap_or(most);
     let stride = args.stride.unwrap_or(window);

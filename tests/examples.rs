@@ -1,5 +1,6 @@
 //! The examples as programs: what they accept, what they refuse, and with which exit code.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
+#![allow(clippy::duplicate_mod)] // examples share files, and each is a program of its own
 
 // Included rather than started: a test binary cannot know whether the example beside it is the present one.
 #[allow(dead_code)] // its main
@@ -14,6 +15,11 @@ mod generate;
 #[allow(dead_code)]
 #[path = "../examples/kernel_table/main.rs"]
 mod kernel_table;
+#[allow(dead_code)]
+#[path = "../examples/load_speed.rs"]
+mod load_speed;
+#[path = "examples/loading.rs"]
+mod loading;
 #[allow(dead_code)]
 #[path = "../examples/logits.rs"]
 mod logits;

@@ -1,9 +1,7 @@
 //! `--draft` and `--lookup`: the same text in fewer steps, beside what it takes without.
 
-use super::{open, Args, Opened, Stop};
-use latten::model::{
-    generate, generate_speculative, Decoder, Drafter, Session, SessionOptions, Speculated, SpeculativeOptions,
-};
+use super::{loading, open, Args, Opened, Stop};
+use latten::model::{generate, generate_speculative, Drafter, Session, SessionOptions, Speculated, SpeculativeOptions};
 use latten::Gpu;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -87,7 +85,7 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
     let variant = config.variant();
     let mut draft = match &args.guesses.draft {
         Some(folder) => {
-            let decoder = Decoder::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
+            let decoder = loading::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
             let kv_dtype = args.kv_dtype.unwrap_or(args.dtype);
             let cache_tokens = tokens.len() + args.options.max_new_tokens;
             let options = SessionOptions { kv_dtype, cache_tokens, ..Default::default() };

@@ -4,12 +4,13 @@ use super::block::Block;
 use super::config::Config;
 use super::store::{io, Store};
 use super::weights::Source;
-use crate::cache::xxh64;
+use crate::cache::{xxh64, Progress};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::gpu::{DType, Gpu};
 use crate::nn::{Embedding, Linear, Sample};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,20 +32,35 @@ pub(super) struct Inner {
     fingerprint: u64,
 }
 
-/// How a model is kept on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadOptions {
+/// How a model is kept on the device, and who is told how far its loading is.
+#[derive(Clone, Copy)]
+pub struct LoadOptions<'a> {
     /// Of matrices, whatever they are in the files: F16, F32 or I8.
     pub dtype: DType,
     /// Of GLA and MLA, whether `kv_b_proj` is kept as it is beside its absorbed form, for prompts in the explicit form
     /// ([`PrefillPath`](super::PrefillPath)): some hundredths of the weights (2% of the paper's largest GLA-2 model, 4% of its MLA). Without,
     /// sessions take the absorbed form alone.
     pub explicit: bool,
+    /// Told of the bytes of tensors read so far and of those of all files, after each MiB or row. The last call has as many of
+    /// both, tensors that the model has no use for included.
+    pub progress: Option<&'a dyn Fn(Progress)>,
 }
 
-impl Default for LoadOptions {
+impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        LoadOptions { dtype: DType::F16, explicit: true }
+        LoadOptions { dtype: DType::F16, explicit: true, progress: None }
+    }
+}
+
+impl fmt::Debug for LoadOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoadOptions { dtype, explicit, progress } = self;
+        let progress = progress.map(|_| "..");
+        f.debug_struct("LoadOptions")
+            .field("dtype", dtype)
+            .field("explicit", explicit)
+            .field("progress", &progress)
+            .finish()
     }
 }
 
@@ -54,7 +70,8 @@ impl Decoder {
     /// bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table, and a head tied to
     /// it, stay F16.
     ///
-    /// Tensors are read one by one: host memory holds the table of embeddings, or a block, but no whole file.
+    /// Rows go to the device as they are read: host memory holds some tens of MiB of them, whatever the model's size, while one
+    /// thread reads and another converts and uploads.
     ///
     /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
     /// tensor or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
@@ -63,12 +80,13 @@ impl Decoder {
     }
 
     /// [`Decoder::load`] with options. Errors: as there.
-    pub fn load_with(gpu: &Gpu, folder: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
-        let LoadOptions { dtype, explicit } = options;
+    pub fn load_with(gpu: &Gpu, folder: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Self> {
+        let LoadOptions { dtype, explicit, progress } = options;
         let path = folder.as_ref().join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| io(&path, &e))?;
         let config = Config::parse(&path.display().to_string(), &text)?;
-        let source = Source::new(gpu, &config, Store::open(folder.as_ref())?, dtype).with_explicit(explicit);
+        let store = Store::open(folder.as_ref())?.with_report(progress);
+        let source = Source::new(gpu, &config, store, dtype).with_explicit(explicit);
         Self::from_source(source, config, dtype)
     }
 
@@ -79,9 +97,14 @@ impl Decoder {
     }
 
     /// [`Decoder::from_bytes`] with options. Errors: as there.
-    pub fn from_bytes_with(gpu: &Gpu, config: Config, weights: (&str, &[u8]), options: LoadOptions) -> Result<Self> {
-        let LoadOptions { dtype, explicit } = options;
-        let store = Store::from_bytes(weights.0, weights.1)?;
+    pub fn from_bytes_with(
+        gpu: &Gpu,
+        config: Config,
+        weights: (&str, &[u8]),
+        options: LoadOptions<'_>,
+    ) -> Result<Self> {
+        let LoadOptions { dtype, explicit, progress } = options;
+        let store = Store::from_bytes(weights.0, weights.1)?.with_report(progress);
         Self::from_source(Source::new(gpu, &config, store, dtype).with_explicit(explicit), config, dtype)
     }
 
@@ -109,6 +132,7 @@ impl Decoder {
             config,
         };
         gpu.flush()?;
+        source.end_report();
         source.warn_of_unused();
         Ok(Decoder { inner: Arc::new(inner) })
     }

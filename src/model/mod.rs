@@ -89,6 +89,7 @@ mod owned;
 mod prefill;
 mod projections;
 mod published;
+mod read_ahead;
 mod rebuild;
 mod rejection;
 mod request;

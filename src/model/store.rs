@@ -1,7 +1,8 @@
-//! The tensors of safetensors files, read one by one: of bytes in memory, or of a folder's files, of which no more than
-//! a tensor is in memory at a time.
+//! The tensors of safetensors files, read row by row: of bytes in memory, or of a folder's files, of which no more than
+//! a few MiB are in memory at a time.
 
-use crate::cache::xxh64;
+use super::read_ahead::read_ahead;
+use crate::cache::{xxh64, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
@@ -10,18 +11,27 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 /// Bytes of a header at most, as the safetensors crate has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Bytes that are read at once, or a row: fast from a disk, and still in the processor's cache when they are looked at.
+const PART_BYTES: usize = 1 << 20;
 
 pub(super) struct Store<'a> {
     /// The file or folder, for messages.
     path: String,
     files: Vec<Source<'a>>,
     tensors: BTreeMap<String, Place>,
-    /// Of the names and bytes of all tensors that were read.
+    /// Of the names and bytes of all rows that were read, each once, in whatever order.
     checksum: Cell<u64>,
+    /// By tensor, which rows those are.
+    seen: RefCell<HashMap<String, Vec<bool>>>,
+    /// How far the reading is, and who is told.
+    progress: Cell<Progress>,
+    report: Option<&'a dyn Fn(Progress)>,
 }
 
 struct Source<'a> {
@@ -44,6 +54,13 @@ pub(super) struct Place {
     /// From the file's first tensor.
     offset: u64,
     bytes: usize,
+}
+
+impl Place {
+    /// Of the slowest dimensions together; a vector is one row.
+    fn rows(&self) -> usize {
+        self.shape.split_last().map_or(1, |(_, rows)| rows.iter().product())
+    }
 }
 
 /// `model.safetensors.index.json`.
@@ -95,7 +112,31 @@ impl<'a> Store<'a> {
     }
 
     fn empty(path: &str) -> Self {
-        Store { path: path.into(), files: Vec::new(), tensors: BTreeMap::new(), checksum: Cell::new(0) }
+        Store {
+            path: path.into(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            checksum: Cell::new(0),
+            seen: RefCell::default(),
+            progress: Cell::new(Progress { bytes: 0, total_bytes: 0 }),
+            report: None,
+        }
+    }
+
+    /// The same, telling how far the reading is.
+    pub(super) fn with_report(self, report: Option<&'a dyn Fn(Progress)>) -> Self {
+        let total_bytes = self.tensors.values().map(|place| place.bytes as u64).sum();
+        self.progress.set(Progress { bytes: 0, total_bytes });
+        Store { report, ..self }
+    }
+
+    /// All is read that will be.
+    pub(super) fn end_report(&self) {
+        let Progress { bytes, total_bytes } = self.progress.get();
+        if bytes < total_bytes {
+            self.progress.set(Progress { bytes: total_bytes, total_bytes });
+            self.report.iter().for_each(|report| report(self.progress.get()));
+        }
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
@@ -148,14 +189,63 @@ impl<'a> Store<'a> {
     /// The bytes of a tensor of this store.
     ///
     /// Errors: [`ErrorKind::Io`].
-    pub(super) fn read(&self, tensor: &str, place: &Place) -> Result<Cow<'a, [u8]>> {
-        let file = &self.files[place.file];
-        let bytes = file.read(file.first + place.offset, place.bytes)?;
-        self.checksum.set(xxh64(&bytes, xxh64(tensor.as_bytes(), self.checksum.get())));
-        Ok(bytes)
+    pub(super) fn read(&self, tensor: &str, place: &Place) -> Result<Vec<u8>> {
+        let mut all = Vec::with_capacity(place.bytes);
+        self.read_rows(tensor, place, 0..place.rows(), &mut |part| {
+            all.extend_from_slice(part);
+            Ok(())
+        })?;
+        Ok(all)
     }
 
-    /// Of the tensors read so far, in their order.
+    /// The bytes of some of a tensor's rows, of several whole ones at a time.
+    ///
+    /// Errors: [`ErrorKind::Io`], those of `each`.
+    pub(super) fn read_rows(
+        &self,
+        tensor: &str,
+        place: &Place,
+        rows: Range<usize>,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let file = &self.files[place.file];
+        let row_bytes = place.bytes / place.rows().max(1);
+        let part_bytes = (PART_BYTES / row_bytes.max(1)).max(1) * row_bytes.max(1);
+        let first = file.first + place.offset + (rows.start * row_bytes) as u64;
+        let name = xxh64(tensor.as_bytes(), 0);
+        let mut at = rows.start;
+        file.read_parts(first, rows.len() * row_bytes, part_bytes, &mut |part| {
+            at += self.count(tensor, place, at, name, part);
+            each(part)
+        })
+    }
+
+    /// Takes the rows from `first` on, as far as they have not been read before, into the checksum and the progress.
+    /// Returns how many they are.
+    fn count(&self, tensor: &str, place: &Place, first: usize, name: u64, bytes: &[u8]) -> usize {
+        let row_bytes = place.bytes / place.rows().max(1);
+        if row_bytes == 0 {
+            return 0;
+        }
+        let mut all = self.seen.borrow_mut();
+        let seen = all.entry(tensor.into()).or_insert_with(|| vec![false; place.rows()]);
+        let (mut sum, mut new) = (self.checksum.get(), 0);
+        for (i, row) in bytes.chunks_exact(row_bytes).enumerate() {
+            if seen.get_mut(first + i).is_some_and(|seen| !std::mem::replace(seen, true)) {
+                sum = sum.wrapping_add(xxh64(row, name.wrapping_add((first + i) as u64)));
+                new += row_bytes as u64;
+            }
+        }
+        self.checksum.set(sum);
+        let Progress { bytes: before, total_bytes } = self.progress.get();
+        self.progress.set(Progress { bytes: before + new, total_bytes });
+        if new > 0 {
+            self.report.iter().for_each(|report| report(self.progress.get()));
+        }
+        bytes.len() / row_bytes
+    }
+
+    /// Of the rows read so far, whatever their order.
     pub(super) fn checksum(&self) -> u64 {
         self.checksum.get()
     }
@@ -181,6 +271,27 @@ impl<'a> Source<'a> {
                 let done = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut read));
                 done.map_err(|e| io(Path::new(&self.path), &e))?;
                 Ok(Cow::Owned(read))
+            }
+        }
+    }
+}
+
+impl Source<'_> {
+    /// All of `bytes` from `offset` on, `part_bytes` at a time.
+    fn read_parts(
+        &self,
+        offset: u64,
+        bytes: usize,
+        part_bytes: usize,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        match &self.data {
+            Data::Bytes(_) => self.read(offset, bytes)?.chunks(part_bytes).try_for_each(each),
+            Data::File(file) => {
+                let failed = |e: std::io::Error| io(Path::new(&self.path), &e);
+                let mut file = file.borrow_mut();
+                file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+                read_ahead(&mut file, bytes, part_bytes, |part| each(part.map_err(failed)?))
             }
         }
     }

@@ -1,15 +1,17 @@
 //! Reading a model's tensors, and putting them together as the kernels want them.
 
 use super::config::Config;
-use super::store::Store;
+use super::store::{Place, Store};
 use crate::error::{shape_text, Error, Result};
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::{Linear, NormShape, RmsNorm, Weight};
-use half::{bf16, f16};
+use crate::nn::{Linear, NormShape, RmsNorm, Weight, WeightWriter};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::Dtype;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::rc::Rc;
 
 /// The tensors of a model's files, and where they go.
 pub(super) struct Source<'a> {
@@ -24,19 +26,50 @@ pub(super) struct Source<'a> {
     used: RefCell<HashSet<String>>,
 }
 
-/// Rows of a projection, on the host.
+/// Rows of a projection. Their numbers stay in the file until they go to the device, so that the host holds no more of
+/// them than it works on; what is done to them is written down here.
 #[derive(Clone)]
 pub(super) struct Matrix {
     in_dim: usize,
-    /// (rows, in_dim)
-    weight: Vec<f32>,
+    /// Below one another.
+    pieces: Vec<Piece>,
     /// (rows)
     bias: Option<Vec<f32>>,
 }
 
+/// Rows of a tensor (rows, in_dim) in the file.
+#[derive(Clone)]
+struct Piece {
+    tensor: Rc<str>,
+    rows: Range<usize>,
+    /// What the rows are multiplied by, if anything: as many as rows.
+    factors: Option<Vec<f32>>,
+    /// Whether the piece is these of the columns of those rows instead.
+    columns: Option<Range<usize>>,
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        self.columns.as_ref().map_or(self.rows.len(), Range::len)
+    }
+
+    /// A few of its rows.
+    fn cut(&self, part: Range<usize>) -> Piece {
+        let within = |all: &Range<usize>| all.start + part.start..all.start + part.end;
+        match &self.columns {
+            Some(columns) => Piece { columns: Some(within(columns)), ..self.clone() },
+            None => Piece {
+                rows: within(&self.rows),
+                factors: self.factors.as_ref().map(|factors| factors[part.clone()].to_vec()),
+                ..self.clone()
+            },
+        }
+    }
+}
+
 impl Matrix {
     fn rows(&self) -> usize {
-        self.weight.len() / self.in_dim
+        self.pieces.iter().map(Piece::len).sum()
     }
 
     /// The same without its bias in the elements `part` of each stretch of `head` rows.
@@ -48,8 +81,16 @@ impl Matrix {
 
     /// A few of the rows.
     pub(super) fn cut(&self, rows: Range<usize>) -> Matrix {
-        let weight = self.weight[rows.start * self.in_dim..rows.end * self.in_dim].to_vec();
-        Matrix { in_dim: self.in_dim, weight, bias: self.bias.as_ref().map(|b| b[rows].to_vec()) }
+        let (mut pieces, mut first) = (Vec::new(), 0);
+        for piece in &self.pieces {
+            let end = first + piece.len();
+            let part = rows.start.max(first)..rows.end.min(end);
+            if !part.is_empty() {
+                pieces.push(piece.cut(part.start - first..part.end - first));
+            }
+            first = end;
+        }
+        Matrix { in_dim: self.in_dim, pieces, bias: self.bias.as_ref().map(|b| b[rows].to_vec()) }
     }
 
     /// Rows below one another; where only some have a bias, the others get zeros.
@@ -58,25 +99,30 @@ impl Matrix {
         let bias = |p: &Matrix| p.bias.clone().unwrap_or_else(|| vec![0.0; p.rows()]);
         Matrix {
             in_dim: parts.first().map_or(1, |p| p.in_dim),
-            weight: parts.iter().flat_map(|p| p.weight.iter().copied()).collect(),
+            pieces: parts.iter().flat_map(|p| p.pieces.iter().cloned()).collect(),
             bias: has_bias.then(|| parts.iter().flat_map(bias).collect()),
         }
     }
 
-    /// Multiplies the elements `part` of each stretch of `head` rows.
+    /// Multiplies the elements `part` of each stretch of `head` rows of a matrix as it was read.
     pub(super) fn scale_rows(&mut self, head: usize, part: Range<usize>, factor: f32) {
         let scaled = |row: usize| part.contains(&(row % head));
-        let rows = self.weight.chunks_exact_mut(self.in_dim).enumerate().filter(|(row, _)| scaled(*row));
-        rows.for_each(|(_, row)| row.iter_mut().for_each(|w| *w *= factor));
+        let mut row = 0;
+        for piece in &mut self.pieces {
+            let factors = piece.factors.get_or_insert_with(|| vec![1.0; piece.rows.len()]);
+            for value in factors {
+                *value *= if scaled(row) { factor } else { 1.0 };
+                row += 1;
+            }
+        }
         let biases = self.bias.iter_mut().flatten().enumerate().filter(|(row, _)| scaled(*row));
         biases.for_each(|(_, b)| *b *= factor);
     }
 
-    /// Columns become rows. The bias, which belongs to rows, is dropped.
+    /// Columns become rows, of a matrix that was cut from one as it was read. The bias, which belongs to rows, is dropped.
     pub(super) fn transposed(&self) -> Matrix {
-        let rows = self.rows();
-        let weight = (0..self.in_dim).flat_map(|c| (0..rows).map(move |r| self.weight[r * self.in_dim + c]));
-        Matrix { in_dim: rows, weight: weight.collect(), bias: None }
+        let columns = |p: &Piece| Piece { columns: Some(0..self.in_dim), ..p.clone() };
+        Matrix { in_dim: self.rows(), pieces: self.pieces.iter().map(columns).collect(), bias: None }
     }
 }
 
@@ -109,8 +155,8 @@ impl<'a> Source<'a> {
         self.store.bad(tensor, message)
     }
 
-    /// The values of a tensor of this shape.
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// A tensor, which must have this shape and a dtype that weights may have.
+    fn place(&self, name: &str, shape: &[usize]) -> Result<(&Place, Decode)> {
         let missing = || self.bad(name, format!("missing, wanted {}", shape_text(shape)));
         let place = self.store.get(name).ok_or_else(missing)?;
         self.used.borrow_mut().insert(name.to_string());
@@ -122,26 +168,38 @@ impl<'a> Source<'a> {
         }
         let decode = decoder(place.dtype)
             .ok_or_else(|| self.bad(name, format!("has dtype {:?}, wanted F32, F16 or BF16", place.dtype)))?;
+        Ok((place, decode))
+    }
+
+    /// The values of a tensor of this shape.
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (place, decode) = self.place(name, shape)?;
         let values = decode(&self.store.read(name, place)?);
+        self.check_finite(name, &values)?;
+        Ok(values)
+    }
+
+    fn check_finite(&self, name: &str, values: &[f32]) -> Result<()> {
         match values.iter().find(|v| !v.is_finite()) {
             Some(v) => Err(self.bad(name, format!("holds {v}"))),
-            None => Ok(values),
+            None => Ok(()),
         }
     }
 
-    /// The values of a matrix, which must fit the dtype that matrices are kept in.
-    fn matrix_values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let values = self.values(name, shape)?;
-        let beyond = |v: &&f32| self.dtype != DType::F32 && !f16::from_f32(**v).is_finite();
+    /// Values of a matrix must fit the dtype that matrices are kept in.
+    fn check_fits(&self, name: &str, values: &[f32]) -> Result<()> {
+        self.check_finite(name, values)?;
+        // No larger one rounds to an f16.
+        let beyond = |v: &&f32| self.dtype != DType::F32 && v.abs() >= 65520.0;
         match values.iter().find(beyond) {
             Some(v) => Err(self.bad(name, format!("holds {v}, beyond f16: load the model with DType::F32"))),
-            None => Ok(values),
+            None => Ok(()),
         }
     }
 
     /// `{name}.weight` (rows, in_dim) and, if it has one ([`Config::biases`]), `{name}.bias` (rows).
     pub(super) fn matrix(&self, name: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
-        let weight = self.matrix_values(&format!("{name}.weight"), &[rows, in_dim])?;
+        let weight = self.bare(&format!("{name}.weight"), rows, in_dim)?;
         let bias = format!("{name}.bias");
         let there = self.store.get(&bias).is_some();
         let part = name.rsplit('.').next().unwrap_or(name);
@@ -151,7 +209,70 @@ impl<'a> Source<'a> {
             return Err(self.bad(&bias, why));
         }
         let bias = has_bias.then(|| self.values(&bias, &[rows])).transpose()?;
-        Ok(Matrix { in_dim, weight, bias })
+        Ok(Matrix { bias, ..weight })
+    }
+
+    fn bare(&self, tensor: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
+        self.place(tensor, &[rows, in_dim])?;
+        let piece = Piece { tensor: tensor.into(), rows: 0..rows, factors: None, columns: None };
+        Ok(Matrix { in_dim, pieces: vec![piece], bias: None })
+    }
+
+    /// Reads a matrix, its rows as they come, behind what a weight has.
+    fn write(&self, weight: &mut WeightWriter, matrix: &Matrix) -> Result<()> {
+        matrix.pieces.iter().try_for_each(|piece| match &piece.columns {
+            Some(columns) => weight.push(&self.columns(piece, columns.clone())?),
+            None => self.write_rows(weight, piece),
+        })
+    }
+
+    fn write_rows(&self, weight: &mut WeightWriter, piece: &Piece) -> Result<()> {
+        let place = self.known(&piece.tensor)?;
+        if piece.factors.is_none() && place.dtype == Dtype::F16 && weight.takes_f16() {
+            return self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |bytes| {
+                // Which one it is, is looked for where there is one.
+                if any_odd_f16(bytes) {
+                    self.check_finite(&piece.tensor, &halves(bytes))?;
+                }
+                weight.push_f16(bytes)
+            });
+        }
+        self.read_values(piece, &mut |values| weight.push(values))
+    }
+
+    /// The rows of a piece as they come, several at a time, multiplied by what they are to be.
+    fn read_values(&self, piece: &Piece, each: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let place = self.known(&piece.tensor)?;
+        let Some(decode) = decoder(place.dtype) else { return Ok(()) };
+        let in_dim = place.shape.last().copied().unwrap_or(1).max(1);
+        let mut factors = piece.factors.iter().flatten();
+        self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |bytes| {
+            let mut values = decode(bytes);
+            self.check_fits(&piece.tensor, &values)?;
+            for (row, factor) in values.chunks_exact_mut(in_dim).zip(&mut factors) {
+                row.iter_mut().for_each(|w| *w *= factor);
+            }
+            each(&values)
+        })
+    }
+
+    /// Some columns of a piece, as rows.
+    fn columns(&self, piece: &Piece, columns: Range<usize>) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        self.read_values(piece, &mut |rows| {
+            values.extend_from_slice(rows);
+            Ok(())
+        })?;
+        let (rows, in_dim) = (piece.rows.len(), values.len() / piece.rows.len().max(1));
+        Ok(columns
+            .flat_map(|c| (0..rows).map(move |r| r * in_dim + c))
+            .filter_map(|i| values.get(i).copied())
+            .collect())
+    }
+
+    /// A tensor that was looked up before.
+    fn known(&self, name: &str) -> Result<&Place> {
+        self.store.get(name).ok_or_else(|| self.bad(name, "missing".into()))
     }
 
     /// `{name}.weight` (rows, in_dim) of what can have no bias.
@@ -160,8 +281,7 @@ impl<'a> Source<'a> {
         if self.store.get(&bias).is_some() {
             return Err(self.bad(&bias, "is not supported: routers and experts have no bias".into()));
         }
-        let weight = self.matrix_values(&format!("{name}.weight"), &[rows, in_dim])?;
-        Ok(Matrix { in_dim, weight, bias: None })
+        self.bare(&format!("{name}.weight"), rows, in_dim)
     }
 
     /// `{name}.weight` (dim) as the gain of a norm that is fused with the product behind it.
@@ -178,22 +298,27 @@ impl<'a> Source<'a> {
 
     /// A linear of one matrix per head, all of one shape.
     pub(super) fn linear_heads(&self, heads: &[Matrix]) -> Result<Linear> {
-        let all = Matrix::stack(heads);
-        let shape = [heads.len(), all.rows() / heads.len(), all.in_dim];
-        let weight = Weight::new(self.gpu, shape, &all.weight, self.dtype)?;
-        let bias = all.bias.map(|b| Tensor::from_f32(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
-        Linear::new(self.gpu, &weight, bias.as_ref())
+        let (rows, in_dim) = heads.first().map_or((0, 0), |head| (head.rows(), head.in_dim));
+        let shape = [heads.len(), rows, in_dim];
+        let mut weight = WeightWriter::new(self.gpu, shape, self.dtype)?;
+        heads.iter().try_for_each(|head| self.write(&mut weight, head))?;
+        let bias = Matrix::stack(heads).bias;
+        let bias = bias.map(|b| Tensor::from_f32(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
+        Linear::new(self.gpu, &weight.finish()?, bias.as_ref())
     }
 
     /// A linear of one head in F32, whatever the others are: what it decides must not hang on rounding.
     pub(super) fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
-        let shape = [1, matrix.rows(), matrix.in_dim];
-        Linear::new(self.gpu, &Weight::new(self.gpu, shape, &matrix.weight, DType::F32)?, None)
+        let mut weight = WeightWriter::new(self.gpu, [1, matrix.rows(), matrix.in_dim], DType::F32)?;
+        self.write(&mut weight, matrix)?;
+        Linear::new(self.gpu, &weight.finish()?, None)
     }
 
     /// A stack of matrices (count, rows, in_dim), read one by one. They have no biases.
     pub(super) fn stack(&self, shape: [usize; 3], mut matrix: impl FnMut(usize) -> Result<Matrix>) -> Result<Weight> {
-        Weight::from_heads(self.gpu, shape, self.dtype, |head| Ok(matrix(head)?.weight))
+        let mut weight = WeightWriter::new(self.gpu, shape, self.dtype)?;
+        (0..shape[0]).try_for_each(|head| self.write(&mut weight, &matrix(head)?))?;
+        weight.finish()
     }
 
     /// A tensor (dim) in F32.
@@ -203,9 +328,11 @@ impl<'a> Source<'a> {
 
     /// `{name}.weight` (rows, dim) as a table of rows; in F16 where matrices are in I8.
     pub(super) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Weight> {
-        let values = self.matrix_values(&format!("{name}.weight"), &[rows, dim])?;
+        let table = self.bare(&format!("{name}.weight"), rows, dim)?;
         let dtype = if self.dtype == DType::I8 { DType::F16 } else { self.dtype };
-        Weight::new(self.gpu, [1, rows, dim], &values, dtype)
+        let mut weight = WeightWriter::new(self.gpu, [1, rows, dim], dtype)?;
+        self.write(&mut weight, &table)?;
+        weight.finish()
     }
 
     /// `{name}.weight` (groups, dim) as the gain of a norm.
@@ -223,6 +350,11 @@ impl<'a> Source<'a> {
         RmsNorm::new(self.gpu, &gains, shape)
     }
 
+    /// Says that nothing more is read.
+    pub(super) fn end_report(&self) {
+        self.store.end_report();
+    }
+
     /// Says which tensors of the file the model has no use for.
     pub(super) fn warn_of_unused(&self) {
         let used = self.used.borrow();
@@ -238,8 +370,45 @@ type Decode = fn(&[u8]) -> Vec<f32>;
 fn decoder(dtype: Dtype) -> Option<Decode> {
     match dtype {
         Dtype::F32 => Some(|b| b.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::F16 => Some(|b| b.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
-        Dtype::BF16 => Some(|b| b.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+        Dtype::F16 => Some(halves),
+        Dtype::BF16 => Some(|b| {
+            b.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)).collect()
+        }),
         _ => None,
+    }
+}
+
+/// f16 numbers, by the processor's own conversion where it has one.
+fn halves(bytes: &[u8]) -> Vec<f32> {
+    let halves: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+    halves.to_f32_vec()
+}
+
+/// Whether one of these f16 numbers is infinite or no number: all bits of its exponent are set. Four at a time, where the lowest
+/// bit of an exponent, added to it, reaches the sign's place for those alone.
+fn any_odd_f16(bytes: &[u8]) -> bool {
+    const EXPONENTS: u64 = 0x7c00_7c00_7c00_7c00;
+    const LOWEST: u64 = 0x0400_0400_0400_0400;
+    let words = bytes.chunks_exact(8);
+    let rest = words.remainder();
+    let odd =
+        words.filter_map(|w| w.first_chunk()).fold(0, |odd, w| odd | ((u64::from_le_bytes(*w) & EXPONENTS) + LOWEST));
+    let rest = rest.chunks_exact(2).any(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00);
+    odd & 0x8000_8000_8000_8000 != 0 || rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_numbers_are_found_wherever_they_are() {
+        let odd = |values: &[u16]| any_odd_f16(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        for value in 0..=u16::MAX {
+            let at = usize::from(value % 7);
+            let mut values = [0x7bff, 0xfbff, 0, 0x8001, 0x3c00, 0xbbff, 0x03ff];
+            values[at] = value;
+            assert_eq!(odd(&values), !f16::from_bits(value).is_finite(), "{value:04x} at {at}");
+        }
     }
 }

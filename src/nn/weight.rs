@@ -2,6 +2,8 @@
 
 use crate::error::{shape_text, ErrorKind, Result};
 use crate::gpu::{part, DType, Gpu, Part, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::vec::HalfFloatVecExt;
 
 /// A stack of `heads` matrices (out_dim, in_dim), or with one head a table of `out_dim` rows.
 ///
@@ -119,17 +121,84 @@ impl Weight {
     }
 }
 
+/// A stack of matrices whose rows come in order, several at a time, so that the host never holds them all.
+pub(crate) struct WeightWriter {
+    gpu: Gpu,
+    weight: Weight,
+    scales: Vec<f32>,
+    /// Bytes written, and those of them that wait on the host for a submit.
+    written: u64,
+    waiting: u64,
+}
+
+/// Bytes that wait on the host at most: what is written is copied there first.
+const MOST_WAITING: u64 = 16 << 20;
+
+impl WeightWriter {
+    /// `shape` is (heads, out_dim, in_dim). Errors: as [`Weight::new`].
+    pub(crate) fn new(gpu: &Gpu, shape: [usize; 3], dtype: DType) -> Result<Self> {
+        let [heads, out_dim, in_dim] = shape;
+        let tensor = Tensor::zeros(gpu, &[heads, out_dim, in_dim.next_multiple_of(dtype.per_vec4())], dtype)?;
+        let weight = Weight { tensor, scales: None, heads, out_dim, in_dim };
+        Ok(WeightWriter { gpu: gpu.clone(), weight, scales: Vec::new(), written: 0, waiting: 0 })
+    }
+
+    /// Whether rows lie on the device as F16 lies in files.
+    pub(crate) fn takes_f16(&self) -> bool {
+        self.weight.dtype() == DType::F16 && self.weight.in_dim == 8 * self.weight.row_vec4()
+    }
+
+    /// The next rows, where [`WeightWriter::takes_f16`].
+    pub(crate) fn push_f16(&mut self, bytes: &[u8]) -> Result<()> {
+        let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
+        if self.written + bytes.len() as u64 > tensor.buffer.size_bytes() {
+            return Err(ErrorKind::shape("values", &[bytes.len() / 2], shape_text(&[*heads, *out_dim, *in_dim])));
+        }
+        self.gpu.write(&tensor.buffer, self.written, bytes)?;
+        self.written += bytes.len() as u64;
+        self.waiting += bytes.len() as u64;
+        if self.waiting >= MOST_WAITING {
+            self.waiting = 0;
+            self.gpu.flush()?;
+        }
+        Ok(())
+    }
+
+    /// The next rows. Errors: as [`Weight::new`].
+    pub(crate) fn push(&mut self, values: &[f32]) -> Result<()> {
+        let (bytes, scales) = packed(values, self.weight.in_dim, self.weight.dtype())?;
+        self.scales.extend(scales);
+        self.push_f16(&bytes)
+    }
+
+    /// Errors: [`ErrorKind::Shape`] where rows are missing.
+    pub(crate) fn finish(self) -> Result<Weight> {
+        let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
+        let whole = 16 * (self.weight.row_vec4() * heads * out_dim) as u64;
+        if self.written != whole {
+            let want = format!("the {whole} bytes of {}", shape_text(&[*heads, *out_dim, *in_dim]));
+            return Err(ErrorKind::shape("values", &[self.written as usize], want));
+        }
+        let scales = match tensor.dtype() {
+            DType::I8 => Some(Tensor::from_f32(&self.gpu, &[*heads, *out_dim], &self.scales, DType::F32)?),
+            _ => None,
+        };
+        Ok(Weight { scales, ..self.weight })
+    }
+}
+
 /// Rows as they lie on the device, and of I8 the scale of each.
 fn packed(values: &[f32], in_dim: usize, dtype: DType) -> Result<(Vec<u8>, Vec<f32>)> {
     let padded = in_dim.next_multiple_of(dtype.per_vec4());
-    let halves = |bits: fn(f32) -> u16| {
-        let halves: Vec<u16> = values.iter().map(|v| bits(*v)).collect();
-        bytemuck::cast_slice(&padded_rows(&halves, in_dim, padded)).to_vec()
+    let halves = |halves: &[u16]| match padded == in_dim {
+        true => bytemuck::cast_slice(halves).to_vec(),
+        false => bytemuck::cast_slice(&padded_rows(halves, in_dim, padded)).to_vec(),
     };
     match dtype {
         DType::F32 => Ok((bytemuck::cast_slice(&padded_rows(values, in_dim, padded)).to_vec(), Vec::new())),
-        DType::F16 => Ok((halves(|v| half::f16::from_f32(v).to_bits()), Vec::new())),
-        DType::BF16 => Ok((halves(|v| half::bf16::from_f32(v).to_bits()), Vec::new())),
+        // By the processor's own conversion where it has one.
+        DType::F16 => Ok((halves(Vec::<half::f16>::from_f32_slice(values).reinterpret_cast()), Vec::new())),
+        DType::BF16 => Ok((halves(Vec::<half::bf16>::from_f32_slice(values).reinterpret_cast()), Vec::new())),
         DType::I8 => {
             let (integers, scales) = quantise(values, in_dim)?;
             Ok((bytemuck::cast_slice(&padded_rows(&integers, in_dim, padded)).to_vec(), scales))

@@ -33,8 +33,8 @@ fn bits(variant: &str, text: &[u8], window: usize, stride: usize) -> f64 {
             (sequence, fed) = (session.insert(), start..start);
         }
         let mut logits = Vec::new();
-        for token in fed.end..target {
-            let fed = block_on(session.feed(&[(sequence, &[text[token].into()])], Want::Logits)).unwrap();
+        for token in &text[fed.end..target] {
+            let fed = block_on(session.feed(&[(sequence, &[u32::from(*token)])], Want::Logits)).unwrap();
             logits = fed.logits[0].iter().map(|l| f64::from(*l)).collect();
         }
         fed.end = target;

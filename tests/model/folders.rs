@@ -3,10 +3,11 @@
 use crate::assert_kind;
 use crate::shared::*;
 use crate::tiny::{Folder, Tiny, VARIANTS};
-use latten::model::{Config, Decoder};
+use latten::model::{Config, Decoder, LoadOptions};
 use latten::{DType, ErrorKind};
 use safetensors::tensor::Dtype;
 use serde_json::{json, Value};
+use std::cell::RefCell;
 
 fn parse(tiny: &Tiny) -> Result<Config, latten::Error> {
     Config::parse("here/config.json", &tiny.config_json())
@@ -145,4 +146,26 @@ fn tensors_that_the_model_has_no_use_for_are_left_out() {
     assert!(*tied);
     tiny.config.insert("tie_word_embeddings".into(), json!(false));
     assert!(message(load(&tiny)).contains("tensor lm_head.weight: missing"));
+}
+
+#[test]
+fn loading_tells_how_far_it_is() {
+    for (variant, dtype) in VARIANTS.into_iter().zip([DType::F16, DType::F32, DType::I8, DType::F16]) {
+        let mut tiny = Tiny::new(variant, 2);
+        let bytes = tiny.bytes(Dtype::F16);
+        // Once what is read is all there is, and once one layer of two is.
+        for layers in [2, 1] {
+            tiny.config.insert("num_hidden_layers".into(), json!(layers));
+            let told = RefCell::new(Vec::new());
+            let tell = |p: latten::cache::Progress| told.borrow_mut().push((p.bytes, p.total_bytes));
+            let options = LoadOptions { dtype, progress: Some(&tell), ..Default::default() };
+            Decoder::from_bytes_with(gpu(), parse(&tiny).unwrap(), ("x", &bytes), options).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let total: u64 = tensors.tensors().iter().map(|(_, tensor)| tensor.data().len() as u64).sum();
+            let told = told.into_inner();
+            assert!(told.windows(2).all(|w| w[0].0 < w[1].0), "{told:?}");
+            assert!(told.len() > 10 && told.iter().all(|p| p.1 == total), "{told:?}");
+            assert_eq!(told.last(), Some(&(total, total)), "{variant} {layers}");
+        }
+    }
 }

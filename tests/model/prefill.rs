@@ -393,7 +393,7 @@ fn what_has_no_explicit_form_is_refused() {
     assert_eq!(other.cache.batch(&other.ids).unwrap().tokens(), 3);
 }
 
-fn shipped(variant: &str, options: LoadOptions) -> Decoder {
+fn shipped(variant: &str, options: LoadOptions<'_>) -> Decoder {
     let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
     Decoder::load_with(gpu(), folder, options).unwrap()
 }
