@@ -272,15 +272,7 @@ fn main(
                     }
                 }
             }
-            var parts: array<f32, SCORES>;
-            // unroll
-            for (var s = 0u; s < SCORE_BLOCKS; s++) {
-                // unroll
-                for (var k = 0u; k < ROWS_PER_BLOCK; k++) {
-                    parts[s * ROWS_PER_BLOCK + k] = rows_get(scores[s], k);
-                }
-            }
-            var own = share_out(parts, lane);
+            var own = share_out(scores, lane);
             // The last tokens, which not every row sees, and with a window the first, are masked; the same for all lanes.
             let masked = now < clear.x || now + STEP > clear.y;
             var exceeds = false;

@@ -195,6 +195,8 @@ fn spirv_capabilities(tier: Tier) -> naga::FastHashSet<spv::Capability> {
             spv::Capability::GroupNonUniform,
             spv::Capability::GroupNonUniformArithmetic,
             spv::Capability::GroupNonUniformShuffle,
+            // All of them are what wgpu asks a device with SUBGROUP for.
+            spv::Capability::GroupNonUniformVote,
             spv::Capability::GroupNonUniformShuffleRelative,
         ]);
     }

@@ -13,9 +13,16 @@ fn own_first(lane: u32) -> u32 {
     return first;
 }
 
-// Every lane's parts of the step's SCORES, token after token, to OWNED of their sums.
-fn share_out(parts: array<f32, SCORES>, lane: u32) -> array<f32, OWNED> {
-    var sums = parts;
+// Every lane's parts of the step's SCORES, per token the rows' blocks, to OWNED of their sums.
+fn share_out(parts: array<Rows, SCORE_BLOCKS>, lane: u32) -> array<f32, OWNED> {
+    var sums: array<f32, SCORES>;
+    // unroll
+    for (var s = 0u; s < SCORE_BLOCKS; s++) {
+        // unroll
+        for (var k = 0u; k < ROWS_PER_BLOCK; k++) {
+            sums[s * ROWS_PER_BLOCK + k] = rows_get(parts[s], k);
+        }
+    }
     // unroll
     for (var j = 0u; j < HALVINGS; j++) {
         let upper = ((lane >> j) & 1u) == 1u;
