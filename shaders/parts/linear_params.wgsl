@@ -21,7 +21,7 @@ struct Params {
 
 // A workgroup of the product's grid, of which a dispatch may be a part.
 fn product_group(group: vec3<u32>) -> vec3<u32> {
-    return group + vec3<u32>(params.flags >> 16u, params.flags >> 2u & 0x3fffu, 0u);
+    return group + vec3<u32>(params.flags >> 16u, (params.flags >> 2u) & 0x3fffu, 0u);
 }
 
 // First element of x for a row; rows past the last repeat it, and are not stored.

@@ -377,9 +377,13 @@ async function tint() {
   const [counts, wrong] = [[], new Map()];
   for (const what of subgroups ? ["portable", "subgroup"] : ["portable"]) {
     const all = kernelVariants(what === "subgroup");
-    const head = what === "subgroup" ? "enable subgroups;\n" : "";
+    const enable = what === "subgroup" ? "enable subgroups;\n" : "";
+    // It shuffles where a vote of the subgroup was won (`raise`): uniform within a subgroup, which the analysis does not
+    // see. No browser gets this text: wgpu offers none subgroups.
+    const voted = `${enable}diagnostic(off, subgroup_uniformity);\n`;
     assert(all.length > 20, `${all.length} ${what} variants`);
     await Promise.all(all.map(async ({ label, name, wgsl }) => {
+      const head = what === "subgroup" && name.includes("decode_rows") ? voted : enable;
       const { messages } = await device.createShaderModule({ code: head + wgsl, label: name }).getCompilationInfo();
       for (const m of messages.filter((m) => m.type !== "info")) {
         const line = (head + wgsl).split("\n")[m.lineNum - 1]?.trim();
