@@ -195,6 +195,11 @@ impl PagedKvCache {
         self.table.len(id)
     }
 
+    /// As [`SeqTable::reserved`].
+    pub(crate) fn reserved(&self, id: SeqId) -> Result<usize> {
+        self.table.reserved(id)
+    }
+
     /// Makes room for `n` more tokens in each sequence, beside those reserved already.
     ///
     /// Evicts kept pages where no others are free. Where a sequence shares its last, partly filled page, that page is

@@ -58,7 +58,8 @@ pub(super) struct AttentionStep<'a> {
 impl Attention {
     /// The layer whose weights a safetensors file holds under a block's names without the block's prefix: `q_proj.weight`,
     /// `kv_b_proj.bias`, .. `weights` is a name for messages and the bytes of the file. Of `config` the numbers of the
-    /// attention count, `hidden_size`, `names` and `biases`; a `window` is for the `decode` that it runs with. `dtype` (F16, F32 or I8) is how matrices are kept on the device.
+    /// attention count, `hidden_size`, `names` and `biases`; a `window` is for the `decode` that it runs with. `dtype` (F16,
+    /// F32 or I8) is how matrices are kept on the device.
     ///
     /// Errors: [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
@@ -123,10 +124,9 @@ impl Attention {
         (cache, layer): (&mut PagedKvCache, usize),
         decode: &Decode,
         sequences: &[SeqId],
-        mut prefill: Option<&mut ExplicitPrefill>,
+        prefill: Option<&mut ExplicitPrefill>,
     ) -> Result<Tensor> {
-        let prefill = prefill.as_mut().filter(|_| self.keeps_explicit());
-        let planned = StepPlans::new(decode, cache, sequences, prefill.map(|prefill| &mut **prefill))?;
+        let planned = StepPlans::new(decode, cache, sequences, prefill.filter(|_| self.keeps_explicit()))?;
         let (rows, hidden) = (planned.tokens, self.config.hidden_size);
         x.expect("x", &[rows, hidden], DType::F32)?;
         let cos_sin = cache.cos_sin(sequences)?;
@@ -195,21 +195,19 @@ impl<'a> StepPlans<'a> {
         sequences: &[SeqId],
         prefill: Option<&'a mut ExplicitPrefill>,
     ) -> Result<Self> {
-        let Some(prefill) = prefill else { return Self::absorbed(decode, cache, sequences) };
-        let Some(planned) = prefill.plan(decode, cache, sequences)? else {
-            return Self::absorbed(decode, cache, sequences);
+        let planned = match prefill {
+            Some(prefill) => prefill.plan(decode, cache, sequences)?.map(|planned| (&*prefill, planned)),
+            None => None,
+        };
+        let Some((prefill, planned)) = planned else {
+            let plan = decode.plan(cache, sequences)?;
+            return Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None });
         };
         let absorbed = match planned.absorbed.contains(&true) {
             true => Some(decode.plan_some(cache, sequences, |sequence| planned.absorbed[sequence])?),
             false => None,
         };
         Ok(StepPlans { tokens: planned.tokens, absorbed, explicit: Some((prefill, planned.plan)) })
-    }
-
-    /// Of a step without explicit sequences.
-    pub(super) fn absorbed(decode: &Decode, cache: &PagedKvCache, sequences: &[SeqId]) -> Result<Self> {
-        let plan = decode.plan(cache, sequences)?;
-        Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None })
     }
 
     pub(super) fn explicit(&self) -> Option<Step<'_>> {

@@ -5,7 +5,7 @@ use super::decoder::Decoder;
 use super::prefill::{Choice, PrefillPath};
 use super::session::SessionOptions;
 use crate::attention::explicit::{Explicit, ExplicitArgs, ExplicitBatch, ExplicitLayout, ExplicitPlan, PART_PAGE};
-use crate::attention::{Decode, DecodeOutput, KvSource, KvView, SeqView};
+use crate::attention::{Decode, DecodeOutput, KvSource, KvView};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
@@ -123,15 +123,13 @@ impl ExplicitPrefill {
         cache: &PagedKvCache,
         sequences: &[SeqId],
     ) -> Result<Option<Planned>> {
-        let needs = |views: &[SeqView]| views.iter().map(|view| self.choice.explicit(view)).collect::<Vec<_>>();
-        // Steps of single tokens, which are most, do without a page table of their own.
-        if let Some(resident) = cache.resident(sequences)? {
-            if needs(&resident.batch.sequences).iter().all(Option::is_none) {
-                return Ok(None);
-            }
+        // Steps of few tokens, which are most, do without a page table of their own.
+        let may_take = |id: &SeqId| Ok(self.choice.may_take(cache.reserved(*id)?));
+        if !sequences.iter().map(may_take).collect::<Result<Vec<bool>>>()?.contains(&true) {
+            return Ok(None);
         }
         let batch = cache.batch(sequences)?;
-        let needs = needs(&batch.sequences);
+        let needs: Vec<_> = batch.sequences.iter().map(|view| self.choice.explicit(view)).collect();
         let absorbed: Vec<bool> = needs.iter().map(Option::is_none).collect();
         let needs: Vec<_> =
             needs.into_iter().enumerate().filter_map(|(index, tokens)| tokens.map(|t| (index, t))).collect();

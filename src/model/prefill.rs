@@ -32,7 +32,7 @@ pub enum PrefillPath {
 }
 
 /// Below, a tile of the explicit kernel, whose rows are new tokens of one head, is not full.
-const LEAST: u32 = 64;
+const LEAST: usize = 64;
 
 impl Config {
     /// New tokens from which on the explicit form of prefill has fewer multiply-adds than the absorbed one, over a context
@@ -76,13 +76,19 @@ impl Choice {
     pub(super) fn new(config: &Config, path: PrefillPath, window: Option<usize>, most_new: usize) -> Option<Self> {
         let costs = Costs::of(config)?;
         let window = window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX));
-        let ever = match path {
-            PrefillPath::Auto => costs.saved > 0 && most_new >= LEAST as usize,
+        let choice = Choice { path, costs, window };
+        let ever = choice.may_take(most_new) && (path != PrefillPath::Auto || costs.saved > 0);
+        ever.then_some(choice)
+    }
+
+    /// Whether a sequence of so many new tokens may be explicit; with Auto it depends on those before them, too.
+    pub(super) fn may_take(&self, new: usize) -> bool {
+        match self.path {
+            PrefillPath::Auto => new >= LEAST,
             PrefillPath::Absorbed => false,
-            PrefillPath::Explicit => most_new > 1,
-            PrefillPath::From(least) => most_new >= least.max(2),
-        };
-        ever.then_some(Choice { path, costs, window })
+            PrefillPath::Explicit => new > 1,
+            PrefillPath::From(least) => new >= least.max(2),
+        }
     }
 
     /// Tokens that a sequence has at most where it is explicit, with up to `most_new` new ones.
@@ -122,12 +128,7 @@ impl Choice {
     pub(super) fn explicit(&self, sequence: &SeqView) -> Option<Range<u32>> {
         let new = sequence.q_len;
         let first = self.first_seen(sequence);
-        let explicit = match self.path {
-            PrefillPath::Auto => new >= LEAST && self.saves(sequence, first),
-            PrefillPath::Absorbed => false,
-            PrefillPath::Explicit => new > 1,
-            PrefillPath::From(least) => new > 1 && new as usize >= least,
-        };
+        let explicit = self.may_take(new as usize) && (self.path != PrefillPath::Auto || self.saves(sequence, first));
         explicit.then_some(first..sequence.kv_len)
     }
 
