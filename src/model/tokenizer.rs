@@ -36,19 +36,17 @@ impl Tokenizer {
     /// read, or at all without the feature `tokenizers`, and for an `eos_token_id` that is no token.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let config = object(&folder.join("config.json"))?;
-        let generation = folder.join("generation_config.json");
-        let (path, key) = match generation.exists() {
-            true => (&generation, object(&generation)?.get("eos_token_id").cloned()),
-            false => (&generation, None),
+        let (own, generation) = (folder.join("config.json"), folder.join("generation_config.json"));
+        let config = object(&own)?;
+        let said = match generation.exists() {
+            true => object(&generation)?.get("eos_token_id").cloned(),
+            false => None,
         };
-        let own = folder.join("config.json");
-        let (path, key) = match key {
-            Some(key) => (path, Some(key)),
-            None => (&own, config.get("eos_token_id").cloned()),
+        let (path, key) = match said {
+            Some(key) => (&generation, key),
+            None => (&own, config.get("eos_token_id").cloned().unwrap_or(Value::Null)),
         };
-        let end = end_tokens(&key.unwrap_or(Value::Null))
-            .ok_or_else(|| bad(path, "eos_token_id: no token, nor a list of tokens".into()))?;
+        let end = end_tokens(&key).ok_or_else(|| bad(path, "eos_token_id: no token, nor a list of tokens".into()))?;
         let file = folder.join("tokenizer.json");
         if file.exists() {
             return Ok(Tokenizer { kind: read(&file)?, end });
@@ -88,10 +86,7 @@ impl Tokenizer {
     /// For a text whose tokens come one by one.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream {
-            #[cfg(feature = "tokenizers")]
             tokenizer: self,
-            #[cfg(not(feature = "tokenizers"))]
-            tokenizer: std::marker::PhantomData,
             bytes: Utf8Stream::default(),
             #[cfg(feature = "tokenizers")]
             pieces: Default::default(),
@@ -109,10 +104,7 @@ impl Tokenizer {
 /// Text from tokens as they come, never less than whole characters: bytes that are no UTF-8 come out as U+FFFD, and so do
 /// tokens that the tokenizer does not know. Special tokens (ends, beginnings) are no text.
 pub struct TextStream<'a> {
-    #[cfg(feature = "tokenizers")]
     tokenizer: &'a Tokenizer,
-    #[cfg(not(feature = "tokenizers"))]
-    tokenizer: std::marker::PhantomData<&'a Tokenizer>,
     bytes: Utf8Stream,
     #[cfg(feature = "tokenizers")]
     pieces: super::tokenizer_json::Pieces,
@@ -121,26 +113,24 @@ pub struct TextStream<'a> {
 impl TextStream<'_> {
     /// Takes a token and returns the text that is now complete, maybe none.
     pub fn push(&mut self, token: u32) -> String {
-        #[cfg(feature = "tokenizers")]
-        if let Kind::Json(json) = &self.tokenizer.kind {
-            return match json.bytes(token) {
+        match &self.tokenizer.kind {
+            Kind::Bytes => self.bytes.push(token),
+            #[cfg(feature = "tokenizers")]
+            Kind::Json(json) => match json.bytes(token) {
                 Some(bytes) => bytes.into_iter().map(|byte| self.bytes.push(u32::from(byte))).collect(),
                 None => self.pieces.push(json, token),
-            };
+            },
         }
-        #[cfg(not(feature = "tokenizers"))]
-        let _ = self.tokenizer;
-        self.bytes.push(token)
     }
 
     /// What is left of an unfinished character, as U+FFFD.
     pub fn finish(&mut self) -> String {
         let rest = self.bytes.finish();
-        #[cfg(feature = "tokenizers")]
-        if let Kind::Json(json) = &self.tokenizer.kind {
-            return rest + &self.pieces.finish(json);
+        match &self.tokenizer.kind {
+            Kind::Bytes => rest,
+            #[cfg(feature = "tokenizers")]
+            Kind::Json(json) => rest + &self.pieces.finish(json),
         }
-        rest
     }
 }
 
