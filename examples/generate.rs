@@ -17,12 +17,15 @@ use std::time::Instant;
 mod guesses;
 #[path = "generate/loading.rs"]
 pub(crate) mod loading;
+#[path = "shared/prefill.rs"]
+mod prefill;
 #[path = "generate/profile.rs"]
 mod profile;
 #[path = "generate/several.rs"]
 mod several;
 
 use guesses::Guesses;
+use prefill::prefill_path;
 use profile::{print_profile, profiled};
 use several::Several;
 
@@ -115,14 +118,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             "--top-p" => parsed.options.sampling.top_p = number(&arg, &value()?)?,
             "--window" => parsed.window = Some(number(&arg, &value()?)?),
             "--keep-first" => parsed.keep_first = number(&arg, &value()?)?,
-            "--prefill" => {
-                parsed.prefill = match value()?.as_str() {
-                    "absorbed" => PrefillPath::Absorbed,
-                    "explicit" => PrefillPath::Explicit,
-                    "auto" => PrefillPath::Auto,
-                    other => return Err(format!("--prefill {other}: not absorbed, explicit or auto")),
-                }
-            }
+            "--prefill" => parsed.prefill = prefill_path(&value()?)?,
             "--adapter" => parsed.adapter = Some(value()?),
             "--pipelines" => parsed.pipelines = Some(value()?),
             "--profile" => parsed.profile = true,

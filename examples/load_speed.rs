@@ -7,10 +7,15 @@ use latten::model::{Decoder, LoadOptions};
 use latten::{DType, Gpu};
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
+
+#[path = "shared/disk.rs"]
+mod disk;
+
+use disk::{forget, read_plain, resident_bytes, PLAIN_BYTES};
 
 const USAGE: &str = "usage: load_speed [options]
 
@@ -21,9 +26,6 @@ const USAGE: &str = "usage: load_speed [options]
   --dtype DTYPE    f16, f32 or i8: of the weights on the device; default f16
   --folder DIR     where the model goes; default the system's folder for temporary files
   --repeats N      the fastest counts; default 3";
-
-/// As the plain file is read; the best of 1, 4 and 8 MiB here.
-const PLAIN_BYTES: usize = 4 << 20;
 
 pub(crate) struct Args {
     layers: usize,
@@ -125,30 +127,6 @@ fn write_model(folder: &Path, args: &Args) -> std::io::Result<()> {
     }
     file.write_all(&vec![0; bytes % 8])?;
     file.into_inner().map_err(|e| e.into_error())?.sync_all()
-}
-
-fn read_plain(path: &Path, chunk: &mut [u8]) -> std::io::Result<u64> {
-    let (mut file, mut bytes) = (File::open(path)?, 0);
-    loop {
-        match file.read(chunk)? {
-            0 => return Ok(bytes),
-            n => bytes += n as u64,
-        }
-    }
-}
-
-/// Asks the system to forget what it holds of a file in memory, so that reading it is reading the disk. Linux, by way of GNU
-/// dd, which has a flag for that; false where it cannot be had.
-fn forget(path: &Path) -> bool {
-    let file = format!("if={}", path.display());
-    Command::new("dd").args([&file, "iflag=nocache", "count=0", "status=none"]).status().is_ok_and(|s| s.success())
-}
-
-/// Resident memory of this process now (bytes); on Linux.
-fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|l| l.starts_with("VmRSS:"))?;
-    Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
 }
 
 /// Resident memory beyond that at the start and, on a software device, where they are resident too, the weights so far.

@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 
 #[path = "generate/loading.rs"]
 mod loading;
+#[path = "shared/prefill.rs"]
+mod prefill;
 #[path = "perplexity/windows.rs"]
 pub(crate) mod windows;
 
+use prefill::prefill_path;
 use windows::Window;
 
 const USAGE: &str = "usage: perplexity TEXT_FILE [options]
@@ -82,14 +85,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
                 let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
                 parsed.kv_dtype = Some(dtype(&arg, &value()?, &all)?);
             }
-            "--prefill" => {
-                parsed.prefill = match value()?.as_str() {
-                    "absorbed" => PrefillPath::Absorbed,
-                    "explicit" => PrefillPath::Explicit,
-                    "auto" => PrefillPath::Auto,
-                    other => return Err(format!("--prefill {other}: not absorbed, explicit or auto")),
-                }
-            }
+            "--prefill" => parsed.prefill = prefill_path(&value()?)?,
             _ if arg.starts_with('-') => return Err(format!("unknown option {arg}")),
             _ if text.is_none() => text = Some(arg),
             _ => return Err(format!("unexpected argument {arg}")),

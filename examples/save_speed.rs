@@ -6,10 +6,15 @@
 use latten::cache::{Save, SaveSequence};
 use latten::{DType, Error, Gla, Gpu, HeadLayout, PagedKvCache, Pages, SeqId};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
+
+#[path = "shared/disk.rs"]
+mod disk;
+
+use disk::{forget, read_plain, resident_bytes, PLAIN_BYTES};
 
 const USAGE: &str = "usage: save_speed [options]
 
@@ -19,8 +24,6 @@ const USAGE: &str = "usage: save_speed [options]
   --folder DIR    where the files go; default the system's folder for temporary files
   --repeats N     the fastest counts; default 3";
 
-/// As the plain file is written and read; the best of 1, 4 and 8 MiB here.
-const PLAIN_BYTES: usize = 4 << 20;
 const LAYERS: usize = 8;
 
 pub(crate) struct Args {
@@ -46,13 +49,6 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         }
     }
     Ok(parsed)
-}
-
-/// Resident memory of this process now (bytes); on Linux.
-fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|l| l.starts_with("VmRSS:"))?;
-    Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
 }
 
 /// The most resident memory at any report, over that at the start.
@@ -84,24 +80,6 @@ fn write_plain(path: &Path, chunk: &[u8], bytes: u64) -> std::io::Result<()> {
         left -= now as u64;
     }
     file.sync_all()
-}
-
-fn read_plain(path: &Path, chunk: &mut [u8]) -> std::io::Result<u64> {
-    let (mut file, mut bytes) = (File::open(path)?, 0);
-    loop {
-        match file.read(chunk)? {
-            0 => return Ok(bytes),
-            n => bytes += n as u64,
-        }
-    }
-}
-
-/// Asks the system to forget what it holds of a file in memory, so that reading it is reading the disk. Linux, by way of GNU
-/// dd, which has a flag for that; false where it cannot be had.
-fn forget(path: &Path) -> bool {
-    let file = format!("if={}", path.display());
-    let dd = std::process::Command::new("dd").args([&file, "iflag=nocache", "count=0", "status=none"]).status();
-    dd.is_ok_and(|status| status.success())
 }
 
 fn text(e: impl std::fmt::Display) -> String {

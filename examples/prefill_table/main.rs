@@ -30,6 +30,8 @@ mod ceilings;
 mod matmul;
 mod measure;
 mod models;
+#[path = "../shared/prefill.rs"]
+mod prefill;
 mod report;
 #[path = "../kernel_table/timing.rs"]
 #[allow(clippy::duplicate_mod)] // a test includes both examples
@@ -40,6 +42,7 @@ use latten::model::{Decoder, PrefillPath, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions, Tier};
 use measure::Repeats;
 use models::{Size, Weights, SIZES, VARIANTS};
+use prefill::FORMS;
 use report::{BreakEvenRow, DecodeRow, PrefillRow, Table};
 use std::io::Write;
 use timing::Block;
@@ -132,9 +135,8 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
             }
             "--paths" => {
                 parsed.paths = value.split(',').map(str::to_string).collect();
-                let unknown =
-                    parsed.paths.iter().find(|p| !["absorbed", "explicit", "auto", "-"].contains(&p.as_str()));
-                if let Some(path) = unknown {
+                let known = |path: &String| path == "-" || FORMS.iter().any(|(name, _)| path == name);
+                if let Some(path) = parsed.paths.iter().find(|path| !known(path)) {
                     return Err(format!("no path {path}"));
                 }
             }
@@ -212,9 +214,7 @@ async fn prefills(
     let chunk = args.chunk.unwrap_or(args.tokens).min(args.tokens);
     let flop = measure::prefill_flop(&args.size, config, args.tokens);
     let forms: &[(&'static str, PrefillPath)] = match decoder.keeps_explicit() {
-        true => {
-            &[("absorbed", PrefillPath::Absorbed), ("explicit", PrefillPath::Explicit), ("auto", PrefillPath::Auto)]
-        }
+        true => &FORMS,
         false => &[("-", PrefillPath::Auto)],
     };
     for (path, prefill) in forms.iter().filter(|form| args.paths.is_empty() || args.paths.iter().any(|p| p == form.0)) {
