@@ -74,8 +74,9 @@ impl Gpu {
 
 /// Frees a buffer that has no owner any more: now, or after the next submit where a recorded command may name it.
 pub(super) fn retire(gpu: Option<&Gpu>, buffer: &wgpu::Buffer) {
-    let Some(gpu) = gpu else { return buffer.destroy() }; // with it went what it had recorded
-                                                          // Locked by whoever is recording just now, whose commands may name it too.
+    // With the device went what it had recorded.
+    let Some(gpu) = gpu else { return buffer.destroy() };
+    // Locked by whoever is recording just now, whose commands may name it too.
     let idle = gpu.inner.pending.try_lock().is_ok_and(|pending| pending.encoder.is_none());
     match idle {
         true => buffer.destroy(),

@@ -75,6 +75,7 @@ mod authors;
 mod beams;
 mod best_of;
 mod block;
+mod buffers;
 mod config;
 mod continuation;
 mod decoder;

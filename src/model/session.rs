@@ -1,7 +1,7 @@
 //! Sequences being decoded: their KV cache, and the buffers of a step.
 
 use super::attention::{AttentionStep, StepPlans};
-use super::block::Scratch;
+use super::buffers::Buffers;
 use super::decoder::Decoder;
 use super::explicit::ExplicitPrefill;
 use super::prefill::PrefillPath;
@@ -10,8 +10,8 @@ use super::windowed::Unfinished;
 use crate::attention::{AttentionOptions, Decode, KvSource, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{DType, Tensor};
-use crate::nn::{Embedding, Sampling, Span, Weight};
+use crate::gpu::DType;
+use crate::nn::{Sampling, Span};
 
 /// What a [`Session`] makes room for, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,24 +108,6 @@ pub struct Session {
     buffers: Buffers,
     /// Of the sequences of a call under way: what a failed or dropped call is rolled back to.
     pub(super) unfinished: Vec<Unfinished>,
-}
-
-struct Buffers {
-    scratch: Scratch,
-    /// (capacity) U32
-    ids: Tensor,
-    /// Row of the last token of each sequence that ends in a step: (max_batch) U32
-    last_rows: Tensor,
-    /// Gathers those rows of the residual stream.
-    gather: Embedding,
-    /// (max_batch, hidden)
-    last: Tensor,
-    /// (max_batch, vocab_size); (capacity, vocab_size) once all logits have been asked for
-    logits: Tensor,
-    /// (max_batch, 4)
-    samplers: Tensor,
-    /// (max_batch) U32
-    tokens: Tensor,
 }
 
 impl Session {
@@ -443,33 +425,5 @@ impl Session {
             }
         }
         Ok(rows)
-    }
-}
-
-impl Buffers {
-    fn new(decoder: &Decoder, options: &SessionOptions, explicit: bool) -> Result<Self> {
-        let (gpu, config) = (decoder.gpu(), decoder.config());
-        let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
-        let scratch = Scratch::new(gpu, config, (capacity, explicit))?;
-        let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
-        let tensor = |shape: &[usize], dtype| Tensor::zeros(gpu, shape, dtype);
-        Ok(Buffers {
-            scratch,
-            ids: tensor(&[capacity], DType::U32)?,
-            last_rows: tensor(&[batch], DType::U32)?,
-            gather,
-            last: tensor(&[batch, config.hidden_size], DType::F32)?,
-            logits: tensor(&[batch, config.vocab_size], DType::F32)?,
-            samplers: tensor(&[batch, 4], DType::F32)?,
-            tokens: tensor(&[batch], DType::U32)?,
-        })
-    }
-
-    /// Makes room for the logits of `rows` rows.
-    fn grow_logits(&mut self, decoder: &Decoder, rows: usize) -> Result<()> {
-        if rows > self.logits.shape()[0] {
-            self.logits = Tensor::zeros(decoder.gpu(), &[rows, decoder.config().vocab_size], DType::F32)?;
-        }
-        Ok(())
     }
 }
