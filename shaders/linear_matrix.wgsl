@@ -10,7 +10,8 @@
 // cache or the memory behind it a workgroup reads 1 / ROWS + 1 / MATRIX_ROWS halves per multiply-add, STEP_WORDS words of a
 // row at a time: on an H100 runs of 4 words take 1.4 times as long as runs of 8.
 //
-// Grid: (ceil(outputs / workgroup's outputs), ceil(rows / ROWS), heads).
+// Grid: (ceil(rows / ROWS), ceil(outputs / workgroup's outputs), heads). Neighbours in time share their weights: the input of
+// all rows is the smaller part and stays in the cache, so that the weights come from memory once.
 // Constants: nn/linear_matrix.rs, MatrixTile. Parts: linear_params, linear_io, input_halves, half_word, and one
 // each of elements_* with weights_plain or weights_i8, outputs_*, tail_*.
 
@@ -36,8 +37,8 @@ fn main(
     let lane = subgroup * 32u + subgroup_lane;
     let group = product_group(workgroup);
     let head = group.z;
-    let first_row = group.y * ROWS;
-    let first_out = group.x * (MATRIX_ROWS / SUMS_PER_OUTPUT);
+    let first_row = group.x * ROWS;
+    let first_out = group.y * (MATRIX_ROWS / SUMS_PER_OUTPUT);
     let row_words = (params.in_dim + 8u * ROW_ALIGN - 1u) / (8u * ROW_ALIGN) * ROW_ALIGN;
 
     // This lane's words of the two tiles. Row 16 n + i of the weights' is the n-th matrix row of output lane i.

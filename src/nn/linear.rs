@@ -410,7 +410,11 @@ impl Linear {
         let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
         buffers.extend(cos_sin.map(|table| &table.buffer));
         let outs = self.outputs().div_ceil(shape.outputs(&self.tuning(shape.rows()), self.swiglu));
-        let mut grid = (word(outs), word(rows.div_ceil(shape.rows())), word(heads));
+        let row_groups = word(rows.div_ceil(shape.rows()));
+        let mut grid = match shape {
+            Shape::Matrix(_) => (row_groups, word(outs), word(heads)),
+            _ => (word(outs), row_groups, word(heads)),
+        };
         if let (Some(norm), Some(rest), Shape::Rows(n)) = (&self.rest, call.rest, shape) {
             buffers.extend([&norm.gain().buffer, &rest.buffer]);
             grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
