@@ -148,7 +148,7 @@ impl MixtureScratch {
             logits: Tensor::zeros(gpu, &[rows, experts], DType::F32)?,
             ids: Tensor::zeros(gpu, &[rows, top], DType::U32)?,
             weights: Tensor::zeros(gpu, &[rows, top], DType::F32)?,
-            experts: ExpertScratch::new(gpu, shape, ExpertTuning::of(gpu.capabilities()), rows)?,
+            experts: ExpertScratch::new(gpu, shape, ExpertTuning::default(), rows)?,
         })
     }
 

@@ -84,11 +84,11 @@ impl Experts {
             return Err(ErrorKind::argument("top", format!("{top} of {} experts", gate_up.heads())));
         }
         let kernels = [gpu.kernel(spec(gate_up.dtype(), top, true)?)?, gpu.kernel(spec(down.dtype(), top, false)?)?];
-        let tuning = ExpertTuning::of(gpu.capabilities());
-        Ok(Experts { gpu: gpu.clone(), gate_up, down, top, tuning, kernels, listed: Listed::default() })
+        let (gpu, tuning) = (gpu.clone(), ExpertTuning::default());
+        Ok(Experts { gpu, gate_up, down, top, tuning, kernels, listed: Listed::default() })
     }
 
-    /// The same with other numbers than those chosen for the device: for measurements and tests.
+    /// The same with other numbers than [`ExpertTuning::default`]: for measurements and tests.
     ///
     /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel.
     pub fn with_tuning(self, tuning: ExpertTuning) -> Result<Self> {

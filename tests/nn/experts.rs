@@ -4,7 +4,7 @@ use crate::assert_kind;
 use crate::shared::*;
 use latten::nn::{quantise, ExpertArgs, ExpertShape, ExpertTuning, Experts, Route, RouteShape, Span, Weight};
 use latten::reference::{self, Routing};
-use latten::{DType, ErrorKind, Gpu, Tensor};
+use latten::{DType, ErrorKind, Gpu, GpuOptions, Tensor};
 
 const V2: RouteShape = RouteShape {
     experts: 160,
@@ -328,6 +328,32 @@ fn a_row_does_not_depend_on_the_others() {
                 }
             }
         }
+    }
+}
+
+/// Outputs that would take too much memory are made and summed in runs; and what would take too long is cut.
+#[test]
+fn runs_of_outputs_and_cut_dispatches_change_nothing() {
+    let gpu = gpu_with(GpuOptions { dispatch_flop: Some(u64::MAX), ..Default::default() });
+    let mut layer = Layer::new(DType::F16, [3, 2, 130, 4]);
+    let inputs = layer.rows(35_000, |rng, _, _| rng.below(3));
+    // 70,000 pairs of 130 are more than 32 MiB.
+    let whole = layer.run(&gpu, &layer.experts(&gpu, Some(listed(16))), &inputs, 0);
+    assert_close("three runs", &whole, &layer.reference(&inputs), 2e-5, 1e-10);
+
+    let few = Rows {
+        x: inputs.x[..130 * 90].to_vec(),
+        ids: inputs.ids[..180].to_vec(),
+        weights: inputs.weights[..180].to_vec(),
+    };
+    let whole = layer.run(&gpu, &layer.experts(&gpu, Some(listed(16))), &few, 0);
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    // A list, 14 tiles of one workgroup in runs of 3 or 1, 14 tiles of three in one or each by itself, and a sum.
+    for (dispatch_flop, dispatches) in [(1_000_000, 1 + 5 + 1 + 1), (1, 1 + 14 + 42 + 1)] {
+        let gpu = gpu_with(GpuOptions { dispatch_flop: Some(dispatch_flop), ..Default::default() });
+        let cut = layer.run(&gpu, &layer.experts(&gpu, Some(listed(16))), &few, 0);
+        assert_eq!(bits(&cut), bits(&whole), "dispatches of {dispatch_flop}");
+        assert_eq!(gpu.counters().dispatches, dispatches, "dispatches of {dispatch_flop}");
     }
 }
 
