@@ -1,12 +1,13 @@
 // y[r, h, o] (+)= sum_i W[h, o, i] x[r, h, i] + b[h, o]     for many rows: tiles in workgroup memory.
-// The slots add to it: weights with scales, a norm before, SwiGLU or rotated elements after.
+// The slots add to it: weights with scales, a norm before, SwiGLU or rotated elements after; rows gathered by expert.
 //
 // Grid: (ceil(outputs / (8 * OUTPUTS)), ceil(rows / TILE_ROWS), heads). 64 lanes as 8 x 8; each holds a micro-tile of
 // MICRO_ROWS x MICRO_OUT sums, rows and outputs 8 apart, so that neighbouring lanes read neighbouring tile rows.
 // The next tile is on its way, in registers, while the present one is multiplied.
 // Constants: MICRO_ROWS, MICRO_OUT, OUT_LANES = 8, VECS_PER_WORD, TILE_WORDS = MICRO_OUT / VECS_PER_WORD (words of
 // weights that a lane fetches), OUTPUTS = MICRO_OUT / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0).
-// Parts: linear_params, linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*.
+// Parts: linear_params and linear_io, or experts_io with experts_listed; and one each of input_*, elements_* with
+// weights_plain or weights_i8, scaling_*, outputs_*, tail_*.
 
 const TILE_ROWS = 8u * MICRO_ROWS;
 const TILE_OUT = 8u * MICRO_OUT;
@@ -21,6 +22,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let group = product_group(workgroup);
     let head = group.z;
     let first_row = group.y * TILE_ROWS;
+    if (is_empty(first_row)) {
+        return;
+    }
     let first_out = group.x * OUTPUTS * 8u;
     let lane_row = lane / 8u;
     let lane_out = lane % 8u;

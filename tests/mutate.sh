@@ -2,7 +2,8 @@
 # Mutation check of the kernels around attention: each clamp and mask of shaders/{append,append_scaled,copy_pages,decode,
 # decode_rows,merge,pages_rows}.wgsl and their parts is changed in turn, and at least one test of tests/kernels must fail, or of
 # src/cache/page_rows_tests.rs for pages_rows, which software GPUs use nowhere else. So are decisions of the scheduler and of
-# speculative decoding (src/model), whose tests are tests/model and src/model/rejection_tests.rs. Not part of the default
+# speculative decoding (src/model), whose tests are tests/model and src/model/rejection_tests.rs, and the kernels that list rows
+# by expert, whose tests are those of tests/nn. Not part of the default
 # run; an hour to two on two cores with a software GPU.
 #
 #   tests/mutate.sh                 the mutations that must die
@@ -29,6 +30,7 @@ G="--include-ignored split::more_merges"
 S="page_rows::"
 H="scheduler::|speculative::"
 R="rejection::"
+E="experts::"
 table() {
   cat <<'TABLE'
 rows-word-end       ~pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
@@ -182,6 +184,21 @@ rule-nucleus        ~src/model/rejection.rs~|p| **p < threshold~|p| **p <= thres
 rule-pick           ~src/model/rejection.rs~if cumulative > wanted~if cumulative >= wanted~R~dies
 rule-all            ~src/model/rejection.rs~Ok((proposals.len(), last.draw(random)))~Ok((proposals.len().saturating_sub(1), last.draw(random)))~R~dies
 requests-random     ~src/model/request.rs~        self.random.uniform();\n        self.tokens.push~        self.tokens.push~H~dies
+experts-base        ~experts_list.wgsl~(first / TILE_ROWS + expert) * TILE_ROWS~(first / TILE_ROWS) * TILE_ROWS~E~dies
+experts-rank        ~experts_list.wgsl~i < lane~i <= lane~E~dies
+experts-none        ~experts_list.wgsl~at < next~at + 1u < next~E~dies
+experts-clamp       ~parts/experts_listed.wgsl~min(ids[pair], params.experts - 1u)~ids[pair]~E~dies
+experts-input-row   ~parts/experts_io.wgsl~ / params.pairs_per_row * params~ * params~E~dies
+experts-first-out   ~parts/experts_io.wgsl~ + at - params.first_out]~ + at]~E~dies
+experts-first-tile  ~parts/experts_io.wgsl~group.y + params.first_tile~group.y~E~dies
+experts-first-group ~parts/experts_io.wgsl~group.x + params.first_group~group.x~E~dies
+experts-store-none  ~parts/experts_io.wgsl~pair != NONE && ~~E~same: Vulkan drops what is stored past the buffer
+experts-row-scale   ~parts/experts_io.wgsl~row_scale(expert * params.out_dim + min(~row_scale(min(~E~dies
+experts-sum-slots   ~experts_sum.wgsl~slot < TOP~slot < TOP - 1u~E~dies
+experts-sum-first   ~experts_sum.wgsl~params.first_out + out] +=~out] +=~E~dies
+experts-sum-adds    ~experts_sum.wgsl~out] += sum~out] = sum~E~dies
+experts-rule        ~src/nn/experts_listed.rs~shape.top) >= self~shape.top) > self~E~dies
+experts-empty       ~parts/experts_io.wgsl~list[first_row] == NONE~false~E~same: a tile without pairs stores nothing
 TABLE
 }
 
@@ -217,6 +234,7 @@ dies() {
     S) groups=$S target="--lib" ;;
     H) groups=$H target="--test model" ;;
     R) groups=$R target="--lib" ;;
+    E) groups=$E target="--test nn" ;;
   esac
   local group tier
   tier=$(tier_of "$2")
@@ -232,7 +250,7 @@ kind=dies
 if [[ ${1:-} == --same ]]; then kind=same && shift; fi
 word=${1:-}
 fresh
-(cd "$copy" && cargo test --release --quiet --no-run --test kernels --test model --lib)
+(cd "$copy" && cargo test --release --quiet --no-run --test kernels --test model --test nn --lib)
 survived=0 killed=0
 while IFS='~' read -r name file text new tests fate; do
   name=${name// /}

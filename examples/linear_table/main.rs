@@ -1,7 +1,7 @@
 //! Times the linear kernels on this adapter against two ceilings measured in the same run.
 //!
 //!     cargo run --release --example linear_table -- [--adapter NAME] [--tier portable|subgroup|matrix]
-//!         [--size IN[xOUT]] [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS]
+//!         [--size IN[xOUT]] [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS] [--experts N,TOP]
 //!
 //! Per line: rows of input, inputs and outputs of the matrix (default 4096; software adapters 1024), dtype, median GPU
 //! microseconds of one product among dependent ones in a pass, and of one alone in a pass; GB/s of the bytes that must be
@@ -9,10 +9,12 @@
 //! matrices; the largest error of sampled outputs against the f64 reference. The products of a pass go round copies of
 //! the matrix that together exceed a last-level cache. Clocks are warmed by half a second of the same work. `--tier` is
 //! that of [`GpuOptions::tier`]; cooperative matrices must be asked for. `--sweep` tries the numbers of the kernel for so
-//! many rows instead, on f16 and int8, and prints the best twenty of each.
+//! many rows instead, on f16 and int8, and prints the best twenty of each. `--experts` times layers of so many experts, of
+//! which a row goes to TOP, instead: rows of IN through SwiGLUs of OUT, one by one and listed by expert.
 
 #[path = "../kernel_table/ceilings.rs"]
 mod ceilings;
+mod experts;
 #[path = "../kernel_table/matmul.rs"]
 mod matmul;
 #[path = "../kernel_table/timing.rs"]
@@ -20,7 +22,8 @@ mod matmul;
 mod timing;
 
 use ceilings::Ceilings;
-use latten::nn::{quantise, Linear, LinearTuning, MatrixTile, Span, Weight};
+use experts::Layer;
+use latten::nn::{quantise, ExpertShape, Linear, LinearTuning, MatrixTile, Span, Weight};
 use latten::{reference, wgpu, DType, ErrorKind, Gpu, GpuOptions, Result, Tensor, Tier};
 use std::time::Duration;
 use timing::{random, times_us, Block, WARM};
@@ -41,6 +44,8 @@ struct Options {
     dtype: Option<DType>,
     json: Option<String>,
     sweep: Option<usize>,
+    /// Experts, and how many of them a row goes to.
+    experts: Option<(usize, usize)>,
 }
 
 fn main() {
@@ -49,7 +54,7 @@ fn main() {
         Err(message) => {
             eprintln!(
                 "{message}\nusage: linear_table [--adapter NAME] [--tier portable|subgroup|matrix] [--size IN[xOUT]] \
-                 [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS]"
+                 [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS] [--experts N,TOP]"
             );
             std::process::exit(2);
         }
@@ -91,6 +96,10 @@ fn arguments() -> Result<Options, String> {
                     _ => return Err(format!("no weights of {value}")),
                 }
             }
+            "--experts" => {
+                let (experts, top) = value.split_once(',').ok_or_else(|| format!("{name} {value}: not N,TOP"))?;
+                options.experts = Some((number(experts)?, number(top)?));
+            }
             "--sweep" => options.sweep = Some(number(&value)?),
             "--json" => options.json = Some(value),
             _ => return Err(format!("unknown argument {name}")),
@@ -103,6 +112,16 @@ async fn run(options: Options) -> Result<()> {
     let gpu =
         Gpu::with_options(GpuOptions { adapter: options.adapter, tier: options.tier, ..Default::default() }).await?;
     let software = gpu.capabilities().is_software();
+    if let Some((experts, top)) = options.experts {
+        let (dim, width) = options.size.unwrap_or((2048, 1408));
+        let rows = options.rows.unwrap_or_else(|| vec![1, 4, 8, 16, 32, 64, 128, 256]);
+        println!("adapter: {}", gpu.capabilities().adapter);
+        for dtype in options.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
+            print!("{dtype}, ");
+            Layer::new(&gpu, ExpertShape { experts, top, dim, width }, dtype)?.table(&rows).await?;
+        }
+        return Ok(());
+    }
     let ceilings = ceilings::measure(&gpu, &Block::new(&gpu, DType::F16)).await?;
     println!("adapter: {}, tier {:?}", gpu.capabilities().adapter, gpu.capabilities().tier);
     let matmul = ceilings.matmul_tflops.map_or("none".into(), |t| format!("{t:.0} TFLOP/s"));

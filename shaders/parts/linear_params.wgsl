@@ -28,3 +28,8 @@ fn product_group(group: vec3<u32>) -> vec3<u32> {
 fn input_base(row: u32, head: u32) -> u32 {
     return params.x_offset + min(row, params.rows - 1u) * params.x_row_stride + head * params.x_head_stride;
 }
+
+// Whether a tile from this row on has no rows: none of a linear's grid is without.
+fn is_empty(first_row: u32) -> bool {
+    return false;
+}

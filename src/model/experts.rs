@@ -5,7 +5,9 @@ use super::config::{Config, ExpertsConfig};
 use super::weights::{Matrix, Source};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::{ExpertArgs, Experts, Linear, NormShape, RmsNorm, Route, Span};
+use crate::nn::{
+    ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Linear, NormShape, RmsNorm, Route, Span,
+};
 
 pub(super) enum FeedForward {
     /// With the norm before it.
@@ -39,8 +41,8 @@ pub(super) struct MixtureScratch {
     ids: Tensor,
     /// (rows, top) F32
     weights: Tensor,
-    /// (rows, top, width) F32
-    hidden: Tensor,
+    /// Of all rows, whatever a step has.
+    experts: ExpertScratch,
 }
 
 impl FeedForward {
@@ -127,7 +129,7 @@ impl Mixture {
         self.norm.run(rows, x, normed)?;
         self.router.run(rows, normed, Span::of(&m.logits), false)?;
         self.route.run(&m.logits, &m.ids, &m.weights)?;
-        self.experts.run(normed, x, ExpertArgs { ids: &m.ids, weights: &m.weights, hidden: &m.hidden })?;
+        self.experts.run(normed, x, ExpertArgs { ids: &m.ids, weights: &m.weights, scratch: &m.experts })?;
         match &self.shared {
             Some(shared) => shared.run(rows, normed, s),
             None => Ok(()),
@@ -139,13 +141,14 @@ impl MixtureScratch {
     pub(super) fn new(gpu: &Gpu, config: &Config, rows: usize) -> Result<Self> {
         let sizes = config.experts.map_or([1; 4], |e| [config.hidden_size, e.route.experts, e.route.top, e.width]);
         let [hidden, experts, top, width] = sizes;
+        let shape = ExpertShape { experts, top, dim: hidden, width };
         let rows = if config.experts.is_some() { rows } else { 1 };
         Ok(MixtureScratch {
             normed: Tensor::zeros(gpu, &[rows, hidden], DType::F32)?,
             logits: Tensor::zeros(gpu, &[rows, experts], DType::F32)?,
             ids: Tensor::zeros(gpu, &[rows, top], DType::U32)?,
             weights: Tensor::zeros(gpu, &[rows, top], DType::F32)?,
-            hidden: Tensor::zeros(gpu, &[rows, top, width], DType::F32)?,
+            experts: ExpertScratch::new(gpu, shape, ExpertTuning::default(), rows)?,
         })
     }
 
@@ -157,7 +160,7 @@ impl MixtureScratch {
             logits: cut(&self.logits)?,
             ids: cut(&self.ids)?,
             weights: cut(&self.weights)?,
-            hidden: cut(&self.hidden)?,
+            experts: self.experts.clone(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The feed-forward layers of many experts, of which each row goes through a few.
 
-use super::span::{check_apart, Extent};
+use super::experts_listed::{ExpertScratch, ExpertShape, ExpertTuning, Listed};
+use super::span::Extent;
 use super::weight::{elements_part, scaling_part};
 use super::{params, word, Span, Weight};
 use crate::error::{ErrorKind, Result};
@@ -39,14 +40,19 @@ pub(super) fn spec(dtype: DType, top: usize, up: bool) -> Result<KernelSpec> {
 }
 
 /// `y[r] += sum_s w[r, s] W_down[e] (silu(W_gate[e] x[r]) (W_up[e] x[r]))`, with `e = ids[r, s]` and `w` from a
-/// [`Route`](super::Route). Two dispatches, whatever the rows choose.
+/// [`Route`](super::Route). No result of the choice comes to the host: what is dispatched depends on the number of rows alone.
+///
+/// Few rows are multiplied one by one; many ([`ExpertTuning`]) are listed by expert first, and read each matrix once per tile
+/// of its rows. A row's result does not depend on what the other rows are, to the bit, but the two ways differ by rounding.
 #[derive(Clone)]
 pub struct Experts {
-    gpu: Gpu,
-    gate_up: Weight,
-    down: Weight,
-    top: usize,
+    pub(super) gpu: Gpu,
+    pub(super) gate_up: Weight,
+    pub(super) down: Weight,
+    pub(super) top: usize,
+    pub(super) tuning: ExpertTuning,
     kernels: [Kernel; 2],
+    pub(super) listed: Listed,
 }
 
 /// Tensors of a call.
@@ -56,12 +62,13 @@ pub struct ExpertArgs<'a> {
     pub ids: &'a Tensor,
     /// (rows, top) F32.
     pub weights: &'a Tensor,
-    /// What lies between the two dispatches: (rows, top, width) F32.
-    pub hidden: &'a Tensor,
+    /// What lies between the dispatches, for so many rows or more.
+    pub scratch: &'a ExpertScratch,
 }
 
 impl Experts {
-    /// `gate_up` is (experts, 2 width, dim), `down` (experts, dim, width); F32, F16 or I8. `top`: experts of a row.
+    /// `gate_up` is (experts, 2 width, dim), `down` (experts, dim, width); F32, F16, BF16 or I8. `top`: experts of a row.
+    /// The kernels for many rows are compiled at their first use.
     ///
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn new(gpu: &Gpu, gate_up: Weight, down: Weight, top: usize) -> Result<Self> {
@@ -77,10 +84,38 @@ impl Experts {
             return Err(ErrorKind::argument("top", format!("{top} of {} experts", gate_up.heads())));
         }
         let kernels = [gpu.kernel(spec(gate_up.dtype(), top, true)?)?, gpu.kernel(spec(down.dtype(), top, false)?)?];
-        Ok(Experts { gpu: gpu.clone(), gate_up, down, top, kernels })
+        let (gpu, tuning) = (gpu.clone(), ExpertTuning::default());
+        Ok(Experts { gpu, gate_up, down, top, tuning, kernels, listed: Listed::default() })
     }
 
-    /// Records `rows` rows. `x` and `y` are (rows, dim) F32, in two buffers; `y` is added to.
+    /// The same with other numbers than [`ExpertTuning::default`]: for measurements and tests.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel.
+    pub fn with_tuning(self, tuning: ExpertTuning) -> Result<Self> {
+        tuning.check()?;
+        Ok(Experts { tuning, listed: Listed::default(), ..self })
+    }
+
+    /// How many rows are multiplied.
+    pub fn tuning(&self) -> ExpertTuning {
+        self.tuning
+    }
+
+    /// Its sizes.
+    pub fn shape(&self) -> ExpertShape {
+        let (experts, dim, width) = (self.gate_up.heads(), self.gate_up.in_dim(), self.down.in_dim());
+        ExpertShape { experts, top: self.top, dim, width }
+    }
+
+    /// Memory for calls of up to `rows` rows, of this layer and of others of its shape and tuning; used in one pass after
+    /// another, as any tensor.
+    ///
+    /// Errors: [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    pub fn scratch(&self, rows: usize) -> Result<ExpertScratch> {
+        ExpertScratch::new(&self.gpu, self.shape(), self.tuning, rows)
+    }
+
+    /// Records the rows of `ids`. `x` and `y` are (rows, dim) F32, in two buffers; `y` is added to.
     ///
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(
@@ -90,22 +125,26 @@ impl Experts {
         y: Span<'_>,
         args: ExpertArgs<'_>,
     ) -> Result<()> {
-        let (dim, width, top) = (self.gate_up.in_dim(), self.down.in_dim(), self.top);
-        let ExpertArgs { ids, weights, hidden } = args;
-        hidden.expect("hidden", &[0, top, width], DType::F32)?;
-        let rows = hidden.shape()[0];
-        ids.expect("ids", &[rows, top], DType::U32)?;
-        weights.expect("weights", &[rows, top], DType::F32)?;
-        let extent = Extent { rows, heads: 1, dim };
+        let ExpertArgs { ids, weights, scratch } = args;
+        ids.expect("ids", &[0, self.top], DType::U32)?;
+        let rows = ids.shape()[0];
+        weights.expect("weights", &[rows, self.top], DType::F32)?;
+        if scratch.shape != self.shape() || scratch.rows < rows {
+            let got = format!("for {} rows of {:?}, wanted {rows} of {:?}", scratch.rows, scratch.shape, self.shape());
+            return Err(ErrorKind::argument("scratch", got));
+        }
+        let extent = Extent { rows, heads: 1, dim: self.gate_up.in_dim() };
         x.check("x", extent)?;
-        y.check_output("y", extent, &[x.tensor, ids, weights, hidden])?;
-        check_apart("hidden", hidden, &[x.tensor, ids, weights])?;
+        y.check_output("y", extent, &[x.tensor, ids, weights])?;
         for (name, span) in [("x", x), ("y", y)] {
             if span.offset != 0 {
                 return Err(ErrorKind::argument(name, format!("offset {}, wanted 0", span.offset)));
             }
         }
-        let inner = Span::of(hidden);
+        if self.tuning.lists(self.shape(), rows) {
+            return self.encode_listed(pass, (x, y), args);
+        }
+        let inner = Span::of(&scratch.hidden);
         self.product(pass, 0, (x, inner), args)?;
         self.product(pass, 1, (inner, y), args)
     }
@@ -141,7 +180,7 @@ impl Experts {
             &args.weights.buffer,
             &y.tensor.buffer,
         ];
-        let grid = (word(outputs.div_ceil(OUT_LANES)), word(slots), word(args.hidden.shape()[0]));
+        let grid = (word(outputs.div_ceil(OUT_LANES)), word(slots), word(args.ids.shape()[0]));
         self.gpu.dispatch(pass, &self.kernels[which], &params, &buffers, grid)
     }
 }

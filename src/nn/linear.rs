@@ -266,6 +266,7 @@ impl Linear {
             swiglu: self.swiglu,
             tail: self.tail.map(|(_, rotation)| rotation),
             rest: self.rest.is_some(),
+            listed: false,
         };
         let spec =
             self.shapes[choice].spec(&self.tuning(self.shapes[choice].rows()), self.weight.dtype(), aligned, fusion)?;

@@ -32,6 +32,8 @@ pub(super) struct Fusion {
     pub(super) tail: Option<Rotation>,
     /// Of few rows only.
     pub(super) rest: bool,
+    /// Rows by a list of those of each expert ([`Experts`](super::Experts)); of [`Shape::Tile`] alone.
+    pub(super) listed: bool,
 }
 
 /// A kernel by the rows it takes at a time, and how it does so.
@@ -51,6 +53,9 @@ const MICRO_OUT: usize = 8;
 const LEAST_SUBGROUP: usize = 8;
 /// Workgroup memory that the sums over lanes may take at once; the rest is left to the results.
 const PASS_BYTES: usize = 12 << 10;
+/// Of software adapters, which run few lanes at once: more work for each costs less in reductions.
+pub(super) const SOFTWARE: LinearTuning =
+    LinearTuning { in_lanes: 8, outs: 4, steps: 1, max_rows: 8, subgroups: false };
 /// What every device has.
 const PORTABLE_BYTES: usize = 16352;
 
@@ -59,9 +64,8 @@ impl LinearTuning {
     /// The time of few rows is that of reading the matrix, so what counts is enough loads on their way: as many lanes as
     /// the device likes, a few words each. Measured on an H100 with 4096 x 4096 (`examples/linear_table --sweep`).
     pub(super) fn of(capabilities: &Capabilities, weight: &Weight) -> [Self; 2] {
-        // A software adapter runs few lanes at once: more work for each costs less in reductions.
         if capabilities.is_software() {
-            return [LinearTuning { in_lanes: 8, outs: 4, steps: 1, max_rows: 8, subgroups: false }; 2];
+            return [SOFTWARE; 2];
         }
         let least = (capabilities.subgroup_size as usize).next_power_of_two().clamp(8, 64);
         let words = if weight.dtype() == DType::I8 { 4 } else { 8 };
@@ -162,12 +166,14 @@ impl Shape {
     pub(super) fn spec(self, tuning: &LinearTuning, dtype: DType, vec4: bool, fusion: Fusion) -> Result<KernelSpec> {
         let vecs = dtype.per_vec4() / 4;
         let sums_per_output = if fusion.swiglu { 2 } else { 1 };
-        let mut parts = vec![
-            part!("parts/linear_params.wgsl"),
-            part!("parts/linear_io.wgsl"),
+        let mut parts = match fusion.listed {
+            true => vec![part!("parts/experts_listed.wgsl"), part!("parts/experts_io.wgsl")],
+            false => vec![part!("parts/linear_params.wgsl"), part!("parts/linear_io.wgsl")],
+        };
+        parts.extend([
             elements_part(dtype)?,
             if fusion.swiglu { part!("parts/outputs_swiglu.wgsl") } else { part!("parts/outputs_plain.wgsl") },
-        ];
+        ]);
         parts.extend(scaling_part(dtype));
         match fusion.tail {
             Some(rotation) => parts.extend([pairs_part(rotation), part!("parts/tail_rope.wgsl")]),
@@ -219,12 +225,12 @@ impl Shape {
                     ("TILE_WORDS", number(MICRO_OUT / vecs)),
                 ]);
                 parts.push(part!("linear_tile.wgsl"));
-                ("linear_tile", 16 * 9 * 8 * (micro_rows + MICRO_OUT))
+                (if fusion.listed { "experts_tile" } else { "linear_tile" }, 16 * 9 * 8 * (micro_rows + MICRO_OUT))
             }
         };
         use Access::{Read, Write};
         let mut bindings = vec![Read, Read, Read, Write, Read, Read];
-        if fusion.tail.is_some() {
+        if fusion.tail.is_some() || fusion.listed {
             bindings.push(Read);
         } else if fusion.rest && matches!(self, Shape::Rows(_)) {
             bindings.extend([Read, Write]);
@@ -235,7 +241,7 @@ impl Shape {
 
 /// A representative set of kernel texts: every slot and shape, on software adapters and GPUs of either tier.
 pub(super) fn specs() -> Result<Vec<(String, KernelSpec)>> {
-    let software = LinearTuning { in_lanes: 8, outs: 4, steps: 1, max_rows: 8, subgroups: false };
+    let software = SOFTWARE;
     let portable = LinearTuning { in_lanes: 32, outs: 2, steps: 4, max_rows: 16, subgroups: false };
     let wide = LinearTuning { in_lanes: 128, outs: 4, steps: 2, max_rows: 16, subgroups: false };
     let subgroups = LinearTuning { in_lanes: 64, subgroups: true, ..wide };

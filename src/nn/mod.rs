@@ -7,6 +7,7 @@ mod activation;
 mod dispatch_flop;
 mod embedding;
 mod experts;
+mod experts_listed;
 mod linear;
 mod linear_matrix;
 mod linear_shape;
@@ -23,6 +24,7 @@ pub use activation::SwiGlu;
 pub use dispatch_flop::measure_dispatch_flop;
 pub use embedding::Embedding;
 pub use experts::{ExpertArgs, Experts};
+pub use experts_listed::{ExpertScratch, ExpertShape, ExpertTuning};
 pub use linear::Linear;
 pub use linear_matrix::MatrixTile;
 pub use linear_shape::LinearTuning;
@@ -67,10 +69,11 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     for dtype in [DType::F32, DType::F16] {
         all.push((dtype.to_string(), embedding::spec(dtype)?));
     }
-    for dtype in [DType::F32, DType::F16, DType::I8] {
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
         all.push((format!("{dtype} up, 6 experts"), experts::spec(dtype, 6, true)?));
         all.push((format!("{dtype} down, 6 experts"), experts::spec(dtype, 6, false)?));
     }
+    all.extend(experts_listed::specs()?);
     all.extend(route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), route::spec(shape))));
     all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
     all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
@@ -96,6 +99,9 @@ mod tests {
             "rope" => rope::PARAM_FIELDS,
             "route" => route::PARAM_FIELDS,
             "experts" => experts::PARAM_FIELDS,
+            "experts_list" => experts_listed::PARAM_FIELDS[0],
+            "experts_tile" => experts_listed::PARAM_FIELDS[1],
+            "experts_sum" => experts_listed::PARAM_FIELDS[2],
             "sample" => sample::PARAM_FIELDS,
             _ => linear::PARAM_FIELDS,
         };
