@@ -55,6 +55,7 @@ export async function cacheFreed() {
     for (const what of ["buffers", "bytes", "wasm"]) {
       assert(late[what] <= early[what], `${what}: ${early[what]} after 5 rounds, ${late[what]} after 100`);
     }
+    await smallCaches(device, heads);
     device.destroy();
     const mib = (late.bytes / 2 ** 20).toFixed(1);
     return `${late.buffers} buffers of ${mib} MiB, ${late.wasm >> 16} pages of WebAssembly, after 5 rounds as after 100`;
@@ -62,6 +63,25 @@ export async function cacheFreed() {
     GPUDevice.prototype.createBuffer = createBuffer;
     GPUBuffer.prototype.destroy = destroy;
   }
+}
+
+/** So many that a few bytes of each that stayed would show, between the large ones they hide in what was freed. */
+async function smallCaches(device, heads) {
+  const marks = [];
+  for (let round = 0; round < 4; round++) {
+    for (let i = 0; i < 1000; i++) new KvCache(device, heads, "f16", { pages: 1, pageSize: 1 }).free();
+    // What was made is asked for errors here.
+    const cache = new KvCache(device, heads, "f16", { pages: 1, pageSize: 1 });
+    const sequence = cache.insert();
+    cache.reserve([sequence], 1);
+    cache.append(0, [sequence], new Float32Array(576));
+    const decode = new Decode(device, heads, "f16");
+    await decode.run(cache, 0, [sequence], new Float32Array(4 * 320), 1);
+    decode.free();
+    cache.free();
+    marks.push(wasm.memory.buffer.byteLength >> 16);
+  }
+  assert(marks[3] === marks[1], `pages of WebAssembly after each 1000 small caches: ${marks}`);
 }
 
 /** WebGPU's default limits and wgpu's lower ones, without optional features: what was asked of the browser is looked at. */
@@ -134,12 +154,23 @@ async function slabs(device) {
   decode.free();
 }
 
+/** The numbers of a measurement, against each other and the clock; of the second one, which compiles nothing. */
 export async function measured() {
   const device = await Device.request();
   const heads = { variant: "mla", qHeads: 4, latentDim: 64, ropeDim: 16 };
-  const found = await device.measure(heads, "f16", { tokens: 300, sequences: 3, milliseconds: 20 });
+  const how = { tokens: 300, sequences: 3, milliseconds: 20 };
+  await device.measure(heads, "f16", how);
+  const [before, start] = [device.counters.dispatches, performance.now()];
+  const found = await device.measure(heads, "f16", how);
+  const [dispatches, elapsed] = [device.counters.dispatches - before, 1000 * (performance.now() - start)];
   device.destroy();
-  assert(found.maxError < 2e-5, `off by ${found.maxError}`);
-  assert(found.bytesPerToken === 160 && found.microseconds > 1 && found.gbPerSecond > 0, JSON.stringify(found));
+  // Sums in f32 are never those of f64 in all 64 values.
+  assert(found.maxError > 0 && found.maxError < 2e-5, `off by ${found.maxError}`);
+  const bytes = found.gbPerSecond * found.microseconds * 1e3;
+  const must = 3 * 300 * 160 + 4 * 3 * 4 * (80 + 64 + 1);
+  assert(found.bytesPerToken === 160 && Math.abs(bytes / must - 1) < 1e-9, `${bytes} bytes, ${must} must be read`);
+  // A decode is at most two dispatches, and half of all decodes or more were in the round that is told.
+  const least = (found.microseconds * dispatches) / 5;
+  assert(found.microseconds > 1 && least < elapsed, `${dispatches} dispatches in ${elapsed} us, ${found.microseconds} each`);
   return `${found.microseconds.toFixed(0)} us, ${found.maxError.toExponential(1)} off`;
 }

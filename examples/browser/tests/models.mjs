@@ -1,6 +1,6 @@
 // Models: their logits, their tokens, and what is left of them.
 import { Device, Model } from "/latten/latten.js";
-import { assert, json, wasm } from "./common.mjs";
+import { assert, json, refused, wasm } from "./common.mjs";
 
 /** Differences of logits from PyTorch's, and from those of another driver. */
 const bounds = { pytorch: 2e-3, native: 2e-4 };
@@ -70,18 +70,20 @@ async function greedyTokens(model, greedy, native) {
   return `200 tokens as both have, ${each("dispatches").toFixed(0)} dispatches, ${waits}, ${rate.toFixed(0)} a second`;
 }
 
-/** With a seed, the same text; with another, another. */
+/** With a seed, the same text; with another, another; and the greedy one where no but the most probable token may be drawn. */
 export async function seeds() {
   const model = await Model.load(new URL("/models/mla", location.href), { warmUp: true, chunk: 8 });
   const how = { maxNewTokens: 40, temperature: 0.8, topP: 0.95 };
-  const text = async (seed) => (await model.generate("KING:", { ...how, seed })).text;
-  const [a, b, c] = [await text(7), await text(7), await text(8)];
+  const text = async (options) => (await model.generate("KING:", { ...how, ...options })).text;
+  const [a, b, c] = [await text({ seed: 7 }), await text({ seed: 7 }), await text({ seed: 8 })];
+  const [narrow, greedy] = [await text({ seed: 7, topP: 1e-6 }), await text({ temperature: 0, topP: 1 })];
   model.free();
   assert(a === b && a !== c && a.length > 20, `${a}\n${b}\n${c}`);
+  assert(narrow === greedy && greedy !== a, `${narrow}\n${greedy}`);
   return JSON.stringify(a);
 }
 
-/** A model as well: loaded and freed, its weights go. */
+/** A model as well: loaded and freed, its weights go, and a device that was made for it. */
 export async function modelFreed() {
   const marks = [];
   // On one device, which keeps its compiled kernels.
@@ -94,5 +96,10 @@ export async function modelFreed() {
   }
   device.destroy();
   assert(marks[11] <= marks[3], `${marks}`);
+  const own = await Model.load("/models/gla");
+  const { device: left } = own;
+  own.free();
+  const heads = { variant: "gqa", qHeads: 2, kvHeads: 1, headDim: 8 };
+  await refused("DeviceLost", () => left.measure(heads, "f16", { tokens: 1, milliseconds: 1 }));
   return `${marks[11] >> 16} pages of WebAssembly after 4 models and after 12`;
 }
