@@ -22,8 +22,17 @@ async function visit(context, origin, errors, viewport = { width: 1280, height: 
 
 const text = (page, id) => page.textContent(`#${id}`);
 const ready = (page) => page.waitForSelector('#generate:enabled:not([aria-disabled="true"])', { timeout: 60_000 });
-const said = (page, start) =>
-  page.waitForFunction((start) => document.getElementById("status").textContent.startsWith(start), start, { timeout: 240_000 });
+
+/** Waits for what the page says at the end of a text, or of a failure. */
+async function said(page, start) {
+  const ended = (start) => {
+    const status = document.getElementById("status");
+    return status.textContent.startsWith(start) || status.classList.contains("failed");
+  };
+  await page.waitForFunction(ended, start, { timeout: 240_000 });
+  const status = await text(page, "status");
+  assert(status.startsWith(start), `it says ${JSON.stringify(status)}, not "${start}"`);
+}
 
 /** axe's rules; none may be broken. */
 async function accessible(page, axe) {
@@ -38,7 +47,7 @@ async function accessible(page, axe) {
 async function four(page) {
   await page.fill("#tokens", "");
   await page.click("#all");
-  assert((await text(page, "status")).startsWith("GTA: 70 tokens"), "it writes without a count of tokens");
+  assert((await text(page, "status")).startsWith("Argument: "), "it writes without a count of tokens");
   await page.fill("#tokens", "3");
   await page.click("#all");
   await said(page, "MLA: 3 tokens");
@@ -66,6 +75,10 @@ async function writes({ context, origin, shots, axe }) {
   assert((await text(page, "bytes")) === "144 KiB", await text(page, "bytes"));
   assert((await page.getAttribute("#plot svg", "aria-label")).includes("GTA holds 144 KiB for 75 tokens"), "the plot's words");
   assert((await page.locator("#plot path.gta.held").count()) === 1, "no line in the plot");
+  await page.fill("#prompt", "");
+  await page.click("#generate");
+  await said(page, "Argument: "); // a text of nothing is refused, which is said
+  await page.fill("#prompt", "KING:\n");
   await four(page);
   await page.click("#compare");
   await page.waitForSelector("#download:enabled", { timeout: 240_000 });
