@@ -3,16 +3,15 @@
 //
 // Grid: (ceil(outputs / (OUTPUTS * OUT_LANES)), ceil(rows / ROWS), heads), or more with parts/rest_norm.wgsl.
 // IN_LANES lanes go along the input together, 16 bytes of weights each and STEPS times OUTS of those in flight, since
-// the time is that of the memory; every lane does OUTS matrix rows for ROWS rows of x.
+// the time is that of the memory; every lane does OUTS matrix rows for ROWS rows of x. With IN_LANES = 1 no lane waits for
+// another, which is what counts where lanes are simulated.
 // A row's sums are formed in the same order whatever ROWS and STEPS are and whatever the other rows hold.
 // Constants: ROWS, OUTS, STEPS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD, STEP_WORDS = STEPS *
 // OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
-// ROWS * (OUTS + NORMS); MAX_SUBGROUPS.
+// ROWS * (OUTS + NORMS); MAX_SUBGROUPS; JOINED_LANES, JOINED_SUMS: rest_norm's lanes per sum, and sums per total.
 // Parts: linear_params, linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*,
-// rest_*, reduce_* (which holds main).
-
-// Sums over a workgroup's lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each.
-var<workgroup> totals: array<f32, PADDED * OUT_LANES>;
+// rest_*, reduce_* (which holds main, and the sums
+// over lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each).
 
 fn product(workgroup: vec3<u32>, lane: u32) {
     let group = product_group(workgroup);
@@ -83,12 +82,12 @@ fn product(workgroup: vec3<u32>, lane: u32) {
         var factor = 1.0;
         // unroll
         for (var m = 0u; m < NORMS; m++) {
-            factor = input_factor(totals[(ROWS * OUTS + r) * OUT_LANES + out_lane]);
+            factor = input_factor(total(ROWS * OUTS + r, out_lane));
         }
         let a = n * SUMS_PER_OUTPUT;
         let b = a + SUMS_PER_OUTPUT - 1u;
-        let first = with_bias(head, matrix_row(first_out, a, out_lane), totals[(r * OUTS + a) * OUT_LANES + out_lane] * factor);
-        let last = with_bias(head, matrix_row(first_out, b, out_lane), totals[(r * OUTS + b) * OUT_LANES + out_lane] * factor);
+        let first = with_bias(head, matrix_row(first_out, a, out_lane), total(r * OUTS + a, out_lane) * factor);
+        let last = with_bias(head, matrix_row(first_out, b, out_lane), total(r * OUTS + b, out_lane) * factor);
         store(first_row + r, head, first_out + n * OUT_LANES + out_lane, joined(first, last));
     }
 }

@@ -254,12 +254,14 @@ fn logits_says_what_is_wrong_with_its_arguments() {
         ("folder 1,2 --dtype", "--dtype wants a value"),
         ("folder 1,2 --kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
         ("folder 1,2 --fast", "unknown option --fast"),
+        ("folder 1,2 --greedy few", "--greedy few: not a number"),
+        ("folder 1,2 --greedy 3 --all", "without --all and --chunks"),
     ] {
         let message = logits::parse(words(args)).err().unwrap();
         assert!(message.contains(why), "{args}: {message}");
     }
     let args = logits::parse(words("no/such/model 1,2")).unwrap();
-    let message = pollster::block_on(logits::run(args)).unwrap_err().to_string();
+    let message = pollster::block_on(logits::run(&args)).unwrap_err().to_string();
     assert!(message.contains("no/such/model"), "{message}");
 }
 

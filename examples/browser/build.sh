@@ -1,10 +1,11 @@
 # The browser package: functions of ./dev, which sources this from the repository's root.
 #
-# target/browser/wasm   what cargo compiles for wasm32, apart from all other builds
-# target/browser/tool   latten-bindgen
-# target/browser/npm    wasm-opt and what the tests need, by examples/browser/package-lock.json
-# target/browser/pkg    the package, and latten-VERSION.tgz of it beside
-# target/browser/site   the page with the package and the models: what a static server serves
+# target/browser/wasm    what cargo compiles for wasm32, apart from all other builds
+# target/browser/tool    latten-bindgen
+# target/browser/npm     wasm-opt and what the tests need, by examples/browser/package-lock.json
+# target/browser/pkg     the package, and latten-VERSION.tgz of it beside
+# target/browser/native  what the models give natively: what the tests compare with
+# target/browser/site    the page with the package and the models: what a static server serves
 
 browser=$PWD/target/browser
 wasm_target=wasm32-unknown-unknown
@@ -120,6 +121,7 @@ browser_test() {
   mkdir -p "$browser"
   cargo fmt --check -p latten-browser -p latten-bindgen
   need_chromium
+  need_gpu # for what the models give natively
   browser_build
   node examples/browser/tests/run.mjs "$@"
 }

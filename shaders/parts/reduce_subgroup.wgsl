@@ -4,6 +4,7 @@ var<workgroup> partials: array<f32, PADDED * MAX_SUBGROUPS>;
 var<private> subgroup: u32;
 var<private> subgroup_lane: u32;
 var<private> subgroup_count: u32;
+var<workgroup> totals: array<f32, PADDED * OUT_LANES>;
 
 fn reduce(lane: u32, values: array<f32, PADDED>) {
     // unroll
@@ -22,6 +23,10 @@ fn reduce(lane: u32, values: array<f32, PADDED>) {
         totals[t] = sum;
     }
     workgroupBarrier();
+}
+
+fn total(i: u32, out_lane: u32) -> f32 {
+    return totals[i * OUT_LANES + out_lane];
 }
 
 @compute @workgroup_size(LANES)

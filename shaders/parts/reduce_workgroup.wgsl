@@ -1,6 +1,7 @@
 // Sums over the IN_LANES lanes of each output through workgroup memory, PASS of a lane's values at a time. Slot: reduce_*.
 const PARTIAL_STRIDE = LANES + 1u; // odd, against bank conflicts
 var<workgroup> partials: array<f32, PASS * PARTIAL_STRIDE>;
+var<workgroup> totals: array<f32, PADDED * OUT_LANES>;
 
 fn reduce(lane: u32, values: array<f32, PADDED>) {
     // unroll
@@ -21,6 +22,10 @@ fn reduce(lane: u32, values: array<f32, PADDED>) {
         }
         workgroupBarrier();
     }
+}
+
+fn total(i: u32, out_lane: u32) -> f32 {
+    return totals[i * OUT_LANES + out_lane];
 }
 
 @compute @workgroup_size(LANES)

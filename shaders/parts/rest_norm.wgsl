@@ -24,15 +24,15 @@ fn rest_of(group: vec3<u32>, lane: u32) -> bool {
     let source = input_base(row, 0u) + params.in_dim + first;
     let to = row * (params.rest_groups * params.rest_dim + params.rest_tail) + first;
     var sums: array<f32, PADDED>;
-    for (var i = lane; i < width; i += LANES) {
+    for (var i = lane % JOINED_LANES; i < width; i += JOINED_LANES) {
         let value = input_element(source + i);
         sums[0] += value * value;
     }
     reduce(lane, sums);
     var square = 0.0;
     // unroll
-    for (var i = 0u; i < OUT_LANES; i++) {
-        square += totals[i];
+    for (var i = 0u; i < JOINED_SUMS; i++) {
+        square += total(0u, i);
     }
     let scale = 1.0 / sqrt(square / f32(params.rest_dim) + params.eps);
     for (var i = lane; i < width; i += LANES) {

@@ -1,11 +1,14 @@
 //! Experts of many rows: the rows listed by expert on the device, so that each matrix is read once per tile of its rows.
 
-use super::linear_shape::{Fusion, Shape, SOFTWARE};
+use super::linear_shape::{Fusion, LinearTuning, Shape};
 use super::pieces::pieces;
 use super::{params, word, ExpertArgs, Experts, Span, Weight};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use std::sync::{Arc, OnceLock};
+
+/// A tile kernel takes no notice of it.
+const ANY: LinearTuning = LinearTuning::SOFTWARE[1];
 
 params!(ListParams { pairs: u32, experts: u32 });
 params!(TileParams {
@@ -125,7 +128,7 @@ pub(super) fn list_spec(tile_rows: usize) -> KernelSpec {
 
 pub(super) fn tile_spec(tile_rows: usize, dtype: DType, vec4: bool, up: bool) -> Result<KernelSpec> {
     let fusion = Fusion { swiglu: up, listed: true, ..Default::default() };
-    Shape::Tile(tile_rows / 8).spec(&SOFTWARE, dtype, vec4, fusion)
+    Shape::Tile(tile_rows / 8).spec(&ANY, dtype, vec4, fusion)
 }
 
 pub(super) fn sum_spec(top: usize) -> KernelSpec {
@@ -232,7 +235,7 @@ impl Experts {
     ) -> Result<()> {
         let Product { kernel, weight: w, swiglu, x, y, outputs: (first, count) } = product;
         let (pairs, tile_rows) = (ids.len(), self.tuning.tile_rows);
-        let per_group = Shape::Tile(tile_rows / 8).outputs(&SOFTWARE, swiglu);
+        let per_group = Shape::Tile(tile_rows / 8).outputs(&ANY, swiglu);
         let params = TileParams {
             pairs: word(pairs),
             experts: word(w.heads()),

@@ -11,7 +11,7 @@ use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier};
 /// The numbers of a [`Linear`](super::Linear)'s kernels for few rows (`shaders/linear_rows.wgsl`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinearTuning {
-    /// Lanes that go along the input together: a power of two in 8..=256.
+    /// Lanes that go along the input together: a power of two in 8..=256; or 1, where lanes share nothing.
     pub in_lanes: usize,
     /// Matrix rows of a lane: 1, 2, 4 or 8; with SwiGLU not 1.
     pub outs: usize,
@@ -51,21 +51,26 @@ pub(super) enum Shape {
 const MICRO_OUT: usize = 8;
 /// The fewest lanes of a subgroup where the tier has them.
 const LEAST_SUBGROUP: usize = 8;
+/// Lanes of a workgroup that share nothing.
+const LONE_LANES: usize = 16;
 /// Workgroup memory that the sums over lanes may take at once; the rest is left to the results.
 const PASS_BYTES: usize = 12 << 10;
-/// Of software adapters, which run few lanes at once: more work for each costs less in reductions.
-pub(super) const SOFTWARE: LinearTuning =
-    LinearTuning { in_lanes: 8, outs: 4, steps: 1, max_rows: 8, subgroups: false };
 /// What every device has.
 const PORTABLE_BYTES: usize = 16352;
 
 impl LinearTuning {
+    /// A software adapter runs few lanes at once, and those that meet at a barrier as coroutines: each goes along whole rows.
+    pub(super) const SOFTWARE: [Self; 2] = {
+        let more = LinearTuning { in_lanes: 1, outs: 4, steps: 1, max_rows: 8, subgroups: false };
+        [LinearTuning { outs: 2, ..more }, more]
+    };
+
     /// For a device and a matrix: of one row of input, and of more. They differ in what leaves a row's sums as they are.
     /// The time of few rows is that of reading the matrix, so what counts is enough loads on their way: as many lanes as
     /// the device likes, a few words each. Measured on an H100 with 4096 x 4096 (`examples/linear_table --sweep`).
     pub(super) fn of(capabilities: &Capabilities, weight: &Weight) -> [Self; 2] {
         if capabilities.is_software() {
-            return [SOFTWARE; 2];
+            return LinearTuning::SOFTWARE;
         }
         let least = (capabilities.subgroup_size as usize).next_power_of_two().clamp(8, 64);
         let words = if weight.dtype() == DType::I8 { 4 } else { 8 };
@@ -87,7 +92,7 @@ impl LinearTuning {
         let Self { in_lanes, outs, steps, max_rows, subgroups } = *self;
         let one_of = |n: usize, most: usize| n.is_power_of_two() && n <= most;
         let fits = one_of(in_lanes, 256)
-            && in_lanes >= 8
+            && (in_lanes >= 8 || (in_lanes == 1 && !subgroups))
             && one_of(outs, 8)
             && one_of(steps, 8)
             && one_of(max_rows, 16)
@@ -112,6 +117,9 @@ impl LinearTuning {
         if self.subgroups {
             return 1;
         }
+        if self.in_lanes == 1 {
+            return LONE_LANES;
+        }
         64usize.div_ceil(self.in_lanes)
     }
 
@@ -127,6 +135,9 @@ impl LinearTuning {
     fn sums(&self, rows: usize, fusion: Fusion) -> Sums {
         let values = rows * self.outs + if fusion.norm { rows } else { 0 };
         let (lanes, out_lanes) = (self.in_lanes * self.out_lanes(), self.out_lanes());
+        if self.in_lanes == 1 {
+            return Sums { passes: 1, pass: values, bytes: 0 };
+        }
         let (passes, partials) = if self.subgroups {
             (1, values * (lanes / LEAST_SUBGROUP))
         } else {
@@ -191,7 +202,7 @@ impl Shape {
                 parts.extend(input);
                 let sums = tuning.sums(rows, fusion);
                 let (steps, outs, out_lanes) = (tuning.steps(rows), tuning.outs, tuning.out_lanes());
-                let lanes = tuning.in_lanes * out_lanes;
+                let (lanes, lone) = (tuning.in_lanes * out_lanes, tuning.in_lanes == 1);
                 consts.extend([
                     ("ROWS", number(rows)),
                     ("OUTS", number(outs)),
@@ -204,10 +215,14 @@ impl Shape {
                     ("PASSES", number(sums.passes)),
                     ("PASS", number(sums.pass)),
                     ("PADDED", number(sums.passes * sums.pass)),
+                    ("JOINED_LANES", number(if lone { 1 } else { lanes })),
+                    ("JOINED_SUMS", number(if lone { 1 } else { out_lanes })),
                 ]);
                 if tuning.subgroups {
                     consts.push(("MAX_SUBGROUPS", number(lanes / LEAST_SUBGROUP)));
                     parts.push(part!("parts/reduce_subgroup.wgsl"));
+                } else if lone {
+                    parts.push(part!("parts/reduce_none.wgsl"));
                 } else {
                     parts.push(part!("parts/reduce_workgroup.wgsl"));
                 }
@@ -241,7 +256,7 @@ impl Shape {
 
 /// A representative set of kernel texts: every slot and shape, on software adapters and GPUs of either tier.
 pub(super) fn specs() -> Result<Vec<(String, KernelSpec)>> {
-    let software = SOFTWARE;
+    let [one, software] = LinearTuning::SOFTWARE;
     let portable = LinearTuning { in_lanes: 32, outs: 2, steps: 4, max_rows: 16, subgroups: false };
     let wide = LinearTuning { in_lanes: 128, outs: 4, steps: 2, max_rows: 16, subgroups: false };
     let subgroups = LinearTuning { in_lanes: 64, subgroups: true, ..wide };
@@ -258,7 +273,7 @@ pub(super) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     for dtype in [DType::F32, DType::F16, DType::I8] {
         for vec4 in [true, false] {
             for fusion in [plain, norm, both, rest, tails[0], tails[1]] {
-                add(Shape::Rows(1), &software, dtype, vec4, fusion)?;
+                add(Shape::Rows(1), &one, dtype, vec4, fusion)?;
             }
             add(Shape::Tile(4), &software, dtype, vec4, both)?;
         }

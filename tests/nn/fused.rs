@@ -48,6 +48,8 @@ fn tunings() -> Vec<LinearTuning> {
         LinearTuning { in_lanes: 32, outs: 2, steps: 4, ..wide },
         LinearTuning { in_lanes: 8, outs: 8, steps: 1, max_rows: 2, ..wide },
         LinearTuning { in_lanes: 128, outs: 2, steps: 8, max_rows: 1, ..wide },
+        LinearTuning { in_lanes: 1, outs: 4, steps: 1, max_rows: 8, ..wide },
+        LinearTuning { in_lanes: 1, outs: 2, steps: 2, max_rows: 1, ..wide },
     ];
     if exact_gpu().capabilities().tier >= Tier::Subgroup {
         all.extend([
@@ -293,6 +295,8 @@ fn bad_fusions_are_typed_errors() {
     let good = of(4).tuning(1);
     for bad in [
         LinearTuning { in_lanes: 12, ..good },
+        LinearTuning { in_lanes: 4, ..good },
+        LinearTuning { in_lanes: 1, subgroups: true, ..good },
         LinearTuning { in_lanes: 512, ..good },
         LinearTuning { outs: 0, ..good },
         LinearTuning { outs: 16, ..good },

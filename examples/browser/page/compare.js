@@ -1,5 +1,5 @@
 // The kernel table: one decode step of each variant at the paper's XL shape.
-import { short, whole } from "./format.js";
+import { percent, short, whole } from "./format.js";
 
 const shapes = [
   ["GQA-4", { variant: "gqa", qHeads: 16, kvHeads: 4, headDim: 128 }],
@@ -27,7 +27,7 @@ export async function compare(device, onRow) {
 
 export function cells(row) {
   return [row.name, whole.format(row.bytesPerToken), whole.format(Math.round(row.microseconds)), short(row.gbPerSecond),
-    row.ofRead === null ? "no clock" : `${(100 * row.ofRead).toFixed(0)}%`, row.maxError.toExponential(0)];
+    row.ofRead === null ? "no clock" : percent(row.ofRead), row.maxError.toExponential(0)];
 }
 
 export function download(table) {

@@ -33,7 +33,12 @@ function say(text, failed = false) {
 
 function setRunning(now) {
   running = now;
-  for (const id of ["generate", "all", "compare"]) byId(id).disabled = now || !device;
+  for (const id of ["generate", "all", "compare"]) {
+    byId(id).disabled = !device;
+    // A disabled button would lose the focus of whoever has just pressed it.
+    byId(id).setAttribute("aria-disabled", now);
+  }
+  if (!now && document.activeElement === byId("stop")) byId("generate").focus({ preventScroll: true });
   byId("stop").disabled = !now;
   byId("download").disabled = now || !table;
   byId("text").setAttribute("aria-busy", now);
@@ -110,15 +115,18 @@ async function model(name) {
   return models.get(name);
 }
 
-/** One text; fills tiles and plot as it comes. */
-async function write(name, prompt) {
+/** One text, behind the `kept` ones; fills tiles and plot as it comes. */
+async function write(name, prompt, kept = []) {
   const begin = performance.now();
   const loaded = await model(name);
   say(`${name.toUpperCase()} is writing${loaded.warm ? "" : "; its kernels are compiled first"} …`);
   const text = byId("text");
+  const which = Object.assign(document.createElement("span"), { className: "which", textContent: name.toUpperCase() });
   const given = Object.assign(document.createElement("span"), { className: "given", textContent: prompt });
   const made = document.createTextNode("");
-  text.replaceChildren(given, made);
+  text.replaceChildren(...kept, which, given, made);
+  // On a phone it is below the form.
+  text.scrollIntoView({ block: "nearest" });
   runs[name] = [];
   const start = performance.now();
   const promptTokens = new TextEncoder().encode(prompt).length;
@@ -187,8 +195,13 @@ byId("form").addEventListener("submit", (event) => {
   guarded(() => write(chosen(), byId("prompt").value));
 });
 byId("all").addEventListener("click", () =>
-  guarded(async () => {
-    for (const name of variants) if (!stopped) await write(name, byId("prompt").value);
+  byId("form").reportValidity() && guarded(async () => {
+    let kept = [];
+    for (const name of variants) {
+      if (stopped) break;
+      await write(name, byId("prompt").value, kept);
+      kept = [...byId("text").childNodes];
+    }
   }),
 );
 byId("stop").addEventListener("click", () => (stopped = true));
@@ -212,7 +225,7 @@ addEventListener("resize", plot);
 
 for (const name of variants) {
   slopes[name] = kvBytes(await (await fetch(`models/${name}/config.json`)).json());
-  document.querySelector(`[data-kv="${name}"]`).textContent = `${whole.format(slopes[name])} B per token`;
+  document.querySelector(`[data-kv="${name}"]`).textContent = `${whole.format(slopes[name])} B/token`;
 }
 plot();
 fillTable();

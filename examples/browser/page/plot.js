@@ -1,8 +1,8 @@
 // KV-cache bytes against tokens, as an SVG that grows with the text.
 import { bytes, whole } from "./format.js";
 
-const height = 300;
-const margin = { left: 64, right: 12, top: 12, bottom: 64 };
+const margin = { left: 64, right: 12, top: 12 };
+const graph = 236;
 const dashes = { gqa: "", gta: "9 5", gla: "2 4", mla: "12 4 2 4" };
 
 function element(name, attributes, text) {
@@ -25,17 +25,19 @@ function niceStep(most, base) {
 export function draw(container, slopes, runs, mostTokens) {
   // One unit is one pixel, so that the words are as large on a phone as elsewhere.
   const width = Math.max(container.clientWidth, 280);
+  const wide = width > 420;
+  const height = graph + (wide ? 64 : 100);
   const names = Object.keys(slopes);
   const heldBytes = Object.values(runs).flat().map(([, b]) => b);
   const mostBytes = Math.max(...names.map((name) => slopes[name] * mostTokens), ...heldBytes, 1);
   const x = (tokens) => margin.left + (tokens / mostTokens) * (width - margin.left - margin.right);
-  const y = (b) => height - margin.bottom - (b / mostBytes) * (height - margin.top - margin.bottom);
+  const y = (b) => graph - (b / mostBytes) * (graph - margin.top);
   const held = Object.entries(runs).filter(([, run]) => run.length > 0);
   const said = names.map((name) => `${name.toUpperCase()} ${whole.format(slopes[name])} bytes per token`).join(", ");
   const last = ([name, run]) => `; ${name.toUpperCase()} holds ${bytes(run.at(-1)[1])} for ${run.at(-1)[0]} tokens`;
   const label = `Bytes of the KV cache: ${said}${held.map(last).join("")}.`;
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-  const tokenStep = niceStep(mostTokens * (width > 420 ? 1 : 1.6), 10);
+  const tokenStep = niceStep(mostTokens * (wide ? 1 : 1.6), 10);
   for (let t = 0; t <= mostTokens; t += tokenStep) {
     svg.append(element("line", { class: "grid", x1: x(t), x2: x(t), y1: margin.top, y2: y(0) }));
     svg.append(element("text", { x: x(t), y: y(0) + 16, "text-anchor": "middle" }, whole.format(t)));
@@ -45,14 +47,15 @@ export function draw(container, slopes, runs, mostTokens) {
     svg.append(element("line", { class: "grid", x1: x(0), x2: x(mostTokens), y1: y(b), y2: y(b) }));
     svg.append(element("text", { x: margin.left - 6, y: y(b) + 4, "text-anchor": "end" }, bytes(b)));
   }
-  const mark = width > 420 ? 28 : 20;
+  const columns = wide ? 4 : 2;
   names.forEach((name, i) => {
     const line = { class: `${name} row-bytes`, "stroke-dasharray": dashes[name] };
     svg.append(element("line", { ...line, x1: x(0), y1: y(0), x2: x(mostTokens), y2: y(slopes[name] * mostTokens) }));
-    const left = margin.left + i * ((width - margin.left - margin.right) / 4);
-    svg.append(element("line", { ...line, x1: left, x2: left + mark, y1: height - 22, y2: height - 22, "stroke-width": 3 }));
-    svg.append(element("text", { class: "key", x: left + mark + 5, y: height - 18 }, name.toUpperCase()));
-    svg.append(element("text", { x: left, y: height - 4 }, `${whole.format(slopes[name])} B${width > 420 ? "/token" : ""}`));
+    const left = (wide ? margin.left : margin.right) + (i % columns) * ((width - margin.left - margin.right) / columns);
+    const top = graph + 46 + 36 * Math.floor(i / columns);
+    svg.append(element("line", { ...line, x1: left, x2: left + 28, y1: top - 4, y2: top - 4, "stroke-width": 3 }));
+    svg.append(element("text", { class: "key", x: left + 33, y: top }, name.toUpperCase()));
+    svg.append(element("text", { x: left, y: top + 14 }, `${whole.format(slopes[name])} B/token`));
   });
   for (const [name, run] of held) {
     const at = ([tokens, b]) => [x(tokens).toFixed(1), y(b).toFixed(1)];

@@ -21,9 +21,18 @@ async function visit(context, origin, errors, viewport = { width: 1280, height: 
 }
 
 const text = (page, id) => page.textContent(`#${id}`);
-const ready = (page) => page.waitForSelector("#generate:enabled", { timeout: 60_000 });
-const said = (page, start) =>
-  page.waitForFunction((start) => document.getElementById("status").textContent.startsWith(start), start, { timeout: 240_000 });
+const ready = (page) => page.waitForSelector('#generate:enabled:not([aria-disabled="true"])', { timeout: 60_000 });
+
+/** Waits for what the page says at the end of a text, or of a failure. */
+async function said(page, start) {
+  const ended = (start) => {
+    const status = document.getElementById("status");
+    return status.textContent.startsWith(start) || status.classList.contains("failed");
+  };
+  await page.waitForFunction(ended, start, { timeout: 240_000 });
+  const status = await text(page, "status");
+  assert(status.startsWith(start), `it says ${JSON.stringify(status)}, not "${start}"`);
+}
 
 /** axe's rules; none may be broken. */
 async function accessible(page, axe) {
@@ -32,6 +41,21 @@ async function accessible(page, axe) {
   const { violations } = await page.evaluate(() => window.axe.run());
   const broken = violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.target).join(", ")}`);
   assert(broken.length === 0, `accessibility: ${broken.join("; ")}`);
+}
+
+/** All four in turn: their texts one below the other, and all of them in plot and table. */
+async function four(page) {
+  await page.fill("#tokens", "");
+  await page.click("#all");
+  assert((await text(page, "status")).startsWith("Argument: "), "it writes without a count of tokens");
+  await page.fill("#tokens", "3");
+  await page.click("#all");
+  await said(page, "MLA: 3 tokens");
+  const names = await page.locator("#text .which").allTextContents();
+  assert(`${names}` === "GQA,GTA,GLA,MLA", `texts of ${names}`);
+  assert((await page.locator("#plot path.held").count()) === 4, "not four lines in the plot");
+  const cells = await page.locator("#plot-table tbody tr").evaluateAll((rows) => rows.map((row) => row.cells[4].textContent));
+  assert(`${cells}` === "128 KiB,72 KiB,72 KiB,72 KiB", `caches of ${cells}`);
 }
 
 async function writes({ context, origin, shots, axe }) {
@@ -45,12 +69,17 @@ async function writes({ context, origin, shots, axe }) {
   await page.click("#generate");
   await said(page, "GTA: 70 tokens");
   const made = await text(page, "text");
-  assert(made.startsWith("KING:\n") && made.length >= 70, JSON.stringify(made));
+  assert(made.startsWith("GTAKING:\n") && made.length >= 70, JSON.stringify(made));
   assert(Number(await text(page, "rate")) > 0 && (await text(page, "readbacks")) === "1.00", await text(page, "readbacks"));
   // 75 tokens are two pages of 64 rows of 1,152 bytes.
   assert((await text(page, "bytes")) === "144 KiB", await text(page, "bytes"));
   assert((await page.getAttribute("#plot svg", "aria-label")).includes("GTA holds 144 KiB for 75 tokens"), "the plot's words");
   assert((await page.locator("#plot path.gta.held").count()) === 1, "no line in the plot");
+  await page.fill("#prompt", "");
+  await page.click("#generate");
+  await said(page, "Argument: "); // a text of nothing is refused, which is said
+  await page.fill("#prompt", "KING:\n");
+  await four(page);
   await page.click("#compare");
   await page.waitForSelector("#download:enabled", { timeout: 240_000 });
   assert((await page.locator("#kernels tbody tr").count()) === 4, "not four kernels");
@@ -63,7 +92,7 @@ async function writes({ context, origin, shots, axe }) {
   await page.screenshot({ path: join(shots, "desktop.png"), fullPage: true });
   await page.close();
   assert(errors.length === 0, errors.join("\n"));
-  return `${JSON.stringify(made.slice(6, 40))} .., ${table.rows.length} kernels`;
+  return `${JSON.stringify(made.slice(9, 43))} .., ${table.rows.length} kernels`;
 }
 
 /** Tab and keys alone, on a phone's screen: choose, write, stop. */
@@ -83,11 +112,15 @@ async function keys({ context, origin, shots, axe }) {
   assert(`${order}` === "skip,gla,prompt,tokens,temperature,seed,generate,all", `${order}`);
   await page.keyboard.press("Shift+Tab");
   await page.keyboard.press("Enter");
+  assert((await focused()) === "generate", `the focus went to ${await focused()}`);
   await page.waitForFunction(() => Number(document.getElementById("rate").textContent) > 0, null, { timeout: 120_000 });
+  const below = await page.evaluate(() => document.getElementById("text").getBoundingClientRect().bottom > window.innerHeight);
+  assert(!below, "the text is out of sight");
   await page.focus("#stop");
   await page.keyboard.press("Space");
   await said(page, "GTA: ");
   assert((await text(page, "status")).endsWith("stopped."), await text(page, "status"));
+  assert((await focused()) === "generate", `after a stop the focus is at ${await focused()}`);
   const wide = await page.evaluate(() => document.documentElement.scrollWidth > window.innerWidth);
   assert(!wide, "wider than a phone");
   const small = await page.evaluate(() => [...document.querySelectorAll("button, input, textarea")]

@@ -6,6 +6,7 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { native } from "./native.mjs";
 import { looks } from "./page.mjs";
 import { serve } from "./serve.mjs";
 
@@ -13,6 +14,7 @@ const here = dirname(fileURLToPath(import.meta.url));
 const root = join(here, "../../..");
 const built = join(root, "target/browser");
 const modules = join(built, "npm/node_modules");
+const natives = join(built, "native");
 const { chromium } = createRequire(join(built, "npm/package.json"))("playwright-core");
 
 // Chromium asks its makers' servers for things unless told not to.
@@ -33,10 +35,10 @@ export async function open(extra = webgpu) {
   return { context, close };
 }
 
-/** The page with the package, the oracle's vectors, and the tests. */
+/** The page with the package, the oracle's vectors, the native results, and the tests. */
 export async function server() {
   const vectors = join(root, "tests/vectors");
-  const served = await serve({ "": join(built, "site"), vectors, tests: here });
+  const served = await serve({ "": join(built, "site"), vectors, tests: here, native: natives });
   return { ...served, names: (await readdir(vectors)).filter((name) => name.endsWith(".json")) };
 }
 
@@ -130,6 +132,14 @@ async function main(filter) {
   const queue = all.filter(wanted);
   if (wanted("types")) await report("types", types);
   if (wanted("sizes")) await report("sizes", sizes);
+  const models = queue.filter((name) => name.startsWith("model_")).map((name) => name.slice("model_".length));
+  if (models.length > 0) {
+    await report("native", async () => {
+      await rm(natives, { recursive: true, force: true });
+      for (const variant of models) await native(root, natives, variant);
+      return `logits and tokens of ${models.join(", ")}, in ${natives}`;
+    });
+  }
   // Two browsers: compiling is one thread's work in each.
   await Promise.all([inside(served, queue), inside(served, queue)]);
   const pages = Object.keys(looks).filter((name) => wanted(`page_${name}`));
