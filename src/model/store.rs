@@ -57,6 +57,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Bytes of a row, at least 1.
+    pub(super) fn row_bytes(&self) -> usize {
+        (self.bytes / self.rows().max(1)).max(1)
+    }
+
     /// Of the slowest dimensions together; a vector is one row.
     fn rows(&self) -> usize {
         self.shape.split_last().map_or(1, |(_, rows)| rows.iter().product())
@@ -209,8 +214,8 @@ impl<'a> Store<'a> {
         each: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let file = &self.files[place.file];
-        let row_bytes = place.bytes / place.rows().max(1);
-        let part_bytes = (PART_BYTES / row_bytes.max(1)).max(1) * row_bytes.max(1);
+        let row_bytes = place.row_bytes();
+        let part_bytes = (PART_BYTES / row_bytes).max(1) * row_bytes;
         let first = file.first + place.offset + (rows.start * row_bytes) as u64;
         let name = xxh64(tensor.as_bytes(), 0);
         let mut at = rows.start;

@@ -34,7 +34,7 @@ pub use rope_scaling::RopeScaling;
 pub use route::{Route, RouteShape};
 pub use sample::{Sample, Sampling};
 pub use span::Span;
-pub(crate) use weight::WeightWriter;
+pub(crate) use weight::{largest_magnitude, WeightWriter};
 pub use weight::{quantise, Weight};
 
 use crate::attention::Rotation;

@@ -126,6 +126,8 @@ pub(crate) struct WeightWriter {
     gpu: Gpu,
     weight: Weight,
     scales: Vec<f32>,
+    /// Converted rows that are not yet written.
+    block: Vec<u8>,
     /// Bytes written, and those of them that wait on the host for a submit.
     written: u64,
     waiting: u64,
@@ -133,6 +135,8 @@ pub(crate) struct WeightWriter {
 
 /// Bytes that wait on the host at most: what is written is copied there first.
 const MOST_WAITING: u64 = 16 << 20;
+/// Converted bytes that are written together.
+const BLOCK_BYTES: usize = 2 << 20;
 
 impl WeightWriter {
     /// `shape` is (heads, out_dim, in_dim). Errors: as [`Weight::new`].
@@ -140,7 +144,7 @@ impl WeightWriter {
         let [heads, out_dim, in_dim] = shape;
         let tensor = Tensor::zeros(gpu, &[heads, out_dim, in_dim.next_multiple_of(dtype.per_vec4())], dtype)?;
         let weight = Weight { tensor, scales: None, heads, out_dim, in_dim };
-        Ok(WeightWriter { gpu: gpu.clone(), weight, scales: Vec::new(), written: 0, waiting: 0 })
+        Ok(WeightWriter { gpu: gpu.clone(), weight, scales: Vec::new(), block: Vec::new(), written: 0, waiting: 0 })
     }
 
     /// Whether rows lie on the device as F16 lies in files.
@@ -150,6 +154,22 @@ impl WeightWriter {
 
     /// The next rows, where [`WeightWriter::takes_f16`].
     pub(crate) fn push_f16(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_block()?;
+        self.write(bytes)
+    }
+
+    fn write_block(&mut self) -> Result<()> {
+        let block = std::mem::take(&mut self.block);
+        self.write(&block)?;
+        self.block = block;
+        self.block.clear();
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
         if self.written + bytes.len() as u64 > tensor.buffer.size_bytes() {
             return Err(ErrorKind::shape("values", &[bytes.len() / 2], shape_text(&[*heads, *out_dim, *in_dim])));
@@ -168,11 +188,16 @@ impl WeightWriter {
     pub(crate) fn push(&mut self, values: &[f32]) -> Result<()> {
         let (bytes, scales) = packed(values, self.weight.in_dim, self.weight.dtype())?;
         self.scales.extend(scales);
-        self.push_f16(&bytes)
+        self.block.extend_from_slice(&bytes);
+        match self.block.len() < BLOCK_BYTES {
+            true => Ok(()),
+            false => self.write_block(),
+        }
     }
 
     /// Errors: [`ErrorKind::Shape`] where rows are missing.
-    pub(crate) fn finish(self) -> Result<Weight> {
+    pub(crate) fn finish(mut self) -> Result<Weight> {
+        self.write_block()?;
         let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
         let whole = 16 * (self.weight.row_vec4() * heads * out_dim) as u64;
         if self.written != whole {
@@ -226,7 +251,8 @@ pub fn quantise(values: &[f32], in_dim: usize) -> Result<(Vec<i8>, Vec<f32>)> {
     if in_dim == 0 || !values.len().is_multiple_of(in_dim) {
         return Err(ErrorKind::shape("values", &[values.len()], format!("a multiple of {in_dim}, not 0")));
     }
-    if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+    if largest_magnitude(values) == f32::INFINITY {
+        let i = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
         return Err(ErrorKind::argument(
             "values",
             format!("element {i} is {}, which no integer stands for", values[i]),
@@ -234,13 +260,29 @@ pub fn quantise(values: &[f32], in_dim: usize) -> Result<(Vec<i8>, Vec<f32>)> {
     }
     let (mut integers, mut scales) = (Vec::with_capacity(values.len()), Vec::new());
     for row in values.chunks_exact(in_dim) {
-        let scale = row.iter().fold(0f32, |most, v| most.max(v.abs())) / 127.0;
+        let scale = largest_magnitude(row) / 127.0;
         // A row of zeros, or so small that the scale is lost to f32.
         let inverse = if scale > 0.0 { 1.0 / f64::from(scale) } else { 0.0 };
-        integers.extend(row.iter().map(|v| (f64::from(*v) * inverse).round().clamp(-127.0, 127.0) as i8));
+        // Of numbers so small that the scale is but a few bits, some would be past the ends.
+        integers.extend(row.iter().map(|v| nearest_i8((f64::from(*v) * inverse).clamp(-127.0, 127.0))));
         scales.push(scale);
     }
     Ok((integers, scales))
+}
+
+/// The nearest integer, the even one of two, of a number in -128..=127. `round` is a call of the C library where the processor may
+/// lack it as an instruction; added to 1.5 * 2^52 a number is rounded to an integer, which then is the low bits of the sum.
+fn nearest_i8(value: f64) -> i8 {
+    const ROUNDING: f64 = 6_755_399_441_055_744.0;
+    (value + ROUNDING).to_bits() as i8
+}
+
+/// The largest magnitude of some numbers; infinite if one of them is not finite. Magnitudes are in the order of their bits, so that
+/// several are compared at once.
+pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
+    const INFINITY: i32 = f32::INFINITY.to_bits() as i32;
+    let largest = values.iter().fold(0, |most, v| most.max((v.to_bits() & 0x7fff_ffff) as i32));
+    f32::from_bits(largest.min(INFINITY) as u32)
 }
 
 /// The slot that unpacks words of weights.
@@ -254,4 +296,32 @@ pub(super) fn elements_part(dtype: DType) -> Result<Part> {
 /// The slot with the scales of a matrix's rows, where [`elements_part`] does not hold it.
 pub(super) fn scaling_part(dtype: DType) -> Option<Part> {
     (dtype != DType::I8).then_some(part!("parts/weights_plain.wgsl"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_the_nearest() {
+        for step in -127 * 64..=127 * 64 {
+            let value = f64::from(step) / 64.0;
+            assert_eq!(f64::from(nearest_i8(value)), value.round_ties_even(), "{value}");
+        }
+        // Scales of a bit or two, or none.
+        for largest in [1, 63, 64, 150, 190, 191, 254, 1000] {
+            let values = [f32::from_bits(largest), -f32::from_bits(largest), f32::from_bits(largest / 2), 0.0];
+            let (integers, scales) = quantise(&values, 4).unwrap();
+            assert!(integers[0] >= 0 && integers[1] == -integers[0] && integers[3] == 0, "{integers:?} of {scales:?}");
+        }
+    }
+
+    #[test]
+    fn magnitudes_are_those_of_all_and_infinite_for_what_is_no_number() {
+        assert_eq!(largest_magnitude(&[]), 0.0);
+        assert_eq!(largest_magnitude(&[-0.0, 1e-45, -3.5, 2.0]), 3.5);
+        for odd in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(0xff80_0001)] {
+            assert_eq!(largest_magnitude(&[1.0, odd, 2.0]), f32::INFINITY);
+        }
+    }
 }
