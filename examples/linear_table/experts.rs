@@ -56,9 +56,9 @@ impl<'a> Layer<'a> {
                 times.push(self.time(tuning, &rows).await?);
             }
             let per_expert = (count * top) as f64 / experts as f64;
-            let ExpertTuning { tile_rows, rows_per_expert } = self.experts.tuning();
-            let chosen = match count * top >= rows_per_expert * experts {
-                true => format!("tiles of {tile_rows}"),
+            let tuning = self.experts.tuning();
+            let chosen = match tuning.lists(self.shape, count) {
+                true => format!("tiles of {}", tuning.tile_rows),
                 false => "one by one".into(),
             };
             let [alone, eight, sixteen, thirty_two] = [0, 1, 2, 3].map(|i: usize| times[i] / 1e3);

@@ -79,12 +79,7 @@ impl PoolKernel {
 
     /// The kernel that binds so many slabs.
     pub(crate) fn of(&self, gpu: &Gpu, slabs: usize) -> Result<&Kernel> {
-        let place = &self.kernels[slabs.ilog2() as usize];
-        if let Some(kernel) = place.get() {
-            return Ok(kernel);
-        }
-        let kernel = gpu.kernel(with_slabs(&self.spec, slabs))?;
-        Ok(place.get_or_init(|| kernel))
+        gpu.kernel_in(&self.kernels[slabs.ilog2() as usize], || Ok(with_slabs(&self.spec, slabs)))
     }
 }
 

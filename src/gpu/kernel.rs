@@ -6,7 +6,7 @@ use super::{Gpu, Tier};
 use crate::error::{ErrorKind, Result};
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How a kernel uses a storage buffer. Binding 0 is always the uniform block of parameters; storage starts at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +77,19 @@ impl Gpu {
         let kernel = self.compile(&spec)?;
         self.lock(&self.inner.kernels).insert(spec, kernel.clone());
         Ok(kernel)
+    }
+
+    /// What a cell holds, or what is put into it now: a kernel that is compiled at its first use.
+    pub(crate) fn kernel_in<'a>(
+        &self,
+        cell: &'a OnceLock<Kernel>,
+        spec: impl FnOnce() -> Result<KernelSpec>,
+    ) -> Result<&'a Kernel> {
+        if let Some(kernel) = cell.get() {
+            return Ok(kernel);
+        }
+        let kernel = self.kernel(spec()?)?;
+        Ok(cell.get_or_init(|| kernel))
     }
 
     fn compile(&self, spec: &KernelSpec) -> Result<Kernel> {

@@ -228,10 +228,7 @@ impl<'a> Store<'a> {
     /// Takes the rows from `first` on, as far as they have not been read before, into the checksum and the progress.
     /// Returns how many they are.
     fn count(&self, tensor: &str, place: &Place, first: usize, name: u64, bytes: &[u8]) -> usize {
-        let row_bytes = place.bytes / place.rows().max(1);
-        if row_bytes == 0 {
-            return 0;
-        }
+        let row_bytes = place.row_bytes();
         let mut all = self.seen.borrow_mut();
         let seen = all.entry(tensor.into()).or_insert_with(|| vec![false; place.rows()]);
         let (mut sum, mut new) = (self.checksum.get(), 0);

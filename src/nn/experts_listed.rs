@@ -74,8 +74,8 @@ impl ExpertTuning {
         }
     }
 
-    /// Whether so many rows are listed: if they are, so are more.
-    pub(super) fn lists(&self, shape: ExpertShape, rows: usize) -> bool {
+    /// Whether so many rows of a layer are listed: if they are, so are more.
+    pub fn lists(&self, shape: ExpertShape, rows: usize) -> bool {
         rows.saturating_mul(shape.top) >= self.rows_per_expert.saturating_mul(shape.experts)
     }
 }
@@ -171,7 +171,7 @@ pub(super) struct Listed {
 
 /// One of the two products of listed rows.
 struct Product<'a> {
-    kernel: Kernel,
+    kernel: &'a Kernel,
     weight: &'a Weight,
     swiglu: bool,
     /// (rows or pairs, in_dim)
@@ -197,23 +197,23 @@ impl Experts {
             return Err(ErrorKind::argument("scratch", what));
         };
         let tile_rows = self.tuning.tile_rows;
-        let kernel = self.listed_kernel(&self.listed.list, || Ok(list_spec(tile_rows)))?;
+        let kernel = self.gpu.kernel_in(&self.listed.list, || Ok(list_spec(tile_rows)))?;
         let params = ListParams { pairs: word(rows * top), experts: word(experts) };
-        self.gpu.dispatch(pass, &kernel, &params, &[&ids.buffer, &list.buffer], (word(experts), 1, 1))?;
+        self.gpu.dispatch(pass, kernel, &params, &[&ids.buffer, &list.buffer], (word(experts), 1, 1))?;
 
         let (dtype, vec4) = (self.gate_up.dtype(), x.is_vec4() && dim.is_multiple_of(4));
         let cell = &self.listed.up[usize::from(!vec4)];
-        let kernel = self.listed_kernel(cell, || tile_spec(tile_rows, dtype, vec4, true))?;
+        let kernel = self.gpu.kernel_in(cell, || tile_spec(tile_rows, dtype, vec4, true))?;
         let (weight, hidden) = (&self.gate_up, &scratch.hidden);
         let up = Product { kernel, weight, swiglu: true, x, y: hidden, outputs: (0, width) };
         self.encode_tiles(pass, up, (ids, list))?;
 
         let (dtype, vec4) = (self.down.dtype(), width.is_multiple_of(4));
-        let down = self.listed_kernel(&self.listed.down, || tile_spec(tile_rows, dtype, vec4, false))?;
-        let sum = self.listed_kernel(&self.listed.sum, || Ok(sum_spec(top)))?;
+        let down = self.gpu.kernel_in(&self.listed.down, || tile_spec(tile_rows, dtype, vec4, false))?;
+        let sum = self.gpu.kernel_in(&self.listed.sum, || Ok(sum_spec(top)))?;
         let (weight, run) = (&self.down, outputs.shape()[2]);
         for first in (0..dim).step_by(run) {
-            let (kernel, x, count) = (down.clone(), Span::of(hidden).row_stride(width), run.min(dim - first));
+            let (kernel, x, count) = (down, Span::of(hidden).row_stride(width), run.min(dim - first));
             let product = Product { kernel, weight, swiglu: false, x, y: outputs, outputs: (first, count) };
             self.encode_tiles(pass, product, (ids, list))?;
             let params = SumParams {
@@ -223,7 +223,7 @@ impl Experts {
                 y_row_stride: word(y.row_stride),
             };
             let buffers = [&weights.buffer, &outputs.buffer, &y.tensor.buffer];
-            self.gpu.dispatch(pass, &sum, &params, &buffers, (word(count.div_ceil(LANES)), word(rows), 1))?;
+            self.gpu.dispatch(pass, sum, &params, &buffers, (word(count.div_ceil(LANES)), word(rows), 1))?;
         }
         Ok(())
     }
@@ -262,16 +262,8 @@ impl Experts {
         for (piece, size) in pieces(grid, flop, self.gpu.capabilities().dispatch_flop) {
             let first_group = word(first / per_group) + piece.0;
             let params = TileParams { first_group, first_tile: piece.1, ..params };
-            self.gpu.dispatch(pass, &kernel, &params, &buffers, size)?;
+            self.gpu.dispatch(pass, kernel, &params, &buffers, size)?;
         }
         Ok(())
-    }
-
-    fn listed_kernel(&self, cell: &OnceLock<Kernel>, spec: impl FnOnce() -> Result<KernelSpec>) -> Result<Kernel> {
-        if let Some(kernel) = cell.get() {
-            return Ok(kernel.clone());
-        }
-        let kernel = self.gpu.kernel(spec()?)?;
-        Ok(cell.get_or_init(|| kernel).clone())
     }
 }

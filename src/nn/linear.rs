@@ -245,33 +245,26 @@ impl Linear {
         self.shapes[..plain].iter().position(|s| rows <= s.rows()).unwrap_or(plain - 1)
     }
 
-    fn pack_kernel(&self, aligned: bool) -> Result<Kernel> {
+    fn pack_kernel(&self, aligned: bool) -> Result<&Kernel> {
         let cell = &self.kernels[self.shapes.len()][usize::from(!aligned)];
-        if let Some(kernel) = cell.get() {
-            return Ok(kernel.clone());
-        }
-        let kernel = self.gpu.kernel(pack_spec(self.weight.in_dim(), aligned, self.norm.is_some()))?;
-        Ok(cell.get_or_init(|| kernel).clone())
+        self.gpu.kernel_in(cell, || Ok(pack_spec(self.weight.in_dim(), aligned, self.norm.is_some())))
     }
 
-    fn kernel(&self, choice: usize, aligned: bool) -> Result<Kernel> {
+    fn kernel(&self, choice: usize, aligned: bool) -> Result<&Kernel> {
         // Packed input is aligned, whatever it was packed from.
         let aligned = aligned || matches!(self.shapes[choice], Shape::Matrix(_));
         let cell = &self.kernels[choice][usize::from(!aligned)];
-        if let Some(kernel) = cell.get() {
-            return Ok(kernel.clone());
-        }
-        let fusion = Fusion {
-            norm: self.norm.is_some(),
-            swiglu: self.swiglu,
-            tail: self.tail.map(|(_, rotation)| rotation),
-            rest: self.rest.is_some(),
-            listed: false,
-        };
-        let spec =
-            self.shapes[choice].spec(&self.tuning(self.shapes[choice].rows()), self.weight.dtype(), aligned, fusion)?;
-        let kernel = self.gpu.kernel(spec)?;
-        Ok(cell.get_or_init(|| kernel).clone())
+        self.gpu.kernel_in(cell, || {
+            let fusion = Fusion {
+                norm: self.norm.is_some(),
+                swiglu: self.swiglu,
+                tail: self.tail.map(|(_, rotation)| rotation),
+                rest: self.rest.is_some(),
+                listed: false,
+            };
+            let shape = self.shapes[choice];
+            shape.spec(&self.tuning(shape.rows()), self.weight.dtype(), aligned, fusion)
+        })
     }
 
     /// Records `rows` rows. `x` is (rows, heads, in_dim), `y` (rows, heads, outputs), in another buffer;
@@ -405,7 +398,7 @@ impl Linear {
         };
         if let Some(packed) = &packed {
             let (pack, buffers) = (self.pack_kernel(aligned)?, [packed, &x.tensor.buffer, &gain.buffer]);
-            self.gpu.dispatch(pass, &pack, &params, &buffers, (word(rows), 1, word(heads)))?;
+            self.gpu.dispatch(pass, pack, &params, &buffers, (word(rows), 1, word(heads)))?;
         }
         let gain = packed.as_ref().unwrap_or(&gain.buffer);
         let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
@@ -425,7 +418,7 @@ impl Linear {
         let flop = 2 * (in_dim * shape.rows() * outputs) as u64;
         for (first, size) in pieces(grid, flop, self.gpu.capabilities().dispatch_flop) {
             let params = Params { flags: params.flags | first.1 << 2 | first.0 << 16, ..params };
-            self.gpu.dispatch(pass, &kernel, &params, &buffers, size)?;
+            self.gpu.dispatch(pass, kernel, &params, &buffers, size)?;
         }
         Ok(())
     }
