@@ -6,8 +6,10 @@
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use latten::attention::append::cos_sin_table;
 use latten::cache::SeqTable;
-use latten::nn::Rope;
-use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, Result, Rotation, SeqId, SplitPolicy};
+use latten::nn::{Rope, SwiGlu};
+use latten::{
+    wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, Result, Rotation, SeqId, SplitPolicy, Tensor,
+};
 use std::hint::black_box;
 
 const PAGE_SIZE: usize = 64;
@@ -72,6 +74,31 @@ fn plans(criterion: &mut Criterion) -> Result<()> {
             }
         }
     }
+    group.finish();
+    Ok(())
+}
+
+/// What recording costs: a decode step's 172 dispatches, and the submit. The no-op device executes none of them.
+fn recorded(criterion: &mut Criterion) -> Result<()> {
+    let gpu = noop()?;
+    let (x, y) = (Tensor::zeros(&gpu, &[1, 256], DType::F32)?, Tensor::zeros(&gpu, &[1, 128], DType::F32)?);
+    let swiglu = SwiGlu::new(&gpu)?;
+    let mut group = criterion.benchmark_group("record");
+    for dispatches in [1, 172] {
+        group.throughput(Throughput::Elements(dispatches));
+        group.bench_function(BenchmarkId::new("dispatches and submit", dispatches), |bencher| {
+            bencher.iter(|| {
+                (0..dispatches).try_for_each(|_| swiglu.run(&x, &y))?;
+                gpu.submit()
+            });
+        });
+    }
+    group.bench_function("dispatches and download/172", |bencher| {
+        bencher.iter(|| {
+            (0..172).try_for_each(|_| swiglu.run(&x, &y))?;
+            pollster::block_on(gpu.download(&y))
+        });
+    });
     group.finish();
     Ok(())
 }
@@ -178,7 +205,11 @@ fn tables(criterion: &mut Criterion) {
 }
 
 fn all(criterion: &mut Criterion) {
-    if let Err(error) = steps(criterion).and_then(|()| plans(criterion)).and_then(|()| sharing(criterion)) {
+    if let Err(error) = recorded(criterion)
+        .and_then(|()| steps(criterion))
+        .and_then(|()| plans(criterion))
+        .and_then(|()| sharing(criterion))
+    {
         eprintln!("error: {error}");
         std::process::exit(1);
     }

@@ -9,7 +9,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// A call that refuses its arguments, a sequence, a stale plan or a full cache has recorded nothing and changed nothing.
 /// After an error of the device ([`ErrorKind::OutOfMemory`], [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`]) commands
-/// recorded and not yet submitted may be gone; sequences and pages are as they were.
+/// recorded and not yet submitted may be gone: whoever asks for what they were to write gets [`ErrorKind::CommandsLost`],
+/// whichever thread or call it was that failed. Sequences and pages are as they were.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
     kind: Box<ErrorKind>,
@@ -128,6 +129,17 @@ pub enum ErrorKind {
     #[error("the GPU device is lost: {message}")]
     DeviceLost {
         /// The driver's words.
+        message: String,
+    },
+    /// Commands that were recorded are lost with a batch that the device refused, by the fault of this call's work or another's;
+    /// so a buffer, or a step's result, is not what it should be. Compute it again: a step of a cache or a session from its
+    /// reservation on (after `commit` of 0 tokens, or [`truncate`](crate::PagedKvCache::truncate)), a tensor by
+    /// writing all of it ([`upload`](crate::Gpu::upload), or a kernel whose output it is as a whole), or take a new one.
+    #[error("{what} is not what was recorded: its commands are lost ({message})")]
+    CommandsLost {
+        /// Whose content is not there.
+        what: String,
+        /// Why the batch was refused, in the driver's words.
         message: String,
     },
     /// A shader did not compile, or the API refused a call: a bug in this crate or a driver.

@@ -99,6 +99,7 @@ pub mod nn;
 pub mod reference;
 mod self_test;
 mod start;
+mod temporary;
 
 pub use attention::{
     AttentionOptions, Decode, DecodeArgs, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla,

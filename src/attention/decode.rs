@@ -157,7 +157,7 @@ impl Decode {
             window: options.window_tokens(),
             keep_first: options.first_tokens(),
         };
-        let partials = Mutex::new(gpu.create_buffer("partials", 16)?);
+        let partials = Mutex::new(gpu.create_scratch("partials", 16)?);
         let (plans, outputs) = (Arc::default(), Mutex::default());
         let policy = SplitPolicy::default();
         Ok(Self { gpu: gpu.clone(), heads, dtype, options, policy, shape, classes, plans, partials, outputs })
@@ -211,6 +211,9 @@ impl Decode {
         let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];
         let fits = |o: &&DecodeOutput| o.out.is_unshared() && o.lse.is_unshared() && o.out.shape()[0] >= tokens;
         if let Some(free) = outputs.iter().filter(fits).min_by_key(|o| o.out.shape()[0]) {
+            // What it was to hold went with whoever dropped it.
+            free.out.buffer.renew();
+            free.lse.buffer.renew();
             return Ok(DecodeOutput { out: free.out.view(&out_shape)?, lse: free.lse.view(&out_shape[..2])? });
         }
         outputs.retain(|o| !o.out.is_unshared());

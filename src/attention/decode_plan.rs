@@ -173,7 +173,7 @@ impl Decode {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let bytes = (list.partial_rows.max(later.min(limit)) * row_bytes) as u64;
         if bytes > partials.size_bytes() {
-            *partials = self.gpu.create_buffer("partials", bytes)?;
+            *partials = self.gpu.create_scratch("partials", bytes)?;
         }
         Ok(())
     }

@@ -218,7 +218,7 @@ impl Explicit {
         let heads = layout.heads;
         let page_words = PART_PAGE * StateLayout::new(&heads, own).row_words(heads.groups());
         let pages = room / PART_PAGE;
-        let pool = gpu.create_buffer("explicit keys and values", 16 * (pages * page_words) as u64)?;
+        let pool = gpu.create_scratch("explicit keys and values", 16 * (pages * page_words) as u64)?;
         let scratch = KvView {
             pool: Pool::new(pages, vec![pool], pages),
             heads,
@@ -234,8 +234,8 @@ impl Explicit {
             join: gpu.kernel(join_spec(&heads))?,
             cached_dtype: dtype,
             scratch,
-            latents: Tensor::zeros(gpu, &[room, layout.cached.groups(), layout.cached.state_dim()], DType::F32)?,
-            rows: Tensor::zeros(gpu, &[room, heads.kv_dim()], DType::F32)?,
+            latents: Tensor::scratch(gpu, &[room, layout.cached.groups(), layout.cached.state_dim()], DType::F32)?,
+            rows: Tensor::scratch(gpu, &[room, heads.kv_dim()], DType::F32)?,
             slots: Tensor::from_u32(gpu, &[room], &slots)?,
             places: Tensor::zeros(gpu, &[PLACES_HEAD + room], DType::U32)?,
             layout,

@@ -37,6 +37,11 @@ impl Pool {
         self.read(|slabs| slabs.buffers.clone())
     }
 
+    /// Whether one of the buffers is so.
+    pub(crate) fn any_buffer(&self, is: impl Fn(&Buffer) -> bool) -> bool {
+        self.read(|slabs| slabs.buffers.iter().any(is))
+    }
+
     /// Pages that are there.
     pub(crate) fn pages(&self) -> usize {
         self.read(|slabs| slabs.pages)

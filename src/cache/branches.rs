@@ -88,6 +88,9 @@ impl PagedKvCache {
     ///
     /// Errors: as [`PagedKvCache::commit`].
     pub fn commit_tokens(&mut self, accepted: &[(SeqId, &[u32])]) -> Result<()> {
+        if accepted.iter().any(|(_, tokens)| !tokens.is_empty()) {
+            self.expect_written()?;
+        }
         self.table.commit_tokens(accepted)?;
         self.changed();
         Ok(())

@@ -84,6 +84,6 @@ impl CopyPages {
                 gpu.dispatch(pass, self.kernel.of(gpu, slabs.len())?, &params, &buffers, grid)
             })
         })?;
-        gpu.submit()
+        gpu.send_recorded()
     }
 }

@@ -5,6 +5,7 @@ mod checksum;
 mod copy;
 mod format;
 mod input;
+mod kept;
 mod load;
 mod page_rows;
 mod pages;
@@ -39,7 +40,7 @@ use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::cache::copy::CopyPages;
 use crate::cache::slabs::{Cut, SlabLimits, Slabs};
 use crate::error::{shape_text, ErrorKind, Result};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use crate::gpu::{DType, Gpu, Tensor};
@@ -78,6 +79,8 @@ pub struct PagedKvCache {
     inv_freq: Vec<f32>,
     step: Option<Step>,
     step_buffers: StepBuffers,
+    /// Whether tokens were committed of which a browser has not yet said that their rows are written.
+    unsure: AtomicBool,
 }
 
 /// What the appends of one step share: made at the first, used by all layers.
@@ -152,6 +155,7 @@ impl PagedKvCache {
             inv_freq,
             step: None,
             step_buffers,
+            unsure: AtomicBool::new(false),
         };
         let layer = this.layer(0)?;
         this.append.prepare(&this.gpu, &layer)?;
@@ -218,6 +222,8 @@ impl PagedKvCache {
         let copies = self.table.reserve_each(wanted)?;
         let made = self.slabs.grow(&self.gpu, self.table.slabs_used());
         let made = made.and_then(|()| self.copy.run(&self.gpu, &self.slabs.layers, &copies));
+        // Another thread may have sent the copies, and they may be lost.
+        let made = made.and_then(|()| if copies.is_empty() { Ok(()) } else { self.expect_pages_kept() });
         if made.is_err() {
             self.table.undo_reserve(wanted, &copies);
         }
@@ -234,10 +240,18 @@ impl PagedKvCache {
         }
     }
 
-    /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation.
+    /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation. Sends what is
+    /// recorded for them, if that has not been sent.
     ///
-    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, and as [`PagedKvCache::reserve`].
+    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, and as [`PagedKvCache::reserve`];
+    /// [`ErrorKind::CommandsLost`] where commands that were to write the cache are lost, by whose fault it may be: give up
+    /// all reservations (`n` of 0, [`PagedKvCache::truncate`], [`PagedKvCache::remove`]) and begin the step again. What an app
+    /// recorded in a pass of its own it has to look after itself. In a browser such an error may come only with the next result
+    /// that is read; if tokens were committed before, the cache is refused until [`PagedKvCache::rebuild`].
     pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
+        if n > 0 {
+            self.expect_written()?;
+        }
         self.table.commit(ids, n)?;
         self.changed();
         Ok(())
@@ -255,6 +269,7 @@ impl PagedKvCache {
     /// Tells the views that are out: plans made before now are stale.
     fn changed(&self) {
         self.live_generation.store(self.table.generation(), Ordering::Release);
+        self.forget_losses();
     }
 
     /// How full the cache is, and what sharing does for it.

@@ -6,10 +6,10 @@ use super::page_rows::{Direction, PageRows, Unsorted};
 use super::{PagedKvCache, SeqId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{Arrived, HostBuffer, Reading};
+use crate::temporary::create_beside;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A sequence to be saved, and what is known of its tokens.
 #[derive(Debug, Clone, Copy)]
@@ -230,21 +230,9 @@ struct NewFile {
 
 impl NewFile {
     fn create(path: &Path) -> Result<NewFile> {
-        // Two saves of one process, or of two, to one path: each has a file of its own, and the last to end stays.
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        // Where there are no processes there are no files either: opening it will say so.
-        let process = if cfg!(target_arch = "wasm32") { 0 } else { std::process::id() };
-        loop {
-            let mut name = path.file_name().unwrap_or_default().to_os_string();
-            name.push(format!(".{process}-{}.part", COUNT.fetch_add(1, Ordering::Relaxed)));
-            let temporary = path.with_file_name(name);
-            match File::options().write(true).create_new(true).open(&temporary) {
-                Ok(file) => return Ok(NewFile { temporary, file: Some(file) }),
-                // Of a process with this number that did not end well.
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(io(&path.display().to_string(), &e)),
-            }
-        }
+        // Two saves to one path: each has a file of its own, and the last to end stays.
+        let (file, temporary) = create_beside(path).map_err(|e| io(&path.display().to_string(), &e))?;
+        Ok(NewFile { temporary, file: Some(file) })
     }
 
     fn file(&mut self) -> Result<&mut File> {

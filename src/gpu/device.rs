@@ -174,7 +174,7 @@ impl Gpu {
                 device,
                 queue,
                 capabilities,
-                pending: Mutex::default(),
+                commands: Default::default(),
                 kernels: Mutex::default(),
                 bind_groups: Mutex::default(),
                 params: Mutex::default(),

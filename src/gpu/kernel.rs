@@ -1,12 +1,14 @@
 //! Pipelines, bind groups and dispatch.
 
+pub(crate) use super::params::PARAM_BYTES;
 use super::shader::{assemble, Assembled, Const, Consts, Part};
 use super::tensor::Buffer;
-use super::{Gpu, Tier};
+use super::{Gpu, Inner, Tier};
 use crate::error::{ErrorKind, Result};
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// How a kernel uses a storage buffer. Binding 0 is always the uniform block of parameters; storage starts at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,7 +58,64 @@ struct KernelInner {
     id: u64,
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
-    bindings: usize,
+    bindings: Vec<Access>,
+    gpu: Weak<Inner>,
+}
+
+/// Kernels that nobody holds and that are kept all the same, so that what is dropped and made again compiles nothing.
+const IDLE_KERNELS: usize = 32;
+
+/// Compiled kernels by what they were made of: all that someone holds, and the last asked for of the others.
+#[derive(Default)]
+pub(super) struct Kernels {
+    by_spec: HashMap<KernelSpec, Compiled>,
+    clock: u64,
+}
+
+struct Compiled {
+    kernel: Arc<KernelInner>,
+    /// When it was last asked for.
+    asked: u64,
+}
+
+impl Kernels {
+    fn get(&mut self, spec: &KernelSpec) -> Option<Kernel> {
+        self.clock += 1;
+        let compiled = self.by_spec.get_mut(spec)?;
+        compiled.asked = self.clock;
+        Some(Kernel { inner: compiled.kernel.clone() })
+    }
+
+    /// Takes out those that nobody holds beyond [`IDLE_KERNELS`]. `leaving` has one holder more, who is about to go.
+    fn sweep(&mut self, leaving: u64) -> Vec<Arc<KernelInner>> {
+        // Only who has the lock makes another holder of one that has none.
+        let idle = |c: &Compiled| Arc::strong_count(&c.kernel) == 1 + usize::from(c.kernel.id == leaving);
+        let mut asked: Vec<u64> = self.by_spec.values().filter(|c| idle(c)).map(|c| c.asked).collect();
+        let Some(surplus) = asked.len().checked_sub(IDLE_KERNELS).filter(|n| *n > 0) else { return Vec::new() };
+        asked.sort_unstable();
+        let last = asked[surplus - 1];
+        let mut gone = Vec::new();
+        self.by_spec.retain(|_, c| {
+            let stays = c.asked > last || !idle(c);
+            if !stays {
+                gone.push(c.kernel.clone());
+            }
+            stays
+        });
+        gone
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // This one and that of the table: the last holder goes.
+        if Arc::strong_count(&self.inner) > 2 {
+            return;
+        }
+        if let Some(inner) = self.inner.gpu.upgrade() {
+            Gpu { inner }.forget_kernels(self.inner.id);
+        }
+    }
 }
 
 /// A dispatch's size in workgroups.
@@ -66,7 +125,7 @@ impl Gpu {
     /// Compiles a kernel, or returns it from the cache.
     pub(crate) fn kernel(&self, spec: KernelSpec) -> Result<Kernel> {
         if let Some(kernel) = self.lock(&self.inner.kernels).get(&spec) {
-            return Ok(kernel.clone());
+            return Ok(kernel);
         }
         let limit = self.capabilities().workgroup_storage_bytes as usize;
         if spec.workgroup_bytes > limit {
@@ -74,9 +133,24 @@ impl Gpu {
                 format!("kernel {} needs {} bytes of workgroup memory, {limit} given", spec.name, spec.workgroup_bytes);
             return Err(ErrorKind::Unsupported { what }.into());
         }
-        let kernel = self.compile(&spec)?;
-        self.lock(&self.inner.kernels).insert(spec, kernel.clone());
+        let made = self.compile(&spec)?;
+        let mut kernels = self.lock(&self.inner.kernels);
+        // Another thread may have been faster: one pipeline of a kind, so that its bind groups are found.
+        let kernel = kernels.get(&spec).unwrap_or_else(|| made.clone());
+        let asked = kernels.clock;
+        kernels.by_spec.entry(spec).or_insert_with(|| Compiled { kernel: kernel.inner.clone(), asked });
+        drop(kernels); // before `made`, which may go here
         Ok(kernel)
+    }
+
+    /// Lets go of kernels that nobody holds, beyond those that are kept, and of their bind groups.
+    fn forget_kernels(&self, leaving: u64) {
+        let gone = self.lock(&self.inner.kernels).sweep(leaving);
+        if gone.is_empty() {
+            return;
+        }
+        let ids: HashSet<u64> = gone.iter().map(|kernel| kernel.id).collect();
+        self.lock(&self.inner.bind_groups).retain(|key, _| !ids.contains(&key[0]));
     }
 
     /// What a cell holds, or what is put into it now: a kernel that is compiled at its first use.
@@ -143,13 +217,15 @@ impl Gpu {
             file.note_pipeline();
         }
         let id = self.next_id();
-        Ok(Kernel {
-            inner: Arc::new(KernelInner { name: spec.name, id, pipeline, layout, bindings: spec.bindings.len() }),
-        })
+        let (name, bindings, gpu) = (spec.name, spec.bindings.clone(), Arc::downgrade(&self.inner));
+        Ok(Kernel { inner: Arc::new(KernelInner { name, id, pipeline, layout, bindings, gpu }) })
     }
 
     /// Records one dispatch into `pass`; of an empty grid only what it would bind is made. `params` are the kernel's
     /// uniform block.
+    ///
+    /// Errors: [`ErrorKind::Unsupported`] for too large a grid, [`ErrorKind::Argument`] for a buffer of another [`Gpu`] or one
+    /// that its app has destroyed, [`ErrorKind::CommandsLost`] for one whose content is lost; those of the device.
     pub(crate) fn dispatch<P: bytemuck::Pod>(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -158,8 +234,21 @@ impl Gpu {
         buffers: &[&Buffer],
         grid: Grid,
     ) -> Result<()> {
+        self.dispatch_over(pass, kernel, params, buffers, grid, &[])
+    }
+
+    /// [`Gpu::dispatch`] of a kernel that writes every element of the buffers in `whole`, and reads none of them.
+    pub(crate) fn dispatch_over<P: bytemuck::Pod>(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        kernel: &Kernel,
+        params: &P,
+        buffers: &[&Buffer],
+        grid: Grid,
+        whole: &[&Buffer],
+    ) -> Result<()> {
         let k = &kernel.inner;
-        debug_assert_eq!(k.bindings, buffers.len(), "{}", k.name);
+        debug_assert_eq!(k.bindings.len(), buffers.len(), "{}", k.name);
         let limit = self.capabilities().max_workgroups;
         if grid.0.max(grid.1).max(grid.2) > limit {
             let what = format!("{}: a grid of {grid:?} workgroups exceeds {limit} per dimension", k.name);
@@ -170,12 +259,41 @@ impl Gpu {
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
             return Ok(());
         }
+        if buffers.iter().any(|buffer| buffer.is_of_app()) {
+            self.expect_there(kernel, &group, slot.offset, buffers)?;
+        }
+        self.note(pass, &k.bindings, buffers, whole)?;
         self.profiled(pass, k.name, |pass| {
             pass.set_pipeline(&k.pipeline);
             pass.set_bind_group(0, &group, &[slot.offset]);
             pass.dispatch_workgroups(grid.0, grid.1, grid.2);
         });
         self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Fails if an app's buffer in the group is destroyed: recorded, it would take all else that is recorded with it. Asked
+    /// once per batch, of an encoder for that alone. A browser answers too late to be asked.
+    fn expect_there(&self, kernel: &Kernel, group: &wgpu::BindGroup, offset: u32, buffers: &[&Buffer]) -> Result<()> {
+        let of_app = || buffers.iter().copied().filter(|buffer| buffer.is_of_app());
+        if self.answers_late() || of_app().all(|buffer| self.was_asked(buffer)) {
+            return Ok(());
+        }
+        let there = self.scoped_in("binding", &[], || {
+            let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&kernel.inner.pipeline);
+            pass.set_bind_group(0, group, &[offset]);
+            pass.dispatch_workgroups(0, 0, 0);
+            drop(pass);
+            encoder.finish();
+        });
+        self.check_alive()?;
+        there.map_err(|e| {
+            let apps: Vec<_> = of_app().collect();
+            ErrorKind::argument("tensor", format!("one of {apps:?}, an app's, cannot be used: {e}"))
+        })?;
+        of_app().for_each(|buffer| self.note_asked(buffer));
         Ok(())
     }
 
@@ -222,55 +340,6 @@ impl Gpu {
     /// Drops the bind groups that hold a buffer; called when its last owner goes.
     pub(super) fn forget_buffer(&self, id: u64) {
         self.lock(&self.inner.bind_groups).retain(|key, _| !key[1..].contains(&id));
-    }
-}
-
-/// Largest uniform block of any kernel.
-pub(crate) const PARAM_BYTES: usize = 64;
-const SLOTS_PER_BUFFER: u64 = 1024;
-
-/// Parameter blocks by content. A block, once written, is never changed: so any number of recorded passes, the app's
-/// own among them, may refer to it, and a decode loop that repeats its parameters writes nothing.
-#[derive(Default)]
-pub(super) struct ParamPool {
-    slots: std::collections::HashMap<[u8; PARAM_BYTES], ParamSlot>,
-    last: Option<Buffer>,
-    used: u64,
-}
-
-#[derive(Clone)]
-struct ParamSlot {
-    buffer: Buffer,
-    offset: u32,
-}
-
-impl Gpu {
-    fn param_slot(&self, bytes: &[u8]) -> Result<ParamSlot> {
-        let mut key = [0u8; PARAM_BYTES];
-        key[..bytes.len()].copy_from_slice(bytes);
-        let mut pool = self.lock(&self.inner.params);
-        if let Some(slot) = pool.slots.get(&key) {
-            return Ok(slot.clone());
-        }
-        let stride = u64::from(self.capabilities().uniform_align_bytes).max(PARAM_BYTES as u64);
-        let buffer = match &pool.last {
-            Some(buffer) if pool.used < SLOTS_PER_BUFFER => buffer.clone(),
-            _ => {
-                pool.used = 0;
-                let size = stride * SLOTS_PER_BUFFER;
-                let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-                let buffer = self.create_buffer_as("params", size, usage)?;
-                pool.last = Some(buffer.clone());
-                buffer
-            }
-        };
-        let offset = pool.used * stride;
-        pool.used += 1;
-        // Not ordered after pending commands on purpose: nothing recorded so far can refer to a fresh slot.
-        self.inner.queue.write_buffer(buffer.raw(), offset, &key);
-        let slot = ParamSlot { buffer, offset: offset as u32 };
-        pool.slots.insert(key, slot.clone());
-        Ok(slot)
     }
 }
 

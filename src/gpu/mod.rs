@@ -1,11 +1,14 @@
 //! Device, tensors, commands. The only folder that names wgpu types in its internals.
 
 mod capabilities;
+mod commands;
 mod device;
 #[cfg(test)]
 mod emulation_tests;
+mod fate;
 pub(crate) mod kernel;
 pub(crate) mod parallelism;
+mod params;
 mod pipeline_cache;
 #[cfg(test)]
 mod poison_tests;
@@ -23,8 +26,8 @@ pub use parallelism::Parallelism;
 pub use profile::DispatchTime;
 pub(crate) use readback::{Arrived, HostBuffer, Reading, Run};
 pub(crate) use shader::{number, part, Const, Consts, Part};
-use tensor::not_floats;
 pub(crate) use tensor::Buffer;
+use tensor::{not_floats, Kind};
 pub use tensor::{DType, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -40,6 +43,12 @@ use std::task::{Context, Poll, Waker};
 /// Every `run` of a kernel only records, into one pass that stays open. Commands go to the device together: when a
 /// result is read ([`Gpu::download`]), before memory is overwritten from the host ([`Gpu::upload`], and the plans and
 /// step tables that go the same way), or on [`Gpu::submit`]. Clones share all of this, between threads too.
+///
+/// A call that is refused takes nothing with it. Where the device refuses what was recorded (an app destroyed a buffer that is
+/// in it, memory ran out), all of it is lost, whoever recorded it: then every buffer that it was to write is refused, by
+/// downloads and by other calls, with [`ErrorKind::CommandsLost`], until it is wholly written again.
+///
+/// Compiled kernels that nobody holds any more are kept for the next who asks, 32 of them.
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
@@ -49,11 +58,11 @@ struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     capabilities: Capabilities,
-    pending: Mutex<Pending>,
-    kernels: Mutex<HashMap<KernelSpec, Kernel>>,
+    commands: commands::Commands,
+    kernels: Mutex<kernel::Kernels>,
     /// Key: kernel id, parameter buffer id, storage buffer ids.
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
-    params: Mutex<kernel::ParamPool>,
+    params: Mutex<params::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
     scratch: Mutex<Option<Buffer>>,
     pipeline_cache: Option<Arc<pipeline_cache::PipelineCacheFile>>,
@@ -65,13 +74,6 @@ struct Inner {
     /// Fill workgroup memory with NaN when a kernel begins.
     #[cfg(test)]
     poison_workgroup: std::sync::atomic::AtomicBool,
-}
-
-#[derive(Default)]
-struct Pending {
-    // The pass holds the encoder open, so it is declared, and dropped, first.
-    pass: Option<wgpu::ComputePass<'static>>,
-    encoder: Option<wgpu::CommandEncoder>,
 }
 
 #[derive(Default)]
@@ -100,6 +102,10 @@ pub struct Counters {
     /// Waits for a result.
     pub readbacks: u64,
 }
+
+/// How kernels' buffers are used.
+const STORAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 impl Gpu {
     /// Limits and properties of the device, found out when this was made.
@@ -184,21 +190,28 @@ impl Gpu {
 
     /// Runs API calls inside error scopes of our own; a user's device keeps its own handlers.
     pub(crate) fn scoped<T>(&self, context: &str, calls: impl FnOnce() -> T) -> Result<T> {
+        let value = self.scoped_in(context, &[], calls);
+        self.check_alive()?;
+        value
+    }
+
+    /// [`Gpu::scoped`] of calls that may make a batch fail, which is to write `batch`, on a device that was asked whether it
+    /// lives, or will be.
+    fn scoped_in<T>(&self, context: &str, batch: &[Arc<fate::Fate>], calls: impl FnOnce() -> T) -> Result<T> {
         self.check_flag()?;
         let device = &self.inner.device;
         let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal]
             .map(|filter| device.push_error_scope(filter));
         let value = calls();
         // Native scopes answer at once. A browser answers later: there the error surfaces at the next readback.
-        if cfg!(target_arch = "wasm32") {
-            self.await_later(context, scopes);
+        if self.answers_late() {
+            self.await_later(context, scopes, batch);
             return Ok(value);
         }
         let mut first = None;
         for scope in scopes.into_iter().rev() {
             first = first.or(ready(scope.pop()).flatten());
         }
-        self.check_alive()?;
         first.map_or(Ok(value), |error| Err(self.error_of(context, error)))
     }
 
@@ -228,7 +241,7 @@ impl Gpu {
             _ => {
                 let limit = self.capabilities().max_buffer_bytes.min(self.capabilities().max_binding_bytes);
                 let size = bytes.max(1 << 20).checked_next_power_of_two().unwrap_or(bytes).min(limit).max(bytes);
-                let buffer = self.create_buffer("scratch", size)?;
+                let buffer = self.create_scratch("scratch", size)?;
                 *scratch = Some(buffer.clone());
                 Ok(buffer)
             }
@@ -236,11 +249,15 @@ impl Gpu {
     }
 
     pub(crate) fn create_buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
-        use wgpu::BufferUsages as U;
-        self.create_buffer_as(label, bytes, U::STORAGE | U::COPY_SRC | U::COPY_DST)
+        self.create_buffer_as(label, bytes, STORAGE, Kind::Own)
     }
 
-    pub(crate) fn create_buffer_as(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
+    /// A buffer of [`Kind::Scratch`].
+    pub(crate) fn create_scratch(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        self.create_buffer_as(label, bytes, STORAGE, Kind::Scratch)
+    }
+
+    fn create_buffer_as(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, kind: Kind) -> Result<Buffer> {
         // Kernels see vec4<u32>, so sizes are multiples of 16.
         let size = bytes.max(16).next_multiple_of(16);
         let c = self.capabilities();
@@ -252,51 +269,61 @@ impl Gpu {
         let desc = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let buffer = self.scoped(label, || self.inner.device.create_buffer(&desc))?;
         self.inner.counters.buffers.fetch_add(1, Ordering::Relaxed);
-        Ok(Buffer::wrap(self, buffer, true))
+        Ok(Buffer::wrap(self, buffer, kind))
     }
 
     /// Fills buffers with zeros now, after everything recorded so far.
     pub(crate) fn clear(&self, buffers: &[Buffer]) -> Result<()> {
-        let clear = |encoder: &mut wgpu::CommandEncoder| {
+        buffers.iter().try_for_each(|buffer| buffer.expect_usage(self, wgpu::BufferUsages::COPY_DST, "clearing"))?;
+        self.send_recorded()?;
+        let losses: Vec<u64> = buffers.iter().map(Buffer::loss).collect();
+        self.submit_with(&[], |encoder| {
             for buffer in buffers {
                 encoder.clear_buffer(buffer.raw(), 0, None);
             }
-        };
-        self.submit_with(clear, true)
+        })?;
+        buffers.iter().zip(losses).for_each(|(buffer, loss)| buffer.renew_after(loss));
+        Ok(())
     }
 
     /// Overwrites parts of a buffer (offset in bytes, content), after everything recorded so far. Lengths and offsets are
     /// multiples of 4.
     pub(crate) fn write_parts(&self, buffer: &Buffer, parts: &[(u64, &[u8])]) -> Result<()> {
-        buffer.expect_gpu(self)?;
-        self.submit()?;
+        buffer.expect_usage(self, wgpu::BufferUsages::COPY_DST, "an upload")?;
+        // A write takes effect before the next submit, so what is recorded must be submitted first.
+        self.send_recorded()?;
+        let loss = buffer.loss();
+        let parts = || parts.iter().filter(|(_, bytes)| !bytes.is_empty());
         self.scoped("write", || {
-            for (offset, bytes) in parts.iter().filter(|(_, bytes)| !bytes.is_empty()) {
+            for (offset, bytes) in parts() {
                 self.inner.queue.write_buffer(buffer.raw(), *offset, bytes);
             }
-        })
+        })?;
+        // Beside what was written there is at most what fills up the last word of 16 bytes.
+        if parts().any(|(offset, bytes)| *offset == 0 && buffer.is_filled_by(bytes.len())) {
+            buffer.renew_after(loss);
+        }
+        Ok(())
     }
 
     fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {
-        Buffer::wrap(self, buffer, false)
+        Buffer::wrap(self, buffer, Kind::App)
     }
 
     /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         buffer.expect_gpu(self)?;
-        if bytes.is_empty() {
-            return Ok(());
+        match bytes.is_empty() {
+            true => Ok(()),
+            false => self.write_parts(buffer, &[(offset, bytes)]),
         }
-        // A write takes effect before the next submit, so what is recorded must be submitted first.
-        self.submit()?;
-        self.scoped("write", || self.inner.queue.write_buffer(buffer.raw(), offset, bytes))
     }
 
     /// Copies values into a whole tensor, F32 or (rounded to nearest even) F16 or BF16, after everything recorded so far, which
     /// is submitted. U32 has [`Gpu::upload_u32`].
     ///
-    /// Errors: [`ErrorKind::Shape`] where `values` has not the tensor's element count, [`ErrorKind::DType`], those of
-    /// the device.
+    /// Errors: [`ErrorKind::Shape`] where `values` has not the tensor's element count, [`ErrorKind::DType`],
+    /// [`ErrorKind::Argument`] for an app's buffer without `COPY_DST`, those of the device.
     pub fn upload(&self, tensor: &Tensor, values: &[f32]) -> Result<()> {
         if values.len() != tensor.len() {
             return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
@@ -327,56 +354,6 @@ impl Gpu {
             return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
         }
         self.write(&tensor.buffer, 0, bytemuck::cast_slice(values))
-    }
-
-    /// Records commands into the pass that is open, opening one if need be.
-    pub(crate) fn record(&self, commands: impl FnOnce(&mut wgpu::ComputePass<'_>) -> Result<()>) -> Result<()> {
-        self.check_alive()?;
-        let mut pending = self.lock(&self.inner.pending);
-        let Pending { pass, encoder } = &mut *pending;
-        let encoder = encoder.get_or_insert_with(|| self.inner.device.create_command_encoder(&Default::default()));
-        let pass = pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
-        commands(pass)
-    }
-
-    /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read
-    /// what `run` writes.
-    pub fn submit(&self) -> Result<()> {
-        self.submit_with(|_| {}, false)
-    }
-
-    /// [`Gpu::submit`], even of nothing: sends what was written to tensors, which else stays on the host until then.
-    pub(crate) fn flush(&self) -> Result<()> {
-        self.submit_with(|_| {}, true)
-    }
-
-    /// Lets `last` add to what was recorded (`always`: even if that is nothing) and sends it.
-    ///
-    /// The lock is held until the queue has it: whoever finds nothing pending may rely on all earlier work of every
-    /// thread being in the queue.
-    fn submit_with(&self, last: impl FnOnce(&mut wgpu::CommandEncoder), always: bool) -> Result<()> {
-        let mut pending = self.lock(&self.inner.pending);
-        pending.pass = None;
-        let recorded = pending.encoder.take();
-        let sent = match recorded.is_some() || always {
-            false => Ok(()),
-            true => self.finish_and_submit(|| {
-                let new = || self.inner.device.create_command_encoder(&Default::default());
-                let mut encoder = recorded.unwrap_or_else(new);
-                last(&mut encoder);
-                encoder
-            }),
-        };
-        self.free_retired();
-        sent
-    }
-
-    fn finish_and_submit(&self, encoder: impl FnOnce() -> wgpu::CommandEncoder) -> Result<()> {
-        let commands = self.scoped("recording", || encoder().finish())?;
-        self.inner.counters.submits.fetch_add(1, Ordering::Relaxed);
-        self.scoped("submit", || {
-            self.inner.queue.submit([commands]);
-        })
     }
 }
 

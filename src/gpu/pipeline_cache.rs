@@ -4,6 +4,8 @@
 //! driver. A file that does not hold together, or is of another device, is passed over with a line in the log.
 
 use crate::error::{ErrorKind, Result};
+use crate::temporary::create_beside;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -90,11 +92,11 @@ fn checksum(bytes: &[u8]) -> u64 {
 
 /// Under another name first, so that no reader finds half a file.
 fn write(path: &Path, data: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}", std::process::id()));
-    let temporary = path.with_file_name(name);
+    let (mut file, temporary) = create_beside(path)?;
     let bytes = [&MAGIC[..], &checksum(data).to_le_bytes(), data].concat();
-    let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    let written = file.write_all(&bytes);
+    drop(file); // an open file cannot be renamed everywhere
+    let written = written.and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
@@ -138,6 +140,25 @@ mod tests {
         }
         std::fs::remove_file(&path).unwrap();
         assert!(write(&path.join("no such folder"), b"").is_err());
+    }
+
+    /// Someone who may write to the folder, but not to a file elsewhere, cannot make us write there: the names that could be
+    /// foreseen (of this process) are links to that file.
+    #[cfg(unix)]
+    #[test]
+    fn links_under_foreseeable_names_are_not_followed() {
+        let folder = temporary("links");
+        std::fs::create_dir(&folder).unwrap();
+        let (path, other) = (folder.join("cache"), folder.join("other"));
+        std::fs::write(&other, b"another's").unwrap();
+        let planted = folder.join(format!("cache.{}", std::process::id()));
+        std::os::unix::fs::symlink(&other, &planted).unwrap();
+        write(&path, b"some data").unwrap();
+        assert_eq!(payload(&std::fs::read(&path).unwrap()).unwrap(), b"some data");
+        assert_eq!(std::fs::read(&other).unwrap(), b"another's");
+        assert!(std::fs::symlink_metadata(&path).unwrap().is_file());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 3, "no other file is left behind");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     /// The file after a Gpu with this option has compiled a kernel, if the device has caches.

@@ -47,7 +47,7 @@ impl Gpu {
         let taken = self.lock(&self.inner.profile).take();
         let Profile { set, kernels } =
             taken.ok_or_else(|| ErrorKind::argument("profile", "take_profile without start_profile"))?;
-        self.submit()?;
+        self.send_recorded()?;
         if kernels.is_empty() {
             return Ok(Vec::new());
         }

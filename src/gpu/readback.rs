@@ -1,5 +1,6 @@
 //! Reading results: one copy, one submit, one wait; and streams of copies through host memory of a fixed size.
 
+use super::commands::Ticket;
 use super::tensor::{not_floats, Buffer};
 use super::{DType, Gpu, Tensor};
 use crate::error::{ErrorKind, Result};
@@ -16,7 +17,9 @@ const KEPT: usize = 4;
 impl Gpu {
     /// The values of an F32, F16 or BF16 tensor, after everything recorded so far. Submits and waits.
     ///
-    /// Errors: [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`].
+    /// Errors: [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`]; [`ErrorKind::CommandsLost`] where commands
+    /// that were to write the tensor are lost; [`ErrorKind::Argument`] for a tensor of another [`Gpu`], or an app's buffer
+    /// without `COPY_SRC`.
     pub async fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         let dtype = tensor.dtype();
         if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
@@ -40,13 +43,25 @@ impl Gpu {
 
     async fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
         self.check_alive()?;
-        tensor.buffer.expect_gpu(self)?;
-        let bytes = tensor.len() * tensor.dtype().size_bits() / 8;
+        let (from, bytes) = (&tensor.buffer, tensor.len() * tensor.dtype().size_bits() / 8);
+        from.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a download")?;
         let size = (bytes as u64).next_multiple_of(4);
         let staging = self.staging(size)?;
-        self.submit_with(|encoder| encoder.copy_buffer_to_buffer(tensor.buffer.raw(), 0, &staging, 0, size), true)?;
+        let sent = self.submit_with(&[from], |encoder| {
+            encoder.copy_buffer_to_buffer(from.raw(), 0, &staging, 0, size);
+        });
+        let ticket = match sent {
+            Ok(ticket) => ticket,
+            Err(error) => {
+                self.keep(HostBuffer { buffer: staging }); // nothing has touched it
+                return Err(error);
+            }
+        };
         let data = self.map(&staging, size).await?;
         self.lock(&self.inner.readback).push(staging);
+        ticket.check(self)?;
+        // Where errors come late, this one has come by now.
+        self.expect_kept([from])?;
         Ok(data[..bytes].to_vec())
     }
 
@@ -133,19 +148,23 @@ impl Gpu {
     /// Submits what is recorded and then copies of parts of `from` into host memory, of which `size` bytes are to be read.
     /// While they are under way the host may do something else, and the other buffer of a pair be read.
     pub(crate) fn start_read(&self, from: &Buffer, into: HostBuffer, size: u64, runs: &[Run]) -> Result<Reading> {
-        self.submit_with(|encoder| copy_runs(encoder, from.raw(), &into.buffer, runs), true)?;
+        from.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a copy")?;
+        let ticket = self.submit_with(&[from], |encoder| copy_runs(encoder, from.raw(), &into.buffer, runs))?;
         let answer = self.start_map(&into.buffer, size)?;
-        Ok(Reading { into, answer, size })
+        Ok(Reading { into, answer, size, ticket })
     }
 
     /// Submits what is recorded and then copies of parts of one buffer into another.
     pub(crate) fn copy(&self, from: &Buffer, into: &Buffer, runs: &[Run]) -> Result<()> {
-        self.submit_with(|encoder| copy_runs(encoder, from.raw(), into.raw(), runs), true)
+        from.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a copy")?;
+        into.expect_usage(self, wgpu::BufferUsages::COPY_DST, "a copy")?;
+        self.submit_with(&[from], |encoder| copy_runs(encoder, from.raw(), into.raw(), runs)).map(drop)
     }
 
     /// Waits for a copy (and all else that was submitted).
     pub(crate) async fn arrived(&self, reading: Reading) -> Result<Arrived> {
         self.mapped(reading.answer).await?;
+        reading.ticket.check(self)?;
         Ok(Arrived { buffer: reading.into, size: reading.size })
     }
 
@@ -182,6 +201,7 @@ pub(crate) struct Reading {
     into: HostBuffer,
     answer: Answer<Result<(), String>>,
     size: u64,
+    ticket: Ticket,
 }
 
 /// A copy that has arrived.

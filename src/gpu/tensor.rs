@@ -1,5 +1,6 @@
 //! Buffers and tensors: device memory with a shape and a dtype.
 
+use super::fate::Fate;
 use super::{Gpu, Inner};
 use crate::error::{shape_text, Error, ErrorKind, Result};
 use std::fmt;
@@ -59,10 +60,25 @@ pub(crate) struct Buffer {
     inner: Arc<BufferInner>,
 }
 
+/// Whose a buffer is, and what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An app's.
+    App,
+    /// Made here.
+    Own,
+    /// Made here, and written before it is read by whoever uses it: within a call, or within a piece of work that looks at
+    /// [`Gpu::losses`] before its results count. What it holds concerns nobody later, so it has no fate.
+    Scratch,
+    /// Of parameters, which the host writes once. Passes of an app's may refer to it when it is dropped here.
+    Params,
+}
+
 struct BufferInner {
     buffer: wgpu::Buffer,
-    /// Whether it was made here, and is not the app's.
-    owned: bool,
+    kind: Kind,
+    /// Of a buffer that commands write.
+    fate: Option<Arc<Fate>>,
     id: u64,
     // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
@@ -74,17 +90,55 @@ impl Drop for BufferInner {
         if let Some(gpu) = &gpu {
             gpu.forget_buffer(self.id);
         }
-        if cfg!(target_arch = "wasm32") && self.owned {
+        if cfg!(target_arch = "wasm32") && matches!(self.kind, Kind::Own | Kind::Scratch) {
             super::web::retire(gpu.as_ref(), &self.buffer);
         }
     }
 }
 
 impl Buffer {
-    /// `owned`: whether it was made here, and is not the app's.
-    pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, owned: bool) -> Self {
+    pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, kind: Kind) -> Self {
         let (id, gpu) = (gpu.next_id(), Arc::downgrade(&gpu.inner));
-        Buffer { inner: Arc::new(BufferInner { buffer, owned, id, gpu }) }
+        let fate = matches!(kind, Kind::App | Kind::Own).then(Arc::default);
+        Buffer { inner: Arc::new(BufferInner { buffer, kind, fate, id, gpu }) }
+    }
+
+    pub(super) fn fate(&self) -> Option<&Arc<Fate>> {
+        self.inner.fate.as_ref()
+    }
+
+    /// Whether commands that were to write it are lost.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.loss() > 0
+    }
+
+    /// Whether commands that write it were sent, and a browser has not yet said whether they are lost.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.fate().is_some_and(|fate| fate.is_unanswered())
+    }
+
+    /// The loss that it suffered last and has not been renewed from, or 0.
+    pub(super) fn loss(&self) -> u64 {
+        self.fate().map_or(0, |fate| fate.loss())
+    }
+
+    /// What was lost of it no longer matters: it is wholly written anew, or nobody will read what is not.
+    pub(crate) fn renew(&self) {
+        self.fate().inspect(|fate| fate.set_loss(0));
+    }
+
+    /// [`Buffer::renew`] where no other loss has come since this one.
+    pub(super) fn renew_after(&self, loss: u64) {
+        self.fate().inspect(|fate| fate.renew_after(loss));
+    }
+
+    /// Whether so many bytes from its start are all of it, but for what fills up its last 16.
+    pub(super) fn is_filled_by(&self, bytes: usize) -> bool {
+        (bytes as u64).next_multiple_of(16) >= self.size_bytes()
+    }
+
+    pub(super) fn is_of_app(&self) -> bool {
+        self.inner.kind == Kind::App
     }
 
     pub(crate) fn raw(&self) -> &wgpu::Buffer {
@@ -113,6 +167,18 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// [`Buffer::expect_gpu`], and that it may be used so by `what`: an app's own buffer may not.
+    pub(super) fn expect_usage(&self, gpu: &Gpu, usage: wgpu::BufferUsages, what: &str) -> Result<()> {
+        self.expect_gpu(gpu)?;
+        let has = self.raw().usage();
+        if has.contains(usage) {
+            return Ok(());
+        }
+        Err(ErrorKind::argument("tensor", format!("{self:?} has usage {has:?}, {what} needs {usage:?}")))
+    }
+}
+
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer#{}({} bytes)", self.inner.id, self.size_bytes())
@@ -137,6 +203,13 @@ impl Tensor {
     pub fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = byte_len(shape, dtype)?;
         let buffer = gpu.create_buffer("tensor", bytes as u64)?;
+        Ok(Self { buffer, shape: shape.to_vec(), dtype })
+    }
+
+    /// A tensor of [`Kind::Scratch`]. Errors: as [`Tensor::zeros`].
+    pub(crate) fn scratch(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Self> {
+        let bytes = byte_len(shape, dtype)?;
+        let buffer = gpu.create_scratch("scratch tensor", bytes as u64)?;
         Ok(Self { buffer, shape: shape.to_vec(), dtype })
     }
 
@@ -213,6 +286,11 @@ impl Tensor {
     /// Whether nobody else holds this memory.
     pub(crate) fn is_unshared(&self) -> bool {
         self.buffer.is_unshared()
+    }
+
+    /// The buffer, if the tensor is all of it: for a dispatch that writes every element.
+    pub(crate) fn whole(&self) -> Option<&Buffer> {
+        self.buffer.is_filled_by(self.len() * self.dtype.size_bits() / 8).then_some(&self.buffer)
     }
 
     /// Fails unless this is `shape` (0 stands for any size) in `dtype`.

@@ -23,7 +23,7 @@ impl Gpu {
         if passes == 0 || passes > MAX_PASSES {
             return Err(ErrorKind::argument("passes", format!("{passes} is not in 1..={MAX_PASSES}")));
         }
-        self.submit()?;
+        self.send_recorded()?;
         let device = &self.inner.device;
         let desc = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 * passes as u32 };
         let set = self.scoped("timestamps", || device.create_query_set(&desc))?;
@@ -39,7 +39,7 @@ impl Gpu {
             });
             work(&mut pass, i)?;
         }
-        self.finish_and_submit(|| encoder)?;
+        self.finish_and_submit(encoder)?;
         let times = self.timestamps_us(&set, 2 * passes).await?;
         Ok(times.chunks_exact(2).map(|t| (t[1] - t[0]).max(0.0)).collect())
     }
@@ -57,7 +57,7 @@ impl Gpu {
         let mut encoder = device.create_command_encoder(&Default::default());
         encoder.resolve_query_set(set, 0..count as u32, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
-        self.finish_and_submit(|| encoder)?;
+        self.finish_and_submit(encoder)?;
         let data = self.map(&staging, bytes).await?;
         let ticks: Vec<u64> = data
             .chunks_exact(8)

@@ -6,63 +6,149 @@
 //! memory behind it; so buffers are destroyed, once what is recorded and names them has been submitted. Natively wgpu does
 //! all of this, and nothing here is used.
 
+use super::fate::Fate;
 use super::Gpu;
-use crate::error::Result;
-use std::future::Future;
+use crate::error::{Error, Result};
+use std::collections::VecDeque;
+use std::future::{poll_fn, Future};
 use std::pin::Pin;
-use std::sync::Mutex;
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 
 /// What only browsers need.
 #[derive(Default)]
 pub(super) struct Web {
     /// Error scopes that have not answered, oldest first.
-    scopes: Mutex<Vec<Scope>>,
+    scopes: Mutex<Scopes>,
+    /// The first error that belongs to no batch and that nobody has been told.
+    error: Mutex<Option<Error>>,
+    /// Who waits for scopes.
+    waiting: Arc<Waiting>,
     /// Buffers without an owner that recorded commands may name.
     retired: Mutex<Vec<wgpu::Buffer>>,
+    /// Whether errors come late here too.
+    #[cfg(test)]
+    late: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Default)]
+struct Scopes {
+    queue: VecDeque<Scope>,
+    /// Scopes closed so far.
+    closed: u64,
 }
 
 struct Scope {
+    number: u64,
     context: String,
     answer: Answer,
+    /// What is lost if this answers with an error.
+    batch: Vec<Arc<Fate>>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>;
+
+/// A scope wakes one waker, and any number may wait.
+#[derive(Default)]
+struct Waiting(Mutex<Vec<Waker>>);
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        let wakers = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
 
 /// Scopes after which those that have answered are sorted out. A step has about thirty; loading a model, hundreds.
 const MANY_SCOPES: usize = 256;
 
 impl Gpu {
-    /// Closes scopes, in the order they were opened, whose answers [`Gpu::answered`] looks at.
-    pub(super) fn await_later(&self, context: &str, scopes: [wgpu::ErrorScopeGuard; 3]) {
-        let popped = scopes.into_iter().rev().map(|scope| -> Answer { Box::pin(scope.pop()) });
+    /// Whether what a call did wrong becomes known only later.
+    pub(crate) fn answers_late(&self) -> bool {
+        #[cfg(test)]
+        if self.inner.web.late.load(std::sync::atomic::Ordering::Relaxed) {
+            return true;
+        }
+        cfg!(target_arch = "wasm32")
+    }
+
+    /// Lets errors come late, as in browsers.
+    #[cfg(test)]
+    pub(crate) fn answer_late(&self) {
+        self.inner.web.late.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Closes scopes, in the order they were opened, whose answers [`Gpu::answered`] looks at. An error of theirs is the loss
+    /// of `batch`, if there is one.
+    pub(super) fn await_later(&self, context: &str, scopes: [wgpu::ErrorScopeGuard; 3], batch: &[Arc<Fate>]) {
         let mut waiting = self.lock(&self.inner.web.scopes);
-        waiting.extend(popped.map(|answer| Scope { context: context.into(), answer }));
-        if waiting.len() >= MANY_SCOPES {
-            // A page that reads nothing for long. An error among them stays: it is what the next readback returns.
+        for scope in scopes.into_iter().rev() {
+            batch.iter().for_each(|fate| fate.await_answer());
+            let (number, answer): (_, Answer) = (waiting.closed, Box::pin(scope.pop()));
+            waiting.queue.push_back(Scope { number, context: context.into(), answer, batch: batch.to_vec() });
+            waiting.closed += 1;
+        }
+        if waiting.queue.len() >= MANY_SCOPES {
+            // A page that reads nothing for long. An error among them is what the next readback returns.
             let mut cx = Context::from_waker(Waker::noop());
-            waiting.retain_mut(|scope| match scope.answer.as_mut().poll(&mut cx) {
-                Poll::Pending => true,
-                Poll::Ready(None) => false,
-                Poll::Ready(error) => {
-                    scope.answer = Box::pin(std::future::ready(error));
-                    true
+            for mut scope in std::mem::take(&mut waiting.queue) {
+                match scope.answer.as_mut().poll(&mut cx) {
+                    Poll::Pending => waiting.queue.push_back(scope),
+                    Poll::Ready(error) => self.take_answer(scope, error),
                 }
-            });
+            }
         }
     }
 
-    /// Waits for all error scopes so far; the first error among them.
+    /// Waits for all error scopes so far. The first error among them that belongs to no batch; those of batches are losses,
+    /// of which those are told whom they concern.
     pub(super) async fn answered(&self) -> Result<()> {
-        let scopes = std::mem::take(&mut *self.lock(&self.inner.web.scopes));
-        let mut first = None;
-        for scope in scopes {
-            let error = scope.answer.await;
-            first = first.or(error.map(|error| self.error_of(&scope.context, error)));
-        }
+        let closed = self.lock(&self.inner.web.scopes).closed;
+        poll_fn(|cx| self.poll_answers(cx, closed)).await;
         // A lost device answers with nothing; its own error says more than what followed from it.
         self.check_flag()?;
-        first.map_or(Ok(()), Err)
+        self.lock(&self.inner.web.error).take().map_or(Ok(()), Err)
+    }
+
+    /// Nothing is taken out before it has answered: a wait that is dropped, or another beside it, misses none.
+    fn poll_answers(&self, cx: &mut Context<'_>, closed: u64) -> Poll<()> {
+        let web = &self.inner.web;
+        let mut scopes = self.lock(&web.scopes);
+        if scopes.queue.front().is_none_or(|scope| scope.number >= closed) {
+            return Poll::Ready(());
+        }
+        let mut wakers = self.lock(&web.waiting.0);
+        if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            wakers.push(cx.waker().clone());
+        }
+        drop(wakers);
+        let all = Waker::from(web.waiting.clone());
+        let mut cx = Context::from_waker(&all);
+        while let Some(mut scope) = scopes.queue.pop_front() {
+            if scope.number >= closed {
+                scopes.queue.push_front(scope);
+                break;
+            }
+            match scope.answer.as_mut().poll(&mut cx) {
+                Poll::Pending => {
+                    scopes.queue.push_front(scope);
+                    return Poll::Pending;
+                }
+                Poll::Ready(error) => self.take_answer(scope, error),
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn take_answer(&self, scope: Scope, error: Option<wgpu::Error>) {
+        if let Some(error) = error {
+            let error = self.error_of(&scope.context, error);
+            match scope.batch.is_empty() {
+                true => drop(self.lock(&self.inner.web.error).get_or_insert(error)),
+                false => drop(self.lose(&scope.batch, error)),
+            }
+        }
+        scope.batch.iter().for_each(|fate| fate.answered());
     }
 
     /// After a submit, or where nothing was recorded: frees what was retired before. The caller holds the lock of what is
@@ -77,7 +163,7 @@ pub(super) fn retire(gpu: Option<&Gpu>, buffer: &wgpu::Buffer) {
     // With the device went what it had recorded.
     let Some(gpu) = gpu else { return buffer.destroy() };
     // Locked by whoever is recording just now, whose commands may name it too.
-    let idle = gpu.inner.pending.try_lock().is_ok_and(|pending| pending.encoder.is_none());
+    let idle = gpu.inner.commands.pending.try_lock().is_ok_and(|pending| pending.encoder.is_none());
     match idle {
         true => buffer.destroy(),
         false => gpu.lock(&gpu.inner.web.retired).push(buffer.clone()),

@@ -126,6 +126,7 @@ impl Attention {
         sequences: &[SeqId],
         prefill: Option<&mut ExplicitPrefill>,
     ) -> Result<Tensor> {
+        let losses = self.gpu.losses();
         let planned = StepPlans::new(decode, cache, sequences, prefill.filter(|_| self.keeps_explicit()))?;
         let (rows, hidden) = (planned.tokens, self.config.hidden_size);
         x.expect("x", &[rows, hidden], DType::F32)?;
@@ -145,6 +146,7 @@ impl Attention {
         self.run(layer, &scratch, &mut step, Span::of(x), Span::of(&y))?;
         // The plan and the scratch go at the end of this function, so what uses them must be on its way.
         self.gpu.submit()?;
+        self.gpu.expect_no_loss(losses, "this layer")?;
         Ok(y)
     }
 
@@ -220,7 +222,7 @@ impl AttentionScratch {
     pub(super) fn new(gpu: &Gpu, config: &Config, (rows, explicit): (usize, bool)) -> Result<Self> {
         let layout = config.layout()?;
         let heads = config.q_heads;
-        let f32s = |dims: &[usize]| Tensor::zeros(gpu, &[&[rows], dims].concat(), DType::F32);
+        let f32s = |dims: &[usize]| Tensor::scratch(gpu, &[&[rows], dims].concat(), DType::F32);
         // What a variant does not use is tiny.
         let unused = |dims: usize| f32s(&vec![1; dims]);
         let (down, q_raw, values) = match config.attention {

@@ -54,7 +54,7 @@ impl Block {
 impl Scratch {
     /// Tensors of `rows` rows, with those of explicit prefill or without.
     pub(super) fn new(gpu: &Gpu, config: &Config, (rows, explicit): (usize, bool)) -> Result<Self> {
-        let f32s = |dim: usize| Tensor::zeros(gpu, &[rows, dim], DType::F32);
+        let f32s = |dim: usize| Tensor::scratch(gpu, &[rows, dim], DType::F32);
         Ok(Scratch {
             x: f32s(config.hidden_size)?,
             attention: AttentionScratch::new(gpu, config, (rows, explicit))?,

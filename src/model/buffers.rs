@@ -32,7 +32,8 @@ impl Buffers {
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
         let scratch = Scratch::new(gpu, config, (capacity, explicit))?;
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
-        let tensor = |shape: &[usize], dtype| Tensor::zeros(gpu, shape, dtype);
+        // Written anew by every step, which looks whether commands were lost while it was under way.
+        let tensor = |shape: &[usize], dtype| Tensor::scratch(gpu, shape, dtype);
         Ok(Buffers {
             scratch,
             ids: tensor(&[capacity], DType::U32)?,
@@ -48,7 +49,7 @@ impl Buffers {
     /// Makes room for the logits of `rows` rows.
     pub(super) fn grow_logits(&mut self, decoder: &Decoder, rows: usize) -> Result<()> {
         if rows > self.logits.shape()[0] {
-            self.logits = Tensor::zeros(decoder.gpu(), &[rows, decoder.config().vocab_size], DType::F32)?;
+            self.logits = Tensor::scratch(decoder.gpu(), &[rows, decoder.config().vocab_size], DType::F32)?;
         }
         Ok(())
     }

@@ -144,10 +144,10 @@ impl MixtureScratch {
         let shape = ExpertShape { experts, top, dim: hidden, width };
         let rows = if config.experts.is_some() { rows } else { 1 };
         Ok(MixtureScratch {
-            normed: Tensor::zeros(gpu, &[rows, hidden], DType::F32)?,
-            logits: Tensor::zeros(gpu, &[rows, experts], DType::F32)?,
-            ids: Tensor::zeros(gpu, &[rows, top], DType::U32)?,
-            weights: Tensor::zeros(gpu, &[rows, top], DType::F32)?,
+            normed: Tensor::scratch(gpu, &[rows, hidden], DType::F32)?,
+            logits: Tensor::scratch(gpu, &[rows, experts], DType::F32)?,
+            ids: Tensor::scratch(gpu, &[rows, top], DType::U32)?,
+            weights: Tensor::scratch(gpu, &[rows, top], DType::F32)?,
             experts: ExpertScratch::new(gpu, shape, ExpertTuning::default(), rows)?,
         })
     }

@@ -245,7 +245,8 @@ impl Session {
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
     /// would exceed [`Session::max_positions`], a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
-    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::CacheFull`]; those of the device.
+    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::CacheFull`]; [`ErrorKind::CommandsLost`] where commands that were recorded
+    /// on this [`Gpu`](crate::Gpu) were lost during a step, maybe those of others: call it again; those of the device.
     pub async fn feed(&mut self, batch: &[(SeqId, &[u32])], want: Want<'_>) -> Result<Fed> {
         self.roll_back();
         let samplers = self.check(batch, &want)?;
@@ -316,6 +317,7 @@ impl Session {
         for parts in steps {
             let ending: Vec<&Part> = parts.iter().filter(|p| p.last).collect();
             let samplers: Vec<[f32; 4]> = ending.iter().filter_map(|p| samplers.get(p.sequence).copied()).collect();
+            let losses = self.decoder.gpu().losses();
             let rows = self.record_step(batch, &parts, matches!(want, Want::AllLogits), &samplers)?;
             let gpu = self.decoder.gpu();
             match want {
@@ -328,7 +330,7 @@ impl Session {
                         first = end;
                     }
                 }
-                _ if ending.is_empty() => gpu.submit()?,
+                _ if ending.is_empty() => gpu.submitted().await?,
                 _ => {
                     if drawn {
                         let tokens = gpu.download_u32(&self.buffers.tokens.view(&[ending.len()])?).await?;
@@ -341,6 +343,8 @@ impl Session {
                     }
                 }
             }
+            // Whoever lost them: nothing of this step counts.
+            gpu.expect_no_loss(losses, "this step")?;
             let tokens = |part: &Part| (batch[part.sequence].0, &batch[part.sequence].1[part.tokens.clone()]);
             self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())?;
         }

@@ -44,7 +44,8 @@ impl SwiGlu {
             return Err(ErrorKind::shape("x", x.shape(), "fewer than 2^32 elements"));
         }
         let grid = (word(width.div_ceil(64)), word(rows), 1);
-        self.gpu.dispatch(pass, &self.kernel, &Params { width: word(width) }, &[&x.buffer, &y.buffer], grid)
+        let (params, buffers) = (Params { width: word(width) }, [&x.buffer, &y.buffer]);
+        self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole().as_slice())
     }
 
     /// [`SwiGlu::encode`] into the [`Gpu`]'s own pass.

@@ -68,7 +68,8 @@ impl Embedding {
         let row_vec4 = self.table.row_vec4();
         let params = Params { dim: word(dim), row_vec4: word(row_vec4), table_rows: word(self.table.out_dim()) };
         let buffers = [&self.table.tensor.buffer, &ids.buffer, &y.buffer];
-        self.gpu.dispatch(pass, &self.kernel, &params, &buffers, (word(row_vec4.div_ceil(64)), word(rows), 1))
+        let grid = (word(row_vec4.div_ceil(64)), word(rows), 1);
+        self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole().as_slice())
     }
 
     /// [`Embedding::encode`] into the [`Gpu`]'s own pass.

@@ -104,13 +104,13 @@ impl ExpertScratch {
     /// Without what listing needs where no call lists.
     pub(crate) fn new(gpu: &Gpu, shape: ExpertShape, tuning: ExpertTuning, rows: usize) -> Result<Self> {
         let ExpertShape { experts, top, dim, width } = shape;
-        let hidden = Tensor::zeros(gpu, &[rows, top, width], DType::F32)?;
+        let hidden = Tensor::scratch(gpu, &[rows, top, width], DType::F32)?;
         let lists: Option<Result<Lists>> = tuning.lists(shape, rows).then(|| {
             let pairs = rows * top;
             let fits = OUTPUT_BYTES / 4 / pairs.max(1) / RUN * RUN;
             Ok(Lists {
-                list: Tensor::zeros(gpu, &[pairs + MAX_TILE_ROWS * experts], DType::U32)?,
-                outputs: Tensor::zeros(gpu, &[rows, top, fits.max(RUN).min(dim)], DType::F32)?,
+                list: Tensor::scratch(gpu, &[pairs + MAX_TILE_ROWS * experts], DType::U32)?,
+                outputs: Tensor::scratch(gpu, &[rows, top, fits.max(RUN).min(dim)], DType::F32)?,
             })
         });
         Ok(ExpertScratch { shape, rows, hidden, lists: lists.transpose()? })

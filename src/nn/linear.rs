@@ -413,12 +413,14 @@ impl Linear {
             buffers.extend([&norm.gain().buffer, &rest.buffer]);
             grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
         }
+        let extent = Extent { rows, heads, dim: self.outputs() };
+        let whole = y.whole(extent).filter(|_| !accumulate);
         // 2 FLOP per weight of the workgroup's matrix rows and row of input.
         let outputs = shape.outputs(&self.tuning(shape.rows()), self.swiglu) * if self.swiglu { 2 } else { 1 };
         let flop = 2 * (in_dim * shape.rows() * outputs) as u64;
         for (first, size) in pieces(grid, flop, self.gpu.capabilities().dispatch_flop) {
             let params = Params { flags: params.flags | first.1 << 2 | first.0 << 16, ..params };
-            self.gpu.dispatch(pass, kernel, &params, &buffers, size)?;
+            self.gpu.dispatch_over(pass, kernel, &params, &buffers, size, whole.as_slice())?;
         }
         Ok(())
     }

@@ -106,7 +106,8 @@ impl RmsNorm {
         };
         let buffers = [&x.tensor.buffer, &self.gain.buffer, &y.tensor.buffer];
         let grid = (word(groups + usize::from(tail > 0)), word(rows), 1);
-        self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
+        let whole = y.whole(Extent { rows, heads: 1, dim: self.width() });
+        self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, whole.as_slice())
     }
 
     /// [`RmsNorm::encode`] into the [`Gpu`]'s own pass.

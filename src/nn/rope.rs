@@ -131,7 +131,7 @@ impl Rotate {
         };
         let buffers = [&x.tensor.buffer, &cos_sin.buffer, &y.tensor.buffer];
         let grid = (word((heads * (copy_dim + rope_dim)).div_ceil(64)), word(rows), 1);
-        self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
+        self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole(extent).as_slice())
     }
 
     /// [`Rotate::encode`] into the [`Gpu`]'s own pass.

@@ -144,7 +144,8 @@ impl Route {
         check_apart("ids", ids, &[logits, &self.bias, weights])?;
         check_apart("weights", weights, &[logits, &self.bias])?;
         let buffers = [&logits.buffer, &self.bias.buffer, &ids.buffer, &weights.buffer];
-        self.gpu.dispatch(pass, &self.kernel, &Params { factor }, &buffers, (super::word(rows), 1, 1))
+        let whole: Vec<_> = [ids, weights].into_iter().filter_map(Tensor::whole).collect();
+        self.gpu.dispatch_over(pass, &self.kernel, &Params { factor }, &buffers, (super::word(rows), 1, 1), &whole)
     }
 
     /// [`Route::encode`] into the [`Gpu`]'s own pass.

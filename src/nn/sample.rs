@@ -99,7 +99,7 @@ impl Sample {
         check_apart("tokens", tokens, &[logits.tensor, samplers])?;
         let params = Params { vocab: word(self.vocab), row_stride: word(logits.row_stride) };
         let buffers = [&logits.tensor.buffer, &samplers.buffer, &tokens.buffer];
-        self.gpu.dispatch(pass, &self.kernel, &params, &buffers, (word(rows), 1, 1))
+        self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, (word(rows), 1, 1), tokens.whole().as_slice())
     }
 
     /// [`Sample::encode`] into the [`Gpu`]'s own pass.

@@ -1,7 +1,7 @@
 //! Where the rows of a call lie inside a tensor.
 
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{DType, Tensor};
+use crate::gpu::{Buffer, DType, Tensor};
 
 /// The rows that a kernel reads or writes inside an F32 tensor: element `i` of head `h` of row `r` is at
 /// `offset + r * row_stride + h * head_stride + i`. All in elements.
@@ -49,6 +49,12 @@ impl<'a> Span<'a> {
     /// Whether every row and head begins at a multiple of 4 elements.
     pub(crate) fn is_vec4(&self) -> bool {
         [self.offset, self.row_stride, self.head_stride].iter().all(|n| n % 4 == 0)
+    }
+
+    /// The buffer, if the extent, which is checked as an output, is all of it.
+    pub(crate) fn whole(&self, Extent { rows, heads, dim }: Extent) -> Option<&'a Buffer> {
+        let all = rows.checked_mul(heads).and_then(|n| n.checked_mul(dim)) == Some(self.tensor.len());
+        self.tensor.whole().filter(|_| all)
     }
 
     /// Fails unless the extent lies inside the tensor, which must be F32.
