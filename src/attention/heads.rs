@@ -69,7 +69,7 @@ pub struct HeadLayout {
 }
 
 /// No real model comes near; keeps every product of dimensions far inside u32.
-const MAX_DIM: usize = 1 << 14;
+pub(crate) const MAX_DIM: usize = 1 << 14;
 
 /// Every constructor refuses, with [`ErrorKind::Argument`] and the number: heads, groups or a state width of 0 or above
 /// 16,384, groups that do not divide `q_heads`, and a `rope_dim` that is odd or (GTA) exceeds `head_dim`.
@@ -187,6 +187,18 @@ impl HeadLayout {
     pub fn rope_dim(&self) -> usize {
         self.rope_dim
     }
+    /// Elements that are rotated to a token's position, of queries and keys: the rope key; without one the whole key of each
+    /// head (GQA), or nothing where that is the value too (GTA and GLA with a `rope_dim` of 0). What
+    /// [`nn::Rope::new`](crate::nn::Rope::new) takes.
+    pub fn rotated_dim(&self) -> usize {
+        match self.rope_dim {
+            // A tied state must not turn with the key.
+            0 if self.v_offset == 0 => 0,
+            0 => self.nope_dim,
+            rope_dim => rope_dim,
+        }
+    }
+
     /// First element of the value inside a state.
     pub fn v_offset(&self) -> usize {
         self.v_offset

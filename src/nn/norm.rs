@@ -4,6 +4,7 @@ use super::span::Extent;
 use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+use crate::sizes::{sum_of_products, MOST_ROW};
 
 params!(Params {
     groups: u32,
@@ -56,7 +57,8 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// `gain` is (groups, dim) F32.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive.
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, no
+    /// groups or elements, or rows of 2^32 elements or more.
     pub fn new(gpu: &Gpu, gain: &Tensor, shape: NormShape) -> Result<Self> {
         if !(shape.eps > 0.0 && shape.eps.is_finite()) {
             return Err(ErrorKind::argument("eps", format!("{} is not positive", shape.eps)));
@@ -64,6 +66,7 @@ impl RmsNorm {
         if shape.groups == 0 || shape.dim == 0 {
             return Err(ErrorKind::argument("shape", format!("{} groups of {} elements", shape.groups, shape.dim)));
         }
+        sum_of_products("shape", &[&[shape.groups, shape.dim], &[shape.tail]], MOST_ROW)?;
         gain.expect("gain", &[shape.groups, shape.dim], DType::F32)?;
         Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, kernel: gpu.kernel(spec())? })
     }

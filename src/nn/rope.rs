@@ -5,6 +5,7 @@ use super::{params, word, RopeScaling, Span};
 use crate::attention::Rotation;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
+use crate::sizes::{sum_of_products, MOST_ROW};
 
 params!(Params {
     heads: u32,
@@ -48,9 +49,12 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// `inv_freq[i] = theta^(-2 i / rope_dim)`.
-    pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Self {
-        Rope { inv_freq: RopeScaling::None.inv_freq(rope_dim, theta), rotation }
+    /// `inv_freq[i] = theta^(-2 i / rope_dim)`. `rope_dim` is what the layout rotates,
+    /// [`HeadLayout::rotated_dim`](crate::HeadLayout::rotated_dim): of GQA the whole head.
+    ///
+    /// Errors: as [`RopeScaling::inv_freq`].
+    pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Result<Self> {
+        Ok(Rope { inv_freq: RopeScaling::None.inv_freq(rope_dim, theta)?, rotation })
     }
 
     /// Elements that are rotated.
@@ -85,7 +89,7 @@ pub struct Rotate {
 impl Rotate {
     /// Compiles the kernel.
     ///
-    /// Errors: [`ErrorKind::Argument`] for no heads, or a `rope_dim` that is 0 or odd.
+    /// Errors: [`ErrorKind::Argument`] for no heads, a `rope_dim` that is 0 or odd, or rows of 2^32 elements or more.
     pub fn new(gpu: &Gpu, shape: RotateShape) -> Result<Self> {
         if shape.heads == 0 {
             return Err(ErrorKind::argument("heads", "0 heads"));
@@ -93,6 +97,8 @@ impl Rotate {
         if shape.rope_dim == 0 || !shape.rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{} is not an even number above 0", shape.rope_dim)));
         }
+        let head = sum_of_products("shape", &[&[shape.copy_dim], &[shape.rope_dim]], MOST_ROW)?;
+        sum_of_products("shape", &[&[shape.heads, head]], MOST_ROW)?;
         Ok(Rotate { gpu: gpu.clone(), shape, kernel: gpu.kernel(spec(shape.rotation))? })
     }
 
