@@ -1,5 +1,6 @@
 //! Sizes that come from outside are multiplied and added here, once, where they come in. What lies behind may then rely
 //! on the bound. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::error::{ErrorKind, Result};
 use std::ops::RangeInclusive;

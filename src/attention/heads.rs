@@ -1,6 +1,7 @@
 //! What a variant of attention is to a kernel: six numbers. Pure.
 //!
 //! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::error::{ErrorKind, Result};
 
@@ -108,7 +109,7 @@ impl HeadLayout {
             q_heads: v.q_heads,
             groups: v.kv_heads,
             state_dim: v.head_dim,
-            nope_dim: v.head_dim - v.rope_dim,
+            nope_dim: v.head_dim.saturating_sub(v.rope_dim), // checked above
             rope_dim: v.rope_dim,
             v_offset: 0,
             v_dim: v.head_dim,
@@ -173,7 +174,7 @@ impl HeadLayout {
     }
     /// Query heads that read one state.
     pub fn heads_per_group(&self) -> usize {
-        self.q_heads / self.groups
+        self.q_heads.checked_div(self.groups).unwrap_or(0) // not 0: checked
     }
     /// Elements of one state.
     pub fn state_dim(&self) -> usize {
@@ -209,10 +210,10 @@ impl HeadLayout {
     }
     /// Elements of one query row: `nope_dim + rope_dim`.
     pub fn q_dim(&self) -> usize {
-        self.nope_dim + self.rope_dim
+        self.nope_dim.saturating_add(self.rope_dim)
     }
     /// Elements of one token's cached row, `groups * state_dim + rope_dim`: what `append` takes.
     pub fn kv_dim(&self) -> usize {
-        self.groups * self.state_dim + self.rope_dim
+        self.groups.saturating_mul(self.state_dim).saturating_add(self.rope_dim)
     }
 }

@@ -1,4 +1,5 @@
 //! `config.json`: the numbers of a model. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::keys::Keys;
 use super::names::TensorNames;

@@ -1,4 +1,5 @@
 //! RMSNorm, over the groups of a row or over all of it.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::span::Extent;
 use super::{params, word, Span};
@@ -51,6 +52,8 @@ pub struct RmsNorm {
     /// (groups, dim) F32.
     gain: Tensor,
     shape: NormShape,
+    /// Elements of a row.
+    width: usize,
     kernel: Kernel,
 }
 
@@ -66,9 +69,9 @@ impl RmsNorm {
         if shape.groups == 0 || shape.dim == 0 {
             return Err(ErrorKind::argument("shape", format!("{} groups of {} elements", shape.groups, shape.dim)));
         }
-        sum_of_products("shape", &[&[shape.groups, shape.dim], &[shape.tail]], MOST_ROW)?;
+        let width = sum_of_products("shape", &[&[shape.groups, shape.dim], &[shape.tail]], MOST_ROW)?;
         gain.expect("gain", &[shape.groups, shape.dim], DType::F32)?;
-        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, kernel: gpu.kernel(spec())? })
+        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, width, kernel: gpu.kernel(spec())? })
     }
 
     /// What it does with a row.
@@ -78,7 +81,7 @@ impl RmsNorm {
 
     /// Elements of a row.
     pub(super) fn width(&self) -> usize {
-        self.shape.groups * self.shape.dim + self.shape.tail
+        self.width
     }
 
     pub(super) fn gain(&self) -> &Tensor {
@@ -108,7 +111,7 @@ impl RmsNorm {
             eps,
         };
         let buffers = [&x.tensor.buffer, &self.gain.buffer, &y.tensor.buffer];
-        let grid = (word(groups + usize::from(tail > 0)), word(rows), 1);
+        let grid = (word(groups.saturating_add(usize::from(tail > 0))), word(rows), 1);
         self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
     }
 

@@ -1,4 +1,5 @@
 //! Rotary positions.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::span::Extent;
 use super::{params, word, RopeScaling, Span};
@@ -59,7 +60,7 @@ impl Rope {
 
     /// Elements that are rotated.
     pub fn rope_dim(&self) -> usize {
-        2 * self.inv_freq.len()
+        self.inv_freq.len().saturating_mul(2)
     }
 }
 
@@ -83,6 +84,8 @@ pub struct RotateShape {
 pub struct Rotate {
     gpu: Gpu,
     shape: RotateShape,
+    /// Elements of a head.
+    width: usize,
     kernel: Kernel,
 }
 
@@ -97,9 +100,9 @@ impl Rotate {
         if shape.rope_dim == 0 || !shape.rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{} is not an even number above 0", shape.rope_dim)));
         }
-        let head = sum_of_products("shape", &[&[shape.copy_dim], &[shape.rope_dim]], MOST_ROW)?;
-        sum_of_products("shape", &[&[shape.heads, head]], MOST_ROW)?;
-        Ok(Rotate { gpu: gpu.clone(), shape, kernel: gpu.kernel(spec(shape.rotation))? })
+        let width = sum_of_products("shape", &[&[shape.copy_dim], &[shape.rope_dim]], MOST_ROW)?;
+        sum_of_products("shape", &[&[shape.heads, width]], MOST_ROW)?;
+        Ok(Rotate { gpu: gpu.clone(), shape, width, kernel: gpu.kernel(spec(shape.rotation))? })
     }
 
     /// Records `rows` rows. `cos_sin` is (at least rows, rope_dim / 2, 2) F32, from
@@ -118,10 +121,10 @@ impl Rotate {
     ) -> Result<()> {
         let RotateShape { heads, copy_dim, rope_dim, .. } = self.shape;
         cos_sin.expect("cos_sin", &[0, rope_dim / 2, 2], DType::F32)?;
-        if cos_sin.shape()[0] < rows {
+        if cos_sin.shape().first().is_none_or(|there| *there < rows) {
             return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
         }
-        let extent = Extent { rows, heads, dim: copy_dim + rope_dim };
+        let extent = Extent { rows, heads, dim: self.width };
         x.check("x", extent)?;
         y.check_output("y", extent, &[x.tensor, cos_sin])?;
         let params = Params {
@@ -136,7 +139,7 @@ impl Rotate {
             y_head_stride: word(y.head_stride),
         };
         let buffers = [&x.tensor.buffer, &cos_sin.buffer, &y.tensor.buffer];
-        let grid = (word((heads * (copy_dim + rope_dim)).div_ceil(64)), word(rows), 1);
+        let grid = (word(heads.saturating_mul(self.width).div_ceil(64)), word(rows), 1);
         self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
     }
 

@@ -1,4 +1,5 @@
 //! How the frequencies of a rotation are stretched for sequences longer than those of training. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::attention::heads::MAX_DIM;
 use crate::error::{ErrorKind, Result};
@@ -55,7 +56,8 @@ impl RopeScaling {
         match frequencies.iter().position(|f| !f.is_finite()) {
             None => Ok(frequencies),
             Some(pair) => {
-                let why = format!("theta {theta} and {self:?} give pair {pair} of {rope_dim} elements no finite frequency");
+                let why =
+                    format!("theta {theta} and {self:?} give pair {pair} of {rope_dim} elements no finite frequency");
                 Err(ErrorKind::argument("theta", why))
             }
         }

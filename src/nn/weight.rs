@@ -2,8 +2,8 @@
 
 use crate::error::{shape_text, ErrorKind, Result};
 use crate::gpu::{part, DType, Gpu, Part, Tensor};
-use half::slice::HalfFloatSliceExt;
 use crate::sizes::{sum_of_products, MOST_ROW};
+use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 
 /// A stack of `heads` matrices (out_dim, in_dim), or with one head a table of `out_dim` rows.

@@ -2,8 +2,8 @@
 //!
 //! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
 //! Nothing here is optimised, and nothing here needs a GPU. Arguments are flat, row-major slices of f64 whose shapes
-//! their documentation states; a slice of another size is an [`ErrorKind::Shape`](crate::ErrorKind), never a panic, and so
-//! is a result of more than 2^26 elements that no argument's own size bounds.
+//! their documentation states; a slice of another size is an [`ErrorKind::Shape`](crate::ErrorKind), never a panic. So is a
+//! result of more than 2^22 elements whose size is a number of the caller's and not that of a slice.
 //! The whole folder depends on [`HeadLayout`](crate::HeadLayout) alone.
 //!
 //! To be read in this order: [`rope()`], [`append()`], [`attend`], [`decode()`], [`merge`], then the layers
@@ -68,10 +68,10 @@ fn expect_shape(name: &'static str, len: usize, want: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Elements of a result that no argument's own size bounds, at most: 512 MiB.
-const MOST_ELEMENTS: usize = 1 << 26;
+/// Elements of a result, at most, whose size is a number of the caller's and not that of a slice: 32 MiB.
+const MOST_ELEMENTS: usize = 1 << 22;
 
-/// Refuses the shape of a result that no argument's own size bounds, where it is larger than anyone wants.
+/// Refuses such a result where it is larger.
 fn expect_result(name: &'static str, shape: &[usize]) -> Result<()> {
     let elements = shape.iter().fold(1usize, |product, &dim| product.saturating_mul(dim));
     if elements > MOST_ELEMENTS {
