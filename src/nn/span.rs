@@ -81,7 +81,8 @@ impl<'a> Span<'a> {
         self.check(name, want)?;
         let Extent { rows, heads, dim } = want;
         let nested = |(n_in, s_in): (usize, usize), (n_out, s_out): (usize, usize)| {
-            (n_in == 1 || s_in >= dim) && (n_out == 1 || s_out >= n_in.saturating_sub(1).saturating_mul(s_in).saturating_add(dim))
+            (n_in == 1 || s_in >= dim)
+                && (n_out == 1 || s_out >= n_in.saturating_sub(1).saturating_mul(s_in).saturating_add(dim))
         };
         let (row, head) = ((rows, self.row_stride), (heads, self.head_stride));
         if !nested(head, row) && !nested(row, head) {

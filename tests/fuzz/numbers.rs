@@ -16,15 +16,14 @@ impl fmt::Display for Tally {
 }
 
 impl Tally {
-    /// Both happen, to each call and on the whole: else nothing behind the checks, or none of them, was tried.
+    /// Both happen often, and each call is answered: else nothing behind the checks, or none of them, was tried.
     pub fn check(&self) {
         let sum = |of: fn(&(u64, u64)) -> u64| self.0.values().map(of).sum::<u64>();
         let (ok, err) = (sum(|n| n.0), sum(|n| n.1));
         println!("{ok} calls answered, {err} refused");
         assert!(err * 20 > ok + err && ok * 4 > ok + err, "{ok} calls answered, {err} refused: too few of one");
-        for (name, (ok, err)) in &self.0 {
-            assert!(*ok > 0 && ok * 20 >= *err, "{name}: {ok} calls answered, {err} refused");
-            assert!(*err > 0, "{name}: {ok} calls answered, none refused");
+        for (name, (ok, err)) in self.0.iter().filter(|(_, n)| n.0 + n.1 >= 100) {
+            assert!(ok * 50 >= *err, "{name}: {ok} calls answered, {err} refused");
         }
     }
 }

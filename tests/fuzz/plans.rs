@@ -113,7 +113,7 @@ pub fn case(g: &mut Gen, world: &World) {
         change(g, &mut own);
     }
     let tokens = own.batch.tokens();
-    let plan = if g.one_in(3) {
+    let plan = if g.one_in(if options.tree { 2 } else { 20 }) {
         let chain = own.batch.sequences.iter().flat_map(|s| (0..s.q_len.min(99)).map(|m| u64::MAX >> (63 - m.min(63))));
         let mut masks: Vec<u64> = chain.take(tokens).collect();
         if g.one_in(4) {
