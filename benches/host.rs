@@ -191,9 +191,9 @@ fn sharing(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
-fn tables(criterion: &mut Criterion) {
+fn tables(criterion: &mut Criterion) -> Result<()> {
     let mut group = criterion.benchmark_group("cos_sin_table");
-    let rope = Rope::new(64, 1e4, Rotation::Half);
+    let rope = Rope::new(64, 1e4, Rotation::Half)?;
     for tokens in [1, 64, 1024] {
         let positions: Vec<u32> = (0..tokens).map(|i| 1000 + 7 * i).collect();
         group.throughput(Throughput::Elements(u64::from(tokens)));
@@ -202,18 +202,15 @@ fn tables(criterion: &mut Criterion) {
         });
     }
     group.finish();
+    Ok(())
 }
 
 fn all(criterion: &mut Criterion) {
-    if let Err(error) = recorded(criterion)
-        .and_then(|()| steps(criterion))
-        .and_then(|()| plans(criterion))
-        .and_then(|()| sharing(criterion))
-    {
+    let groups = [recorded, steps, plans, sharing, tables];
+    if let Err(error) = groups.into_iter().try_for_each(|group| group(criterion)) {
         eprintln!("error: {error}");
         std::process::exit(1);
     }
-    tables(criterion);
 }
 
 fn config() -> Criterion {

@@ -23,7 +23,7 @@
 //! async fn decode_loop(layers: &[Box<dyn Layer>], mut x: Tensor, steps: usize) -> Result<()> {
 //!     let gpu = Gpu::new().await?; // or Gpu::from_wgpu(&adapter, device, queue)?
 //!     let heads = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
-//!     let rope = Rope::new(heads.rope_dim(), 10_000.0, Rotation::Half);
+//!     let rope = Rope::new(heads.rotated_dim(), 10_000.0, Rotation::Half)?;
 //!     let pages = Pages { count: 1024, size: 64, layers: layers.len() };
 //!     let cache = PagedKvCache::new(&gpu, heads, DType::F16, pages)?;
 //!     let mut cache = cache.with_rotation(rope.rotation, &rope.inv_freq)?; // append rotates keys
@@ -98,6 +98,7 @@ pub mod model;
 pub mod nn;
 pub mod reference;
 mod self_test;
+mod sizes;
 mod start;
 mod temporary;
 

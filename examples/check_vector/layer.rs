@@ -263,7 +263,7 @@ impl Device<'_> {
         let pages = Pages { count: 2 * len.div_ceil(page_size), size: page_size, layers: 1 };
         let mut cache = PagedKvCache::new(self.gpu, heads, self.dtype, pages)?;
         if self.config.rope_dim() > 0 {
-            let rope = self.config.rope();
+            let rope = self.config.rope()?;
             cache = cache.with_rotation(rope.rotation, &rope.inv_freq)?;
         }
         let decode = Decode::new(self.gpu, heads, self.dtype)?.with_policy(policy);

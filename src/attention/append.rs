@@ -152,13 +152,22 @@ pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
 }
 
 fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
-    match (rotation, heads.rope_dim()) {
-        (Rotation::None, _) => 0,
-        // A tied state is the value too, which must not turn with the key.
-        (_, 0) if heads.v_offset() == 0 => 0,
-        (_, 0) => heads.nope_dim(),
-        (_, rope_dim) => rope_dim,
+    match rotation {
+        Rotation::None => 0,
+        Rotation::Half | Rotation::Interleaved => heads.rotated_dim(),
     }
+}
+
+/// What frequencies a rotation of a layout wants, and whence.
+pub(crate) fn frequencies_text(heads: &HeadLayout, rotation: Rotation) -> String {
+    let what = match (rotation, heads.rope_dim()) {
+        (Rotation::None, _) => "none with Rotation::None".into(),
+        (_, 0) if heads.rotated_dim() == 0 => "none: this layout has no rope key, and its states are values too".into(),
+        (_, 0) => format!("half of head_dim {}: GQA rotates the whole key of a head", heads.rotated_dim()),
+        (_, rope_dim) => format!("half of rope_dim {rope_dim}"),
+    };
+    let pairs = if rotation == Rotation::None { 0 } else { heads.rotated_dim() / 2 };
+    format!("({pairs}), {what}; HeadLayout::rotated_dim() is what Rope::new takes")
 }
 
 /// Tokens of a page, at most.

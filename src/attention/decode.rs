@@ -10,7 +10,7 @@ use super::pool::PoolKernel;
 use super::select::{Device, KernelShape};
 use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor};
+use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor, MOST_WORKGROUPS};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`.
@@ -170,11 +170,11 @@ impl Decode {
         self
     }
 
-    /// The same with another count of workgroups that fill the device, at least 1: what
+    /// The same with another count of workgroups that fill the device, taken into 1..=2^20: what
     /// [`Gpu::measure_parallelism`] found, where the device is the app's own. Default:
     /// [`Capabilities::target_workgroups`](crate::Capabilities).
     pub fn with_target_workgroups(mut self, workgroups: usize) -> Self {
-        self.shape.target_workgroups = workgroups.max(1);
+        self.shape.target_workgroups = workgroups.clamp(1, MOST_WORKGROUPS);
         self
     }
 
@@ -330,6 +330,10 @@ impl Decode {
                 "caches {:?} as {}, the kernel was made for {:?} as {}",
                 layer.heads, layer.dtype, self.heads, self.dtype
             );
+            return Err(ErrorKind::argument("layer", why));
+        }
+        if plan.page_size != layer.page_size {
+            let why = format!("has pages of {} tokens, the plan is for pages of {}", layer.page_size, plan.page_size);
             return Err(ErrorKind::argument("layer", why));
         }
         if plan.max_page as usize >= layer.pool.pages() {

@@ -29,6 +29,7 @@ pub struct Plan {
     pub(super) workgroups: usize,
     pub(super) partial_rows: usize,
     pub(super) max_page: u32,
+    pub(super) page_size: usize,
 }
 
 /// A step as its planner is told of it; see [`Step`].
@@ -51,8 +52,9 @@ impl Decode {
     /// Valid until any sequence of the cache changes, whichever it is. The plan is uploaded, and what is recorded is
     /// submitted before: so plan before recording the step.
     ///
-    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved,
-    /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved, or where
+    /// the numbers of a [`KvBatch`](super::KvBatch) do not fit each other; [`ErrorKind::TooLarge`],
+    /// [`ErrorKind::OutOfMemory`].
     pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
         self.plan_masked(cache, sequences, None)
     }
@@ -107,6 +109,8 @@ impl Decode {
         if tokens == 0 {
             return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
         }
+        let entries = tables.map_or(&batch.page_table[..], PageTables::words).len();
+        batch.check(cache.page_size(), entries)?;
         let masks = self.options.masks(&batch.sequences, masks)?;
         for (_, sequence) in batch.sequences.iter_mut().enumerate().filter(|(index, _)| !attends(*index)) {
             sequence.q_len = 0;
@@ -159,6 +163,7 @@ impl Decode {
             workgroups: (0..).zip(&list.classes).map(|(class, items)| items.len() * self.shape.workgroups(class)).sum(),
             partial_rows: list.partial_rows,
             max_page: most_page.or(entries.words.iter().copied().max()).unwrap_or(0),
+            page_size,
         })
     }
 

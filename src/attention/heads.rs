@@ -1,6 +1,7 @@
 //! What a variant of attention is to a kernel: six numbers. Pure.
 //!
 //! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::error::{ErrorKind, Result};
 
@@ -69,7 +70,7 @@ pub struct HeadLayout {
 }
 
 /// No real model comes near; keeps every product of dimensions far inside u32.
-const MAX_DIM: usize = 1 << 14;
+pub(crate) const MAX_DIM: usize = 1 << 14;
 
 /// Every constructor refuses, with [`ErrorKind::Argument`] and the number: heads, groups or a state width of 0 or above
 /// 16,384, groups that do not divide `q_heads`, and a `rope_dim` that is odd or (GTA) exceeds `head_dim`.
@@ -108,7 +109,7 @@ impl HeadLayout {
             q_heads: v.q_heads,
             groups: v.kv_heads,
             state_dim: v.head_dim,
-            nope_dim: v.head_dim - v.rope_dim,
+            nope_dim: v.head_dim.saturating_sub(v.rope_dim), // checked above
             rope_dim: v.rope_dim,
             v_offset: 0,
             v_dim: v.head_dim,
@@ -173,7 +174,7 @@ impl HeadLayout {
     }
     /// Query heads that read one state.
     pub fn heads_per_group(&self) -> usize {
-        self.q_heads / self.groups
+        self.q_heads.checked_div(self.groups).unwrap_or(0) // not 0: checked
     }
     /// Elements of one state.
     pub fn state_dim(&self) -> usize {
@@ -187,6 +188,18 @@ impl HeadLayout {
     pub fn rope_dim(&self) -> usize {
         self.rope_dim
     }
+    /// Elements that are rotated to a token's position, of queries and keys: the rope key; without one the whole key of each
+    /// head (GQA), or nothing where that is the value too (GTA and GLA with a `rope_dim` of 0). What
+    /// [`nn::Rope::new`](crate::nn::Rope::new) takes.
+    pub fn rotated_dim(&self) -> usize {
+        match self.rope_dim {
+            // A tied state must not turn with the key.
+            0 if self.v_offset == 0 => 0,
+            0 => self.nope_dim,
+            rope_dim => rope_dim,
+        }
+    }
+
     /// First element of the value inside a state.
     pub fn v_offset(&self) -> usize {
         self.v_offset
@@ -197,10 +210,10 @@ impl HeadLayout {
     }
     /// Elements of one query row: `nope_dim + rope_dim`.
     pub fn q_dim(&self) -> usize {
-        self.nope_dim + self.rope_dim
+        self.nope_dim.saturating_add(self.rope_dim)
     }
     /// Elements of one token's cached row, `groups * state_dim + rope_dim`: what `append` takes.
     pub fn kv_dim(&self) -> usize {
-        self.groups * self.state_dim + self.rope_dim
+        self.groups.saturating_mul(self.state_dim).saturating_add(self.rope_dim)
     }
 }

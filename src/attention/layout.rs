@@ -94,12 +94,13 @@ impl StateLayout {
 
     /// Words of one token's row over all groups, scales included.
     pub fn row_words(&self, groups: usize) -> usize {
-        groups * self.state_words + self.rope_words + self.scale_words
+        groups.saturating_mul(self.state_words).saturating_add(self.rope_words).saturating_add(self.scale_words)
     }
 
     /// Bytes that one group reads per token: its state, the rope key and a word of scales.
     pub fn group_bytes(&self) -> usize {
-        self.word_bytes * (self.state_words + self.rope_words) + 16 * self.spans.min(1)
+        let words = self.state_words.saturating_add(self.rope_words);
+        self.word_bytes.saturating_mul(words).saturating_add(16 * self.spans.min(1))
     }
 
     /// Elements in one word of the rope key.

@@ -1,4 +1,5 @@
 //! What may be asked of attention beyond its definition: softcap, sliding window, sinks, tree masks. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::tree::{chain_masks, tree_masks, Shown};
 use super::view::SeqView;

@@ -103,7 +103,7 @@ impl PageTables {
 
     /// Makes a region hold `table`, of which the first `same` entries are in it already. It moves where it is too small.
     ///
-    /// None, and nothing done, where the array would pass 2^31 entries.
+    /// None where the array would pass 2^31 entries, with nothing done, or for a region of another array.
     #[must_use]
     pub fn write(&mut self, region: &mut Region, table: &[u32], same: usize) -> Option<()> {
         let mut same = same.min(table.len());
@@ -114,7 +114,8 @@ impl PageTables {
         }
         if same < table.len() {
             let first = region.first as usize;
-            self.words[first + same..first + table.len()].copy_from_slice(&table[same..]);
+            let words = self.words.get_mut(first + same..first + table.len())?;
+            words.copy_from_slice(&table[same..]);
             // no truncation: the array has fewer than 2^31 entries
             self.note((first + same) as u32..(first + table.len()) as u32);
         }

@@ -1,4 +1,5 @@
 //! Tree masks: which of a step's own tokens each of them sees, for verifying a tree of drafted tokens. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::view::SeqView;
 use crate::error::{ErrorKind, Result};
@@ -48,7 +49,11 @@ pub(crate) fn tree_masks(sequences: &[SeqView], masks: &[u64], shown: Shown) -> 
     for (index, sequence) in sequences.iter().enumerate() {
         expect_tree(index, sequence)?;
         for m in 0..sequence.q_len {
-            let mask = &mut trimmed[(sequence.q_token_first + m) as usize];
+            let at = sequence.q_token_first.checked_add(m);
+            let Some(mask) = at.and_then(|at| trimmed.get_mut(at as usize)) else {
+                let why = format!("sequence {index} begins at query token {}, of {tokens}", sequence.q_token_first);
+                return Err(ErrorKind::argument("q_token_first", why));
+            };
             let what = || format!("that of token {m} of sequence {index}, {mask:#x},");
             if sequence.q_len < MAX_TREE && *mask >> sequence.q_len != 0 {
                 let why = format!("{} has bits past the {} new tokens", what(), sequence.q_len);
@@ -71,7 +76,7 @@ pub(crate) fn chain_masks(sequences: &[SeqView]) -> Result<Vec<u64>> {
     let mut masks = Vec::new();
     for (index, sequence) in sequences.iter().enumerate() {
         expect_tree(index, sequence)?;
-        masks.extend((0..sequence.q_len).map(|m| u64::MAX >> (MAX_TREE - 1 - m)));
+        masks.extend((1..=sequence.q_len).map(|seen| u64::MAX >> MAX_TREE.saturating_sub(seen)));
     }
     Ok(masks)
 }

@@ -1,7 +1,10 @@
 //! What planner and kernels see of a cache: page tables and lengths of a batch, never the cache manager. Pure.
 
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+use super::append::MAX_PAGE_SIZE;
 use super::tables::PageTables;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// One sequence of a batch as kernels see it: the tokens already cached and those being added in this step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,75 @@ impl KvBatch {
     pub fn tokens(&self) -> usize {
         self.slots.len()
     }
+
+    /// Refuses numbers that do not fit each other, as a source of an app's own may give them; `entries` are those of the
+    /// page tables. What planner and kernels count then stays inside 32 bits, the page tables and the query tokens.
+    ///
+    /// Errors: [`ErrorKind::Argument`] with the numbers.
+    pub(crate) fn check(&self, page_size: usize, entries: usize) -> Result<()> {
+        if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
+            let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
+            return Err(ErrorKind::argument("page_size", why));
+        }
+        if self.positions.len() != self.slots.len() {
+            let why = format!("{} of {} new tokens", self.positions.len(), self.slots.len());
+            return Err(ErrorKind::argument("positions", why));
+        }
+        for (index, sequence) in self.sequences.iter().enumerate() {
+            let fits = sequence.check(page_size as u32, entries as u64); // no truncation: up to MAX_PAGE_SIZE
+            fits.map_err(|(name, why)| ErrorKind::argument(name, format!("sequence {index} {why}")))?;
+        }
+        self.check_query_tokens()
+    }
+
+    /// Each query token is of one sequence.
+    fn check_query_tokens(&self) -> Result<()> {
+        let with_tokens = self.sequences.iter().filter(|sequence| sequence.q_len > 0);
+        let mut of_sequences: Vec<(u64, u64)> =
+            with_tokens.map(|sequence| (sequence.q_token_first.into(), sequence.q_len.into())).collect();
+        of_sequences.sort_unstable();
+        let mut next = 0u64;
+        for (first, count) in of_sequences {
+            if first != next {
+                let why = format!("a sequence begins at query token {first}, the one before ends at {next}");
+                return Err(ErrorKind::argument("q_token_first", why));
+            }
+            next = first.saturating_add(count);
+        }
+        match next == self.slots.len() as u64 {
+            true => Ok(()),
+            false => {
+                let why = format!("the sequences have {next} query tokens, there are {} slots", self.slots.len());
+                Err(ErrorKind::argument("q_token_first", why))
+            }
+        }
+    }
+}
+
+impl SeqView {
+    /// What is wrong, and where: see [`KvBatch::check`].
+    fn check(&self, page_size: u32, entries: u64) -> Result<(), (&'static str, String)> {
+        let SeqView { page_table_first, q_token_first, q_len, kv_len, gap_first, gap_last } = *self;
+        let Some(before) = kv_len.checked_sub(q_len) else {
+            return Err(("kv_len", format!("has {kv_len}, less than q_len {q_len}")));
+        };
+        if q_token_first.checked_add(q_len).is_none() {
+            return Err(("q_token_first", format!("has {q_token_first}, with q_len {q_len} past 32 bits")));
+        }
+        let whole_pages = gap_first.is_multiple_of(page_size) && gap_last.is_multiple_of(page_size);
+        let gap = gap_last.checked_sub(gap_first).filter(|_| whole_pages && gap_last <= before);
+        let Some(gap) = gap else {
+            let why = format!("has a gap of {gap_first}..{gap_last}, wanted whole pages of the first {before} tokens");
+            return Err(("gap_last", why));
+        };
+        // Whoever has no query token is not read.
+        let pages = if q_len > 0 { kv_len.saturating_sub(gap).div_ceil(page_size) } else { 0 };
+        let end = u64::from(page_table_first).saturating_add(pages.into());
+        match end <= entries || pages == 0 {
+            true => Ok(()),
+            false => Err(("page_table", format!("has its pages at {page_table_first}..{end} of {entries} entries"))),
+        }
+    }
 }
 
 /// A batch whose page tables lie in an array that a device keeps a copy of.
@@ -59,7 +131,8 @@ pub struct Resident<'a> {
 pub trait KvSource {
     /// How the sequences are named.
     type Id: Copy;
-    /// The batch of these sequences, their reserved tokens included. A sequence with none reserved has `q_len` 0.
+    /// The batch of these sequences, their reserved tokens included. A sequence with none reserved has `q_len` 0. Plans refuse
+    /// one whose numbers do not fit each other.
     ///
     /// Errors: for one that is not in the cache, or is named twice.
     fn batch(&self, sequences: &[Self::Id]) -> Result<KvBatch>;
@@ -70,7 +143,7 @@ pub trait KvSource {
     fn resident(&self, _sequences: &[Self::Id]) -> Result<Option<Resident<'_>>> {
         Ok(None)
     }
-    /// Tokens per page, a power of two.
+    /// Tokens per page, a power of two up to 4096.
     fn page_size(&self) -> usize;
     /// The present generation: another after every change of any sequence, and never that of another cache.
     fn generation(&self) -> u64;

@@ -33,13 +33,13 @@ pub use save::{Progress, Save, SaveSequence};
 pub use stats::{CacheStats, PageCopy};
 pub use table::{SeqId, SeqTable};
 
-use crate::attention::append::{cos_sin_table, Append, AppendArgs, Rotation};
+use crate::attention::append::{cos_sin_table, frequencies_text, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
 use crate::attention::view::Resident;
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::cache::copy::CopyPages;
 use crate::cache::slabs::{Cut, SlabLimits, Slabs};
-use crate::error::{shape_text, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -170,9 +170,8 @@ impl PagedKvCache {
     pub fn with_rotation(mut self, rotation: Rotation, inv_freq: &[f32]) -> Result<Self> {
         let append = Append::new(&self.gpu, self.heads, self.dtype, self.pages.size, rotation)?;
         append.prepare(&self.gpu, &self.layer(0)?)?;
-        if inv_freq.len() * 2 != append.rotated_dim() {
-            let want = shape_text(&[append.rotated_dim() / 2]);
-            return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], want));
+        if inv_freq.len() != append.rotated_dim() / 2 {
+            return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], frequencies_text(&self.heads, rotation)));
         }
         self.step_buffers = StepBuffers::new(&self.gpu, STEP_TOKENS, append.rotated_dim().max(2))?;
         (self.append, self.inv_freq, self.step) = (append, inv_freq.to_vec(), None);

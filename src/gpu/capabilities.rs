@@ -57,12 +57,16 @@ pub struct Capabilities {
     pub timestamps: bool,
     /// How many workgroups keep the device busy: the planner's target. A guess by device type, unless
     /// [`GpuOptions::target_workgroups`](super::GpuOptions) says it; [`Gpu::measure_parallelism`](super::Gpu) finds out.
+    /// In 1..=2^20.
     pub target_workgroups: usize,
     /// FLOP that one dispatch of a product or of attention holds at most, about: larger ones are cut, so that none takes
     /// more than 50 ms. `u64::MAX` for no bound. A guess by device type, for a slow one of it, unless
     /// [`GpuOptions::dispatch_flop`](super::GpuOptions) says it; [`nn::measure_dispatch_flop`](crate::nn) finds out.
     pub dispatch_flop: u64,
 }
+
+/// Workgroups that may be said to fill a device: far more than any has, and few enough to count with.
+pub(crate) const MOST_WORKGROUPS: usize = 1 << 20;
 
 /// What the kernels need at the least: WebGPU's defaults, but the workgroup memory of wgpu's downlevel ones.
 const MIN_STORAGE_BUFFERS: u32 = 8;
@@ -123,7 +127,7 @@ impl Capabilities {
             uniform_align_bytes: limits.min_uniform_buffer_offset_alignment,
             timestamps: device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
             dispatch_flop: options.dispatch_flop.unwrap_or(slow).max(1),
-            target_workgroups: options.target_workgroups.unwrap_or(guess).max(1),
+            target_workgroups: options.target_workgroups.unwrap_or(guess).clamp(1, MOST_WORKGROUPS),
         })
     }
 

@@ -19,6 +19,7 @@ mod tensor;
 mod timing;
 mod web;
 
+pub(crate) use capabilities::MOST_WORKGROUPS;
 pub use capabilities::{Capabilities, Tier};
 pub use device::{GpuOptions, LimitsChoice};
 pub(crate) use kernel::{Access, Kernel, KernelSpec};

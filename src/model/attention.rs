@@ -61,10 +61,11 @@ impl Attention {
     /// attention count, `hidden_size`, `names` and `biases`; a `window` is for the `decode` that it runs with. `dtype` (F16,
     /// F32 or I8) is how matrices are kept on the device.
     ///
-    /// Errors: [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
+    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have,
+    /// [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn from_bytes(gpu: &Gpu, config: &Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
-        config.layout()?;
+        config.check_attention()?;
         let source = Source::new(gpu, config, Store::from_bytes(weights.0, weights.1)?, dtype);
         let attention = Self::from_source(&source, config, "", None)?;
         source.warn_of_unused();

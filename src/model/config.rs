@@ -1,4 +1,5 @@
 //! `config.json`: the numbers of a model. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::keys::Keys;
 use super::names::TensorNames;
@@ -206,16 +207,27 @@ impl Config {
     }
 
     /// Frequencies and pairs of the rotation.
-    pub fn rope(&self) -> Rope {
-        let rotation = if self.rope_interleaved { Rotation::Interleaved } else { Rotation::Half };
-        Rope { inv_freq: self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta), rotation }
+    ///
+    /// Errors: as [`RopeScaling::inv_freq`].
+    pub fn rope(&self) -> Result<Rope> {
+        let inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
+        Ok(Rope { inv_freq, rotation: self.rotation() })
+    }
+
+    /// Which elements rotate together.
+    pub(super) fn rotation(&self) -> Rotation {
+        if self.rope_interleaved {
+            Rotation::Interleaved
+        } else {
+            Rotation::Half
+        }
     }
 
     /// Factor on the scores: the width of a head before absorption, to the power -1/2, and the gains. Where a whole
     /// head rotates (GQA), [`Config::rope_gain`] is in here; else in [`Config::rotated_query_gain`].
     pub fn softmax_scale(&self) -> f32 {
         let (width, gain) = match self.attention {
-            AttentionConfig::Latent { rope_dim, .. } => (self.head_dim + rope_dim, 1.0),
+            AttentionConfig::Latent { rope_dim, .. } => (self.head_dim.saturating_add(rope_dim), 1.0),
             AttentionConfig::Gta { .. } => (self.head_dim, 1.0),
             AttentionConfig::Gqa { .. } => (self.head_dim, self.rope_gain * self.rope_gain),
         };

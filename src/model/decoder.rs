@@ -91,7 +91,7 @@ impl Decoder {
     }
 
     /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of a safetensors file.
-    /// Errors: as there, but [`ErrorKind::Io`].
+    /// Errors: as there, but [`ErrorKind::Io`]; and [`ErrorKind::Argument`] for a config whose fields no file could have.
     pub fn from_bytes(gpu: &Gpu, config: Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
         Self::from_bytes_with(gpu, config, weights, LoadOptions { dtype, ..Default::default() })
     }
@@ -109,6 +109,7 @@ impl Decoder {
     }
 
     fn from_source(source: Source<'_>, config: Config, dtype: DType) -> Result<Self> {
+        config.check()?;
         let gpu = source.gpu();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let table = source.table("model.embed_tokens", vocab, hidden)?;

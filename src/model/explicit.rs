@@ -9,6 +9,7 @@ use crate::attention::{Decode, DecodeOutput, KvSource, KvView};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
+use crate::sizes::expect_in;
 
 /// The explicit form of GLA and MLA for prompts ([`PrefillPath`]): kernels and scratch memory, one for all layers of a model.
 /// A [`Session`](super::Session) has its own; by itself it goes with [`Attention::forward_prefill`].
@@ -35,6 +36,8 @@ pub struct ExplicitPrefill {
 /// some hundred tokens on the memory is not what a GPU waits for.
 const MOST_TOKENS: usize = 4096;
 const MOST_BYTES: usize = 256 << 20;
+/// What an app may ask for: no sequence is longer.
+const MOST_SCRATCH: usize = 1 << 24;
 
 /// A step's sequences in the explicit form, and what the others are.
 pub(super) struct Planned {
@@ -57,9 +60,10 @@ impl ExplicitPrefill {
     /// [`AttentionOptions`](crate::AttentionOptions), policy and parallelism. Memory is allocated and kernels are compiled
     /// here.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a config that is not GLA or MLA or has no rope key, for first tokens beside a
+    /// Errors: [`ErrorKind::Argument`] for a config that is not GLA or MLA or has no rope key or fields that no file could have, for first tokens beside a
     /// window, sinks or trees, a `path` that never is explicit; those of [`Decode::new`].
     pub fn new(gpu: &Gpu, config: &Config, cache: &PagedKvCache, decode: &Decode, path: PrefillPath) -> Result<Self> {
+        config.check_attention()?;
         let choice = Choice::new(config, path, decode.options().window, usize::MAX).ok_or_else(|| {
             let why = format!("{path:?} never takes the explicit form of {}", config.variant());
             ErrorKind::argument("path", why)
@@ -71,8 +75,9 @@ impl ExplicitPrefill {
 
     /// The same with scratch memory for so many tokens, rounded up to a multiple of 64. `decode` as before.
     ///
-    /// Errors: those of the device.
+    /// Errors: [`ErrorKind::Argument`] for more than 2^24; those of the device.
     pub fn with_scratch_tokens(mut self, decode: &Decode, tokens: usize) -> Result<Self> {
+        expect_in("tokens", tokens, 0..=MOST_SCRATCH)?;
         self.room = tokens;
         self.explicit = Some(self.make(decode)?);
         Ok(self)

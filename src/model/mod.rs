@@ -77,6 +77,7 @@ mod best_of;
 mod block;
 mod buffers;
 mod config;
+mod config_check;
 mod continuation;
 mod decoder;
 mod experts;

@@ -57,7 +57,9 @@ struct Costs {
 impl Costs {
     fn of(config: &Config) -> Option<Self> {
         let AttentionConfig::Latent { latent_dim, .. } = config.attention else { return None };
-        let (latent_dim, both) = (latent_dim as i64, (config.head_dim + config.v_head_dim) as i64);
+        // Widths that no model has have no costs either, and those of all others stay far inside 64 bits.
+        let width = |dim: usize| u32::try_from(dim).ok().filter(|dim| *dim <= 1 << 20).map(i64::from);
+        let (latent_dim, both) = (width(latent_dim)?, width(config.head_dim)? + width(config.v_head_dim)?);
         Some(Costs { saved: 2 * latent_dim - both, up: latent_dim * both })
     }
 }

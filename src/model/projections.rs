@@ -208,7 +208,7 @@ impl Load<'_> {
 
     fn rotate(&self, copy_dim: usize) -> Result<Option<Rotate>> {
         let (heads, rope_dim) = (self.config.q_heads, self.config.rope_dim());
-        let shape = RotateShape { heads, copy_dim, rope_dim, rotation: self.config.rope().rotation };
+        let shape = RotateShape { heads, copy_dim, rope_dim, rotation: self.config.rotation() };
         (rope_dim > 0).then(|| Rotate::new(self.source.gpu(), shape)).transpose()
     }
 
@@ -264,7 +264,7 @@ impl Load<'_> {
         Ok(Latent {
             down: self.first(&Matrix::stack(&[down, kv_down]))?,
             queries,
-            absorb: if rotates { absorb.with_tail(rope_dim, self.config.rope().rotation)? } else { absorb },
+            absorb: if rotates { absorb.with_tail(rope_dim, self.config.rotation())? } else { absorb },
             rotates,
             unabsorb: self.source.linear_heads(&values)?,
             explicit,

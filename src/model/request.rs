@@ -1,4 +1,5 @@
 //! Requests of a [`Scheduler`](super::Scheduler), and what comes of them.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::generate::{GenerateOptions, SplitMix64};
 use super::session::{Draw, Session};
@@ -76,7 +77,7 @@ impl Request {
             return Err(ErrorKind::argument("stop_strings", format!("number {i} is empty")));
         }
         // The last token is not fed.
-        let fed = self.prompt.len().saturating_add(max_new_tokens - 1);
+        let fed = self.prompt.len().saturating_add(max_new_tokens.saturating_sub(1));
         let most = session.max_positions();
         if fed > most {
             let (before, what) = (self.prompt.len(), session.what_is_most());
@@ -128,7 +129,7 @@ impl Active {
         } else if let Some(which) = self.stops.push(token_bytes, &mut bytes) {
             Some(Finished::StopString(which))
         } else {
-            let made = self.tokens.len() - self.request.prompt.len();
+            let made = self.tokens.len().saturating_sub(self.request.prompt.len());
             (made >= self.request.generate.max_new_tokens).then_some(Finished::Length)
         };
         if finished.is_some() {

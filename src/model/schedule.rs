@@ -1,4 +1,5 @@
 //! How the tokens of a call are cut into steps. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use std::ops::Range;
 
@@ -20,9 +21,9 @@ pub(super) fn schedule(lengths: &[usize], capacity: usize) -> Vec<Vec<Part>> {
     for (sequence, &length) in lengths.iter().enumerate() {
         let mut done = 0;
         while done < length {
-            let end = length.min(done + room);
+            let end = length.min(done.saturating_add(room));
             step.push(Part { sequence, tokens: done..end, last: end == length });
-            room -= end - done;
+            room = room.saturating_sub(end.saturating_sub(done));
             done = end;
             if room == 0 {
                 steps.push(std::mem::take(&mut step));

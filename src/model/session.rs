@@ -139,7 +139,7 @@ impl Session {
         let heads = config.layout()?;
         let pages = options.cache_tokens.div_ceil(options.page_size);
         let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
-        let rope = config.rope();
+        let rope = config.rope()?;
         let cache =
             PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
         let SessionOptions { window, keep_first, .. } = options;

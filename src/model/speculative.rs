@@ -80,6 +80,9 @@ pub async fn generate_speculative(
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Speculated> {
     check(target, &drafter, options)?;
+    if prompt.is_empty() {
+        return Err(ErrorKind::argument("prompt", "0 tokens, wanted at least 1"));
+    }
     let mut own = Owned::new(target);
     let sequence = own.insert();
     check_positions(own.session, sequence, prompt, options.generate.max_new_tokens)?;

@@ -1,4 +1,5 @@
 //! Rows of a table by their ids.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::span::check_apart;
 use super::{params, word, Weight};
@@ -48,9 +49,9 @@ impl Embedding {
     /// Fails, with [`ErrorKind::Argument`], if an id is not a row of the table; the kernel itself clamps.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let rows = self.table.out_dim();
-        match ids.iter().position(|&id| id as usize >= rows) {
+        match ids.iter().enumerate().find(|(_, id)| **id as usize >= rows) {
             None => Ok(()),
-            Some(i) => Err(ErrorKind::argument("ids", format!("entry {i} is {}, the table has {rows} rows", ids[i]))),
+            Some((i, id)) => Err(ErrorKind::argument("ids", format!("entry {i} is {id}, the table has {rows} rows"))),
         }
     }
 
@@ -59,7 +60,7 @@ impl Embedding {
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
         ids.expect("ids", &[0], DType::U32)?;
-        let (rows, dim) = (ids.shape()[0], self.table.in_dim());
+        let (rows, dim) = (ids.len(), self.table.in_dim());
         y.expect("y", &[rows, dim], DType::F32)?;
         check_apart("y", y, &[ids, &self.table.tensor])?;
         if y.len() > u32::MAX as usize {

@@ -9,6 +9,7 @@ use super::{params, word, RmsNorm, Span, Weight};
 use crate::attention::Rotation;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Kernel, Tensor};
+use crate::sizes::{sum_of_products, MOST_ROW};
 use std::sync::{Arc, OnceLock};
 
 params!(Params {
@@ -137,11 +138,15 @@ impl Linear {
     /// `y[r, h, :] = [ W[h] x[r, h, ..in_dim] | RoPE(x[r, h, in_dim..in_dim + rope_dim]) ]`. Run it by
     /// [`Linear::run_tailed`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, or beside SwiGLU or a rest.
+    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, or beside SwiGLU or a
+    /// rest.
     pub fn with_tail(self, rope_dim: usize, rotation: Rotation) -> Result<Self> {
         if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
         }
+        let w = &self.weight;
+        let (heads, width) = (w.heads(), w.in_dim().max(w.out_dim()));
+        sum_of_products("rope_dim", &[&[heads, width], &[heads, rope_dim]], MOST_ROW)?;
         if self.swiglu || self.rest.is_some() {
             return Err(ErrorKind::argument("tail", "this linear has SwiGLU or a rest"));
         }

@@ -77,6 +77,7 @@ impl MatrixTile {
             && [row_groups, out_groups].iter().all(|n| [1, 2, 4].contains(n))
             && row_groups * out_groups <= 8
             && [4, 8, 16].contains(&step_words)
+            && (1..=ROW_ALIGN).contains(&ahead)
             && ahead.is_power_of_two()
             && ahead * step_words <= ROW_ALIGN
             && (self.rows() * step_words).is_multiple_of(self.threads())

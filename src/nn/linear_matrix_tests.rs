@@ -100,7 +100,7 @@ fn check(c: Case, tile: MatrixTile) {
     let (x_head, y_head) = (c.in_dim + c.tail_dim + c.gap, outputs + c.gap);
     let (x_row, y_row) = (c.heads * x_head, c.heads * y_head);
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| 3 * r).collect();
-    let by_reference = reference::Rotation::new(1e4, c.tail_dim, reference::Pairs::Half);
+    let by_reference = reference::Rotation::new(1e4, c.tail_dim, reference::Pairs::Half).unwrap();
     // NaN where nobody owns an element; a row more behind.
     let mut x = vec![f32::NAN; c.gap + (c.rows + 1) * x_row];
     let mut old = vec![f32::NAN; c.gap + (c.rows + 1) * y_row];
@@ -138,7 +138,7 @@ fn check(c: Case, tile: MatrixTile) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if c.tail_dim > 0 {
-        let rope = Rope::new(c.tail_dim, 1e4, Rotation::Half);
+        let rope = Rope::new(c.tail_dim, 1e4, Rotation::Half).unwrap();
         let table = tensor(&cos_sin_table(&rope.inv_freq, &positions)).view(&[c.rows, c.tail_dim / 2, 2]).unwrap();
         linear.run_tailed(c.rows, &table, from, to).unwrap();
     } else {

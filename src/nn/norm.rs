@@ -1,9 +1,11 @@
 //! RMSNorm, over the groups of a row or over all of it.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::span::Extent;
 use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+use crate::sizes::{sum_of_products, MOST_ROW};
 
 params!(Params {
     groups: u32,
@@ -50,13 +52,16 @@ pub struct RmsNorm {
     /// (groups, dim) F32.
     gain: Tensor,
     shape: NormShape,
+    /// Elements of a row.
+    width: usize,
     kernel: Kernel,
 }
 
 impl RmsNorm {
     /// `gain` is (groups, dim) F32.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive.
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, no
+    /// groups or elements, or rows of 2^32 elements or more.
     pub fn new(gpu: &Gpu, gain: &Tensor, shape: NormShape) -> Result<Self> {
         if !(shape.eps > 0.0 && shape.eps.is_finite()) {
             return Err(ErrorKind::argument("eps", format!("{} is not positive", shape.eps)));
@@ -64,8 +69,9 @@ impl RmsNorm {
         if shape.groups == 0 || shape.dim == 0 {
             return Err(ErrorKind::argument("shape", format!("{} groups of {} elements", shape.groups, shape.dim)));
         }
+        let width = sum_of_products("shape", &[&[shape.groups, shape.dim], &[shape.tail]], MOST_ROW)?;
         gain.expect("gain", &[shape.groups, shape.dim], DType::F32)?;
-        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, kernel: gpu.kernel(spec())? })
+        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, width, kernel: gpu.kernel(spec())? })
     }
 
     /// What it does with a row.
@@ -75,7 +81,7 @@ impl RmsNorm {
 
     /// Elements of a row.
     pub(super) fn width(&self) -> usize {
-        self.shape.groups * self.shape.dim + self.shape.tail
+        self.width
     }
 
     pub(super) fn gain(&self) -> &Tensor {
@@ -105,7 +111,7 @@ impl RmsNorm {
             eps,
         };
         let buffers = [&x.tensor.buffer, &self.gain.buffer, &y.tensor.buffer];
-        let grid = (word(groups + usize::from(tail > 0)), word(rows), 1);
+        let grid = (word(groups.saturating_add(usize::from(tail > 0))), word(rows), 1);
         let whole = y.whole(Extent { rows, heads: 1, dim: self.width() });
         self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, whole.as_slice())
     }

@@ -1,4 +1,5 @@
 //! A grid in several dispatches, each a bounded amount of work. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 /// Where a piece begins (x, y), and its grid.
 type Piece = ((u32, u32), (u32, u32, u32));
@@ -13,9 +14,13 @@ pub(super) fn pieces(grid: (u32, u32, u32), flop: u64, most: u64) -> Vec<Piece> 
     if row.saturating_mul(y.into()) <= most || x >= 1 << 16 || y >= 1 << 14 {
         return vec![((0, 0), grid)];
     }
-    let fits = |flop: u64, of: u32| u32::try_from(most / flop.max(1)).unwrap_or(u32::MAX).clamp(1, of.max(1));
+    let fits = |flop: u64, of: u32| {
+        u32::try_from(most.checked_div(flop).unwrap_or(most)).unwrap_or(u32::MAX).clamp(1, of.max(1))
+    };
     let (width, height) = if row <= most { (x, fits(row, y)) } else { (fits(column, x), 1) };
-    let runs = |of: u32, step: u32| (0..of).step_by(step as usize).map(move |first| (first, step.min(of - first)));
+    let runs = |of: u32, step: u32| {
+        (0..of).step_by(step as usize).map(move |first| (first, step.min(of.saturating_sub(first))))
+    };
     let in_y = runs(y, height);
     in_y.flat_map(|(y, height)| runs(x, width).map(move |(x, width)| ((x, y), (width, height, z)))).collect()
 }

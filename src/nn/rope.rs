@@ -1,10 +1,12 @@
 //! Rotary positions.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::span::Extent;
 use super::{params, word, RopeScaling, Span};
 use crate::attention::Rotation;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
+use crate::sizes::{sum_of_products, MOST_ROW};
 
 params!(Params {
     heads: u32,
@@ -48,14 +50,17 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// `inv_freq[i] = theta^(-2 i / rope_dim)`.
-    pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Self {
-        Rope { inv_freq: RopeScaling::None.inv_freq(rope_dim, theta), rotation }
+    /// `inv_freq[i] = theta^(-2 i / rope_dim)`. `rope_dim` is what the layout rotates,
+    /// [`HeadLayout::rotated_dim`](crate::HeadLayout::rotated_dim): of GQA the whole head.
+    ///
+    /// Errors: as [`RopeScaling::inv_freq`].
+    pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Result<Self> {
+        Ok(Rope { inv_freq: RopeScaling::None.inv_freq(rope_dim, theta)?, rotation })
     }
 
     /// Elements that are rotated.
     pub fn rope_dim(&self) -> usize {
-        2 * self.inv_freq.len()
+        self.inv_freq.len().saturating_mul(2)
     }
 }
 
@@ -79,13 +84,15 @@ pub struct RotateShape {
 pub struct Rotate {
     gpu: Gpu,
     shape: RotateShape,
+    /// Elements of a head.
+    width: usize,
     kernel: Kernel,
 }
 
 impl Rotate {
     /// Compiles the kernel.
     ///
-    /// Errors: [`ErrorKind::Argument`] for no heads, or a `rope_dim` that is 0 or odd.
+    /// Errors: [`ErrorKind::Argument`] for no heads, a `rope_dim` that is 0 or odd, or rows of 2^32 elements or more.
     pub fn new(gpu: &Gpu, shape: RotateShape) -> Result<Self> {
         if shape.heads == 0 {
             return Err(ErrorKind::argument("heads", "0 heads"));
@@ -93,7 +100,9 @@ impl Rotate {
         if shape.rope_dim == 0 || !shape.rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{} is not an even number above 0", shape.rope_dim)));
         }
-        Ok(Rotate { gpu: gpu.clone(), shape, kernel: gpu.kernel(spec(shape.rotation))? })
+        let width = sum_of_products("shape", &[&[shape.copy_dim], &[shape.rope_dim]], MOST_ROW)?;
+        sum_of_products("shape", &[&[shape.heads, width]], MOST_ROW)?;
+        Ok(Rotate { gpu: gpu.clone(), shape, width, kernel: gpu.kernel(spec(shape.rotation))? })
     }
 
     /// Records `rows` rows. `cos_sin` is (at least rows, rope_dim / 2, 2) F32, from
@@ -112,10 +121,10 @@ impl Rotate {
     ) -> Result<()> {
         let RotateShape { heads, copy_dim, rope_dim, .. } = self.shape;
         cos_sin.expect("cos_sin", &[0, rope_dim / 2, 2], DType::F32)?;
-        if cos_sin.shape()[0] < rows {
+        if cos_sin.shape().first().is_none_or(|there| *there < rows) {
             return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
         }
-        let extent = Extent { rows, heads, dim: copy_dim + rope_dim };
+        let extent = Extent { rows, heads, dim: self.width };
         x.check("x", extent)?;
         y.check_output("y", extent, &[x.tensor, cos_sin])?;
         let params = Params {
@@ -130,7 +139,7 @@ impl Rotate {
             y_head_stride: word(y.head_stride),
         };
         let buffers = [&x.tensor.buffer, &cos_sin.buffer, &y.tensor.buffer];
-        let grid = (word((heads * (copy_dim + rope_dim)).div_ceil(64)), word(rows), 1);
+        let grid = (word((heads.saturating_mul(self.width)).div_ceil(64)), word(rows), 1);
         self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole(extent).as_slice())
     }
 

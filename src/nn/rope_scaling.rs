@@ -1,5 +1,8 @@
 //! How the frequencies of a rotation are stretched for sequences longer than those of training. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+use crate::attention::heads::MAX_DIM;
+use crate::error::{ErrorKind, Result};
 use std::f64::consts::TAU;
 
 /// What becomes of the frequencies `theta^(-2 i / rope_dim)`.
@@ -41,7 +44,26 @@ pub enum RopeScaling {
 
 impl RopeScaling {
     /// Radians per position of each of `rope_dim / 2` pairs.
-    pub fn inv_freq(&self, rope_dim: usize, theta: f64) -> Vec<f32> {
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is odd or above 16,384, which no layout has, and for numbers by
+    /// which a frequency is not finite.
+    pub fn inv_freq(&self, rope_dim: usize, theta: f64) -> Result<Vec<f32>> {
+        if rope_dim > MAX_DIM || !rope_dim.is_multiple_of(2) {
+            let why = format!("{rope_dim} is not an even number up to {MAX_DIM}");
+            return Err(ErrorKind::argument("rope_dim", why));
+        }
+        let frequencies = self.frequencies(rope_dim, theta);
+        match frequencies.iter().position(|f| !f.is_finite()) {
+            None => Ok(frequencies),
+            Some(pair) => {
+                let why =
+                    format!("theta {theta} and {self:?} give pair {pair} of {rope_dim} elements no finite frequency");
+                Err(ErrorKind::argument("theta", why))
+            }
+        }
+    }
+
+    fn frequencies(&self, rope_dim: usize, theta: f64) -> Vec<f32> {
         let plain = |pair: usize| theta.powf(-2.0 * pair as f64 / rope_dim as f64);
         let pairs = 0..rope_dim / 2;
         match *self {

@@ -1,4 +1,5 @@
 //! Where the rows of a call lie inside a tensor.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{Buffer, DType, Tensor};
@@ -64,7 +65,7 @@ impl<'a> Span<'a> {
         if rows == 0 {
             return Err(ErrorKind::argument("rows", "0 rows"));
         }
-        let last = |count: usize, stride: usize| (count - 1).checked_mul(stride);
+        let last = |count: usize, stride: usize| count.saturating_sub(1).checked_mul(stride);
         let end = last(rows, self.row_stride)
             .and_then(|n| n.checked_add(last(heads, self.head_stride)?))
             .and_then(|n| n.checked_add(self.offset)?.checked_add(dim));
@@ -86,7 +87,8 @@ impl<'a> Span<'a> {
         self.check(name, want)?;
         let Extent { rows, heads, dim } = want;
         let nested = |(n_in, s_in): (usize, usize), (n_out, s_out): (usize, usize)| {
-            (n_in == 1 || s_in >= dim) && (n_out == 1 || s_out >= (n_in - 1) * s_in + dim)
+            (n_in == 1 || s_in >= dim)
+                && (n_out == 1 || s_out >= n_in.saturating_sub(1).saturating_mul(s_in).saturating_add(dim))
         };
         let (row, head) = ((rows, self.row_stride), (heads, self.head_stride));
         if !nested(head, row) && !nested(row, head) {

@@ -2,6 +2,7 @@
 
 use crate::error::{shape_text, ErrorKind, Result};
 use crate::gpu::{part, DType, Gpu, Part, Tensor};
+use crate::sizes::{sum_of_products, MOST_ROW};
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 
@@ -32,8 +33,8 @@ impl Weight {
             let want = format!("the element count of {}, not 0", shape_text(&shape));
             return Err(ErrorKind::shape("values", &[values.len()], want));
         }
-        let padded = in_dim.next_multiple_of(dtype.per_vec4());
-        let device_shape = [heads, out_dim, padded];
+        let device_shape = device_shape(shape, dtype)?;
+        let padded = device_shape[2];
         let (tensor, scales) = if dtype == DType::I8 {
             let (integers, scales) = quantise(values, in_dim)?;
             let tensor = Tensor::zeros(gpu, &device_shape, dtype)?;
@@ -58,7 +59,7 @@ impl Weight {
         mut matrix: impl FnMut(usize) -> Result<Vec<f32>>,
     ) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
-        let tensor = Tensor::zeros(gpu, &[heads, out_dim, in_dim.next_multiple_of(dtype.per_vec4())], dtype)?;
+        let tensor = Tensor::zeros(gpu, &device_shape(shape, dtype)?, dtype)?;
         let mut scales = Vec::new();
         for head in 0..heads {
             let values = matrix(head)?;
@@ -121,6 +122,14 @@ impl Weight {
     }
 }
 
+/// (heads, out_dim, in_dim rounded up to 16 bytes). Sizes are counted in 32 bits there.
+fn device_shape([heads, out_dim, in_dim]: [usize; 3], dtype: DType) -> Result<[usize; 3]> {
+    for size in [heads, out_dim, in_dim] {
+        sum_of_products("shape", &[&[size]], MOST_ROW / 2)?;
+    }
+    Ok([heads, out_dim, in_dim.next_multiple_of(dtype.per_vec4())])
+}
+
 /// A stack of matrices whose rows come in order, several at a time, so that the host never holds them all.
 pub(crate) struct WeightWriter {
     gpu: Gpu,
@@ -142,7 +151,7 @@ impl WeightWriter {
     /// `shape` is (heads, out_dim, in_dim). Errors: as [`Weight::new`].
     pub(crate) fn new(gpu: &Gpu, shape: [usize; 3], dtype: DType) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
-        let tensor = Tensor::zeros(gpu, &[heads, out_dim, in_dim.next_multiple_of(dtype.per_vec4())], dtype)?;
+        let tensor = Tensor::zeros(gpu, &device_shape(shape, dtype)?, dtype)?;
         let weight = Weight { tensor, scales: None, heads, out_dim, in_dim };
         Ok(WeightWriter { gpu: gpu.clone(), weight, scales: Vec::new(), block: Vec::new(), written: 0, waiting: 0 })
     }

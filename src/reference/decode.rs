@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::{count_rows, dot, expect_shape};
+use super::{count_rows, dot, expect_result, expect_shape};
 use crate::attention::heads::HeadLayout;
 use crate::error::Result;
 
@@ -60,6 +60,9 @@ pub struct Attended {
 /// - returns: the mean (v_dim,) and the natural-log LSE
 pub fn attend(scores: &[f64], values: &[f64], v_dim: usize) -> Result<(Vec<f64>, f64)> {
     expect_shape("values", values.len(), &[scores.len(), v_dim])?;
+    if scores.is_empty() {
+        expect_result("v_dim", &[v_dim])?;
+    }
     let mut out = vec![0.0; v_dim];
     if scores.is_empty() {
         return Ok((out, f64::NEG_INFINITY));
@@ -178,6 +181,9 @@ pub fn add_sinks(attended: &mut Attended, sinks: &[f64], v_dim: usize) -> Result
 /// ```
 /// - `partials`: each with out (rows, v_dim) and lse (rows,); rows = q_len * q_heads
 pub fn merge(partials: &[Attended], rows: usize, v_dim: usize) -> Result<Attended> {
+    if partials.is_empty() {
+        expect_result("rows", &[rows, v_dim.saturating_add(1)])?;
+    }
     for partial in partials {
         expect_shape("out", partial.out.len(), &[rows, v_dim])?;
         expect_shape("lse", partial.lse.len(), &[rows])?;

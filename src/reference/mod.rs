@@ -2,7 +2,8 @@
 //!
 //! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
 //! Nothing here is optimised, and nothing here needs a GPU. Arguments are flat, row-major slices of f64 whose shapes
-//! their documentation states; a slice of another size is an [`ErrorKind::Shape`](crate::ErrorKind), never a panic.
+//! their documentation states; a slice of another size is an [`ErrorKind::Shape`](crate::ErrorKind), never a panic. So is a
+//! result of more than 2^22 elements whose size is a number of the caller's and not that of a slice.
 //! The whole folder depends on [`HeadLayout`](crate::HeadLayout) alone.
 //!
 //! To be read in this order: [`rope()`], [`append()`], [`attend`], [`decode()`], [`merge`], then the layers
@@ -63,6 +64,18 @@ fn expect_shape(name: &'static str, len: usize, want: &[usize]) -> Result<()> {
     let elements = want.iter().fold(1usize, |product, &dim| product.saturating_mul(dim));
     if len != elements {
         return Err(ErrorKind::shape(name, &[len], shape_text(want)));
+    }
+    Ok(())
+}
+
+/// Elements of a result, at most, whose size is a number of the caller's and not that of a slice: 32 MiB.
+const MOST_ELEMENTS: usize = 1 << 22;
+
+/// Refuses such a result where it is larger.
+fn expect_result(name: &'static str, shape: &[usize]) -> Result<()> {
+    let elements = shape.iter().fold(1usize, |product, &dim| product.saturating_mul(dim));
+    if elements > MOST_ELEMENTS {
+        return Err(ErrorKind::shape(name, shape, format!("at most {MOST_ELEMENTS} elements")));
     }
     Ok(())
 }

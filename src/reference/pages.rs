@@ -1,5 +1,6 @@
 //! Where a token's row lies in a paged cache, as whole words: what saving and loading move, and no arithmetic.
 
+use super::count_rows;
 use crate::error::{ErrorKind, Result};
 
 /// The rows of the first `len` tokens of a sequence, one after the other, each the token's part of every plane in order.
@@ -9,7 +10,7 @@ use crate::error::{ErrorKind, Result};
 ///
 /// - `planes`: u32s of one token in each plane
 /// - `pages`: the sequence's page ids, in token order
-/// - `pool`: (pages of the cache, page_size * sum of planes)
+/// - `pool`: (pages of the cache, page_size * sum of planes), the last not 0
 pub fn pages_rows<T: Copy>(
     planes: &[usize],
     page_size: usize,
@@ -17,15 +18,18 @@ pub fn pages_rows<T: Copy>(
     len: usize,
     pool: &[T],
 ) -> Result<Vec<T>> {
-    let row: usize = planes.iter().sum();
+    let row = planes.iter().fold(0usize, |sum, width| sum.saturating_add(*width));
+    let page_words = row.saturating_mul(page_size);
+    let pool_pages = count_rows("pool", pool.len(), page_words)?;
     let mut rows = Vec::new();
     for token in 0..len {
         let page = *pages.get(token / page_size).ok_or(ErrorKind::shape("pages", &[pages.len()], "more pages"))?;
-        let mut plane = page as usize * page_size * row;
+        if page as usize >= pool_pages {
+            return Err(ErrorKind::argument("pages", format!("page {page}, the pool has {pool_pages}")));
+        }
+        let mut plane = page as usize * page_words;
         for &width in planes {
-            let first = plane + token % page_size * width;
-            let words = pool.get(first..first + width);
-            rows.extend_from_slice(words.ok_or(ErrorKind::shape("pool", &[pool.len()], "more words"))?);
+            rows.extend_from_slice(&pool[plane + token % page_size * width..][..width]);
             plane += page_size * width;
         }
     }

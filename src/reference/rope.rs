@@ -4,7 +4,7 @@
 //! `(a, b) <- (a cos - b sin, b cos + a sin)`, `inv_freq[i] = theta^(-2i / rope_dim)`.
 //! Source: Su et al., "RoFormer", arXiv 2104.09864, §3.2; which elements are a pair: [`Pairs`].
 
-use super::expect_shape;
+use super::{expect_result, expect_shape};
 use crate::error::Result;
 
 /// Which two elements of a head rotate together.
@@ -39,8 +39,8 @@ pub struct Rotation {
 
 impl Rotation {
     /// The unscaled rotation of heads of width `rope_dim`, with the kernels' f32 angles.
-    pub fn new(theta: f64, rope_dim: usize, pairs: Pairs) -> Self {
-        Rotation { inv_freq: inv_freq(theta, rope_dim), pairs, angles: Angles::F32 }
+    pub fn new(theta: f64, rope_dim: usize, pairs: Pairs) -> Result<Self> {
+        Ok(Rotation { inv_freq: inv_freq(theta, rope_dim)?, pairs, angles: Angles::F32 })
     }
 
     /// The same rotation with angles in f64, for comparison with the oracle.
@@ -50,8 +50,9 @@ impl Rotation {
 }
 
 /// `theta^(-2i / rope_dim)` for each pair i: (rope_dim / 2,).
-pub fn inv_freq(theta: f64, rope_dim: usize) -> Vec<f64> {
-    (0..rope_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rope_dim as f64)).collect()
+pub fn inv_freq(theta: f64, rope_dim: usize) -> Result<Vec<f64>> {
+    expect_result("rope_dim", &[rope_dim])?;
+    Ok((0..rope_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rope_dim as f64)).collect())
 }
 
 /// Rotates one head in place to `position`.

@@ -36,6 +36,13 @@ pub struct Routing {
 /// - returns: (top,)
 pub fn route(logits: &[f64], bias: &[f64], shape: &Routing) -> Result<Vec<(usize, f64)>> {
     let size = super::count_rows("logits", logits.len(), shape.groups)?;
+    if size == 0 {
+        return Err(ErrorKind::shape(
+            "logits",
+            &[0],
+            format!("(experts), at least one in each of {} groups", shape.groups),
+        ));
+    }
     super::expect_shape("bias", bias.len(), &[logits.len()])?;
     if shape.top_groups > shape.groups || shape.top > shape.top_groups * size {
         return Err(ErrorKind::argument("shape", format!("{shape:?} of {} experts", logits.len())));

@@ -173,7 +173,7 @@ impl LayerVector {
                 state_dim: dims.state,
                 q_latent_dim: dims.q_latent,
                 eps: positive("eps", raw.eps)?,
-                rotation: Rotation::new(theta, dims.rope, pairs),
+                rotation: Rotation::new(theta, dims.rope, pairs)?,
             },
             theta,
             weights,

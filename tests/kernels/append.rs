@@ -66,7 +66,7 @@ impl Check {
             0 => heads.nope_dim(),
             rope_dim => rope_dim,
         };
-        let table = reference::inv_freq(10_000.0, width);
+        let table = reference::inv_freq(10_000.0, width).unwrap();
         let inv_freq: Vec<f32> = table.iter().map(|v| *v as f32).collect();
         if rotation != Rotation::None {
             cache = cache.with_rotation(rotation, &inv_freq).unwrap();

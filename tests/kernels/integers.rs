@@ -132,7 +132,7 @@ fn check_many(
         (_, 0) => heads.nope_dim(),
         (_, rope_dim) => rope_dim,
     };
-    let table = reference::inv_freq(10_000.0, width);
+    let table = reference::inv_freq(10_000.0, width).unwrap();
     if rotation != Rotation::None {
         let inv_freq: Vec<f32> = table.iter().map(|v| *v as f32).collect();
         cache = cache.with_rotation(rotation, &inv_freq).unwrap();

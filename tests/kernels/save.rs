@@ -237,7 +237,7 @@ fn decode_after_a_load_gives_the_same_bits() {
 fn a_save_is_of_all_that_was_committed() {
     let (gpu, heads, mut rng) = (gpu(), small(), Rng(8));
     let pages = Pages { count: 20, size: 4, layers: 1 };
-    let inv_freq: Vec<f32> = reference::inv_freq(100.0, heads.rope_dim()).iter().map(|v| *v as f32).collect();
+    let inv_freq: Vec<f32> = reference::inv_freq(100.0, heads.rope_dim()).unwrap().iter().map(|v| *v as f32).collect();
     let turning = || cache(gpu, heads, DType::F16, pages).with_rotation(Rotation::Half, &inv_freq).unwrap();
     let mut source = turning();
     let id = source.insert();

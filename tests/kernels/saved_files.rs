@@ -59,7 +59,7 @@ fn refused_files_change_nothing() {
     let three = foreign(cache(gpu, heads, DType::F16, Pages { layers: 3, ..pages }));
     assert_eq!(refused(&mut other, &three).to_string(), "saved cache -: its layer count is 3, here it is 2");
     let turning = |base: f64| {
-        let table: Vec<f32> = reference::inv_freq(base, heads.rope_dim()).iter().map(|v| *v as f32).collect();
+        let table: Vec<f32> = reference::inv_freq(base, heads.rope_dim()).unwrap().iter().map(|v| *v as f32).collect();
         cache(gpu, heads, DType::F16, pages).with_rotation(Rotation::Half, &table).unwrap()
     };
     assert_eq!(name(refused(&mut other, &foreign(turning(1e4)))), "rotation");

@@ -161,7 +161,7 @@ impl Layer {
             q_latent_dim: Q_LATENT,
             eps: 1e-6f32.into(),
             rotation: reference::Rotation {
-                inv_freq: self.config.rope().inv_freq.iter().map(|f| f64::from(*f)).collect(),
+                inv_freq: self.config.rope().unwrap().inv_freq.iter().map(|f| f64::from(*f)).collect(),
                 pairs,
                 angles: Angles::F32,
             },
@@ -206,7 +206,7 @@ impl Batch {
         let gpu = gpu();
         let heads = layer.config.layout().unwrap();
         let count = lengths.iter().map(|(before, new)| (before + new).div_ceil(page_size) + 1).sum::<usize>() + 3;
-        let rope = layer.config.rope();
+        let rope = layer.config.rope().unwrap();
         let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count, size: page_size, layers: 1 }).unwrap();
         cache = cache.with_rotation(rope.rotation, &rope.inv_freq).unwrap();
         poison(&cache);

@@ -218,7 +218,7 @@ impl Tiny {
             state_dim: HEAD_DIM,
             q_latent_dim: 0,
             eps: f64::from(1e-6f32),
-            rotation: Rotation::new(1e4, rotated, pairs),
+            rotation: Rotation::new(1e4, rotated, pairs).unwrap(),
         };
         match self.variant() {
             "gqa" => self.gqa(name, x, &config.rotation, seen),

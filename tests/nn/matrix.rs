@@ -157,7 +157,7 @@ fn check(c: Case) {
     let (tail_dim, interleaved) = c.tail.unwrap_or((0, false));
     let outputs = linear.outputs();
     let pairs = if interleaved { Pairs::Interleaved } else { Pairs::Half };
-    let by_reference = reference::Rotation::new(1e4, tail_dim, pairs);
+    let by_reference = reference::Rotation::new(1e4, tail_dim, pairs).unwrap();
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| r * 37).collect();
 
     let (x_head, y_head) = (c.in_dim + tail_dim + c.gap, outputs + c.gap);
@@ -195,7 +195,7 @@ fn check(c: Case) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if tail_dim > 0 {
-        let rope = Rope::new(tail_dim, 1e4, Rotation::Half);
+        let rope = Rope::new(tail_dim, 1e4, Rotation::Half).unwrap();
         let table = tensor(gpu, &[c.rows, tail_dim / 2, 2], &cos_sin_table(&rope.inv_freq, &positions));
         linear.run_tailed(c.rows, &table, from, to).unwrap();
     } else {

@@ -96,8 +96,8 @@ fn rotation_matches_the_reference_up_to_large_positions() {
     let gpu = gpu();
     for (rotation, pairs) in [(Rotation::Half, Pairs::Half), (Rotation::Interleaved, Pairs::Interleaved)] {
         for (heads, copy_dim, rope_dim, gap) in [(1, 0, 2, 0), (8, 0, 32, 0), (8, 16, 16, 3), (3, 5, 6, 64)] {
-            let rope = Rope::new(rope_dim, 1e4, rotation);
-            let by_reference = reference::Rotation::new(1e4, rope_dim, pairs);
+            let rope = Rope::new(rope_dim, 1e4, rotation).unwrap();
+            let by_reference = reference::Rotation::new(1e4, rope_dim, pairs).unwrap();
             let positions = [0, 1, 7, 1023, 131_071, 1_000_003];
             let mut rng = Rng(9);
             let (width, rows) = (copy_dim + rope_dim, positions.len());

@@ -1,0 +1,189 @@
+//! Models: configs whose fields are anything, sessions, and what generates with them.
+
+use crate::device::World;
+use crate::numbers::Gen;
+use crate::pure::config;
+use crate::tiny::Tiny;
+use latten::model::{
+    beam_search, best_of, generate, generate_speculative, Attention, BeamOptions, BestOfOptions, Config, Drafter, Draw,
+    ExplicitPrefill, GenerateOptions, PrefillPath, Request, Scheduler, SpeculativeOptions, Want,
+};
+use latten::nn::Sampling;
+use latten::{DType, Decode, Decoder, Gpu, PagedKvCache, Pages, SeqId, Session, SessionOptions, SplitPolicy};
+use pollster::block_on;
+use safetensors::tensor::Dtype;
+use std::ops::ControlFlow;
+use std::sync::OnceLock;
+
+const VARIANTS: [&str; 3] = ["gqa", "gta", "gla"];
+
+/// Config and weights of each variant.
+fn files() -> &'static [(&'static str, Config, Vec<u8>)] {
+    static FILES: OnceLock<Vec<(&str, Config, Vec<u8>)>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let file = |variant| {
+            let tiny = Tiny::new(variant, 5);
+            (variant, Config::parse("config.json", &tiny.config_json()).unwrap(), tiny.bytes(Dtype::F32))
+        };
+        VARIANTS.map(file).into()
+    })
+}
+
+pub fn decoders(gpu: &Gpu) -> Vec<(&'static str, Decoder)> {
+    let load = |(variant, config, bytes): &(&'static str, Config, Vec<u8>)| {
+        (*variant, Decoder::from_bytes(gpu, config.clone(), (variant, bytes), DType::F16).unwrap())
+    };
+    files().iter().map(load).collect()
+}
+
+pub fn case(g: &mut Gen, world: &World) {
+    match g.below(5) {
+        0 | 1 => loaded(g, &world.gpu),
+        2 => prefill(g, world),
+        _ => sessions(g, world),
+    }
+    world.gpu.submit().unwrap();
+}
+
+fn loaded(g: &mut Gen, gpu: &Gpu) {
+    let (name, valid, bytes) = &files()[g.below(VARIANTS.len())];
+    let config = config(g, valid);
+    let dtype = g.pick(&[DType::F16, DType::F32, DType::I8, DType::U32]);
+    g.call("Attention::from_bytes", Attention::from_bytes(gpu, &config, (name, &layer(bytes)), dtype));
+    g.call("Decoder::from_bytes", Decoder::from_bytes(gpu, config, (name, bytes), dtype));
+}
+
+/// The tensors of the first layer's attention by themselves.
+fn layer(bytes: &[u8]) -> Vec<u8> {
+    let all = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let prefix = "model.layers.0.self_attn.";
+    let own = all.tensors().into_iter().filter_map(|(name, view)| Some((name.strip_prefix(prefix)?.to_string(), view)));
+    safetensors::serialize(own, None).unwrap()
+}
+
+fn prefill(g: &mut Gen, world: &World) {
+    let (_, valid, _) = &files()[g.pick(&[2, 2, 2, 0])];
+    let config = config(g, valid);
+    let Ok(heads) = config.layout() else { return };
+    if heads.kv_dim() * heads.q_heads() > 1 << 10 {
+        return;
+    }
+    let pages = Pages { count: 4, size: 4, layers: 1 };
+    let cache = PagedKvCache::new(&world.gpu, heads, DType::F16, pages).unwrap();
+    let decode = Decode::new(&world.gpu, heads, DType::F16).unwrap();
+    let path = match g.below(4) {
+        0 => PrefillPath::Auto,
+        1 => PrefillPath::From(g.size()),
+        _ => PrefillPath::Explicit,
+    };
+    let made = ExplicitPrefill::new(&world.gpu, &config, &cache, &decode, path);
+    let Some(prefill) = g.call("ExplicitPrefill::new", made) else { return };
+    let tokens = g.held(100, 200);
+    g.call("ExplicitPrefill::with_scratch_tokens", prefill.with_scratch_tokens(&decode, tokens));
+}
+
+fn sessions(g: &mut Gen, world: &World) {
+    let (_, decoder) = &world.decoders[g.below(world.decoders.len())];
+    let options = SessionOptions {
+        max_batch: g.held(2, 8),
+        chunk: g.held(8, 20),
+        cache_tokens: g.held(48, 100),
+        page_size: g.held(4, 8),
+        kv_dtype: if g.one_in(20) { DType::U32 } else { DType::F16 },
+        window: g.pick(&[None, None, None, Some(8), Some(0), Some(usize::MAX)]),
+        keep_first: if g.one_in(12) { g.size() } else { 0 },
+        prefill: g.pick(&[PrefillPath::Auto, PrefillPath::Auto, PrefillPath::Absorbed, PrefillPath::Explicit]),
+    };
+    let Some(session) = g.call("Session::new", Session::new(decoder, options)) else { return };
+    let policy = g.pick(&[SplitPolicy::Auto, SplitPolicy::FixedTokens(16), SplitPolicy::Count(usize::MAX)]);
+    let mut session = session.with_policy(policy);
+    if g.one_in(3) {
+        return scheduled(g, session);
+    }
+    let mut ids = vec![session.insert()];
+    for _ in 0..1 + g.below(3) {
+        step(g, &mut session, &mut ids, decoder);
+    }
+}
+
+fn tokens(g: &mut Gen, most: usize) -> Vec<u32> {
+    let len = if g.one_in(12) { 0 } else { 1 + g.below(most) };
+    (0..len).map(|_| if g.one_in(60) { g.word() } else { 1 }).collect()
+}
+
+fn sampling(g: &mut Gen) -> Sampling {
+    Sampling { temperature: g.float(0.7) as f32, top_p: g.float(0.9) as f32 }
+}
+
+fn generating(g: &mut Gen) -> GenerateOptions {
+    GenerateOptions { max_new_tokens: g.near(3), sampling: sampling(g), seed: g.bits() }
+}
+
+fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Decoder) {
+    let (id, input) = (g.pick(ids), tokens(g, 14));
+    let stop_token = g.one_in(3).then(|| g.near(7) as u32);
+    let length_penalty = g.float(1.0);
+    let go_on = |_| ControlFlow::Continue(());
+    match g.below(10) {
+        0..=2 => {
+            let draws = vec![Draw { sampling: sampling(g), u: g.float(0.5) as f32 }; g.len(1)];
+            let want = g.pick(&[Want::Token(&draws), Want::Logits, Want::TokenAndLogits(&draws), Want::AllLogits]);
+            g.call("Session::feed", block_on(session.feed(&[(id, &input)], want)));
+        }
+        3 => ids.extend(g.call("Session::fork", session.fork(id))),
+        4 => {
+            let len = g.near(session.len(id).unwrap_or(0));
+            g.call("Session::truncate", session.truncate(id, len));
+        }
+        5 => {
+            g.call("Session::remove", session.remove(id));
+        }
+        6 => {
+            let options = generating(g);
+            g.call("generate", block_on(generate(session, &input, options, go_on)));
+        }
+        7 => {
+            let options = BeamOptions { beams: g.near(2), max_new_tokens: g.near(3), stop_token, length_penalty };
+            g.call("beam_search", block_on(beam_search(session, id, &input, options)));
+        }
+        8 => {
+            let options = BestOfOptions { samples: g.near(2), generate: generating(g), stop_token, length_penalty };
+            g.call("best_of", block_on(best_of(session, id, &input, options)));
+        }
+        _ => {
+            let options = SpeculativeOptions { generate: generating(g), max_draft: g.near(2) };
+            let mut draft =
+                Session::new(decoder, SessionOptions { cache_tokens: 32, page_size: 4, ..Default::default() }).unwrap();
+            let drafter = match g.one_in(2) {
+                true => Drafter::Model(&mut draft),
+                false => Drafter::Lookup { max_ngram: g.near(3), min_ngram: g.near(1) },
+            };
+            let made = block_on(generate_speculative(session, drafter, &input, options, go_on));
+            g.call("generate_speculative", made);
+        }
+    }
+    let bytes = g.bits() >> g.below(64);
+    g.call("Session::set_byte_budget", session.set_byte_budget(bytes));
+    session.set_byte_budget(u64::MAX).unwrap();
+}
+
+fn scheduled(g: &mut Gen, session: Session) {
+    let mut scheduler = Scheduler::new(session);
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let request = Request {
+            prompt: tokens(g, 14),
+            generate: generating(g),
+            stop_tokens: (0..g.below(2)).map(|_| g.near(7) as u32).collect(),
+            stop_strings: (0..g.below(2)).map(|_| vec![1; g.len(1)]).collect(),
+            salt: g.bits() % 2,
+        };
+        ids.extend(g.call("Scheduler::add", scheduler.add(request)));
+    }
+    for _ in 0..6 {
+        g.call("Scheduler::step", block_on(scheduler.step()));
+    }
+    if let Some(id) = ids.first() {
+        g.call("Scheduler::cancel", scheduler.cancel(*id));
+    }
+}
