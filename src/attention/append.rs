@@ -151,7 +151,8 @@ pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
     table
 }
 
-fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
+/// Elements that are rotated: [`Append::rotated_dim`].
+pub(crate) fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
     match (rotation, heads.rope_dim()) {
         (Rotation::None, _) => 0,
         // A tied state is the value too, which must not turn with the key.
