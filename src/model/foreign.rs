@@ -8,6 +8,8 @@ const READS: &str =
     "latten reads folders with config.json and model.safetensors (or model.safetensors.index.json with the \
                      files that it names), as transformers' save_pretrained writes them";
 
+const INDEX: &str = "model.safetensors.index.json";
+
 /// What begins like this and is no safetensors file and no JSON, if it is known.
 pub(super) fn kind_of(start: &[u8]) -> Option<String> {
     let start = start.get(..1024).unwrap_or(start);
@@ -64,11 +66,15 @@ fn form_of(name: &str) -> Option<&'static str> {
 /// The error of a file of a model's folder that could not be opened: it says what the folder has in its place.
 pub(super) fn missing(file: &Path, error: &std::io::Error) -> Error {
     let folder = file.parent().unwrap_or(Path::new("."));
-    let message = format!("{error}; {}{READS}", found_in(folder));
+    let indexed = folder.join(INDEX).exists();
+    let message = match indexed && file.extension().is_some_and(|end| end == "safetensors") {
+        true => format!("{error}; {INDEX} names this file"),
+        false => format!("{error}; {}{READS}", found_in(folder, indexed)),
+    };
     ErrorKind::Io { path: file.display().to_string(), message }.into()
 }
 
-fn found_in(folder: &Path) -> String {
+fn found_in(folder: &Path, indexed: bool) -> String {
     if folder.is_file() {
         let start = std::fs::File::open(folder).and_then(|file| {
             let mut start = Vec::new();
@@ -80,6 +86,7 @@ fn found_in(folder: &Path) -> String {
     let Ok(entries) = std::fs::read_dir(folder) else { return String::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     // Of many such files the first by name: what is at hand says it best.
+    let names = names.filter(|name| !(indexed && name.ends_with(".safetensors")));
     let forms = names.filter_map(|name| form_of(&name).map(|form| (name, form)));
     forms.min().map_or(String::new(), |(name, form)| format!("the folder has {name}, {form}; "))
 }

@@ -102,6 +102,8 @@ fn broken_indexes_and_shards_are_typed_errors() {
     let text = message(copy.load_with("model.norm.gain", &name(&first)));
     assert!(text.contains("tensor model.norm.gain: is not in") && text.contains(&name(&first)), "{text}");
     assert_kind!(copy.load_with(tensor, "nowhere.safetensors"), ErrorKind::Io { .. });
+    let text = message(copy.load_with(tensor, "nowhere.safetensors"));
+    assert!(text.ends_with("; model.safetensors.index.json names this file"), "{text}");
     for text in ["", "[]", "{\"weight_map\": 3}", "{\"weight_map\": {\"a\": 3}}"] {
         std::fs::write(copy.at(INDEX), text).unwrap();
         assert_kind!(copy.load(), ErrorKind::Weights { .. });
