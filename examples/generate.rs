@@ -23,6 +23,8 @@ mod prefill;
 mod profile;
 #[path = "generate/several.rs"]
 mod several;
+#[path = "shared/warnings.rs"]
+mod warnings;
 
 use guesses::Guesses;
 use prefill::prefill_path;
@@ -395,6 +397,7 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
 }
 
 fn main() -> ExitCode {
+    warnings::print_warnings();
     let args = match parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(message) => {

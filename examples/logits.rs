@@ -9,6 +9,9 @@ use latten::{DType, Gpu, GpuOptions};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
+#[path = "shared/warnings.rs"]
+mod warnings;
+
 const USAGE: &str = "usage: logits MODEL_DIR TOKEN,TOKEN,.. [--chunks N,N,..] [--all | --greedy N] [--dtype f32|f16]
               [--kv-dtype DTYPE] [--adapter NAME]
 
@@ -126,6 +129,7 @@ async fn json(args: &Args) -> Result<String, String> {
 }
 
 fn main() -> ExitCode {
+    warnings::print_warnings();
     let args = match parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(message) => {

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 mod loading;
 #[path = "shared/prefill.rs"]
 mod prefill;
+#[path = "shared/warnings.rs"]
+mod warnings;
 #[path = "perplexity/windows.rs"]
 pub(crate) mod windows;
 
@@ -307,6 +309,7 @@ fn print(out: &mut impl Write, gpu: &Gpu, args: &Args, reports: &[Report]) -> io
 }
 
 fn main() -> ExitCode {
+    warnings::print_warnings();
     let args = match parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(message) => {

@@ -10,6 +10,9 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
+#[path = "shared/warnings.rs"]
+mod warnings;
+
 const USAGE: &str = "usage: sessions [options]
 
   --variant NAME     gqa, gta, gla or mla; default gla
@@ -265,6 +268,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), Box<dyn
 }
 
 fn main() -> ExitCode {
+    warnings::print_warnings();
     let done = parse(std::env::args().skip(1)).map_err(|message| format!("{message}\n\n{USAGE}"));
     let done = done.and_then(|args| pollster::block_on(run(&args, &mut std::io::stdout())).map_err(|e| e.to_string()));
     match done {

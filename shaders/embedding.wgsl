@@ -1,4 +1,4 @@
-// y[r, :] = table[ids[r], :]
+// y[r, :] = table[ids[r], :], for those rows of a table in parts that are in this part
 //
 // Grid: (ceil(row_vec4 / 64), rows); one lane per vec4<u32> of a table row.
 // Constants: VECS_PER_WORD. Parts: parts/elements_*.wgsl.
@@ -6,10 +6,12 @@
 struct Params {
     dim: u32,
     row_vec4: u32, // vec4<u32> per table row
-    table_rows: u32,
+    table_rows: u32, // of all parts
+    first_row: u32, // of this part
+    part_rows: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-// table: (table_rows, row_vec4) vec4<u32>, rows padded with zeros
+// table: (part_rows, row_vec4) vec4<u32>, rows padded with zeros
 @group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;
 // ids: (rows) u32; clamped here, validated on the host
 @group(0) @binding(2) var<storage, read> ids: array<u32>;
@@ -21,7 +23,12 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (id.x >= params.row_vec4) {
         return;
     }
-    let packed = table[min(ids[id.y], params.table_rows - 1u) * params.row_vec4 + id.x];
+    // Before the first row this is past the last one, too.
+    let row = min(ids[id.y], params.table_rows - 1u) - params.first_row;
+    if (row >= params.part_rows) {
+        return;
+    }
+    let packed = table[row * params.row_vec4 + id.x];
     // unroll
     for (var q = 0u; q < VECS_PER_WORD; q++) {
         let values = unpack_word(packed)[q];

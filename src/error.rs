@@ -102,7 +102,10 @@ pub enum ErrorKind {
         free: usize,
     },
     /// A plan made before the cache's sequences last changed.
-    #[error("stale plan: made at cache generation {plan}, the cache is at {cache}")]
+    #[error(
+        "stale plan: made at cache generation {plan}, the cache is at {cache}; make a plan after the last change of the \
+         cache's sequences, and use it before the next"
+    )]
     StalePlan {
         /// The plan's generation.
         plan: u64,
@@ -158,28 +161,28 @@ pub enum ErrorKind {
         /// The key and what is wrong with it.
         message: String,
     },
-    /// A tensor of a model is missing or has the wrong shape or dtype.
-    #[error("model weights {path}: tensor {tensor}: {message}")]
+    /// A tensor of a model is missing, has the wrong shape or dtype, or is one that the model has no place for.
+    #[error("model weights {path}: {}{message}", named("tensor ", tensor))]
     Weights {
         /// The file.
         path: String,
-        /// The tensor's name, or "-" where the file itself is broken.
+        /// The tensor's name; empty where the file itself is broken.
         tensor: String,
         /// What is wrong with it.
         message: String,
     },
     /// A saved cache cannot be loaded. Nothing was changed.
-    #[error("saved cache {path}: {fault}")]
+    #[error("{}{fault}", named("saved cache ", if path.is_empty() { "from a reader" } else { path }))]
     Saved {
-        /// The file, or "-" where the bytes come from elsewhere.
+        /// The file; empty where the bytes come from elsewhere.
         path: String,
         /// What is wrong with it.
         fault: SavedFault,
     },
-    /// A file could not be read or written.
-    #[error("{path}: {message}")]
+    /// A file, or a caller's reader or writer, could not be read or written.
+    #[error("{}{message}", named("", if path.is_empty() { "the reader or writer" } else { path }))]
     Io {
-        /// The file.
+        /// The file; empty where there is none.
         path: String,
         /// The system's words.
         message: String,
@@ -191,7 +194,7 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SavedFault {
     /// It does not begin as one.
-    #[error("not a saved cache, its first bytes are {found:02x?}")]
+    #[error("not a saved cache, its first bytes are {}", bytes_text(found))]
     Foreign {
         /// The bytes that should be the format's name.
         found: [u8; 8],
@@ -236,6 +239,13 @@ pub enum SavedFault {
         /// What it should be.
         why: &'static str,
     },
+    /// The checksum fits, yet no [`HeadLayout`](crate::HeadLayout) has these numbers: q_heads, groups, state_dim, nope_dim,
+    /// rope_dim, v_offset, v_dim.
+    #[error("its layout {numbers:?} (q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim) is one that no model has")]
+    Layout {
+        /// The file's.
+        numbers: [u32; 7],
+    },
     /// It goes on after its end.
     #[error("goes on after its {size} bytes")]
     TooLong {
@@ -252,6 +262,37 @@ pub enum SavedFault {
         /// The cache's, or the caller's.
         here: String,
     },
+}
+
+impl Error {
+    /// The same, which says that it is of this: where memory is asked for, only the caller knows what for.
+    pub(crate) fn of(self, name: &str) -> Error {
+        match *self.kind {
+            ErrorKind::TooLarge { needed_bytes, limit_bytes, .. } => {
+                ErrorKind::TooLarge { what: name.into(), needed_bytes, limit_bytes }.into()
+            }
+            ErrorKind::OutOfMemory { message } => {
+                ErrorKind::OutOfMemory { message: format!("{name}: {message}") }.into()
+            }
+            kind => kind.into(),
+        }
+    }
+}
+
+/// `tensor x: `, or nothing of what has no name.
+fn named(what: &str, name: &str) -> String {
+    match name {
+        "" => String::new(),
+        _ => format!("{what}{name}: "),
+    }
+}
+
+/// Bytes as their owner may know them: text where they are text, else hexadecimal.
+pub(crate) fn bytes_text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.is_empty() && !text.contains(char::is_control) => format!("{text:?}"),
+        _ => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+    }
 }
 
 impl ErrorKind {

@@ -5,10 +5,16 @@
 
 #[path = "hf/folders.rs"]
 mod folders;
+#[path = "hf/foreign.rs"]
+mod foreign;
 #[path = "hf/model.rs"]
 mod model;
+#[path = "hf/parts.rs"]
+mod parts;
 #[path = "shared/mod.rs"]
 mod shared;
+#[path = "hf/unused.rs"]
+mod unused;
 
 use latten::model::{Draw, Want};
 use latten::DType;

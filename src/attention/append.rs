@@ -151,7 +151,8 @@ pub fn cos_sin_table(inv_freq: &[f32], positions: &[u32]) -> Vec<f32> {
     table
 }
 
-fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
+/// Elements that are rotated: [`Append::rotated_dim`].
+pub(crate) fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
     match rotation {
         Rotation::None => 0,
         Rotation::Half | Rotation::Interleaved => heads.rotated_dim(),

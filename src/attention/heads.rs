@@ -73,7 +73,7 @@ pub struct HeadLayout {
 pub(crate) const MAX_DIM: usize = 1 << 14;
 
 /// Every constructor refuses, with [`ErrorKind::Argument`] and the number: heads, groups or a state width of 0 or above
-/// 16,384, groups that do not divide `q_heads`, and a `rope_dim` that is odd or (GTA) exceeds `head_dim`.
+/// 16,384 (a GQA head of above 8,192), groups that do not divide `q_heads`, and a `rope_dim` that is odd or (GTA) exceeds `head_dim`.
 impl HeadLayout {
     /// Multi-head attention: every query head has its own key and value.
     pub fn mha(q_heads: usize, head_dim: usize) -> Result<Self> {
@@ -96,7 +96,7 @@ impl HeadLayout {
             v_offset: v.head_dim,
             v_dim: v.head_dim,
         }
-        .checked("kv_heads")
+        .checked("kv_heads", ("head_dim", v.head_dim, MAX_DIM / 2))
     }
 
     /// Grouped-tied attention. State `kv` (head_dim, never rotated) per tied head, one rope key. The key of a head is
@@ -114,7 +114,7 @@ impl HeadLayout {
             v_offset: 0,
             v_dim: v.head_dim,
         }
-        .checked("kv_heads")
+        .checked("kv_heads", ("head_dim", v.head_dim, MAX_DIM))
     }
 
     /// Grouped latent attention. State `c` (latent_dim, after its RMSNorm) per latent head, one rope key; queries absorbed.
@@ -128,7 +128,7 @@ impl HeadLayout {
             v_offset: 0,
             v_dim: v.latent_dim,
         }
-        .checked("latent_heads")
+        .checked("latent_heads", ("latent_dim", v.latent_dim, MAX_DIM))
     }
 
     /// Multi-head latent attention: [`HeadLayout::gla`] with one latent head.
@@ -140,13 +140,27 @@ impl HeadLayout {
     /// all heads.
     pub(crate) fn explicit(q_heads: usize, nope_dim: usize, v_dim: usize, rope_dim: usize) -> Result<Self> {
         let state_dim = nope_dim.saturating_add(v_dim);
-        Self { q_heads, groups: q_heads, state_dim, nope_dim, rope_dim, v_offset: nope_dim, v_dim }.checked("q_heads")
+        Self { q_heads, groups: q_heads, state_dim, nope_dim, rope_dim, v_offset: nope_dim, v_dim }
+            .checked("q_heads", ("nope_dim + v_dim", state_dim, MAX_DIM))
     }
 
-    fn checked(self, groups_name: &'static str) -> Result<Self> {
-        for (name, value) in [("q_heads", self.q_heads), (groups_name, self.groups), ("state_dim", self.state_dim)] {
-            if value == 0 || value > MAX_DIM {
-                return Err(ErrorKind::argument(name, format!("{value} is not in 1..={MAX_DIM}")));
+    /// The same by a constructor, with all its checks: None for numbers that none of them makes of its arguments, such as may
+    /// come from a file.
+    pub(crate) fn remade(self) -> Option<Self> {
+        let Self { q_heads, groups, state_dim, rope_dim, v_dim, .. } = self;
+        let made = [
+            Self::gqa(Gqa { q_heads, kv_heads: groups, head_dim: v_dim }),
+            Self::gta(Gta { q_heads, kv_heads: groups, head_dim: state_dim, rope_dim }),
+            Self::gla(Gla { q_heads, latent_heads: groups, latent_dim: state_dim, rope_dim }),
+        ];
+        made.into_iter().flatten().find(|made| *made == self)
+    }
+
+    /// By what the caller calls the groups; `width` is its name for that of a state, the number, and the most it may be.
+    fn checked(self, groups_name: &'static str, width: (&'static str, usize, usize)) -> Result<Self> {
+        for (name, value, most) in [("q_heads", self.q_heads, MAX_DIM), (groups_name, self.groups, MAX_DIM), width] {
+            if value == 0 || value > most {
+                return Err(ErrorKind::argument(name, format!("{value} is not in 1..={most}")));
             }
         }
         if !self.q_heads.is_multiple_of(self.groups) {

@@ -17,6 +17,7 @@
 
 use super::checksum::xxh64;
 use super::input::Input;
+use crate::attention::append::rotated_dim;
 use crate::attention::layout::StateLayout;
 use crate::attention::{HeadLayout, Rotation};
 use crate::error::{Result, SavedFault};
@@ -35,8 +36,6 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// Of a file, so that hostile numbers ask for no memory to speak of, nor for a dispatch that no device has (2^18 rows of 16
 /// bytes are 2^15 workgroups).
 const MOST_BLOCK_BYTES: usize = 4 << 20;
-/// Widths and heads: as in `HeadLayout`.
-const MOST_DIM: u32 = 1 << 14;
 
 /// What the head of a saved cache says: see [`saved_info`].
 #[derive(Debug, Clone, PartialEq)]
@@ -258,6 +257,13 @@ impl Head {
         if info.row_bytes() / 16 != self.row_words as usize {
             return Err(malformed("row size", self.row_words.into(), "not that of its layout and dtype"));
         }
+        if 2 * info.inv_freq.len() != rotated_dim(&info.heads, info.rotation) {
+            return Err(malformed(
+                "number of frequencies",
+                self.frequencies.into(),
+                "not half of what its layout rotates",
+            ));
+        }
         let block_bytes = info.block_tokens.checked_mul(info.row_bytes());
         if block_bytes.is_none_or(|bytes| bytes > MOST_BLOCK_BYTES.max(info.row_bytes())) {
             return Err(malformed("block size", self.block_tokens.into(), "tokens of more than 4 MiB"));
@@ -269,13 +275,18 @@ impl Head {
     }
 
     fn bounded(&self) -> Result<(), SavedFault> {
-        for (name, value, most) in [
-            ("page size", self.page_size, 4096),
-            ("layer count", self.layers, 1 << 16),
-            ("block size", self.block_tokens, u32::MAX),
+        for (name, value, fits, why) in [
+            (
+                "page size",
+                self.page_size,
+                self.page_size.is_power_of_two() && self.page_size <= 4096,
+                "not a power of two up to 4096",
+            ),
+            ("layer count", self.layers, (1..=1 << 16).contains(&self.layers), "not in 1..=65536"),
+            ("block size", self.block_tokens, self.block_tokens > 0, "not at least 1"),
         ] {
-            if value == 0 || value > most {
-                return Err(malformed(name, value.into(), "0 or beyond all caches"));
+            if !fits {
+                return Err(malformed(name, value.into(), why));
             }
         }
         if self.reserved != 0 {
@@ -285,16 +296,11 @@ impl Head {
     }
 }
 
+/// A layout that one of its constructors makes.
 fn heads(numbers: [u32; 7]) -> Result<HeadLayout, SavedFault> {
     let [q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim] = numbers.map(|n| n as usize);
     let heads = HeadLayout { q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim };
-    if let Some(n) = numbers.iter().find(|n| **n > MOST_DIM) {
-        return Err(malformed("layout", (*n).into(), "a width or count beyond all layouts"));
-    }
-    match [q_heads, groups, state_dim].contains(&0) || nope_dim.max(v_offset + v_dim) > state_dim {
-        true => Err(malformed("layout", state_dim as u64, "a state width that does not hold its parts")),
-        false => Ok(heads),
-    }
+    heads.remade().ok_or(SavedFault::Layout { numbers })
 }
 
 fn malformed(name: &'static str, value: u64, why: &'static str) -> SavedFault {
@@ -364,7 +370,7 @@ impl<'a> Cursor<'a> {
 ///
 /// Errors: [`ErrorKind::Saved`](crate::ErrorKind::Saved), [`ErrorKind::Io`](crate::ErrorKind::Io).
 pub fn saved_info(reader: impl Read) -> Result<SavedInfo> {
-    Ok(SavedInfo::read(&mut Input::new(reader, "-"))?.0)
+    Ok(SavedInfo::read(&mut Input::new(reader, ""))?.0)
 }
 
 #[cfg(test)]

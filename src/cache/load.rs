@@ -5,7 +5,7 @@ use super::input::Input;
 use super::page_rows::{Direction, PageRows};
 use super::save::{io, Progress};
 use super::{PagedKvCache, SeqId};
-use crate::error::{Result, SavedFault};
+use crate::error::{bytes_text, Result, SavedFault};
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::Read;
@@ -42,7 +42,7 @@ impl PagedKvCache {
         reader: impl Read,
         progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
-        self.load_from(fingerprint, Input::new(reader, "-"), progress).await
+        self.load_from(fingerprint, Input::new(reader, ""), progress).await
     }
 
     /// [`PagedKvCache::load`] from a file, which errors then name. Errors: as there.
@@ -102,8 +102,7 @@ impl PagedKvCache {
             }
         }
         if info.fingerprint != fingerprint {
-            let text = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-            let (file, here) = (text(&info.fingerprint), text(fingerprint));
+            let (file, here) = (bytes_text(&info.fingerprint), bytes_text(fingerprint));
             return Err(SavedFault::Other { name: "fingerprint", file, here });
         }
         Ok(())

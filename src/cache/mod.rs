@@ -18,6 +18,7 @@ mod slabs;
 mod stats;
 mod store;
 mod table;
+mod target;
 
 pub(crate) use checksum::xxh64;
 pub(crate) use copy::copy_spec;
@@ -31,7 +32,9 @@ pub(crate) use page_rows::{pages_rows_spec, Direction};
 pub use rebuild::EmptiedSequence;
 pub use save::{Progress, Save, SaveSequence};
 pub use stats::{CacheStats, PageCopy};
+pub(crate) use table::check_pages;
 pub use table::{SeqId, SeqTable};
+pub(crate) use target::not_regular;
 
 use crate::attention::append::{cos_sin_table, frequencies_text, Append, AppendArgs, Rotation};
 use crate::attention::layout::{KvView, StateLayout};
@@ -125,9 +128,9 @@ impl PagedKvCache {
 
     fn allocate(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages, grows: bool) -> Result<Self> {
         // Checks the pages' number and size before anything is made of them.
-        SeqTable::new(pages.count, pages.size)?;
+        check_pages(["pages.count", "pages.size"], pages.count, pages.size)?;
         if pages.layers == 0 || pages.layers > 1 << 16 {
-            return Err(ErrorKind::argument("layers", format!("{} is not in 1..=65536", pages.layers)));
+            return Err(ErrorKind::argument("pages.layers", format!("{} is not in 1..=65536", pages.layers)));
         }
         let append = Append::new(gpu, heads, dtype, pages.size, Rotation::None)?;
         let layout = StateLayout::new(&heads, dtype);

@@ -3,6 +3,7 @@
 use super::checksum::xxh64;
 use super::format::{block_tokens, Block, SavedInfo, SavedSequence};
 use super::page_rows::{Direction, PageRows, Unsorted};
+use super::target::target;
 use super::{PagedKvCache, SeqId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{Arrived, HostBuffer, Reading};
@@ -56,25 +57,26 @@ impl PagedKvCache {
     /// that are some, but fewer than the sequence has, or others than those that the cache knows, and for a fingerprint of
     /// more than 64 KiB; [`ErrorKind::Io`] of the writer; those of the device.
     pub async fn save(&self, what: Save<'_>, writer: impl Write, progress: impl FnMut(Progress)) -> Result<()> {
-        self.save_as("-", what, writer, progress).await
+        self.save_as("", what, writer, progress).await
     }
 
     /// [`PagedKvCache::save`] to a file, which appears whole or not at all: it is written and synchronised under another
     /// name in the same folder, then renamed over `path`. What fails, or is dropped, leaves `path` as it was and no other
-    /// file behind.
+    /// file behind. A link stays, and the file that it leads to is written.
     ///
-    /// Errors: as there.
+    /// Errors: as there; [`ErrorKind::Io`] too where `path` is a folder, a pipe, a device or a socket, none of which is
+    /// replaced: write to those with [`PagedKvCache::save`].
     pub async fn save_file(
         &self,
         what: Save<'_>,
         path: impl AsRef<Path>,
         progress: impl FnMut(Progress),
     ) -> Result<()> {
-        let path = path.as_ref();
+        let path = target(path.as_ref())?;
         let name = path.display().to_string();
-        let mut file = NewFile::create(path)?;
+        let mut file = NewFile::create(&path)?;
         self.save_as(&name, what, file.file()?, progress).await?;
-        file.finish(path)
+        file.finish(&path)
     }
 
     async fn save_as(

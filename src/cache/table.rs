@@ -87,15 +87,7 @@ impl SeqTable {
 
     /// An empty table of pages in slabs of so many, of which the last ones are left empty where that is possible.
     pub(super) fn with_slabs(page_count: usize, page_size: usize, slab_pages: usize) -> Result<Self> {
-        if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
-            let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
-            return Err(ErrorKind::argument("page_size", why));
-        }
-        let most = u32::MAX as usize / page_size;
-        if page_count == 0 || page_count > most {
-            let why = format!("{page_count} is not in 1..={most}, pages of {page_size} tokens");
-            return Err(ErrorKind::argument("page_count", why));
-        }
+        check_pages(["page_count", "page_size"], page_count, page_size)?;
         let store = Store::new(page_count as u32, slab_pages); // no truncation: at most `most`
         let id = TABLES.fetch_add(1, Ordering::Relaxed);
         // Each table counts from a place of its own, so that a plan of another cache is known as such.
@@ -387,6 +379,20 @@ impl SeqTable {
 /// The same number for each.
 fn each(ids: &[SeqId], n: usize) -> Vec<(SeqId, usize)> {
     ids.iter().map(|id| (*id, n)).collect()
+}
+
+/// Whether a table may have so many pages of so many tokens; `names` are those that the caller knows these numbers by.
+pub(crate) fn check_pages(names: [&'static str; 2], count: usize, size: usize) -> Result<()> {
+    if !size.is_power_of_two() || size > MAX_PAGE_SIZE {
+        let why = format!("{size} is not a power of two up to {MAX_PAGE_SIZE}");
+        return Err(ErrorKind::argument(names[1], why));
+    }
+    let most = u32::MAX as usize / size;
+    if count == 0 || count > most {
+        let why = format!("{count} is not in 1..={most}, pages of {size} tokens");
+        return Err(ErrorKind::argument(names[0], why));
+    }
+    Ok(())
 }
 
 pub(super) fn check_distinct(ids: impl Iterator<Item = SeqId>) -> Result<()> {

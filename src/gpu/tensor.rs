@@ -297,13 +297,19 @@ impl Tensor {
     pub(crate) fn expect(&self, name: &'static str, shape: &[usize], dtype: DType) -> Result<()> {
         let fits = self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(g, w)| *w == 0 || g == w);
         if !fits {
-            return Err(ErrorKind::shape(name, &self.shape, shape_text(shape).replace("0,", "_,")));
+            return Err(ErrorKind::shape(name, &self.shape, wanted_text(shape)));
         }
         if self.dtype != dtype {
             return Err(ErrorKind::DType { name, got: self.dtype.to_string(), want: dtype.to_string() }.into());
         }
         Ok(())
     }
+}
+
+/// `(_,64)`: a shape in which 0 stands for any size.
+fn wanted_text(shape: &[usize]) -> String {
+    let dims: Vec<String> = shape.iter().map(|d| if *d == 0 { "_".into() } else { d.to_string() }).collect();
+    format!("({})", dims.join(","))
 }
 
 /// The error of a dtype that holds no float values.
@@ -315,7 +321,8 @@ fn check_len(name: &'static str, shape: &[usize], got: usize) -> Result<()> {
     let want = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
     match want {
         Some(want) if want == got => Ok(()),
-        _ => Err(ErrorKind::shape(name, &[got], format!("the element count of {}", shape_text(shape)))),
+        Some(want) => Err(ErrorKind::shape(name, &[got], format!("({want}), the elements of {}", shape_text(shape)))),
+        None => Err(ErrorKind::shape("shape", shape, "fewer than 2^64 elements")),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::config::{AttentionConfig, Config};
 use super::explicit::{ExplicitPrefill, Step};
 use super::projections::{Forms, Projections};
+use super::split::Split;
 use super::store::Store;
 use super::weights::Source;
 use crate::attention::explicit::ExplicitPlan;
@@ -10,7 +11,7 @@ use crate::attention::{Decode, DecodeOutput, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::{Linear, Span};
+use crate::nn::Span;
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -20,7 +21,7 @@ pub struct Attention {
     gpu: Gpu,
     config: Config,
     projections: Projections,
-    o: Linear,
+    o: Split,
 }
 
 /// The tensors of a step's attention, F32, one row per token.
@@ -61,14 +62,15 @@ impl Attention {
     /// attention count, `hidden_size`, `names` and `biases`; a `window` is for the `decode` that it runs with. `dtype` (F16,
     /// F32 or I8) is how matrices are kept on the device.
     ///
-    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have,
-    /// [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
+    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have;
+    /// [`ErrorKind::Weights`](crate::ErrorKind::Weights), as [`Decoder::load`](super::Decoder::load) has it, also for a
+    /// tensor that is not part of the layer; [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn from_bytes(gpu: &Gpu, config: &Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
         config.check_attention()?;
         let source = Source::new(gpu, config, Store::from_bytes(weights.0, weights.1)?, dtype);
         let attention = Self::from_source(&source, config, "", None)?;
-        source.warn_of_unused();
+        source.check_unused(None)?;
         Ok(attention)
     }
 

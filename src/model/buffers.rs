@@ -30,7 +30,9 @@ impl Buffers {
     pub(super) fn new(decoder: &Decoder, options: &SessionOptions, explicit: bool) -> Result<Self> {
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
-        let scratch = Scratch::new(gpu, config, (capacity, explicit))?;
+        let scratch = Scratch::new(gpu, config, (capacity, explicit)).map_err(|e| {
+            e.of(&format!("a tensor of a step of {capacity} tokens (SessionOptions::chunk or max_batch)"))
+        })?;
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
         // Written anew by every step, which looks whether commands were lost while it was under way.
         let tensor = |shape: &[usize], dtype| Tensor::scratch(gpu, shape, dtype);
@@ -40,7 +42,7 @@ impl Buffers {
             last_rows: tensor(&[batch], DType::U32)?,
             gather,
             last: tensor(&[batch, config.hidden_size], DType::F32)?,
-            logits: tensor(&[batch, config.vocab_size], DType::F32)?,
+            logits: logits(decoder, batch)?,
             samplers: tensor(&[batch, 4], DType::F32)?,
             tokens: tensor(&[batch], DType::U32)?,
         })
@@ -49,8 +51,14 @@ impl Buffers {
     /// Makes room for the logits of `rows` rows.
     pub(super) fn grow_logits(&mut self, decoder: &Decoder, rows: usize) -> Result<()> {
         if rows > self.logits.shape()[0] {
-            self.logits = Tensor::scratch(decoder.gpu(), &[rows, decoder.config().vocab_size], DType::F32)?;
+            self.logits = logits(decoder, rows)?;
         }
         Ok(())
     }
+}
+
+fn logits(decoder: &Decoder, rows: usize) -> Result<Tensor> {
+    let vocab = decoder.config().vocab_size;
+    let logits = Tensor::scratch(decoder.gpu(), &[rows, vocab], DType::F32);
+    logits.map_err(|e| e.of(&format!("the logits of {rows} tokens over a vocabulary of {vocab}")))
 }

@@ -51,12 +51,14 @@ pub struct Config {
     /// folders the key may be left out). A [`Session`](super::Session) sees no further, whatever its options; a
     /// [`Decode`](crate::Decode) for a layer by itself wants it in its [`AttentionOptions`](crate::AttentionOptions).
     pub window: Option<usize>,
-    /// `tie_word_embeddings`: the embedding table is the output matrix too.
+    /// `tie_word_embeddings`: the embedding table is the output matrix too, unless the files have an `lm_head.weight` that
+    /// differs from it, which is used then (as in transformers).
     pub tied: bool,
     /// What the attention's tensors are called.
     pub names: TensorNames,
     /// The projections that have a bias, by the last part of their names (`q_proj`): one that is missing in the files is
-    /// an error, and one of others is left out, with a warning in the log. None for those that the files have.
+    /// an error, and so is one of others that is not all 0 ([`LoadOptions::leave_out`](super::LoadOptions)). None for those
+    /// that the files have.
     pub biases: Option<Vec<&'static str>>,
 }
 
@@ -111,7 +113,7 @@ impl Config {
     pub fn parse(path: &str, json: &str) -> Result<Self> {
         let keys = Keys::parse(path, json)?;
         let families = ["latten", "llama", "mistral", "qwen2", "deepseek_v2", "deepseek_v3"];
-        let config = match keys.word("model_type", &families)? {
+        let config = match keys.word_of("model_type", &families, ", the families that latten reads")? {
             "latten" => Self::own(&keys)?,
             family => published::config(&keys, family)?,
         };

@@ -2,12 +2,13 @@
 
 use super::block::Block;
 use super::config::Config;
-use super::store::{io, Store};
+use super::foreign::missing;
+use super::keys::MAX_BYTES;
+use super::split::Split;
+use super::store::{io, regular, Store};
 use super::weights::Source;
 use crate::cache::{xxh64, Progress};
-#[cfg(doc)]
-use crate::error::ErrorKind;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu};
 use crate::nn::{Embedding, Linear, Sample};
 use std::fmt;
@@ -27,7 +28,7 @@ pub(super) struct Inner {
     pub(super) embedding: Embedding,
     pub(super) blocks: Vec<Block>,
     /// With the last norm before it.
-    pub(super) head: Linear,
+    pub(super) head: Split,
     pub(super) sample: Sample,
     fingerprint: u64,
 }
@@ -44,22 +45,26 @@ pub struct LoadOptions<'a> {
     /// Told of the bytes of tensors read so far and of those of all files, after each MiB or row. The last call has as many of
     /// both, tensors that the model has no use for included.
     pub progress: Option<&'a dyn Fn(Progress)>,
+    /// Whether tensors that look like weights of the model, but have no place in it, are left out with a warning in the log.
+    /// Else they are an error: the model would compute something else without them.
+    pub leave_out: bool,
 }
 
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        LoadOptions { dtype: DType::F16, explicit: true, progress: None }
+        LoadOptions { dtype: DType::F16, explicit: true, progress: None, leave_out: false }
     }
 }
 
 impl fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LoadOptions { dtype, explicit, progress } = self;
+        let LoadOptions { dtype, explicit, progress, leave_out } = self;
         let progress = progress.map(|_| "..");
         f.debug_struct("LoadOptions")
             .field("dtype", dtype)
             .field("explicit", explicit)
             .field("progress", &progress)
+            .field("leave_out", leave_out)
             .finish()
     }
 }
@@ -68,26 +73,26 @@ impl Decoder {
     /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names.
     /// `dtype` (F16, F32 or I8) is how matrices are kept on the device, whatever they are in the files (f32, f16 or
     /// bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table, and a head tied to
-    /// it, stay F16.
+    /// it, stay F16. A matrix that is more than the device binds at once
+    /// ([`Capabilities::max_binding_bytes`](crate::Capabilities)) lies in several buffers, one dispatch each; not so a layer's
+    /// experts, nor the absorbed matrices of GLA and MLA.
     ///
     /// Rows go to the device as they are read: host memory holds some tens of MiB of them, whatever the model's size, while one
     /// thread reads and another converts and uploads.
     ///
     /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
-    /// tensor or a broken file; [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    /// tensor, one that looks like a weight and has no place in the model ([`LoadOptions::leave_out`]), or a broken file;
+    /// [`ErrorKind::TooLarge`] and [`ErrorKind::OutOfMemory`], which name the tensor.
     pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, dtype: DType) -> Result<Self> {
         Self::load_with(gpu, folder, LoadOptions { dtype, ..Default::default() })
     }
 
     /// [`Decoder::load`] with options. Errors: as there.
     pub fn load_with(gpu: &Gpu, folder: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Self> {
-        let LoadOptions { dtype, explicit, progress } = options;
         let path = folder.as_ref().join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| io(&path, &e))?;
-        let config = Config::parse(&path.display().to_string(), &text)?;
-        let store = Store::open(folder.as_ref())?.with_report(progress);
-        let source = Source::new(gpu, &config, store, dtype).with_explicit(explicit);
-        Self::from_source(source, config, dtype)
+        let config = Config::parse(&path.display().to_string(), &config_text(&path)?)?;
+        let store = Store::open(folder.as_ref())?;
+        Self::from_store(gpu, config, store, options)
     }
 
     /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of a safetensors file.
@@ -103,19 +108,20 @@ impl Decoder {
         weights: (&str, &[u8]),
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        let LoadOptions { dtype, explicit, progress } = options;
-        let store = Store::from_bytes(weights.0, weights.1)?.with_report(progress);
-        Self::from_source(Source::new(gpu, &config, store, dtype).with_explicit(explicit), config, dtype)
+        Self::from_store(gpu, config, Store::from_bytes(weights.0, weights.1)?, options)
     }
 
-    fn from_source(source: Source<'_>, config: Config, dtype: DType) -> Result<Self> {
+    fn from_store<'a>(gpu: &'a Gpu, config: Config, store: Store<'a>, options: LoadOptions<'a>) -> Result<Self> {
+        let LoadOptions { dtype, explicit, progress, leave_out } = options;
         config.check()?;
-        let gpu = source.gpu();
+        let store = store.with_report(progress);
+        let source = Source::new(gpu, &config, store, dtype).with_choices(explicit, leave_out);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let table = source.table("model.embed_tokens", vocab, hidden)?;
-        let head = match config.tied {
-            true => Linear::new(gpu, &table, None)?,
-            false => source.linear(&source.matrix("lm_head", vocab, hidden)?)?,
+        let ends = source.ends(&config)?;
+        let table = source.table(ends.table, vocab, hidden)?;
+        let head = match ends.head {
+            None => Split::new(table.iter().map(|part| Linear::new(gpu, part, None)).collect::<Result<_>>()?),
+            Some(head) => source.linear(&source.matrix(head, vocab, hidden)?)?,
         };
         let head = source.normed(head, "model.norm", config.rms_norm_eps)?;
         let block = |i| {
@@ -125,7 +131,7 @@ impl Decoder {
         };
         let inner = Inner {
             gpu: gpu.clone(),
-            embedding: Embedding::new(gpu, &table)?,
+            embedding: Embedding::of_parts(gpu, &table)?,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             head,
             sample: Sample::new(gpu, vocab)?,
@@ -133,8 +139,8 @@ impl Decoder {
             config,
         };
         gpu.flush()?;
+        source.check_unused(Some(inner.config.layers))?;
         source.end_report();
-        source.warn_of_unused();
         Ok(Decoder { inner: Arc::new(inner) })
     }
 
@@ -158,6 +164,16 @@ impl Decoder {
     pub fn gpu(&self) -> &Gpu {
         &self.inner.gpu
     }
+}
+
+/// The text of a folder's config.json.
+fn config_text(path: &Path) -> Result<String> {
+    let (file, len) = regular(path).map_err(|e| missing(path, &e))?;
+    if len > MAX_BYTES {
+        let message = format!("{len} bytes, a config has at most {MAX_BYTES}");
+        return Err(ErrorKind::Config { path: path.display().to_string(), message }.into());
+    }
+    std::io::read_to_string(file).map_err(|e| io(path, &e))
 }
 
 /// Of the weights, and of every other number that a cached row depends on.

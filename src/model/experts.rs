@@ -2,6 +2,7 @@
 
 use super::block::Scratch;
 use super::config::{Config, ExpertsConfig};
+use super::split::Split;
 use super::weights::{Matrix, Source};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
@@ -18,8 +19,8 @@ pub(super) enum FeedForward {
 
 pub(super) struct Dense {
     /// [gate | up], with the SwiGLU behind it.
-    gate_up: Linear,
-    down: Linear,
+    gate_up: Split,
+    down: Split,
 }
 
 pub(super) struct Mixture {
@@ -79,13 +80,13 @@ impl Dense {
         let (hidden, width) = sizes;
         let gate = source.matrix(&format!("{prefix}gate_proj"), width, hidden)?;
         let up = source.matrix(&format!("{prefix}up_proj"), width, hidden)?;
-        let gate_up = source.linear(&Matrix::stack(&[gate, up]))?;
+        let gate_up = source.side_by_side(&[gate, up])?;
         let gate_up = match norm {
             Some((name, eps)) => source.normed(gate_up, name, eps)?,
             None => gate_up,
         };
         let down = source.matrix(&format!("{prefix}down_proj"), hidden, width)?;
-        Ok(Dense { gate_up: gate_up.with_swiglu()?, down: source.linear(&down)? })
+        Ok(Dense { gate_up: gate_up.map(Linear::with_swiglu)?, down: source.linear(&down)? })
     }
 
     fn run(&self, rows: usize, input: Span<'_>, s: &Scratch) -> Result<()> {

@@ -1,7 +1,11 @@
 //! Keys of a `config.json`, asked for one by one. Pure.
 
+use super::foreign::kind_of;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
+
+/// Bytes of a config.json at most: those of models have some thousands, and what is made of it is some times as large.
+pub(super) const MAX_BYTES: u64 = 4 << 20;
 
 /// A JSON object whose keys are asked for one by one.
 pub(super) struct Keys<'a> {
@@ -10,10 +14,17 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Errors: [`ErrorKind::Config`] for what is no JSON object.
+    /// Errors: [`ErrorKind::Config`] for what is no JSON object, or more than 4 MiB.
     pub(super) fn parse(path: &'a str, json: &str) -> Result<Self> {
         let bad = |message: String| Error::from(ErrorKind::Config { path: path.into(), message });
-        match serde_json::from_str(json).map_err(|e| bad(format!("not JSON: {e}")))? {
+        if json.len() as u64 > MAX_BYTES {
+            return Err(bad(format!("{} bytes, a config has at most {MAX_BYTES}", json.len())));
+        }
+        let not_json = |e: serde_json::Error| {
+            let kind = kind_of(json.as_bytes()).filter(|_| !json.trim_start().starts_with(['{', '[']));
+            bad(format!("not JSON: {e}{}", kind.map_or(String::new(), |kind| format!("; {kind}"))))
+        };
+        match serde_json::from_str(json).map_err(not_json)? {
             Value::Object(map) => Ok(Keys { path, map }),
             _ => Err(bad("not a JSON object".into())),
         }
@@ -79,9 +90,14 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn word(&self, key: &str, known: &[&'static str]) -> Result<&'static str> {
+        self.word_of(key, known, "")
+    }
+
+    /// The same, whose error says what the known ones are.
+    pub(super) fn word_of(&self, key: &str, known: &[&'static str], what: &str) -> Result<&'static str> {
         let value = self.map.get(key).and_then(Value::as_str);
         let found = known.iter().find(|k| Some(**k) == value);
-        found.copied().ok_or_else(|| self.bad(key, &format!("is not among {known:?}")))
+        found.copied().ok_or_else(|| self.bad(key, &format!("is not among {known:?}{what}")))
     }
 
     /// The number, or what it is where there is no such key.

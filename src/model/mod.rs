@@ -18,13 +18,19 @@
 //! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors ([`TensorNames::Authors`]) |
 //!
 //! Biases are those that a family has, or that `attention_bias` and `mlp_bias` ask for ([`Config::biases`]): a missing one
-//! is an error, and one beside them is left out with a warning in the log, as the library does.
+//! is an error.
+//!
+//! A tensor that looks like a weight of the model and that no part of it uses is an error
+//! ([`LoadOptions::leave_out`] leaves it out with a warning): other biases, norms of queries and keys, more layers. What is known to
+//! change nothing is left out: `inv_freq` and masks, which are computed; scales of caches; biases of zeros; a second copy of a
+//! tensor without the prefix `model.`; DeepSeek-V3's further heads, which are layers past `num_hidden_layers` with an `eh_proj`.
+//! What is beside the model, as a value head, is left out with a warning. Where embeddings are tied, an `lm_head.weight` that
+//! differs from the embedding is the head all the same, as in the library.
 //!
 //! Rotations are of `rope_type` `default`, `linear`, `llama3` or `yarn` (with `attention_factor`, `mscale` and
 //! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
 //! what the model computes and is not known is refused by name: sliding windows in some layers only, other activations,
-//! other ways to choose experts, quantised weights. Layers past `num_hidden_layers` (DeepSeek-V3's
-//! further heads) are left out. Everything here works on tokens; [`Tokenizer`] makes them of text, by the folder's
+//! other ways to choose experts, quantised weights. Everything here works on tokens; [`Tokenizer`] makes them of text, by the folder's
 //! `tokenizer.json` where the feature `tokenizers` is on.
 //!
 //! The authors of GTA and GLA published their layers within a Llama (github.com/Dao-AILab/grouped-latent-attention). Files of
@@ -44,7 +50,7 @@
 //!
 //! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`; all are
 //! required, but `sliding_window`. The tensors, whose names published models share; a `{name}.bias` beside any matrix is optional, but for
-//! the embedding, and other tensors are left out with a warning in the log:
+//! the embedding, and other tensors are as above:
 //!
 //! | tensor | shape |
 //! |---|---|
@@ -82,7 +88,9 @@ mod continuation;
 mod decoder;
 mod experts;
 mod explicit;
+mod foreign;
 mod generate;
+mod header;
 mod keys;
 mod lookup;
 mod measure_prefill;
@@ -101,11 +109,14 @@ mod scheduler;
 mod session;
 mod sharing;
 mod speculative;
+mod split;
 mod stops;
 mod store;
+mod tied;
 mod tokenizer;
 #[cfg(feature = "tokenizers")]
 mod tokenizer_json;
+mod unused;
 mod warm_up;
 mod weights;
 mod windowed;

@@ -2,6 +2,7 @@
 
 use super::attention::AttentionScratch;
 use super::config::{AttentionConfig, Config};
+use super::split::Split;
 use super::weights::{Matrix, Source};
 use crate::error::Result;
 use crate::gpu::Tensor;
@@ -16,9 +17,9 @@ pub(super) enum Projections {
 }
 
 pub(super) struct Direct {
-    q: Linear,
+    q: Split,
     /// All that is cached of a token, in the order of a cached row.
-    kv: Linear,
+    kv: Split,
     /// None where there is no rope key.
     rotate: Option<Rotate>,
 }
@@ -26,7 +27,7 @@ pub(super) struct Direct {
 pub(super) struct Latent {
     /// [query latent | latents | rope key] of the stream: matrices of one input are one matrix. Without a query latent
     /// [queries | latents | rope key].
-    down: Linear,
+    down: Split,
     queries: Queries,
     /// W_UK^T per head, and behind its outputs the rotated part of the query, if there is a rope key.
     absorb: Linear,
@@ -55,7 +56,7 @@ pub(super) struct Forms {
 /// How latent attention comes to its queries, per head [nope | rope], and to its cached rows.
 pub(super) enum Queries {
     /// Up from a latent, with its norm before and that of the cached latents beside the product.
-    Latent(Box<Linear>),
+    Latent(Split),
     /// They are there, `heads` of `dim`; the norm of the cached latents is left.
     Direct { kv_norm: RmsNorm, heads: usize, dim: usize },
 }
@@ -188,7 +189,7 @@ impl Load<'_> {
     }
 
     /// A product with the layer's input.
-    fn first(&self, matrix: &Matrix) -> Result<Linear> {
+    fn first(&self, matrix: &Matrix) -> Result<Split> {
         let linear = self.source.linear(matrix)?;
         match self.norm {
             Some(norm) => self.source.normed(linear, norm, self.config.rms_norm_eps),
@@ -246,7 +247,8 @@ impl Load<'_> {
             Some(q_latent_dim) => {
                 let up = self.source.linear(&self.queries("q_b_proj", head_dim, q_latent_dim)?)?;
                 let up = self.source.normed(up, &self.name("q_a_layernorm"), eps)?;
-                (self.matrix("q_a_proj", q_latent_dim, hidden)?, Queries::Latent(Box::new(up.with_rest(kv_norm)?)))
+                let up = up.map_first(|first| first.with_rest(kv_norm))?;
+                (self.matrix("q_a_proj", q_latent_dim, hidden)?, Queries::Latent(up))
             }
             None => {
                 let queries = Queries::Direct { kv_norm, heads, dim: head_dim + rope_dim };

@@ -2,7 +2,7 @@
 
 use super::session::Session;
 use crate::cache::{LoadedSequence, Progress, Save, SaveSequence};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result, SavedFault};
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -46,7 +46,7 @@ impl Session {
     /// [`SavedFault::Other`](crate::SavedFault).
     pub async fn load(&mut self, reader: impl Read, progress: impl FnMut(Progress)) -> Result<Vec<LoadedSequence>> {
         let fingerprint = self.fingerprint();
-        let loaded = self.cache_mut().load(&fingerprint, reader, progress).await?;
+        let loaded = self.cache_mut().load(&fingerprint, reader, progress).await.map_err(of_model)?;
         self.see_window(loaded)
     }
 
@@ -57,7 +57,7 @@ impl Session {
         progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
         let fingerprint = self.fingerprint();
-        let loaded = self.cache_mut().load_file(&fingerprint, path, progress).await?;
+        let loaded = self.cache_mut().load_file(&fingerprint, path, progress).await.map_err(of_model)?;
         self.see_window(loaded)
     }
 
@@ -76,5 +76,17 @@ impl Session {
             bytes.extend([window, keep_first].map(|tokens| (tokens as u64).to_le_bytes()).as_flattened());
         }
         bytes
+    }
+}
+
+/// The error of a load, in words of a session: its callers know no fingerprint.
+fn of_model(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Saved { path, fault: SavedFault::Other { name: "fingerprint", file, here } } => {
+            let name = "model (weights, dtype and config) or window";
+            let fault = SavedFault::Other { name, file: file.clone(), here: here.clone() };
+            ErrorKind::Saved { path: path.clone(), fault }.into()
+        }
+        _ => error,
     }
 }

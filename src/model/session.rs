@@ -8,7 +8,7 @@ use super::prefill::PrefillPath;
 use super::schedule::{schedule, Part};
 use super::windowed::Unfinished;
 use crate::attention::{AttentionOptions, Decode, KvSource, SplitPolicy};
-use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
+use crate::cache::{check_pages, CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
 use crate::nn::{Sampling, Span};
@@ -138,6 +138,7 @@ impl Session {
         let options = SessionOptions { window, ..options };
         let heads = config.layout()?;
         let pages = options.cache_tokens.div_ceil(options.page_size);
+        check_pages(["cache_tokens", "page_size"], pages, options.page_size)?;
         let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
         let rope = config.rope()?;
         let cache =

@@ -1,20 +1,22 @@
 //! The tensors of safetensors files, read row by row: of bytes in memory, or of a folder's files, of which no more than
 //! a few MiB are in memory at a time.
 
+use super::foreign::{kind_of, missing};
+use super::header::{each_entry, each_entry_of, Fault, Info};
 use super::read_ahead::read_ahead;
 use crate::cache::{xxh64, Progress};
 use crate::error::{Error, ErrorKind, Result};
-use safetensors::tensor::{Dtype, Metadata};
-use serde::Deserialize;
+use safetensors::tensor::Dtype;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
-/// Bytes of a header at most, as the safetensors crate has it.
+/// Bytes of a header at most, as the safetensors crate has it, and of an index.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Bytes that are read at once, or a row: fast from a disk, and still in the processor's cache when they are looked at.
@@ -50,7 +52,7 @@ enum Data<'a> {
 pub(super) struct Place {
     file: usize,
     pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
+    pub(super) shape: Box<[usize]>,
     /// From the file's first tensor.
     offset: u64,
     bytes: usize,
@@ -63,16 +65,9 @@ impl Place {
     }
 
     /// Of the slowest dimensions together; a vector is one row.
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.shape.split_last().map_or(1, |(_, rows)| rows.iter().product())
     }
-}
-
-/// `model.safetensors.index.json`.
-#[derive(Deserialize)]
-struct Index {
-    /// File of each tensor.
-    weight_map: BTreeMap<String, String>,
 }
 
 impl<'a> Store<'a> {
@@ -97,23 +92,43 @@ impl<'a> Store<'a> {
             return Ok(store);
         }
         store.path = index.display().to_string();
-        let text = std::fs::read(&index).map_err(|e| io(&index, &e))?;
-        let parsed: Index = serde_json::from_slice(&text).map_err(|e| store.bad("-", format!("not an index: {e}")))?;
-        let mut opened = HashMap::new();
-        for (tensor, name) in parsed.weight_map {
-            // A name, not a path: an index has no business outside its folder.
-            if name.is_empty() || name.contains(['/', '\\', ':']) || name == ".." {
-                return Err(store.bad(&tensor, format!("is in {name:?}, which is no file of the folder")));
-            }
-            if !opened.contains_key(&name) {
-                store.add_file(&folder.join(&name))?;
-                opened.insert(name.clone(), store.files.len() - 1);
-            }
-            if store.tensors.get(&tensor).map(|place| place.file) != opened.get(&name).copied() {
-                return Err(store.bad(&tensor, format!("is not in {name}, where the index has it")));
-            }
+        let (mut file, len) = regular(&index).map_err(|e| io(&index, &e))?;
+        if len > MAX_HEADER_BYTES {
+            return Err(store.bad("", format!("{len} bytes, an index has at most {MAX_HEADER_BYTES}")));
         }
-        Ok(store)
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(|e| io(&index, &e))?;
+        let mut opened = HashMap::new();
+        let read = each_entry_of(&text, "weight_map", &mut |tensor, name| {
+            store.add_indexed(folder, &mut opened, &tensor, name)
+        });
+        match read {
+            Ok(()) => Ok(store),
+            Err(Fault::Entry(error)) => Err(error),
+            Err(Fault::Json(e)) => Err(store.bad("", not_a("an index", &e.to_string(), &text))),
+        }
+    }
+
+    /// Opens the file that an index has a tensor in, unless it is open, and finds the tensor there.
+    fn add_indexed(
+        &mut self,
+        folder: &Path,
+        opened: &mut HashMap<String, usize>,
+        tensor: &str,
+        name: String,
+    ) -> Result<()> {
+        // A name, not a path: an index has no business outside its folder.
+        if name.is_empty() || name.contains(['/', '\\', ':']) || name == ".." {
+            return Err(self.bad(tensor, format!("is in {name:?}, which is no file of the folder")));
+        }
+        if !opened.contains_key(&name) {
+            self.add_file(&folder.join(&name))?;
+            opened.insert(name.clone(), self.files.len() - 1);
+        }
+        match self.tensors.get(tensor).map(|place| place.file) == opened.get(&name).copied() {
+            true => Ok(()),
+            false => Err(self.bad(tensor, format!("is not in {name}, where the index has it"))),
+        }
     }
 
     fn empty(path: &str) -> Self {
@@ -145,42 +160,74 @@ impl<'a> Store<'a> {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(|e| io(path, &e))?;
-        let len = file.metadata().map_err(|e| io(path, &e))?.len();
+        let (file, len) = regular(path).map_err(|e| missing(path, &e))?;
         self.add(&path.display().to_string(), Data::File(RefCell::new(file)), len)
     }
 
     /// Reads a file's header.
     fn add(&mut self, path: &str, data: Data<'a>, len: u64) -> Result<()> {
-        let broken = |why: String| bad(path, "-", format!("not a safetensors file: {why}"));
         let mut source = Source { path: path.into(), data, first: 0 };
-        if len < 8 {
-            return Err(broken(format!("{len} bytes")));
-        }
-        let size = source.read(0, 8)?;
-        let size = size.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        if size > MAX_HEADER_BYTES.min(len - 8) {
-            return Err(broken(format!("a header of {size} bytes in a file of {len}")));
+        let size = source.read(0, len.min(8) as usize)?;
+        let size = size.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+        if size > MAX_HEADER_BYTES.min(len.saturating_sub(8)) {
+            let why = match len {
+                0..8 => format!("{len} bytes"),
+                _ => format!("a header of {size} bytes in a file of {len}"),
+            };
+            let start = source.read(0, len.min(1024) as usize)?;
+            return Err(bad(path, "", not_a(SAFETENSORS, &why, &start)));
         }
         let header = source.read(8, size as usize)?;
-        let header: Metadata = serde_json::from_slice(&header).map_err(|e| broken(e.to_string()))?;
         source.first = 8 + size;
-        if source.first + header.data_len() as u64 != len {
-            return Err(broken(format!(
-                "{len} bytes, its header tells of {}",
-                source.first + header.data_len() as u64
-            )));
+        let file = self.files.len();
+        let read = each_entry(&header, "__metadata__", &mut |name, info| self.add_tensor(path, file, name, info));
+        match read {
+            Ok(()) => {}
+            Err(Fault::Entry(error)) => return Err(error),
+            Err(Fault::Json(e)) => return Err(bad(path, "", not_a(SAFETENSORS, &e.to_string(), &[]))),
         }
-        for (name, info) in header.tensors() {
-            let (start, end) = info.data_offsets;
-            let (dtype, shape, file) = (info.dtype, info.shape.clone(), self.files.len());
-            let place = Place { file, dtype, shape, offset: start as u64, bytes: end - start };
-            if let Some(twice) = self.tensors.insert(name.clone(), place) {
-                return Err(bad(path, &name, format!("is in {} as well", self.files[twice.file].path)));
-            }
+        drop(header);
+        let end = self.check_offsets(path, file)?;
+        if source.first.checked_add(end) != Some(len) {
+            let why = format!("{len} bytes, its header tells of {} and {end}", source.first);
+            return Err(bad(path, "", not_a(SAFETENSORS, &why, &[])));
         }
         self.files.push(source);
         Ok(())
+    }
+
+    fn add_tensor(&mut self, path: &str, file: usize, name: String, info: Info) -> Result<()> {
+        let bytes = info.checked_bytes().map_err(|why| bad(path, &name, why))?;
+        let place = Place { file, dtype: info.dtype, shape: info.shape.0, offset: info.data_offsets.0, bytes };
+        match self.tensors.entry(name) {
+            Entry::Vacant(entry) => {
+                entry.insert(place);
+                Ok(())
+            }
+            Entry::Occupied(entry) => {
+                let other = self.files.get(entry.get().file);
+                let why = other.map_or("is there twice".into(), |file| format!("is in {} as well", file.path));
+                Err(bad(path, entry.key(), why))
+            }
+        }
+    }
+
+    /// Where the tensors of a file end, which must lie one behind the other.
+    fn check_offsets(&self, path: &str, file: usize) -> Result<u64> {
+        let own = |place: &&Place| place.file == file;
+        let mut ranges: Vec<(u64, u64)> =
+            self.tensors.values().filter(own).map(|p| (p.offset, p.offset + p.bytes as u64)).collect();
+        ranges.sort_unstable();
+        let mut end = 0;
+        for (start, next) in ranges {
+            if start != end {
+                let at = |(_, place): &(&String, &Place)| place.file == file && place.offset == start;
+                let name = self.tensors.iter().find(at).map_or("", |(name, _)| name);
+                return Err(bad(path, name, format!("begins at byte {start}, where those before it end at {end}")));
+            }
+            end = next;
+        }
+        Ok(end)
     }
 
     pub(super) fn get(&self, tensor: &str) -> Option<&Place> {
@@ -225,6 +272,14 @@ impl<'a> Store<'a> {
         })
     }
 
+    /// The bytes of some of a tensor's rows, which are neither counted nor reported.
+    ///
+    /// Errors: [`ErrorKind::Io`].
+    pub(super) fn peek(&self, place: &Place, rows: Range<usize>) -> Result<Cow<'a, [u8]>> {
+        let (file, row_bytes) = (&self.files[place.file], place.row_bytes());
+        file.read(file.first + place.offset + (rows.start * row_bytes) as u64, rows.len() * row_bytes)
+    }
+
     /// Takes the rows from `first` on, as far as they have not been read before, into the checksum and the progress.
     /// Returns how many they are.
     fn count(&self, tensor: &str, place: &Place, first: usize, name: u64, bytes: &[u8]) -> usize {
@@ -252,7 +307,7 @@ impl<'a> Store<'a> {
         self.checksum.get()
     }
 
-    /// An error about a tensor, or with "-" about the file.
+    /// An error about a tensor, or without a name about the file.
     pub(super) fn bad(&self, tensor: &str, message: String) -> Error {
         let file = self.tensors.get(tensor).and_then(|place| self.files.get(place.file));
         bad(file.map_or(&self.path, |file| &file.path), tensor, message)
@@ -265,7 +320,7 @@ impl<'a> Source<'a> {
             Data::Bytes(all) => {
                 let first = usize::try_from(offset).unwrap_or(usize::MAX);
                 let found = all.get(first..first.saturating_add(bytes));
-                found.map(Cow::Borrowed).ok_or_else(|| bad(&self.path, "-", format!("ends before byte {offset}")))
+                found.map(Cow::Borrowed).ok_or_else(|| bad(&self.path, "", format!("ends before byte {offset}")))
             }
             Data::File(file) => {
                 let mut file = file.borrow_mut();
@@ -301,6 +356,27 @@ impl Source<'_> {
 
 fn bad(path: &str, tensor: &str, message: String) -> Error {
     ErrorKind::Weights { path: path.into(), tensor: tensor.into(), message }.into()
+}
+
+const SAFETENSORS: &str = "a safetensors file";
+
+/// That a file is not what it should be, why, and what its first bytes tell of it.
+fn not_a(what: &str, why: &str, start: &[u8]) -> String {
+    let kind = kind_of(start).map_or(String::new(), |kind| format!("; {kind}"));
+    format!("not {what}: {why}{kind}")
+}
+
+/// A file and its length. What is no regular file has none, and might never end, or begin.
+///
+/// Errors: the system's, or that it is something else.
+pub(super) fn regular(path: &Path) -> std::io::Result<(File, u64)> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(std::io::Error::other(crate::cache::not_regular(&metadata.file_type())));
+    }
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    Ok((file, len))
 }
 
 pub(super) fn io(path: &Path, error: &std::io::Error) -> Error {

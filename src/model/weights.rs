@@ -1,6 +1,7 @@
 //! Reading a model's tensors, and putting them together as the kernels want them.
 
 use super::config::Config;
+use super::split::{runs, Split};
 use super::store::{Place, Store};
 use crate::error::{shape_text, Error, Result};
 use crate::gpu::{DType, Gpu, Tensor};
@@ -16,14 +17,16 @@ use std::rc::Rc;
 /// The tensors of a model's files, and where they go.
 pub(super) struct Source<'a> {
     gpu: &'a Gpu,
-    store: Store<'a>,
+    pub(super) store: Store<'a>,
     /// What matrices become on the device.
     dtype: DType,
     /// Whether the explicit form's matrices are kept beside the absorbed one's.
     explicit: bool,
+    /// Whether what looks like a weight of the model, and is not, is left out.
+    leave_out: bool,
     /// [`Config::biases`]
     biases: Option<Vec<&'static str>>,
-    used: RefCell<HashSet<String>>,
+    pub(super) used: RefCell<HashSet<String>>,
 }
 
 /// Rows of a projection. Their numbers stay in the file until they go to the device, so that the host holds no more of
@@ -129,17 +132,22 @@ impl Matrix {
 impl<'a> Source<'a> {
     /// A reader of the tensors of `config` in `store`. `dtype` is what matrices become on the device.
     pub(super) fn new(gpu: &'a Gpu, config: &Config, store: Store<'a>, dtype: DType) -> Self {
-        Source { gpu, store, dtype, explicit: true, biases: config.biases.clone(), used: RefCell::default() }
+        let (biases, used) = (config.biases.clone(), RefCell::default());
+        Source { gpu, store, dtype, explicit: true, leave_out: false, biases, used }
     }
 
-    /// The same with or without the matrices of explicit prefill.
-    pub(super) fn with_explicit(self, explicit: bool) -> Self {
-        Source { explicit, ..self }
+    /// The same with or without the matrices of explicit prefill; and whether weights without a place are left out.
+    pub(super) fn with_choices(self, explicit: bool, leave_out: bool) -> Self {
+        Source { explicit, leave_out, ..self }
     }
 
-    /// Whether those are kept.
+    /// Whether the matrices of explicit prefill are kept.
     pub(super) fn keeps_explicit(&self) -> bool {
         self.explicit
+    }
+
+    pub(super) fn leaves_out(&self) -> bool {
+        self.leave_out
     }
 
     pub(super) fn gpu(&self) -> &'a Gpu {
@@ -156,7 +164,7 @@ impl<'a> Source<'a> {
     }
 
     /// A tensor, which must have this shape and a dtype that weights may have.
-    fn place(&self, name: &str, shape: &[usize]) -> Result<(&Place, Decode)> {
+    pub(super) fn place(&self, name: &str, shape: &[usize]) -> Result<(&Place, Decode)> {
         let missing = || self.bad(name, format!("missing, wanted {}", shape_text(shape)));
         let place = self.store.get(name).ok_or_else(missing)?;
         self.used.borrow_mut().insert(name.to_string());
@@ -292,22 +300,34 @@ impl<'a> Source<'a> {
     }
 
     /// `{name}.weight` (dim) as the gain of a norm that is fused with the product behind it.
-    pub(super) fn normed(&self, linear: Linear, name: &str, eps: f32) -> Result<Linear> {
-        let dim = linear.weight().in_dim();
+    pub(super) fn normed(&self, linear: Split, name: &str, eps: f32) -> Result<Split> {
+        let dim = linear.in_dim();
         let gain = self.values(&format!("{name}.weight"), &[dim])?;
-        linear.with_norm(&Tensor::from_f32(self.gpu, &[1, dim], &gain, DType::F32)?, eps)
+        let gain = Tensor::from_f32(self.gpu, &[1, dim], &gain, DType::F32)?;
+        linear.map(|linear| linear.with_norm(&gain, eps))
     }
 
-    /// A linear of one head.
-    pub(super) fn linear(&self, matrix: &Matrix) -> Result<Linear> {
-        self.linear_heads(std::slice::from_ref(matrix))
+    /// A linear of one head, in as many parts as the device needs.
+    pub(super) fn linear(&self, matrix: &Matrix) -> Result<Split> {
+        self.side_by_side(std::slice::from_ref(matrix))
+    }
+
+    /// The same of several matrices of one shape, below one another in each part: output `i` is of row `i` of each.
+    pub(super) fn side_by_side(&self, matrices: &[Matrix]) -> Result<Split> {
+        let (outputs, in_dim) = matrices.first().map_or((0, 1), |matrix| (matrix.rows(), matrix.in_dim));
+        let runs = runs(self.gpu.capabilities(), outputs, matrices.len(), in_dim, self.dtype);
+        let part = |run: &Range<usize>| {
+            let rows: Vec<Matrix> = matrices.iter().map(|matrix| matrix.cut(run.clone())).collect();
+            self.linear_heads(&[Matrix::stack(&rows)])
+        };
+        Ok(Split::new(runs.iter().map(part).collect::<Result<_>>()?))
     }
 
     /// A linear of one matrix per head, all of one shape.
     pub(super) fn linear_heads(&self, heads: &[Matrix]) -> Result<Linear> {
         let (rows, in_dim) = heads.first().map_or((0, 0), |head| (head.rows(), head.in_dim));
         let shape = [heads.len(), rows, in_dim];
-        let mut weight = WeightWriter::new(self.gpu, shape, self.dtype)?;
+        let mut weight = self.writer(shape, self.dtype, heads)?;
         heads.iter().try_for_each(|head| self.write(&mut weight, head))?;
         let bias = Matrix::stack(heads).bias;
         let bias = bias.map(|b| Tensor::from_f32(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
@@ -316,14 +336,14 @@ impl<'a> Source<'a> {
 
     /// A linear of one head in F32, whatever the others are: what it decides must not hang on rounding.
     pub(super) fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
-        let mut weight = WeightWriter::new(self.gpu, [1, matrix.rows(), matrix.in_dim], DType::F32)?;
+        let mut weight = self.writer([1, matrix.rows(), matrix.in_dim], DType::F32, std::slice::from_ref(matrix))?;
         self.write(&mut weight, matrix)?;
         Linear::new(self.gpu, &weight.finish()?, None)
     }
 
     /// A stack of matrices (count, rows, in_dim), read one by one. They have no biases.
     pub(super) fn stack(&self, shape: [usize; 3], mut matrix: impl FnMut(usize) -> Result<Matrix>) -> Result<Weight> {
-        let mut weight = WeightWriter::new(self.gpu, shape, self.dtype)?;
+        let mut weight = self.writer(shape, self.dtype, &[matrix(0)?])?;
         (0..shape[0]).try_for_each(|head| self.write(&mut weight, &matrix(head)?))?;
         weight.finish()
     }
@@ -333,13 +353,31 @@ impl<'a> Source<'a> {
         Tensor::from_f32(self.gpu, &[dim], &self.values(name, &[dim])?, DType::F32)
     }
 
-    /// `{name}.weight` (rows, dim) as a table of rows; in F16 where matrices are in I8.
-    pub(super) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Weight> {
+    /// `{name}.weight` (rows, dim) as a table of rows, in as many parts as the device needs; in F16 where matrices are in I8.
+    pub(super) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Vec<Weight>> {
         let table = self.bare(&format!("{name}.weight"), rows, dim)?;
         let dtype = if self.dtype == DType::I8 { DType::F16 } else { self.dtype };
-        let mut weight = WeightWriter::new(self.gpu, [1, rows, dim], dtype)?;
-        self.write(&mut weight, &table)?;
-        weight.finish()
+        let part = |run: Range<usize>| {
+            let part = table.cut(run);
+            let mut weight = self.writer([1, part.rows(), dim], dtype, std::slice::from_ref(&part))?;
+            self.write(&mut weight, &part)?;
+            weight.finish()
+        };
+        runs(self.gpu.capabilities(), rows, 1, dim, dtype).into_iter().map(part).collect()
+    }
+
+    /// Room for what is made of these matrices, by whose names an error tells what did not fit.
+    fn writer(&self, shape: [usize; 3], dtype: DType, matrices: &[Matrix]) -> Result<WeightWriter> {
+        WeightWriter::new(self.gpu, shape, dtype).map_err(|e| {
+            let mut names: Vec<&str> = matrices.iter().flat_map(|m| &m.pieces).map(|piece| &*piece.tensor).collect();
+            names.dedup();
+            let what = match &names[..] {
+                [] => "a matrix".into(),
+                [name] => format!("tensor {name}"),
+                [first, .., last] => format!("the matrix of tensors {first} to {last}"),
+            };
+            e.of(&format!("{what}, {} in {dtype},", shape_text(&shape)))
+        })
     }
 
     /// `{name}.weight` (groups, dim) as the gain of a norm.
@@ -361,24 +399,16 @@ impl<'a> Source<'a> {
     pub(super) fn end_report(&self) {
         self.store.end_report();
     }
-
-    /// Says which tensors of the file the model has no use for.
-    pub(super) fn warn_of_unused(&self) {
-        let used = self.used.borrow();
-        for name in self.store.names().filter(|n| !used.contains(*n)) {
-            log::warn!("{}", self.bad(name, "is not part of this model and is left out".into()));
-        }
-    }
 }
 
 /// Of a file, worked on at a time where numbers are converted: what is made of them then stays in the processor's caches, and
 /// in memory that the allocator has at hand.
 const BLOCK_BYTES: usize = 32 << 10;
 
-type Decode = fn(&[u8]) -> Vec<f32>;
+pub(super) type Decode = fn(&[u8]) -> Vec<f32>;
 
 /// From bytes to numbers, for the dtypes that weights may have in a file.
-fn decoder(dtype: Dtype) -> Option<Decode> {
+pub(super) fn decoder(dtype: Dtype) -> Option<Decode> {
     match dtype {
         Dtype::F32 => Some(|b| b.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
         Dtype::F16 => Some(halves),

@@ -7,7 +7,7 @@ use crate::attention::append::elements_part;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
-params!(Params { dim: u32, row_vec4: u32, table_rows: u32 });
+params!(Params { dim: u32, row_vec4: u32, table_rows: u32, first_row: u32, part_rows: u32 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
@@ -26,7 +26,8 @@ pub(super) fn spec(dtype: DType) -> Result<KernelSpec> {
 #[derive(Clone)]
 pub struct Embedding {
     gpu: Gpu,
-    table: Weight,
+    /// Rows below one another, of one width and dtype.
+    parts: Vec<Weight>,
     kernel: Kernel,
 }
 
@@ -35,20 +36,45 @@ impl Embedding {
     ///
     /// Errors: [`ErrorKind::Argument`] for several.
     pub fn new(gpu: &Gpu, table: &Weight) -> Result<Self> {
-        if table.heads() != 1 {
-            return Err(ErrorKind::argument("table", format!("{} heads, a table has 1", table.heads())));
-        }
-        Ok(Embedding { gpu: gpu.clone(), table: table.clone(), kernel: gpu.kernel(spec(table.dtype())?)? })
+        Self::of_parts(gpu, std::slice::from_ref(table))
     }
 
-    /// The table.
-    pub fn table(&self) -> &Weight {
-        &self.table
+    /// [`Embedding::new`] of a table that is more than the device binds at once: `parts` are its rows, the first ones first,
+    /// each of one head. One dispatch each.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for none, for several heads, and for parts of different widths or dtypes.
+    pub fn of_parts(gpu: &Gpu, parts: &[Weight]) -> Result<Self> {
+        let first = parts.first().ok_or_else(|| ErrorKind::argument("parts", "a table has at least one"))?;
+        let kind = |part: &Weight| (part.in_dim(), part.dtype());
+        for part in parts {
+            if part.heads() != 1 {
+                return Err(ErrorKind::argument("table", format!("{} heads, a table has 1", part.heads())));
+            }
+            if kind(part) != kind(first) {
+                let text = |part: &Weight| format!("rows of {} in {}", part.in_dim(), part.dtype());
+                return Err(ErrorKind::argument("parts", format!("{} beside {}", text(part), text(first))));
+            }
+        }
+        let rows: usize = parts.iter().map(Weight::out_dim).sum();
+        if rows > u32::MAX as usize {
+            return Err(ErrorKind::argument("parts", format!("{rows} rows are past 32 bits")));
+        }
+        let kernel = gpu.kernel(spec(first.dtype())?)?;
+        Ok(Embedding { gpu: gpu.clone(), parts: parts.to_vec(), kernel })
+    }
+
+    /// The table, in one part but where it was made of several.
+    pub fn parts(&self) -> &[Weight] {
+        &self.parts
+    }
+
+    fn rows(&self) -> usize {
+        self.parts.iter().map(Weight::out_dim).sum()
     }
 
     /// Fails, with [`ErrorKind::Argument`], if an id is not a row of the table; the kernel itself clamps.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let rows = self.table.out_dim();
+        let rows = self.rows();
         match ids.iter().enumerate().find(|(_, id)| **id as usize >= rows) {
             None => Ok(()),
             Some((i, id)) => Err(ErrorKind::argument("ids", format!("entry {i} is {id}, the table has {rows} rows"))),
@@ -60,17 +86,26 @@ impl Embedding {
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
         ids.expect("ids", &[0], DType::U32)?;
-        let (rows, dim) = (ids.len(), self.table.in_dim());
+        let (rows, width) = (ids.len(), self.parts.first().map(|part| (part.in_dim(), part.row_vec4())));
+        let (dim, row_vec4) = width.unwrap_or_default();
         y.expect("y", &[rows, dim], DType::F32)?;
-        check_apart("y", y, &[ids, &self.table.tensor])?;
+        let inputs: Vec<&Tensor> = self.parts.iter().map(|part| &part.tensor).chain([ids]).collect();
+        check_apart("y", y, &inputs)?;
         if y.len() > u32::MAX as usize {
             return Err(ErrorKind::shape("y", y.shape(), "fewer than 2^32 elements"));
         }
-        let row_vec4 = self.table.row_vec4();
-        let params = Params { dim: word(dim), row_vec4: word(row_vec4), table_rows: word(self.table.out_dim()) };
-        let buffers = [&self.table.tensor.buffer, &ids.buffer, &y.buffer];
         let grid = (word(row_vec4.div_ceil(64)), word(rows), 1);
-        self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole().as_slice())
+        let mut first = 0;
+        for part in &self.parts {
+            let (table_rows, part_rows) = (word(self.rows()), word(part.out_dim()));
+            let params =
+                Params { dim: word(dim), row_vec4: word(row_vec4), table_rows, first_row: word(first), part_rows };
+            let buffers = [&part.tensor.buffer, &ids.buffer, &y.buffer];
+            // All parts together write all of `y`.
+            self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole().as_slice())?;
+            first += part.out_dim();
+        }
+        Ok(())
     }
 
     /// [`Embedding::encode`] into the [`Gpu`]'s own pass.

@@ -78,7 +78,9 @@ impl Experts {
         if !fits {
             let (heads, dim) = (gate_up.heads(), gate_up.in_dim());
             let got = [down.heads(), down.out_dim(), down.in_dim()];
-            return Err(ErrorKind::shape("down", &got, format!("({heads},{dim},{}/2)", gate_up.out_dim())));
+            let width = gate_up.out_dim() / 2;
+            let odd = if gate_up.out_dim().is_multiple_of(2) { "" } else { ", and gate_up an even out_dim" };
+            return Err(ErrorKind::shape("down", &got, format!("({heads},{dim},{width}){odd}")));
         }
         if !(1..=gate_up.heads()).contains(&top) {
             return Err(ErrorKind::argument("top", format!("{top} of {} experts", gate_up.heads())));

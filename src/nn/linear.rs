@@ -186,7 +186,7 @@ impl Linear {
     pub fn with_matrix_tile(self, tile: MatrixTile) -> Result<Self> {
         tile.check()?;
         if self.tiles.is_empty() {
-            let what = format!("cooperative matrices for {} weights on this device", self.weight.dtype());
+            let what = format!("cooperative matrices for {} weights", self.weight.dtype());
             return Err(ErrorKind::Unsupported { what }.into());
         }
         Ok(Linear { tiles: vec![tile], ..self }.without_kernels())

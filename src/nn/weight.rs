@@ -29,21 +29,20 @@ impl Weight {
     pub fn new(gpu: &Gpu, shape: [usize; 3], values: &[f32], dtype: DType) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
         let count = heads.checked_mul(out_dim).and_then(|n| n.checked_mul(in_dim));
-        if count != Some(values.len()) || values.is_empty() {
-            let want = format!("the element count of {}, not 0", shape_text(&shape));
-            return Err(ErrorKind::shape("values", &[values.len()], want));
-        }
+        check_count(values.len(), count, &shape)?;
         let device_shape = device_shape(shape, dtype)?;
         let padded = device_shape[2];
         let (tensor, scales) = if dtype == DType::I8 {
             let (integers, scales) = quantise(values, in_dim)?;
-            let tensor = Tensor::zeros(gpu, &device_shape, dtype)?;
+            let tensor = zeros(gpu, shape, dtype)?;
             gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(&padded_rows(&integers, in_dim, padded)))?;
             (tensor, Some(Tensor::from_f32(gpu, &[heads, out_dim], &scales, DType::F32)?))
         } else if padded == in_dim {
-            (Tensor::from_f32(gpu, &device_shape, values, dtype)?, None)
+            (Tensor::from_f32(gpu, &device_shape, values, dtype).map_err(|e| e.of(&weight_text(shape, dtype)))?, None)
         } else {
-            (Tensor::from_f32(gpu, &device_shape, &padded_rows(values, in_dim, padded), dtype)?, None)
+            let values = padded_rows(values, in_dim, padded);
+            let tensor = Tensor::from_f32(gpu, &device_shape, &values, dtype);
+            (tensor.map_err(|e| e.of(&weight_text(shape, dtype)))?, None)
         };
         Ok(Weight { tensor, scales, heads, out_dim, in_dim })
     }
@@ -59,13 +58,11 @@ impl Weight {
         mut matrix: impl FnMut(usize) -> Result<Vec<f32>>,
     ) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
-        let tensor = Tensor::zeros(gpu, &device_shape(shape, dtype)?, dtype)?;
+        let tensor = zeros(gpu, shape, dtype)?;
         let mut scales = Vec::new();
         for head in 0..heads {
             let values = matrix(head)?;
-            if values.is_empty() || out_dim.checked_mul(in_dim) != Some(values.len()) {
-                return Err(ErrorKind::shape("values", &[values.len()], shape_text(&[out_dim, in_dim])));
-            }
+            check_count(values.len(), out_dim.checked_mul(in_dim), &[out_dim, in_dim])?;
             let (bytes, own) = packed(&values, in_dim, dtype)?;
             gpu.write(&tensor.buffer, (head * bytes.len()) as u64, &bytes)?;
             // Else all of them wait on the host.
@@ -151,7 +148,7 @@ impl WeightWriter {
     /// `shape` is (heads, out_dim, in_dim). Errors: as [`Weight::new`].
     pub(crate) fn new(gpu: &Gpu, shape: [usize; 3], dtype: DType) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
-        let tensor = Tensor::zeros(gpu, &device_shape(shape, dtype)?, dtype)?;
+        let tensor = zeros(gpu, shape, dtype)?;
         let weight = Weight { tensor, scales: None, heads, out_dim, in_dim };
         Ok(WeightWriter { gpu: gpu.clone(), weight, scales: Vec::new(), block: Vec::new(), written: 0, waiting: 0 })
     }
@@ -180,8 +177,10 @@ impl WeightWriter {
             return Ok(());
         }
         let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
-        if self.written + bytes.len() as u64 > tensor.buffer.size_bytes() {
-            return Err(ErrorKind::shape("values", &[bytes.len() / 2], shape_text(&[*heads, *out_dim, *in_dim])));
+        let (wanted, got) = (tensor.buffer.size_bytes(), self.written + bytes.len() as u64);
+        if got > wanted {
+            let why = format!("{got} bytes of rows or more, {} has {wanted}", shape_text(&[*heads, *out_dim, *in_dim]));
+            return Err(ErrorKind::argument("values", why));
         }
         self.gpu.write(&tensor.buffer, self.written, bytes)?;
         self.written += bytes.len() as u64;
@@ -204,14 +203,15 @@ impl WeightWriter {
         }
     }
 
-    /// Errors: [`ErrorKind::Shape`] where rows are missing.
+    /// Errors: [`ErrorKind::Argument`] where rows are missing.
     pub(crate) fn finish(mut self) -> Result<Weight> {
         self.write_block()?;
         let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
         let whole = 16 * (self.weight.row_vec4() * heads * out_dim) as u64;
         if self.written != whole {
-            let want = format!("the {whole} bytes of {}", shape_text(&[*heads, *out_dim, *in_dim]));
-            return Err(ErrorKind::shape("values", &[self.written as usize], want));
+            let shape = shape_text(&[*heads, *out_dim, *in_dim]);
+            let why = format!("{} bytes of rows, {shape} has {whole}", self.written);
+            return Err(ErrorKind::argument("values", why));
         }
         let scales = match tensor.dtype() {
             DType::I8 => Some(Tensor::from_f32(&self.gpu, &[*heads, *out_dim], &self.scales, DType::F32)?),
@@ -219,6 +219,28 @@ impl WeightWriter {
         };
         Ok(Weight { scales, ..self.weight })
     }
+}
+
+/// Room for a stack (heads, out_dim, in_dim).
+fn zeros(gpu: &Gpu, shape: [usize; 3], dtype: DType) -> Result<Tensor> {
+    Tensor::zeros(gpu, &device_shape(shape, dtype)?, dtype).map_err(|e| e.of(&weight_text(shape, dtype)))
+}
+
+/// For errors of memory.
+fn weight_text(shape: [usize; 3], dtype: DType) -> String {
+    format!("a weight {} in {dtype}", shape_text(&shape))
+}
+
+/// Whether there are as many values as a shape has, and any.
+fn check_count(got: usize, wanted: Option<usize>, shape: &[usize]) -> Result<()> {
+    if wanted == Some(got) && got > 0 {
+        return Ok(());
+    }
+    let want = match wanted {
+        None | Some(0) => format!("sizes of at least 1 and fewer than 2^64 elements, not {}", shape_text(shape)),
+        Some(wanted) => format!("({wanted}), the elements of {}", shape_text(shape)),
+    };
+    Err(ErrorKind::shape("values", &[got], want))
 }
 
 /// Rows as they lie on the device, and of I8 the scale of each.
@@ -258,7 +280,12 @@ fn padded_rows<T: Copy + Default>(values: &[T], in_dim: usize, padded: usize) ->
 /// Errors: [`ErrorKind::Argument`] for a value that is not finite, [`ErrorKind::Shape`].
 pub fn quantise(values: &[f32], in_dim: usize) -> Result<(Vec<i8>, Vec<f32>)> {
     if in_dim == 0 || !values.len().is_multiple_of(in_dim) {
-        return Err(ErrorKind::shape("values", &[values.len()], format!("a multiple of {in_dim}, not 0")));
+        let want = if in_dim == 0 {
+            "rows of at least 1 element".into()
+        } else {
+            format!("a multiple of {in_dim}, the length of a row")
+        };
+        return Err(ErrorKind::shape("values", &[values.len()], want));
     }
     if largest_magnitude(values) == f32::INFINITY {
         let i = values.iter().position(|v| !v.is_finite()).unwrap_or(0);

@@ -1,7 +1,7 @@
 //! A case of `tests/vectors/hf` as a model.
 
 use crate::shared::gpu;
-use latten::model::{Config, Decoder, PrefillPath, Session, SessionOptions};
+use latten::model::{Config, Decoder, LoadOptions, PrefillPath, Session, SessionOptions};
 use latten::{DType, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
@@ -63,20 +63,24 @@ impl Model {
     /// A case with its weights in f32, its config changed.
     pub fn of(case: &str, change: impl Fn(&mut Value), dtype: DType) -> Result<Model> {
         let mut config: Value = serde_json::from_str(&config_text(case)).unwrap();
+        let as_published = config.clone();
         change(&mut config);
+        // What another config has no use for may be left out; what the case's own has none for may not.
+        let leave_out = config != as_published;
         let config = Config::parse("config.json", &config.to_string())?;
-        Self::load(config, Vectors::read(case), dtype)
+        Self::load(config, Vectors::read(case), LoadOptions { dtype, leave_out, ..Default::default() })
     }
 
-    fn load(config: Config, vectors: Vectors, dtype: DType) -> Result<Model> {
+    fn load(config: Config, vectors: Vectors, options: LoadOptions<'_>) -> Result<Model> {
         let bytes = file(&vectors.tensors, Dtype::F32);
-        let decoder = Decoder::from_bytes(gpu(), config.clone(), ("model.safetensors", &bytes), dtype)?;
+        let decoder = Decoder::from_bytes_with(gpu(), config.clone(), ("model.safetensors", &bytes), options)?;
         Ok(Model { config, vectors, decoder })
     }
 
     /// The model again, of what `config` has become.
     pub fn reload(&self, dtype: DType) -> Result<Model> {
-        Self::load(self.config.clone(), self.vectors.clone(), dtype)
+        let options = LoadOptions { dtype, ..Default::default() };
+        Self::load(self.config.clone(), self.vectors.clone(), options)
     }
 
     /// A case by its folder alone, which must have weights.

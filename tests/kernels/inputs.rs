@@ -123,11 +123,11 @@ fn ready(gpu: &Gpu) -> Ready {
 fn caches() {
     for gpu in [&noop(), gpu()] {
         let new = |count, size, layers| PagedKvCache::new(gpu, small(), DType::F16, Pages { count, size, layers });
-        refused!(new(0, 4, 1), Argument { name: "page_count", .. }, 0);
-        refused!(new(4, 0, 1), Argument { name: "page_size", .. }, 0);
-        refused!(new(4, 3, 1), Argument { name: "page_size", .. }, 3);
-        refused!(new(4, 8192, 1), Argument { name: "page_size", .. }, 8192);
-        refused!(new(4, 4, 0), Argument { name: "layers", .. }, 0);
+        refused!(new(0, 4, 1), Argument { name: "pages.count", .. }, 0);
+        refused!(new(4, 0, 1), Argument { name: "pages.size", .. }, 0);
+        refused!(new(4, 3, 1), Argument { name: "pages.size", .. }, 3);
+        refused!(new(4, 8192, 1), Argument { name: "pages.size", .. }, 8192);
+        refused!(new(4, 4, 0), Argument { name: "pages.layers", .. }, 0);
         refused!(PagedKvCache::new(gpu, small(), DType::U32, new(1, 1, 1).unwrap().pages()), ErrorKind::DType { .. });
         for n in HUGE {
             refused!(new(n, 4, 1), Argument { .. } | TooLarge { .. });

@@ -57,7 +57,10 @@ fn refused_files_change_nothing() {
     assert_eq!(name(refused(&mut other, &foreign(cache(gpu, gla, DType::F16, pages)))), "layout");
     assert_eq!(name(refused(&mut other, &foreign(cache(gpu, heads, DType::BF16, pages)))), "dtype");
     let three = foreign(cache(gpu, heads, DType::F16, Pages { layers: 3, ..pages }));
-    assert_eq!(refused(&mut other, &three).to_string(), "saved cache -: its layer count is 3, here it is 2");
+    assert_eq!(
+        refused(&mut other, &three).to_string(),
+        "saved cache from a reader: its layer count is 3, here it is 2"
+    );
     let turning = |base: f64| {
         let table: Vec<f32> = reference::inv_freq(base, heads.rope_dim()).unwrap().iter().map(|v| *v as f32).collect();
         cache(gpu, heads, DType::F16, pages).with_rotation(Rotation::Half, &table).unwrap()
@@ -65,11 +68,12 @@ fn refused_files_change_nothing() {
     assert_eq!(name(refused(&mut other, &foreign(turning(1e4)))), "rotation");
     let text = load(&mut turning(1e4), &foreign(turning(1e6))).unwrap_err().to_string();
     assert!(
-        text.starts_with("saved cache -: its frequency is 0.0") && text.contains(" at 1, here it is 0.1 at 1"),
+        text.starts_with("saved cache from a reader: its frequency is 0.0")
+            && text.contains(" at 1, here it is 0.1 at 1"),
         "{text}"
     );
     let e = wait(other.load(b"another", &bytes[..], |_| {})).unwrap_err();
-    assert_eq!(e.to_string(), "saved cache -: its fingerprint is 736f6d65206d6f64656c, here it is 616e6f74686572");
+    assert_eq!(e.to_string(), "saved cache from a reader: its fingerprint is \"some model\", here it is \"another\"");
     // 30 and 17 tokens are 13 pages of four; 14 are free, and then 12.
     assert_eq!(other.stats().free, 14);
     other.reserve(&[owner], 8).unwrap();
@@ -166,6 +170,53 @@ fn files_appear_whole_or_not_at_all() {
     assert!(text.starts_with(&format!("saved cache {}: ends at byte", path.display())), "{text}");
 }
 
+/// What is no regular file stays what it is, at once; a link stays one, and what it leads to is written.
+#[cfg(unix)]
+#[test]
+fn only_files_are_replaced() {
+    use std::os::unix::fs::{symlink, FileTypeExt};
+    let (gpu, heads) = (gpu(), small());
+    let mut source = cache(gpu, heads, DType::F16, Pages { count: 8, size: 8, layers: 2 });
+    let kept = grow(&mut source, &[20]);
+    let folder = Folder::new("kinds");
+    let at = |name: &str| folder.0.join(name);
+    let what = [SaveSequence { id: kept[0], tokens: &[] }];
+    let what = Save { sequences: &what, fingerprint: MODEL };
+    let save = |path: &Path| wait(source.save_file(what, path, |_| {}));
+    let refused = |path: &Path, why: &str| {
+        let text = save(path).unwrap_err().to_string();
+        assert!(text.starts_with(&path.display().to_string()) && text.contains(why), "{text}");
+    };
+
+    assert!(std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    refused(&at("pipe"), "is a named pipe, not a regular file");
+    assert!(std::fs::symlink_metadata(at("pipe")).unwrap().file_type().is_fifo());
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    refused(&at("socket"), "is a socket");
+    std::fs::create_dir(at("folder")).unwrap();
+    refused(&at("folder"), "is a folder");
+    // Through links, so that a save that did replace it would replace the link.
+    symlink("/dev/null", at("null")).unwrap();
+    refused(&at("null"), "is a device");
+    symlink(at("pipe"), at("to pipe")).unwrap();
+    refused(&at("to pipe"), "is a named pipe");
+    symlink("loop", at("loop")).unwrap();
+    refused(&at("loop"), "");
+
+    // A file, then one that is not there yet, each through two links.
+    std::fs::write(at("folder/old"), b"old").unwrap();
+    symlink("folder/old", at("one")).unwrap();
+    symlink("one", at("two")).unwrap();
+    symlink("folder/new", at("three")).unwrap();
+    for (link, file) in [("two", "folder/old"), ("three", "folder/new")] {
+        save(&at(link)).unwrap();
+        assert!(std::fs::symlink_metadata(at(link)).unwrap().is_symlink());
+        assert!(std::fs::symlink_metadata(at(file)).unwrap().is_file());
+        assert!(std::fs::read(at(file)).unwrap() == saved(&source, &kept).unwrap());
+    }
+    assert_eq!(std::fs::read_dir(at("folder")).unwrap().count(), 2, "a part is left behind");
+}
+
 /// A load that is dropped on the way (here by a panic of the caller's own) gives its pages back; so does one of a writer
 /// that fails, and the cache goes on.
 #[test]
@@ -203,7 +254,7 @@ fn what_is_stopped_leaves_nothing() {
     let what = Save { sequences: &sequences, fingerprint: MODEL };
     for room in [0, 100, 300, 3000, 9000] {
         let e = wait(source.save(what, Full(room), |_| {})).unwrap_err();
-        assert_eq!(*e.kind(), ErrorKind::Io { path: "-".into(), message: "the disk is full".into() }, "{room} bytes");
+        assert_eq!(*e.kind(), ErrorKind::Io { path: "".into(), message: "the disk is full".into() }, "{room} bytes");
     }
     assert!(saved(&source, &kept).unwrap() == bytes);
     assert_eq!(load(&mut other, &bytes).unwrap().len(), 2);

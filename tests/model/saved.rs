@@ -122,7 +122,13 @@ fn sessions_of_other_models_are_refused() {
     for other in others {
         let mut session = Session::new(&other, OPTIONS).unwrap();
         let result = block_on(session.load(&bytes[..], |_| {}));
-        assert_kind!(result, ErrorKind::Saved { fault: SavedFault::Other { name: "fingerprint", .. }, .. });
+        assert_kind!(
+            result,
+            ErrorKind::Saved {
+                fault: SavedFault::Other { name: "model (weights, dtype and config) or window", .. },
+                ..
+            }
+        );
         assert_eq!(session.stats().used, 0);
     }
     let mut again = Session::new(&mine, OPTIONS).unwrap();
