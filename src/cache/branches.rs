@@ -53,6 +53,23 @@ impl PagedKvCache {
         Ok(())
     }
 
+    /// As [`SeqTable::committed_at`](super::SeqTable).
+    pub(crate) fn committed_at(&self, id: SeqId) -> Result<u64> {
+        self.table.committed_at(id)
+    }
+
+    /// As [`SeqTable::pages_held`](super::SeqTable).
+    pub(crate) fn pages_held(&self, seen: (usize, usize), len: usize, tokens: usize) -> usize {
+        self.table.pages_held(seen, len, tokens)
+    }
+
+    /// As [`SeqTable::discard`](super::SeqTable).
+    pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
+        self.table.discard(id, len)?;
+        self.changed();
+        Ok(())
+    }
+
     /// A new sequence of the same committed tokens, for parallel samples and beams. It shares all pages and copies none;
     /// the first of them to add tokens to a shared, partly filled page gets a copy of that page, in
     /// [`PagedKvCache::reserve`]. Reserved tokens are not shared. O(pages), on the host alone.

@@ -20,8 +20,10 @@ impl World {
         resolved
     }
 
-    pub(super) fn truncate(&mut self, at: usize, len: usize) -> bool {
+    pub(super) fn truncate(&mut self, at: usize, len: usize, discard: bool) -> bool {
+        let (before, free) = (self.sequences[at].clone(), self.table.stats().free);
         let (id, should) = &mut self.sequences[at];
+        let id = *id;
         let page_size = self.page_size;
         // Before what is gone, or so far past it that the window is.
         let held = |should: &Should| {
@@ -29,7 +31,7 @@ impl World {
             len <= gap.start || should.first_seen(len) / page_size * page_size >= gap.end
         };
         let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len() && held(should));
-        let result = self.table.truncate(*id, len);
+        let result = if discard { self.table.discard(id, len) } else { self.table.truncate(id, len) };
         assert_eq!(result.is_ok(), ok, "{result:?}");
         if let Some(should) = should.as_mut().filter(|_| ok) {
             should.tokens.truncate(len);
@@ -39,7 +41,41 @@ impl World {
                 should.passed = 0;
             }
         }
+        if let (true, (id, Some(before))) = (ok && discard, before) {
+            self.check_discarded(id, &before, len, free);
+        }
         ok
+    }
+
+    /// Whole pages with tokens past `len` are found by no one, unless another holds them.
+    fn check_discarded(&mut self, id: SeqId, before: &Should, len: usize, free: usize) {
+        // What was behind them in the index is gone, too.
+        self.gave_up = true;
+        if !before.known {
+            return;
+        }
+        let size = self.page_size;
+        let held = |tokens: &[u32]| {
+            let mut holds = self.live().filter(|(other, should)| *other != id && should.known).map(|(_, s)| s);
+            let pinned = self.pins.values().any(|pin| pin.salt == before.salt && pin.tokens.starts_with(tokens));
+            pinned || holds.any(|should| should.salt == before.salt && should.tokens.starts_with(tokens))
+        };
+        let mut gone = Vec::new();
+        for pages in len / size + 1..=before.tokens.len() / size {
+            let tokens = &before.tokens[..pages * size];
+            // A sequence that is no longer known may hold pages of earlier tokens, that stay.
+            if !held(tokens) && self.live().all(|(other, should)| other == id || should.known) && self.pins.is_empty() {
+                gone.push(tokens.to_vec());
+            }
+        }
+        self.seen.discarded += gone.len();
+        for tokens in gone {
+            let next = [&tokens[..], &[0]].concat();
+            let mut table = self.table.clone();
+            let found = table.match_prefix(&next, before.salt);
+            assert!(table.len(found).unwrap() < tokens.len(), "{tokens:?} were discarded and are found");
+        }
+        assert!(self.table.stats().free >= free);
     }
 
     pub(super) fn match_prefix(&mut self, tokens: &[u32], salt: u64) {

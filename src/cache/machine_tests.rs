@@ -32,6 +32,8 @@ enum Op {
     CommitTokens(Vec<(usize, usize)>),
     /// To a length up to one more than there is.
     Truncate(usize, usize),
+    /// As [`Op::Truncate`], and what is cut off is not kept.
+    Discard(usize, usize),
     /// To some of the first tokens of a sequence that has lost some past them.
     CutToFirst(usize),
     Pin(usize),
@@ -80,6 +82,7 @@ impl ReferenceStateMachine for Calls {
             3 => (prop::collection::vec(id(), 0..4), 0usize..8).prop_map(|(ids, n)| Op::Commit(ids, n)),
             20 => prop::collection::vec((id(), 0usize..24), 0..6).prop_map(Op::CommitTokens),
             5 => (id(), 0usize..40).prop_map(|(id, len)| Op::Truncate(id, len)),
+            2 => (id(), 0usize..40).prop_map(|(id, len)| Op::Discard(id, len)),
             2 => id().prop_map(Op::CutToFirst),
             2 => id().prop_map(Op::Pin),
             2 => id().prop_map(Op::Unpin),
@@ -152,9 +155,9 @@ fn the_calls_reach_what_they_are_for() {
     }
     println!("{all:?}");
     let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed, .. } = all;
-    let Seen { beside, cut_before_gap, shrunk, .. } = all;
+    let Seen { beside, cut_before_gap, shrunk, discarded, .. } = all;
     let sharing = [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions];
-    for count in sharing.into_iter().chain([freed, beside, cut_before_gap, shrunk]) {
+    for count in sharing.into_iter().chain([freed, beside, cut_before_gap, shrunk, discarded]) {
         assert!(count >= 20, "{count} of {all:?}");
     }
 }

@@ -39,6 +39,21 @@ impl SeqTable {
         Ok(())
     }
 
+    /// Tells whether a sequence got tokens since: another number each time that it does. What is cut off changes it not.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub(crate) fn committed_at(&self, id: SeqId) -> Result<u64> {
+        Ok(self.sequence(id)?.committed_at)
+    }
+
+    /// Pages that a sequence of this window (0 for none) and these first tokens holds, that has `len` tokens, while it gets
+    /// as many as to have `tokens`.
+    pub(crate) fn pages_held(&self, (window, keep_first): (usize, usize), len: usize, tokens: usize) -> usize {
+        let mut sequence = Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() };
+        sequence.freed = sequence.unseen(len, self.page_size);
+        sequence.pages_of(tokens, self.page_size)
+    }
+
     /// Pages of the first tokens. No sequence has more tokens than 32 bits count.
     fn kept_pages(&self, keep_first: usize) -> usize {
         keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size)
@@ -67,11 +82,41 @@ impl SeqTable {
     /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) for the fork.
     pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
         let earlier = self.sequence(fork)?.clone();
+        let len = earlier.len;
         if let Ok(sequence) = self.sequence_mut(id) {
             let later = std::mem::replace(sequence, earlier);
             *self.sequence_mut(fork)? = later;
         }
-        self.remove(fork)
+        let undone = self.pages_from(fork, len)?;
+        self.remove(fork)?;
+        self.store.unpublish(&undone);
+        Ok(())
+    }
+
+    /// Cuts a sequence as [`SeqTable::truncate`] does, and lets no one find what is cut off by its tokens, as far as no
+    /// other holds it: for tokens whose rows may not be theirs, as of a call that failed.
+    ///
+    /// Errors: as there.
+    pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
+        let undone = self.pages_from(id, len)?;
+        self.truncate(id, len)?;
+        if !len.is_multiple_of(self.page_size) {
+            // The sequence holds it still, with others or alone.
+            if let Some(tail) = undone.first().copied().filter(|page| self.store.pages.holders(*page) == 1) {
+                self.store.unpublish(&undone[1..]);
+                self.store.forget(tail);
+                return Ok(());
+            }
+        }
+        self.store.unpublish(&undone);
+        Ok(())
+    }
+
+    /// The pages of a sequence's tokens from `len` on, those that hold earlier ones, too, among them.
+    fn pages_from(&self, id: SeqId, len: usize) -> Result<Vec<u32>> {
+        let (sequence, page_size) = (self.sequence(id)?, self.page_size);
+        let before = sequence.pages_of(len - len % page_size, page_size);
+        Ok(sequence.pages.get(before..).unwrap_or_default().to_vec())
     }
 
     /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with
