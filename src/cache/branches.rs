@@ -1,7 +1,7 @@
 //! Sequences that share pages, and how much of the cache they may take: what [`SeqTable`](super::SeqTable) does, on a
 //! cache with memory.
 
-use super::{PagedKvCache, Pages, SeqId};
+use super::{PagedKvCache, Pages, SavedSequence, SeqId};
 use crate::attention::layout::StateLayout;
 use crate::attention::HeadLayout;
 use crate::error::{ErrorKind, Result};
@@ -35,6 +35,13 @@ impl PagedKvCache {
     /// The same with a window of 0 for none.
     pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
         let id = self.table.insert_seeing(window, keep_first);
+        self.changed();
+        id
+    }
+
+    /// As [`SeqTable::insert_saved`](super::SeqTable).
+    pub(super) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
+        let id = self.table.insert_saved(saved);
         self.changed();
         id
     }

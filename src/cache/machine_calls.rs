@@ -78,6 +78,41 @@ impl World {
         assert!(self.table.stats().free >= free);
     }
 
+    /// Returns the pages taken, or none where there were too few.
+    pub(super) fn save_and_load(&mut self, at: usize) -> Option<usize> {
+        let (id, should) = self.sequences[at].clone();
+        let saved = self.table.to_save(id);
+        assert_eq!(saved.is_ok(), should.is_some());
+        let (saved, should, size) = (saved.ok()?, should?, self.page_size);
+        let (len, gap) = (should.tokens.len(), should.gap(size));
+        assert_eq!((saved.len, saved.window, &saved.gap), (len, should.window, &gap));
+        let held = should.pages(len, size);
+        let slot = |pages: &[u32], position: usize| {
+            let place = held.iter().position(|page| *page == position / size)?;
+            Some(pages[place] as usize * size + position % size)
+        };
+        let pages = self.table.page_table(id).unwrap();
+        let rows: Vec<(usize, u64)> =
+            (0..len).filter_map(|position| Some((position, self.memory[slot(pages, position)?]))).collect();
+        assert_eq!(rows.len(), saved.rows());
+
+        let available = self.table.stats().available();
+        let new = self.table.insert_saved(&saved);
+        let reserved = if len == 0 { Ok(Vec::new()) } else { self.table.reserve(&[new], len) };
+        assert_eq!(reserved.is_ok(), held.len() <= available, "{reserved:?}");
+        if reserved.is_err() {
+            self.table.remove(new).unwrap();
+            return None;
+        }
+        let pages = self.table.page_table(new).unwrap();
+        rows.iter().for_each(|(position, row)| self.memory[slot(pages, *position).unwrap()] = *row);
+        self.table.commit(&[new], len).unwrap();
+        self.seen.loaded += usize::from(!gap.is_empty());
+        let passed = if len == 0 { should.passed } else { should.passed.max(should.first_seen(len) / size) };
+        self.add(new, Should { known: false, drafts: Vec::new(), passed, ..should });
+        Some(held.len())
+    }
+
     pub(super) fn match_prefix(&mut self, tokens: &[u32], salt: u64) {
         let stats = self.table.stats();
         let id = self.table.match_prefix(tokens, salt);

@@ -36,6 +36,8 @@ enum Op {
     Discard(usize, usize),
     /// To some of the first tokens of a sequence that has lost some past them.
     CutToFirst(usize),
+    /// As it would come from a file that it was saved to.
+    SaveAndLoad(usize),
     Pin(usize),
     Unpin(usize),
     Limit(usize),
@@ -84,6 +86,7 @@ impl ReferenceStateMachine for Calls {
             5 => (id(), 0usize..40).prop_map(|(id, len)| Op::Truncate(id, len)),
             2 => (id(), 0usize..40).prop_map(|(id, len)| Op::Discard(id, len)),
             2 => id().prop_map(Op::CutToFirst),
+            4 => id().prop_map(Op::SaveAndLoad),
             2 => id().prop_map(Op::Pin),
             2 => id().prop_map(Op::Unpin),
             1 => (0usize..30).prop_map(Op::Limit),
@@ -155,9 +158,9 @@ fn the_calls_reach_what_they_are_for() {
     }
     println!("{all:?}");
     let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed, .. } = all;
-    let Seen { beside, cut_before_gap, shrunk, discarded, .. } = all;
+    let Seen { beside, cut_before_gap, shrunk, discarded, loaded, .. } = all;
     let sharing = [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions];
-    for count in sharing.into_iter().chain([freed, beside, cut_before_gap, shrunk, discarded]) {
+    for count in sharing.into_iter().chain([freed, beside, cut_before_gap, shrunk, discarded, loaded]) {
         assert!(count >= 20, "{count} of {all:?}");
     }
 }

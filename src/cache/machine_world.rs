@@ -57,6 +57,8 @@ pub(super) struct Seen {
     pub(super) cut_before_gap: usize,
     /// Pages of discarded tokens that could be found before, and not after.
     pub(super) discarded: usize,
+    /// Sequences with a gap that were saved and loaded.
+    pub(super) loaded: usize,
     /// Pages that were evicted since their slabs were to go.
     pub(super) shrunk: usize,
 }
@@ -209,6 +211,13 @@ impl World {
                 let Some(&at) = cut.get(index % cut.len().max(1)) else { return };
                 let len = 1 + index % first(&at);
                 self.truncate(at, len, false)
+            }
+            Op::SaveAndLoad(index) => {
+                let Some(at) = self.at(index).filter(|_| self.live().count() < MOST_SEQUENCES) else { return };
+                // What fails has made and removed a sequence.
+                let Some(taken) = self.save_and_load(at) else { return };
+                evicted = taken.saturating_sub(stats.free);
+                true
             }
             Op::Pin(index) => {
                 let Some(at) = self.at(index) else { return };

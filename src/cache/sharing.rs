@@ -1,5 +1,6 @@
 //! What sequences share: forks, prefixes found by their tokens, pins. Pure.
 
+use super::format::SavedSequence;
 use super::prefix::Parent;
 use super::sequence::{Known, PageList, Sequence};
 use super::table::{SeqId, SeqTable};
@@ -30,10 +31,30 @@ impl SeqTable {
         self.insert_as(Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() })
     }
 
-    /// Lets a sequence that has lost no page give pages back from now on, as one of [`SeqTable::insert_seeing`] does.
+    /// What is saved of a sequence, without its tokens.
+    pub(super) fn to_save(&self, id: SeqId) -> Result<SavedSequence> {
+        let sequence = self.sequence(id)?;
+        let &Sequence { len, window, kept, .. } = sequence;
+        let keep_first = if window > 0 { kept * self.page_size } else { 0 };
+        Ok(SavedSequence { len, window, keep_first, gap: sequence.gap(self.page_size), tokens: Vec::new() })
+    }
+
+    /// Adds an empty sequence that is what was saved once its tokens, those of the gap among them, are reserved and
+    /// committed. The gap is whole pages here.
+    pub(super) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
+        let freed = saved.gap.len() / self.page_size;
+        let kept = self.kept_pages(saved.keep_first);
+        self.insert_as(Sequence { window: saved.window, kept, freed, ..Sequence::default() })
+    }
+
+    /// Lets a sequence that has lost no page give pages back from now on, as one of [`SeqTable::insert_seeing`] does. One
+    /// that has a window keeps that.
     pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
         let kept = self.kept_pages(keep_first);
         let sequence = self.sequence_mut(id)?;
+        if sequence.window > 0 {
+            return Ok(());
+        }
         (sequence.window, sequence.kept, sequence.known) = (window, kept, None);
         self.changed();
         Ok(())
