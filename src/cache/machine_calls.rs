@@ -21,7 +21,10 @@ impl World {
     }
 
     pub(super) fn truncate(&mut self, at: usize, len: usize, discard: bool) -> bool {
-        let (before, free) = (self.sequences[at].clone(), self.table.stats().free);
+        let free = self.table.stats().free;
+        let pages = self.table.page_table(self.sequences[at].0).unwrap_or_default().to_vec();
+        let found = |page: &u32| self.table.store.index().contains(*page);
+        let found: Vec<u32> = pages.into_iter().filter(found).collect();
         let (id, should) = &mut self.sequences[at];
         let id = *id;
         let page_size = self.page_size;
@@ -41,39 +44,23 @@ impl World {
                 should.passed = 0;
             }
         }
-        if let (true, (id, Some(before))) = (ok && discard, before) {
-            self.check_discarded(id, &before, len, free);
+        if ok && discard {
+            self.check_discarded(id, &found, free);
         }
         ok
     }
 
-    /// Whole pages with tokens past `len` are found by no one, unless another holds them.
-    fn check_discarded(&mut self, id: SeqId, before: &Should, len: usize, free: usize) {
+    /// Pages that could be found, with tokens that were cut off: no one finds them any more, unless another holds them.
+    fn check_discarded(&mut self, id: SeqId, found: &[u32], free: usize) {
         // What was behind them in the index is gone, too.
         self.gave_up = true;
-        if !before.known {
-            return;
-        }
-        let size = self.page_size;
-        let held = |tokens: &[u32]| {
-            let mut holds = self.live().filter(|(other, should)| *other != id && should.known).map(|(_, s)| s);
-            let pinned = self.pins.values().any(|pin| pin.salt == before.salt && pin.tokens.starts_with(tokens));
-            pinned || holds.any(|should| should.salt == before.salt && should.tokens.starts_with(tokens))
-        };
-        let mut gone = Vec::new();
-        for pages in len / size + 1..=before.tokens.len() / size {
-            let tokens = &before.tokens[..pages * size];
-            // A sequence that is no longer known may hold pages of earlier tokens, that stay.
-            if !held(tokens) && self.live().all(|(other, should)| other == id || should.known) && self.pins.is_empty() {
-                gone.push(tokens.to_vec());
-            }
-        }
-        self.seen.discarded += gone.len();
-        for tokens in gone {
-            let next = [&tokens[..], &[0]].concat();
-            let mut table = self.table.clone();
-            let found = table.match_prefix(&next, before.salt);
-            assert!(table.len(found).unwrap() < tokens.len(), "{tokens:?} were discarded and are found");
+        let full = self.table.len(id).unwrap() / self.page_size;
+        let kept = self.table.page_table(id).unwrap();
+        let (kept, tail) = (&kept[..full.min(kept.len())], kept.get(full));
+        for page in found.iter().filter(|page| !kept.contains(page)) {
+            let others = self.table.store.pages.holders(*page) - usize::from(tail == Some(page));
+            assert!(others > 0 || !self.table.store.index().contains(*page), "page {page} was discarded");
+            self.seen.discarded += usize::from(others == 0);
         }
         assert!(self.table.stats().free >= free);
     }
