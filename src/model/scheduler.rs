@@ -141,7 +141,8 @@ impl Scheduler {
     }
 
     /// One step of all requests that there is room for, at least of one. Returns what it gave: an event for each that
-    /// got a token or ended, by age of the request, after those of requests that were cancelled. Steps that only feed parts of prompts give none.
+    /// got a token or ended, by age of the request, after those of requests that were cancelled. Steps that only feed parts
+    /// of prompts give none.
     ///
     /// Errors: those of the device, as [`Session::feed`].
     pub async fn step(&mut self) -> Result<Vec<Event>> {
@@ -214,6 +215,11 @@ impl Scheduler {
             };
             any = true;
             let error = match request.sequence {
+                // Others have taken its sequence since: it is computed again.
+                None if token == Sample::NO_TOKEN => {
+                    request.drawn = None;
+                    continue;
+                }
                 Some(id) if token == Sample::NO_TOKEN => {
                     let last = request.tokens.len().saturating_sub(1);
                     // What led to it is not for others to find.

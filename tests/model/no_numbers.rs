@@ -142,6 +142,11 @@ fn only_the_request_without_numbers_fails() {
             assert_eq!(stats.used, 0);
         }
     }
+    // Rehearsing does not mind.
+    let mut zero = Tiny::new("gqa", 5);
+    zero.spoil_logits_after(0);
+    let zero = Decoder::load(gpu(), zero.write("rehearsed").path(), DType::F32).unwrap();
+    block_on(session(&zero, None).warm_up()).unwrap();
     // What the prompt of a failed request computed is not kept for others.
     let decoder = decoder("gqa", "not-kept");
     let mut scheduler = Scheduler::new(session(&decoder, None));
