@@ -86,12 +86,12 @@ impl ReferenceStateMachine for Calls {
             5 => (id(), 0usize..40).prop_map(|(id, len)| Op::Truncate(id, len)),
             2 => (id(), 0usize..40).prop_map(|(id, len)| Op::Discard(id, len)),
             2 => id().prop_map(Op::CutToFirst),
-            4 => id().prop_map(Op::SaveAndLoad),
+            3 => id().prop_map(Op::SaveAndLoad),
             2 => id().prop_map(Op::Pin),
             2 => id().prop_map(Op::Unpin),
             1 => (0usize..30).prop_map(Op::Limit),
             5 => Just(Op::Limit(usize::MAX)),
-            5 => Just(Op::Shrink),
+            8 => Just(Op::Shrink),
             1 => prop::bool::weighted(0.3).prop_map(|all| if all { Op::Clear } else { Op::DropKept }),
         ]
         .boxed()

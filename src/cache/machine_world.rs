@@ -213,7 +213,14 @@ impl World {
                 self.truncate(at, len, false)
             }
             Op::SaveAndLoad(index) => {
-                let Some(at) = self.at(index).filter(|_| self.live().count() < MOST_SEQUENCES) else { return };
+                // Every second time one that has lost some, if there is any.
+                let page_size = self.page_size;
+                let cut = |(_, should): &(SeqId, Option<Should>)| {
+                    should.as_ref().is_some_and(|s| !s.gap(page_size).is_empty())
+                };
+                let cut = self.sequences.iter().position(cut).filter(|_| index % 2 == 0);
+                let at = cut.or_else(|| self.at(index)).filter(|_| self.live().count() < MOST_SEQUENCES);
+                let Some(at) = at else { return };
                 // What fails has made and removed a sequence.
                 let Some(taken) = self.save_and_load(at) else { return };
                 evicted = taken.saturating_sub(stats.free);

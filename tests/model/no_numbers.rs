@@ -95,9 +95,9 @@ fn no_token_comes_of_logits_that_are_no_numbers() {
                 let drafter = Drafter::Lookup { max_ngram: 2, min_ngram: 1 };
                 text(&block_on(generate_speculative(&mut session, drafter, &prompt, options, go_on)).unwrap_err());
             }
-            let beams = BeamOptions { beams: 2, ..Default::default() };
+            let beams = BeamOptions { beams: 2, max_new_tokens: 4, ..Default::default() };
             text(&block_on(beam_search(&mut session, id, &[BAD], beams)).unwrap_err());
-            let samples = BestOfOptions { samples: 2, ..Default::default() };
+            let samples = BestOfOptions { samples: 2, generate: options, ..Default::default() };
             text(&block_on(best_of(&mut session, id, &[BAD], samples)).unwrap_err());
         }
     }
@@ -156,6 +156,6 @@ fn only_the_request_without_numbers_fails() {
     all.steps(&mut scheduler, 20);
     let stats = scheduler.session().stats();
     assert_eq!((stats.used, stats.evictable), (0, 0));
-    let refused = block_on(generate(scheduler.session_mut(), &[BAD], GenerateOptions::default(), go_on));
+    let refused = block_on(generate(scheduler.session_mut(), &[BAD], request(0, 3).generate, go_on));
     assert_kind!(refused, ErrorKind::Argument { name: "logits", .. });
 }

@@ -163,7 +163,11 @@ fn a_saved_session_goes_on_with_its_window() {
         for token in &tokens {
             let (want, got) = (logits(&mut first, stayed, &[*token]), logits(&mut third, loaded.id, &[*token]));
             let bits = |row: &[f32]| row.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&want), bits(&got), "pages of {page_size}");
+            // Where pages begin elsewhere, so do the sums over what a window shows.
+            match page_size == PAGE {
+                true => assert_eq!(bits(&want), bits(&got)),
+                false => assert_close(&format!("pages of {page_size}"), &got, &f64s(&want), 1e-5, 1e-10),
+            }
         }
         first.remove(stayed).unwrap();
         assert!(third.stats().used * page_size <= (2 + 4) * PAGE, "{:?}", third.stats());
