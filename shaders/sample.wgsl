@@ -2,7 +2,8 @@
 // logit where temperature is 0.
 // p_i = exp((l_i - max l) / temperature); nucleus = every i with p_i >= t, for the largest t whose nucleus holds at
 // least top_p of the mass (equal p stay together; top_p >= 1 keeps all);
-// token = the first i, ascending, at which the cumulative mass of the nucleus exceeds u times its mass.
+// token = the first i, ascending, at which the cumulative mass of the nucleus exceeds u times its mass;
+// NO_TOKEN where the row gives no probabilities: a NaN or +infinity in it, or no finite logit (-infinity forbids a token).
 //
 // Grid: (rows); one workgroup per row.
 // Constants: LANES. Parts: none.
@@ -20,34 +21,49 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> tokens: array<u32>;
 
 const ONE_BITS = 0x3f800000u;
+// By bits: compilers may take it that no f32 is NaN or infinite.
+const EXPONENT_BITS = 0x7f800000u;
+const MINUS_INFINITY_BITS = 0xff800000u;
+const NO_TOKEN = 0xffffffffu;
+// Of a lane that met a NaN or +infinity. No index: a row is smaller.
+const SPOILED = 0xfffffffeu;
 var<workgroup> lane_value: array<f32, LANES>;
 var<workgroup> lane_index: array<u32, LANES>;
 
 struct Top {
     value: f32,
+    // NO_TOKEN where the row gives no probabilities
     index: u32,
 }
 
-// The largest logit and its lowest index. NaN never wins, so the index is always in range.
+// The largest logit and its lowest index.
 fn top(row: u32, lane: u32) -> Top {
-    var best = Top(-3.4e38, 0u);
+    var best = Top(0.0, NO_TOKEN);
+    var spoiled = false;
     for (var i = lane; i < params.vocab; i += LANES) {
         let l = logits[row + i];
-        if (l > best.value) {
+        let bits = bitcast<u32>(l);
+        let finite = (bits & EXPONENT_BITS) != EXPONENT_BITS;
+        spoiled = spoiled || !(finite || bits == MINUS_INFINITY_BITS);
+        if (finite && (best.index == NO_TOKEN || l > best.value)) {
             best = Top(l, i);
         }
     }
     lane_value[lane] = best.value;
-    lane_index[lane] = best.index;
+    lane_index[lane] = select(best.index, SPOILED, spoiled);
     workgroupBarrier();
-    best = Top(lane_value[0], lane_index[0]);
-    for (var i = 1u; i < LANES; i++) {
-        let value = lane_value[i];
-        if (value > best.value || (value == best.value && lane_index[i] < best.index)) {
-            best = Top(value, lane_index[i]);
+    best = Top(0.0, NO_TOKEN);
+    spoiled = false;
+    for (var i = 0u; i < LANES; i++) {
+        let other = Top(lane_value[i], lane_index[i]);
+        spoiled = spoiled || other.index == SPOILED;
+        let first = best.index == NO_TOKEN || other.value > best.value;
+        if (other.index != NO_TOKEN && (first || (other.value == best.value && other.index < best.index))) {
+            best = other;
         }
     }
     workgroupBarrier();
+    best.index = select(best.index, NO_TOKEN, spoiled);
     return best;
 }
 
@@ -125,10 +141,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         before = next;
     }
-    if (winner == LANES && lane == 0u) {
-        tokens[group.x] = best.index; // only where NaN made every comparison false
+    // Without a largest logit the masses mean nothing. With one, some lane's mass exceeds the target.
+    let none = best.index == NO_TOKEN;
+    if ((none || winner == LANES) && lane == 0u) {
+        tokens[group.x] = best.index;
     }
-    if (winner == lane) {
+    if (!none && winner == lane) {
         var token = best.index;
         var mass = winner_before;
         for (var i = first; i < end; i++) {

@@ -1,7 +1,7 @@
 //! Sequences that share pages, and how much of the cache they may take: what [`SeqTable`](super::SeqTable) does, on a
 //! cache with memory.
 
-use super::{PagedKvCache, Pages, SeqId};
+use super::{PagedKvCache, Pages, SavedSequence, SeqId};
 use crate::attention::layout::StateLayout;
 use crate::attention::HeadLayout;
 use crate::error::{ErrorKind, Result};
@@ -39,6 +39,13 @@ impl PagedKvCache {
         id
     }
 
+    /// As [`SeqTable::insert_saved`](super::SeqTable).
+    pub(super) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
+        let id = self.table.insert_saved(saved);
+        self.changed();
+        id
+    }
+
     /// As [`SeqTable::see`](super::SeqTable).
     pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
         self.table.see(id, window, keep_first)?;
@@ -49,6 +56,23 @@ impl PagedKvCache {
     /// As [`SeqTable::take_back`](super::SeqTable).
     pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
         self.table.take_back(id, fork)?;
+        self.changed();
+        Ok(())
+    }
+
+    /// As [`SeqTable::committed_at`](super::SeqTable).
+    pub(crate) fn committed_at(&self, id: SeqId) -> Result<u64> {
+        self.table.committed_at(id)
+    }
+
+    /// As [`SeqTable::pages_held`](super::SeqTable).
+    pub(crate) fn pages_held(&self, seen: (usize, usize), len: usize, tokens: usize) -> usize {
+        self.table.pages_held(seen, len, tokens)
+    }
+
+    /// As [`SeqTable::discard`](super::SeqTable).
+    pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
+        self.table.discard(id, len)?;
         self.changed();
         Ok(())
     }

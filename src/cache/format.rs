@@ -4,11 +4,15 @@
 //! head     96 bytes: "lattenKV", then u32s: version, dtype, the seven numbers of the layout, rotation, frequencies,
 //!          page size, layers, words of a row, tokens of a block, sequences, bytes of the fingerprint, 0;
 //!          then u64s: bytes of the table, XXH64 of the 88 bytes before
-//! table    fingerprint; frequencies (f32); of each sequence: cached tokens (u64), token ids (u64 count, then u32 each)
+//! table    fingerprint; frequencies (f32); of each sequence: committed tokens (u64), from version 2 on three u64s (the
+//!          tokens of its window or 0 for all, the first tokens that are kept beside it, one past the last token between
+//!          these and the window whose row is gone, or 0 where none is), token ids (u64 count, then u32 each)
 //!          then the XXH64 of that, seeded with the head's
-//! blocks   for each sequence, for each layer: its rows in order, cut into blocks of so many tokens, each followed
-//!          by its XXH64, seeded with the table's plus the block's index
+//! blocks   for each sequence, for each layer: the rows that it holds, in order, cut into blocks of so many rows, each
+//!          followed by its XXH64, seeded with the table's plus the block's index
 //! ```
+//!
+//! A file without windowed sequences is of version 1, for older programs to read; one with them is of version 2.
 //!
 //! All numbers are little-endian. A block is laid out as a page of just its tokens: planes of 16-byte words as in
 //! [`StateLayout`]. So a page's part of a plane is one run in the file too, and nothing but one number in the head depends on
@@ -17,6 +21,7 @@
 
 use super::checksum::xxh64;
 use super::input::Input;
+pub use super::saved_sequence::SavedSequence;
 use crate::attention::append::rotated_dim;
 use crate::attention::layout::StateLayout;
 use crate::attention::{HeadLayout, Rotation};
@@ -25,8 +30,8 @@ use crate::gpu::DType;
 use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"lattenKV";
-/// The version written, and the last one read.
-pub(super) const VERSION: u32 = 1;
+/// The last version, which is written where windowed sequences need it; else it is 1.
+pub(super) const VERSION: u32 = 2;
 const HEAD_BYTES: usize = 96;
 /// A checksum.
 pub(super) const SUM_BYTES: usize = 8;
@@ -60,21 +65,12 @@ pub struct SavedInfo {
     pub(super) block_tokens: usize,
 }
 
-/// One sequence of a saved cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SavedSequence {
-    /// Tokens whose rows are in the file.
-    pub len: usize,
-    /// Token ids, as the caller gave them or the cache knew them: none, or `len` and any number that are not cached yet.
-    pub tokens: Vec<u32>,
-}
-
 /// Some rows of one layer of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) sequence: usize,
     pub(super) layer: usize,
-    /// First token, a multiple of the file's block.
+    /// First token, a multiple of the file's block; those of the sequence's gap are not counted.
     pub(super) first: usize,
     pub(super) tokens: usize,
 }
@@ -95,8 +91,9 @@ impl SavedInfo {
         let step = self.block_tokens;
         self.sequences.iter().enumerate().flat_map(move |(sequence, s)| {
             (0..self.layers).flat_map(move |layer| {
-                let firsts = (0..s.len.div_ceil(step)).map(move |i| i * step);
-                firsts.map(move |first| Block { sequence, layer, first, tokens: step.min(s.len - first) })
+                let rows = s.rows();
+                let firsts = (0..rows.div_ceil(step)).map(move |i| i * step);
+                firsts.map(move |first| Block { sequence, layer, first, tokens: step.min(rows - first) })
             })
         })
     }
@@ -104,7 +101,9 @@ impl SavedInfo {
     /// Bytes of all blocks, their checksums included; None past 64 bits.
     pub(super) fn blocks_bytes(&self) -> Option<u64> {
         let row = self.row_bytes() as u128;
-        let of = |s: &SavedSequence| s.len as u128 * row + (s.len.div_ceil(self.block_tokens) * SUM_BYTES) as u128;
+        let of = |s: &SavedSequence| {
+            s.rows() as u128 * row + s.rows().div_ceil(self.block_tokens) as u128 * SUM_BYTES as u128
+        };
         let bytes = self.sequences.iter().map(of).sum::<u128>() * self.layers as u128;
         u64::try_from(bytes).ok()
     }
@@ -116,7 +115,7 @@ impl SavedInfo {
         let h = &self.heads;
         let numbers = [h.q_heads, h.groups, h.state_dim, h.nope_dim, h.rope_dim, h.v_offset, h.v_dim];
         let mut put = |number: usize| bytes.extend((number as u32).to_le_bytes()); // no truncation: all are checked
-        put(VERSION as usize);
+        put(self.version() as usize);
         put(dtype_code(self.dtype) as usize);
         numbers.into_iter().for_each(&mut put);
         put(rotation_code(self.rotation) as usize);
@@ -134,11 +133,20 @@ impl SavedInfo {
         (bytes, seed)
     }
 
+    /// The first version that can hold it.
+    fn version(&self) -> u32 {
+        1 + u32::from(self.sequences.iter().any(|s| s.window > 0))
+    }
+
     fn table(&self) -> Vec<u8> {
-        let mut bytes = self.fingerprint.clone();
+        let (mut bytes, windowed) = (self.fingerprint.clone(), self.version() > 1);
         bytes.extend(self.inv_freq.iter().flat_map(|f| f.to_le_bytes()));
         for s in &self.sequences {
             bytes.extend((s.len as u64).to_le_bytes());
+            if windowed {
+                let numbers = [s.window, s.keep_first, s.gap.end].map(|number| (number as u64).to_le_bytes());
+                bytes.extend(numbers.as_flattened());
+            }
             bytes.extend((s.tokens.len() as u64).to_le_bytes());
             bytes.extend(s.tokens.iter().flat_map(|t| t.to_le_bytes()));
         }
@@ -169,7 +177,7 @@ fn known(bytes: &[u8; HEAD_BYTES]) -> Result<(), SavedFault> {
     let version = u32_at(bytes, 8);
     match version {
         _ if found != *MAGIC => Err(SavedFault::Foreign { found }),
-        VERSION => Ok(()),
+        1..=VERSION => Ok(()),
         0 => Err(SavedFault::Malformed { name: "version", value: 0, why: "versions start at 1" }),
         _ => Err(SavedFault::Newer { version, known: VERSION }),
     }
@@ -187,6 +195,7 @@ pub(super) fn check_sum(bytes: &[u8], seed: u64, first: u64, part: impl Fn() -> 
 
 /// The head's numbers as they are in the file.
 struct Head {
+    version: u32,
     dtype: u32,
     layout: [u32; 7],
     rotation: u32,
@@ -206,6 +215,7 @@ impl Head {
         let at = |i: usize| u32_at(bytes, 12 + 4 * i);
         let table_bytes = u64::from(u32_at(bytes, 80)) | u64::from(u32_at(bytes, 84)) << 32;
         Head {
+            version: u32_at(bytes, 8),
             dtype: at(0),
             layout: [at(1), at(2), at(3), at(4), at(5), at(6), at(7)],
             rotation: at(8),
@@ -232,12 +242,14 @@ impl Head {
             if len > u64::from(u32::MAX) {
                 return Err(malformed("sequence length", len, "lengths have 32 bits"));
             }
+            let seen = if self.version > 1 { [table.u64()?, table.u64()?, table.u64()?] } else { [0; 3] };
+            let sequence = SavedSequence::windowed(len, seen)?;
             let count = table.u64()?;
             let tokens: Vec<u32> = table.u32s(count)?.collect();
             if count != 0 && count < len {
                 return Err(malformed("token count", count, "fewer than there are rows"));
             }
-            sequences.push(SavedSequence { len: len as usize, tokens });
+            sequences.push(SavedSequence { tokens, ..sequence });
         }
         if !table.rest.is_empty() {
             return Err(malformed("table size", self.table_bytes, "more than it holds"));
@@ -254,6 +266,9 @@ impl Head {
             sequences,
             block_tokens: self.block_tokens as usize,
         };
+        if info.version() != self.version {
+            return Err(malformed("version", self.version.into(), "of windowed sequences, and there is none"));
+        }
         if info.row_bytes() / 16 != self.row_words as usize {
             return Err(malformed("row size", self.row_words.into(), "not that of its layout and dtype"));
         }
@@ -303,7 +318,7 @@ fn heads(numbers: [u32; 7]) -> Result<HeadLayout, SavedFault> {
     heads.remade().ok_or(SavedFault::Layout { numbers })
 }
 
-fn malformed(name: &'static str, value: u64, why: &'static str) -> SavedFault {
+pub(super) fn malformed(name: &'static str, value: u64, why: &'static str) -> SavedFault {
     SavedFault::Malformed { name, value, why }
 }
 

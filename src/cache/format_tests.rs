@@ -16,12 +16,21 @@ fn info() -> SavedInfo {
         layers: 2,
         fingerprint: b"model".to_vec(),
         sequences: vec![
-            SavedSequence { len: 5, tokens: vec![1, 2, 3, 4, 5, 6] },
-            SavedSequence { len: 0, tokens: vec![9] },
-            SavedSequence { len: 3, tokens: vec![] },
+            SavedSequence { len: 5, tokens: vec![1, 2, 3, 4, 5, 6], ..Default::default() },
+            SavedSequence { len: 0, tokens: vec![9], ..Default::default() },
+            SavedSequence { len: 3, ..Default::default() },
         ],
         block_tokens: 2,
     }
+}
+
+/// The same with windows: one that has freed pages, one that has not yet.
+fn windowed() -> SavedInfo {
+    let mut info = info();
+    (info.page_size, info.sequences[1].window) = (2, 7);
+    let cut = SavedSequence { len: 15, window: 6, keep_first: 4, gap: 4..10, tokens: vec![3; 15] };
+    info.sequences[2] = cut;
+    info
 }
 
 /// A whole file, its rows a pattern.
@@ -58,7 +67,11 @@ fn fault(bytes: &[u8]) -> SavedFault {
 
 /// The file with its head and table changed, and their checksums made right again.
 fn resealed(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut bytes = info().encode().0;
+    resealed_of(&info(), change)
+}
+
+fn resealed_of(info: &SavedInfo, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = info.encode().0;
     change(&mut bytes);
     let sum = xxh64(&bytes[..88], 0);
     bytes[88..96].copy_from_slice(&sum.to_le_bytes());
@@ -100,13 +113,74 @@ fn the_bytes_of_version_1() {
 }
 
 #[test]
+fn the_bytes_of_version_2() {
+    let (bytes, seed) = windowed().encode();
+    assert_eq!((bytes[8], bytes.len(), seed), (2, 96 + 5 + 8 + 3 * 40 + 22 * 4 + 8, 10189909322456912312));
+    assert_eq!(xxh64(&file(&windowed()), 0), 18343096138742651815);
+}
+
+/// Rows of the gap are not in the file; all others are, and the numbers of the window.
+#[test]
+fn windowed_sequences_are_written_and_read() {
+    let bytes = file(&windowed());
+    let (got, rows) = read(&bytes).unwrap();
+    assert_eq!((got, rows.len()), (windowed(), (5 + 9) * 2 * info().row_bytes()));
+    assert_eq!(saved_info(&bytes[..]).unwrap().sequences[2].gap, 4..10);
+    let lengths: Vec<usize> = windowed().blocks().filter(|b| b.sequence == 2).map(|b| b.tokens).collect();
+    assert_eq!(lengths, [2, 2, 2, 2, 1, 2, 2, 2, 2, 1]);
+    // Where none is windowed, older programs can read it.
+    assert_eq!((file(&info())[8], bytes[8]), (1, 2));
+}
+
+#[test]
+fn windows_that_cannot_be_are_refused() {
+    // Of the third sequence, behind the numbers and tokens of two: its length, window, first tokens, end of the gap.
+    let third = 96 + 5 + 8 + 2 * 40 + 7 * 4;
+    let most = u64::from(u32::MAX);
+    for (at, value, name) in [
+        (0, most + 1, "sequence length"),
+        (0, 14, "gap"),
+        (1, 0, "first tokens"),
+        (1, 7, "gap"),
+        (1, u64::MAX, "gap"),
+        (2, most + 1, "first tokens"),
+        (2, 10, "gap"),
+        (2, 11, "gap"),
+        (3, 4, "gap"),
+        (3, 11, "gap"),
+        (3, most + 1, "gap"),
+        (3, u64::MAX, "gap"),
+    ] {
+        let place = third + 8 * at;
+        let bad = resealed_of(&windowed(), |file| file[place..place + 8].copy_from_slice(&value.to_le_bytes()));
+        match fault(&bad) {
+            SavedFault::Malformed { name: got, .. } => assert_eq!(got, name, "{value} at {at}"),
+            fault => panic!("{value} at {at}: {fault}"),
+        }
+    }
+    // A file that says it has windows, and has none; and one that has them and does not say so.
+    let mut unsaid = windowed();
+    unsaid.sequences.clear();
+    let none = resealed_of(&unsaid, |file| file[8] = 2);
+    assert!(matches!(fault(&none), SavedFault::Malformed { name: "version", value: 2, .. }));
+    let old = resealed_of(&windowed(), |file| file[8] = 1);
+    assert!(matches!(fault(&old), SavedFault::Malformed { .. }));
+}
+
+#[test]
 fn every_flipped_bit_is_refused() {
-    let mut bytes = file(&info());
+    every_flipped_bit_of(file(&info()));
+    every_flipped_bit_of(file(&windowed()));
+}
+
+fn every_flipped_bit_of(mut bytes: Vec<u8>) {
     for bit in 0..bytes.len() * 8 {
         bytes[bit / 8] ^= 1 << (bit % 8);
         let (at, fault) = (bit / 8, fault(&bytes));
         let wanted = match at {
             0..8 => matches!(fault, SavedFault::Foreign { .. }),
+            // Version 1 and 2 by another name: then the checksum says it.
+            8 if bytes[8] == 1 || bytes[8] == 2 => matches!(fault, SavedFault::Damaged { .. }),
             8..12 => matches!(fault, SavedFault::Newer { .. } | SavedFault::Malformed { .. }),
             _ => matches!(fault, SavedFault::Damaged { .. }),
         };
@@ -148,7 +222,7 @@ fn messages_have_names_and_numbers() {
     let bytes = file(&info());
     let text = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
     assert_eq!(text(b"#!/bin/sh\n# not a cache"), "saved cache f: not a saved cache, its first bytes are \"#!/bin/s\"");
-    assert_eq!(text(&with_u32(8, 7)), "saved cache f: its format is version 7, this program knows up to 1");
+    assert_eq!(text(&with_u32(8, 7)), "saved cache f: its format is version 7, this program knows up to 2");
     let end = bytes.len() - 1;
     assert_eq!(
         text(&bytes[..end]),
@@ -317,6 +391,20 @@ proptest! {
         // The file may be right by chance; then it reads back as what it says.
         if let Ok((info, _)) = SavedInfo::read(&mut Input::new(&bytes[..], "f")) {
             prop_assert_eq!(&info.encode().0[..88], &bytes[..88]);
+        }
+    }
+
+    #[test]
+    fn random_numbers_of_windows_with_right_checksums_do_not_panic(
+        changes in prop::collection::vec((8usize..325, prop_oneof![any::<u8>(), 0u8..16]), 1..6)
+    ) {
+        let change = |file: &mut Vec<u8>| changes.iter().for_each(|(at, value)| if *at < file.len() { file[*at] = *value });
+        let bytes = resealed_of(&windowed(), change);
+        if let Ok((info, _)) = SavedInfo::read(&mut Input::new(&bytes[..], "f")) {
+            prop_assert_eq!(&info.encode().0[..], &bytes[..]);
+            for s in &info.sequences {
+                prop_assert!(s.gap.end <= s.len && s.rows() + s.gap.len() == s.len);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Loading saved sequences into new ones: all of a file, or nothing. The file: `format.rs`.
 
-use super::format::{Block, SavedInfo, SUM_BYTES};
+use super::format::{Block, SavedInfo, SavedSequence, SUM_BYTES};
 use super::input::Input;
 use super::page_rows::{Direction, PageRows};
 use super::save::{io, Progress};
@@ -30,10 +30,14 @@ impl PagedKvCache {
     /// sequence and no page taken; plans made before it are stale all the same. Kept pages are evicted where no others are
     /// free, but only if they suffice; what a load has evicted before it fails in its blocks stays evicted.
     ///
+    /// Windowed sequences are windowed again. One whose window has freed pages can be loaded where pages are as large as those
+    /// it was saved from, or smaller: larger ones would begin before the rows that there are.
+    ///
     /// A checksum is no signature: load files that you or your user wrote.
     ///
     /// Errors: [`ErrorKind::Saved`](crate::ErrorKind::Saved) for a file that is foreign, newer, truncated, damaged, longer than
-    /// it should be, or of another layout, dtype, rotation, number of layers or fingerprint;
+    /// it should be, or of another layout, dtype, rotation, number of layers or fingerprint, or of smaller pages than a
+    /// window's gap has here;
     /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) with the pages of all its sequences and those to be had, kept
     /// ones counted as free; [`ErrorKind::Io`](crate::ErrorKind::Io); those of the device.
     pub async fn load(
@@ -101,6 +105,12 @@ impl PagedKvCache {
                 return Err(SavedFault::Other { name: "frequency", file: text(file), here: text(here) });
             }
         }
+        let size = self.pages.size;
+        let cut = |s: &&SavedSequence| !s.gap.start.is_multiple_of(size) || !s.gap.end.is_multiple_of(size);
+        if let Some(SavedSequence { gap, .. }) = info.sequences.iter().find(cut) {
+            let file = format!("{}, and a window has freed the tokens {gap:?}", info.page_size);
+            return Err(SavedFault::Other { name: "page size", file, here: size.to_string() });
+        }
         if info.fingerprint != fingerprint {
             let (file, here) = (bytes_text(&info.fingerprint), bytes_text(fingerprint));
             return Err(SavedFault::Other { name: "fingerprint", file, here });
@@ -125,7 +135,7 @@ struct NewSequences<'a> {
 impl NewSequences<'_> {
     /// Room for all of them, in one call: where it is too little, no kept page is evicted either.
     fn reserve(&mut self, info: &SavedInfo) -> Result<()> {
-        self.ids = info.sequences.iter().map(|_| self.cache.insert()).collect();
+        self.ids = info.sequences.iter().map(|sequence| self.cache.insert_saved(sequence)).collect();
         let lengths = info.sequences.iter().map(|sequence| sequence.len);
         let wanted: Vec<(SeqId, usize)> = self.ids.iter().copied().zip(lengths).filter(|(_, len)| *len > 0).collect();
         self.cache.reserve_each(&wanted)
@@ -157,7 +167,7 @@ struct RowWriter {
 
 impl RowWriter {
     fn new(cache: &PagedKvCache, info: &SavedInfo) -> Result<RowWriter> {
-        let longest = info.sequences.iter().map(|s| s.len).max().unwrap_or(0);
+        let longest = info.sequences.iter().map(SavedSequence::rows).max().unwrap_or(0);
         let rows = PageRows::new(cache, Direction::ToPages, info.block_tokens, longest)?;
         Ok(RowWriter { rows, sequence: None })
     }

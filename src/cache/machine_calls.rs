@@ -20,8 +20,13 @@ impl World {
         resolved
     }
 
-    pub(super) fn truncate(&mut self, at: usize, len: usize) -> bool {
+    pub(super) fn truncate(&mut self, at: usize, len: usize, discard: bool) -> bool {
+        let free = self.table.stats().free;
+        let pages = self.table.page_table(self.sequences[at].0).unwrap_or_default().to_vec();
+        let found = |page: &u32| self.table.store.index().contains(*page);
+        let found: Vec<u32> = pages.into_iter().filter(found).collect();
         let (id, should) = &mut self.sequences[at];
+        let id = *id;
         let page_size = self.page_size;
         // Before what is gone, or so far past it that the window is.
         let held = |should: &Should| {
@@ -29,7 +34,7 @@ impl World {
             len <= gap.start || should.first_seen(len) / page_size * page_size >= gap.end
         };
         let ok = should.as_ref().is_some_and(|should| len <= should.tokens.len() && held(should));
-        let result = self.table.truncate(*id, len);
+        let result = if discard { self.table.discard(id, len) } else { self.table.truncate(id, len) };
         assert_eq!(result.is_ok(), ok, "{result:?}");
         if let Some(should) = should.as_mut().filter(|_| ok) {
             should.tokens.truncate(len);
@@ -39,7 +44,60 @@ impl World {
                 should.passed = 0;
             }
         }
+        if ok && discard {
+            self.check_discarded(id, &found, free);
+        }
         ok
+    }
+
+    /// Pages that could be found, with tokens that were cut off: no one finds them any more, unless another holds them.
+    fn check_discarded(&mut self, id: SeqId, found: &[u32], free: usize) {
+        // What was behind them in the index is gone, too.
+        self.gave_up = true;
+        let full = self.table.len(id).unwrap() / self.page_size;
+        let kept = self.table.page_table(id).unwrap();
+        let (kept, tail) = (&kept[..full.min(kept.len())], kept.get(full));
+        for page in found.iter().filter(|page| !kept.contains(page)) {
+            let others = self.table.store.pages.holders(*page) - usize::from(tail == Some(page));
+            assert!(others > 0 || !self.table.store.index().contains(*page), "page {page} was discarded");
+            self.seen.discarded += usize::from(others == 0);
+        }
+        assert!(self.table.stats().free >= free);
+    }
+
+    /// Returns the pages taken, or none where there were too few.
+    pub(super) fn save_and_load(&mut self, at: usize) -> Option<usize> {
+        let (id, should) = self.sequences[at].clone();
+        let saved = self.table.to_save(id);
+        assert_eq!(saved.is_ok(), should.is_some());
+        let (saved, should, size) = (saved.ok()?, should?, self.page_size);
+        let (len, gap) = (should.tokens.len(), should.gap(size));
+        assert_eq!((saved.len, saved.window, &saved.gap), (len, should.window, &gap));
+        let held = should.pages(len, size);
+        let slot = |pages: &[u32], position: usize| {
+            let place = held.iter().position(|page| *page == position / size)?;
+            Some(pages[place] as usize * size + position % size)
+        };
+        let pages = self.table.page_table(id).unwrap();
+        let rows: Vec<(usize, u64)> =
+            (0..len).filter_map(|position| Some((position, self.memory[slot(pages, position)?]))).collect();
+        assert_eq!(rows.len(), saved.rows());
+
+        let available = self.table.stats().available();
+        let new = self.table.insert_saved(&saved);
+        let reserved = if len == 0 { Ok(Vec::new()) } else { self.table.reserve(&[new], len) };
+        assert_eq!(reserved.is_ok(), held.len() <= available, "{reserved:?}");
+        if reserved.is_err() {
+            self.table.remove(new).unwrap();
+            return None;
+        }
+        let pages = self.table.page_table(new).unwrap();
+        rows.iter().for_each(|(position, row)| self.memory[slot(pages, *position).unwrap()] = *row);
+        self.table.commit(&[new], len).unwrap();
+        self.seen.loaded += usize::from(!gap.is_empty());
+        let passed = if len == 0 { should.passed } else { should.passed.max(should.first_seen(len) / size) };
+        self.add(new, Should { known: false, drafts: Vec::new(), passed, ..should });
+        Some(held.len())
     }
 
     pub(super) fn match_prefix(&mut self, tokens: &[u32], salt: u64) {

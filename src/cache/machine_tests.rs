@@ -32,8 +32,12 @@ enum Op {
     CommitTokens(Vec<(usize, usize)>),
     /// To a length up to one more than there is.
     Truncate(usize, usize),
+    /// As [`Op::Truncate`], and what is cut off is not kept.
+    Discard(usize, usize),
     /// To some of the first tokens of a sequence that has lost some past them.
     CutToFirst(usize),
+    /// As it would come from a file that it was saved to.
+    SaveAndLoad(usize),
     Pin(usize),
     Unpin(usize),
     Limit(usize),
@@ -80,12 +84,14 @@ impl ReferenceStateMachine for Calls {
             3 => (prop::collection::vec(id(), 0..4), 0usize..8).prop_map(|(ids, n)| Op::Commit(ids, n)),
             20 => prop::collection::vec((id(), 0usize..24), 0..6).prop_map(Op::CommitTokens),
             5 => (id(), 0usize..40).prop_map(|(id, len)| Op::Truncate(id, len)),
+            2 => (id(), 0usize..40).prop_map(|(id, len)| Op::Discard(id, len)),
             2 => id().prop_map(Op::CutToFirst),
+            3 => id().prop_map(Op::SaveAndLoad),
             2 => id().prop_map(Op::Pin),
             2 => id().prop_map(Op::Unpin),
             1 => (0usize..30).prop_map(Op::Limit),
             5 => Just(Op::Limit(usize::MAX)),
-            5 => Just(Op::Shrink),
+            8 => Just(Op::Shrink),
             1 => prop::bool::weighted(0.3).prop_map(|all| if all { Op::Clear } else { Op::DropKept }),
         ]
         .boxed()
@@ -152,9 +158,9 @@ fn the_calls_reach_what_they_are_for() {
     }
     println!("{all:?}");
     let Seen { copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions, freed, .. } = all;
-    let Seen { beside, cut_before_gap, shrunk, .. } = all;
+    let Seen { beside, cut_before_gap, shrunk, discarded, loaded, .. } = all;
     let sharing = [copies, undone_copies, injected, full, forgotten, merged, found, found_all, evictions];
-    for count in sharing.into_iter().chain([freed, beside, cut_before_gap, shrunk]) {
+    for count in sharing.into_iter().chain([freed, beside, cut_before_gap, shrunk, discarded, loaded]) {
         assert!(count >= 20, "{count} of {all:?}");
     }
 }

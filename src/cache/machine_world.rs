@@ -55,6 +55,10 @@ pub(super) struct Seen {
     pub(super) beside: usize,
     /// Sequences with a gap that were cut to some of their first tokens.
     pub(super) cut_before_gap: usize,
+    /// Pages of discarded tokens that could be found before, and not after.
+    pub(super) discarded: usize,
+    /// Sequences with a gap that were saved and loaded.
+    pub(super) loaded: usize,
     /// Pages that were evicted since their slabs were to go.
     pub(super) shrunk: usize,
 }
@@ -193,7 +197,12 @@ impl World {
             Op::Truncate(index, len) => {
                 let Some(at) = self.at(index) else { return };
                 let len = len % self.sequences[at].1.as_ref().map_or(1, |should| should.tokens.len() + 2);
-                self.truncate(at, len)
+                self.truncate(at, len, false)
+            }
+            Op::Discard(index, len) => {
+                let Some(at) = self.at(index) else { return };
+                let len = len % self.sequences[at].1.as_ref().map_or(1, |should| should.tokens.len() + 2);
+                self.truncate(at, len, true)
             }
             Op::CutToFirst(index) => {
                 let page_size = self.page_size;
@@ -201,7 +210,21 @@ impl World {
                 let cut: Vec<usize> = (0..self.sequences.len()).filter(|i| first(i) > 0).collect();
                 let Some(&at) = cut.get(index % cut.len().max(1)) else { return };
                 let len = 1 + index % first(&at);
-                self.truncate(at, len)
+                self.truncate(at, len, false)
+            }
+            Op::SaveAndLoad(index) => {
+                // Every second time one that has lost some, if there is any.
+                let page_size = self.page_size;
+                let cut = |(_, should): &(SeqId, Option<Should>)| {
+                    should.as_ref().is_some_and(|s| !s.gap(page_size).is_empty())
+                };
+                let cut = self.sequences.iter().position(cut).filter(|_| index % 2 == 0);
+                let at = cut.or_else(|| self.at(index)).filter(|_| self.live().count() < MOST_SEQUENCES);
+                let Some(at) = at else { return };
+                // What fails has made and removed a sequence.
+                let Some(taken) = self.save_and_load(at) else { return };
+                evicted = taken.saturating_sub(stats.free);
+                true
             }
             Op::Pin(index) => {
                 let Some(at) = self.at(index) else { return };

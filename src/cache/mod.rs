@@ -12,6 +12,7 @@ mod pages;
 mod prefix;
 mod rebuild;
 mod save;
+mod saved_sequence;
 mod sequence;
 mod sharing;
 mod slabs;

@@ -53,9 +53,12 @@ impl PagedKvCache {
     /// tokens. Every block is one call of `write_all`. Submits what is
     /// recorded. Dropping the future stops it and leaves the cache as it was.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for a sequence whose window has freed pages, for tokens
-    /// that are some, but fewer than the sequence has, or others than those that the cache knows, and for a fingerprint of
-    /// more than 64 KiB; [`ErrorKind::Io`] of the writer; those of the device.
+    /// Of a windowed sequence ([`PagedKvCache::insert_windowed`]) what it holds is saved, however long it has become, and it
+    /// is windowed again when it is loaded.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for tokens that are some, but fewer than the sequence
+    /// has, or others than those that the cache knows, and for a fingerprint of more than 64 KiB; [`ErrorKind::Io`] of the
+    /// writer; those of the device.
     pub async fn save(&self, what: Save<'_>, writer: impl Write, progress: impl FnMut(Progress)) -> Result<()> {
         self.save_as("", what, writer, progress).await
     }
@@ -120,12 +123,8 @@ impl PagedKvCache {
         }
         let mut sequences = Vec::new();
         for &SaveSequence { id, tokens } in what.sequences {
-            let (len, gap) = (self.len(id)?, self.table.gap(id)?);
-            if !gap.is_empty() {
-                let why = format!("sequence {id} no longer holds its tokens {gap:?}; all of them are saved or none");
-                return Err(ErrorKind::argument("sequences", why));
-            }
-            sequences.push(SavedSequence { len, tokens: self.tokens_to_save(id, len, tokens)? });
+            let tokens = self.tokens_to_save(id, self.len(id)?, tokens)?;
+            sequences.push(SavedSequence { tokens, ..self.table.to_save(id)? });
         }
         let row_bytes = 16 * self.layout.row_words(self.heads.groups());
         Ok(SavedInfo {
@@ -165,6 +164,7 @@ impl PagedKvCache {
 struct RowReader<'a, B> {
     cache: &'a PagedKvCache,
     what: Save<'a>,
+    info: &'a SavedInfo,
     blocks: B,
     rows: PageRows,
     /// The sequence whose pages `rows` has.
@@ -181,11 +181,12 @@ impl<'a> RowReader<'a, ()> {
         info: &'a SavedInfo,
         what: Save<'a>,
     ) -> Result<RowReader<'a, impl Iterator<Item = Block> + 'a>> {
-        let longest = info.sequences.iter().map(|s| s.len).max().unwrap_or(0);
+        let longest = info.sequences.iter().map(SavedSequence::rows).max().unwrap_or(0);
         let rows = PageRows::new(cache, Direction::FromPages, info.block_tokens, longest)?;
         let size = rows.most_bytes();
         let free = vec![cache.gpu.host_buffer(size)?, cache.gpu.host_buffer(size)?];
-        let mut reader = RowReader { cache, what, blocks: info.blocks(), rows, sequence: None, under_way: None, free };
+        let mut reader =
+            RowReader { cache, what, info, blocks: info.blocks(), rows, sequence: None, under_way: None, free };
         reader.start()?;
         Ok(reader)
     }
@@ -211,7 +212,8 @@ impl<B: Iterator<Item = Block>> RowReader<'_, B> {
         if self.sequence != Some(block.sequence) {
             let id = self.what.sequences[block.sequence].id;
             let held = self.cache.table.page_table(id)?;
-            let pages = self.cache.len(id)?.div_ceil(self.cache.pages.size);
+            let rows = self.info.sequences[block.sequence].rows();
+            let pages = rows.div_ceil(self.cache.pages.size);
             self.rows.sequence(gpu, held.get(..pages).unwrap_or(held))?; // not those of reserved tokens
             self.sequence = Some(block.sequence);
         }

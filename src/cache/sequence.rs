@@ -18,6 +18,8 @@ pub(super) struct Sequence {
     /// Committed tokens, then those of the step under way.
     pub(super) len: usize,
     pub(super) reserved: usize,
+    /// The table's generation when it last got tokens.
+    pub(super) committed_at: u64,
     /// While every committed token is known; then every full page of them is in the index.
     pub(super) known: Option<Known>,
 }

@@ -1,5 +1,6 @@
 //! What sequences share: forks, prefixes found by their tokens, pins. Pure.
 
+use super::format::SavedSequence;
 use super::prefix::Parent;
 use super::sequence::{Known, PageList, Sequence};
 use super::table::{SeqId, SeqTable};
@@ -30,13 +31,48 @@ impl SeqTable {
         self.insert_as(Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() })
     }
 
-    /// Lets a sequence that has lost no page give pages back from now on, as one of [`SeqTable::insert_seeing`] does.
+    /// What is saved of a sequence, without its tokens.
+    pub(super) fn to_save(&self, id: SeqId) -> Result<SavedSequence> {
+        let sequence = self.sequence(id)?;
+        let &Sequence { len, window, kept, .. } = sequence;
+        let keep_first = if window > 0 { kept * self.page_size } else { 0 };
+        Ok(SavedSequence { len, window, keep_first, gap: sequence.gap(self.page_size), tokens: Vec::new() })
+    }
+
+    /// Adds an empty sequence that is what was saved once its tokens, those of the gap among them, are reserved and
+    /// committed. The gap is whole pages here.
+    pub(super) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
+        let freed = saved.gap.len() / self.page_size;
+        let kept = self.kept_pages(saved.keep_first);
+        self.insert_as(Sequence { window: saved.window, kept, freed, ..Sequence::default() })
+    }
+
+    /// Lets a sequence that has lost no page give pages back from now on, as one of [`SeqTable::insert_seeing`] does. One
+    /// that has a window keeps that.
     pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
         let kept = self.kept_pages(keep_first);
         let sequence = self.sequence_mut(id)?;
+        if sequence.window > 0 {
+            return Ok(());
+        }
         (sequence.window, sequence.kept, sequence.known) = (window, kept, None);
         self.changed();
         Ok(())
+    }
+
+    /// Tells whether a sequence got tokens since: another number each time that it does. What is cut off changes it not.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    pub(crate) fn committed_at(&self, id: SeqId) -> Result<u64> {
+        Ok(self.sequence(id)?.committed_at)
+    }
+
+    /// Pages that a sequence of this window (0 for none) and these first tokens holds, that has `len` tokens, while it gets
+    /// as many as to have `tokens`.
+    pub(crate) fn pages_held(&self, (window, keep_first): (usize, usize), len: usize, tokens: usize) -> usize {
+        let mut sequence = Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() };
+        sequence.freed = sequence.unseen(len, self.page_size);
+        sequence.pages_of(tokens, self.page_size)
     }
 
     /// Pages of the first tokens. No sequence has more tokens than 32 bits count.
@@ -67,11 +103,41 @@ impl SeqTable {
     /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) for the fork.
     pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
         let earlier = self.sequence(fork)?.clone();
+        let len = earlier.len;
         if let Ok(sequence) = self.sequence_mut(id) {
             let later = std::mem::replace(sequence, earlier);
             *self.sequence_mut(fork)? = later;
         }
-        self.remove(fork)
+        let undone = self.pages_from(fork, len)?;
+        self.remove(fork)?;
+        self.store.unpublish(&undone);
+        Ok(())
+    }
+
+    /// Cuts a sequence as [`SeqTable::truncate`] does, and lets no one find what is cut off by its tokens, as far as no
+    /// other holds it: for tokens whose rows may not be theirs, as of a call that failed.
+    ///
+    /// Errors: as there.
+    pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
+        let undone = self.pages_from(id, len)?;
+        self.truncate(id, len)?;
+        if !len.is_multiple_of(self.page_size) {
+            // The sequence holds it still, with others or alone.
+            if let Some(tail) = undone.first().copied().filter(|page| self.store.pages.holders(*page) == 1) {
+                self.store.unpublish(&undone[1..]);
+                self.store.forget(tail);
+                return Ok(());
+            }
+        }
+        self.store.unpublish(&undone);
+        Ok(())
+    }
+
+    /// The pages of a sequence's tokens from `len` on, those that hold earlier ones, too, among them.
+    fn pages_from(&self, id: SeqId, len: usize) -> Result<Vec<u32>> {
+        let (sequence, page_size) = (self.sequence(id)?, self.page_size);
+        let before = sequence.pages_of(len - len % page_size, page_size);
+        Ok(sequence.pages.get(before..).unwrap_or_default().to_vec())
     }
 
     /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with

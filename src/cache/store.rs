@@ -121,6 +121,18 @@ impl Store {
         }
     }
 
+    /// Frees those of a sequence's last pages, in its order, that are kept for their content and held by no one.
+    pub(super) fn unpublish(&mut self, pages: &[u32]) {
+        for &page in pages.iter().rev() {
+            if self.pages.holders(page) == 0 && self.index.contains(page) {
+                // What others had behind it is held by no one either.
+                for page in self.index.remove(page).into_iter().chain([page]) {
+                    self.pages.give_back(page);
+                }
+            }
+        }
+    }
+
     /// Evicts what is kept in slabs that hold nothing else, behind the last that does. Returns the slabs that are left.
     pub(super) fn vacate_slabs(&mut self) -> usize {
         let left = self.pages.slabs_used(true);

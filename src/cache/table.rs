@@ -310,6 +310,9 @@ impl SeqTable {
     pub(super) fn commit_one(&mut self, id: SeqId, n: usize, tokens: Option<&[u32]>) {
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
             sequence.commit(n, tokens, self.page_size, &mut self.store);
+            if n > 0 {
+                sequence.committed_at = self.generation;
+            }
         }
     }
 

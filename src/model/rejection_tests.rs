@@ -63,6 +63,23 @@ fn what_comes_out_has_the_target_distribution_whatever_is_drafted() {
     assert!(differs > 0, "drafts and target were alike in every case");
 }
 
+/// A drafter that lacks some of the tokens, and one whose further tokens are cut off.
+#[test]
+fn vocabularies_of_other_sizes_leave_the_target_distribution() {
+    let mut random = SplitMix64::new(23);
+    for (temperature, top_p) in [(1.0, 1.0), (0.7, 0.9)] {
+        let sampling = Sampling { temperature, top_p };
+        let p = Distribution::new(&logits(&mut random, 3.0), sampling).unwrap();
+        let row = [logits(&mut random, 5.0), vec![9.0; 3]].concat();
+        for tokens in [VOCAB - 3, VOCAB - 1, 1, VOCAB] {
+            let q = Distribution::new(&row[..tokens], sampling).unwrap();
+            let drawn = |random: &mut SplitMix64| Proposal { token: q.draw(random), drawn_from: Some(q.clone()) };
+            let (chi, freedom) = chi_square(&seen(&p, drawn, &mut random), &p.0);
+            assert!(chi < bound(freedom), "chi-square {chi} at {freedom} degrees of freedom, {tokens} tokens");
+        }
+    }
+}
+
 /// Of several proposals: each next token has its own row's distribution, given those before it.
 #[test]
 fn pairs_of_tokens_have_the_joint_distribution() {

@@ -52,8 +52,13 @@ pub enum Finished {
     Length,
     /// [`Scheduler::cancel`](super::Scheduler::cancel).
     Cancelled,
-    /// It cannot go on, alone as it is: [`ErrorKind::CacheFull`] where other sequences of the session, pins or a lower
-    /// byte budget leave it no room.
+    /// It cannot go on, alone as it is. The others do. [`ErrorKind::CacheFull`] where other sequences of the session, pins
+    /// or a lower byte budget leave it no room; [`ErrorKind::Argument`] named `logits` where its logits give no
+    /// probabilities, as in [`Session::feed`]; [`ErrorKind::UnknownSequence`] and [`ErrorKind::Argument`] named `sequence`
+    /// where its sequence was removed, or given other tokens, through
+    /// [`Scheduler::session_mut`](super::Scheduler::session_mut); [`ErrorKind::Argument`] named `token_bytes` where that
+    /// function has panicked twice for one token; and what [`Scheduler::add`](super::Scheduler::add) would say of it, where
+    /// another session has taken the place of the first.
     Failed(Error),
 }
 
@@ -76,19 +81,23 @@ impl Request {
         if let Some(i) = self.stop_strings.iter().position(Vec::is_empty) {
             return Err(ErrorKind::argument("stop_strings", format!("number {i} is empty")));
         }
-        // The last token is not fed.
-        let fed = self.prompt.len().saturating_add(max_new_tokens.saturating_sub(1));
+        let fed = self.most_fed();
         let most = session.max_positions();
         if fed > most {
             let (before, what) = (self.prompt.len(), session.what_is_most());
             let why = format!("{max_new_tokens} after a prompt of {before} exceed {what}, {most}");
             return Err(ErrorKind::argument("max_new_tokens", why));
         }
-        let needed = fed.div_ceil(pages.size);
+        let needed = session.most_pages(self.prompt.len(), fed);
         match needed > pages.count {
             true => Err(ErrorKind::CacheFull { needed, free: pages.count }.into()),
             false => Ok(()),
         }
+    }
+
+    /// Tokens that its sequence comes to have, if it is not stopped: the last one is not fed.
+    fn most_fed(&self) -> usize {
+        self.prompt.len().saturating_add(self.generate.max_new_tokens.saturating_sub(1))
     }
 }
 
@@ -102,12 +111,28 @@ pub(super) struct Active {
     stops: Stops,
     /// None while it waits.
     pub(super) sequence: Option<SeqId>,
+    /// When that sequence last got tokens from here.
+    pub(super) committed_at: u64,
+    /// What the last step drew, until [`Active::take`] takes it; and how often its bytes were asked for.
+    pub(super) drawn: Option<u32>,
+    pub(super) tries: u32,
 }
 
 impl Active {
     pub(super) fn new(id: RequestId, request: Request) -> Self {
         let (random, stops) = (SplitMix64::new(request.generate.seed), Stops::new(&request.stop_strings));
-        Active { id, tokens: request.prompt.clone(), random, stops, sequence: None, request }
+        let (tokens, sequence) = (request.prompt.clone(), None);
+        Active { id, tokens, random, stops, sequence, committed_at: 0, drawn: None, tries: 0, request }
+    }
+
+    /// Errors: as [`Request::check`].
+    pub(super) fn check(&self, session: &Session) -> Result<()> {
+        self.request.check(session)
+    }
+
+    /// Whether its sequence comes to give pages back to the session's window.
+    pub(super) fn frees(&self, session: &Session) -> bool {
+        session.frees(self.request.most_fed())
     }
 
     pub(super) fn salt(&self) -> u64 {
@@ -121,6 +146,7 @@ impl Active {
 
     /// Takes the token that was drawn, of these bytes.
     pub(super) fn take(&mut self, token: u32, token_bytes: &[u8]) -> Event {
+        (self.drawn, self.tries) = (None, 0);
         self.random.uniform();
         self.tokens.push(token);
         let mut bytes = Vec::new();

@@ -11,7 +11,7 @@ impl Session {
     /// [`Decoder`](crate::Decoder), whatever their page size. [`Session::load`] gives the tokens of a sequence back: those
     /// from [`Session::match_prefix`], and forks of them, are known here and need not be given. Give all tokens of others,
     /// and of each sequence those not fed yet, as the last one drawn, after all that were. A
-    /// sequence whose window has freed pages is refused.
+    /// sequence that is longer than its window is saved with what it holds, for sessions whose pages are not larger.
     ///
     /// Errors: as there.
     pub async fn save(

@@ -6,12 +6,14 @@ use super::decoder::Decoder;
 use super::explicit::ExplicitPrefill;
 use super::prefill::PrefillPath;
 use super::schedule::{schedule, Part};
+use super::want::Undrawn;
+pub use super::want::{Draw, Fed, Want};
 use super::windowed::Unfinished;
 use crate::attention::{AttentionOptions, Decode, KvSource, SplitPolicy};
 use crate::cache::{check_pages, CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
-use crate::nn::{Sampling, Span};
+use crate::nn::Span;
 
 /// What a [`Session`] makes room for, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,46 +57,6 @@ impl Default for SessionOptions {
             prefill: PrefillPath::Auto,
         }
     }
-}
-
-/// How the next token of one sequence is drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Draw {
-    /// Temperature and nucleus; the default is greedy.
-    pub sampling: Sampling,
-    /// A uniform random number in [0, 1); not used by greedy draws.
-    pub u: f32,
-}
-
-/// What [`Session::feed`] is to return for each sequence.
-#[derive(Debug, Clone, Copy)]
-pub enum Want<'a> {
-    /// The token after its last one, drawn on the device: one [`Draw`] per sequence. Nothing else is read back.
-    Token(&'a [Draw]),
-    /// The logits after its last token.
-    Logits,
-    /// [`Want::Token`] and the logits that it was drawn from: the logits after its last token.
-    TokenAndLogits(&'a [Draw]),
-    /// The logits after each of its tokens.
-    AllLogits,
-}
-
-impl<'a> Want<'a> {
-    fn draws(&self) -> Option<&'a [Draw]> {
-        match *self {
-            Want::Token(draws) | Want::TokenAndLogits(draws) => Some(draws),
-            Want::Logits | Want::AllLogits => None,
-        }
-    }
-}
-
-/// What [`Session::feed`] returns, by sequence in the order of the call.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Fed {
-    /// For [`Want::Token`] and [`Want::TokenAndLogits`].
-    pub tokens: Vec<u32>,
-    /// For [`Want::Logits`] and [`Want::TokenAndLogits`] (vocab_size), [`Want::AllLogits`] (tokens, vocab_size), flat.
-    pub logits: Vec<Vec<f32>>,
 }
 
 /// Sequences of one [`Decoder`].
@@ -248,11 +210,24 @@ impl Session {
     /// would exceed [`Session::max_positions`], a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::CacheFull`]; [`ErrorKind::CommandsLost`] where commands that were recorded
     /// on this [`Gpu`](crate::Gpu) were lost during a step, maybe those of others: call it again; those of the device.
+    /// [`ErrorKind::Argument`] named `logits`, with the sequence and the position of its last token, where a token is wanted
+    /// and the logits give no probabilities: one is NaN or +infinity, or none is finite (-infinity forbids a token).
+    /// [`Want::Logits`] and [`Want::AllLogits`] return them as they are.
     pub async fn feed(&mut self, batch: &[(SeqId, &[u32])], want: Want<'_>) -> Result<Fed> {
+        self.feed_or(batch, want, Undrawn::Fails).await
+    }
+
+    /// [`Session::feed`], with a say in what becomes of a sequence for which no token can be drawn.
+    pub(super) async fn feed_or(
+        &mut self,
+        batch: &[(SeqId, &[u32])],
+        want: Want<'_>,
+        undrawn: Undrawn<'_>,
+    ) -> Result<Fed> {
         self.roll_back();
         let samplers = self.check(batch, &want)?;
         self.begin(batch)?;
-        let fed = self.feed_checked(batch, &want, &samplers).await;
+        let fed = self.feed_checked(batch, (&want, undrawn), &samplers).await;
         match fed {
             Ok(_) => self.finish(),
             Err(_) => self.roll_back(),
@@ -302,7 +277,12 @@ impl Session {
         }
     }
 
-    async fn feed_checked(&mut self, batch: &[(SeqId, &[u32])], want: &Want<'_>, samplers: &[[f32; 4]]) -> Result<Fed> {
+    async fn feed_checked(
+        &mut self,
+        batch: &[(SeqId, &[u32])],
+        (want, undrawn): (&Want<'_>, Undrawn<'_>),
+        samplers: &[[f32; 4]],
+    ) -> Result<Fed> {
         let vocab = self.decoder.config().vocab_size;
         let lengths: Vec<usize> = batch.iter().map(|(_, tokens)| tokens.len()).collect();
         let steps = schedule(&lengths, self.capacity());
@@ -336,6 +316,7 @@ impl Session {
                     if drawn {
                         let tokens = gpu.download_u32(&self.buffers.tokens.view(&[ending.len()])?).await?;
                         ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
+                        self.check_drawn(batch, &ending, &fed, undrawn)?;
                     }
                     if read {
                         let values = gpu.download(&self.buffers.logits.view(&[ending.len(), vocab])?).await?;
@@ -346,7 +327,12 @@ impl Session {
             }
             // Whoever lost them: nothing of this step counts.
             gpu.expect_no_loss(losses, "this step")?;
-            let tokens = |part: &Part| (batch[part.sequence].0, &batch[part.sequence].1[part.tokens.clone()]);
+            let tokens = |part: &Part| {
+                let (id, tokens) = batch[part.sequence];
+                // What no token came of is not kept.
+                let kept = if undrawn.spoils(part, &fed) { 0..0 } else { part.tokens.clone() };
+                (id, &tokens[kept])
+            };
             self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())?;
         }
         Ok(fed)

@@ -9,10 +9,16 @@ use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use std::ops::ControlFlow;
 
+/// Rows by which vocabularies of the same tokens may differ: they are padded to multiples of up to this, as Qwen2.5's of
+/// 151,665 tokens are to 151,936 and 152,064. Any difference would lose nothing ([`verify`]), but a model of other tokens
+/// guesses in vain.
+const MOST_PADDING: usize = 1024;
+
 /// Who guesses the tokens.
 pub enum Drafter<'a> {
-    /// A smaller model of the same vocabulary. Its sequence is the call's own. It draws with the same temperature and
-    /// nucleus.
+    /// A smaller model of the same tokens. Its sequence is the call's own. It draws with the same temperature and nucleus.
+    /// Where one of the two vocabularies has more rows, as padding, up to 1024, tokens that only one of them has are never
+    /// guessed, and where the text has one that the drafter lacks, the drafter sees its own last token in its place.
     Model(&'a mut Session),
     /// The text itself, without a second model: what followed where its last tokens stood before. For texts that quote
     /// or repeat, such as summaries, edits and code.
@@ -69,7 +75,7 @@ pub struct Speculated {
 /// It is faster only where a step of several tokens costs about as much as one of a single token, as on GPUs that wait
 /// for memory, and the drafter costs little.
 ///
-/// Errors: [`ErrorKind::Argument`] for a drafter of another vocabulary, a session with a window, its own or the model's, a
+/// Errors: [`ErrorKind::Argument`] for a drafter whose vocabulary is of another size, by more than padding, a session with a window, its own or the model's, a
 /// `max_draft` of 0, a `min_ngram` of 0 or above `max_ngram`, a bad sampling, or where the model's logits are no numbers;
 /// else as `generate`.
 pub async fn generate_speculative(
@@ -86,7 +92,8 @@ pub async fn generate_speculative(
     let mut own = Owned::new(target);
     let sequence = own.insert();
     check_positions(own.session, sequence, prompt, options.generate.max_new_tokens)?;
-    let mut drafts = Drafts::new(drafter, options);
+    let vocab = own.session.decoder().config().vocab_size;
+    let mut drafts = Drafts::new(drafter, options, vocab);
     let mut random = SplitMix64::new(options.generate.seed);
     let most = options.max_draft.min(own.session.capacity() - 1);
     // All that the loop needs, so that nothing is allocated in it.
@@ -141,8 +148,10 @@ fn check(target: &Session, drafter: &Drafter<'_>, options: SpeculativeOptions) -
     match drafter {
         Drafter::Model(session) => {
             let [draft, vocab] = [session, target].map(|session| session.decoder().config().vocab_size);
-            if draft != vocab {
-                let why = format!("its model has a vocabulary of {draft}, the target's has {vocab}");
+            if draft.abs_diff(vocab) > MOST_PADDING {
+                let why = format!(
+                    "its model has a vocabulary of {draft}, the target's has {vocab}: more apart than padding, {MOST_PADDING}"
+                );
                 return Err(ErrorKind::argument("drafter", why));
             }
         }
@@ -184,17 +193,18 @@ async fn judge(
 
 /// The drafter, with what it needs.
 enum Drafts<'a> {
-    Model { own: Owned<'a>, sequence: SeqId, options: SpeculativeOptions },
+    Model { own: Owned<'a>, sequence: SeqId, options: SpeculativeOptions, vocab: usize },
     Lookup { max_ngram: usize, min_ngram: usize },
 }
 
 impl<'a> Drafts<'a> {
-    fn new(drafter: Drafter<'a>, options: SpeculativeOptions) -> Self {
+    /// For a target of this vocabulary.
+    fn new(drafter: Drafter<'a>, options: SpeculativeOptions, vocab: usize) -> Self {
         match drafter {
             Drafter::Model(session) => {
                 let mut own = Owned::new(session);
                 let sequence = own.insert();
-                Drafts::Model { own, sequence, options }
+                Drafts::Model { own, sequence, options, vocab }
             }
             Drafter::Lookup { max_ngram, min_ngram } => Drafts::Lookup { max_ngram, min_ngram },
         }
@@ -202,12 +212,12 @@ impl<'a> Drafts<'a> {
 
     /// At most `k` tokens that may follow.
     async fn propose(&mut self, tokens: &[u32], k: usize, random: &mut SplitMix64) -> Result<Vec<Proposal>> {
-        let (own, sequence, options) = match self {
+        let (own, sequence, options, vocab) = match self {
             Drafts::Lookup { max_ngram, min_ngram } => {
                 let found = look_up(tokens, *max_ngram, *min_ngram, k);
                 return Ok(found.into_iter().map(|token| Proposal { token, drawn_from: None }).collect());
             }
-            Drafts::Model { own, sequence, options } => (own, *sequence, options),
+            Drafts::Model { own, sequence, options, vocab } => (own, *sequence, options, *vocab),
         };
         // What was guessed before and did not stand.
         let same = own.session.len(sequence)?.min(tokens.len() - 1);
@@ -215,10 +225,12 @@ impl<'a> Drafts<'a> {
         // The last guess is not fed.
         let k = if k > 0 && has_room(own.session, sequence, tokens, k - 1)? { k } else { 0 };
         let mut proposals: Vec<Proposal> = Vec::with_capacity(k);
-        let mut input = tokens[same..].to_vec();
+        let last = (own.session.decoder().config().vocab_size as u32).saturating_sub(1); // no truncation: tokens are u32
+        let mut input: Vec<u32> = tokens[same..].iter().map(|token| last.min(*token)).collect();
         for _ in 0..k {
             let logits = own.session.feed(&[(sequence, &input)], Want::Logits).await?.logits.pop().unwrap_or_default();
-            let q = Distribution::new(&logits, options.generate.sampling)?;
+            // What the target does not have has no probability here.
+            let q = Distribution::new(logits.get(..vocab).unwrap_or(&logits), options.generate.sampling)?;
             let token = q.draw(random);
             proposals.push(Proposal { token, drawn_from: Some(q) });
             input = vec![token];

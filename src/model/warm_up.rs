@@ -2,6 +2,7 @@
 
 use super::owned::Owned;
 use super::session::{Draw, Session, Want};
+use super::want::Undrawn;
 use crate::cache::SeqId;
 use crate::error::Result;
 use crate::gpu::Tier;
@@ -62,6 +63,8 @@ impl Session {
         let ids: Vec<SeqId> = tokens.iter().map(|_| own.insert()).collect();
         let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
         let batch: Vec<(SeqId, &[u32])> = ids.iter().zip(tokens).map(|(id, n)| (*id, &zeros[..*n])).collect();
-        own.session.feed(&batch, Want::Token(&vec![Draw::default(); tokens.len()])).await.map(drop)
+        // Whatever the logits are.
+        let want = Want::Token(&vec![Draw::default(); tokens.len()]);
+        own.session.feed_or(&batch, want, Undrawn::IsTold(&[])).await.map(drop)
     }
 }

@@ -68,7 +68,7 @@ impl Session {
         for Unfinished { id, len, fork } in std::mem::take(&mut self.unfinished) {
             let _ = match fork {
                 Some(fork) => self.cache.take_back(id, fork), // the call's own, so it is there
-                None => self.cache.truncate(id, len),         // a sequence that is gone has nothing to undo
+                None => self.cache.discard(id, len),          // a sequence that is gone has nothing to undo
             };
         }
     }

@@ -61,7 +61,8 @@ impl Sampling {
 }
 
 /// Draws one token per row of logits, with temperature and nucleus (Holtzman et al., arXiv 1904.09751); defined in
-/// [`reference::sample`](crate::reference::sample()).
+/// [`reference::sample`](crate::reference::sample()). A row for which that is an error, as it gives no probabilities (a
+/// NaN or +infinity in it, or no finite logit), gives [`Sample::NO_TOKEN`]; -infinity forbids a token.
 #[derive(Clone)]
 pub struct Sample {
     gpu: Gpu,
@@ -70,6 +71,9 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// What is drawn from a row that gives no probabilities: no token of any vocabulary.
+    pub const NO_TOKEN: u32 = u32::MAX;
+
     /// Compiles the kernel for rows of `vocab` logits. Errors: [`ErrorKind::Argument`] for 0.
     pub fn new(gpu: &Gpu, vocab: usize) -> Result<Self> {
         if vocab == 0 {
@@ -79,7 +83,7 @@ impl Sample {
     }
 
     /// Records. `logits` is (rows, vocab) F32 at offset 0; `samplers` (rows, 4) F32, rows of [`Sampling::row`];
-    /// `tokens` (rows) U32, in another buffer.
+    /// `tokens` (rows) U32, in another buffer: what is drawn, or [`Sample::NO_TOKEN`].
     ///
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(

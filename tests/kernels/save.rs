@@ -262,20 +262,83 @@ fn a_save_is_of_all_that_was_committed() {
     assert_eq!(load(&mut other, &none).unwrap(), []);
 }
 
-/// What a window has freed is not there to be saved, and nothing is written.
+/// A sequence that is longer than its window, and than the cache that loads it: what it holds is saved, goes into pages as
+/// large or smaller, and is freed there as its window moves on. Pages that begin before its rows are refused.
 #[test]
-fn a_sequence_that_its_window_has_cut_is_refused() {
-    let mut cache = cache(gpu(), small(), DType::F16, Pages { count: 20, size: 4, layers: 1 });
-    let id = cache.insert_windowed(8).unwrap();
-    for _ in 0..10 {
-        cache.reserve(&[id], 4).unwrap();
-        cache.commit(&[id], 4).unwrap();
+fn a_sequence_that_its_window_has_cut_is_saved_with_what_it_holds() {
+    let (gpu, mut rng) = (gpu(), Rng(31));
+    let at = |size: usize, count: usize| cache(gpu, small(), DType::F16, Pages { count, size, layers: 2 });
+    let mut source = at(8, 20);
+    scramble(gpu, &source, &mut rng);
+    let step = |cache: &mut PagedKvCache, id, n| {
+        cache.reserve(&[id], n).unwrap();
+        cache.commit(&[id], n).unwrap();
+    };
+    // Windows; first tokens, which are whole pages; tokens. The last one has freed nothing yet.
+    let sequences = [(8, 0, 200), (20, 5, 203), (1, 17, 100), (30, 9, 33)];
+    let mut kept = Vec::new();
+    for (window, keep_first, len) in sequences {
+        let id = source.insert_windowed_keeping(window, keep_first).unwrap();
+        (0..len).for_each(|_| step(&mut source, id, 1));
+        kept.push(id);
     }
-    let mut bytes = Vec::new();
-    let what = Save { sequences: &[SaveSequence { id, tokens: &[] }], fingerprint: MODEL };
-    let error = wait(cache.save(what, &mut bytes, |_| {})).err().unwrap();
-    assert!(matches!(error.kind(), ErrorKind::Argument { name: "sequences", .. }), "{error}");
-    assert!(bytes.is_empty() && cache.len(id).unwrap() == 40);
+    kept.push(grow(&mut source, &[9])[0]);
+    let bytes = saved(&source, &kept).unwrap();
+    let info = saved_info(&bytes[..]).unwrap();
+    assert_eq!(info.sequences.iter().map(|s| s.gap.clone()).collect::<Vec<_>>(), [0..192, 8..184, 24..96, 0..0, 0..0]);
+    assert_eq!(info.sequences.iter().map(|s| s.len).collect::<Vec<_>>(), [200, 203, 100, 33, 9]);
+    let held = |cache: &PagedKvCache, id| held_rows(gpu, cache, id);
+    for size in [8, 4, 1] {
+        // Fewer tokens than each of the long ones has.
+        let mut other = at(size, 160 / size);
+        scramble(gpu, &other, &mut rng);
+        let loaded = ids(&load(&mut other, &bytes).unwrap());
+        for ((before, after), (window, ..)) in kept.iter().zip(&loaded).zip(sequences) {
+            assert_eq!(other.len(*after).unwrap(), source.len(*before).unwrap());
+            let (want, got) = (held(&source, *before), held(&other, *after));
+            // Smaller pages may be freed at once; what is left is the same.
+            assert!(got.iter().all(|row| want.contains(row)), "pages of {size}, window of {window}");
+            let (len, seen) = (other.len(*after).unwrap(), |t: &usize| *t + window > other.len(*after).unwrap());
+            let seen = (0..len).filter(seen).all(|t| got.iter().any(|(position, _)| *position == t));
+            assert!(seen, "pages of {size}, window of {window}");
+        }
+        if size == 8 {
+            assert!(saved(&other, &loaded).unwrap() == bytes);
+        }
+        // It goes on as a windowed sequence does, and may be cut where the other may.
+        for (id, (window, keep_first, len)) in loaded.iter().zip(sequences) {
+            (0..60).for_each(|_| step(&mut other, *id, 1));
+            let batch = other.batch(&[*id]).unwrap();
+            let most = (keep_first + 8) / size + window / size + 3;
+            assert!(batch.page_table.len() <= most, "{} pages of {size}", batch.page_table.len());
+            assert!(other.truncate(*id, len.min(60)).is_err() || len < 60);
+        }
+        loaded.iter().for_each(|id| other.remove(*id).unwrap());
+        assert_eq!(other.stats().used, 0);
+    }
+    let mut large = at(16, 20);
+    let e = load(&mut large, &bytes).unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "saved cache -: its page size is 8, and a window has freed the tokens 8..184, here it is 16"
+    );
+    assert_eq!(large.stats().used, 0);
+    // Those that have freed nothing go anywhere.
+    let bytes = saved(&source, &kept[3..]).unwrap();
+    assert_eq!(load(&mut large, &bytes).unwrap().len(), 2);
+}
+
+/// The rows of layer 0 that a sequence holds, by their tokens.
+fn held_rows(gpu: &Gpu, cache: &PagedKvCache, id: SeqId) -> Vec<(usize, Vec<u32>)> {
+    let layout = StateLayout::new(cache.heads(), cache.dtype());
+    let mut planes = vec![4 * layout.state_words; cache.heads().groups()];
+    planes.extend([4 * layout.rope_words, 4 * layout.scale_words]);
+    let (batch, size, len) = (cache.batch(&[id]).unwrap(), cache.pages().size, cache.len(id).unwrap());
+    let (first, last) = (batch.sequences[0].gap_first as usize, batch.sequences[0].gap_last as usize);
+    let rows = len - (last - first);
+    let words = reference::pages_rows(&planes, size, &batch.page_table, rows, &pool(gpu, cache, 0)).unwrap();
+    let tokens = (0..len).filter(|t| !(first..last).contains(t));
+    tokens.zip(words.chunks_exact(words.len() / rows.max(1)).map(<[u32]>::to_vec)).collect()
 }
 
 /// Gives a sequence tokens, all rows of which are zero.

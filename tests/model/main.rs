@@ -6,9 +6,12 @@ mod beams_and_samples;
 mod dispatches;
 mod folders;
 mod forward;
+mod no_numbers;
 mod prefill;
 mod saved;
 mod scheduler;
+mod scheduler_hands;
+mod scheduler_windows;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod sharing;

@@ -13,13 +13,13 @@ use pollster::block_on;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-const PAGE: usize = 4;
+pub const PAGE: usize = 4;
 
-fn decoder(variant: &str, test: &str) -> Decoder {
+pub fn decoder(variant: &str, test: &str) -> Decoder {
     Decoder::load(gpu(), Tiny::new(variant, 5).write(&format!("{test}-{variant}")).path(), DType::F32).unwrap()
 }
 
-fn session(decoder: &Decoder, max_batch: usize, pages: usize) -> Session {
+pub fn session(decoder: &Decoder, max_batch: usize, pages: usize) -> Session {
     let options = SessionOptions {
         max_batch,
         chunk: 6,
@@ -31,7 +31,7 @@ fn session(decoder: &Decoder, max_batch: usize, pages: usize) -> Session {
     Session::new(decoder, options).unwrap()
 }
 
-fn request(i: u32, max_new_tokens: usize) -> Request {
+pub fn request(i: u32, max_new_tokens: usize) -> Request {
     let sampling = Sampling { temperature: [0.0, 0.8, 1.3][i as usize % 3], top_p: [1.0, 0.9][i as usize % 2] };
     Request {
         prompt: (0..2 + i * 5 % 13).map(|j| 3 + (7 * i + 11 * j) % 200).collect(),
@@ -41,23 +41,23 @@ fn request(i: u32, max_new_tokens: usize) -> Request {
 }
 
 /// What `generate` makes of it, in a session of its own.
-fn alone(decoder: &Decoder, request: &Request) -> Vec<u32> {
+pub fn alone(decoder: &Decoder, request: &Request) -> Vec<u32> {
     let mut session = session(decoder, 1, MAX_POSITIONS.div_ceil(PAGE));
     block_on(generate(&mut session, &request.prompt, request.generate, |_| ControlFlow::Continue(()))).unwrap()
 }
 
 #[derive(Default, Debug)]
-struct Got {
-    tokens: Vec<u32>,
-    bytes: Vec<u8>,
-    finished: Option<Finished>,
+pub struct Got {
+    pub tokens: Vec<u32>,
+    pub bytes: Vec<u8>,
+    pub finished: Option<Finished>,
 }
 
 #[derive(Default)]
-struct All(BTreeMap<RequestId, Got>);
+pub struct All(pub BTreeMap<RequestId, Got>);
 
 impl All {
-    fn take(&mut self, events: Vec<Event>) {
+    pub fn take(&mut self, events: Vec<Event>) {
         for event in events {
             let got = self.0.entry(event.id).or_default();
             assert!(got.finished.is_none(), "an event after the last");
@@ -67,7 +67,7 @@ impl All {
         }
     }
 
-    fn steps(&mut self, scheduler: &mut Scheduler, most: usize) -> usize {
+    pub fn steps(&mut self, scheduler: &mut Scheduler, most: usize) -> usize {
         let mut steps = 0;
         while !scheduler.is_idle() {
             assert!(

@@ -226,9 +226,60 @@ fn a_stop_or_a_drop_leaves_no_sequence_and_bad_options_are_refused() {
     }
     assert_kind!(refused(LOOKUP, &[], &same), ErrorKind::Argument { name: "batch", .. });
     assert_kind!(refused(LOOKUP, &[3; 30], &same), ErrorKind::Argument { name: "max_new_tokens", .. });
-    let folder = format!("{}/examples/models/gla", env!("CARGO_MANIFEST_DIR"));
-    let mut other = session(&Decoder::load(gpu(), folder, DType::F16).unwrap(), 40);
+    let mut other = session(&padded("gla", 5, 1025, 0.0), 40);
     assert_kind!(refused(Drafter::Model(&mut other), PROMPT, &same), ErrorKind::Argument { name: "drafter", .. });
+}
+
+/// A model with so many more rows in its vocabulary.
+fn padded(variant: &str, seed: u64, rows: usize, bias: f32) -> Decoder {
+    let mut tiny = Tiny::new(variant, seed);
+    tiny.pad_vocabulary(rows, bias);
+    Decoder::load(gpu(), tiny.write(&format!("padded-{variant}-{seed}-{rows}-{bias}")).path(), DType::F32).unwrap()
+}
+
+/// The same tokens with other padding, on either side: what comes out is what the target makes alone, though the drafter
+/// holds its padding for the likeliest of all, or the text has tokens that it does not know.
+#[test]
+fn vocabularies_may_be_padded_to_other_sizes() {
+    for (variant, rows) in [("gla", 128), ("gla", 1), ("gqa", 1024)] {
+        let (bare, bare_draft) = (decoder(gpu(), variant, 5), decoder(gpu(), variant, 6));
+        // The head of GLA has a bias: padding that nothing comes near, and padding that is never seen.
+        let (likely, unlikely) = (padded(variant, 5, rows, 60.0), padded(variant, 5, rows, -60.0));
+        for temperature in [0.0, 0.7] {
+            let mut options = options(20, 3);
+            options.generate.sampling.temperature = temperature;
+            let mut target = session(&bare, 40);
+            let greedy = temperature == 0.0;
+            let want = plain(&mut target, options);
+            let made = run(&mut target, Drafter::Model(&mut session(&likely, 40)), options);
+            assert!(!greedy || made.tokens == want, "{variant}, a larger drafter");
+            // But for the padding it is the same model, and no token of that has any probability.
+            assert_eq!((made.accepted, made.drafted > 10), (made.drafted, true), "{variant}, {made:?}");
+            let strange = run(&mut target, Drafter::Model(&mut session(&padded(variant, 6, rows, 60.0), 40)), options);
+            assert!(!greedy || strange.tokens == want, "{variant}, a larger and strange drafter");
+
+            let mut target = session(&unlikely, 40);
+            let want = plain(&mut target, options);
+            let made = run(&mut target, Drafter::Model(&mut session(&bare, 40)), options);
+            assert!(!greedy || made.tokens == want, "{variant}, a smaller drafter");
+            let strange = run(&mut target, Drafter::Model(&mut session(&bare_draft, 40)), options);
+            assert!(!greedy || strange.tokens == want, "{variant}, a smaller and strange drafter");
+        }
+        // A text of tokens that only the target has: by its prompt, and by what it says.
+        let vocab = bare.config().vocab_size as u32;
+        for target in [&likely, &unlikely] {
+            let (mut target, mut draft) = (session(target, 40), session(&bare, 40));
+            let prompt = [5, vocab, 6, vocab + rows as u32 - 1, 7];
+            let options = options(20, 3);
+            let want = block_on(generate(&mut target, &prompt, options.generate, go_on)).unwrap();
+            let drafter = Drafter::Model(&mut draft);
+            let made = block_on(generate_speculative(&mut target, drafter, &prompt, options, go_on)).unwrap();
+            assert_eq!(made.tokens, want, "{variant}");
+            assert!(made.drafted > 0);
+        }
+        let said = plain(&mut session(&likely, 40), options(3, 1));
+        assert_eq!(said.iter().all(|token| *token >= vocab), variant == "gla", "{said:?}");
+    }
 }
 
 #[test]

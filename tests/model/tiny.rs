@@ -127,6 +127,36 @@ impl Tiny {
         }
     }
 
+    /// Makes the logits after this token, and no other, NaN and infinite: all weights are finite, but one number of the
+    /// hidden state, that only this token has, passes f32 in the last norm.
+    pub fn spoil_logits_after(&mut self, token: u32) {
+        const CHANNEL: usize = 3;
+        for (name, (shape, values)) in &mut self.tensors {
+            let residual = name.contains("o_proj") || name.contains("down_proj");
+            if name.contains("embed_tokens") {
+                values.chunks_exact_mut(HIDDEN).for_each(|row| row[CHANNEL] = 0.0);
+                values[token as usize * HIDDEN + CHANNEL] = 100.0;
+            } else if residual && name.ends_with("weight") {
+                values[CHANNEL * shape[1]..(CHANNEL + 1) * shape[1]].fill(0.0);
+            } else if residual {
+                values[CHANNEL] = 0.0;
+            } else if name == "model.norm.weight" {
+                values[CHANNEL] = 1e38;
+            }
+        }
+    }
+
+    /// More rows in the vocabulary, padding, with this for a bias where the head has one.
+    pub fn pad_vocabulary(&mut self, rows: usize, bias: f32) {
+        let vocab = self.size("vocab_size") + rows;
+        self.config.insert("vocab_size".into(), vocab.into());
+        for name in ["model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"] {
+            let Some((shape, values)) = self.tensors.get_mut(name) else { continue };
+            shape[0] = vocab;
+            values.resize(shape.iter().product(), if name == "lm_head.bias" { bias } else { 0.0 });
+        }
+    }
+
     /// The safetensors file, in this dtype.
     pub fn bytes(&self, dtype: Dtype) -> Vec<u8> {
         let data: Vec<(&String, Vec<usize>, Vec<u8>)> = self

@@ -137,7 +137,7 @@ fn a_call_is_undone_across_freed_pages() {
 fn a_saved_session_goes_on_with_its_window() {
     let decoder = decoder("mla", "saved-window");
     let tokens = tokens(60);
-    let mut first = Session::new(&decoder, options()).unwrap();
+    let mut first = Session::new(&decoder, SessionOptions { cache_tokens: 80, ..options() }).unwrap();
     let id = first.insert();
     logits(&mut first, id, &tokens[..12]);
     let mut file = Vec::new();
@@ -149,9 +149,48 @@ fn a_saved_session_goes_on_with_its_window() {
         assert_eq!(logits(&mut first, id, &[*token]), logits(&mut second, loaded.id, &[*token]));
         assert_eq!(first.stats().used, second.stats().used);
     }
-    // What is gone cannot be saved.
+    // Past its window, whose pages are gone: into pages as large, and smaller.
     let what = [latten::cache::SaveSequence { id, tokens: &tokens }];
-    assert_kind!(block_on(first.save(&what, &mut Vec::new(), |_| {})), ErrorKind::Argument { name: "sequences", .. });
+    let mut cut = Vec::new();
+    block_on(first.save(&what, &mut cut, |_| {})).unwrap();
+    for page_size in [PAGE, 2, 1] {
+        let cache_tokens = (PAGES + 1) * PAGE;
+        let mut third = Session::new(&decoder, SessionOptions { page_size, cache_tokens, ..options() }).unwrap();
+        let loaded = block_on(third.load(&cut[..], |_| {})).unwrap().remove(0);
+        assert_eq!((third.len(loaded.id).unwrap(), &loaded.tokens), (60, &tokens));
+        // A session that stayed: the first one, from where it was saved.
+        let stayed = first.fork(id).unwrap();
+        for token in &tokens {
+            let (want, got) = (logits(&mut first, stayed, &[*token]), logits(&mut third, loaded.id, &[*token]));
+            let bits = |row: &[f32]| row.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            // Where pages begin elsewhere, so do the sums over what a window shows.
+            match page_size == PAGE {
+                true => assert_eq!(bits(&want), bits(&got)),
+                false => assert_close(&format!("pages of {page_size}"), &got, &f64s(&want), 1e-5, 1e-10),
+            }
+        }
+        first.remove(stayed).unwrap();
+        assert!(third.stats().used * page_size <= (2 + 4) * PAGE, "{:?}", third.stats());
+        // Where the first may not be cut, nor may it.
+        assert_kind!(third.truncate(loaded.id, 60), ErrorKind::Argument { name: "len", .. });
+    }
+    let mut larger = Session::new(&decoder, SessionOptions { page_size: 2 * PAGE, ..options() }).unwrap();
+    let other = block_on(larger.load(&cut[..], |_| {}));
+    assert_kind!(other, ErrorKind::Saved { fault: latten::SavedFault::Other { name: "page size", .. }, .. });
+    // As sessions with windows were saved before those were: all rows, and no word of a window.
+    let mut before = Session::new(&decoder, SessionOptions { cache_tokens: 80, ..options() }).unwrap();
+    let whole = before.match_prefix(&tokens, 0);
+    logits(&mut before, whole, &tokens[..35]);
+    let mut old = Vec::new();
+    let what = [latten::cache::SaveSequence { id: whole, tokens: &[] }];
+    block_on(before.save(&what, &mut old, |_| {})).unwrap();
+    assert_eq!((old[8], file[8], cut[8]), (1, 2, 2));
+    let mut fourth = Session::new(&decoder, SessionOptions { cache_tokens: 80, ..options() }).unwrap();
+    let loaded = block_on(fourth.load(&old[..], |_| {})).unwrap().remove(0);
+    for token in &tokens[35..] {
+        assert_eq!(logits(&mut before, whole, &[*token]), logits(&mut fourth, loaded.id, &[*token]));
+    }
+    assert!(fourth.stats().used <= 2 + 4 && before.stats().used == 15);
     for other in [None, Some((WINDOW + 1, KEEP_FIRST)), Some((WINDOW, KEEP_FIRST + 1))] {
         let (window, keep_first) = (other.map(|o| o.0), other.map_or(0, |o| o.1));
         let mut session = Session::new(&decoder, SessionOptions { window, keep_first, ..options() }).unwrap();

@@ -110,19 +110,48 @@ fn frequencies_are_those_of_the_softmax() {
     // seeded
 }
 
+/// Rows that the reference refuses have no token; all others have one of theirs, the reference's where it is clear.
 #[test]
-fn no_logits_lead_out_of_range() {
-    let samplers: Vec<[f32; 4]> = [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5), (0.01, 0.9)]
-        .map(|(temperature, top_p)| Sampling { temperature, top_p }.row(0.999_999).unwrap())
-        .to_vec();
-    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX, 0.0] {
-        let mut some = Rng(1).normals(4 * 100, 1.0);
-        some.iter_mut().step_by(3).for_each(|l| *l = value);
-        for logits in [vec![value; 400], some] {
-            let tokens = draw(100, &logits, &samplers);
-            assert!(tokens.iter().all(|&t| t < 100), "{value}: {tokens:?}");
+fn rows_without_probabilities_have_no_token() {
+    let samplings =
+        [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5), (0.01, 0.9)].map(|(temperature, top_p)| Sampling { temperature, top_p });
+    let (mut refused, mut drawn) = (0, 0);
+    for vocab in [1, 2, 100, 5000] {
+        // (rows of 4 samplings each) one value everywhere, in every third place, first, last, and all but one.
+        let values = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX, 0.0, -0.0];
+        let signalling = f32::from_bits(0x7f80_0001);
+        let mut rows: Vec<Vec<f32>> = Vec::new();
+        for value in values.into_iter().chain([signalling]) {
+            let some = || Rng(vocab as u64).normals(vocab, 1.0);
+            let with = |change: &dyn Fn(&mut Vec<f32>)| {
+                let mut row = some();
+                change(&mut row);
+                row
+            };
+            rows.push(vec![value; vocab]);
+            rows.push(with(&|row| row.iter_mut().step_by(3).for_each(|l| *l = value)));
+            rows.push(with(&|row| row[0] = value));
+            rows.push(with(&|row| row[vocab - 1] = value));
+            rows.push(with(&|row| row.iter_mut().skip(1).for_each(|l| *l = value)));
+            rows.push(with(&|row| row.iter_mut().take(vocab - 1).for_each(|l| *l = value)));
+        }
+        // The lowest number is above what is forbidden.
+        rows.push(vec![f32::NEG_INFINITY; vocab].into_iter().skip(1).chain([-f32::MAX]).collect());
+        let samplers: Vec<[f32; 4]> = rows.iter().flat_map(|_| samplings.map(|s| s.row(0.75).unwrap())).collect();
+        let logits: Vec<f32> = rows.iter().flat_map(|row| [&row[..]; 4].concat()).collect();
+        for (i, token) in draw(vocab, &logits, &samplers).into_iter().enumerate() {
+            let (row, s) = (f64s(&rows[i / 4]), samplings[i % 4]);
+            let what = format!("row {} of {vocab}, {s:?}", i / 4);
+            match reference::sample(&row, s.temperature.into(), s.top_p.into(), 0.75) {
+                Err(_) => assert_eq!(token, Sample::NO_TOKEN, "{what}"),
+                Ok(want) if is_clear(&row, s, 0.75) => assert_eq!(token as usize, want, "{what}"),
+                Ok(_) => assert!((token as usize) < vocab, "{what}: {token}"),
+            }
+            refused += usize::from(token == Sample::NO_TOKEN);
+            drawn += usize::from(token != Sample::NO_TOKEN);
         }
     }
+    assert!(refused > 300 && drawn > 300, "{refused} refused, {drawn} drawn");
 }
 
 #[test]

@@ -1,0 +1,161 @@
+//! Logits that are no numbers: an error with the sequence and the place, and nothing else is touched.
+
+use crate::assert_kind;
+use crate::scheduler::{request, All, PAGE};
+use crate::shared::*;
+use crate::tiny::Tiny;
+use latten::model::{
+    beam_search, best_of, continue_sequence, generate, generate_speculative, BeamOptions, BestOfOptions, Decoder,
+    Drafter, Draw, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions, SpeculativeOptions, Want,
+};
+use latten::{DType, Error, ErrorKind};
+use pollster::block_on;
+use std::ops::ControlFlow;
+
+/// The token after which there are no numbers.
+const BAD: u32 = 77;
+
+fn decoder(variant: &str, test: &str) -> Decoder {
+    let mut tiny = Tiny::new(variant, 5);
+    tiny.spoil_logits_after(BAD);
+    Decoder::load(gpu(), tiny.write(&format!("{test}-{variant}")).path(), DType::F32).unwrap()
+}
+
+fn session(decoder: &Decoder, window: Option<usize>) -> Session {
+    let options = SessionOptions {
+        max_batch: 3,
+        chunk: 6,
+        cache_tokens: 40 * PAGE,
+        page_size: PAGE,
+        kv_dtype: DType::F32,
+        window,
+        ..Default::default()
+    };
+    Session::new(decoder, options).unwrap()
+}
+
+fn text(error: &Error) -> String {
+    assert!(matches!(error.kind(), ErrorKind::Argument { name: "logits", .. }), "{error}");
+    error.to_string()
+}
+
+fn go_on(_: u32) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Every way to a token, greedy and drawn; with prompts of one step and of several.
+#[test]
+fn no_token_comes_of_logits_that_are_no_numbers() {
+    for (variant, window) in [("gqa", None), ("gla", None), ("gla", Some(5))] {
+        let decoder = decoder(variant, "no-numbers");
+        for (temperature, before) in [(0.0, 0), (0.9, 3), (0.0, 20)] {
+            let mut session = session(&decoder, window);
+            let prompt: Vec<u32> = (0..before).map(|i| 100 + i).chain([BAD]).collect();
+            let mut options = GenerateOptions { max_new_tokens: 4, ..Default::default() };
+            options.sampling.temperature = temperature;
+            let error = block_on(generate(&mut session, &prompt, options, go_on)).unwrap_err();
+            let wanted = format!("after its token {before}: a NaN, +infinity or none finite");
+            assert!(text(&error).contains(&wanted), "{variant}: {error}");
+            assert_eq!(session.stats().used, 0);
+
+            // The sequence is as it was; what others were fed in the same call is undone with it.
+            let (id, other) = (session.match_prefix(&[1], 7), session.insert());
+            let good: Vec<u32> = (30..41).collect();
+            let draw = [Draw { sampling: options.sampling, u: 0.5 }; 2];
+            block_on(session.feed(&[(id, &good), (other, &[5])], Want::Token(&draw))).unwrap();
+            let (used, len) = (session.stats().used, session.len(id).unwrap());
+            for want in [Want::Token(&draw), Want::TokenAndLogits(&draw)] {
+                let error = block_on(session.feed(&[(other, &[6]), (id, &prompt)], want)).unwrap_err();
+                assert!(
+                    text(&error).contains(&format!("of sequence {id}, after its token {}:", len + prompt.len() - 1))
+                );
+                assert_eq!(
+                    (session.stats().used, session.len(id).unwrap(), session.len(other).unwrap()),
+                    (used, len, 1)
+                );
+            }
+            // Nor is what was computed on the way found by others.
+            let found = session.match_prefix(&[&good[..], &prompt, &[1]].concat(), 7);
+            assert_eq!(session.len(found).unwrap(), 8);
+            let next = block_on(session.feed(&[(id, &[9]), (other, &[6])], Want::Token(&draw))).unwrap().tokens;
+            let (fresh, second) = (session.insert(), session.insert());
+            block_on(session.feed(&[(fresh, &good), (second, &[5])], Want::Token(&draw))).unwrap();
+            assert_eq!(
+                block_on(session.feed(&[(fresh, &[9]), (second, &[6])], Want::Token(&draw))).unwrap().tokens,
+                next
+            );
+
+            // Whoever asks for logits gets them.
+            let logits = block_on(session.feed(&[(id, &[BAD])], Want::Logits)).unwrap().logits.remove(0);
+            assert!(logits.iter().any(|logit| !logit.is_finite()));
+            let error = block_on(continue_sequence(&mut session, id, &[BAD], options, go_on)).unwrap_err();
+            text(&error);
+            if window.is_none() {
+                let options = SpeculativeOptions { generate: options, max_draft: 2 };
+                let drafter = Drafter::Lookup { max_ngram: 2, min_ngram: 1 };
+                text(&block_on(generate_speculative(&mut session, drafter, &prompt, options, go_on)).unwrap_err());
+            }
+            let beams = BeamOptions { beams: 2, max_new_tokens: 4, ..Default::default() };
+            text(&block_on(beam_search(&mut session, id, &[BAD], beams)).unwrap_err());
+            let samples = BestOfOptions { samples: 2, generate: options, ..Default::default() };
+            text(&block_on(best_of(&mut session, id, &[BAD], samples)).unwrap_err());
+        }
+    }
+}
+
+/// Of three requests one comes to no numbers, with its prompt or later: the others get what they get without it.
+#[test]
+fn only_the_request_without_numbers_fails() {
+    for (variant, window) in [("gqa", None), ("mla", Some(7))] {
+        let decoder = decoder(variant, "one-fails");
+        let alone = |request: &Request| {
+            let mut session = session(&decoder, window);
+            block_on(generate(&mut session, &request.prompt, request.generate, go_on))
+        };
+        // Bad in the middle of a prompt does nothing: its logits are not asked for.
+        let with_bad = |i: u32, at: usize| {
+            let mut request = request(i, 9);
+            let at = at.min(request.prompt.len());
+            request.prompt.insert(at, BAD);
+            request
+        };
+        for bad in [with_bad(1, 99), with_bad(4, 99), with_bad(4, 5), Request { prompt: vec![BAD], ..request(0, 3) }] {
+            let requests = [request(0, 12), bad, request(2, 12), request(5, 6)];
+            let mut scheduler = Scheduler::new(session(&decoder, window));
+            let ids = requests.each_ref().map(|request| scheduler.add(request.clone()).unwrap());
+            let mut all = All::default();
+            all.steps(&mut scheduler, 100);
+            for (id, request) in ids.iter().zip(&requests) {
+                let got = &all.0[id];
+                match (alone(request), &got.finished) {
+                    (Ok(want), Some(Finished::Length)) => assert_eq!(got.tokens, want, "{variant} {id:?}"),
+                    (Err(_), Some(Finished::Failed(error))) => {
+                        let last = request.prompt.len() + got.tokens.len() - 1;
+                        assert!(text(error).contains(&format!("after its token {last}:")), "{error}");
+                    }
+                    other => panic!("{variant} {id:?}: {other:?}"),
+                }
+            }
+            let failed = ids.iter().filter(|id| matches!(all.0[id].finished, Some(Finished::Failed(_)))).count();
+            assert_eq!(failed, usize::from(requests[1].prompt.last() == Some(&BAD)));
+            let stats = scheduler.session().stats();
+            assert_eq!(stats.used, 0);
+        }
+    }
+    // Rehearsing does not mind.
+    let mut zero = Tiny::new("gqa", 5);
+    zero.spoil_logits_after(0);
+    let zero = Decoder::load(gpu(), zero.write("rehearsed").path(), DType::F32).unwrap();
+    block_on(session(&zero, None).warm_up()).unwrap();
+    // What the prompt of a failed request computed is not kept for others.
+    let decoder = decoder("gqa", "not-kept");
+    let mut scheduler = Scheduler::new(session(&decoder, None));
+    let prompt: Vec<u32> = (40..58).chain([BAD]).collect();
+    scheduler.add(Request { prompt, ..request(0, 3) }).unwrap();
+    let mut all = All::default();
+    all.steps(&mut scheduler, 20);
+    let stats = scheduler.session().stats();
+    assert_eq!((stats.used, stats.evictable), (0, 0));
+    let refused = block_on(generate(scheduler.session_mut(), &[BAD], request(0, 3).generate, go_on));
+    assert_kind!(refused, ErrorKind::Argument { name: "logits", .. });
+}
