@@ -79,14 +79,23 @@ mod buffers;
 mod config;
 mod continuation;
 mod decoder;
+#[cfg(feature = "tokenizers")]
+mod decoding;
+#[cfg(feature = "tokenizers")]
+mod dummy;
+mod ends;
 mod experts;
 mod explicit;
 mod generate;
+#[cfg(feature = "tokenizers")]
+mod joined;
 mod keys;
 mod lookup;
 mod measure_prefill;
 mod names;
 mod owned;
+#[cfg(feature = "tokenizers")]
+mod pieces;
 mod prefill;
 mod projections;
 mod published;
@@ -108,6 +117,7 @@ mod tokenizer_json;
 mod warm_up;
 mod weights;
 mod windowed;
+mod words;
 
 pub use attention::Attention;
 pub use beams::{beam_search, BeamOptions};

@@ -3,6 +3,7 @@
 use super::generate::{GenerateOptions, SplitMix64};
 use super::session::{Draw, Session};
 use super::stops::Stops;
+use super::words::Words;
 use crate::cache::SeqId;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -99,6 +100,8 @@ pub(super) struct Active {
     pub(super) tokens: Vec<u32>,
     random: SplitMix64,
     stops: Stops,
+    /// Its text, where a tokenizer makes it.
+    words: Option<Words>,
     /// None while it waits.
     pub(super) sequence: Option<SeqId>,
 }
@@ -106,7 +109,12 @@ pub(super) struct Active {
 impl Active {
     pub(super) fn new(id: RequestId, request: Request) -> Self {
         let (random, stops) = (SplitMix64::new(request.generate.seed), Stops::new(&request.stop_strings));
-        Active { id, tokens: request.prompt.clone(), random, stops, sequence: None, request }
+        Active { id, tokens: request.prompt.clone(), random, stops, words: None, sequence: None, request }
+    }
+
+    /// With what makes its text of its tokens, if anything does.
+    pub(super) fn with_words(self, words: Option<Words>) -> Self {
+        Active { words, ..self }
     }
 
     pub(super) fn salt(&self) -> u64 {
@@ -118,29 +126,49 @@ impl Active {
         Draw { sampling: self.request.generate.sampling, u: self.random.clone().uniform() }
     }
 
-    /// Takes the token that was drawn, of these bytes.
+    /// Takes the token that was drawn, of these bytes, where no tokenizer knows better.
     pub(super) fn take(&mut self, token: u32, token_bytes: &[u8]) -> Event {
         self.random.uniform();
         self.tokens.push(token);
         let mut bytes = Vec::new();
         let finished = if self.request.stop_tokens.contains(&token) {
             Some(Finished::StopToken)
-        } else if let Some(which) = self.stops.push(token_bytes, &mut bytes) {
+        } else if let Some(which) = self.push_text(token, token_bytes, &mut bytes) {
             Some(Finished::StopString(which))
         } else {
             let made = self.tokens.len() - self.request.prompt.len();
             (made >= self.request.generate.max_new_tokens).then_some(Finished::Length)
         };
-        if finished.is_some() {
-            self.stops.finish(&mut bytes);
-        }
+        let finished = match finished {
+            None | Some(Finished::StopString(_)) => finished,
+            Some(why) => Some(match (self.finish_text(&mut bytes), why) {
+                (Some(which), Finished::Length) => Finished::StopString(which),
+                (_, why) => why,
+            }),
+        };
         Event { id: self.id, token: Some(token), bytes, finished }
+    }
+
+    /// Appends to `text` what is now known to come before any stop string. Returns the one that is complete.
+    fn push_text(&mut self, token: u32, token_bytes: &[u8], text: &mut Vec<u8>) -> Option<usize> {
+        match &mut self.words {
+            Some(words) => self.stops.push(words.push(token).as_bytes(), text),
+            None => self.stops.push(token_bytes, text),
+        }
+    }
+
+    /// The same of what is held back, where no token is to come.
+    fn finish_text(&mut self, text: &mut Vec<u8>) -> Option<usize> {
+        let rest = self.words.as_mut().map(Words::finish).unwrap_or_default();
+        let complete = self.stops.push(rest.as_bytes(), text);
+        self.stops.finish(text);
+        complete
     }
 
     /// Its last event, without a token.
     pub(super) fn end(&mut self, why: Finished) -> Event {
         let mut bytes = Vec::new();
-        self.stops.finish(&mut bytes);
+        self.finish_text(&mut bytes);
         Event { id: self.id, token: None, bytes, finished: Some(why) }
     }
 }
