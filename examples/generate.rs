@@ -47,7 +47,8 @@ const USAGE: &str = "usage: generate [options]
   --beams N          beam search: the N most probable texts found; instead of drawing
   --best-of N        draw N texts, the most probable first
   --length-penalty P with these: texts are ordered by log-probability / length^P; default 1
-  --stop N           with these: a text ends with this token, as 10, the end of a line
+  --stop N           with these: a text ends with this token, as 10, the end of a line; may be given several times;
+                     default: those that end the model's texts
   --window N         a token sees the last N tokens alone, and the cache holds no more
   --keep-first N     and the first N, with --window
   --prefill FORM     of prompts, GLA and MLA: absorbed, explicit or auto; default auto
@@ -68,6 +69,7 @@ pub(crate) struct Args {
     weights: Option<DType>,
     kv_dtype: Option<DType>,
     several: Option<Several>,
+    stop: Vec<u32>,
     window: Option<usize>,
     keep_first: usize,
     prefill: PrefillPath,
@@ -93,6 +95,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         weights: None,
         kv_dtype: None,
         several: None,
+        stop: Vec::new(),
         window: None,
         keep_first: 0,
         prefill: PrefillPath::Auto,
@@ -154,6 +157,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, Stri
         }
     }
     parsed.several = flags.choose(&parsed)?;
+    parsed.stop = std::mem::take(&mut flags.stop);
     parsed.guesses.check(&flags.given)?;
     parsed.prompt = prompt.unwrap_or(if parsed.load.is_some() { "" } else { "ROMEO:\n" }.into());
     if (parsed.prompt.is_empty() && parsed.load.is_none()) || parsed.options.max_new_tokens == 0 {
@@ -227,12 +231,13 @@ struct Opened {
 
 async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     let tokenizer = Tokenizer::from_folder(folder)?;
+    let (saved, before) = args.load.as_ref().map_or(Ok(Default::default()), |path| saved_tokens(path))?;
     let prompt = match args.prompt.is_empty() {
         true => Vec::new(),
-        false => tokenizer.encode(&args.prompt)?,
+        // What begins a text stands at the beginning of the saved one alone.
+        false => tokenizer.encode_after(&before, &args.prompt)?,
     };
     let decoder = loading::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
-    let saved = args.load.as_ref().map_or(Ok(0), |path| saved_tokens(path))?;
     let mut options = SessionOptions {
         kv_dtype: args.kv_dtype.unwrap_or(args.dtype),
         cache_tokens: saved + prompt.len() + args.options.max_new_tokens,
@@ -325,11 +330,12 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
     })
 }
 
-/// Tokens of a saved session.
-fn saved_tokens(path: &str) -> Result<usize, Stop> {
+/// How many tokens a saved session has, and those of its first sequence.
+fn saved_tokens(path: &str) -> Result<(usize, Vec<u32>), Stop> {
     let file = File::open(path).map_err(|e| Stop::Failed(format!("{path}: {e}")))?;
     let sequences = saved_info(file).map_err(|e| Stop::Failed(format!("{path}: {e}")))?.sequences;
-    Ok(sequences.iter().map(|s| s.tokens.len().max(s.len)).sum())
+    let count = sequences.iter().map(|s| s.tokens.len().max(s.len)).sum();
+    Ok((count, sequences.into_iter().next().map(|first| first.tokens).unwrap_or_default()))
 }
 
 /// The one sequence of a session that this program saved, and its tokens.

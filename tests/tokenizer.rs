@@ -4,6 +4,33 @@
 use latten::model::Tokenizer;
 use latten::{Error, ErrorKind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[cfg(feature = "tokenizers")]
+#[path = "tokenizer/continued.rs"]
+mod continued;
+#[cfg(feature = "tokenizers")]
+#[path = "tokenizer/damaged.rs"]
+mod damaged;
+#[path = "tokenizer/ends.rs"]
+mod ends;
+#[cfg(feature = "tokenizers")]
+#[allow(clippy::duplicate_mod, dead_code)] // examples share files, and each is a program of its own
+#[path = "../examples/generate.rs"]
+mod generate;
+#[cfg(feature = "tokenizers")]
+#[path = "tokenizer/scheduled.rs"]
+mod scheduled;
+#[cfg(feature = "tokenizers")]
+#[path = "shared/mod.rs"]
+mod shared;
+#[cfg(feature = "tokenizers")]
+#[path = "tokenizer/streamed.rs"]
+mod streamed;
+#[cfg(feature = "tokenizers")]
+#[allow(dead_code)]
+#[path = "model/tiny.rs"]
+mod tiny;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -12,7 +39,10 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str, files: &[(&str, &str)]) -> Self {
-        let folder = std::env::temp_dir().join(format!("latten-tokenizer-{name}-{}", std::process::id()));
+        // Tests run side by side.
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("latten-tokenizer-{name}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         files.iter().for_each(|(file, text)| std::fs::write(folder.join(file), text).unwrap());
         Folder(folder)

@@ -9,8 +9,8 @@ use std::time::Instant;
 /// What is to be looked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Several {
-    Beams(BeamOptions),
-    BestOf(BestOfOptions),
+    Beams(BeamOptions<'static>),
+    BestOf(BestOfOptions<'static>),
 }
 
 /// The options of the command line that are about it, and the names of all that were given.
@@ -19,7 +19,7 @@ pub(crate) struct Flags {
     beams: Option<usize>,
     best_of: Option<usize>,
     length_penalty: Option<f64>,
-    stop: Option<u32>,
+    pub(crate) stop: Vec<u32>,
     pub(crate) given: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ impl Flags {
             "--beams" => self.beams = Some(number(option, &value()?)?),
             "--best-of" => self.best_of = Some(number(option, &value()?)?),
             "--length-penalty" => self.length_penalty = Some(number(option, &value()?)?),
-            "--stop" => self.stop = Some(number(option, &value()?)?),
+            "--stop" => self.stop.push(number(option, &value()?)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -66,13 +66,14 @@ impl Flags {
                 return Err(format!("--beams draws nothing by chance, {option} is not for it"));
             }
             let max_new_tokens = args.options.max_new_tokens;
-            let options = BeamOptions { beams: count, max_new_tokens, stop_token: self.stop, length_penalty };
+            let options = BeamOptions { beams: count, max_new_tokens, length_penalty, ..Default::default() };
             return Ok(Some(Several::Beams(options)));
         }
         if count > 1 && args.options.sampling.temperature == 0.0 {
             return Err(format!("--best-of {count} at --temperature 0 are {count} times the same"));
         }
-        let options = BestOfOptions { samples: count, generate: args.options, stop_token: self.stop, length_penalty };
+        let generate = args.options;
+        let options = BestOfOptions { samples: count, generate, length_penalty, ..Default::default() };
         Ok(Some(Several::BestOf(options)))
     }
 }
@@ -115,24 +116,29 @@ pub(crate) async fn run_model(
     if !before.is_empty() {
         session.feed(&[(sequence, before)], Want::Logits).await?;
     }
+    let stop_tokens = if args.stop.is_empty() { tokenizer.end_tokens() } else { &args.stop };
     let prefilled = Instant::now();
     let found = match several {
-        Several::Beams(options) => beam_search(&mut session, sequence, last, options).await?,
-        Several::BestOf(options) => best_of(&mut session, sequence, last, options).await?,
+        Several::Beams(options) => {
+            beam_search(&mut session, sequence, last, BeamOptions { stop_tokens, ..options }).await?
+        }
+        Several::BestOf(options) => {
+            best_of(&mut session, sequence, last, BestOfOptions { stop_tokens, ..options }).await?
+        }
     };
     let seconds = prefilled.elapsed().as_secs_f64();
 
     writeln!(out, "--- {variant} ---\n{}", tokenizer.decode(&tokens))?;
     for (i, continuation) in found.iter().enumerate() {
-        let Continuation { tokens, log_probability, score, stopped } = continuation;
+        let Continuation { tokens: made, log_probability, score, stopped } = continuation;
         let end = if *stopped { ", stopped" } else { "" };
         writeln!(
             out,
             "[{}: score {score:.4}, log-probability {log_probability:.2}, {} tokens{end}]",
             i + 1,
-            tokens.len()
+            made.len()
         )?;
-        writeln!(out, "{}", tokenizer.decode(tokens))?;
+        writeln!(out, "{}", tokenizer.decode_after(&tokens, made))?;
     }
     writeln!(out)?;
     let lengths = || found.iter().map(|continuation| continuation.tokens.len());

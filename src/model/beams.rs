@@ -10,22 +10,22 @@ use std::slice::from_ref;
 
 /// How [`beam_search`] looks for continuations.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BeamOptions {
-    /// Continuations kept at a time, and most that are returned; at most the session's `max_batch`. One without a stop
-    /// token is greedy search.
+pub struct BeamOptions<'a> {
+    /// Continuations kept at a time, and most that are returned; at most the session's `max_batch`. One without stop
+    /// tokens is greedy search.
     pub beams: usize,
     /// Most tokens of a continuation.
     pub max_new_tokens: usize,
-    /// A continuation ends with this token.
-    pub stop_token: Option<u32>,
+    /// A continuation ends with any of these tokens, as [`Tokenizer::end_tokens`](super::Tokenizer::end_tokens).
+    pub stop_tokens: &'a [u32],
     /// What continuations of different lengths are compared by, in -10..=10: log-probability over length to this power.
     /// 0 takes the most probable, which favours short ones; 1 the mean per token; more favours long ones.
     pub length_penalty: f64,
 }
 
-impl Default for BeamOptions {
+impl Default for BeamOptions<'_> {
     fn default() -> Self {
-        BeamOptions { beams: 4, max_new_tokens: 100, stop_token: None, length_penalty: 1.0 }
+        BeamOptions { beams: 4, max_new_tokens: 100, stop_tokens: &[], length_penalty: 1.0 }
     }
 }
 
@@ -62,10 +62,10 @@ pub async fn beam_search(
     session: &mut Session,
     sequence: SeqId,
     input: &[u32],
-    options: BeamOptions,
+    options: BeamOptions<'_>,
 ) -> Result<Vec<Continuation>> {
-    let BeamOptions { beams, max_new_tokens, stop_token, length_penalty } = options;
-    Common { count: ("beams", beams), max_new_tokens, stop_token, length_penalty }.check(session)?;
+    let BeamOptions { beams, max_new_tokens, stop_tokens, length_penalty } = options;
+    Common { count: ("beams", beams), max_new_tokens, stop_tokens, length_penalty }.check(session)?;
     let mut own = Owned::new(session);
     check_positions(own.session, sequence, input, max_new_tokens)?;
     let mut live = vec![Beam { id: own.fork(sequence)?, tokens: Vec::new(), log_probability: 0.0 }];
@@ -73,9 +73,9 @@ pub async fn beam_search(
     for made in 1..=max_new_tokens {
         let fed = live.iter().map(|beam| (beam.id, beam.tokens.last().map_or(input, from_ref)));
         let logits = own.session.feed(&fed.collect::<Vec<_>>(), Want::Logits).await?.logits;
-        // Each beam has one way to end, so that as many as beams are left of these.
-        let candidates = candidates(&live, &logits, 2 * beams)?;
-        let ends = |c: &Candidate| Some(c.token) == stop_token;
+        // Each beam has so many ways to end, and as many as beams are left beside all of them.
+        let candidates = candidates(&live, &logits, beams.saturating_mul(1 + stop_tokens.len()))?;
+        let ends = |c: &Candidate| stop_tokens.contains(&c.token);
         for candidate in candidates.iter().take(beams).filter(|c| ends(c)) {
             options.end(candidate.after(&live), candidate.log_probability, &mut ended);
         }
@@ -95,10 +95,10 @@ pub async fn beam_search(
     Ok(ended)
 }
 
-impl BeamOptions {
+impl BeamOptions<'_> {
     /// Adds a continuation that goes no further to the best so far. Of equal ones the first stays first.
     fn end(&self, tokens: Vec<u32>, log_probability: f64, ended: &mut Vec<Continuation>) {
-        let stopped = self.stop_token.is_some() && tokens.last().copied() == self.stop_token;
+        let stopped = tokens.last().is_some_and(|token| self.stop_tokens.contains(token));
         let new = Continuation::new(tokens, log_probability, self.length_penalty, stopped);
         let place = ended.partition_point(|other| other.score >= new.score);
         ended.insert(place, new);

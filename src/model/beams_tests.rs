@@ -1,7 +1,7 @@
 use super::*;
 use crate::cache::SeqTable;
 
-const BEAMS: BeamOptions = BeamOptions { beams: 2, max_new_tokens: 9, stop_token: Some(7), length_penalty: 1.0 };
+const BEAMS: BeamOptions<'_> = BeamOptions { beams: 2, max_new_tokens: 9, stop_tokens: &[9, 7], length_penalty: 1.0 };
 
 fn beams(all: &[(&[u32], f64)]) -> Vec<Beam> {
     let id = SeqTable::new(1, 1).unwrap().insert();

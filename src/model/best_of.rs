@@ -10,25 +10,25 @@ use std::slice::from_ref;
 
 /// How [`best_of`] makes its samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BestOfOptions {
+pub struct BestOfOptions<'a> {
     /// How many; at most the session's `max_batch`.
     pub samples: usize,
     /// How each is drawn. Sample 0 has the `seed`, and sample i the i-th number of [`SplitMix64`] from there as its
     /// own, so that none depends on when others end.
     pub generate: GenerateOptions,
-    /// A sample ends with this token.
-    pub stop_token: Option<u32>,
+    /// A sample ends with any of these tokens, as [`Tokenizer::end_tokens`](super::Tokenizer::end_tokens).
+    pub stop_tokens: &'a [u32],
     /// What samples are ordered by, in -10..=10: log-probability over length to this power. 1 is the mean per token, 0
     /// the total.
     pub length_penalty: f64,
 }
 
-impl Default for BestOfOptions {
+impl Default for BestOfOptions<'_> {
     /// Four samples of 100 tokens, of the model's own probabilities.
     fn default() -> Self {
         let mut generate = GenerateOptions::default();
         generate.sampling.temperature = 1.0;
-        BestOfOptions { samples: 4, generate, stop_token: None, length_penalty: 1.0 }
+        BestOfOptions { samples: 4, generate, stop_tokens: &[], length_penalty: 1.0 }
     }
 }
 
@@ -57,11 +57,11 @@ pub async fn best_of(
     session: &mut Session,
     sequence: SeqId,
     input: &[u32],
-    options: BestOfOptions,
+    options: BestOfOptions<'_>,
 ) -> Result<Vec<Continuation>> {
-    let BestOfOptions { samples, generate, stop_token, length_penalty } = options;
+    let BestOfOptions { samples, generate, stop_tokens, length_penalty } = options;
     let max_new_tokens = generate.max_new_tokens;
-    Common { count: ("samples", samples), max_new_tokens, stop_token, length_penalty }.check(session)?;
+    Common { count: ("samples", samples), max_new_tokens, stop_tokens, length_penalty }.check(session)?;
     let mut own = Owned::new(session);
     check_positions(own.session, sequence, input, max_new_tokens)?;
 
@@ -113,7 +113,7 @@ pub async fn best_of(
     Ok(ended)
 }
 
-impl BestOfOptions {
+impl BestOfOptions<'_> {
     /// One more token for each of these: after its last one, or after `input` if it has none.
     async fn draw(&self, own: &mut Owned<'_>, samples: &mut [Sample], input: &[u32]) -> Result<()> {
         let sampling = self.generate.sampling;
@@ -129,7 +129,7 @@ impl BestOfOptions {
     }
 
     fn stopped(&self, sample: &Sample) -> bool {
-        self.stop_token.is_some() && sample.tokens.last().copied() == self.stop_token
+        sample.tokens.last().is_some_and(|token| self.stop_tokens.contains(token))
     }
 
     fn has_ended(&self, sample: &Sample) -> bool {

@@ -7,14 +7,14 @@ use crate::error::{ErrorKind, Result};
 /// A continuation of a prompt, with what the model says of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Continuation {
-    /// Its tokens, the stop token included if it ends with that.
+    /// Its tokens, the stop token included if it ends with one.
     pub tokens: Vec<u32>,
     /// Natural logarithm of their probability after the prompt: the sum over the tokens of `logit - ln(sum of
     /// exp(logits))`, whatever temperature and nucleus they were drawn with.
     pub log_probability: f64,
     /// `log_probability / tokens.len()^length_penalty`: what continuations are ordered by.
     pub score: f64,
-    /// Whether it ends with the stop token; else with the most tokens that were allowed.
+    /// Whether it ends with a stop token; else with the most tokens that were allowed.
     pub stopped: bool,
 }
 
@@ -47,15 +47,15 @@ pub(super) fn log_sum_exp(logits: &[f32]) -> Result<f64> {
 }
 
 /// What the options of both have.
-pub(super) struct Common {
+pub(super) struct Common<'a> {
     /// How many, and the option's name.
     pub(super) count: (&'static str, usize),
     pub(super) max_new_tokens: usize,
-    pub(super) stop_token: Option<u32>,
+    pub(super) stop_tokens: &'a [u32],
     pub(super) length_penalty: f64,
 }
 
-impl Common {
+impl Common<'_> {
     pub(super) fn check(&self, session: &Session) -> Result<()> {
         let (name, count) = self.count;
         let (most, vocab) = (session.max_batch(), session.decoder().config().vocab_size);
@@ -65,8 +65,8 @@ impl Common {
         if self.max_new_tokens == 0 {
             return Err(ErrorKind::argument("max_new_tokens", "0, wanted at least 1"));
         }
-        if let Some(token) = self.stop_token.filter(|token| *token as usize >= vocab) {
-            return Err(ErrorKind::argument("stop_token", format!("{token} is not in the vocabulary of {vocab}")));
+        if let Some(token) = self.stop_tokens.iter().find(|token| **token as usize >= vocab) {
+            return Err(ErrorKind::argument("stop_tokens", format!("{token} is not in the vocabulary of {vocab}")));
         }
         if !(-10.0..=10.0).contains(&self.length_penalty) {
             return Err(ErrorKind::argument("length_penalty", format!("{} is not in -10..=10", self.length_penalty)));

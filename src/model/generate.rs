@@ -137,22 +137,23 @@ impl Utf8Stream {
 
     fn complete(&mut self) -> String {
         let mut text = String::new();
-        loop {
-            let (valid, invalid) = match std::str::from_utf8(&self.pending) {
-                Ok(_) => (self.pending.len(), Some(0)),
-                Err(e) => (e.valid_up_to(), e.error_len()),
-            };
-            text.push_str(&String::from_utf8_lossy(&self.pending[..valid]));
-            match invalid {
-                Some(0) | None => {
-                    self.pending.drain(..valid);
-                    return text;
-                }
-                Some(bytes) => {
-                    text.push('\u{fffd}');
-                    self.pending.drain(..valid + bytes);
-                }
-            }
+        complete_utf8(&mut self.pending, &mut text, |_| 1);
+        text
+    }
+}
+
+/// Moves what is complete of `bytes` to `text`. So many bytes that are no UTF-8 become `broken` of them times U+FFFD.
+pub(super) fn complete_utf8(bytes: &mut Vec<u8>, text: &mut String, broken: impl Fn(usize) -> usize) {
+    loop {
+        let (valid, invalid) = match std::str::from_utf8(bytes) {
+            Ok(_) => (bytes.len(), None),
+            Err(e) => (e.valid_up_to(), e.error_len()),
+        };
+        text.push_str(&String::from_utf8_lossy(&bytes[..valid]));
+        bytes.drain(..valid + invalid.unwrap_or(0));
+        match invalid {
+            None => return,
+            Some(count) => text.extend(std::iter::repeat_n('\u{fffd}', broken(count))),
         }
     }
 }

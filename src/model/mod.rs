@@ -86,17 +86,26 @@ mod config;
 mod config_check;
 mod continuation;
 mod decoder;
+#[cfg(feature = "tokenizers")]
+mod decoding;
+#[cfg(feature = "tokenizers")]
+mod dummy;
+mod ends;
 mod experts;
 mod explicit;
 mod foreign;
 mod generate;
 mod handed_out;
 mod header;
+#[cfg(feature = "tokenizers")]
+mod joined;
 mod keys;
 mod lookup;
 mod measure_prefill;
 mod names;
 mod owned;
+#[cfg(feature = "tokenizers")]
+mod pieces;
 mod prefill;
 mod projections;
 mod published;
@@ -123,6 +132,7 @@ mod want;
 mod warm_up;
 mod weights;
 mod windowed;
+mod words;
 
 pub use attention::Attention;
 pub use beams::{beam_search, BeamOptions};

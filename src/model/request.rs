@@ -4,6 +4,7 @@
 use super::generate::{GenerateOptions, SplitMix64};
 use super::session::{Draw, Session};
 use super::stops::Stops;
+use super::words::Words;
 use crate::cache::SeqId;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -109,6 +110,8 @@ pub(super) struct Active {
     pub(super) tokens: Vec<u32>,
     random: SplitMix64,
     stops: Stops,
+    /// Its text, where a tokenizer makes it.
+    words: Option<Words>,
     /// None while it waits.
     pub(super) sequence: Option<SeqId>,
     /// When that sequence last got tokens from here.
@@ -122,7 +125,7 @@ impl Active {
     pub(super) fn new(id: RequestId, request: Request) -> Self {
         let (random, stops) = (SplitMix64::new(request.generate.seed), Stops::new(&request.stop_strings));
         let (tokens, sequence) = (request.prompt.clone(), None);
-        Active { id, tokens, random, stops, sequence, committed_at: 0, drawn: None, tries: 0, request }
+        Active { id, tokens, random, stops, words: None, sequence, committed_at: 0, drawn: None, tries: 0, request }
     }
 
     /// Errors: as [`Request::check`].
@@ -135,6 +138,11 @@ impl Active {
         session.frees(self.request.most_fed())
     }
 
+    /// With what makes its text of its tokens, if anything does.
+    pub(super) fn with_words(self, words: Option<Words>) -> Self {
+        Active { words, ..self }
+    }
+
     pub(super) fn salt(&self) -> u64 {
         self.request.salt
     }
@@ -144,7 +152,7 @@ impl Active {
         Draw { sampling: self.request.generate.sampling, u: self.random.clone().uniform() }
     }
 
-    /// Takes the token that was drawn, of these bytes.
+    /// Takes the token that was drawn, of these bytes, where no tokenizer knows better.
     pub(super) fn take(&mut self, token: u32, token_bytes: &[u8]) -> Event {
         (self.drawn, self.tries) = (None, 0);
         self.random.uniform();
@@ -152,22 +160,42 @@ impl Active {
         let mut bytes = Vec::new();
         let finished = if self.request.stop_tokens.contains(&token) {
             Some(Finished::StopToken)
-        } else if let Some(which) = self.stops.push(token_bytes, &mut bytes) {
+        } else if let Some(which) = self.push_text(token, token_bytes, &mut bytes) {
             Some(Finished::StopString(which))
         } else {
             let made = self.tokens.len().saturating_sub(self.request.prompt.len());
             (made >= self.request.generate.max_new_tokens).then_some(Finished::Length)
         };
-        if finished.is_some() {
-            self.stops.finish(&mut bytes);
-        }
+        let finished = match finished {
+            None | Some(Finished::StopString(_)) => finished,
+            Some(why) => Some(match (self.finish_text(&mut bytes), why) {
+                (Some(which), Finished::Length) => Finished::StopString(which),
+                (_, why) => why,
+            }),
+        };
         Event { id: self.id, token: Some(token), bytes, finished }
+    }
+
+    /// Appends to `text` what is now known to come before any stop string. Returns the one that is complete.
+    fn push_text(&mut self, token: u32, token_bytes: &[u8], text: &mut Vec<u8>) -> Option<usize> {
+        match &mut self.words {
+            Some(words) => self.stops.push(words.push(token).as_bytes(), text),
+            None => self.stops.push(token_bytes, text),
+        }
+    }
+
+    /// The same of what is held back, where no token is to come.
+    fn finish_text(&mut self, text: &mut Vec<u8>) -> Option<usize> {
+        let rest = self.words.as_mut().map(Words::finish).unwrap_or_default();
+        let complete = self.stops.push(rest.as_bytes(), text);
+        self.stops.finish(text);
+        complete
     }
 
     /// Its last event, without a token.
     pub(super) fn end(&mut self, why: Finished) -> Event {
         let mut bytes = Vec::new();
-        self.stops.finish(&mut bytes);
+        self.finish_text(&mut bytes);
         Event { id: self.id, token: None, bytes, finished: Some(why) }
     }
 }

@@ -2,12 +2,15 @@
 
 use super::request::{Active, Event, Finished, Request, RequestId};
 use super::session::{Draw, Session, Want};
+use super::tokenizer::Tokenizer;
 use super::want::{no_probabilities, Undrawn};
+use super::words::Words;
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use crate::nn::Sample;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// The bytes of a token.
 type TokenBytes = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
@@ -34,6 +37,7 @@ pub struct Scheduler {
     /// What was not yet told.
     events: VecDeque<Event>,
     token_bytes: TokenBytes,
+    tokenizer: Option<Arc<Tokenizer>>,
     preemptions: u64,
     /// Pages to spare when the first that waits was last refused.
     refused_at: Option<usize>,
@@ -52,7 +56,8 @@ struct Part {
 
 impl Scheduler {
     /// Takes a session; other sequences in it stay as they are, and what they hold is not given to requests. Tokens
-    /// below 256 are bytes, others have none: see [`Scheduler::with_token_bytes`].
+    /// below 256 are bytes, others have none: see [`Scheduler::with_tokenizer`] and
+    /// [`Scheduler::with_token_bytes`].
     pub fn new(session: Session) -> Self {
         let token_bytes: TokenBytes = Box::new(|token| u8::try_from(token).into_iter().collect());
         Scheduler {
@@ -61,6 +66,7 @@ impl Scheduler {
             next_id: 0,
             events: VecDeque::new(),
             token_bytes,
+            tokenizer: None,
             preemptions: 0,
             refused_at: None,
             handed_out: false,
@@ -73,6 +79,13 @@ impl Scheduler {
         Scheduler { token_bytes: Box::new(bytes), ..self }
     }
 
+    /// Texts by a tokenizer, for stop strings and events of requests added from now on: those of
+    /// [`Tokenizer::stream_after`] the prompt. So stop strings are found wherever tokens begin and end, and the space
+    /// before a first word is there where the prompt has a word before it. Bytes come in whole characters.
+    pub fn with_tokenizer(self, tokenizer: impl Into<Arc<Tokenizer>>) -> Self {
+        Scheduler { tokenizer: Some(tokenizer.into()), ..self }
+    }
+
     /// Adds a request; the next steps take it up.
     ///
     /// Errors: [`ErrorKind::Argument`] for an empty prompt, no tokens to make, a token not in the vocabulary, an empty stop
@@ -82,7 +95,8 @@ impl Scheduler {
         request.check(&self.session)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.requests.push(Active::new(id, request));
+        let words = self.tokenizer.as_ref().map(|tokenizer| Words::after(tokenizer, &request.prompt));
+        self.requests.push(Active::new(id, request).with_words(words));
         Ok(id)
     }
 

@@ -1,95 +1,116 @@
 //! A published model's `tokenizer.json`, by the `tokenizers` crate.
 
+use super::decoding::Chain;
+use super::dummy::Dummy;
+use super::store::io;
 use super::tokenizer::bad;
 use crate::error::{ErrorKind, Result};
-use std::collections::HashMap;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
-use tokenizers::DecoderWrapper;
-
-/// Tokens of which one character may be made at most, each at least a byte of it.
-const MOST_PIECES: usize = 4;
 
 pub(super) struct Json {
     inner: tokenizers::Tokenizer,
-    /// Where tokens are bytes written as characters: which.
-    bytes: Option<HashMap<char, u8>>,
+    /// What it puts before the first word of a text, if anything.
+    dummy: Option<Dummy>,
+    /// Its decoder, before any token.
+    chain: Chain,
 }
 
 impl Json {
     pub(super) fn read(file: &Path) -> Result<Self> {
-        let mut inner =
-            tokenizers::Tokenizer::from_file(file).map_err(|e| bad(file, format!("not a tokenizer: {e}")))?;
-        // A file may say that all texts are cut or filled up to one length, as for a batch of training.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| bad(file, e.to_string()))?;
-        let bytes = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))).then(byte_characters);
-        Ok(Json { inner, bytes })
+        let text = std::fs::read(file).map_err(|e| io(file, &e))?;
+        let refused = |e: String| bad(file, format!("not a tokenizer: {e}"));
+        // The crate counts on this in its decoders' part.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|e| refused(e.to_string()))?;
+        let inner = guarded(|| {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&text)?;
+            // A file may say that all texts are cut or filled up to one length, as for a batch of training.
+            inner.with_padding(None);
+            inner.with_truncation(None)?;
+            Ok(inner)
+        });
+        let inner = inner.map_err(refused)?;
+        // What is put around every text is put around an empty one.
+        guarded(|| inner.encode("", true))
+            .map_err(|e| bad(file, format!("post_processor: not for this tokenizer: {e}")))?;
+        let (dummy, chain) = guarded(|| Ok((Dummy::of(&inner), Chain::new(inner.get_decoder())))).map_err(refused)?;
+        Ok(Json { inner, dummy, chain })
     }
 
+    /// With what the model wants around a text, but for that which the text has itself.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode(text, true).map_err(|e| ErrorKind::argument("text", e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = guarded(|| self.inner.encode(text, true)).map_err(no_text)?;
+        let (ids, around) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let before = around.iter().take_while(|special| **special == 1).count();
+        let after = around[before..].iter().rev().take_while(|special| **special == 1).count();
+        let (before, rest) = ids.split_at(before);
+        let (own, after) = rest.split_at(rest.len() - after);
+        let before = if own.starts_with(before) { &[] } else { before };
+        let after = if own.ends_with(after) { &[] } else { after };
+        Ok([before, own, after].concat())
     }
 
-    /// The bytes that a token stands for, where tokens are bytes; a special one has none.
-    pub(super) fn bytes(&self, token: u32) -> Option<Vec<u8>> {
-        let known = self.bytes.as_ref()?;
-        let Some(written) = self.inner.id_to_token(token) else { return Some("\u{fffd}".into()) };
-        match self.inner.get_added_tokens_decoder().get(&token) {
-            Some(added) if added.special => Some(Vec::new()),
-            Some(_) => Some(written.into()),
-            None => {
-                Some(written.chars().map(|c| known.get(&c).copied()).collect::<Option<_>>().unwrap_or(written.into()))
-            }
-        }
+    pub(super) fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        guarded(|| self.inner.encode(text, false)).map(|encoding| encoding.get_ids().to_vec()).map_err(no_text)
     }
 
-    fn decode(&self, tokens: &[u32]) -> String {
-        if tokens.iter().any(|token| self.inner.id_to_token(*token).is_none()) {
-            return "\u{fffd}".into();
+    /// As a part of a text that these tokens begin.
+    pub(super) fn encode_after(&self, before: &[u32], text: &str) -> Result<Vec<u32>> {
+        let Some(dummy) = self.dummy.as_ref().filter(|dummy| dummy.is_left_out(&self.inner, before)) else {
+            return self.encode_plain(text);
+        };
+        guarded(|| dummy.encode_without(&self.inner, text)).map_err(no_text)
+    }
+
+    /// The token that is called so.
+    pub(super) fn token(&self, name: &str) -> Option<u32> {
+        guarded(|| Ok(self.inner.token_to_id(name))).unwrap_or_default()
+    }
+
+    /// A decoder for a new text.
+    pub(super) fn chain(&self) -> Chain {
+        self.chain.clone()
+    }
+
+    /// The text that is certain with one more token.
+    pub(super) fn push(&self, chain: &mut Chain, token: u32) -> String {
+        self.piece(token).map_or_else(String::new, |(piece, added)| chain.push(piece, added))
+    }
+
+    /// The bytes of a token in the middle of a text.
+    pub(super) fn bytes(&self, token: u32) -> Vec<u8> {
+        self.piece(token).map_or_else(Vec::new, |(piece, added)| self.chain.bytes(piece, added))
+    }
+
+    /// What the decoder is given for a token, and whether it was added to the model's vocabulary; nothing for a special
+    /// token, and U+FFFD for one that is not known.
+    fn piece(&self, token: u32) -> Option<(String, bool)> {
+        let words = self.inner.get_added_vocabulary();
+        match guarded(|| Ok(self.inner.id_to_token(token))) {
+            Ok(Some(piece)) if words.is_special_token(&piece) => None,
+            Ok(Some(piece)) => Some((piece, words.get_added_tokens_decoder().contains_key(&token))),
+            Ok(None) | Err(_) => Some(("\u{fffd}".into(), false)),
         }
-        self.inner.decode(tokens, true).unwrap_or_else(|_| "\u{fffd}".into())
     }
 }
 
-/// Text of tokens that only the tokenizer can put together (spaces before words, bytes that it falls back to): what a few more
-/// tokens add to the text of those before them.
-#[derive(Default)]
-pub(super) struct Pieces {
-    /// Of the text that was given last, and since.
-    shown: Vec<u32>,
-    held: Vec<u32>,
+fn no_text(why: String) -> crate::Error {
+    ErrorKind::argument("text", why)
 }
 
-impl Pieces {
-    pub(super) fn push(&mut self, json: &Json, token: u32) -> String {
-        self.held.push(token);
-        let text = self.added(json);
-        // The beginning of a character, unless it is too long for one.
-        if text.ends_with('\u{fffd}') && self.held.len() < MOST_PIECES {
-            return String::new();
+/// A call of the crate `tokenizers`, whose panics become errors: it panics on some files that a sound one would refuse.
+///
+/// What it shares between calls are caches, which it reads and writes only where their lock is free and not poisoned, so
+/// that a later call is as good as the first. The panic's message is printed all the same: the hook that prints it is the
+/// process's, and to change it for a moment would take it from other threads. In a program built with `panic = "abort"`
+/// a panic still ends the process.
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(payload) => {
+            let said = payload.downcast_ref::<&str>().copied();
+            let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            Err(format!("the crate tokenizers panicked: {}", said.unwrap_or("it does not say why")))
         }
-        self.shown = std::mem::take(&mut self.held);
-        text
     }
-
-    pub(super) fn finish(&mut self, json: &Json) -> String {
-        let text = self.added(json);
-        *self = Pieces::default();
-        text
-    }
-
-    fn added(&self, json: &Json) -> String {
-        let (before, all) = (json.decode(&self.shown), json.decode(&[&self.shown[..], &self.held].concat()));
-        all.strip_prefix(&before).map_or_else(|| json.decode(&self.held), str::to_string)
-    }
-}
-
-/// GPT-2's way to write bytes in a vocabulary of words: printable ones as themselves, the others in order from U+0100 on
-/// (Radford et al. 2019).
-fn byte_characters() -> HashMap<char, u8> {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let others = (0..=255u8).filter(|byte| !printable(*byte)).zip('\u{100}'..);
-    let own = (0..=255u8).filter(|byte| printable(*byte)).map(|byte| (char::from(byte), byte));
-    own.chain(others.map(|(byte, c)| (c, byte))).collect()
 }

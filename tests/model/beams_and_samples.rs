@@ -58,7 +58,7 @@ fn total(session: &mut Session, tokens: &[u32]) -> f64 {
 
 /// The search as `beam_search` documents it, but that it never ends early, and every beam is computed whole in a new
 /// sequence at every step.
-fn plain_search(session: &mut Session, options: BeamOptions) -> Vec<(Vec<u32>, f64)> {
+fn plain_search(session: &mut Session, options: BeamOptions<'_>) -> Vec<(Vec<u32>, f64)> {
     let score = |text: &(Vec<u32>, f64)| text.1 / (text.0.len() as f64).powf(options.length_penalty);
     let (mut live, mut ended) = (vec![(Vec::new(), 0.0)], Vec::new());
     for _ in 0..options.max_new_tokens {
@@ -70,7 +70,7 @@ fn plain_search(session: &mut Session, options: BeamOptions) -> Vec<(Vec<u32>, f
             }
         }
         next.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let stops = |text: &(Vec<u32>, f64)| text.0.last().copied() == options.stop_token;
+        let stops = |text: &(Vec<u32>, f64)| text.0.last().is_some_and(|last| options.stop_tokens.contains(last));
         ended.extend(next.iter().take(options.beams).filter(|text| stops(text)).cloned());
         live = next.into_iter().filter(|text| !stops(text)).take(options.beams).collect();
     }
@@ -80,7 +80,7 @@ fn plain_search(session: &mut Session, options: BeamOptions) -> Vec<(Vec<u32>, f
     ended
 }
 
-fn search(session: &mut Session, options: BeamOptions) -> Vec<Continuation> {
+fn search(session: &mut Session, options: BeamOptions<'_>) -> Vec<Continuation> {
     let id = session.insert();
     let stats = session.stats();
     let found = block_on(beam_search(session, id, PROMPT, options)).unwrap();
@@ -89,7 +89,7 @@ fn search(session: &mut Session, options: BeamOptions) -> Vec<Continuation> {
     found
 }
 
-fn check(found: &[Continuation], want: &[(Vec<u32>, f64)], options: BeamOptions) {
+fn check(found: &[Continuation], want: &[(Vec<u32>, f64)], options: BeamOptions<'_>) {
     let tokens: Vec<&[u32]> = found.iter().map(|c| &c.tokens[..]).collect();
     let wanted: Vec<&[u32]> = want.iter().map(|(tokens, _)| &tokens[..]).collect();
     assert_eq!(tokens, wanted, "{options:?}");
@@ -97,7 +97,7 @@ fn check(found: &[Continuation], want: &[(Vec<u32>, f64)], options: BeamOptions)
         assert!((got.log_probability - want).abs() < 1e-4, "{options:?}: {} wanted {want}", got.log_probability);
         let score = want / (tokens.len() as f64).powf(options.length_penalty);
         assert!((got.score - score).abs() < 1e-4, "{options:?}: {} wanted {score}", got.score);
-        assert_eq!(got.stopped, tokens.last().copied() == options.stop_token, "{options:?}");
+        assert_eq!(got.stopped, tokens.last().is_some_and(|last| options.stop_tokens.contains(last)), "{options:?}");
     }
 }
 
@@ -111,9 +111,10 @@ fn beams_are_those_of_a_search_without_forks() {
         check(&found, &plain_search(&mut session, options), options);
         // Tokens of what was found, so that texts end on the way, some early and some late.
         let mut stopped = [0; 2];
-        for stop in [found[0].tokens[1], found[1].tokens[4], found[3].tokens[8]] {
+        let stops = [found[0].tokens[1], found[1].tokens[4], found[3].tokens[8]];
+        for stop_tokens in [&stops[..1], &stops[1..2], &stops[2..], &stops, &[stops[2], stops[2], 200]] {
             for (beams, length_penalty) in [(4, 1.0), (3, 0.0), (2, -1.0), (4, 2.5), (1, 1.0)] {
-                let options = BeamOptions { beams, length_penalty, stop_token: Some(stop), ..options };
+                let options = BeamOptions { beams, length_penalty, stop_tokens, ..options };
                 let found = search(&mut session, options);
                 check(&found, &plain_search(&mut session, options), options);
                 found.iter().for_each(|c| stopped[usize::from(c.stopped)] += 1);
@@ -130,9 +131,9 @@ fn enough_beams_find_the_best_of_all_there_are() {
     let vocab = decoder.config().vocab_size as u32;
     let mut session = session(&decoder, vocab as usize);
     let first = all_logits(&mut session, PROMPT).pop().unwrap();
-    let options = BeamOptions { beams: vocab as usize, max_new_tokens: 2, stop_token: Some(40), length_penalty: 1.0 };
-    let mut all = vec![(vec![40], log_probability(&first, 40))];
-    for a in (0..vocab).filter(|a| *a != 40) {
+    let options = BeamOptions { beams: vocab as usize, max_new_tokens: 2, stop_tokens: &[40, 7], length_penalty: 1.0 };
+    let mut all: Vec<_> = [40, 7].map(|stop| (vec![stop], log_probability(&first, stop))).into();
+    for a in (0..vocab).filter(|a| ![40, 7].contains(a)) {
         let second = all_logits(&mut session, &[PROMPT, &[a]].concat()).pop().unwrap();
         let before = log_probability(&first, a);
         all.extend((0..vocab).map(|b| (vec![a, b], (before + log_probability(&second, b)) / 2.0)));
@@ -166,7 +167,7 @@ fn one_beam_is_greedy() {
     }
 }
 
-fn samples(session: &mut Session, options: BestOfOptions) -> Vec<Continuation> {
+fn samples(session: &mut Session, options: BestOfOptions<'_>) -> Vec<Continuation> {
     let id = session.insert();
     let stats = session.stats();
     let made = block_on(best_of(session, id, PROMPT, options)).unwrap();
@@ -209,9 +210,11 @@ fn samples_are_what_their_seeds_draw_and_come_in_order() {
             whole.push(block_on(generate(&mut session, PROMPT, options, |_| ControlFlow::Continue(()))).unwrap());
         }
         // A token that ends some of them, at different places.
-        for (stop_token, length_penalty) in [(None, 1.0), (Some(whole[2][7]), 1.0), (Some(whole[4][0]), 0.0)] {
+        let stops = [whole[2][7], whole[4][0], whole[1][3]];
+        let cases = [(&[][..], 1.0), (&stops[..1], 1.0), (&stops[1..2], 0.0), (&stops[..], 1.0)];
+        for (stop_tokens, length_penalty) in cases {
             let cut = |tokens: &Vec<u32>| {
-                let end = tokens.iter().position(|token| Some(*token) == stop_token);
+                let end = tokens.iter().position(|token| stop_tokens.contains(token));
                 (tokens[..end.map_or(tokens.len(), |end| end + 1)].to_vec(), end.is_some())
             };
             let mut want: Vec<(Vec<u32>, bool, f64)> = Vec::new();
@@ -221,7 +224,7 @@ fn samples_are_what_their_seeds_draw_and_come_in_order() {
             }
             let score = |text: &(Vec<u32>, bool, f64)| text.2 / (text.0.len() as f64).powf(length_penalty);
             want.sort_by(|a, b| score(b).total_cmp(&score(a)));
-            let options = BestOfOptions { samples: 5, generate: drawn, stop_token, length_penalty };
+            let options = BestOfOptions { samples: 5, generate: drawn, stop_tokens, length_penalty };
             let made = samples(&mut session, options);
             assert_eq!(made.len(), 5);
             for (got, want) in made.iter().zip(&want) {
@@ -294,11 +297,11 @@ fn busy(decoder: &Decoder) -> (Session, SeqId) {
     (session, id)
 }
 
-const BEAMS: BeamOptions = BeamOptions { beams: 4, max_new_tokens: 20, stop_token: None, length_penalty: 1.0 };
-const SAMPLES: BestOfOptions = BestOfOptions {
+const BEAMS: BeamOptions<'_> = BeamOptions { beams: 4, max_new_tokens: 20, stop_tokens: &[], length_penalty: 1.0 };
+const SAMPLES: BestOfOptions<'_> = BestOfOptions {
     samples: 4,
     generate: GenerateOptions { max_new_tokens: 20, sampling: HOT, seed: 9 },
-    stop_token: None,
+    stop_tokens: &[],
     length_penalty: 1.0,
 };
 
@@ -363,7 +366,7 @@ fn bad_options_are_typed_errors_and_change_nothing() {
     let gone = session.insert();
     session.remove(gone).unwrap();
     let stats = session.stats();
-    let mut beams = |id, input: &[u32], options: BeamOptions| {
+    let mut beams = |id, input: &[u32], options: BeamOptions<'_>| {
         let result = block_on(beam_search(&mut session, id, input, options));
         assert_eq!(session.stats(), stats, "{options:?}");
         result
@@ -380,14 +383,14 @@ fn bad_options_are_typed_errors_and_change_nothing() {
     assert_kind!(beams(id, &[], BEAMS), ErrorKind::Argument { name: "batch", .. });
     assert_kind!(beams(id, &[257], BEAMS), ErrorKind::Argument { .. });
     assert_kind!(beams(gone, input, BEAMS), ErrorKind::UnknownSequence { .. });
-    let text = message(beams(id, input, BeamOptions { stop_token: Some(257), ..BEAMS }));
-    assert_eq!(text, "stop_token: 257 is not in the vocabulary of 257");
+    let text = message(beams(id, input, BeamOptions { stop_tokens: &[3, 257], ..BEAMS }));
+    assert_eq!(text, "stop_tokens: 257 is not in the vocabulary of 257");
     for length_penalty in [f64::NAN, f64::INFINITY, 10.5, -11.0] {
         let options = BeamOptions { length_penalty, ..BEAMS };
         assert_kind!(beams(id, input, options), ErrorKind::Argument { name: "length_penalty", .. });
     }
 
-    let mut samples = |id, input: &[u32], options: BestOfOptions| {
+    let mut samples = |id, input: &[u32], options: BestOfOptions<'_>| {
         let result = block_on(best_of(&mut session, id, input, options));
         assert_eq!(session.stats(), stats, "{options:?}");
         result
@@ -415,9 +418,9 @@ fn a_second_search_creates_nothing() {
     let gpu = gpu_with(GpuOptions::default());
     for variant in VARIANTS {
         let mut session = session(&decoder(&gpu, variant, "created"), 4);
-        let stop_token = Some(search(&mut session, BEAMS)[0].tokens[9]);
+        let stop_tokens = &search(&mut session, BEAMS)[0].tokens[9..11];
         let run = |session: &mut Session| {
-            search(session, BeamOptions { stop_token, ..BEAMS });
+            search(session, BeamOptions { stop_tokens, ..BEAMS });
             samples(session, SAMPLES);
         };
         run(&mut session);

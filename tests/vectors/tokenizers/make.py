@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the two tokenizers of tests/tokenizer.rs: a byte-level one, and one with spaces as U+2581 that falls back to bytes."""
+"""Write the tokenizers of tests/tokenizer.rs: a byte-level one, one with spaces as U+2581 that falls back to bytes, and one with words as every kind of decoder knows them."""
 import json
 import pathlib
 
@@ -51,5 +51,30 @@ def metaspace():
     write("metaspace.json", prepend, None, None, decoder, bpe(vocab, merges, True), [("<s>", 0, True), ("</s>", 1, True)])
 
 
+def words():
+    """Laid out as Llama 2's; tests give it other decoders, for which it has words too."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, **{f"<0x{b:02X}>": 4 + b for b in range(256)}}
+    bare = ["a", "b", "lo", "wor", "ld", "Hello", "!", ".", "'", "n't", "do", "not", "s", "\n", "|", "  ", " ", "\u4f60", "\u597d", "\U0001f600", "e\u0301"]
+    for word in bare:
+        for piece in [word, "\u2581" + word, "##" + word, word + "</w>"]:
+            vocab.setdefault(piece, len(vocab))
+    for piece in ["\u2581", "\u2581\u2581", "\u2581world", "world", "a</w>b</w>", "</w>", "##", "<0xg1>", "<0x+5>", "H", "e", "l", "o", "w", "r", "d"]:
+        vocab.setdefault(piece, len(vocab))
+    merges = [["w", "o"], ["wo", "r"], ["l", "d"], ["wor", "ld"], ["\u2581", "world"], ["l", "o"], ["\u2581", "a"], ["\u2581", "b"]]
+    vocab["wo"] = len(vocab)
+    prepend = dict(type="Sequence", normalizers=[dict(type="Prepend", prepend="\u2581"),
+                                                 dict(type="Replace", pattern=dict(String=" "), content="\u2581")])
+    first = dict(SpecialToken=dict(id="<s>", type_id=0))
+    a, b = dict(Sequence=dict(id="A", type_id=0)), dict(Sequence=dict(id="B", type_id=1))
+    post = dict(type="TemplateProcessing", single=[first, a], pair=[first, a, b], special_tokens={"<s>": dict(id="<s>", ids=[1], tokens=["<s>"])})
+    decoder = dict(type="Sequence", decoders=[dict(type="Replace", pattern=dict(String="\u2581"), content=" "), dict(type="ByteFallback"),
+                                              dict(type="Fuse"), dict(type="Strip", content=" ", start=1, stop=0)])
+    end = len(vocab)
+    special = [("<unk>", 0, True), ("<s>", 1, True), ("</s>", 2, True), ("<pad>", 3, True), ("<|im_end|>", end, True), ("[TOOL]", end + 1, False),
+               ("[w\u00f6rd ]", end + 2, False), ("\ufffd", end + 3, False)]
+    write("words.json", prepend, None, post, decoder, bpe(vocab, merges, True), special)
+
+
 byte_level()
 metaspace()
+words()
