@@ -2,7 +2,8 @@
 
 use super::heads::HeadLayout;
 use super::pool::Pool;
-use crate::gpu::{number, Const, DType};
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{number, Const, DType, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -131,6 +132,8 @@ pub struct KvView {
     pub(crate) heads: HeadLayout,
     pub(crate) dtype: DType,
     pub(crate) page_size: usize,
+    /// Which channels are wide, as `shaders/parts/wide_channels.wgsl` has it: where some are, and were named.
+    pub(crate) wide: Option<Tensor>,
     /// The cache's generation as it is now, not as it was when the view was taken.
     pub(crate) live_generation: Arc<AtomicU64>,
 }
@@ -139,6 +142,17 @@ impl KvView {
     /// The cache's present generation.
     pub(crate) fn generation(&self) -> u64 {
         self.live_generation.load(Ordering::Acquire)
+    }
+
+    /// Which channels are wide. Errors: [`ErrorKind::Argument`] where none are, or nobody has named them.
+    pub(crate) fn wide(&self) -> Result<&Tensor> {
+        self.wide.as_ref().ok_or_else(|| {
+            let why = match self.heads.wide_dim() {
+                0 => "its layout has no wide channels".to_string(),
+                n => format!("its {n} wide channels per KV head are not named: PagedKvCache::with_wide_channels does"),
+            };
+            ErrorKind::argument("layer", why)
+        })
     }
 
     /// The head layout of the cached rows.

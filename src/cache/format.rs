@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! head     96 bytes: "lattenKV", then u32s: version, dtype, the seven numbers of the layout, rotation, frequencies,
-//!          page size, layers, words of a row, tokens of a block, sequences, bytes of the fingerprint, 0;
+//!          page size, layers, words of a row, tokens of a block, sequences, bytes of the fingerprint, wide channels of a group;
 //!          then u64s: bytes of the table, XXH64 of the 88 bytes before
-//! table    fingerprint; frequencies (f32); of each sequence: cached tokens (u64), token ids (u64 count, then u32 each)
+//! table    fingerprint; frequencies (f32); wide channels (u32), if there are any, by layer and group; of each sequence: cached tokens (u64), token ids (u64 count, then u32 each)
 //!          then the XXH64 of that, seeded with the head's
 //! blocks   for each sequence, for each layer: its rows in order, cut into blocks of so many tokens, each followed
 //!          by its XXH64, seeded with the table's plus the block's index
@@ -18,14 +18,16 @@
 use super::checksum::xxh64;
 use super::input::Input;
 use crate::attention::layout::StateLayout;
-use crate::attention::{HeadLayout, Rotation};
+use crate::attention::{Gqa, HeadLayout, Rotation, WideChannels};
 use crate::error::{Result, SavedFault};
 use crate::gpu::DType;
 use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"lattenKV";
 /// The version written, and the last one read.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+/// Written where nothing needs more: it has no wide channels.
+const PLAIN_VERSION: u32 = 1;
 const HEAD_BYTES: usize = 96;
 /// A checksum.
 pub(super) const SUM_BYTES: usize = 8;
@@ -50,6 +52,8 @@ pub struct SavedInfo {
     pub rotation: Rotation,
     /// The rotation's frequencies, radians per token.
     pub inv_freq: Vec<f32>,
+    /// Which channels of keys are in f16 beside their integers, of a layout that has such.
+    pub wide: Option<WideChannels>,
     /// Tokens per page of the cache that was saved; the loading one may have others.
     pub page_size: usize,
     /// Layers.
@@ -117,14 +121,14 @@ impl SavedInfo {
         let h = &self.heads;
         let numbers = [h.q_heads, h.groups, h.state_dim, h.nope_dim, h.rope_dim, h.v_offset, h.v_dim];
         let mut put = |number: usize| bytes.extend((number as u32).to_le_bytes()); // no truncation: all are checked
-        put(VERSION as usize);
+        put(if h.wide_dim > 0 { VERSION } else { PLAIN_VERSION } as usize);
         put(dtype_code(self.dtype) as usize);
         numbers.into_iter().for_each(&mut put);
         put(rotation_code(self.rotation) as usize);
         for number in [self.inv_freq.len(), self.page_size, self.layers, self.row_bytes() / 16, self.block_tokens] {
             put(number);
         }
-        [self.sequences.len(), self.fingerprint.len(), 0].into_iter().for_each(put);
+        [self.sequences.len(), self.fingerprint.len(), h.wide_dim].into_iter().for_each(put);
         bytes.extend((table.len() as u64).to_le_bytes());
         debug_assert_eq!(bytes.len(), HEAD_BYTES - SUM_BYTES);
         let sum = xxh64(&bytes, 0);
@@ -138,6 +142,8 @@ impl SavedInfo {
     fn table(&self) -> Vec<u8> {
         let mut bytes = self.fingerprint.clone();
         bytes.extend(self.inv_freq.iter().flat_map(|f| f.to_le_bytes()));
+        let wide = self.wide.iter().flat_map(|wide| wide.numbers());
+        bytes.extend(wide.flat_map(|channel| channel.to_le_bytes()));
         for s in &self.sequences {
             bytes.extend((s.len as u64).to_le_bytes());
             bytes.extend((s.tokens.len() as u64).to_le_bytes());
@@ -170,7 +176,7 @@ fn known(bytes: &[u8; HEAD_BYTES]) -> Result<(), SavedFault> {
     let version = u32_at(bytes, 8);
     match version {
         _ if found != *MAGIC => Err(SavedFault::Foreign { found }),
-        VERSION => Ok(()),
+        PLAIN_VERSION..=VERSION => Ok(()),
         0 => Err(SavedFault::Malformed { name: "version", value: 0, why: "versions start at 1" }),
         _ => Err(SavedFault::Newer { version, known: VERSION }),
     }
@@ -188,6 +194,7 @@ pub(super) fn check_sum(bytes: &[u8], seed: u64, first: u64, part: impl Fn() -> 
 
 /// The head's numbers as they are in the file.
 struct Head {
+    version: u32,
     dtype: u32,
     layout: [u32; 7],
     rotation: u32,
@@ -198,7 +205,7 @@ struct Head {
     block_tokens: u32,
     sequences: u32,
     fingerprint_bytes: u32,
-    reserved: u32,
+    wide: u32,
     table_bytes: u64,
 }
 
@@ -207,6 +214,7 @@ impl Head {
         let at = |i: usize| u32_at(bytes, 12 + 4 * i);
         let table_bytes = u64::from(u32_at(bytes, 80)) | u64::from(u32_at(bytes, 84)) << 32;
         Head {
+            version: u32_at(bytes, 8),
             dtype: at(0),
             layout: [at(1), at(2), at(3), at(4), at(5), at(6), at(7)],
             rotation: at(8),
@@ -217,7 +225,7 @@ impl Head {
             block_tokens: at(13),
             sequences: at(14),
             fingerprint_bytes: at(15),
-            reserved: at(16),
+            wide: at(16),
             table_bytes,
         }
     }
@@ -227,6 +235,9 @@ impl Head {
         let mut table = Cursor { rest: table };
         let fingerprint = table.take(self.fingerprint_bytes.into())?.to_vec();
         let inv_freq = table.u32s(self.frequencies.into())?.map(f32::from_bits).collect();
+        self.bounded()?;
+        let heads = heads(self.layout, self.wide)?;
+        let wide = wide(&heads, self.layers, &mut table)?;
         let mut sequences = Vec::new();
         for _ in 0..self.sequences {
             let len = table.u64()?;
@@ -243,9 +254,9 @@ impl Head {
         if !table.rest.is_empty() {
             return Err(malformed("table size", self.table_bytes, "more than it holds"));
         }
-        self.bounded()?;
         let info = SavedInfo {
-            heads: heads(self.layout)?,
+            heads,
+            wide,
             dtype: dtype(self.dtype)?,
             rotation: rotation(self.rotation)?,
             inv_freq,
@@ -255,6 +266,10 @@ impl Head {
             sequences,
             block_tokens: self.block_tokens as usize,
         };
+        let integers = matches!(info.dtype, DType::I8 | DType::I4);
+        if info.wide.is_some() && !integers || info.wide.is_some() == (self.version == PLAIN_VERSION) {
+            return Err(malformed("wide channels", self.wide.into(), "not of this version and dtype"));
+        }
         if info.row_bytes() / 16 != self.row_words as usize {
             return Err(malformed("row size", self.row_words.into(), "not that of its layout and dtype"));
         }
@@ -278,16 +293,18 @@ impl Head {
                 return Err(malformed(name, value.into(), "0 or beyond all caches"));
             }
         }
-        if self.reserved != 0 {
-            return Err(malformed("reserved word", self.reserved.into(), "not 0"));
-        }
         Ok(())
     }
 }
 
-fn heads(numbers: [u32; 7]) -> Result<HeadLayout, SavedFault> {
+fn heads(numbers: [u32; 7], wide: u32) -> Result<HeadLayout, SavedFault> {
     let [q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim] = numbers.map(|n| n as usize);
-    let heads = HeadLayout { q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim };
+    let wide_dim = wide as usize;
+    let heads = HeadLayout { q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim, wide_dim };
+    if wide > 0 {
+        let made = HeadLayout::gqa_wide(Gqa { q_heads, kv_heads: groups, head_dim: nope_dim }, wide_dim).ok();
+        return made.filter(|made| *made == heads).ok_or(malformed("wide channels", wide.into(), "not of its layout"));
+    }
     if let Some(n) = numbers.iter().find(|n| **n > MOST_DIM) {
         return Err(malformed("layout", (*n).into(), "a width or count beyond all layouts"));
     }
@@ -295,6 +312,16 @@ fn heads(numbers: [u32; 7]) -> Result<HeadLayout, SavedFault> {
         true => Err(malformed("layout", state_dim as u64, "a state width that does not hold its parts")),
         false => Ok(heads),
     }
+}
+
+/// The channels of a layout that has wide ones.
+fn wide(heads: &HeadLayout, layers: u32, table: &mut Cursor<'_>) -> Result<Option<WideChannels>, SavedFault> {
+    if heads.wide_dim == 0 {
+        return Ok(None);
+    }
+    let numbers: Vec<u32> = table.u32s(heads.rope_dim as u64 * u64::from(layers))?.collect();
+    let known = WideChannels::from_numbers(heads, &numbers);
+    known.map(Some).map_err(|_| malformed("wide channels", heads.wide_dim as u64, "not so many elements of a key"))
 }
 
 fn malformed(name: &'static str, value: u64, why: &'static str) -> SavedFault {

@@ -12,6 +12,7 @@ fn info() -> SavedInfo {
         dtype: DType::I8,
         rotation: Rotation::Interleaved,
         inv_freq: vec![1.0, 0.01],
+        wide: None,
         page_size: 16,
         layers: 2,
         fingerprint: b"model".to_vec(),
@@ -150,7 +151,7 @@ fn messages_have_names_and_numbers() {
         text(b"#!/bin/sh\n# not a cache"),
         "saved cache f: not a saved cache, its first bytes are [23, 21, 2f, 62, 69, 6e, 2f, 73]"
     );
-    assert_eq!(text(&with_u32(8, 7)), "saved cache f: its format is version 7, this program knows up to 1");
+    assert_eq!(text(&with_u32(8, 7)), "saved cache f: its format is version 7, this program knows up to 2");
     let end = bytes.len() - 1;
     assert_eq!(
         text(&bytes[..end]),
@@ -183,7 +184,7 @@ fn numbers_that_cannot_be_are_refused() {
         (68, &[4, u32::MAX], "table entry"),
         (68, &[2], "table size"),
         (72, &[u32::MAX], "table entry"),
-        (76, &[1], "reserved word"),
+        (76, &[1], "wide channels"),
     ] {
         for &value in values {
             match fault(&with_u32(at, value)) {

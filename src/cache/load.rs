@@ -101,6 +101,7 @@ impl PagedKvCache {
                 return Err(SavedFault::Other { name: "frequency", file: text(file), here: text(here) });
             }
         }
+        same("wide channels", &info.wide.as_ref(), &self.wide_channels())?;
         if info.fingerprint != fingerprint {
             let text = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
             let (file, here) = (text(&info.fingerprint), text(fingerprint));

@@ -17,6 +17,7 @@ mod slabs;
 mod stats;
 mod store;
 mod table;
+mod wide;
 
 pub(crate) use checksum::xxh64;
 pub(crate) use copy::copy_spec;
@@ -38,6 +39,7 @@ use crate::attention::view::Resident;
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::cache::copy::CopyPages;
 use crate::cache::slabs::{Cut, SlabLimits, Slabs};
+use crate::cache::wide::Wide;
 use crate::error::{shape_text, ErrorKind, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -76,6 +78,7 @@ pub struct PagedKvCache {
     append: Append,
     copy: CopyPages,
     inv_freq: Vec<f32>,
+    wide: Option<Wide>,
     step: Option<Step>,
     step_buffers: StepBuffers,
 }
@@ -104,7 +107,7 @@ impl PagedKvCache {
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pages exceed what the
     /// device can bind in slabs ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
-    /// [`ErrorKind::DType`] for U32. F32, F16 and BF16 caches hold rows as they come; for I8 and I4 see
+    /// [`ErrorKind::DType`] for U32, and where a layout with wide channels ([`HeadLayout::gqa_wide`]) is not of integers. F32, F16 and BF16 caches hold rows as they come; for I8 and I4 see
     /// [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
         Self::allocate(gpu, heads, dtype, pages, false)
@@ -150,6 +153,7 @@ impl PagedKvCache {
             append,
             copy,
             inv_freq,
+            wide: None,
             step: None,
             step_buffers,
         };
@@ -272,8 +276,8 @@ impl PagedKvCache {
     /// recorded: call `cos_sin` first where a step is to be one submit. For a pass of your own there is
     /// [`Append::encode`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layer that is not there or no reserved token, [`ErrorKind::Shape`],
-    /// [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
+    /// Errors: [`ErrorKind::Argument`] for a layer that is not there or no reserved token, and for wide channels that nobody
+    /// has named ([`PagedKvCache::with_wide_channels`]); [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
     pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
@@ -327,6 +331,7 @@ impl PagedKvCache {
             heads: self.heads,
             dtype: self.dtype,
             page_size: self.pages.size,
+            wide: self.wide.as_ref().and_then(|wide| wide.layers.get(layer).cloned()),
             live_generation: self.live_generation.clone(),
         })
     }

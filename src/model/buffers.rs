@@ -3,13 +3,16 @@
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::session::SessionOptions;
+use crate::attention::HeadLayout;
 use crate::error::Result;
 use crate::gpu::{DType, Tensor};
-use crate::nn::{Embedding, Weight};
+use crate::nn::{Embedding, RotateWide, Weight};
 
 /// The tensors of a session's steps.
 pub(super) struct Buffers {
     pub(super) scratch: Scratch,
+    /// Of a cache with wide channels.
+    pub(super) rotate_wide: Option<RotateWide>,
     /// (capacity) U32
     pub(super) ids: Tensor,
     /// Row of the last token of each sequence that ends in a step: (max_batch) U32
@@ -27,14 +30,22 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    pub(super) fn new(decoder: &Decoder, options: &SessionOptions, explicit: bool) -> Result<Self> {
+    /// For steps with a cache of `layout`.
+    pub(super) fn new(
+        decoder: &Decoder,
+        options: &SessionOptions,
+        layout: &HeadLayout,
+        explicit: bool,
+    ) -> Result<Self> {
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
-        let scratch = Scratch::new(gpu, config, (capacity, explicit))?;
+        let scratch = Scratch::new(gpu, (config, layout), (capacity, explicit))?;
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
         let tensor = |shape: &[usize], dtype| Tensor::zeros(gpu, shape, dtype);
+        let rotate_wide = || RotateWide::new(gpu, *layout, config.rope().rotation);
         Ok(Buffers {
             scratch,
+            rotate_wide: (layout.wide_dim() > 0).then(rotate_wide).transpose()?,
             ids: tensor(&[capacity], DType::U32)?,
             last_rows: tensor(&[batch], DType::U32)?,
             gather,

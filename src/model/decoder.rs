@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::config::Config;
+use super::large_keys::LargeKeys;
 use super::store::{io, Store};
 use super::weights::Source;
 use crate::cache::{xxh64, Progress};
@@ -26,6 +27,7 @@ pub(super) struct Inner {
     pub(super) config: Config,
     pub(super) embedding: Embedding,
     pub(super) blocks: Vec<Block>,
+    pub(super) large_keys: LargeKeys,
     /// With the last norm before it.
     pub(super) head: Linear,
     pub(super) sample: Sample,
@@ -122,10 +124,14 @@ impl Decoder {
             gpu.flush()?;
             Block::load(&source, &config, i)
         };
+        let embedding = Embedding::new(gpu, &table)?;
+        let blocks = (0..config.layers).map(block).collect::<Result<Vec<Block>>>()?;
+        let biases: Vec<_> = blocks.iter().map(|block| block.attention().large_biases()).collect();
         let inner = Inner {
             gpu: gpu.clone(),
-            embedding: Embedding::new(gpu, &table)?,
-            blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
+            embedding,
+            blocks,
+            large_keys: LargeKeys::of(&config, &biases)?,
             head,
             sample: Sample::new(gpu, vocab)?,
             fingerprint: fingerprint(&config, source.checksum(), dtype),

@@ -83,6 +83,7 @@ mod experts;
 mod explicit;
 mod generate;
 mod keys;
+mod large_keys;
 mod lookup;
 mod measure_prefill;
 mod names;

@@ -37,6 +37,7 @@ mod pages;
 mod rope;
 mod route;
 mod sample;
+mod wide;
 pub mod vector;
 
 pub use append::{append, quantise_span, round_to_i4, round_to_i8, I4_LEVELS, I8_LEVELS};
@@ -50,6 +51,7 @@ pub use pages::pages_rows;
 pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};
 pub use route::{route, Routing};
 pub use sample::sample;
+pub use wide::{keep_wide, wide_queries};
 
 use crate::error::{shape_text, ErrorKind, Result};
 
