@@ -170,7 +170,8 @@ impl HeadLayout {
     /// all heads.
     pub(crate) fn explicit(q_heads: usize, nope_dim: usize, v_dim: usize, rope_dim: usize) -> Result<Self> {
         let state_dim = nope_dim.saturating_add(v_dim);
-        Self { q_heads, groups: q_heads, state_dim, nope_dim, rope_dim, v_offset: nope_dim, v_dim, wide_dim: 0 }.checked("q_heads")
+        Self { q_heads, groups: q_heads, state_dim, nope_dim, rope_dim, v_offset: nope_dim, v_dim, wide_dim: 0 }
+            .checked("q_heads")
     }
 
     fn checked(self, groups_name: &'static str) -> Result<Self> {

@@ -7,9 +7,9 @@ use super::projections::{Forms, Projections};
 use super::store::Store;
 use super::weights::Source;
 use crate::attention::explicit::ExplicitPlan;
-use crate::attention::{Decode, DecodeOutput, HeadLayout, Plan};
 #[cfg(doc)]
 use crate::attention::WideChannels;
+use crate::attention::{Decode, DecodeOutput, HeadLayout, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};

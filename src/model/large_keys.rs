@@ -4,7 +4,7 @@
 //! A layer's input is behind a norm, so its elements have mean square 1, times the norm's gain. Taken for independent, a channel
 //! of a key or value is its bias and a rest of the size |gain * row of the matrix|; the `size` of a head is the root mean square of
 //! that over its channels. The largest of 128 normal rests is about 2.8 sizes, and that is what the scale of integers is for:
-//! a bias of 4 sizes makes the error in the attention's output 2.5 times as large, one of 10 seven times (i8;
+//! a bias of 4 sizes makes the error of the attention output up to 2 times as large, one of 10 seven times (i8;
 //! `docs/quantised-cache.md`).
 
 use super::config::{AttentionConfig, Config};
@@ -21,7 +21,7 @@ const LARGE: f32 = 4.0;
 /// What cannot be kept apart is refused from so many sizes on: there the output's error is about 1e-2 in i8, and in i4 as good
 /// as noise.
 const REFUSED_I8: f32 = 32.0;
-const REFUSED_I4: f32 = 8.0;
+const REFUSED_I4: f32 = 16.0;
 /// Channels of a KV head that are kept apart, at most, and those of all KV heads, which each of them reads: 256 bytes.
 const MOST_WIDE: usize = 32;
 const MOST_WIDE_OF_ALL: usize = 128;

@@ -37,8 +37,8 @@ mod pages;
 mod rope;
 mod route;
 mod sample;
-mod wide;
 pub mod vector;
+mod wide;
 
 pub use append::{append, quantise_span, round_to_i4, round_to_i8, I4_LEVELS, I8_LEVELS};
 pub use copy_pages::copy_pages;

@@ -14,4 +14,5 @@ mod shared;
 mod sharing;
 mod speculative;
 mod tiny;
+mod wide;
 mod windowed;
