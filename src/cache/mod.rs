@@ -107,8 +107,8 @@ impl PagedKvCache {
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pages exceed what the
     /// device can bind in slabs ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
-    /// [`ErrorKind::DType`] for U32, and where a layout with wide channels ([`HeadLayout::gqa_wide`]) is not of integers. F32, F16 and BF16 caches hold rows as they come; for I8 and I4 see
-    /// [`StateLayout`].
+    /// [`ErrorKind::DType`] for U32, and for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16.
+    /// Caches of those hold rows as they come; for I8 and I4 see [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
         Self::allocate(gpu, heads, dtype, pages, false)
     }

@@ -18,7 +18,8 @@
 //! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors ([`TensorNames::Authors`]) |
 //!
 //! Biases are those that a family has, or that `attention_bias` and `mlp_bias` ask for ([`Config::biases`]): a missing one
-//! is an error, and one beside them is left out with a warning in the log, as the library does.
+//! is an error, and one beside them is left out with a warning in the log, as the library does. Where biases of Qwen2's keys are
+//! much larger than the rest, caches of integers keep those channels apart ([`SessionOptions::kv_dtype`]).
 //!
 //! Rotations are of `rope_type` `default`, `linear`, `llama3` or `yarn` (with `attention_factor`, `mscale` and
 //! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change

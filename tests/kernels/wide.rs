@@ -391,3 +391,48 @@ fn what_does_not_fit_is_refused() {
     assert!(RotateWide::new(gpu, plain, Rotation::Half).is_err());
     assert!(cache.batch(&[id]).is_ok());
 }
+
+/// What wide channels cost a decode step: printed. A few new tokens over 4,096, the best of several runs.
+#[test]
+#[ignore = "a measurement"]
+fn time_of_wide_channels() {
+    let gpu = gpu();
+    for (q_heads, kv_heads, head_dim) in [(28, 4, 128), (14, 2, 64), (40, 8, 128)] {
+        let gqa = Gqa { q_heads, kv_heads, head_dim };
+        for dtype in [DType::F16, DType::I8, DType::I4] {
+            for wide in [0, 4, 8, 16] {
+                if dtype == DType::F16 && wide > 0 {
+                    continue;
+                }
+                let heads = if wide == 0 { HeadLayout::gqa(gqa) } else { HeadLayout::gqa_wide(gqa, wide) }.unwrap();
+                let cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 66, size: 64, layers: 1 }).unwrap();
+                let mut cache = match wide {
+                    0 => cache,
+                    _ => cache.with_wide_channels(&channels(&heads, 1)).unwrap(),
+                };
+                let id = cache.insert();
+                cache.reserve(&[id], 4096).unwrap();
+                let rows = Rng(3).values(4096 * heads.kv_dim());
+                let kv = Tensor::from_f32(gpu, &[4096, heads.kv_dim()], &rows, DType::F32).unwrap();
+                cache.append(0, &[id], &kv).unwrap();
+                cache.commit(&[id], 4095).unwrap();
+                cache.reserve(&[id], 1).unwrap();
+                let decode = Decode::new(gpu, heads, dtype).unwrap();
+                let plan = decode.plan(&cache, &[id]).unwrap();
+                let q = Tensor::zeros(gpu, &[1, q_heads, heads.q_dim()], DType::F32).unwrap();
+                let mut best = f64::INFINITY;
+                for _ in 0..12 {
+                    let start = std::time::Instant::now();
+                    let out = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.1).unwrap();
+                    wait(gpu.download(&out.out)).unwrap();
+                    best = best.min(start.elapsed().as_secs_f64());
+                }
+                let bytes = cache.token_bytes();
+                println!(
+                    "{q_heads}/{kv_heads} heads of {head_dim} {dtype} wide {wide}: {bytes} B, {:.2} ms",
+                    best * 1e3
+                );
+            }
+        }
+    }
+}

@@ -117,7 +117,9 @@ fn what_finds_no_room_is_refused_by_its_size() {
     // Values, and GTA's states, which are values too.
     for (variant, name) in [("gqa", "v_proj"), ("gta", "kv_proj")] {
         let mut tiny = Tiny::new(variant, 5);
-        tiny.tensors.get_mut(&format!("model.layers.0.self_attn.{name}.bias")).unwrap().1[3] = 500.0;
+        let mut bias = vec![0.0; 12];
+        bias[3] = 500.0;
+        tiny.tensors.insert(format!("model.layers.0.self_attn.{name}.bias"), (vec![12], bias));
         assert_kind!(session(&tiny, DType::I8), ErrorKind::Unsupported { .. });
         let text = message(session(&tiny, DType::I8));
         assert!(text.contains("the values of layer 0"), "{text}");
