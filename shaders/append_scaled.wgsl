@@ -7,7 +7,7 @@
 //
 // Grid: x = group * SPANS + span, and after them all the rope key; y (and z, folded past 65,535) = token; lanes over u32s.
 // LEVELS: 127 in i8, 7 in i4. Constants: those of its parts, and SPANS. Parts: elements_i8 or elements_i4, rope_*, page,
-// slabs_*, slab_stores_*, append_row.
+// slabs_*, slab_stores_*, append_row, wide_*.
 
 const LANES = 64u;
 // A span whose largest value is below is kept as zeros: its inverse would leave f32.
@@ -48,6 +48,7 @@ fn main(
 
     let group = workgroup.x / SPANS;
     let is_value = workgroup.x % SPANS == 1u;
+    wide_keep(token, group, is_value, page_rope(page, PAGE_SIZE, offset), lane);
     let span_first = select(0u, VALUE_FIRST, is_value) * U32S_PER_WORD;
     let span_last = select(STATE_WORDS, VALUE_FIRST, SPANS == 2u && !is_value) * U32S_PER_WORD;
     var top = 0.0;

@@ -62,6 +62,9 @@ fn attention() -> Result<Vec<Labelled>> {
     let mut all = Vec::new();
     for (name, heads) in layouts()? {
         for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4] {
+            if heads.wide_dim() > 0 && !matches!(dtype, DType::I8 | DType::I4) {
+                continue;
+            }
             // The text differs from f16's in one slot.
             if dtype == DType::BF16 && heads.q_heads() > 8 {
                 continue;
@@ -139,6 +142,10 @@ fn layouts() -> Result<Vec<(String, HeadLayout)>> {
         [(1, 1, 32), (3, 3, 20), (32, 8, 128), (9, 1, 48), (128, 1, 512), (8, 4, 64), (2, 1, 1)]
     {
         all.push((format!("gqa-{kv_heads}x{head_dim}"), HeadLayout::gqa(Gqa { q_heads, kv_heads, head_dim })?));
+    }
+    for (q_heads, kv_heads, head_dim, wide) in [(32, 8, 128, 8), (8, 4, 64, 4), (3, 3, 20, 2)] {
+        let heads = HeadLayout::gqa_wide(Gqa { q_heads, kv_heads, head_dim }, wide)?;
+        all.push((format!("gqa-{kv_heads}x{head_dim} wide {wide}"), heads));
     }
     for (q_heads, kv_heads, head_dim, rope_dim) in
         [(32, 8, 128, 64), (4, 4, 12, 6), (63, 1, 96, 48), (12, 4, 64, 32), (8, 2, 100, 4), (6, 2, 32, 0)]

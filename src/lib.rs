@@ -104,7 +104,7 @@ mod temporary;
 
 pub use attention::{
     AttentionOptions, Decode, DecodeArgs, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla,
-    Plan, Rotation, SplitPolicy,
+    Plan, Rotation, SplitPolicy, WideChannels,
 };
 pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result, SavedFault};

@@ -1,6 +1,6 @@
 // A token's new row, element by element, rotated on the way: bindings and functions that every append has.
 // Constants: GROUPS STATE_DIM KEY_DIM ROPE_DIM VALUE_FIRST VALUE_DIM ELEMS_PER_U32 PAGE_SIZE, ROTATED_STATE ROTATED_ROPE
-// (widths of the rotated spans, 0 = none). Parts: rope_*.
+// (widths of the rotated spans, 0 = none). Parts: rope_*, wide_*.
 
 struct Params {
     token_count: u32,
@@ -44,7 +44,7 @@ fn state_element(token: u32, group: u32, e: u32) -> f32 {
         return 0.0;
     }
     if (e < KEY_DIM) {
-        return element(token, first, e, ROTATED_STATE);
+        return wide_rest(group, e, element(token, first, e, ROTATED_STATE));
     }
     if (e >= VALUE_FIRST * ELEMS_PER_WORD && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM) {
         return kv[first + KEY_DIM + e - VALUE_FIRST * ELEMS_PER_WORD];

@@ -56,13 +56,14 @@ impl Append {
     /// Compiles the kernel.
     ///
     /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width, or a page size that is no power of two up to 4096;
-    /// [`ErrorKind::DType`].
+    /// [`ErrorKind::DType`], also for wide channels ([`HeadLayout::gqa_wide`]) in a dtype that is not of integers.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: Rotation) -> Result<Self> {
         let spec = append_spec(&heads, dtype, page_size, rotation)?;
         let layout = StateLayout::new(&heads, dtype);
         let x = match layout.spans {
             0 => (4 * layout.row_words(heads.groups())).div_ceil(64),
-            spans => heads.groups() * spans + usize::from(layout.rope_words > 0),
+            // Wide channels are written with their keys.
+            spans => heads.groups() * spans + usize::from(heads.narrow().rope_dim() > 0),
         };
         Ok(Self { kernel: PoolKernel::new(gpu, spec)?, heads, dtype, page_size, rotation, x: x as u32 })
     }
@@ -93,8 +94,8 @@ impl Append {
     /// those beyond +-3.39e38 as that. i8 caches round a state to 127 steps of its largest value (key and value apart where they
     /// are), i4 caches to 7, and both keep rope keys as f16.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layer of another layout, dtype or page size; [`ErrorKind::Shape`],
-    /// [`ErrorKind::DType`].
+    /// Errors: [`ErrorKind::Argument`] for a layer of another layout, dtype or page size, or with wide channels that nobody
+    /// has named ([`PagedKvCache::with_wide_channels`](crate::PagedKvCache)); [`ErrorKind::Shape`], [`ErrorKind::DType`].
     pub fn encode(
         &self,
         gpu: &Gpu,
@@ -113,6 +114,9 @@ impl Append {
         let slabs = layer.pool.buffers();
         let mut buffers = vec![&kv.buffer, &slots.buffer, &cos_sin.buffer];
         buffers.extend(&slabs);
+        if self.heads.wide_dim() > 0 {
+            buffers.insert(4, &layer.wide()?.buffer); // before the further slabs
+        }
         gpu.dispatch(pass, self.kernel.of(gpu, slabs.len())?, &params, &buffers, (self.x, y, z))
     }
 
@@ -185,11 +189,15 @@ pub(crate) fn append_spec(
         return Err(ErrorKind::argument("page_size", why));
     }
     let layout = StateLayout::new(heads, dtype);
+    if heads.wide_dim() > 0 && layout.spans == 0 {
+        let want = "i8 or i4, where keys have wide channels";
+        return Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: want.into() }.into());
+    }
     let rotated = rotated_dim(heads, rotation);
     if !rotated.is_multiple_of(2) {
         return Err(ErrorKind::argument("head_dim", format!("{rotated} elements cannot be rotated in pairs")));
     }
-    let (rotated_state, rotated_rope) = if heads.rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
+    let (rotated_state, rotated_rope) = if heads.narrow().rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
     let elements = cache_part(dtype)?;
     let rope = match rotation {
         Rotation::Interleaved => part!("parts/rope_interleaved.wgsl"),
@@ -201,6 +209,9 @@ pub(crate) fn append_spec(
         true => ("append_scaled", part!("append_scaled.wgsl")),
     };
     let [spans, scale_words] = layout.scale_consts();
+    let wide = heads.wide_dim();
+    let mut bindings = vec![Access::Read, Access::Read, Access::Read, Access::Write];
+    bindings.extend((wide > 0).then_some(Access::Read));
     Ok(KernelSpec {
         name,
         consts: vec![
@@ -209,7 +220,8 @@ pub(crate) fn append_spec(
             ("GROUPS", number(heads.groups())),
             ("STATE_DIM", number(heads.state_dim())),
             ("KEY_DIM", number(heads.nope_dim())),
-            ("ROPE_DIM", number(heads.rope_dim())),
+            ("ROPE_DIM", number(heads.narrow().rope_dim())),
+            ("WIDE_DIM", number(wide)),
             ("VALUE_FIRST", number(layout.value_first)),
             ("VALUE_DIM", number(heads.v_dim())),
             ("STATE_WORDS", number(layout.state_words)),
@@ -225,11 +237,12 @@ pub(crate) fn append_spec(
             part!("parts/slabs_1.wgsl"),
             part!("parts/page.wgsl"),
             part!("parts/append_row.wgsl"),
+            if wide > 0 { part!("parts/wide_channels.wgsl") } else { part!("parts/wide_none.wgsl") },
             part!("parts/slab_stores_1.wgsl"),
             main,
         ],
-        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write],
-        workgroup_bytes: if scaled { 4 * 64 } else { 0 },
+        bindings,
+        workgroup_bytes: if scaled { 4 * 64 + 4 * wide } else { 0 },
     })
 }
 

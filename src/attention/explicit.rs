@@ -220,6 +220,7 @@ impl Explicit {
         let pages = room / PART_PAGE;
         let pool = gpu.create_scratch("explicit keys and values", 16 * (pages * page_words) as u64)?;
         let scratch = KvView {
+            wide: None,
             pool: Pool::new(pages, vec![pool], pages),
             heads,
             dtype: own,

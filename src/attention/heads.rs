@@ -56,7 +56,8 @@ pub struct Mla {
 /// The numbers by which kernels, planner and cache know a variant.
 ///
 /// One token's cached row is `groups` states of `state_dim` elements, then one rope key of `rope_dim` elements
-/// (shared by all groups; `rope_dim` may be 0). For query head `h` in group `h / heads_per_group`:
+/// (shared by all groups; `rope_dim` may be 0). In place of a rope key there may be the large channels of all groups' keys, see
+/// [`HeadLayout::gqa_wide`]. For query head `h` in group `h / heads_per_group`:
 /// score = q[..nope_dim]·state[..nope_dim] + q[nope_dim..]·rope_key, value = state[v_offset..v_offset+v_dim].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HeadLayout {
@@ -67,6 +68,7 @@ pub struct HeadLayout {
     pub(crate) rope_dim: usize,
     pub(crate) v_offset: usize,
     pub(crate) v_dim: usize,
+    pub(crate) wide_dim: usize,
 }
 
 /// No real model comes near; keeps every product of dimensions far inside u32.
@@ -95,8 +97,36 @@ impl HeadLayout {
             rope_dim: 0,
             v_offset: v.head_dim,
             v_dim: v.head_dim,
+            wide_dim: 0,
         }
         .checked("kv_heads", ("head_dim", v.head_dim, MAX_DIM / 2))
+    }
+
+    /// [`HeadLayout::gqa`] for caches of integers ([`DType::I8`](crate::DType), [`DType::I4`](crate::DType)) under keys with
+    /// a few channels that are much larger than the others, as Qwen2's biases make them: `wide` channels of every KV head,
+    /// which [`WideChannels`](super::WideChannels) names, are kept in f16 as well. The state then holds what the f16 leaves
+    /// of them, so that the scale of its integers is that of the other channels, and nothing is lost of either.
+    ///
+    /// The f16 of all KV heads lie where other layouts have the rope key, `kv_heads * wide` elements (2 bytes each): queries
+    /// have as many elements more, in the place of their KV head the channels once more, in the others' zeros
+    /// ([`nn::RotateWide`](crate::nn::RotateWide) makes them). Rows to append are those of [`HeadLayout::gqa`]. Multiples of 4
+    /// are fastest.
+    ///
+    /// Errors: as all constructors; for a `wide` that is 0, odd or above `head_dim`, or `kv_heads * wide` above 16,384.
+    pub fn gqa_wide(v: Gqa, wide: usize) -> Result<Self> {
+        if wide == 0 || wide > v.head_dim || !wide.is_multiple_of(2) {
+            let why = format!("{wide} is not an even number in 2..={}, the width of a head", v.head_dim);
+            return Err(ErrorKind::argument("wide", why));
+        }
+        let plain = Self::gqa(v)?;
+        Self { rope_dim: plain.groups.saturating_mul(wide), wide_dim: wide, ..plain }
+            .checked("kv_heads", ("head_dim", v.head_dim, MAX_DIM / 2))
+    }
+
+    /// The same without its wide channels.
+    pub(crate) fn narrow(self) -> Self {
+        let rope_dim = if self.wide_dim > 0 { 0 } else { self.rope_dim };
+        Self { rope_dim, wide_dim: 0, ..self }
     }
 
     /// Grouped-tied attention. State `kv` (head_dim, never rotated) per tied head, one rope key. The key of a head is
@@ -113,6 +143,7 @@ impl HeadLayout {
             rope_dim: v.rope_dim,
             v_offset: 0,
             v_dim: v.head_dim,
+            wide_dim: 0,
         }
         .checked("kv_heads", ("head_dim", v.head_dim, MAX_DIM))
     }
@@ -127,6 +158,7 @@ impl HeadLayout {
             rope_dim: v.rope_dim,
             v_offset: 0,
             v_dim: v.latent_dim,
+            wide_dim: 0,
         }
         .checked("latent_heads", ("latent_dim", v.latent_dim, MAX_DIM))
     }
@@ -140,7 +172,7 @@ impl HeadLayout {
     /// all heads.
     pub(crate) fn explicit(q_heads: usize, nope_dim: usize, v_dim: usize, rope_dim: usize) -> Result<Self> {
         let state_dim = nope_dim.saturating_add(v_dim);
-        Self { q_heads, groups: q_heads, state_dim, nope_dim, rope_dim, v_offset: nope_dim, v_dim }
+        Self { q_heads, groups: q_heads, state_dim, nope_dim, rope_dim, v_offset: nope_dim, v_dim, wide_dim: 0 }
             .checked("q_heads", ("nope_dim + v_dim", state_dim, MAX_DIM))
     }
 
@@ -198,7 +230,7 @@ impl HeadLayout {
     pub fn nope_dim(&self) -> usize {
         self.nope_dim
     }
-    /// Elements of the rope key shared by all groups.
+    /// Elements of the rope key shared by all groups, or of the wide channels of all groups ([`HeadLayout::gqa_wide`]).
     pub fn rope_dim(&self) -> usize {
         self.rope_dim
     }
@@ -206,7 +238,7 @@ impl HeadLayout {
     /// head (GQA), or nothing where that is the value too (GTA and GLA with a `rope_dim` of 0). What
     /// [`nn::Rope::new`](crate::nn::Rope::new) takes.
     pub fn rotated_dim(&self) -> usize {
-        match self.rope_dim {
+        match self.narrow().rope_dim {
             // A tied state must not turn with the key.
             0 if self.v_offset == 0 => 0,
             0 => self.nope_dim,
@@ -226,8 +258,13 @@ impl HeadLayout {
     pub fn q_dim(&self) -> usize {
         self.nope_dim.saturating_add(self.rope_dim)
     }
-    /// Elements of one token's cached row, `groups * state_dim + rope_dim`: what `append` takes.
+    /// Channels of each group's key that are kept in f16 beside its integers ([`HeadLayout::gqa_wide`]); else 0.
+    pub fn wide_dim(&self) -> usize {
+        self.wide_dim
+    }
+    /// Elements of one token's row as `append` takes it, `groups * state_dim + rope_dim`; wide channels, which `append` makes
+    /// of the states, are not among them.
     pub fn kv_dim(&self) -> usize {
-        self.groups.saturating_mul(self.state_dim).saturating_add(self.rope_dim)
+        self.groups.saturating_mul(self.state_dim).saturating_add(self.narrow().rope_dim)
     }
 }

@@ -2,7 +2,8 @@
 
 use super::heads::HeadLayout;
 use super::pool::Pool;
-use crate::gpu::{number, Const, DType};
+use crate::error::{ErrorKind, Result};
+use crate::gpu::{number, Const, DType, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -15,7 +16,9 @@ use std::sync::Arc;
 ///
 /// In [`DType::I8`] and [`DType::I4`] the elements of states are integers, to be multiplied by a scale: one f32 per token and
 /// group where the value is the state itself, else one for the key and one for the value, groups in order. The rope key is
-/// f16 there, its words padded to an even number. Other dtypes have no scales. Four bits are a two's complement; the first
+/// f16 there, its words padded to an even number, and so are wide channels ([`HeadLayout::gqa_wide`]), in its place. Channels
+/// of a key that are much larger than its others take the bits of those: NMSE 1e-3 of the output (i8) where one is 10 times as
+/// large as they are, noise at 100 times, but for wide ones. Other dtypes have no scales. Four bits are a two's complement; the first
 /// of a byte's two elements is its lower half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StateLayout {
@@ -132,6 +135,8 @@ pub struct KvView {
     pub(crate) heads: HeadLayout,
     pub(crate) dtype: DType,
     pub(crate) page_size: usize,
+    /// Which channels are wide, as `shaders/parts/wide_channels.wgsl` has it: where some are, and were named.
+    pub(crate) wide: Option<Tensor>,
     /// The cache's generation as it is now, not as it was when the view was taken.
     pub(crate) live_generation: Arc<AtomicU64>,
 }
@@ -140,6 +145,17 @@ impl KvView {
     /// The cache's present generation.
     pub(crate) fn generation(&self) -> u64 {
         self.live_generation.load(Ordering::Acquire)
+    }
+
+    /// Which channels are wide. Errors: [`ErrorKind::Argument`] where none are, or nobody has named them.
+    pub(crate) fn wide(&self) -> Result<&Tensor> {
+        self.wide.as_ref().ok_or_else(|| {
+            let why = match self.heads.wide_dim() {
+                0 => "its layout has no wide channels".to_string(),
+                n => format!("its {n} wide channels per KV head are not named: PagedKvCache::with_wide_channels does"),
+            };
+            ErrorKind::argument("layer", why)
+        })
     }
 
     /// The head layout of the cached rows.

@@ -21,6 +21,7 @@ pub(crate) mod shape;
 pub mod tables;
 pub(crate) mod tree;
 pub mod view;
+mod wide;
 
 pub use append::{Append, AppendArgs, Rotation};
 pub use decode::{Decode, DecodeArgs, DecodeOutput};
@@ -30,3 +31,4 @@ pub use layout::{KvView, StateLayout};
 pub use options::AttentionOptions;
 pub use plan::SplitPolicy;
 pub use view::{KvBatch, KvSource, SeqView};
+pub use wide::WideChannels;

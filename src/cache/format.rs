@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! head     96 bytes: "lattenKV", then u32s: version, dtype, the seven numbers of the layout, rotation, frequencies,
-//!          page size, layers, words of a row, tokens of a block, sequences, bytes of the fingerprint, 0;
+//!          page size, layers, words of a row, tokens of a block, sequences, bytes of the fingerprint, wide channels of a group;
 //!          then u64s: bytes of the table, XXH64 of the 88 bytes before
-//! table    fingerprint; frequencies (f32); of each sequence: committed tokens (u64), from version 2 on three u64s (the
-//!          tokens of its window or 0 for all, the first tokens that are kept beside it, one past the last token between
-//!          these and the window whose row is gone, or 0 where none is), token ids (u64 count, then u32 each)
+//! table    fingerprint; frequencies (f32); wide channels (u32), if there are any, by layer and group; of each sequence:
+//!          committed tokens (u64), from version 2 on three u64s (the tokens of its window or 0 for all, the first tokens
+//!          that are kept beside it, one past the last token between these and the window whose row is gone, or 0 where
+//!          none is), token ids (u64 count, then u32 each)
 //!          then the XXH64 of that, seeded with the head's
 //! blocks   for each sequence, for each layer: the rows that it holds, in order, cut into blocks of so many rows, each
 //!          followed by its XXH64, seeded with the table's plus the block's index
 //! ```
 //!
-//! A file without windowed sequences is of version 1, for older programs to read; one with them is of version 2.
+//! A file without windowed sequences and wide channels is of version 1, for older programs to read; else of version 2.
 //!
 //! All numbers are little-endian. A block is laid out as a page of just its tokens: planes of 16-byte words as in
 //! [`StateLayout`]. So a page's part of a plane is one run in the file too, and nothing but one number in the head depends on
@@ -24,13 +25,13 @@ use super::input::Input;
 pub use super::saved_sequence::SavedSequence;
 use crate::attention::append::rotated_dim;
 use crate::attention::layout::StateLayout;
-use crate::attention::{HeadLayout, Rotation};
+use crate::attention::{Gqa, HeadLayout, Rotation, WideChannels};
 use crate::error::{Result, SavedFault};
 use crate::gpu::DType;
 use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"lattenKV";
-/// The last version, which is written where windowed sequences need it; else it is 1.
+/// The last version, which is written where windowed sequences or wide channels need it; else it is 1.
 pub(super) const VERSION: u32 = 2;
 const HEAD_BYTES: usize = 96;
 /// A checksum.
@@ -54,6 +55,8 @@ pub struct SavedInfo {
     pub rotation: Rotation,
     /// The rotation's frequencies, radians per token.
     pub inv_freq: Vec<f32>,
+    /// Which channels of keys are in f16 beside their integers, of a layout that has such.
+    pub wide: Option<WideChannels>,
     /// Tokens per page of the cache that was saved; the loading one may have others.
     pub page_size: usize,
     /// Layers.
@@ -122,7 +125,7 @@ impl SavedInfo {
         for number in [self.inv_freq.len(), self.page_size, self.layers, self.row_bytes() / 16, self.block_tokens] {
             put(number);
         }
-        [self.sequences.len(), self.fingerprint.len(), 0].into_iter().for_each(put);
+        [self.sequences.len(), self.fingerprint.len(), h.wide_dim].into_iter().for_each(put);
         bytes.extend((table.len() as u64).to_le_bytes());
         debug_assert_eq!(bytes.len(), HEAD_BYTES - SUM_BYTES);
         let sum = xxh64(&bytes, 0);
@@ -135,12 +138,14 @@ impl SavedInfo {
 
     /// The first version that can hold it.
     fn version(&self) -> u32 {
-        1 + u32::from(self.sequences.iter().any(|s| s.window > 0))
+        1 + u32::from(self.wide.is_some() || self.sequences.iter().any(|s| s.window > 0))
     }
 
     fn table(&self) -> Vec<u8> {
         let (mut bytes, windowed) = (self.fingerprint.clone(), self.version() > 1);
         bytes.extend(self.inv_freq.iter().flat_map(|f| f.to_le_bytes()));
+        let wide = self.wide.iter().flat_map(|wide| wide.numbers());
+        bytes.extend(wide.flat_map(|channel| channel.to_le_bytes()));
         for s in &self.sequences {
             bytes.extend((s.len as u64).to_le_bytes());
             if windowed {
@@ -206,7 +211,7 @@ struct Head {
     block_tokens: u32,
     sequences: u32,
     fingerprint_bytes: u32,
-    reserved: u32,
+    wide: u32,
     table_bytes: u64,
 }
 
@@ -226,7 +231,7 @@ impl Head {
             block_tokens: at(13),
             sequences: at(14),
             fingerprint_bytes: at(15),
-            reserved: at(16),
+            wide: at(16),
             table_bytes,
         }
     }
@@ -236,6 +241,9 @@ impl Head {
         let mut table = Cursor { rest: table };
         let fingerprint = table.take(self.fingerprint_bytes.into())?.to_vec();
         let inv_freq = table.u32s(self.frequencies.into())?.map(f32::from_bits).collect();
+        self.bounded()?;
+        let heads = heads(self.layout, self.wide)?;
+        let wide = wide(&heads, self.layers, &mut table)?;
         let mut sequences = Vec::new();
         for _ in 0..self.sequences {
             let len = table.u64()?;
@@ -254,9 +262,9 @@ impl Head {
         if !table.rest.is_empty() {
             return Err(malformed("table size", self.table_bytes, "more than it holds"));
         }
-        self.bounded()?;
         let info = SavedInfo {
-            heads: heads(self.layout)?,
+            heads,
+            wide,
             dtype: dtype(self.dtype)?,
             rotation: rotation(self.rotation)?,
             inv_freq,
@@ -266,8 +274,13 @@ impl Head {
             sequences,
             block_tokens: self.block_tokens as usize,
         };
+        let integers = matches!(info.dtype, DType::I8 | DType::I4);
+        if info.wide.is_some() && (!integers || self.version == 1) {
+            return Err(malformed("wide channels", self.wide.into(), "not of this version and dtype"));
+        }
         if info.version() != self.version {
-            return Err(malformed("version", self.version.into(), "of windowed sequences, and there is none"));
+            let why = "of windowed sequences or wide channels, and there is none";
+            return Err(malformed("version", self.version.into(), why));
         }
         if info.row_bytes() / 16 != self.row_words as usize {
             return Err(malformed("row size", self.row_words.into(), "not that of its layout and dtype"));
@@ -304,18 +317,30 @@ impl Head {
                 return Err(malformed(name, value.into(), why));
             }
         }
-        if self.reserved != 0 {
-            return Err(malformed("reserved word", self.reserved.into(), "not 0"));
-        }
         Ok(())
     }
 }
 
 /// A layout that one of its constructors makes.
-fn heads(numbers: [u32; 7]) -> Result<HeadLayout, SavedFault> {
+fn heads(numbers: [u32; 7], wide: u32) -> Result<HeadLayout, SavedFault> {
     let [q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim] = numbers.map(|n| n as usize);
-    let heads = HeadLayout { q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim };
+    let wide_dim = wide as usize;
+    let heads = HeadLayout { q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim, wide_dim };
+    if wide > 0 {
+        let made = HeadLayout::gqa_wide(Gqa { q_heads, kv_heads: groups, head_dim: nope_dim }, wide_dim).ok();
+        return made.filter(|made| *made == heads).ok_or(malformed("wide channels", wide.into(), "not of its layout"));
+    }
     heads.remade().ok_or(SavedFault::Layout { numbers })
+}
+
+/// The channels of a layout that has wide ones.
+fn wide(heads: &HeadLayout, layers: u32, table: &mut Cursor<'_>) -> Result<Option<WideChannels>, SavedFault> {
+    if heads.wide_dim == 0 {
+        return Ok(None);
+    }
+    let numbers: Vec<u32> = table.u32s(heads.rope_dim as u64 * u64::from(layers))?.collect();
+    let known = WideChannels::from_numbers(heads, &numbers);
+    known.map(Some).map_err(|_| malformed("wide channels", heads.wide_dim as u64, "not so many elements of a key"))
 }
 
 pub(super) fn malformed(name: &'static str, value: u64, why: &'static str) -> SavedFault {

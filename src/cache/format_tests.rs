@@ -12,6 +12,7 @@ fn info() -> SavedInfo {
         dtype: DType::I8,
         rotation: Rotation::Interleaved,
         inv_freq: vec![1.0, 0.01],
+        wide: None,
         page_size: 16,
         layers: 2,
         fingerprint: b"model".to_vec(),
@@ -251,7 +252,7 @@ fn numbers_that_cannot_be_are_refused() {
         (68, &[4, u32::MAX], "table entry"),
         (68, &[2], "table size"),
         (72, &[u32::MAX], "table entry"),
-        (76, &[1], "reserved word"),
+        (76, &[1], "wide channels"),
     ] {
         for &value in values {
             match fault(&with_u32(at, value)) {

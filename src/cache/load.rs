@@ -105,6 +105,7 @@ impl PagedKvCache {
                 return Err(SavedFault::Other { name: "frequency", file: text(file), here: text(here) });
             }
         }
+        same("wide channels", &info.wide.as_ref(), &self.wide_channels())?;
         let size = self.pages.size;
         let cut = |s: &&SavedSequence| !s.gap.start.is_multiple_of(size) || !s.gap.end.is_multiple_of(size);
         if let Some(SavedSequence { gap, .. }) = info.sequences.iter().find(cut) {

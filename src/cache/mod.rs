@@ -20,6 +20,7 @@ mod stats;
 mod store;
 mod table;
 mod target;
+mod wide;
 
 pub(crate) use checksum::xxh64;
 pub(crate) use copy::copy_spec;
@@ -43,6 +44,7 @@ use crate::attention::view::Resident;
 use crate::attention::{HeadLayout, KvBatch, KvSource};
 use crate::cache::copy::CopyPages;
 use crate::cache::slabs::{Cut, SlabLimits, Slabs};
+use crate::cache::wide::Wide;
 use crate::error::{ErrorKind, Result};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -81,6 +83,7 @@ pub struct PagedKvCache {
     append: Append,
     copy: CopyPages,
     inv_freq: Vec<f32>,
+    wide: Option<Wide>,
     step: Option<Step>,
     step_buffers: StepBuffers,
     /// Whether tokens were committed of which a browser has not yet said that their rows are written.
@@ -111,8 +114,8 @@ impl PagedKvCache {
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pages exceed what the
     /// device can bind in slabs ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
-    /// [`ErrorKind::DType`] for U32. F32, F16 and BF16 caches hold rows as they come; for I8 and I4 see
-    /// [`StateLayout`].
+    /// [`ErrorKind::DType`] for U32, and for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16.
+    /// Caches of those hold rows as they come; for I8 and I4 see [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
         Self::allocate(gpu, heads, dtype, pages, false)
     }
@@ -157,6 +160,7 @@ impl PagedKvCache {
             append,
             copy,
             inv_freq,
+            wide: None,
             step: None,
             step_buffers,
             unsure: AtomicBool::new(false),
@@ -290,8 +294,8 @@ impl PagedKvCache {
     /// recorded: call `cos_sin` first where a step is to be one submit. For a pass of your own there is
     /// [`Append::encode`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layer that is not there or no reserved token, [`ErrorKind::Shape`],
-    /// [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
+    /// Errors: [`ErrorKind::Argument`] for a layer that is not there or no reserved token, and for wide channels that nobody
+    /// has named ([`PagedKvCache::with_wide_channels`]); [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
     pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
@@ -345,6 +349,7 @@ impl PagedKvCache {
             heads: self.heads,
             dtype: self.dtype,
             page_size: self.pages.size,
+            wide: self.wide.as_ref().and_then(|wide| wide.layers.get(layer).cloned()),
             live_generation: self.live_generation.clone(),
         })
     }

@@ -55,7 +55,7 @@ impl SeqTable {
 
 impl PagedKvCache {
     /// Makes the cache anew on another device, or on the same, when its device was lost ([`ErrorKind::DeviceLost`]): memory
-    /// and kernels as [`PagedKvCache::new`] made them, rotation and byte budget as they were. Sequences keep their ids and
+    /// and kernels as [`PagedKvCache::new`] made them, rotation, wide channels and byte budget as they were. Sequences keep their ids and
     /// lose their tokens; those that had any are returned. Reservations, pins and what was kept go; forks share nothing
     /// any more. Views and plans from before are refused.
     ///
@@ -69,6 +69,9 @@ impl PagedKvCache {
         let mut fresh = Self::allocate(gpu, self.heads, self.dtype, self.pages, self.grows)?;
         if self.append.rotation() != Rotation::None {
             fresh = fresh.with_rotation(self.append.rotation(), &self.inv_freq)?;
+        }
+        if let Some(wide) = &self.wide {
+            fresh = fresh.with_wide_channels(&wide.channels)?;
         }
         let emptied = self.table.empty_all();
         // The other device may cut the pages into other slabs.

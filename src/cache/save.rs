@@ -132,6 +132,7 @@ impl PagedKvCache {
             dtype: self.dtype,
             rotation: self.append.rotation(),
             inv_freq: self.inv_freq.clone(),
+            wide: self.wide_channels().cloned(),
             page_size: self.pages.size,
             layers: self.pages.layers,
             fingerprint: what.fingerprint.to_vec(),

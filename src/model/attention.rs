@@ -2,16 +2,19 @@
 
 use super::config::{AttentionConfig, Config};
 use super::explicit::{ExplicitPrefill, Step};
+use super::large_keys::LargeBiases;
 use super::projections::{Forms, Projections};
 use super::split::Split;
 use super::store::Store;
 use super::weights::Source;
 use crate::attention::explicit::ExplicitPlan;
-use crate::attention::{Decode, DecodeOutput, Plan};
+#[cfg(doc)]
+use crate::attention::WideChannels;
+use crate::attention::{Decode, DecodeOutput, HeadLayout, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::Span;
+use crate::nn::{RotateWide, Span};
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -53,6 +56,8 @@ pub(super) struct AttentionStep<'a> {
     pub(super) explicit: Option<Step<'a>>,
     pub(super) sequences: &'a [SeqId],
     pub(super) cos_sin: &'a Tensor,
+    /// Of a cache with wide channels.
+    pub(super) wide: Option<&'a RotateWide>,
     pub(super) softmax_scale: f32,
 }
 
@@ -85,6 +90,19 @@ impl Attention {
         })
     }
 
+    /// Of each KV head of GQA, the channels of its keys that are too large to be integers with the others, by `k_proj`'s bias
+    /// (Qwen2's): in pairs, the largest first, more than 4 times the root mean square of what the matrix makes of an input with
+    /// mean square 1. A cache in I8 or I4 wants them wide ([`HeadLayout::gqa_wide`], [`WideChannels`]), which
+    /// [`Attention::forward`] then sees to; a [`Session`](super::Session) takes care of it by itself. Empty lists where there are
+    /// none, no lists for the other variants.
+    pub fn large_key_channels(&self) -> Vec<Vec<u32>> {
+        self.projections.large_biases().channels()
+    }
+
+    pub(super) fn large_biases(&self) -> LargeBiases {
+        self.projections.large_biases()
+    }
+
     pub(super) fn keeps_explicit(&self) -> bool {
         self.projections.explicit().is_some()
     }
@@ -93,7 +111,7 @@ impl Attention {
     /// where there are two.
     ///
     /// - `x`: (tokens, hidden_size) F32, in the order of the sequences
-    /// - `cache`: of the layout and rotation of the layer's [`Config`]
+    /// - `cache`: of the layout and rotation of the layer's [`Config`], or that layout with wide channels
     /// - returns: (tokens, hidden_size) F32, new memory
     ///
     /// Errors: those of [`Decode::plan`], [`PagedKvCache::append`] and [`Decode::run`].
@@ -134,7 +152,10 @@ impl Attention {
         let (rows, hidden) = (planned.tokens, self.config.hidden_size);
         x.expect("x", &[rows, hidden], DType::F32)?;
         let cos_sin = cache.cos_sin(sequences)?;
-        let scratch = AttentionScratch::new(&self.gpu, &self.config, (rows, planned.explicit().is_some()))?;
+        let heads = *cache.heads();
+        let scratch = AttentionScratch::new(&self.gpu, (&self.config, &heads), (rows, planned.explicit().is_some()))?;
+        let rotation = self.config.rope()?.rotation;
+        let wide = (heads.wide_dim() > 0).then(|| RotateWide::new(&self.gpu, heads, rotation)).transpose()?;
         let y = Tensor::zeros(&self.gpu, &[rows, hidden], DType::F32)?;
         let mut step = AttentionStep {
             rows,
@@ -144,6 +165,7 @@ impl Attention {
             explicit: planned.explicit(),
             sequences,
             cos_sin: &cos_sin,
+            wide: wide.as_ref(),
             softmax_scale: self.config.softmax_scale(),
         };
         self.run(layer, &scratch, &mut step, Span::of(x), Span::of(&y))?;
@@ -165,9 +187,10 @@ impl Attention {
         let rows = step.rows;
         let explicit = self.projections.explicit().zip(step.explicit);
         let forms = Forms { absorbed: step.plan.is_some(), explicit: explicit.is_some() };
-        self.projections.project(s, rows, input, step.cos_sin, forms)?;
-        step.cache.append(layer, step.sequences, &s.kv)?;
         let view = step.cache.layer(layer)?;
+        let wide = step.wide.map(|rotate| (rotate, &view));
+        self.projections.project(s, rows, input, (step.cos_sin, wide), forms)?;
+        step.cache.append(layer, step.sequences, &s.kv)?;
         let attended = step.plan.map(|plan| step.decode.run(plan, &view, &s.q, step.softmax_scale)).transpose()?;
         let values = match &attended {
             // Of rows in the explicit form this is nothing: what follows writes them.
@@ -221,9 +244,12 @@ impl<'a> StepPlans<'a> {
 }
 
 impl AttentionScratch {
-    /// Tensors of `rows` rows, with those of explicit prefill or without.
-    pub(super) fn new(gpu: &Gpu, config: &Config, (rows, explicit): (usize, bool)) -> Result<Self> {
-        let layout = config.layout()?;
+    /// Tensors of `rows` rows for a cache of `layout`, with those of explicit prefill or without.
+    pub(super) fn new(
+        gpu: &Gpu,
+        (config, layout): (&Config, &HeadLayout),
+        (rows, explicit): (usize, bool),
+    ) -> Result<Self> {
         let heads = config.q_heads;
         let f32s = |dims: &[usize]| Tensor::scratch(gpu, &[&[rows], dims].concat(), DType::F32);
         // What a variant does not use is tiny.

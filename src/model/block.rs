@@ -4,6 +4,7 @@ use super::attention::{Attention, AttentionScratch, AttentionStep};
 use super::config::Config;
 use super::experts::{FeedForward, MixtureScratch};
 use super::weights::Source;
+use crate::attention::HeadLayout;
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::nn::Span;
@@ -52,12 +53,16 @@ impl Block {
 }
 
 impl Scratch {
-    /// Tensors of `rows` rows, with those of explicit prefill or without.
-    pub(super) fn new(gpu: &Gpu, config: &Config, (rows, explicit): (usize, bool)) -> Result<Self> {
+    /// Tensors of `rows` rows for a cache of `layout`, with those of explicit prefill or without.
+    pub(super) fn new(
+        gpu: &Gpu,
+        (config, layout): (&Config, &HeadLayout),
+        (rows, explicit): (usize, bool),
+    ) -> Result<Self> {
         let f32s = |dim: usize| Tensor::scratch(gpu, &[rows, dim], DType::F32);
         Ok(Scratch {
             x: f32s(config.hidden_size)?,
-            attention: AttentionScratch::new(gpu, config, (rows, explicit))?,
+            attention: AttentionScratch::new(gpu, (config, layout), (rows, explicit))?,
             ffn: f32s(config.experts.map_or(0, |e| e.shared_width).max(config.intermediate_size))?,
             mixture: MixtureScratch::new(gpu, config, rows)?,
         })

@@ -3,13 +3,16 @@
 use super::block::Scratch;
 use super::decoder::Decoder;
 use super::session::SessionOptions;
+use crate::attention::HeadLayout;
 use crate::error::Result;
 use crate::gpu::{DType, Tensor};
-use crate::nn::{Embedding, Weight};
+use crate::nn::{Embedding, RotateWide, Weight};
 
 /// The tensors of a session's steps.
 pub(super) struct Buffers {
     pub(super) scratch: Scratch,
+    /// Of a cache with wide channels.
+    pub(super) rotate_wide: Option<RotateWide>,
     /// (capacity) U32
     pub(super) ids: Tensor,
     /// Row of the last token of each sequence that ends in a step: (max_batch) U32
@@ -27,17 +30,26 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    pub(super) fn new(decoder: &Decoder, options: &SessionOptions, explicit: bool) -> Result<Self> {
+    /// For steps with a cache of `layout`.
+    pub(super) fn new(
+        decoder: &Decoder,
+        options: &SessionOptions,
+        layout: &HeadLayout,
+        explicit: bool,
+    ) -> Result<Self> {
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
-        let scratch = Scratch::new(gpu, config, (capacity, explicit)).map_err(|e| {
+        let scratch = Scratch::new(gpu, (config, layout), (capacity, explicit)).map_err(|e| {
             e.of(&format!("a tensor of a step of {capacity} tokens (SessionOptions::chunk or max_batch)"))
         })?;
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
         // Written anew by every step, which looks whether commands were lost while it was under way.
         let tensor = |shape: &[usize], dtype| Tensor::scratch(gpu, shape, dtype);
+        let rotation = config.rope()?.rotation;
+        let rotate_wide = || RotateWide::new(gpu, *layout, rotation);
         Ok(Buffers {
             scratch,
+            rotate_wide: (layout.wide_dim() > 0).then(rotate_wide).transpose()?,
             ids: tensor(&[capacity], DType::U32)?,
             last_rows: tensor(&[batch], DType::U32)?,
             gather,

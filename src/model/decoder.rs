@@ -4,6 +4,7 @@ use super::block::Block;
 use super::config::Config;
 use super::foreign::missing;
 use super::keys::MAX_BYTES;
+use super::large_keys::LargeKeys;
 use super::split::Split;
 use super::store::{io, regular, Store};
 use super::weights::Source;
@@ -27,6 +28,7 @@ pub(super) struct Inner {
     pub(super) config: Config,
     pub(super) embedding: Embedding,
     pub(super) blocks: Vec<Block>,
+    pub(super) large_keys: LargeKeys,
     /// With the last norm before it.
     pub(super) head: Split,
     pub(super) sample: Sample,
@@ -129,10 +131,14 @@ impl Decoder {
             gpu.flush()?;
             Block::load(&source, &config, i)
         };
+        let embedding = Embedding::of_parts(gpu, &table)?;
+        let blocks = (0..config.layers).map(block).collect::<Result<Vec<Block>>>()?;
+        let biases: Vec<_> = blocks.iter().map(|block| block.attention().large_biases()).collect();
         let inner = Inner {
             gpu: gpu.clone(),
-            embedding: Embedding::of_parts(gpu, &table)?,
-            blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
+            embedding,
+            blocks,
+            large_keys: LargeKeys::of(&config, &biases)?,
             head,
             sample: Sample::new(gpu, vocab)?,
             fingerprint: fingerprint(&config, source.checksum(), dtype),

@@ -72,7 +72,7 @@ impl Session {
             cache.commit(&[id], context)?;
         }
         cache.reserve(&[id], new)?;
-        let scratch = AttentionScratch::new(gpu, config, (new, explicit.is_some()))?;
+        let scratch = AttentionScratch::new(gpu, (config, cache.heads()), (new, explicit.is_some()))?;
         let x = Tensor::zeros(gpu, &[new, config.hidden_size], DType::F32)?;
         let (decode, cache) = own.session.attention_parts();
         let plans = StepPlans::new(decode, cache, &[id], explicit)?;
@@ -90,6 +90,7 @@ impl Session {
                     explicit: plans.explicit(),
                     sequences: &[id],
                     cos_sin: &cos_sin,
+                    wide: None, // variants with two forms have no wide channels
                     softmax_scale: config.softmax_scale(),
                 };
                 block.attention().run(0, &scratch, &mut step, Span::of(&x), Span::of(&x))?;

@@ -18,7 +18,8 @@
 //! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors ([`TensorNames::Authors`]) |
 //!
 //! Biases are those that a family has, or that `attention_bias` and `mlp_bias` ask for ([`Config::biases`]): a missing one
-//! is an error.
+//! is an error. Where biases of Qwen2's keys are much larger than the rest, caches of integers keep those channels apart
+//! ([`SessionOptions::kv_dtype`]).
 //!
 //! A tensor that looks like a weight of the model and that no part of it uses is an error
 //! ([`LoadOptions::leave_out`] leaves it out with a warning): other biases, norms of queries and keys, more layers. What is known to
@@ -100,6 +101,7 @@ mod header;
 #[cfg(feature = "tokenizers")]
 mod joined;
 mod keys;
+mod large_keys;
 mod lookup;
 mod measure_prefill;
 mod names;

@@ -2,11 +2,13 @@
 
 use super::attention::AttentionScratch;
 use super::config::{AttentionConfig, Config};
+use super::large_keys::LargeBiases;
 use super::split::Split;
 use super::weights::{Matrix, Source};
+use crate::attention::KvView;
 use crate::error::Result;
 use crate::gpu::Tensor;
-use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, Span};
+use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, RotateWide, Span};
 
 /// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
 pub(super) enum Projections {
@@ -22,6 +24,7 @@ pub(super) struct Direct {
     kv: Split,
     /// None where there is no rope key.
     rotate: Option<Rotate>,
+    biases: LargeBiases,
 }
 
 pub(super) struct Latent {
@@ -82,24 +85,28 @@ impl Projections {
         }
     }
 
-    /// From `input` to `q`, or `q_explicit`, or both, and `kv`.
+    /// From `input` to `q`, or `q_explicit`, or both, and `kv`. `wide`: of queries that read wide channels.
     pub(super) fn project(
         &self,
         s: &AttentionScratch,
         rows: usize,
         input: Span<'_>,
-        cos_sin: &Tensor,
+        (cos_sin, wide): (&Tensor, Option<(&RotateWide, &KvView)>),
         forms: Forms,
     ) -> Result<()> {
         let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
         match self {
             Projections::Direct(direct) => {
-                match &direct.rotate {
-                    Some(rotate) => {
+                match (&direct.rotate, wide) {
+                    (_, Some((rotate, layer))) => {
+                        direct.q.run(rows, input, q_raw, false)?;
+                        rotate.run((rows, layer), cos_sin, q_raw, q)?;
+                    }
+                    (Some(rotate), None) => {
                         direct.q.run(rows, input, q_raw, false)?;
                         rotate.run(rows, cos_sin, q_raw, q)?;
                     }
-                    None => direct.q.run(rows, input, q, false)?,
+                    (None, None) => direct.q.run(rows, input, q, false)?,
                 }
                 direct.kv.run(rows, input, Span::of(&s.kv), false)
             }
@@ -128,6 +135,14 @@ impl Projections {
                     false => latent.absorb.run(rows, q_raw, q, false),
                 }
             }
+        }
+    }
+
+    /// The biases that are too large for a cache of integers.
+    pub(super) fn large_biases(&self) -> LargeBiases {
+        match self {
+            Projections::Direct(direct) => direct.biases.clone(),
+            Projections::Latent(_) => LargeBiases::default(),
         }
     }
 
@@ -197,6 +212,11 @@ impl Load<'_> {
         }
     }
 
+    /// That of the norm of the layer's input, if it is part of the layer.
+    fn gain(&self) -> Result<Option<Vec<f32>>> {
+        self.norm.map(|norm| self.source.values(&format!("{norm}.weight"), &[self.config.hidden_size])).transpose()
+    }
+
     /// A matrix that makes queries, per head [copied | rotated].
     fn queries(&self, part: &'static str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
         let (dim, gain) = (copy_dim + self.config.rope_dim(), self.config.rotated_query_gain());
@@ -220,7 +240,9 @@ impl Load<'_> {
         // Rows in the order of a cached row: the key and the value of each group in turn.
         let group = |g: usize| g * head_dim..(g + 1) * head_dim;
         let kv: Vec<Matrix> = (0..kv_heads).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
+        let biases = LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?;
         Ok(Direct {
+            biases,
             q: self.first(&self.queries("q_proj", 0, hidden)?)?,
             kv: self.first(&Matrix::stack(&kv))?,
             rotate: self.rotate(0)?,
@@ -232,6 +254,7 @@ impl Load<'_> {
         let kv = self.matrix("kv_proj", kv_heads * head_dim, hidden)?;
         let rope_key = self.matrix("k_rope_proj", rope_dim, hidden)?;
         Ok(Direct {
+            biases: LargeBiases::of_tied(self.source, self.config, &kv, self.gain()?.as_deref())?,
             q: self.first(&self.queries("q_proj", head_dim - rope_dim, hidden)?)?,
             kv: self.first(&Matrix::stack(&[kv, rope_key]))?,
             rotate: self.rotate(head_dim - rope_dim)?,

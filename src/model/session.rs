@@ -4,13 +4,14 @@ use super::attention::{AttentionStep, StepPlans};
 use super::buffers::Buffers;
 use super::decoder::Decoder;
 use super::explicit::ExplicitPrefill;
+use super::large_keys;
 use super::prefill::PrefillPath;
 use super::schedule::{schedule, Part};
 use super::want::Undrawn;
 pub use super::want::{Draw, Fed, Want};
 use super::windowed::Unfinished;
 use crate::attention::{AttentionOptions, Decode, KvSource, SplitPolicy};
-use crate::cache::{check_pages, CacheStats, EmptiedSequence, PagedKvCache, Pages, SeqId};
+use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
 use crate::nn::Span;
@@ -26,7 +27,9 @@ pub struct SessionOptions {
     pub cache_tokens: usize,
     /// Tokens per page of the cache, a power of two.
     pub page_size: usize,
-    /// Element type of the cache: F32, F16, BF16, I8 or I4.
+    /// Element type of the cache: F32, F16, BF16, I8 or I4. With the last two, channels of keys that are large by their bias
+    /// (Qwen2's) are kept in f16 besides ([`HeadLayout::gqa_wide`](crate::HeadLayout)); what is large and cannot be is a
+    /// warning in the log, or an error of [`Session::new`].
     pub kv_dtype: DType,
     /// Tokens that a token sees, its own included, in every layer ([`AttentionOptions::window`]); none for all. What no
     /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the
@@ -78,7 +81,8 @@ impl Session {
     /// Errors: [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
     /// window, [`PrefillPath::Explicit`] or [`PrefillPath::From`] of what has no explicit form or does not keep it
     /// ([`LoadOptions::explicit`](super::LoadOptions)); [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
-    /// [`ErrorKind::Unsupported`] for a head too large for the device.
+    /// [`ErrorKind::Unsupported`] for a head too large for the device, or a `kv_dtype` of integers under biases that are too
+    /// large for it.
     pub fn new(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
         for (name, value) in [
             ("max_batch", options.max_batch),
@@ -98,19 +102,14 @@ impl Session {
         }
         let window = options.window.into_iter().chain(config.window).min();
         let options = SessionOptions { window, ..options };
-        let heads = config.layout()?;
-        let pages = options.cache_tokens.div_ceil(options.page_size);
-        check_pages(["cache_tokens", "page_size"], pages, options.page_size)?;
-        let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
-        let rope = config.rope()?;
-        let cache =
-            PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
+        let cache = large_keys::cache(decoder, &options)?;
+        let heads = *cache.heads();
         let SessionOptions { window, keep_first, .. } = options;
         let seen = AttentionOptions { window, keep_first, ..Default::default() };
         let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
         decode.prepare(&cache.layer(0)?)?;
         let prefill = ExplicitPrefill::of_session(decoder, &options)?;
-        let buffers = Buffers::new(decoder, &options, prefill.is_some())?;
+        let buffers = Buffers::new(decoder, &options, &heads, prefill.is_some())?;
         Ok(Session { decoder: decoder.clone(), cache, decode, prefill, options, buffers, unfinished: Vec::new() })
     }
 
@@ -120,7 +119,7 @@ impl Session {
         let decode = Decode::with_options(decoder.gpu(), heads, dtype, *self.decode.options())?;
         let decode = decode.with_policy(self.decode.policy());
         let prefill = ExplicitPrefill::of_session(decoder, &self.options)?;
-        let buffers = Buffers::new(decoder, &self.options, prefill.is_some())?;
+        let buffers = Buffers::new(decoder, &self.options, &heads, prefill.is_some())?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
         (self.decoder, self.decode, self.prefill, self.buffers) = (decoder.clone(), decode, prefill, buffers);
         // What fails here is compiled at the first use, and fails there again.
@@ -396,6 +395,7 @@ impl Session {
             explicit: plans.explicit(),
             sequences: &sequences,
             cos_sin: &cos_sin,
+            wide: b.rotate_wide.as_ref(),
             softmax_scale: model.config.softmax_scale(),
         };
         for (i, block) in model.blocks.iter().enumerate() {

@@ -75,6 +75,11 @@ impl Matrix {
         self.pieces.iter().map(Piece::len).sum()
     }
 
+    /// (rows)
+    pub(super) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// The same without its bias in the elements `part` of each stretch of `head` rows.
     pub(super) fn without_bias(mut self, head: usize, part: Range<usize>) -> Matrix {
         let biases = self.bias.iter_mut().flatten().enumerate().filter(|(row, _)| part.contains(&(row % head)));
@@ -180,7 +185,7 @@ impl<'a> Source<'a> {
     }
 
     /// The values of a tensor of this shape.
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (place, decode) = self.place(name, shape)?;
         let values = decode(&self.store.read(name, place)?);
         self.check_finite(name, &values)?;
@@ -267,6 +272,16 @@ impl<'a> Source<'a> {
                     row.iter_mut().for_each(|w| *w *= factor);
                 }
                 each(&values)
+            })
+        })
+    }
+
+    /// The rows of a matrix as it was read, one by one.
+    pub(super) fn rows_of(&self, matrix: &Matrix, each: &mut dyn FnMut(&[f32])) -> Result<()> {
+        matrix.pieces.iter().try_for_each(|piece| {
+            self.read_values(piece, &mut |values| {
+                values.chunks_exact(matrix.in_dim.max(1)).for_each(&mut *each);
+                Ok(())
             })
         })
     }

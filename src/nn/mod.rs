@@ -15,6 +15,7 @@ mod norm;
 mod pieces;
 mod rope;
 mod rope_scaling;
+mod rope_wide;
 mod route;
 mod sample;
 mod span;
@@ -31,6 +32,7 @@ pub use linear_shape::LinearTuning;
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{Rope, Rotate, RotateShape};
 pub use rope_scaling::RopeScaling;
+pub use rope_wide::RotateWide;
 pub use route::{Route, RouteShape};
 pub use sample::{Sample, Sampling};
 pub use span::Span;
@@ -77,6 +79,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     all.extend(route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), route::spec(shape))));
     all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
     all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
+    all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
     all.extend([100, 100_000].map(|vocab| (format!("vocabulary of {vocab}"), sample::spec(vocab))));
     Ok(all)
 }
@@ -97,6 +100,7 @@ mod tests {
             "norm" => norm::PARAM_FIELDS,
             "swiglu" => activation::PARAM_FIELDS,
             "rope" => rope::PARAM_FIELDS,
+            "rope_wide" => rope_wide::PARAM_FIELDS,
             "route" => route::PARAM_FIELDS,
             "experts" => experts::PARAM_FIELDS,
             "experts_list" => experts_listed::PARAM_FIELDS[0],

@@ -15,12 +15,12 @@ use crate::error::Result;
 /// | layout | rotated |
 /// |---|---|
 /// | rope_dim > 0 (GTA, GLA, MLA) | the rope key, the last rope_dim elements |
-/// | rope_dim = 0, key apart from the value (GQA) | the first nope_dim elements of every state |
+/// | rope_dim = 0 or wide channels, key apart from the value (GQA) | the first nope_dim elements of every state |
 /// | rope_dim = 0, value overlaps the key (GTA, GLA without a rope key) | nothing: rotating would change the value |
 pub fn append(layout: &HeadLayout, kv: &mut [f64], position: u32, rotation: &Rotation) -> Result<()> {
     expect_shape("kv", kv.len(), &[layout.kv_dim()])?;
     let (states, rope_key) = kv.split_at_mut(layout.groups() * layout.state_dim());
-    if layout.rope_dim() > 0 {
+    if layout.narrow().rope_dim() > 0 {
         rope(rope_key, position, rotation)?;
     } else if layout.v_offset() >= layout.nope_dim() {
         for state in states.chunks_exact_mut(layout.state_dim()) {
@@ -59,7 +59,7 @@ pub fn quantise_span(values: &[f64], levels: u32) -> (Vec<f64>, f64) {
 /// Rounds, in place, one token's row, as [`append`] leaves it, to what an i8 cache holds of it: the key and the value of
 /// each state, or a state that is both, by [`quantise_span`]; the rope key to f16.
 ///
-/// - `kv`: (groups * state_dim + rope_dim,)
+/// - `kv`: (groups * state_dim + rope_dim,); where keys have wide channels, from [`keep_wide`](super::keep_wide)
 pub fn round_to_i8(layout: &HeadLayout, kv: &mut [f64]) -> Result<()> {
     round_to_integers(layout, kv, I8_LEVELS)
 }
@@ -70,7 +70,7 @@ pub fn round_to_i4(layout: &HeadLayout, kv: &mut [f64]) -> Result<()> {
 }
 
 fn round_to_integers(layout: &HeadLayout, kv: &mut [f64], levels: u32) -> Result<()> {
-    expect_shape("kv", kv.len(), &[layout.kv_dim()])?;
+    expect_shape("kv", kv.len(), &[layout.groups() * layout.state_dim() + layout.rope_dim()])?;
     let (states, rope_key) = kv.split_at_mut(layout.groups() * layout.state_dim());
     let span = if layout.v_offset() == 0 { layout.state_dim() } else { layout.v_offset() };
     for state in states.chunks_exact_mut(layout.state_dim()) {

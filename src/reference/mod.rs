@@ -39,6 +39,7 @@ mod rope;
 mod route;
 mod sample;
 pub mod vector;
+mod wide;
 
 pub use append::{append, quantise_span, round_to_i4, round_to_i8, I4_LEVELS, I8_LEVELS};
 pub use copy_pages::copy_pages;
@@ -51,6 +52,7 @@ pub use pages::pages_rows;
 pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};
 pub use route::{route, Routing};
 pub use sample::sample;
+pub use wide::{keep_wide, wide_queries};
 
 use crate::error::{shape_text, ErrorKind, Result};
 

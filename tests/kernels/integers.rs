@@ -123,11 +123,16 @@ fn check_many(
     let gpu = gpu();
     let pages = Pages { count: 3 * (new + 30).div_ceil(page_size), size: page_size, layers: 1 };
     let mut cache = PagedKvCache::new(gpu, heads, dtype, pages).unwrap();
+    let wide = (heads.wide_dim() > 0).then(|| crate::wide::channels(&heads, 1));
+    if let Some(wide) = &wide {
+        cache = cache.with_wide_channels(wide).unwrap();
+    }
     let (layout, page) = (StateLayout::new(&heads, dtype), Page::new(heads, dtype, page_size));
     let levels = if dtype == DType::I4 { reference::I4_LEVELS } else { reference::I8_LEVELS };
     assert_eq!((layout.state_words, layout.rope_words), (page.state_words(), page.rope_words()));
     let width = match (rotation, heads.rope_dim()) {
         (Rotation::None, _) => 0,
+        _ if wide.is_some() => heads.nope_dim(),
         (_, 0) if heads.v_offset() == 0 => 0,
         (_, 0) => heads.nope_dim(),
         (_, rope_dim) => rope_dim,
@@ -147,7 +152,10 @@ fn check_many(
     }
     cache.reserve(&ids, new).unwrap();
     let mut rng = Rng(43);
-    let kv: Vec<f32> = (0..3 * new * heads.kv_dim()).map(|_| values(&mut rng)).collect();
+    let mut kv: Vec<f32> = (0..3 * new * heads.kv_dim()).map(|_| values(&mut rng)).collect();
+    if let Some(wide) = &wide {
+        crate::wide::enlarge(wide, &mut kv, 300.0);
+    }
     cache.append(0, &ids, &Tensor::from_f32(gpu, &[3 * new, heads.kv_dim()], &kv, DType::F32).unwrap()).unwrap();
 
     let pairs = if rotation == Rotation::Interleaved { Pairs::Interleaved } else { Pairs::Half };
@@ -160,6 +168,15 @@ fn check_many(
             reference::append(&heads, &mut want, batch.positions[t], &rotate).unwrap();
         }
         let at = page.places(batch.slots[t] as usize);
+        if let Some(wide) = &wide {
+            // Of what lies half-way between two f16, either is right; the integers are of what is left of it.
+            let large = crate::wide::elements(wide).collect::<Vec<_>>();
+            want.extend(large.iter().map(|at| want[*at]).collect::<Vec<_>>());
+            for (i, element) in large.iter().enumerate() {
+                let bits = (got[at.rope + i / 2] >> (16 * (i % 2))) as u16;
+                want[*element] -= f16::from_bits(bits).to_f64();
+            }
+        }
         let what = format!("{heads:?} {dtype} {rotation:?} page {page_size} token {t}");
         let spans = page.spans();
         for (g, &state) in at.states.iter().enumerate() {
@@ -215,6 +232,20 @@ fn append_writes_rows_scales_and_nothing_else() {
         }
         println!("{dtype}: {off} of {all} integers one off");
         assert!(off * 1000 <= all, "{dtype}: {off} of {all} integers one off: not rounded to nearest");
+    }
+}
+
+/// Wide channels in f16, and what f16 leaves of them among the integers, whose scale does not know of their size.
+#[test]
+fn append_keeps_wide_channels_apart() {
+    for dtype in INTEGERS {
+        for (q_heads, kv_heads, head_dim, wide) in [(8, 2, 32, 4), (3, 3, 20, 2), (4, 1, 128, 32), (2, 1, 6, 2)] {
+            let heads = HeadLayout::gqa_wide(Gqa { q_heads, kv_heads, head_dim }, wide).unwrap();
+            for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 8), (Rotation::Interleaved, 64)] {
+                let value = |rng: &mut Rng| (rng.value() * 0.731 + rng.uniform() as f32) * 1.037;
+                check((heads, dtype), page_size, rotation, value);
+            }
+        }
     }
 }
 

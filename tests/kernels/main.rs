@@ -24,3 +24,4 @@ mod support;
 #[path = "../shared/tier.rs"]
 mod tier;
 mod tree;
+mod wide;

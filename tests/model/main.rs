@@ -17,4 +17,5 @@ mod shared;
 mod sharing;
 mod speculative;
 mod tiny;
+mod wide;
 mod windowed;
