@@ -1,6 +1,7 @@
 //! Speculative decoding: the tokens of plain generation, in fewer steps; and what it leaves behind.
 
 use crate::assert_kind;
+use crate::shared::checkout::checkout;
 use crate::shared::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
@@ -226,7 +227,7 @@ fn a_stop_or_a_drop_leaves_no_sequence_and_bad_options_are_refused() {
     }
     assert_kind!(refused(LOOKUP, &[], &same), ErrorKind::Argument { name: "batch", .. });
     assert_kind!(refused(LOOKUP, &[3; 30], &same), ErrorKind::Argument { name: "max_new_tokens", .. });
-    let folder = format!("{}/examples/models/gla", env!("CARGO_MANIFEST_DIR"));
+    let folder = checkout("examples/models/gla");
     let mut other = session(&Decoder::load(gpu(), folder, DType::F16).unwrap(), 40);
     assert_kind!(refused(Drafter::Model(&mut other), PROMPT, &same), ErrorKind::Argument { name: "drafter", .. });
 }
@@ -249,7 +250,7 @@ fn a_second_text_creates_nothing() {
 #[test]
 fn the_shipped_draft_changes_no_token() {
     let load = |name: &str| {
-        let folder = format!("{}/examples/models/{name}", env!("CARGO_MANIFEST_DIR"));
+        let folder = checkout(&format!("examples/models/{name}"));
         Session::new(&Decoder::load(gpu(), folder, DType::F16).unwrap(), SessionOptions::default()).unwrap()
     };
     let (mut target, mut draft) = (load("gla"), load("draft"));

@@ -97,7 +97,7 @@ async function four(page) {
   await ready(page);
   assert((await chosen()) === before, `${await chosen()} is marked afterwards, ${before} was chosen`);
   for (const lines of ["row-bytes", "held"]) {
-    const { pairs, told, said } = await nearest(page, ["gta", "gla", "mla"].map((name) => `#plot .${lines}.${name}`).join());
+    const { pairs, told, said } = await nearest(page, ["gta", "gla", "mla"].map((name) => `#plot .${lines}.${name}[transform]`).join());
     assert(pairs === 3 && told, `equal lines of ${lines} hide each other, [pixels apart, width]: ${said}`);
   }
   const names = await page.locator("#text .which").allTextContents();
