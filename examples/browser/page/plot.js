@@ -79,8 +79,9 @@ export function draw(container, slopes, runs, mostTokens) {
   for (const bytesPerToken of new Set(Object.values(slopes))) {
     const same = names.filter((name) => slopes[name] === bytesPerToken).map((name) => name.toUpperCase());
     if (same.length === 1) continue;
-    const place = { class: "alike", x: x(mostTokens) - 4, y: y(bytesPerToken * mostTokens * 0.82) + 30, "text-anchor": "end" };
-    svg.append(element("text", place, `${same.join(" = ")}`));
+    // Below the lines, where the words begin.
+    const y0 = y(bytesPerToken * mostTokens * (wide ? 0.7 : 0.6)) + 16;
+    svg.append(element("text", { class: "alike", x: x(mostTokens) - 4, y: y0, "text-anchor": "end" }, same.join(" = ")));
   }
   svg.append(element("text", { x: x(mostTokens), y: y(0) + 30, "text-anchor": "end" }, "tokens"));
   container.replaceChildren(svg);
