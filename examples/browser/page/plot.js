@@ -80,7 +80,7 @@ export function draw(container, slopes, runs, mostTokens) {
     const same = names.filter((name) => slopes[name] === bytesPerToken).map((name) => name.toUpperCase());
     if (same.length === 1) continue;
     // Below the lines, where the words begin.
-    const y0 = y(bytesPerToken * mostTokens * (wide ? 0.7 : 0.6)) + 16;
+    const y0 = y(bytesPerToken * mostTokens * (wide ? 0.7 : 0.52)) + 16;
     svg.append(element("text", { class: "alike", x: x(mostTokens) - 4, y: y0, "text-anchor": "end" }, same.join(" = ")));
   }
   svg.append(element("text", { x: x(mostTokens), y: y(0) + 30, "text-anchor": "end" }, "tokens"));
