@@ -1,6 +1,7 @@
 //! Text from the trained example models, one per variant of attention, with what each costs.
 //!
-//! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200`
+//! `cargo run --release --example generate -- --prompt "ROMEO:" --tokens 200` in a checkout of the repository, which has the
+//! models; elsewhere with `--model DIR`.
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
 use latten::model::{continue_sequence, GenerateOptions, PrefillPath, Session, SessionOptions, Tokenizer};
@@ -21,6 +22,8 @@ pub(crate) mod loading;
 mod prefill;
 #[path = "generate/profile.rs"]
 mod profile;
+#[path = "shared/repository.rs"]
+mod repository;
 #[path = "generate/several.rs"]
 mod several;
 #[path = "shared/warnings.rs"]
@@ -352,6 +355,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
 
 /// [`run`] for a reader of its own.
 pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop> {
+    args.models.iter().chain(&args.guesses.draft).try_for_each(repository::here).map_err(Stop::Failed)?;
     let options = GpuOptions {
         adapter: args.adapter.clone(),
         profile: args.profile,

@@ -1,8 +1,11 @@
 //! Logits of a model for given tokens, as JSON: for comparison with another implementation.
 //!
-//! `cargo run --release --example logits -- examples/models/gla 72,101,108,108,111`
+//! `cargo run --release --example logits -- examples/models/gla 72,101,108,108,111` in a checkout of the repository;
 //! `.. examples/models/gla 72,101,108,108,111 --chunks 2,3 --all --dtype f16`
 //! `.. examples/models/gla 72,101,108,108,111 --greedy 20`
+
+#[path = "shared/repository.rs"]
+mod repository;
 
 use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Want};
 use latten::{DType, Gpu, GpuOptions};
@@ -114,6 +117,7 @@ pub(crate) async fn run(args: &Args) -> latten::Result<Vec<Vec<f32>>> {
 
 /// What is printed.
 async fn json(args: &Args) -> Result<String, String> {
+    repository::here(&args.model)?;
     let json = match args.greedy {
         Some(count) => serde_json::to_string(&follow(args, count).await.map_err(|e| e.to_string())?),
         None => {

@@ -1,6 +1,7 @@
 //! How well models predict a text: bits per byte, and what computing that takes.
 //!
-//! `cargo run --release --example perplexity -- tests/vectors/held_out.txt`
+//! `cargo run --release --example perplexity -- tests/vectors/held_out.txt` in a checkout of the repository, which has the
+//! text and the models;
 //! `.. tests/vectors/held_out.txt --variant gla --window 512 --stride 256 --kv-dtype i4`
 
 use latten::model::{PrefillPath, Session, SessionOptions, Tokenizer, Want};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 mod loading;
 #[path = "shared/prefill.rs"]
 mod prefill;
+#[path = "shared/repository.rs"]
+mod repository;
 #[path = "shared/warnings.rs"]
 mod warnings;
 #[path = "perplexity/windows.rs"]
@@ -266,6 +269,7 @@ pub(crate) fn code_length(logits: &[f32], token: u32) -> Option<f64> {
 
 /// One report a model, and the table of them to `out`.
 pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<Vec<Report>, String> {
+    args.models.iter().chain([&args.text]).try_for_each(repository::here)?;
     let text = read_text(args)?;
     let options = GpuOptions { adapter: args.adapter.clone(), ..Default::default() };
     let gpu = Gpu::with_options(options).await.map_err(|e| e.to_string())?;

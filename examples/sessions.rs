@@ -1,7 +1,10 @@
 //! Many chats with one system prompt, and what sharing it saves: pages, bytes, and prompt tokens that are not computed
 //! again.
 //!
-//! `cargo run --release --example sessions -- --sequences 16`
+//! `cargo run --release --example sessions -- --sequences 16` in a checkout of the repository, which has the models.
+
+#[path = "shared/repository.rs"]
+mod repository;
 
 use latten::model::{Decoder, Draw, Session, SessionOptions, SplitMix64, Want};
 use latten::nn::Sampling;
@@ -204,7 +207,9 @@ fn line<'a>(out: &mut impl Write, what: &str, columns: impl Iterator<Item = &'a 
 
 /// A session with room for the chats and the forks of some of them.
 fn no_chats(gpu: &Gpu, args: &Args, forks: usize) -> Result<Chats, Box<dyn Error>> {
-    let decoder = Decoder::load(gpu, format!("{}/{}", args.models, args.variant), DType::F16)?;
+    let folder = format!("{}/{}", args.models, args.variant);
+    repository::here(&folder)?;
+    let decoder = Decoder::load(gpu, folder, DType::F16)?;
     let longest = (0..2 * NAMES.len()).map(|i| prompt(i).len()).max().unwrap_or(0) + 6; // more digits
     let (len, most) = (longest.saturating_add(args.tokens.saturating_mul(2)), decoder.config().max_positions);
     if len > most {

@@ -57,6 +57,7 @@
 //!
 //! # async fn f() -> latten::Result<()> {
 //! let gpu = Gpu::new().await?;
+//! // A folder with config.json and model.safetensors; this one is in latten's repository.
 //! let decoder = Decoder::load(&gpu, "examples/models/gla", DType::F16)?;
 //! let mut session = Session::new(&decoder, SessionOptions::default())?;
 //! let prompt: Vec<u32> = "ROMEO:\n".bytes().map(u32::from).collect();

@@ -6,6 +6,8 @@
 #[allow(dead_code)] // its main
 #[path = "../examples/check_vector/main.rs"]
 mod check_vector;
+#[path = "shared/checkout.rs"]
+mod checkout;
 #[allow(dead_code)]
 #[path = "../examples/decode.rs"]
 mod decode;
@@ -41,6 +43,7 @@ mod sessions;
 mod several;
 
 use check_vector::{BEYOND, UNCHECKED, WITHIN};
+use checkout::checkout;
 use latten::reference::vector::{LayerWeights, Vector};
 use latten::reference::{self, Form};
 use serde_json::{json, Value};
@@ -55,7 +58,7 @@ fn check(args: &[&str], input: &str) -> (u8, String, String) {
 }
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
+    checkout("tests/vectors").into()
 }
 
 fn value(name: &str) -> Value {
@@ -306,12 +309,12 @@ fn generate_says_what_is_wrong_with_its_arguments() {
     for (args, why) in
         [("--beams 2 --length-penalty 11", "length_penalty: 11 is"), ("--best-of 2 --stop 256", "stop_token")]
     {
-        let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+        let models = checkout("examples/models");
         let args = generate::parse(words(&format!("--models {models} --variant mla {args}"))).unwrap();
         let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!("{why}") };
         assert!(message.contains(why), "{message}");
     }
-    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+    let models = checkout("examples/models");
     // Further than the model's 1,024 positions in a cache of some 300 tokens.
     let windowed = format!("--models {models} --variant gta --window 64 --keep-first 4 --tokens 1030");
     let args = generate::parse(words(&windowed)).unwrap();
@@ -346,7 +349,7 @@ fn save_speed_measures_a_small_cache() {
 fn generate_goes_on_with_a_saved_session() {
     let folder = std::env::temp_dir().join(format!("latten-generate-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+    let models = checkout("examples/models");
     let generate = |args: &str| {
         let args = args.replace("@", &format!("{}/", folder.display()));
         let args = generate::parse(words(&format!("--models {models} --variant mla --temperature 0 {args}"))).unwrap();

@@ -1,6 +1,10 @@
 //! Text to tokens and back: of folders whose tokens are bytes, and with the feature `tokenizers` of published ones.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
+#[path = "shared/checkout.rs"]
+mod checkout;
+
+use checkout::checkout;
 use latten::model::Tokenizer;
 use latten::{Error, ErrorKind};
 use std::path::PathBuf;
@@ -32,8 +36,6 @@ mod streamed;
 #[path = "model/tiny.rs"]
 mod tiny;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
 /// A folder with these files, that goes with the test.
 struct Folder(PathBuf);
 
@@ -60,7 +62,7 @@ impl Drop for Folder {
 }
 
 fn vector(name: &str) -> String {
-    std::fs::read_to_string(format!("{ROOT}/tests/vectors/tokenizers/{name}.json")).unwrap()
+    std::fs::read_to_string(checkout(&format!("tests/vectors/tokenizers/{name}.json"))).unwrap()
 }
 
 /// What a stream gives for each token, and at its end.
@@ -73,7 +75,7 @@ fn stream(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<String> {
 
 #[test]
 fn bytes_are_tokens_of_this_crates_own_models() {
-    let tokenizer = Tokenizer::from_folder(format!("{ROOT}/examples/models/gla")).unwrap();
+    let tokenizer = Tokenizer::from_folder(checkout("examples/models/gla")).unwrap();
     assert!(tokenizer.is_bytes() && tokenizer.end_tokens().is_empty());
     assert_eq!(tokenizer.encode("a é").unwrap(), [97, 32, 0xc3, 0xa9]);
     assert_eq!(tokenizer.encode([0xff, 0]).unwrap(), [255, 0]);

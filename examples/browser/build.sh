@@ -96,6 +96,23 @@ browser_build() {
   for variant in gqa gta gla mla; do
     cp -r "examples/models/$variant" "$browser/site/models/$variant"
   done
+  site_documents "$version"
+}
+
+# What the page links to: it is to stand alone wherever it is served. As plain text, which every server and browser shows.
+site_documents() {
+  local name site=$browser/site
+  mkdir -p "$site/documents"
+  for name in README ARCHITECTURE CHANGELOG; do
+    cp "$name.md" "$site/documents/$name.txt"
+  done
+  cp examples/browser/README.md "$site/documents/javascript.txt"
+  cp "$browser/pkg/latten.d.ts" "$site/documents/types.txt"
+  cp "$browser/latten-$1.tgz" "$site/latten.tgz"
+  # Without the models, which are on the page, and the tests' vectors, which are many megabytes.
+  tar -czf "$site/latten-source.tar.gz" --exclude examples/models --exclude tests/vectors \
+    Cargo.toml Cargo.lock README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT clippy.toml rustfmt.toml dev \
+    src shaders examples benches tests training
 }
 
 browser_serve() {

@@ -1,6 +1,6 @@
 //! Runs vectors of the oracle on the GPU and compares: `out` and `lse` of a kernel vector, `y` of a layer vector.
 //!
-//! `cargo run --release --example check_vector -- tests/vectors/kernel_gla_1.json`
+//! `cargo run --release --example check_vector -- tests/vectors/kernel_gla_1.json` in a checkout of the repository;
 //! `.. < vector.json`
 //!
 //! The format of vectors: `latten::reference::vector`.
@@ -8,6 +8,8 @@
 mod kernel;
 mod layer;
 mod report;
+#[path = "../shared/repository.rs"]
+mod repository;
 
 use latten::reference::vector::Vector;
 use latten::{Gpu, GpuOptions};
@@ -94,6 +96,7 @@ fn read(file: &str, input: &mut dyn Read) -> Result<Vector, String> {
         let mut json = Vec::new();
         input.read_to_end(&mut json).map(|_| json)
     } else {
+        repository::here(file)?;
         std::fs::read(file)
     };
     let json = json.map_err(|e| e.to_string())?;

@@ -76,7 +76,7 @@ const MIN_WORKGROUP_STORAGE: u32 = 16352;
 impl Capabilities {
     /// `matrices`: whether the adapter multiplies 16 x 16 matrices of f16 into f32.
     pub(crate) fn probe(device: &wgpu::Device, options: &GpuOptions, matrices: bool) -> Result<Self> {
-        let (info, limits) = (device.adapter_info(), device.limits());
+        let (info, limits) = (named(device.adapter_info(), options), device.limits());
         for (name, got, want) in [
             ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, MIN_STORAGE_BUFFERS),
             ("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, MIN_INVOCATIONS),
@@ -151,5 +151,30 @@ impl Capabilities {
 /// `llvmpipe (LLVM 15.0.6, 256 bits) [Mesa 22.3.6 (LLVM 15.0.6)] (Vulkan, Cpu)`.
 pub(crate) fn describe(info: &wgpu::AdapterInfo) -> String {
     let driver = if info.driver_info.is_empty() { String::new() } else { format!(" [{}]", info.driver_info) };
-    format!("{}{driver} ({:?}, {:?})", info.name, info.backend, info.device_type)
+    let name = if info.name.trim().is_empty() { "unnamed adapter" } else { &info.name };
+    format!("{name}{driver} ({:?}, {:?})", info.backend, info.device_type)
+}
+
+/// With the name that the app gave where the adapter tells none.
+pub(crate) fn named(mut info: wgpu::AdapterInfo, options: &GpuOptions) -> wgpu::AdapterInfo {
+    if let (true, Some(name)) = (info.name.trim().is_empty(), &options.unnamed) {
+        info.name.clone_from(name);
+    }
+    info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_adapter_has_a_name() {
+        let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::Cpu, wgpu::Backend::BrowserWebGpu);
+        assert_eq!(describe(&info), "unnamed adapter (BrowserWebGpu, Cpu)");
+        let options = GpuOptions { unnamed: Some("google swiftshader".into()), ..Default::default() };
+        assert_eq!(describe(&named(info.clone(), &options)), "google swiftshader (BrowserWebGpu, Cpu)");
+        info.name = "llvmpipe".into();
+        assert_eq!(describe(&named(info.clone(), &options)), "llvmpipe (BrowserWebGpu, Cpu)");
+        assert_eq!(describe(&named(info, &GpuOptions::default())), "llvmpipe (BrowserWebGpu, Cpu)");
+    }
 }

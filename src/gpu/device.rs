@@ -1,6 +1,6 @@
 //! Finding an adapter and making, or taking over, a device.
 
-use super::capabilities::{describe, Capabilities, Tier};
+use super::capabilities::{describe, named, Capabilities, Tier};
 use super::pipeline_cache::PipelineCacheFile;
 use super::{CounterCells, Gpu, Inner};
 use crate::error::{ErrorKind, Result};
@@ -33,6 +33,9 @@ pub struct GpuOptions {
     /// Take the adapter whose description ([`Capabilities::adapter`]) contains this, whatever its case; of several the
     /// best. Default: the environment variable `LATTEN_ADAPTER`, if it is set and not empty.
     pub adapter: Option<String>,
+    /// What to call an adapter that tells no name, as most browsers' do: in the log, in errors and in
+    /// [`Capabilities::adapter`]. Default: "unnamed adapter".
+    pub unnamed: Option<String>,
     /// Device limits.
     pub limits: LimitsChoice,
     /// Ask for no optional feature at all (no timestamps, no subgroups): for tests.
@@ -74,7 +77,7 @@ impl Gpu {
         desc.flags = wgpu::InstanceFlags::empty();
         let instance = wgpu::Instance::new(desc);
         let adapter = pick(&instance, options).await.map_err(none)?;
-        let info = adapter.get_info();
+        let info = named(adapter.get_info(), options);
         if info.device_type == wgpu::DeviceType::Cpu {
             log::warn!("latten: no GPU found, using the software adapter {}", describe(&info));
         } else {

@@ -213,6 +213,7 @@ impl Gpu {
             _ => e,
         })?;
         self.inner.counters.pipelines.fetch_add(1, Ordering::Relaxed);
+        self.compiles();
         if let Some(file) = &self.inner.pipeline_cache {
             file.note_pipeline();
         }

@@ -81,6 +81,7 @@ struct Inner {
 struct CounterCells {
     buffers: AtomicU64,
     pipelines: AtomicU64,
+    compiled: AtomicU64,
     bind_groups: AtomicU64,
     dispatches: AtomicU64,
     submits: AtomicU64,
@@ -92,8 +93,11 @@ struct CounterCells {
 pub struct Counters {
     /// Device buffers allocated.
     pub buffers: u64,
-    /// Pipelines compiled.
+    /// Pipelines made.
     pub pipelines: u64,
+    /// Those of them that are compiled. A browser compiles after the call that makes a pipeline: there this goes up while
+    /// a result is awaited, so that an app can show how far it is. Natively as many as `pipelines`.
+    pub compiled: u64,
     /// Bind groups made.
     pub bind_groups: u64,
     /// Dispatches recorded.
@@ -131,6 +135,7 @@ impl Gpu {
         Counters {
             buffers: get(&c.buffers),
             pipelines: get(&c.pipelines),
+            compiled: get(&c.compiled),
             bind_groups: get(&c.bind_groups),
             dispatches: get(&c.dispatches),
             submits: get(&c.submits),

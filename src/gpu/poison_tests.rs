@@ -1,6 +1,9 @@
 //! No kernel reads workgroup memory before it has written it: pipelines are made without zero-initialised workgroup
 //! memory, so this is proved by filling it with NaN at each kernel's start, and finding the same bits at the end.
 
+#[path = "../../tests/shared/checkout.rs"]
+mod checkout;
+
 use super::{Gpu, GpuOptions};
 use crate::model::{Decoder, Draw, Session, SessionOptions, Want};
 use crate::DType;
@@ -38,7 +41,7 @@ pub(super) fn poisoned(wgsl: &str) -> String {
 fn bits(variant: &str, kv_dtype: DType, poison: bool) -> Vec<u32> {
     let gpu = pollster::block_on(Gpu::with_options(GpuOptions::default())).expect("a GPU adapter");
     gpu.inner.poison_workgroup.store(poison, Ordering::Relaxed);
-    let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
+    let folder = checkout::checkout(&format!("examples/models/{variant}"));
     let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
     let mut session = Session::new(&decoder, SessionOptions { kv_dtype, ..Default::default() }).unwrap();
     let id = session.insert();

@@ -4,7 +4,7 @@
 //! error scopes; their answers are kept, in order, and looked at by whoever waits next: a readback. And a buffer whose
 //! last handle is dropped stays until JavaScript's garbage collector finds it, which sees a small object and not the
 //! memory behind it; so buffers are destroyed, once what is recorded and names them has been submitted. Natively wgpu does
-//! all of this, and nothing here is used.
+//! all of this, and nothing here is used but the count of what is compiled.
 
 use super::fate::Fate;
 use super::Gpu;
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -44,6 +45,8 @@ struct Scope {
     answer: Answer,
     /// What is lost if this answers with an error.
     batch: Vec<Arc<Fate>>,
+    /// A pipeline is compiled once this has answered.
+    compiles: bool,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>;
@@ -85,7 +88,7 @@ impl Gpu {
         for scope in scopes.into_iter().rev() {
             batch.iter().for_each(|fate| fate.await_answer());
             let (number, answer): (_, Answer) = (waiting.closed, Box::pin(scope.pop()));
-            waiting.queue.push_back(Scope { number, context: context.into(), answer, batch: batch.to_vec() });
+            waiting.queue.push_back(Scope { number, context: context.into(), answer, batch: batch.to_vec(), compiles: false });
             waiting.closed += 1;
         }
         if waiting.queue.len() >= MANY_SCOPES {
@@ -98,6 +101,18 @@ impl Gpu {
                 }
             }
         }
+    }
+
+    /// A pipeline was just made: it is compiled when its scopes, the last ones, have answered; natively it is already.
+    pub(super) fn compiles(&self) {
+        match self.lock(&self.inner.web.scopes).queue.back_mut() {
+            Some(scope) => scope.compiles = true,
+            None => self.count_compiled(true),
+        }
+    }
+
+    fn count_compiled(&self, compiled: bool) {
+        self.inner.counters.compiled.fetch_add(compiled.into(), Ordering::Relaxed);
     }
 
     /// Waits for all error scopes so far. The first error among them that belongs to no batch; those of batches are losses,
@@ -141,6 +156,7 @@ impl Gpu {
     }
 
     fn take_answer(&self, scope: Scope, error: Option<wgpu::Error>) {
+        self.count_compiled(scope.compiles);
         if let Some(error) = error {
             let error = self.error_of(&scope.context, error);
             match scope.batch.is_empty() {

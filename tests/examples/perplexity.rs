@@ -1,18 +1,17 @@
 //! The example `perplexity`: its numbers against those of tokens fed one by one.
 
-use super::{perplexity, words};
+use super::{checkout, perplexity, words};
 use latten::model::{Decoder, Session, SessionOptions, Want};
 use latten::{DType, Gpu};
 use pollster::block_on;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
 fn held_out() -> Vec<u8> {
-    std::fs::read(format!("{ROOT}/tests/vectors/held_out.txt")).unwrap()
+    std::fs::read(checkout("tests/vectors/held_out.txt")).unwrap()
 }
 
 fn run(args: &str) -> Result<(Vec<perplexity::Report>, String), String> {
-    let args = format!("{ROOT}/tests/vectors/held_out.txt --models {ROOT}/examples/models {args}");
+    let (text, models) = (checkout("tests/vectors/held_out.txt"), checkout("examples/models"));
+    let args = format!("{text} --models {models} {args}");
     let mut out = Vec::new();
     let reports = block_on(perplexity::run(&perplexity::parse(words(&args))?, &mut out))?;
     Ok((reports, String::from_utf8(out).unwrap()))
@@ -22,7 +21,7 @@ fn run(args: &str) -> Result<(Vec<perplexity::Report>, String), String> {
 /// context begins at a multiple of the stride, as early as leaves the predicted byte within the window.
 fn bits(variant: &str, text: &[u8], window: usize, stride: usize) -> f64 {
     let gpu = block_on(Gpu::new()).unwrap();
-    let decoder = Decoder::load(&gpu, format!("{ROOT}/examples/models/{variant}"), DType::F32).unwrap();
+    let decoder = Decoder::load(&gpu, checkout(&format!("examples/models/{variant}")), DType::F32).unwrap();
     let options = SessionOptions { kv_dtype: DType::F32, ..Default::default() };
     let mut session = Session::new(&decoder, options).unwrap();
     let (mut bits, mut sequence, mut fed) = (0.0, session.insert(), 0..0);

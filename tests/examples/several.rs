@@ -1,13 +1,15 @@
 //! Examples of several sequences: the texts and tables they print, by what their numbers must be to each other.
 
-use super::{generate, sessions, words};
+use super::{checkout, generate, sessions, words};
 use pollster::block_on;
 
-const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+fn models() -> String {
+    checkout("examples/models")
+}
 
 /// What `generate` prints of the texts of one model, and at the end.
 fn texts(args: &str) -> String {
-    let args = generate::parse(words(&format!("--models {MODELS} --variant mla {args}"))).unwrap();
+    let args = generate::parse(words(&format!("--models {} --variant mla {args}", models()))).unwrap();
     let mut out = Vec::new();
     match block_on(generate::run_to(&args, &mut out)) {
         Ok(()) => String::from_utf8(out).unwrap(),
@@ -91,7 +93,7 @@ struct Row {
 }
 
 fn table(args: &str) -> Table {
-    let args = sessions::parse(words(&format!("--models {MODELS} {args}"))).unwrap();
+    let args = sessions::parse(words(&format!("--models {} {args}", models()))).unwrap();
     let mut out = Vec::new();
     block_on(sessions::run(&args, &mut out)).unwrap();
     let out = String::from_utf8(out).unwrap();
@@ -218,7 +220,7 @@ fn sessions_says_what_is_wrong_with_its_arguments() {
         (&format!("--tokens {}", usize::MAX), "max_position_embeddings, 1024"),
         ("--sequences 2000000000", "max_batch: 2500000000 is not in 1..=2^30"),
     ] {
-        let args = sessions::parse(words(&format!("--models {MODELS} {args}"))).unwrap();
+        let args = sessions::parse(words(&format!("--models {} {args}", models()))).unwrap();
         let message = block_on(sessions::run(&args, &mut Vec::new())).unwrap_err().to_string();
         assert!(message.contains(why), "{why}: {message}");
     }

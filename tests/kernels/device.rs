@@ -204,6 +204,7 @@ fn after_its_first_step_a_decode_loop_creates_nothing() {
     let last = gpu.counters();
     println!("submits per step: {:.2}", (last.submits - first.submits) as f64 / 699.0);
     assert_eq!(grown, None, "after {first:?}: created at step, counters");
+    assert_eq!(last.compiled, last.pipelines, "outside of browsers a pipeline that is made is compiled");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The same tokens however a prompt is cut and whatever shares its batch; errors that change nothing.
 
 use crate::assert_kind;
+use crate::shared::checkout::checkout;
 use crate::shared::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{generate, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want};
@@ -164,7 +165,7 @@ fn after_a_warm_up_the_first_merge_makes_nothing() {
     let options = GpuOptions { target_workgroups: Some(1024), ..Default::default() };
     let gpu = gpu_with(options);
     for variant in ["gqa", "gla"] {
-        let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
+        let folder = checkout(&format!("examples/models/{variant}"));
         let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
         let options = SessionOptions { max_batch: 2, chunk: 48, ..SessionOptions::default() };
         let mut session = Session::new(&decoder, options).unwrap();
@@ -192,7 +193,7 @@ fn a_layer_is_at_most_ten_dispatches() {
     let options = GpuOptions { target_workgroups: Some(1024), ..Default::default() };
     let gpu = gpu_with(options);
     for (variant, most) in [("gqa", 8), ("gta", 8), ("gla", 9), ("mla", 9)] {
-        let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
+        let folder = checkout(&format!("examples/models/{variant}"));
         let decoder = Decoder::load(&gpu, folder, DType::F16).unwrap();
         let mut session = Session::new(&decoder, SessionOptions::default()).unwrap();
         let id = session.insert();

@@ -1,6 +1,7 @@
 //! Prompts in the explicit form: the same as absorbed, and as the reference; whole models say the same either way.
 
 use crate::assert_kind;
+use crate::shared::checkout::checkout;
 use crate::shared::*;
 use latten::model::{
     generate, Attention, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions, LoadOptions, PrefillPath,
@@ -394,7 +395,7 @@ fn what_has_no_explicit_form_is_refused() {
 }
 
 fn shipped(variant: &str, options: LoadOptions<'_>) -> Decoder {
-    let folder = format!("{}/examples/models/{variant}", env!("CARGO_MANIFEST_DIR"));
+    let folder = checkout(&format!("examples/models/{variant}"));
     Decoder::load_with(gpu(), folder, options).unwrap()
 }
 

@@ -1,6 +1,7 @@
 //! Speculative decoding: the tokens of plain generation, in fewer steps; and what it leaves behind.
 
 use crate::assert_kind;
+use crate::shared::checkout::checkout;
 use crate::shared::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
@@ -300,7 +301,7 @@ fn a_second_text_creates_nothing() {
 #[test]
 fn the_shipped_draft_changes_no_token() {
     let load = |name: &str| {
-        let folder = format!("{}/examples/models/{name}", env!("CARGO_MANIFEST_DIR"));
+        let folder = checkout(&format!("examples/models/{name}"));
         Session::new(&Decoder::load(gpu(), folder, DType::F16).unwrap(), SessionOptions::default()).unwrap()
     };
     let (mut target, mut draft) = (load("gla"), load("draft"));

@@ -1,6 +1,7 @@
 //! What GPU tests share: the adapter, seeded numbers, comparison with the f64 reference.
 #![allow(dead_code)] // each test binary uses a part of it
 
+pub mod checkout;
 mod tier;
 
 use latten::{DType, Error, Gpu, GpuOptions, Tensor, Tier};

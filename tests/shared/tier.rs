@@ -24,7 +24,7 @@ pub fn gpu_with(options: GpuOptions) -> Gpu {
     let wanted = if options.no_features || options.tier.is_some() { None } else { wanted() };
     let options = GpuOptions { tier: options.tier.or(wanted), ..options };
     let gpu = pollster::block_on(Gpu::with_options(options));
-    let gpu = gpu.expect("a GPU adapter, software ones count: ./dev installs one");
+    let gpu = gpu.expect("a GPU adapter, software ones count (Debian: apt-get install mesa-vulkan-drivers libvulkan1)");
     let c = gpu.capabilities();
     assert!(wanted.is_none_or(|tier| tier == c.tier), "{NAME}: {} has {:?}, not {wanted:?}", c.adapter, c.tier);
     gpu

@@ -10,6 +10,12 @@ export function bytes(n) {
 
 export const milliseconds = (ms) => (ms < 1000 ? `${ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
+/** A time that was measured in microseconds, in the unit that suits it. */
+export function duration(microseconds) {
+  if (microseconds < 1000) return `${short(microseconds)} µs`;
+  return microseconds < 1e6 ? `${short(microseconds / 1000)} ms` : `${short(microseconds / 1e6)} s`;
+}
+
 /** To three digits. */
 export const short = (x) => (x >= 100 ? whole.format(Math.round(x)) : x.toPrecision(3));
 

@@ -3,6 +3,8 @@ import { bytes, whole } from "./format.js";
 
 const margin = { left: 64, right: 12, top: 12 };
 const graph = 236;
+/** Pixels from one line to the next where several are of the same bytes. */
+const apart = 3.5;
 const dashes = { gqa: "", gta: "9 5", gla: "2 4", mla: "12 4 2 4" };
 
 function element(name, attributes, text) {
@@ -10,6 +12,14 @@ function element(name, attributes, text) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   if (text !== undefined) made.textContent = text;
   return made;
+}
+
+/** By name, how many pixels it is moved so that those with the same slope lie side by side. */
+function shifts(names, slopes) {
+  return Object.fromEntries(names.map((name) => {
+    const same = names.filter((other) => slopes[other] === slopes[name]);
+    return [name, (same.indexOf(name) - (same.length - 1) / 2) * apart];
+  }));
 }
 
 /** A step that reads well on an axis: 1, 2 or 5 times a power of `base`. */
@@ -48,9 +58,11 @@ export function draw(container, slopes, runs, mostTokens) {
     svg.append(element("text", { x: margin.left - 6, y: y(b) + 4, "text-anchor": "end" }, bytes(b)));
   }
   const columns = wide ? 4 : 2;
+  const [lineShift, heldShift] = [shifts(names, slopes), shifts(held.map(([name]) => name), slopes)];
   names.forEach((name, i) => {
     const line = { class: `${name} row-bytes`, "stroke-dasharray": dashes[name] };
-    svg.append(element("line", { ...line, x1: x(0), y1: y(0), x2: x(mostTokens), y2: y(slopes[name] * mostTokens) }));
+    const moved = { transform: `translate(0 ${lineShift[name]})` };
+    svg.append(element("line", { ...line, ...moved, x1: x(0), y1: y(0), x2: x(mostTokens), y2: y(slopes[name] * mostTokens) }));
     const left = (wide ? margin.left : margin.right) + (i % columns) * ((width - margin.left - margin.right) / columns);
     const top = graph + 46 + 36 * Math.floor(i / columns);
     svg.append(element("line", { ...line, x1: left, x2: left + 28, y1: top - 4, y2: top - 4, "stroke-width": 3 }));
@@ -60,7 +72,16 @@ export function draw(container, slopes, runs, mostTokens) {
   for (const [name, run] of held) {
     const at = ([tokens, b]) => [x(tokens).toFixed(1), y(b).toFixed(1)];
     const steps = run.map(at).map(([px, py], i) => (i ? `H${px}V${py}` : `M${px},${py}`));
-    svg.append(element("path", { class: `${name} held`, d: steps.join("") }));
+    // Up and left alike, so that they stay side by side where they rise.
+    const moved = `translate(${heldShift[name]} ${heldShift[name]})`;
+    svg.append(element("path", { class: `${name} held`, d: steps.join(""), transform: moved }));
+  }
+  for (const bytesPerToken of new Set(Object.values(slopes))) {
+    const same = names.filter((name) => slopes[name] === bytesPerToken).map((name) => name.toUpperCase());
+    if (same.length === 1) continue;
+    // Below the lines, where the words begin.
+    const y0 = y(bytesPerToken * mostTokens * (wide ? 0.7 : 0.52)) + 16;
+    svg.append(element("text", { class: "alike", x: x(mostTokens) - 4, y: y0, "text-anchor": "end" }, same.join(" = ")));
   }
   svg.append(element("text", { x: x(mostTokens), y: y(0) + 30, "text-anchor": "end" }, "tokens"));
   container.replaceChildren(svg);

@@ -52,7 +52,7 @@ impl KvCache {
     #[wasm_bindgen(constructor)]
     pub fn new(
         device: &Device,
-        #[wasm_bindgen(unchecked_param_type = "Layout")] heads: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "Heads")] heads: JsValue,
         #[wasm_bindgen(unchecked_param_type = "CacheDType | undefined")] elements: JsValue,
         #[wasm_bindgen(unchecked_param_type = "CacheOptions")] options: JsValue,
     ) -> Result<KvCache, JsValue> {
@@ -104,14 +104,23 @@ impl KvCache {
     }
 
     /// Makes room for `tokens` new tokens in each sequence. Throws kind `CacheFull` with `needed` and `free`.
-    pub fn reserve(&self, sequences: &[u32], tokens: u32) -> Result<(), JsValue> {
+    pub fn reserve(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] sequences: &[u32],
+        tokens: u32,
+    ) -> Result<(), JsValue> {
         let mut inner = self.inner()?;
         let ids = inner.ids(sequences)?;
         Ok(inner.cache.reserve(&ids, tokens as usize).map_err(Thrown::from)?)
     }
 
     /// Writes the rows of all reserved tokens of the sequences, (tokens, kvDim) one after the other, into a layer.
-    pub fn append(&self, layer: u32, sequences: &[u32], rows: &[f32]) -> Result<(), JsValue> {
+    pub fn append(
+        &self,
+        layer: u32,
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] sequences: &[u32],
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] rows: &[f32],
+    ) -> Result<(), JsValue> {
         let mut inner = self.inner()?;
         let (ids, width) = (inner.ids(sequences)?, inner.cache.heads().kv_dim());
         if rows.is_empty() || !rows.len().is_multiple_of(width) {
@@ -125,7 +134,11 @@ impl KvCache {
     }
 
     /// Keeps the first `tokens` reserved tokens of each sequence and gives back the rest.
-    pub fn commit(&self, sequences: &[u32], tokens: u32) -> Result<(), JsValue> {
+    pub fn commit(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] sequences: &[u32],
+        tokens: u32,
+    ) -> Result<(), JsValue> {
         let mut inner = self.inner()?;
         let ids = inner.ids(sequences)?;
         Ok(inner.cache.commit(&ids, tokens as usize).map_err(Thrown::from)?)

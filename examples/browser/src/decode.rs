@@ -42,9 +42,9 @@ impl Decode {
     #[wasm_bindgen(constructor)]
     pub fn new(
         device: &Device,
-        #[wasm_bindgen(unchecked_param_type = "Layout")] heads: JsValue,
-        #[wasm_bindgen(unchecked_param_type = "CacheDType | undefined")] elements: JsValue,
-        #[wasm_bindgen(unchecked_param_type = "AttentionOptions | undefined")] options: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "Heads")] heads: JsValue,
+        #[wasm_bindgen(unchecked_optional_param_type = "CacheDType")] elements: JsValue,
+        #[wasm_bindgen(unchecked_optional_param_type = "AttentionOptions")] options: JsValue,
     ) -> Result<Decode, JsValue> {
         let o = Options::new("options", &options, &["softcap", "window", "keepFirst", "splitTokens"])?;
         let seen = AttentionOptions {
@@ -64,7 +64,14 @@ impl Decode {
     /// Attention of the reserved tokens of the sequences. `q` is (tokens, qHeads, qDim), rotated and (GLA, MLA) absorbed; the
     /// results are `out` (tokens, qHeads, vDim) and `lse` (tokens, qHeads). It reads the cache as it is at the call.
     #[wasm_bindgen(unchecked_return_type = "Promise<Attended>")]
-    pub fn run(&self, cache: &KvCache, layer: u32, sequences: &[u32], q: &[f32], scale: f32) -> Promise {
+    pub fn run(
+        &self,
+        cache: &KvCache,
+        layer: u32,
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] sequences: &[u32],
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] q: &[f32],
+        scale: f32,
+    ) -> Promise {
         let (gpu, recorded) = (self.device.gpu.clone(), self.recorded(cache, layer as usize, sequences, q, scale));
         future_to_promise(async move {
             let output = recorded?;

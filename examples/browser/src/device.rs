@@ -44,9 +44,9 @@ impl Device {
     }
 
     pub(crate) async fn open(options: GpuOptions) -> Result<Self> {
-        let gpu = Gpu::with_options(options).await?;
-        let name = name().await.unwrap_or_default().into();
-        Ok(Device { gpu, name })
+        let name = name().await.filter(|name| !name.is_empty());
+        let gpu = Gpu::with_options(GpuOptions { unnamed: name.clone(), ..options }).await?;
+        Ok(Device { gpu, name: name.unwrap_or_default().into() })
     }
 }
 
@@ -71,7 +71,7 @@ impl Device {
     /// Asks the browser for its fastest adapter. Rejects with kind `NoAdapter` where there is no WebGPU, `Unsupported` where
     /// its limits do not suffice.
     #[wasm_bindgen(unchecked_return_type = "Promise<Device>")]
-    pub fn request(#[wasm_bindgen(unchecked_param_type = "DeviceOptions | undefined")] options: JsValue) -> Promise {
+    pub fn request(#[wasm_bindgen(unchecked_optional_param_type = "DeviceOptions")] options: JsValue) -> Promise {
         future_to_promise(async move {
             let o = Options::new("options", &options, &["limits", "noFeatures", "targetWorkgroups"])?;
             let options = GpuOptions {
@@ -109,6 +109,7 @@ impl Device {
         object([
             ("buffers", number(c.buffers)),
             ("pipelines", number(c.pipelines)),
+            ("compiled", number(c.compiled)),
             ("bindGroups", number(c.bind_groups)),
             ("dispatches", number(c.dispatches)),
             ("submits", number(c.submits)),

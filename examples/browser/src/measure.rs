@@ -120,7 +120,7 @@ impl Device {
     #[wasm_bindgen(unchecked_return_type = "Promise<Measured>")]
     pub fn measure(
         &self,
-        #[wasm_bindgen(unchecked_param_type = "Layout")] heads: JsValue,
+        #[wasm_bindgen(unchecked_param_type = "Heads")] heads: JsValue,
         #[wasm_bindgen(unchecked_param_type = "CacheDType | undefined")] elements: JsValue,
         #[wasm_bindgen(unchecked_param_type = "MeasureOptions")] options: JsValue,
     ) -> Promise {

@@ -285,7 +285,7 @@ impl Model {
     #[wasm_bindgen(unchecked_return_type = "Promise<Model>")]
     pub fn load(
         #[wasm_bindgen(unchecked_param_type = "string | URL | ModelBytes")] source: JsValue,
-        #[wasm_bindgen(unchecked_param_type = "LoadOptions | undefined")] options: JsValue,
+        #[wasm_bindgen(unchecked_optional_param_type = "LoadOptions")] options: JsValue,
     ) -> Promise {
         future_to_promise(async move { Ok(Model::open(source, options).await?.into()) })
     }
@@ -296,8 +296,8 @@ impl Model {
     pub fn generate(
         &self,
         #[wasm_bindgen(unchecked_param_type = "string | Uint32Array")] prompt: JsValue,
-        #[wasm_bindgen(unchecked_param_type = "GenerateOptions | undefined")] options: JsValue,
-        #[wasm_bindgen(unchecked_param_type = "OnToken | undefined", js_name = onToken)] on_token: Option<Function>,
+        #[wasm_bindgen(unchecked_optional_param_type = "GenerateOptions")] options: JsValue,
+        #[wasm_bindgen(unchecked_optional_param_type = "OnToken", js_name = onToken)] on_token: Option<Function>,
     ) -> Promise {
         let (inner, tokens, options) = (self.inner.clone(), self.tokens(&prompt), Generate::new(&options));
         future_to_promise(async move { Ok(generate(inner, tokens?, options?, on_token).await?) })
@@ -305,7 +305,7 @@ impl Model {
 
     /// The logits after each token, (tokens, vocabSize), in a sequence of its own.
     #[wasm_bindgen(unchecked_return_type = "Promise<Float32Array>")]
-    pub fn logits(&self, tokens: &[u32]) -> Promise {
+    pub fn logits(&self, #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] tokens: &[u32]) -> Promise {
         let (inner, tokens) = (self.inner.clone(), tokens.to_vec());
         future_to_promise(async move { Ok(logits(inner, tokens).await?) })
     }

@@ -22,6 +22,8 @@ export interface DeviceInfo {
 export interface DeviceCounters {
   buffers: number;
   pipelines: number;
+  /** Of the pipelines, those that the browser has compiled; goes up while a result is awaited. */
+  compiled: number;
   bindGroups: number;
   dispatches: number;
   submits: number;
@@ -35,6 +37,14 @@ export type Layout =
   | { variant: "gta"; qHeads: number; kvHeads: number; headDim: number; ropeDim: number }
   | { variant: "gla"; qHeads: number; latentHeads: number; latentDim: number; ropeDim: number }
   | { variant: "mla"; qHeads: number; latentDim: number; ropeDim: number };
+/**
+ * What takes a Layout. In a variable whose type is not said, `const heads = { variant: "gla", .. }`, TypeScript takes the
+ * variant for any string: that is accepted too, and checked at the call.
+ */
+export type Heads =
+  | Layout
+  | { variant: string; qHeads: number; kvHeads: number; headDim: number; ropeDim?: number }
+  | { variant: string; qHeads: number; latentHeads?: number; latentDim: number; ropeDim: number };
 export interface CacheOptions {
   pages: number;
   /** Tokens per page, a power of two; default 64. */

@@ -1,13 +1,13 @@
 // Runs the checks and looks at the page in headless Chromium, on the package as npm would install it.
 // node run.mjs [NAME..]: only what has one of these in its name.
-import { execFileSync } from "node:child_process";
-import { mkdir, mkdtemp, readFile, readdir, rm, symlink } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, readdir, rm } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { native } from "./native.mjs";
 import { looks } from "./page.mjs";
+import { readme, types } from "./readme.mjs";
 import { serve } from "./serve.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -93,24 +93,6 @@ async function inside({ origin, names }, queue) {
   }
 }
 
-/** The declarations, for a program that uses them. */
-async function types() {
-  const folder = await mkdtemp(join(tmpdir(), "latten-types-"));
-  try {
-    await mkdir(join(folder, "node_modules"));
-    await symlink(join(built, "site/latten"), join(folder, "node_modules/latten"));
-    await symlink(join(here, "types.ts"), join(folder, "types.ts"));
-    const options = ["--noEmit", "--strict", "--target", "esnext", "--module", "esnext", "--moduleResolution", "bundler",
-      "--preserveSymlinks"];
-    execFileSync("node", [join(modules, "typescript/bin/tsc"), ...options, join(folder, "types.ts")], { encoding: "utf8" });
-  } catch (error) {
-    throw new Error(error.stdout || error.message);
-  } finally {
-    await rm(folder, { recursive: true });
-  }
-  return "types.ts compiles, and what it must not do does not";
-}
-
 /** The sizes that the package may have. */
 async function sizes() {
   const { gzipSync } = await import("node:zlib");
@@ -130,7 +112,7 @@ async function main(filter) {
   const listed = [...source.slice(source.indexOf("export const checks")).matchAll(names)];
   const all = listed.flatMap(([, each, one]) => (each ? ["gqa", "gta", "gla", "mla"].map((v) => `${each}_${v}`) : [one]));
   const queue = all.filter(wanted);
-  if (wanted("types")) await report("types", types);
+  if (wanted("types")) await report("types", () => types(root, built));
   if (wanted("sizes")) await report("sizes", sizes);
   const models = queue.filter((name) => name.startsWith("model_")).map((name) => name.slice("model_".length));
   if (models.length > 0) {
@@ -140,8 +122,13 @@ async function main(filter) {
       return `logits and tokens of ${models.join(", ")}, in ${natives}`;
     });
   }
+  const shown = async () => {
+    const { context, close } = await open();
+    await report("readme", () => readme(root, context, served.origin));
+    await close();
+  };
   // Two browsers: compiling is one thread's work in each.
-  await Promise.all([inside(served, queue), inside(served, queue)]);
+  await Promise.all([wanted("readme") && shown(), inside(served, queue), inside(served, queue)]);
   const pages = Object.keys(looks).filter((name) => wanted(`page_${name}`));
   if (pages.length > 0) {
     const axe = await readFile(join(modules, "axe-core/axe.min.js"), "utf8");

@@ -7,6 +7,11 @@ const model: Model = await Model.load(new URL("https://localhost/models/gla"), {
 const made: { text: string; tokens: Uint32Array } = await model.generate("A", { maxNewTokens: 3, seed: 1 }, (text, token) => text.length + token < 9);
 const stats: KvCacheStats = model.stats();
 const layout: Layout = { variant: "gta", qHeads: 4, kvHeads: 2, headDim: 8, ropeDim: 4 };
+// What has a default may be left out, and the variant of an object whose type is not said is a string to TypeScript.
+const heads = { variant: "gla", qHeads: 4, latentHeads: 2, latentDim: 8, ropeDim: 4 };
+const short: [Device, Model, Decode] = [await Device.request(), await Model.load("models/gla"), new Decode(device, heads)];
+await device.measure(heads, undefined, { tokens: 4 });
+new KvCache(device, { variant: "mla", qHeads: 4, latentDim: 8, ropeDim: 4 }, "f16", { pages: 1 }).reserve([1], 1);
 const cache = new KvCache(device, layout, "bf16", { pages: stats.total });
 const decode = new Decode(device, layout, "bf16", { window: 5 });
 const sequence: number = cache.insert();
@@ -24,4 +29,10 @@ try {
 const wrong: Layout = { variant: "linear", qHeads: 1 };
 // @ts-expect-error no such option
 await model.generate("A", { tokens: 3 });
-console.log(wrong);
+// @ts-expect-error a number is missing
+new Decode(device, { variant: "gla", qHeads: 4, latentDim: 8 });
+// @ts-expect-error a number is misspelt
+new Decode(device, { variant: "gqa", qHeads: 4, kvHeads: 2, headDims: 8 });
+// @ts-expect-error no such element type
+new Decode(device, heads, "f64");
+console.log(wrong, short);
