@@ -4,7 +4,7 @@ pub(crate) use super::params::PARAM_BYTES;
 use super::shader::{assemble, Assembled, Const, Consts, Part};
 use super::tensor::Buffer;
 use super::{Gpu, Inner, Tier};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
@@ -79,6 +79,12 @@ struct Compiled {
 }
 
 impl Kernels {
+    /// Kernels that are there, held or not.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_spec.len()
+    }
+
     fn get(&mut self, spec: &KernelSpec) -> Option<Kernel> {
         self.clock += 1;
         let compiled = self.by_spec.get_mut(spec)?;
@@ -289,10 +295,7 @@ impl Gpu {
             encoder.finish();
         });
         self.check_alive()?;
-        there.map_err(|e| {
-            let apps: Vec<_> = of_app().collect();
-            ErrorKind::argument("tensor", format!("one of {apps:?}, an app's, cannot be used: {e}"))
-        })?;
+        there.map_err(|e| refused_of_app(buffers, e))?;
         of_app().for_each(|buffer| self.note_asked(buffer));
         Ok(())
     }
@@ -331,7 +334,8 @@ impl Gpu {
                 layout: &k.layout,
                 entries: &entries,
             })
-        })?;
+        });
+        let group = group.map_err(|e| refused_of_app(buffers, e))?;
         self.inner.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
         self.lock(&self.inner.bind_groups).insert(key, group.clone());
         Ok(group)
@@ -340,6 +344,17 @@ impl Gpu {
     /// Drops the bind groups that hold a buffer; called when its last owner goes.
     pub(super) fn forget_buffer(&self, id: u64) {
         self.lock(&self.inner.bind_groups).retain(|key, _| !key[1..].contains(&id));
+    }
+}
+
+/// What is refused of buffers among which an app's are is the app's mistake.
+fn refused_of_app(buffers: &[&Buffer], e: Error) -> Error {
+    let apps: Vec<_> = buffers.iter().filter(|buffer| buffer.is_of_app()).collect();
+    match e.kind() {
+        ErrorKind::Gpu { .. } if !apps.is_empty() => {
+            ErrorKind::argument("tensor", format!("one of {apps:?}, of the app's own, cannot be used: {e}"))
+        }
+        _ => e,
     }
 }
 
