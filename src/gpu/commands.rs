@@ -14,8 +14,9 @@
 use super::fate::Fate;
 use super::{Access, Buffer, Gpu};
 use crate::error::{Error, ErrorKind, Result};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Commands recorded and not yet sent, and the losses of those before.
 #[derive(Default)]
@@ -30,7 +31,24 @@ pub(super) struct Commands {
     /// Batches that were lost.
     losses: AtomicU64,
     last_loss: Mutex<String>,
+    /// For asking whether a buffer is there.
+    probe: OnceLock<wgpu::BindGroupLayout>,
 }
+
+/// One storage buffer.
+const PROBE: wgpu::BindGroupLayoutDescriptor<'_> = wgpu::BindGroupLayoutDescriptor {
+    label: None,
+    entries: &[wgpu::BindGroupLayoutEntry {
+        binding: 0,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only: true },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    }],
+};
 
 #[derive(Default)]
 pub(super) struct Pending {
@@ -156,15 +174,26 @@ impl Gpu {
         buffer.fate().is_some_and(|fate| fate.is_in(batch))
     }
 
-    /// Whether an app's buffer was found to be there since this batch began.
-    pub(super) fn was_asked(&self, buffer: &Buffer) -> bool {
-        let batch = self.inner.commands.batch.load(Ordering::Relaxed);
-        buffer.fate().is_none_or(|fate| fate.was_asked(batch))
-    }
-
-    pub(super) fn note_asked(&self, buffer: &Buffer) {
-        let batch = self.inner.commands.batch.load(Ordering::Relaxed);
-        buffer.fate().inspect(|fate| fate.note_asked(batch));
+    /// Fails if an app has destroyed the buffer: nothing tells but a call that refuses it, of which the cheapest is a bind
+    /// group. Asked once per batch. A browser answers too late to be asked.
+    pub(super) fn expect_there(&self, buffer: &Buffer) -> Result<()> {
+        let commands = &self.inner.commands;
+        let batch = commands.batch.load(Ordering::Relaxed);
+        let Some(fate) = buffer.fate().filter(|fate| !self.answers_late() && !fate.was_asked(batch)) else {
+            return Ok(());
+        };
+        let device = &self.inner.device;
+        let group = self.scoped_in("binding", &[], || {
+            let layout = commands.probe.get_or_init(|| device.create_bind_group_layout(&PROBE));
+            let size = NonZeroU64::new(buffer.size_bytes().min(16));
+            let binding = wgpu::BufferBinding { buffer: buffer.raw(), offset: 0, size };
+            let entries = [wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }];
+            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
+        });
+        self.check_alive()?;
+        group.map_err(|e| ErrorKind::argument("tensor", format!("{buffer:?} cannot be used: {e}")))?;
+        fate.note_asked(batch);
+        Ok(())
     }
 
     /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read

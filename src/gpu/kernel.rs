@@ -4,7 +4,7 @@ pub(crate) use super::params::PARAM_BYTES;
 use super::shader::{assemble, Assembled, Const, Consts, Part};
 use super::tensor::Buffer;
 use super::{Gpu, Inner, Tier};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
@@ -70,6 +70,8 @@ const IDLE_KERNELS: usize = 32;
 pub(super) struct Kernels {
     by_spec: HashMap<KernelSpec, Compiled>,
     clock: u64,
+    /// Whether some were let go since the device was last asked to free what it need not keep.
+    let_go: bool,
 }
 
 struct Compiled {
@@ -79,6 +81,12 @@ struct Compiled {
 }
 
 impl Kernels {
+    /// Kernels that are there, held or not.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_spec.len()
+    }
+
     fn get(&mut self, spec: &KernelSpec) -> Option<Kernel> {
         self.clock += 1;
         let compiled = self.by_spec.get_mut(spec)?;
@@ -133,6 +141,11 @@ impl Gpu {
                 format!("kernel {} needs {} bytes of workgroup memory, {limit} given", spec.name, spec.workgroup_bytes);
             return Err(ErrorKind::Unsupported { what }.into());
         }
+        // wgpu frees what was dropped once a later submit is done, and there may be none for long.
+        if std::mem::take(&mut self.lock(&self.inner.kernels).let_go) {
+            self.scoped("submit", || self.inner.queue.submit([]))?;
+            self.poll(wgpu::PollType::Poll)?;
+        }
         let made = self.compile(&spec)?;
         let mut kernels = self.lock(&self.inner.kernels);
         // Another thread may have been faster: one pipeline of a kind, so that its bind groups are found.
@@ -145,10 +158,13 @@ impl Gpu {
 
     /// Lets go of kernels that nobody holds, beyond those that are kept, and of their bind groups.
     fn forget_kernels(&self, leaving: u64) {
-        let gone = self.lock(&self.inner.kernels).sweep(leaving);
+        let mut kernels = self.lock(&self.inner.kernels);
+        let gone = kernels.sweep(leaving);
         if gone.is_empty() {
             return;
         }
+        kernels.let_go = true;
+        drop(kernels);
         let ids: HashSet<u64> = gone.iter().map(|kernel| kernel.id).collect();
         self.lock(&self.inner.bind_groups).retain(|key, _| !ids.contains(&key[0]));
     }
@@ -260,9 +276,8 @@ impl Gpu {
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
             return Ok(());
         }
-        if buffers.iter().any(|buffer| buffer.is_of_app()) {
-            self.expect_there(kernel, &group, slot.offset, buffers)?;
-        }
+        // Recorded, one that is destroyed would take all else that is recorded with it.
+        buffers.iter().filter(|buffer| buffer.is_of_app()).try_for_each(|buffer| self.expect_there(buffer))?;
         self.note(pass, &k.bindings, buffers, whole)?;
         self.profiled(pass, k.name, |pass| {
             pass.set_pipeline(&k.pipeline);
@@ -270,31 +285,6 @@ impl Gpu {
             pass.dispatch_workgroups(grid.0, grid.1, grid.2);
         });
         self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Fails if an app's buffer in the group is destroyed: recorded, it would take all else that is recorded with it. Asked
-    /// once per batch, of an encoder for that alone. A browser answers too late to be asked.
-    fn expect_there(&self, kernel: &Kernel, group: &wgpu::BindGroup, offset: u32, buffers: &[&Buffer]) -> Result<()> {
-        let of_app = || buffers.iter().copied().filter(|buffer| buffer.is_of_app());
-        if self.answers_late() || of_app().all(|buffer| self.was_asked(buffer)) {
-            return Ok(());
-        }
-        let there = self.scoped_in("binding", &[], || {
-            let mut encoder = self.inner.device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            pass.set_pipeline(&kernel.inner.pipeline);
-            pass.set_bind_group(0, group, &[offset]);
-            pass.dispatch_workgroups(0, 0, 0);
-            drop(pass);
-            encoder.finish();
-        });
-        self.check_alive()?;
-        there.map_err(|e| {
-            let apps: Vec<_> = of_app().collect();
-            ErrorKind::argument("tensor", format!("one of {apps:?}, an app's, cannot be used: {e}"))
-        })?;
-        of_app().for_each(|buffer| self.note_asked(buffer));
         Ok(())
     }
 
@@ -332,7 +322,8 @@ impl Gpu {
                 layout: &k.layout,
                 entries: &entries,
             })
-        })?;
+        });
+        let group = group.map_err(|e| refused_of_app(buffers, e))?;
         self.inner.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
         self.lock(&self.inner.bind_groups).insert(key, group.clone());
         Ok(group)
@@ -341,6 +332,17 @@ impl Gpu {
     /// Drops the bind groups that hold a buffer; called when its last owner goes.
     pub(super) fn forget_buffer(&self, id: u64) {
         self.lock(&self.inner.bind_groups).retain(|key, _| !key[1..].contains(&id));
+    }
+}
+
+/// What is refused of buffers among which an app's are is the app's mistake.
+fn refused_of_app(buffers: &[&Buffer], e: Error) -> Error {
+    let apps: Vec<_> = buffers.iter().filter(|buffer| buffer.is_of_app()).collect();
+    match e.kind() {
+        ErrorKind::Gpu { .. } if !apps.is_empty() => {
+            ErrorKind::argument("tensor", format!("one of {apps:?}, of the app's own, cannot be used: {e}"))
+        }
+        _ => e,
     }
 }
 

@@ -45,6 +45,7 @@ impl Gpu {
         self.check_alive()?;
         let (from, bytes) = (&tensor.buffer, tensor.len() * tensor.dtype().size_bits() / 8);
         from.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a download")?;
+        self.expect_there(from)?;
         let size = (bytes as u64).next_multiple_of(4);
         let staging = self.staging(size)?;
         let sent = self.submit_with(&[from], |encoder| {
@@ -89,8 +90,13 @@ impl Gpu {
 
     /// Waits for all that was submitted; in browsers it returns at once.
     pub(super) fn wait(&self) -> Result<()> {
+        self.poll(wgpu::PollType::wait_indefinitely())
+    }
+
+    /// Lets wgpu look at what the device has done.
+    pub(super) fn poll(&self, how: wgpu::PollType) -> Result<()> {
         // wgpu panics here, whatever the scopes, where the driver says that the device is lost.
-        let poll = || self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+        let poll = || self.inner.device.poll(how);
         match self.scoped("wait", || catch_unwind(AssertUnwindSafe(poll)))? {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(e)) => Err(self.mark_lost(format!("waiting for the device: {e}"))),

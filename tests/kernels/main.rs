@@ -10,6 +10,7 @@ mod inputs;
 mod integers;
 mod isolation;
 mod kept;
+mod lost;
 mod options;
 mod pairwise;
 mod rebuild;

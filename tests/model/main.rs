@@ -6,6 +6,7 @@ mod beams_and_samples;
 mod dispatches;
 mod folders;
 mod forward;
+mod lost;
 mod no_numbers;
 mod prefill;
 mod saved;

@@ -5,6 +5,7 @@ mod encode;
 mod experts;
 mod fused;
 mod linear;
+mod lost;
 mod matrix;
 mod rows;
 mod sample;
