@@ -32,6 +32,7 @@ pub(crate) fn expect_in(name: &'static str, number: usize, range: RangeInclusive
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

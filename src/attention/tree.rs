@@ -90,6 +90,7 @@ fn expect_tree(index: usize, sequence: &SeqView) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -38,6 +38,7 @@ pub(super) fn schedule(lengths: &[usize], capacity: usize) -> Vec<Vec<Part>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

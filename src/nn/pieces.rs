@@ -26,6 +26,7 @@ pub(super) fn pieces(grid: (u32, u32, u32), flop: u64, most: u64) -> Vec<Piece> 
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
