@@ -174,7 +174,7 @@ fn a_saved_session_goes_on_with_its_window() {
         // Where the first may not be cut, nor may it.
         assert_kind!(third.truncate(loaded.id, 60), ErrorKind::Argument { name: "len", .. });
     }
-    let mut larger = Session::new(&decoder, SessionOptions { page_size: 2 * PAGE, ..options() }).unwrap();
+    let mut larger = Session::new(&decoder, SessionOptions { page_size: 4 * PAGE, ..options() }).unwrap();
     let other = block_on(larger.load(&cut[..], |_| {}));
     assert_kind!(other, ErrorKind::Saved { fault: latten::SavedFault::Other { name: "page size", .. }, .. });
     // As sessions with windows were saved before those were: all rows, and no word of a window.
