@@ -338,6 +338,28 @@ fn layouts_that_no_constructor_makes_are_refused() {
     }
 }
 
+/// Layout, number and channels of what has wide channels; such a file is of version 2, all others of version 1.
+#[test]
+fn wide_channels_are_written_and_checked() {
+    let heads = HeadLayout::gqa_wide(Gqa { q_heads: 4, kv_heads: 2, head_dim: 6 }, 2).unwrap();
+    let wide = WideChannels::new(&heads, &[vec![vec![5, 2], vec![1, 4]], vec![vec![0, 3], vec![2, 5]]]).unwrap();
+    let wide = SavedInfo { heads, wide: Some(wide), ..info() };
+    let bytes = file(&wide);
+    assert_eq!(read(&bytes).unwrap().0, wide);
+    assert_eq!((u32_at(bytes.first_chunk().unwrap(), 8), u32_at(file(&info()).first_chunk().unwrap(), 8)), (2, 1));
+    // Behind fingerprint and frequencies.
+    let first = 96 + 5 + 8;
+    assert_eq!(bytes[first..first + 8], [5, 0, 0, 0, 2, 0, 0, 0]);
+    let changed =
+        |at: usize, value: u32| resealed_of(&wide, |bytes| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()));
+    let cases = [(8, 1), (12, 2), (16, 2), (28, 6), (32, 6), (76, 0), (76, 4), (76, u32::MAX), (first, 2), (first, 6)];
+    for (at, value) in cases {
+        let fault = fault(&changed(at, value));
+        assert!(matches!(fault, SavedFault::Malformed { .. }), "{value} at {at}: {fault:?}");
+    }
+    assert!(matches!(fault(&changed(8, 3)), SavedFault::Newer { version: 3, known: 2 }));
+}
+
 /// What a reader may do: give little at a time, or nothing now; or fail.
 #[test]
 fn readers_may_be_slow_or_fail() {

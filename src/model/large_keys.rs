@@ -116,7 +116,10 @@ impl LargeKeys {
         for (l, layer) in layers.iter().enumerate() {
             for (g, pairs) in layer.keys.iter().enumerate() {
                 let (found, sizes) = (2 * pairs.len(), pairs.get(wide / 2).map_or(0.0, |(sizes, _)| *sizes));
-                stays(sizes, format!("the keys of layer {l}, KV head {g}, {found} channels of which {wide} find room"));
+                stays(
+                    sizes,
+                    format!("the keys of layer {l}, KV head {g} ({found} large channels, of which {wide} find room)"),
+                );
             }
         }
         let kept = |layer: &LargeBiases| {
@@ -140,7 +143,7 @@ impl LargeKeys {
         };
         if let Some((sizes, whose)) = &self.rest {
             let what = format!(
-                "a cache in {dtype}: biases of {whose}, have up to {sizes:.0} times the size of the rest, which takes the \
+                "a cache in {dtype}: the biases of {whose} are up to {sizes:.0} times the size of the rest, which takes the \
                  integers' bits; take f16 or bf16"
             );
             if *sizes > refused {

@@ -107,7 +107,7 @@ fn what_finds_no_room_is_refused_by_its_size() {
         session(&few, dtype).unwrap();
         assert_kind!(session(&many, dtype), ErrorKind::Unsupported { .. });
         let text = message(session(&many, dtype));
-        assert!(text.contains("the keys of layer 1, KV head 1, 6 channels of which 2 find room"), "{text}");
+        assert!(text.contains("the keys of layer 1, KV head 1 (6 large channels, of which 2 find room)"), "{text}");
         assert!(text.contains(&dtype.to_string()), "{text}");
     }
     session(&many, DType::F16).unwrap();
@@ -173,9 +173,9 @@ fn the_shipped_model_with_large_biases() {
     let file = std::fs::read(folder.join("model.safetensors")).unwrap();
     let config = Config::parse("gqa", &std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
     let text = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/held_out.txt")).unwrap();
-    let tokens: Vec<u32> = text.iter().take(4096).map(|b| u32::from(*b)).collect();
+    let tokens: Vec<u32> = text.iter().take(2048).map(|b| u32::from(*b)).collect();
     println!("| bias | norm | f32 | f16 | i8 | i4 |");
-    for size in [0.0f32, 10.0, 50.0, 150.0, 400.0, 700.0] {
+    for size in [0.0f32, 10.0, 50.0, 150.0, 400.0] {
         let weights = edited(&file, config.layers, size);
         let decoder = Decoder::from_bytes(exact_gpu(), config.clone(), ("edited", &weights), DType::F32).unwrap();
         let bits =
