@@ -88,7 +88,13 @@ impl Gpu {
         for scope in scopes.into_iter().rev() {
             batch.iter().for_each(|fate| fate.await_answer());
             let (number, answer): (_, Answer) = (waiting.closed, Box::pin(scope.pop()));
-            waiting.queue.push_back(Scope { number, context: context.into(), answer, batch: batch.to_vec(), compiles: false });
+            waiting.queue.push_back(Scope {
+                number,
+                context: context.into(),
+                answer,
+                batch: batch.to_vec(),
+                compiles: false,
+            });
             waiting.closed += 1;
         }
         if waiting.queue.len() >= MANY_SCOPES {
