@@ -63,6 +63,9 @@ fn run(cases: u64) -> (Tally, Vec<String>) {
     let (mut g, mut failures) = (Gen::new(trace), Vec::new());
     let mut world = World::new();
     for seed in seeds {
+        if seed % 1_000_000 == 0 {
+            println!("case {seed}, {} failures so far", failures.len());
+        }
         if seed % CASES_OF_A_WORLD == CASES_OF_A_WORLD - 1 {
             world = World::new();
         }
