@@ -121,7 +121,8 @@ fn generating(g: &mut Gen) -> GenerateOptions {
 
 fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Decoder) {
     let (id, input) = (g.pick(ids), tokens(g, 14));
-    let stop_token = g.one_in(3).then(|| g.near(7) as u32);
+    let stop_tokens: Vec<u32> = (0..g.below(3)).map(|_| g.near(7) as u32).collect();
+    let stop_tokens = &stop_tokens[..];
     let length_penalty = g.float(1.0);
     let go_on = |_| ControlFlow::Continue(());
     match g.below(10) {
@@ -143,11 +144,11 @@ fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Deco
             g.call("generate", block_on(generate(session, &input, options, go_on)));
         }
         7 => {
-            let options = BeamOptions { beams: g.near(2), max_new_tokens: g.near(3), stop_token, length_penalty };
+            let options = BeamOptions { beams: g.near(2), max_new_tokens: g.near(3), stop_tokens, length_penalty };
             g.call("beam_search", block_on(beam_search(session, id, &input, options)));
         }
         8 => {
-            let options = BestOfOptions { samples: g.near(2), generate: generating(g), stop_token, length_penalty };
+            let options = BestOfOptions { samples: g.near(2), generate: generating(g), stop_tokens, length_penalty };
             g.call("best_of", block_on(best_of(session, id, &input, options)));
         }
         _ => {
