@@ -64,7 +64,10 @@ impl World {
         let mut rows = rng.values(tokens * heads.kv_dim());
         enlarge(&wide, &mut rows, size);
         let q = rng.values(q_len * heads.q_heads() * heads.nope_dim()).into_iter().map(|v| v * 1.5).collect();
-        let inv_freq = reference::inv_freq(1e6, if rotation == Rotation::None { 0 } else { heads.nope_dim() });
+        let inv_freq = match rotation {
+            Rotation::None => Vec::new(),
+            _ => reference::inv_freq(1e6, heads.nope_dim()).unwrap(),
+        };
         World { heads, dtype, wide, rotation, inv_freq, rows, q, q_len }
     }
 
