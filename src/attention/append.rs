@@ -165,7 +165,7 @@ pub(crate) fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
 
 /// What frequencies a rotation of a layout wants, and whence.
 pub(crate) fn frequencies_text(heads: &HeadLayout, rotation: Rotation) -> String {
-    let what = match (rotation, heads.rope_dim()) {
+    let what = match (rotation, heads.narrow().rope_dim()) {
         (Rotation::None, _) => "none with Rotation::None".into(),
         (_, 0) if heads.rotated_dim() == 0 => "none: this layout has no rope key, and its states are values too".into(),
         (_, 0) => format!("half of head_dim {}: GQA rotates the whole key of a head", heads.rotated_dim()),
