@@ -352,7 +352,7 @@ fn wide_channels_are_written_and_checked() {
     assert_eq!(bytes[first..first + 8], [5, 0, 0, 0, 2, 0, 0, 0]);
     let changed =
         |at: usize, value: u32| resealed_of(&wide, |bytes| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()));
-    let cases = [(8, 1), (12, 2), (16, 2), (28, 6), (32, 6), (76, 0), (76, 4), (76, u32::MAX), (first, 2), (first, 6)];
+    let cases = [(8, 1), (12, 2), (16, 3), (28, 5), (32, 6), (76, 0), (76, 4), (76, u32::MAX), (first, 2), (first, 6)];
     for (at, value) in cases {
         let fault = fault(&changed(at, value));
         assert!(

@@ -25,9 +25,9 @@ use crate::error::{shape_text, ErrorKind, Result};
 /// A vector of either kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Vector {
-    /// One decode of one sequence.
-    Kernel(KernelVector),
-    /// A whole attention layer. Boxed for its size.
+    /// One decode of one sequence. Boxed for its size, as the other.
+    Kernel(Box<KernelVector>),
+    /// A whole attention layer.
     Layer(Box<LayerVector>),
 }
 
@@ -101,7 +101,7 @@ impl Vector {
     pub fn parse(json: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(json).map_err(malformed)?;
         match (value.get("layout"), value.get("weights")) {
-            (Some(_), None) => Ok(Vector::Kernel(KernelVector::from_value(value)?)),
+            (Some(_), None) => Ok(Vector::Kernel(Box::new(KernelVector::from_value(value)?))),
             (None, Some(_)) => Ok(Vector::Layer(Box::new(LayerVector::from_value(value)?))),
             _ => Err(ErrorKind::argument(
                 "vector",

@@ -7,7 +7,7 @@ use crate::{assert_close, vectors};
 
 fn kernels(prefix: &str, at_least: usize) -> Vec<(String, KernelVector)> {
     let kernel = |(name, vector)| match vector {
-        Vector::Kernel(vector) => (name, vector),
+        Vector::Kernel(vector) => (name, *vector),
         Vector::Layer(_) => panic!("{name} is no kernel vector"),
     };
     vectors(prefix, at_least).into_iter().map(kernel).collect()
