@@ -4,9 +4,9 @@
 //! `cargo bench --bench host`
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
-use latten::attention::append::cos_sin_table;
 use latten::cache::SeqTable;
 use latten::nn::{Rope, SwiGlu};
+use latten::rope::cos_sin_table;
 use latten::{
     wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, Result, Rotation, SeqId, SplitPolicy, Tensor,
 };

@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release --example decode`
 
-use latten::reference::{self, DecodeInputs};
+use latten::reference;
+use latten::reference::DecodeInputs;
 use latten::{DType, Decode, DecodeOutput, Gla, Gpu, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor};
 
 const GLA: Gla = Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 };

@@ -136,8 +136,8 @@ pub enum ErrorKind {
     },
     /// Commands that were recorded are lost with a batch that the device refused, by the fault of this call's work or another's;
     /// so a buffer, or a step's result, is not what it should be. Compute it again: a step of a cache or a session from its
-    /// reservation on (after `commit` of 0 tokens, or [`truncate`](crate::PagedKvCache::truncate)), a tensor by
-    /// writing all of it ([`upload`](crate::Gpu::upload), or a kernel whose output it is as a whole), or take a new one.
+    /// reservation on (after `commit` of 0 tokens, or [`truncate`](super::PagedKvCache::truncate)), a tensor by
+    /// writing all of it ([`upload`](super::Gpu::upload), or a kernel whose output it is as a whole), or take a new one.
     #[error("{what} is not what was recorded: its commands are lost ({message})")]
     CommandsLost {
         /// Whose content is not there.
@@ -239,7 +239,7 @@ pub enum SavedFault {
         /// What it should be.
         why: &'static str,
     },
-    /// The checksum fits, yet no [`HeadLayout`](crate::HeadLayout) has these numbers: q_heads, groups, state_dim, nope_dim,
+    /// The checksum fits, yet no [`HeadLayout`](super::HeadLayout) has these numbers: q_heads, groups, state_dim, nope_dim,
     /// rope_dim, v_offset, v_dim.
     #[error("its layout {numbers:?} (q_heads, groups, state_dim, nope_dim, rope_dim, v_offset, v_dim) is one that no model has")]
     Layout {

@@ -1,15 +1,17 @@
 //! The texts of the attention kernels (append, decode, merge), over a representative set of layouts: for people who want
 //! to read a shader, and for the tests that validate and translate them all. Needs no GPU.
 
-use crate::attention::append::append_spec;
-use crate::attention::kernels::{cached_rows_spec, join_spec, kernel_spec, merge_spec};
-use crate::attention::pool::with_slabs;
-use crate::attention::select::{Device, KernelShape};
-use crate::attention::shape::ShapeLimits;
-use crate::attention::{AttentionOptions, Gla, Gqa, Gta, HeadLayout, Mla, Rotation};
+use crate::attention::kernels::select::{Device, KernelShape};
+use crate::attention::kernels::spec::{cached_rows_spec, join_spec, kernel_spec, merge_spec};
+use crate::attention::kernels::tile::ShapeLimits;
+use crate::attention::AttentionOptions;
 use crate::cache::{pages_rows_spec, Direction};
 use crate::error::Result;
 use crate::gpu::{Access, Const, DType, KernelSpec, Tier};
+use crate::kv::append::append_spec;
+use crate::kv::pool::with_slabs;
+use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
+use crate::rope::Rotation;
 use std::collections::HashSet;
 
 /// One assembled kernel.

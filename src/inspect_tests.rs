@@ -1,13 +1,13 @@
 //! Host structs against the WGSL structs they mirror: sizes, names and offsets, through naga's reflection.
 
 use super::*;
-use crate::attention::append::AppendParams;
 use crate::attention::decode::{DecodeParams, MergeParams};
 use crate::attention::explicit::CachedRowsParams;
-use crate::attention::plan::{MergeItem, WorkItem};
+use crate::attention::plan::work::{MergeItem, WorkItem};
 use crate::cache::{CopyParams, PageRowsParams};
 use crate::gpu::kernel::PARAM_BYTES;
 use crate::gpu::parallelism::StreamParams;
+use crate::kv::append::AppendParams;
 use std::mem::{offset_of, size_of};
 
 /// Field names, their byte offsets, and the size of a struct of a kernel.
@@ -63,7 +63,7 @@ fn plan_items_match_the_shader() {
 /// The shader unpacks items word by word, so the order of its fields must be that of its reads: checked by the text.
 #[test]
 fn items_are_read_in_the_order_of_their_fields() {
-    let text = include_str!("../shaders/parts/plan.wgsl");
+    let text = include_str!("../shaders/attention/plan.wgsl");
     assert!(text.contains("PLAN_HEADER + 8u * ("), "work items of 8 words");
     assert!(text.contains("plan[1] + 8u * ("), "merge items of 8 words");
     for reads in ["plan[0] + plan[at]", "plan[at + 3u],", "plan[at + 7u],", "plan[at + 4u]);"] {

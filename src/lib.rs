@@ -95,22 +95,23 @@ pub mod cache;
 mod error;
 pub mod gpu;
 pub mod inspect;
+mod io;
+pub mod kv;
 pub mod model;
 pub mod nn;
 pub mod reference;
+pub mod rope;
 mod self_test;
 mod sizes;
 mod start;
-mod temporary;
 
-pub use attention::{
-    AttentionOptions, Decode, DecodeArgs, DecodeOutput, Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla,
-    Plan, Rotation, SplitPolicy, WideChannels,
-};
+pub use attention::{AttentionOptions, Decode, DecodeArgs, DecodeOutput, Plan, SplitPolicy};
 pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result, SavedFault};
 pub use gpu::{Capabilities, DType, DispatchTime, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
+pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};
 pub use model::{Decoder, Session, SessionOptions};
+pub use rope::Rotation;
 pub use wgpu;
 
 /// The README's programs compile.

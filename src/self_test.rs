@@ -17,11 +17,12 @@
 //! The products of linears, one with each tile, are of numbers that f16 holds and whose sums f32 holds: exact but for matrix
 //! units that truncate while they add.
 
-use crate::attention::select::{Device, KernelShape};
-use crate::attention::{Decode, Gla, HeadLayout, KvSource, SplitPolicy};
+use crate::attention::kernels::select::{Device, KernelShape};
+use crate::attention::{Decode, SplitPolicy};
 use crate::cache::{PagedKvCache, Pages, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor, Tier};
+use crate::kv::{Gla, HeadLayout, KvSource};
 use crate::nn::{Linear, MatrixTile, Span, Weight};
 use crate::reference;
 

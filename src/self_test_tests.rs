@@ -1,8 +1,8 @@
 //! The self-test passes right kernels and fails wrong ones; and it reaches what it is for.
 
 use super::*;
-use crate::attention::kernels::kernel_spec;
-use crate::attention::shape::ShapeLimits;
+use crate::attention::kernels::spec::kernel_spec;
+use crate::attention::kernels::tile::ShapeLimits;
 use crate::attention::AttentionOptions;
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 

@@ -22,8 +22,8 @@ impl Gpu {
     /// Errors: as [`Gpu::new`]; [`ErrorKind::NoAdapter`] also where none fits the name, [`ErrorKind::Unsupported`] also
     /// where the device refuses the limits; [`ErrorKind::OutOfMemory`] in the self-test.
     ///
-    /// [`Capabilities::tier`]: crate::Capabilities::tier
-    /// [`Capabilities::device_tier`]: crate::Capabilities::device_tier
+    /// [`Capabilities::tier`]: super::Capabilities::tier
+    /// [`Capabilities::device_tier`]: super::Capabilities::device_tier
     pub async fn with_options(options: GpuOptions) -> Result<Self> {
         let gpu = Self::open(&options).await?;
         if gpu.capabilities().tier < Tier::Matrix {
@@ -79,8 +79,9 @@ fn warn(gpu: &Gpu, why: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention::{Decode, Gta, HeadLayout};
+    use crate::attention::Decode;
     use crate::gpu::DType;
+    use crate::kv::{Gta, HeadLayout};
 
     fn error(kind: ErrorKind) -> Result<Option<String>> {
         Err(kind.into())

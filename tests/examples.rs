@@ -44,8 +44,9 @@ mod several;
 
 use check_vector::{BEYOND, UNCHECKED, WITHIN};
 use checkout::checkout;
+use latten::reference;
 use latten::reference::vector::{LayerWeights, Vector};
-use latten::reference::{self, Form};
+use latten::reference::Form;
 use serde_json::{json, Value};
 use std::path::PathBuf;
 

@@ -33,126 +33,126 @@ R="rejection::"
 E="experts::"
 table() {
   cat <<'TABLE'
-rows-word-end       ~pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
-rows-token-end      ~pages_rows.wgsl~ || row >= tokens~~S~dies
-rows-rope-end       ~pages_rows.wgsl~after_states < ROPE_WORDS~true~S~dies
-rows-first-token    ~pages_rows.wgsl~let token = places[0] + row~let token = row~S~dies
-append-row-end      ~append.wgsl~id.x >= ROW_U32S || ~~A~dies
-append-token-end    ~append.wgsl~ || token >= params.token_count~~A~dies
-append-slot-clamp   ~append.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~A~dies
-append-rotated-end  ~parts/append_row.wgsl~if (i >= rotated)~if (i > rotated)~A~dies
-append-rotated-none ~parts/append_row.wgsl~if (i >= rotated)~if (false)~A~dies
-append-tied-pad     ~parts/append_row.wgsl~if (e < STATE_DIM)~if (true)~A~dies
-append-key-pad      ~parts/append_row.wgsl~if (e < KEY_DIM)~if (e < VALUE_FIRST * ELEMS_PER_WORD)~A~dies
-append-value-first  ~parts/append_row.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && ~~A~dies
-append-value-end    ~parts/append_row.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
-append-rope-pad     ~parts/append_row.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
-append-group        ~append.wgsl~select(GROUPS, group, in_state)~group~A~dies
-copy-page-source    ~copy_pages.wgsl~pool[source + word];~pool[target_word + word];~C~dies
-copy-walk           ~copy_pages.wgsl~word += grid.x * 64u~word += params.page_words~C~dies
-copy-walk-end       ~copy_pages.wgsl~word < params.page_words~word <= params.page_words~C~dies
-copy-end            ~copy_pages.wgsl~if (index >= params.copy_count)~if (false)~C~same: a list of under 65,536 copies fills its grid
-copy-clamp          ~copy_pages.wgsl~min(copies[index], vec2<u32>(params.page_count - 1u))~copies[index]~C~same: the host makes the list
-f16-clamp           ~parts/elements_f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
-bf16-tie            ~parts/elements_bf16.wgsl~ + (size >> 16u & 1u)~~A~dies
-bf16-largest        ~parts/elements_bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
-bf16-nan            ~parts/elements_bf16.wgsl~size > 0x7f800000u~false~A~dies
-scaled-token-end    ~append_scaled.wgsl~if (token >= params.token_count)~if (false)~I~dies
-scaled-slot-clamp   ~append_scaled.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~I~dies
-scaled-least        ~append_scaled.wgsl~let held = top >= LEAST~let held = true~I~dies
-scaled-most         ~append_scaled.wgsl~min(tops[0], MOST)~tops[0]~I~dies
-scaled-range        ~append_scaled.wgsl~clamp(round(x * inverse), -LEVELS, LEVELS)~round(x * inverse)~I~dies
-scaled-key-end      ~append_scaled.wgsl~SPANS == 2u && !is_value~false~I~dies
-scaled-value-first  ~append_scaled.wgsl~select(0u, VALUE_FIRST, is_value)~0u~I~dies
-scaled-padding      ~append_scaled.wgsl~workgroup.x == 0u && GROUPS~false && GROUPS~I~dies
-scaled-padding-end  ~append_scaled.wgsl~ < SCALE_WORDS * U32S_PER_WORD~ <= SCALE_WORDS * U32S_PER_WORD~I~dies
-scaled-rope-range   ~append_scaled.wgsl~clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0))~values~I~dies
-scales-nowhere      ~parts/scales_token.wgsl~if (scales_at != NOWHERE)~if (true)~I~same: where what is read out of bounds is a number (a device that clamps reads the pool's last word, which may be NaN)
-scales-fetch-lane   ~parts/scales_token.wgsl~    if (lane < TOKENS) {\n        fetched~    if (true) {\n        fetched~I~same: what is fetched past the tile is not stored
-scales-rope-word    ~parts/scales_token.wgsl~select(1.0, scales[token], word < KEY_WORDS)~scales[token]~I~dies
-scaled-last-element ~append_scaled.wgsl~state_element(token, group, u * ELEMS_PER_U32 + e)));~state_element(token, group, u * ELEMS_PER_U32)));~I~dies
-i4-levels           ~parts/elements_i4.wgsl~LEVELS = 7.0~LEVELS = 8.0~I~dies
-i4-pack-sign        ~parts/elements_i4.wgsl~u32(i32(values[i])) & 0xfu~u32(i32(values[i]))~I~dies
-i4-sign             ~parts/elements_i4.wgsl~raw ^ vec2<u32>(0x88888888u)~raw~I~dies
-i4-upper            ~parts/elements_i4.wgsl~biased >> vec2<u32>(16u)~biased >> vec2<u32>(12u)~I~dies
-i4-offset           ~parts/elements_i4.wgsl~-32776.0~-32775.0~I~dies
-i4-tile-halves      ~parts/tile_vec2.wgsl~tile[2u * lane + 1u] = bitcast~tile[2u * lane] = bitcast~I~dies
-scales-rope-first   ~parts/scales_token.wgsl~(word - KEY_WORDS) * (VECS_PER_WORD / ROPE_VECS)~(word - KEY_WORDS)~I~dies
-scales-rope-halves  ~parts/scales_token.wgsl~halves[i % ROPE_VECS]~halves[0]~I~dies
-scales-u32          ~parts/scales_token.wgsl~pool[scales_at + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[scales_at + value / 4u][value % U32S_PER_WORD]~I~dies
-rows-scales-u32     ~parts/row_scales_token.wgsl~pool[word + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[word + value / 4u][value % U32S_PER_WORD]~I~dies
-scales-key-word     ~parts/scales_token.wgsl~ROPE_WORDS > 0u && word >= KEY_WORDS~false~I~dies
-decode-item-end     ~decode.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
-decode-chunk-end    ~parts/mask_causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees
-decode-row-visible  ~parts/mask_causal.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
-decode-causal       ~parts/mask_causal.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
-decode-page-held    ~parts/decode_io.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~dies
-decode-page-clamp   ~parts/decode_io.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
-decode-state-held   ~decode.wgsl~page_state(page, page_size, offset, group), held)~page_state(page, page_size, offset, group), true)~D~dies
-decode-rope-held    ~decode.wgsl~page_rope(page, page_size, offset), held)~page_rope(page, page_size, offset), true)~D~same: the score is masked, and rope keys enter nothing else
-decode-nowhere      ~decode.wgsl~if (base == NOWHERE)~if (false)~D~dies
-decode-lane-base    ~decode.wgsl~    if (lane < TOKENS) {~    if (lane <= TOKENS) {~D~dies
-decode-fetch-state  ~decode.wgsl~if (token < TOKENS) {\n            fetched[i]~if (true) {\n            fetched[i]~D~same: what is fetched past the tile is not stored
-decode-fetch-rope   ~decode.wgsl~if (token < TOKENS) {\n            fetched[STATE~if (true) {\n            fetched[STATE~D~same: what is fetched past the tile is not stored
-decode-store-state  ~decode.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + tile_word~if (true) {\n            tile[token * TILE_STRIDE + tile_word~D~dies
-decode-store-rope   ~decode.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + KEY~if (true) {\n            tile[token * TILE_STRIDE + KEY~D~dies
-decode-score-lanes  ~decode.wgsl~if (token_lane >= SCORE_LANES)~if (false)~D~dies
-decode-key-end      ~decode.wgsl~if (word < QUERY_WORDS)~if (true)~D~dies
-decode-score-mask   ~decode.wgsl~select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token))~score_transform(wide[j])~D~dies
-decode-weight-mask  ~decode.wgsl~select(0.0, wide[j], sees(visible[j], first + softmax_token))~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
-decode-output-units ~decode.wgsl~unit < VALUE_UNITS && token_split < TOKEN_SPLITS~true~D~same: a unit past the end is never written
-decode-write-units  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (token_split == 0u)~D~dies
-decode-write-split  ~decode.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (unit < VALUE_UNITS)~D~dies
-decode-write-row    ~decode.wgsl~                if (row < item.q_len * HEADS_PER_GROUP) {~                if (true) {~D~dies
-decode-write-dim    ~decode.wgsl~if (first_dim + e < V_DIM)~if (true)~D~dies
-decode-merge-units  ~decode.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: only lanes below VALUE_UNITS write
-mask-window         ~parts/mask_causal.wgsl~(WINDOW == 0u || token >= visible.first || token < KEEP_FIRST)~true~O~dies
-mask-kept           ~parts/mask_causal.wgsl~ || token < KEEP_FIRST~~K~dies
-mask-kept-edge      ~parts/mask_causal.wgsl~token < KEEP_FIRST~token <= KEEP_FIRST~K~dies
-mask-window-edge    ~parts/mask_causal.wgsl~token >= visible.first~token > visible.first~O~dies
-mask-window-start   ~parts/mask_causal.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~O~dies
-mask-clear-first    ~parts/mask_causal.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~O~dies
-mask-clear-last     ~parts/mask_causal.wgsl~WINDOW == 0u), visible.last~WINDOW == 0u), visible.last + 64u~O~dies
-softcap-large       ~parts/score_softcap.wgsl~min(abs(x), 15.0)~abs(x)~O~same: where exp2 overflows to infinity, which WGSL does not promise
-softcap-near        ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~far~O~dies
-softcap-far         ~parts/score_softcap.wgsl~select(far, near, size < 0.75)~near~O~dies
-softcap-sign        ~parts/score_softcap.wgsl~select(value, -value, x < 0.0)~value~O~dies
-sink-none           ~parts/sink_logit.wgsl~max(sinks[head] * LOG2_E, NEGATIVE)~sinks[head] * LOG2_E~O~same: where exp2 of minus infinity is 0, which WGSL does not promise
-sink-split          ~parts/decode_io.wgsl~if (item.partial_row != NO_PARTIAL) {\n        return Finished~if (false) {\n        return Finished~O~dies
-tree-window         ~parts/mask_tree.wgsl~return WINDOW == 0u || token >= visible.first || token < KEEP_FIRST;~return true;~T~dies
-tree-kept           ~parts/mask_tree.wgsl~ || token < KEEP_FIRST~~T~dies
-tree-kept-edge      ~parts/mask_tree.wgsl~token < KEEP_FIRST~token <= KEEP_FIRST~T~dies
-tree-window-start   ~parts/mask_tree.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~T~dies
-tree-clear-first    ~parts/mask_tree.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~T~dies
-tree-clear-last     ~parts/mask_tree.wgsl~WINDOW == 0u), visible.before~WINDOW == 0u), visible.before + 64u~T~dies
-tree-row            ~parts/mask_tree.wgsl~select(0u, item.kv_len - item.q_len, held)~item.kv_len - item.q_len~T~same: a row past the end is never written
-tree-high           ~parts/mask_tree.wgsl~select(visible.low, visible.high, i >= 32u)~visible.low~T~dies
-tree-end            ~parts/mask_tree.wgsl~i < 64u && ~~T~dies
-query-held          ~parts/query_registers.wgsl~held && ~~D~same: the cached padding is zero
-query-row           ~parts/query_registers.wgsl~ && row < item.q_len * HEADS_PER_GROUP~~D~same: a row past the end is never written
-query-stream-end    ~parts/query_stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
-query-stream-row    ~parts/query_stream.wgsl~min(row, item.q_len * HEADS_PER_GROUP - 1u)~row~D~same: a row past the end is never written
-rows-item-end       ~decode_rows.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
-rows-token-held     ~decode_rows.wgsl~min(first_token, item.token_last - 1u)~first_token~D~dies
-rows-state-end      ~decode_rows.wgsl~words[u * SLOTS + i] = pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)]~words[u * SLOTS + i] = pool[base.x + lane + i * TEAM]~D~dies
-rows-query-held     ~decode_rows.wgsl~held && row < item.q_len~row < item.q_len~D~dies
-rows-clear          ~decode_rows.wgsl~if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {~if (false) {~D~dies
-rows-clear-rows     ~decode_rows.wgsl~        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {~        if (true) {~D~same: saves time
-rows-mask-last      ~decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
-rows-mask-tree-last ~decode_rows.wgsl~token < item.token_last && sees~sees~T~same: where chunks are whole pairs of steps; not with subgroups of 64
-rows-softcap        ~decode_rows.wgsl~wide[j] = score_transform(wide[j])~wide[j] = wide[j]~O~dies
-rows-write-row      ~decode_rows.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
-rows-write-dim      ~decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
-rows-write-first    ~decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
-rows-key-scale      ~parts/row_scales_token.wgsl~return sum * scales.x~return sum * scales.y~I~dies
-rows-value-scale    ~parts/row_scales_token.wgsl~return weight * scales.y~return weight * scales.x~I~dies
-rows-scale-group    ~parts/row_scales_token.wgsl~let key = group * SPANS~let key = group~I~dies
-merge-item-end      ~merge.wgsl~if (index >= merge_item_count(params.class_index))~if (false)~G~dies
-merge-row-end       ~merge.wgsl~if (tile_row >= item.rows)~if (false)~D~dies
-merge-weight        ~merge.wgsl~select(0.0, exp2(part[i] - next), part[i] > 0.5 * NEGATIVE)~exp2(part[i] - next)~D~same: such a part weighs 0 beside any score, and its own sums are 0
-lse2-empty          ~parts/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
-lse-bits-empty      ~parts/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
-inverse-empty       ~parts/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
+rows-word-end       ~kv/pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
+rows-token-end      ~kv/pages_rows.wgsl~ || row >= tokens~~S~dies
+rows-rope-end       ~kv/pages_rows.wgsl~after_states < ROPE_WORDS~true~S~dies
+rows-first-token    ~kv/pages_rows.wgsl~let token = places[0] + row~let token = row~S~dies
+append-row-end      ~kv/append.wgsl~id.x >= ROW_U32S || ~~A~dies
+append-token-end    ~kv/append.wgsl~ || token >= params.token_count~~A~dies
+append-slot-clamp   ~kv/append.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~A~dies
+append-rotated-end  ~kv/append_row.wgsl~if (i >= rotated)~if (i > rotated)~A~dies
+append-rotated-none ~kv/append_row.wgsl~if (i >= rotated)~if (false)~A~dies
+append-tied-pad     ~kv/append_row.wgsl~if (e < STATE_DIM)~if (true)~A~dies
+append-key-pad      ~kv/append_row.wgsl~if (e < KEY_DIM)~if (e < VALUE_FIRST * ELEMS_PER_WORD)~A~dies
+append-value-first  ~kv/append_row.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && ~~A~dies
+append-value-end    ~kv/append_row.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
+append-rope-pad     ~kv/append_row.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
+append-group        ~kv/append.wgsl~select(GROUPS, group, in_state)~group~A~dies
+copy-page-source    ~kv/copy_pages.wgsl~pool[source + word];~pool[target_word + word];~C~dies
+copy-walk           ~kv/copy_pages.wgsl~word += grid.x * 64u~word += params.page_words~C~dies
+copy-walk-end       ~kv/copy_pages.wgsl~word < params.page_words~word <= params.page_words~C~dies
+copy-end            ~kv/copy_pages.wgsl~if (index >= params.copy_count)~if (false)~C~same: a list of under 65,536 copies fills its grid
+copy-clamp          ~kv/copy_pages.wgsl~min(copies[index], vec2<u32>(params.page_count - 1u))~copies[index]~C~same: the host makes the list
+f16-clamp           ~kv/element/f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
+bf16-tie            ~kv/element/bf16.wgsl~ + (size >> 16u & 1u)~~A~dies
+bf16-largest        ~kv/element/bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
+bf16-nan            ~kv/element/bf16.wgsl~size > 0x7f800000u~false~A~dies
+scaled-token-end    ~kv/append_scaled.wgsl~if (token >= params.token_count)~if (false)~I~dies
+scaled-slot-clamp   ~kv/append_scaled.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~I~dies
+scaled-least        ~kv/append_scaled.wgsl~let held = top >= LEAST~let held = true~I~dies
+scaled-most         ~kv/append_scaled.wgsl~min(tops[0], MOST)~tops[0]~I~dies
+scaled-range        ~kv/append_scaled.wgsl~clamp(round(x * inverse), -LEVELS, LEVELS)~round(x * inverse)~I~dies
+scaled-key-end      ~kv/append_scaled.wgsl~SPANS == 2u && !is_value~false~I~dies
+scaled-value-first  ~kv/append_scaled.wgsl~select(0u, VALUE_FIRST, is_value)~0u~I~dies
+scaled-padding      ~kv/append_scaled.wgsl~workgroup.x == 0u && GROUPS~false && GROUPS~I~dies
+scaled-padding-end  ~kv/append_scaled.wgsl~ < SCALE_WORDS * U32S_PER_WORD~ <= SCALE_WORDS * U32S_PER_WORD~I~dies
+scaled-rope-range   ~kv/append_scaled.wgsl~clamp(values, vec2<f32>(-65504.0), vec2<f32>(65504.0))~values~I~dies
+scales-nowhere      ~attention/scales/token.wgsl~if (scales_at != NOWHERE)~if (true)~I~same: where what is read out of bounds is a number (a device that clamps reads the pool's last word, which may be NaN)
+scales-fetch-lane   ~attention/scales/token.wgsl~    if (lane < TOKENS) {\n        fetched~    if (true) {\n        fetched~I~same: what is fetched past the tile is not stored
+scales-rope-word    ~attention/scales/token.wgsl~select(1.0, scales[token], word < KEY_WORDS)~scales[token]~I~dies
+scaled-last-element ~kv/append_scaled.wgsl~state_element(token, group, u * ELEMS_PER_U32 + e)));~state_element(token, group, u * ELEMS_PER_U32)));~I~dies
+i4-levels           ~kv/element/i4.wgsl~LEVELS = 7.0~LEVELS = 8.0~I~dies
+i4-pack-sign        ~kv/element/i4.wgsl~u32(i32(values[i])) & 0xfu~u32(i32(values[i]))~I~dies
+i4-sign             ~kv/element/i4.wgsl~raw ^ vec2<u32>(0x88888888u)~raw~I~dies
+i4-upper            ~kv/element/i4.wgsl~biased >> vec2<u32>(16u)~biased >> vec2<u32>(12u)~I~dies
+i4-offset           ~kv/element/i4.wgsl~-32776.0~-32775.0~I~dies
+i4-tile-halves      ~attention/tile/vec2.wgsl~tile[2u * lane + 1u] = bitcast~tile[2u * lane] = bitcast~I~dies
+scales-rope-first   ~attention/scales/token.wgsl~(word - KEY_WORDS) * (VECS_PER_WORD / ROPE_VECS)~(word - KEY_WORDS)~I~dies
+scales-rope-halves  ~attention/scales/token.wgsl~halves[i % ROPE_VECS]~halves[0]~I~dies
+scales-u32          ~attention/scales/token.wgsl~pool[scales_at + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[scales_at + value / 4u][value % U32S_PER_WORD]~I~dies
+rows-scales-u32     ~attention/row_scales/token.wgsl~pool[word + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[word + value / 4u][value % U32S_PER_WORD]~I~dies
+scales-key-word     ~attention/scales/token.wgsl~ROPE_WORDS > 0u && word >= KEY_WORDS~false~I~dies
+decode-item-end     ~attention/decode_tile.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
+decode-chunk-end    ~attention/mask/causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees
+decode-row-visible  ~attention/mask/causal.wgsl~, row < item.q_len * HEADS_PER_GROUP);~, true);~D~same: a row past the end is never written
+decode-causal       ~attention/mask/causal.wgsl~item.kv_len + row / HEADS_PER_GROUP + 1u - item.q_len~item.kv_len~D~dies
+decode-page-held    ~attention/decode_io.wgsl~min(token, max(item.token_last, 1u) - 1u)~token~D~dies
+decode-page-clamp   ~attention/decode_io.wgsl~min(plan[item.page_table_first + (held >> params.page_shift)], params.page_count - 1u)~plan[item.page_table_first + (held >> params.page_shift)]~L~dies
+decode-state-held   ~attention/decode_tile.wgsl~page_state(page, page_size, offset, group), held)~page_state(page, page_size, offset, group), true)~D~dies
+decode-rope-held    ~attention/decode_tile.wgsl~page_rope(page, page_size, offset), held)~page_rope(page, page_size, offset), true)~D~same: the score is masked, and rope keys enter nothing else
+decode-nowhere      ~attention/decode_tile.wgsl~if (base == NOWHERE)~if (false)~D~dies
+decode-lane-base    ~attention/decode_tile.wgsl~    if (lane < TOKENS) {~    if (lane <= TOKENS) {~D~dies
+decode-fetch-state  ~attention/decode_tile.wgsl~if (token < TOKENS) {\n            fetched[i]~if (true) {\n            fetched[i]~D~same: what is fetched past the tile is not stored
+decode-fetch-rope   ~attention/decode_tile.wgsl~if (token < TOKENS) {\n            fetched[STATE~if (true) {\n            fetched[STATE~D~same: what is fetched past the tile is not stored
+decode-store-state  ~attention/decode_tile.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + tile_word~if (true) {\n            tile[token * TILE_STRIDE + tile_word~D~dies
+decode-store-rope   ~attention/decode_tile.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + KEY~if (true) {\n            tile[token * TILE_STRIDE + KEY~D~dies
+decode-score-lanes  ~attention/decode_tile.wgsl~if (token_lane >= SCORE_LANES)~if (false)~D~dies
+decode-key-end      ~attention/decode_tile.wgsl~if (word < QUERY_WORDS)~if (true)~D~dies
+decode-score-mask   ~attention/decode_tile.wgsl~select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token))~score_transform(wide[j])~D~dies
+decode-weight-mask  ~attention/decode_tile.wgsl~select(0.0, wide[j], sees(visible[j], first + softmax_token))~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
+decode-output-units ~attention/decode_tile.wgsl~unit < VALUE_UNITS && token_split < TOKEN_SPLITS~true~D~same: a unit past the end is never written
+decode-write-units  ~attention/decode_tile.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (token_split == 0u)~D~dies
+decode-write-split  ~attention/decode_tile.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (unit < VALUE_UNITS)~D~dies
+decode-write-row    ~attention/decode_tile.wgsl~                if (row < item.q_len * HEADS_PER_GROUP) {~                if (true) {~D~dies
+decode-write-dim    ~attention/decode_tile.wgsl~if (first_dim + e < V_DIM)~if (true)~D~dies
+decode-merge-units  ~attention/decode_tile.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: only lanes below VALUE_UNITS write
+mask-window         ~attention/mask/causal.wgsl~(WINDOW == 0u || token >= visible.first || token < KEEP_FIRST)~true~O~dies
+mask-kept           ~attention/mask/causal.wgsl~ || token < KEEP_FIRST~~K~dies
+mask-kept-edge      ~attention/mask/causal.wgsl~token < KEEP_FIRST~token <= KEEP_FIRST~K~dies
+mask-window-edge    ~attention/mask/causal.wgsl~token >= visible.first~token > visible.first~O~dies
+mask-window-start   ~attention/mask/causal.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~O~dies
+mask-clear-first    ~attention/mask/causal.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~O~dies
+mask-clear-last     ~attention/mask/causal.wgsl~WINDOW == 0u), visible.last~WINDOW == 0u), visible.last + 64u~O~dies
+softcap-large       ~attention/score/softcap.wgsl~min(abs(x), 15.0)~abs(x)~O~same: where exp2 overflows to infinity, which WGSL does not promise
+softcap-near        ~attention/score/softcap.wgsl~select(far, near, size < 0.75)~far~O~dies
+softcap-far         ~attention/score/softcap.wgsl~select(far, near, size < 0.75)~near~O~dies
+softcap-sign        ~attention/score/softcap.wgsl~select(value, -value, x < 0.0)~value~O~dies
+sink-none           ~attention/sink/logit.wgsl~max(sinks[head] * LOG2_E, NEGATIVE)~sinks[head] * LOG2_E~O~same: where exp2 of minus infinity is 0, which WGSL does not promise
+sink-split          ~attention/decode_io.wgsl~if (item.partial_row != NO_PARTIAL) {\n        return Finished~if (false) {\n        return Finished~O~dies
+tree-window         ~attention/mask/tree.wgsl~return WINDOW == 0u || token >= visible.first || token < KEEP_FIRST;~return true;~T~dies
+tree-kept           ~attention/mask/tree.wgsl~ || token < KEEP_FIRST~~T~dies
+tree-kept-edge      ~attention/mask/tree.wgsl~token < KEEP_FIRST~token <= KEEP_FIRST~T~dies
+tree-window-start   ~attention/mask/tree.wgsl~seen - min(seen, WINDOW)~seen - WINDOW~T~dies
+tree-clear-first    ~attention/mask/tree.wgsl~select(visible.first, 0u, WINDOW == 0u)~0u~T~dies
+tree-clear-last     ~attention/mask/tree.wgsl~WINDOW == 0u), visible.before~WINDOW == 0u), visible.before + 64u~T~dies
+tree-row            ~attention/mask/tree.wgsl~select(0u, item.kv_len - item.q_len, held)~item.kv_len - item.q_len~T~same: a row past the end is never written
+tree-high           ~attention/mask/tree.wgsl~select(visible.low, visible.high, i >= 32u)~visible.low~T~dies
+tree-end            ~attention/mask/tree.wgsl~i < 64u && ~~T~dies
+query-held          ~attention/query/registers.wgsl~held && ~~D~same: the cached padding is zero
+query-row           ~attention/query/registers.wgsl~ && row < item.q_len * HEADS_PER_GROUP~~D~same: a row past the end is never written
+query-stream-end    ~attention/query/stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
+query-stream-row    ~attention/query/stream.wgsl~min(row, item.q_len * HEADS_PER_GROUP - 1u)~row~D~same: a row past the end is never written
+rows-item-end       ~attention/decode_rows.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
+rows-token-held     ~attention/decode_rows.wgsl~min(first_token, item.token_last - 1u)~first_token~D~dies
+rows-state-end      ~attention/decode_rows.wgsl~words[u * SLOTS + i] = pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)]~words[u * SLOTS + i] = pool[base.x + lane + i * TEAM]~D~dies
+rows-query-held     ~attention/decode_rows.wgsl~held && row < item.q_len~row < item.q_len~D~dies
+rows-clear          ~attention/decode_rows.wgsl~if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {~if (false) {~D~dies
+rows-clear-rows     ~attention/decode_rows.wgsl~        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {~        if (true) {~D~same: saves time
+rows-mask-last      ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
+rows-mask-tree-last ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~T~same: where chunks are whole pairs of steps; not with subgroups of 64
+rows-softcap        ~attention/decode_rows.wgsl~wide[j] = score_transform(wide[j])~wide[j] = wide[j]~O~dies
+rows-write-row      ~attention/decode_rows.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
+rows-write-dim      ~attention/decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
+rows-write-first    ~attention/decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
+rows-key-scale      ~attention/row_scales/token.wgsl~return sum * scales.x~return sum * scales.y~I~dies
+rows-value-scale    ~attention/row_scales/token.wgsl~return weight * scales.y~return weight * scales.x~I~dies
+rows-scale-group    ~attention/row_scales/token.wgsl~let key = group * SPANS~let key = group~I~dies
+merge-item-end      ~attention/merge.wgsl~if (index >= merge_item_count(params.class_index))~if (false)~G~dies
+merge-row-end       ~attention/merge.wgsl~if (tile_row >= item.rows)~if (false)~D~dies
+merge-weight        ~attention/merge.wgsl~select(0.0, exp2(part[i] - next), part[i] > 0.5 * NEGATIVE)~exp2(part[i] - next)~D~same: such a part weighs 0 beside any score, and its own sums are 0
+lse2-empty          ~attention/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
+lse-bits-empty      ~attention/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
+inverse-empty       ~attention/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
 requests-next       ~src/model/scheduler.rs~(tokens + 1).div_ceil(size)~tokens.div_ceil(size)~H~dies
 requests-batch      ~src/model/scheduler.rs~running == self.session.max_batch()~false~H~dies
 requests-fit        ~src/model/scheduler.rs~needed > available(&self.session)~needed >= available(&self.session)~H~dies
@@ -184,21 +184,21 @@ rule-nucleus        ~src/model/rejection.rs~|p| **p < threshold~|p| **p <= thres
 rule-pick           ~src/model/rejection.rs~if cumulative > wanted~if cumulative >= wanted~R~dies
 rule-all            ~src/model/rejection.rs~Ok((proposals.len(), last.draw(random)))~Ok((proposals.len().saturating_sub(1), last.draw(random)))~R~dies
 requests-random     ~src/model/request.rs~        self.random.uniform();\n        self.tokens.push~        self.tokens.push~H~dies
-experts-base        ~experts_list.wgsl~(first / TILE_ROWS + expert) * TILE_ROWS~(first / TILE_ROWS) * TILE_ROWS~E~dies
-experts-rank        ~experts_list.wgsl~i < lane~i <= lane~E~dies
-experts-none        ~experts_list.wgsl~at < next~at + 1u < next~E~dies
-experts-clamp       ~parts/experts_listed.wgsl~min(ids[pair], params.experts - 1u)~ids[pair]~E~dies
-experts-input-row   ~parts/experts_io.wgsl~ / params.pairs_per_row * params~ * params~E~dies
-experts-first-out   ~parts/experts_io.wgsl~ + at - params.first_out]~ + at]~E~dies
-experts-first-tile  ~parts/experts_io.wgsl~group.y + params.first_tile~group.y~E~dies
-experts-first-group ~parts/experts_io.wgsl~group.x + params.first_group~group.x~E~dies
-experts-store-none  ~parts/experts_io.wgsl~pair != NONE && ~~E~same: Vulkan drops what is stored past the buffer
-experts-row-scale   ~parts/experts_io.wgsl~row_scale(expert * params.out_dim + min(~row_scale(min(~E~dies
-experts-sum-slots   ~experts_sum.wgsl~slot < TOP~slot < TOP - 1u~E~dies
-experts-sum-first   ~experts_sum.wgsl~params.first_out + out] +=~out] +=~E~dies
-experts-sum-adds    ~experts_sum.wgsl~out] += sum~out] = sum~E~dies
+experts-base        ~nn/experts_list.wgsl~(first / TILE_ROWS + expert) * TILE_ROWS~(first / TILE_ROWS) * TILE_ROWS~E~dies
+experts-rank        ~nn/experts_list.wgsl~i < lane~i <= lane~E~dies
+experts-none        ~nn/experts_list.wgsl~at < next~at + 1u < next~E~dies
+experts-clamp       ~nn/experts_listed.wgsl~min(ids[pair], params.experts - 1u)~ids[pair]~E~dies
+experts-input-row   ~nn/experts_io.wgsl~ / params.pairs_per_row * params~ * params~E~dies
+experts-first-out   ~nn/experts_io.wgsl~ + at - params.first_out]~ + at]~E~dies
+experts-first-tile  ~nn/experts_io.wgsl~group.y + params.first_tile~group.y~E~dies
+experts-first-group ~nn/experts_io.wgsl~group.x + params.first_group~group.x~E~dies
+experts-store-none  ~nn/experts_io.wgsl~pair != NONE && ~~E~same: Vulkan drops what is stored past the buffer
+experts-row-scale   ~nn/experts_io.wgsl~row_scale(expert * params.out_dim + min(~row_scale(min(~E~dies
+experts-sum-slots   ~nn/experts_sum.wgsl~slot < TOP~slot < TOP - 1u~E~dies
+experts-sum-first   ~nn/experts_sum.wgsl~params.first_out + out] +=~out] +=~E~dies
+experts-sum-adds    ~nn/experts_sum.wgsl~out] += sum~out] = sum~E~dies
 experts-rule        ~src/nn/experts_listed.rs~shape.top) >= self~shape.top) > self~E~dies
-experts-empty       ~parts/experts_io.wgsl~list[first_row] == NONE~false~E~same: a tile without pairs stores nothing
+experts-empty       ~nn/experts_io.wgsl~list[first_row] == NONE~false~E~same: a tile without pairs stores nothing
 TABLE
 }
 

@@ -2,11 +2,12 @@
 
 use super::kernel::{narrow, rounded, wide};
 use super::report::{Bound, Report};
-use latten::attention::StateLayout;
+use latten::kv::StateLayout;
 use latten::model::{Attention, AttentionConfig, Config, TensorNames};
-use latten::nn::RopeScaling;
+use latten::reference;
 use latten::reference::vector::{LayerVector, LayerWeights, Variant};
-use latten::reference::{self, DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
+use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
+use latten::rope::RopeScaling;
 use latten::{
     DType, Decode, ErrorKind, Gla, Gpu, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Result, SeqId, SplitPolicy,
     Tensor,

@@ -2,7 +2,7 @@
 
 use super::timing::{repeat, upload, Block};
 use half::f16;
-use latten::attention::StateLayout;
+use latten::kv::StateLayout;
 use latten::{wgpu, DType, Gpu, HeadLayout, Result};
 
 /// Contents for one layout and page size. Of floats any sequence makes a cache, so the block does for all of them; pages

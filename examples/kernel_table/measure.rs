@@ -4,7 +4,8 @@ use super::contents::Contents;
 use super::shapes::Shape;
 use super::timing::{random, times_us, Block, WARM};
 use latten::attention::DecodeArgs;
-use latten::reference::{self, DecodeInputs};
+use latten::reference;
+use latten::reference::DecodeInputs;
 use latten::{DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result};
 use latten::{SeqId, Tensor};
 

@@ -1,6 +1,6 @@
 //! The rows of the table.
 
-use latten::attention::StateLayout;
+use latten::kv::StateLayout;
 use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, Result};
 
 /// Caches of a cold row together hold at least this much: more than any last-level cache (bytes).

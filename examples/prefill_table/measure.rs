@@ -2,7 +2,7 @@
 
 use super::models::Size;
 use super::timing::{Block, WARM};
-use latten::attention::StateLayout;
+use latten::kv::StateLayout;
 use latten::model::{Config, Decoder, Draw, Session, SessionOptions, Want};
 use latten::{DType, DispatchTime, Gpu, Result, SeqId};
 use std::time::{Duration, Instant};

@@ -1,16 +1,16 @@
-//! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/decode.wgsl`, `merge.wgsl`.
+//! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/attention/decode_tile.wgsl`, `merge.wgsl`.
 
-use super::decode_plan::Plan;
-use super::kernels::{kernel_spec, merge_blocks, merge_spec};
-use super::layout::{KvView, StateLayout};
 use super::options::AttentionOptions;
-use super::plan::{self, PlanShape, SplitPolicy};
-use super::plan_buffer::Home;
-use super::pool::PoolKernel;
-use super::select::{Device, KernelShape};
-use super::HeadLayout;
+use crate::attention::kernels::select::{Device, KernelShape};
+use crate::attention::kernels::spec::{kernel_spec, merge_blocks, merge_spec};
+use crate::attention::plan::buffer::Home;
+use crate::attention::plan::planner::Plan;
+use crate::attention::plan::work::{PlanShape, SplitPolicy};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor, MOST_WORKGROUPS};
+use crate::kv::layout::{KvView, StateLayout};
+use crate::kv::pool::PoolKernel;
+use crate::kv::HeadLayout;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`.
@@ -284,7 +284,7 @@ impl Decode {
                     slab_pages: layer.pool.slab_pages() as u32,
                     item_first: item_first as u32,
                 };
-                let (y, z) = plan::fold(at_once.min(items - item_first));
+                let (y, z) = crate::gpu::grid::fold(at_once.min(items - item_first));
                 let kernel = class.decode.of(&self.gpu, slabs.len())?;
                 self.gpu.dispatch(pass, kernel, &params, &buffers, (x as u32, y, z))?;
             }
@@ -299,7 +299,7 @@ impl Decode {
             buffers.extend(sinks);
             for item_first in (0..(*merges).max(1)).step_by(at_once) {
                 let params = MergeParams { class_index: index as u32, item_first: item_first as u32 };
-                let (y, z) = plan::fold(at_once.min(merges - item_first));
+                let (y, z) = crate::gpu::grid::fold(at_once.min(merges - item_first));
                 self.gpu.dispatch(pass, &class.merge, &params, &buffers, (across as u32, y, z))?;
             }
         }

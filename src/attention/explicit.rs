@@ -1,21 +1,22 @@
 //! Keys and values of GLA and MLA made explicit: cached latents out of their pages, per query head `[k_nope | v]` into a
-//! scratch pool, attention over that, part after part. Kernels: `shaders/cached_rows.wgsl`, `join.wgsl`, and those of
+//! scratch pool, attention over that, part after part. Kernels: `shaders/kv/cached_rows.wgsl`, `join.wgsl`, and those of
 //! append and decode.
 //!
 //! Source: arXiv 2505.21487, §3.3.2; the explicit form of `reference::gla_layer`.
 
-use super::append::{Append, AppendArgs};
 use super::decode::{Decode, DecodeArgs, DecodeOutput};
-use super::decode_plan::{Plan, PlanViews};
-use super::kernels::{cached_rows_spec, join_spec};
-use super::layout::{KvView, StateLayout};
 use super::options::AttentionOptions;
-use super::plan_buffer::Entries;
-use super::pool::{Pool, PoolKernel};
-use super::view::SeqView;
-use super::{HeadLayout, Rotation};
+use crate::attention::kernels::spec::{cached_rows_spec, join_spec};
+use crate::attention::plan::buffer::Entries;
+use crate::attention::plan::planner::{Plan, PlanViews};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Kernel, Tensor, Tier};
+use crate::kv::append::{Append, AppendArgs};
+use crate::kv::layout::{KvView, StateLayout};
+use crate::kv::pool::{Pool, PoolKernel};
+use crate::kv::view::SeqView;
+use crate::kv::HeadLayout;
+use crate::rope::Rotation;
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! What may be asked of attention beyond its definition: softcap, sliding window, sinks, tree masks. Pure.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::tree::{chain_masks, tree_masks, Shown};
-use super::view::SeqView;
+use crate::attention::plan::tree::{chain_masks, tree_masks, Shown};
+use crate::kv::view::SeqView;
 
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, Const, Consts, Part};
@@ -78,7 +78,7 @@ impl AttentionOptions {
     }
 
     /// Adds what a kernel needs that scores and masks: constants and the slots `score_*` and `mask_*`. To follow
-    /// `parts/plan.wgsl`.
+    /// `attention/plan.wgsl`.
     pub(crate) fn score_parts(&self, consts: &mut Consts) -> [Part; 2] {
         consts.push(("WINDOW", Const::U32(self.window_tokens())));
         consts.push(("KEEP_FIRST", Const::U32(self.first_tokens())));
@@ -86,21 +86,21 @@ impl AttentionOptions {
             Some(cap) => {
                 let cap_log2 = f64::from(cap) * std::f64::consts::LOG2_E;
                 consts.push(("SOFTCAP_LOG2", Const::f32(cap_log2 as f32)));
-                part!("parts/score_softcap.wgsl")
+                part!("attention/score/softcap.wgsl")
             }
-            None => part!("parts/score_plain.wgsl"),
+            None => part!("attention/score/plain.wgsl"),
         };
-        [score, if self.tree { part!("parts/mask_tree.wgsl") } else { part!("parts/mask_causal.wgsl") }]
+        [score, if self.tree { part!("attention/mask/tree.wgsl") } else { part!("attention/mask/causal.wgsl") }]
     }
 
     /// Adds what a kernel needs that writes finished rows: constants, the sinks' binding (after all others) and the slot
-    /// `sink_*`. To follow `parts/softmax.wgsl`.
+    /// `sink_*`. To follow `attention/softmax.wgsl`.
     pub(crate) fn sink_part(&self, consts: &mut Consts, bindings: &mut Vec<Access>) -> Part {
         if !self.sinks {
-            return part!("parts/sink_none.wgsl");
+            return part!("attention/sink/none.wgsl");
         }
         bindings.push(Access::Read);
         consts.push(("SINK_BINDING", Const::U32(bindings.len() as u32)));
-        part!("parts/sink_logit.wgsl")
+        part!("attention/sink/logit.wgsl")
     }
 }

@@ -1,10 +1,10 @@
-//! Copies of whole pages within each layer's pool. Kernel: `shaders/copy_pages.wgsl`.
+//! Copies of whole pages within each layer's pool. Kernel: `shaders/kv/copy_pages.wgsl`.
 
 use super::PageCopy;
-use crate::attention::plan::fold;
-use crate::attention::pool::{Pool, PoolKernel};
 use crate::error::Result;
+use crate::gpu::grid::fold;
 use crate::gpu::{part, Access, Buffer, Gpu, KernelSpec};
+use crate::kv::pool::{Pool, PoolKernel};
 
 /// The kernel, and the list it reads.
 pub(super) struct CopyPages {
@@ -35,10 +35,10 @@ pub(crate) fn copy_spec() -> KernelSpec {
         name: "copy_pages",
         consts: vec![],
         parts: vec![
-            part!("parts/slabs_1.wgsl"),
-            part!("parts/slab_loads_1.wgsl"),
-            part!("parts/slab_stores_1.wgsl"),
-            part!("copy_pages.wgsl"),
+            part!("kv/slabs/1.wgsl"),
+            part!("kv/slab_loads/1.wgsl"),
+            part!("kv/slab_stores/1.wgsl"),
+            part!("kv/copy_pages.wgsl"),
         ],
         bindings: vec![Access::Read, Access::Write],
         workgroup_bytes: 0,

@@ -1,53 +1,38 @@
 //! The paged KV cache: sequences, their pages, and the pools that hold them.
 
-mod branches;
-mod checksum;
 mod copy;
-mod format;
-mod input;
+mod file;
 mod kept;
-mod load;
-mod page_rows;
-mod pages;
-mod prefix;
 mod rebuild;
-mod save;
-mod saved_sequence;
-mod sequence;
 mod sharing;
 mod slabs;
-mod stats;
-mod store;
 mod table;
-mod target;
 mod wide;
 
-pub(crate) use checksum::xxh64;
+pub use crate::io::Progress;
 pub(crate) use copy::copy_spec;
 #[cfg(test)]
 pub(crate) use copy::CopyParams;
-pub use format::{saved_info, SavedInfo, SavedSequence};
-pub use load::LoadedSequence;
+pub(crate) use file::not_regular;
 #[cfg(test)]
-pub(crate) use page_rows::PageRowsParams;
-pub(crate) use page_rows::{pages_rows_spec, Direction};
+pub(crate) use file::PageRowsParams;
+pub(crate) use file::{pages_rows_spec, Direction};
+pub use file::{saved_info, LoadedSequence, Save, SaveSequence, SavedInfo, SavedSequence};
 pub use rebuild::EmptiedSequence;
-pub use save::{Progress, Save, SaveSequence};
-pub use stats::{CacheStats, PageCopy};
 pub(crate) use table::check_pages;
-pub use table::{SeqId, SeqTable};
-pub(crate) use target::not_regular;
+pub use table::{CacheStats, PageCopy, SeqId, SeqTable};
 
-use crate::attention::append::{cos_sin_table, frequencies_text, Append, AppendArgs, Rotation};
-use crate::attention::layout::{KvView, StateLayout};
-use crate::attention::view::Resident;
-use crate::attention::{HeadLayout, KvBatch, KvSource};
-use crate::cache::copy::CopyPages;
-use crate::cache::slabs::{Cut, SlabLimits, Slabs};
-use crate::cache::wide::Wide;
 use crate::error::{ErrorKind, Result};
+use crate::kv::append::{frequencies_text, Append, AppendArgs};
+use crate::kv::layout::{KvView, StateLayout};
+use crate::kv::view::Resident;
+use crate::kv::{HeadLayout, KvBatch, KvSource};
+use crate::rope::{cos_sin_table, Rotation};
+use copy::CopyPages;
+use slabs::{Cut, SlabLimits, Slabs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use wide::Wide;
 
 use crate::gpu::{DType, Gpu, Tensor};
 
@@ -110,10 +95,10 @@ impl PagedKvCache {
     /// copy in one.
     ///
     /// A layer's pages are one buffer where the device can bind so large a one, else up to
-    /// [`Capabilities::max_slabs`](crate::Capabilities::max_slabs) slabs, which kernels tell apart at some cost.
+    /// [`Capabilities::max_slabs`](super::Capabilities::max_slabs) slabs, which kernels tell apart at some cost.
     ///
     /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pages exceed what the
-    /// device can bind in slabs ([`Capabilities::max_binding_bytes`](crate::Capabilities)), [`ErrorKind::OutOfMemory`],
+    /// device can bind in slabs ([`Capabilities::max_binding_bytes`](super::Capabilities)), [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::DType`] for U32, and for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16.
     /// Caches of those hold rows as they come; for I8 and I4 see [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
@@ -121,7 +106,7 @@ impl PagedKvCache {
     }
 
     /// A cache that starts with a part of its memory and grows up to `pages`, by slabs: as many of equal size as the device
-    /// can bind ([`Capabilities::max_slabs`](crate::Capabilities::max_slabs), or one per page where there are fewer), one at
+    /// can bind ([`Capabilities::max_slabs`](super::Capabilities::max_slabs), or one per page where there are fewer), one at
     /// first. No page moves. [`PagedKvCache::reserve`] allocates a slab, in all layers, where the pages that are there are
     /// in use or kept; [`PagedKvCache::shrink`] gives slabs back.
     ///
@@ -414,4 +399,5 @@ impl KvSource for PagedKvCache {
 }
 
 #[cfg(test)]
+#[path = "table/tests/machine.rs"]
 mod machine_tests;

@@ -1,10 +1,10 @@
 //! After the device is lost: the table lives on the host, the rows are gone.
 
-use super::sequence::{Known, PageList, Sequence};
 use super::{PagedKvCache, SeqId, SeqTable};
-use crate::attention::Rotation;
+use crate::cache::table::sequence::{Known, PageList, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::rope::Rotation;
 use std::sync::atomic::Ordering;
 
 /// A sequence whose cached rows are gone. It is empty, and has its id still.

@@ -1,241 +1,190 @@
-//! What sequences share: forks, prefixes found by their tokens, pins. Pure.
+//! Sequences that share pages, and how much of the cache they may take: what [`SeqTable`](super::SeqTable) does, on a
+//! cache with memory.
 
-use super::format::SavedSequence;
-use super::prefix::Parent;
-use super::sequence::{Known, PageList, Sequence};
-use super::table::{SeqId, SeqTable};
+use super::{PagedKvCache, Pages, SavedSequence, SeqId};
 use crate::error::{ErrorKind, Result};
-use std::ops::Range;
+use crate::gpu::DType;
+use crate::kv::layout::StateLayout;
+use crate::kv::HeadLayout;
 
-impl SeqTable {
-    /// Adds an empty sequence for attention through a sliding window: pages wholly before the `window` tokens that the next
-    /// token sees, its own included, are given back when tokens are committed. It shares by forks, no prefix.
+impl PagedKvCache {
+    /// Adds an empty sequence for attention through a sliding window ([`AttentionOptions::window`]): pages wholly before the
+    /// `window` tokens that the next token sees, its own included, are given back when tokens are committed, and leave the
+    /// plan. A `Decode` that sees more is refused such a sequence. It shares by forks, no prefix.
     ///
-    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a window of 0.
+    /// Errors: [`ErrorKind::Argument`] for a window of 0.
+    ///
+    /// [`AttentionOptions::window`]: crate::AttentionOptions::window
     pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
         self.insert_windowed_keeping(window, 0)
     }
 
-    /// [`SeqTable::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens.
+    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for
+    /// a `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): it holds
+    /// `keep_first / page size + window / page size + 3` pages at most between its steps, however long it grows.
     ///
     /// Errors: as there.
+    ///
+    /// [`AttentionOptions::keep_first`]: crate::AttentionOptions::keep_first
     pub fn insert_windowed_keeping(&mut self, window: usize, keep_first: usize) -> Result<SeqId> {
-        if window == 0 {
-            return Err(ErrorKind::argument("window", "a token sees itself, so at least 1"));
-        }
-        Ok(self.insert_seeing(window, keep_first))
+        let id = self.table.insert_windowed_keeping(window, keep_first)?;
+        self.changed();
+        Ok(id)
     }
 
     /// The same with a window of 0 for none.
     pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
-        self.insert_as(Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() })
+        let id = self.table.insert_seeing(window, keep_first);
+        self.changed();
+        id
     }
 
-    /// What is saved of a sequence, without its tokens.
-    pub(super) fn to_save(&self, id: SeqId) -> Result<SavedSequence> {
-        let sequence = self.sequence(id)?;
-        let &Sequence { len, window, kept, .. } = sequence;
-        let keep_first = if window > 0 { kept * self.page_size } else { 0 };
-        Ok(SavedSequence { len, window, keep_first, gap: sequence.gap(self.page_size), tokens: Vec::new() })
-    }
-
-    /// Adds an empty sequence that is what was saved once its tokens, those of the gap among them, are reserved and
-    /// committed. The gap is whole pages here.
+    /// As [`SeqTable::insert_saved`](super::SeqTable).
     pub(super) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
-        let freed = saved.gap.len() / self.page_size;
-        let kept = self.kept_pages(saved.keep_first);
-        self.insert_as(Sequence { window: saved.window, kept, freed, ..Sequence::default() })
+        let id = self.table.insert_saved(saved);
+        self.changed();
+        id
     }
 
-    /// Lets a sequence that has lost no page give pages back from now on, as one of [`SeqTable::insert_seeing`] does. One
-    /// that has a window keeps that.
+    /// As [`SeqTable::see`](super::SeqTable).
     pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
-        let kept = self.kept_pages(keep_first);
-        let sequence = self.sequence_mut(id)?;
-        if sequence.window > 0 {
-            return Ok(());
-        }
-        (sequence.window, sequence.kept, sequence.known) = (window, kept, None);
+        self.table.see(id, window, keep_first)?;
         self.changed();
         Ok(())
     }
 
-    /// Tells whether a sequence got tokens since: another number each time that it does. What is cut off changes it not.
-    ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
-    pub(crate) fn committed_at(&self, id: SeqId) -> Result<u64> {
-        Ok(self.sequence(id)?.committed_at)
-    }
-
-    /// Pages that a sequence of this window (0 for none) and these first tokens holds, that has `len` tokens, while it gets
-    /// as many as to have `tokens`.
-    pub(crate) fn pages_held(&self, (window, keep_first): (usize, usize), len: usize, tokens: usize) -> usize {
-        let mut sequence = Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() };
-        sequence.freed = sequence.unseen(len, self.page_size);
-        sequence.pages_of(tokens, self.page_size)
-    }
-
-    /// Pages of the first tokens. No sequence has more tokens than 32 bits count.
-    fn kept_pages(&self, keep_first: usize) -> usize {
-        keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size)
-    }
-
-    /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds
-    /// all. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
-    pub fn gap(&self, id: SeqId) -> Result<Range<usize>> {
-        Ok(self.sequence(id)?.gap(self.page_size))
-    }
-
-    /// A new sequence of the same committed tokens. It shares all pages and copies none: whoever first adds tokens to a
-    /// shared, partly filled page gets a copy of that page ([`SeqTable::reserve`]). Reserved tokens are not shared.
-    ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
-    pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
-        let sequence = self.sequence(id)?;
-        let pages = sequence.pages[..sequence.pages_of(sequence.len, self.page_size)].to_vec();
-        let copy = Sequence { pages: PageList::new(pages), reserved: 0, known: sequence.known.clone(), ..*sequence };
-        copy.pages.iter().for_each(|page| self.store.retain(*page));
-        Ok(self.insert_as(copy))
-    }
-
-    /// Makes a sequence what its fork is, and removes the fork. A sequence that is gone by now stays gone.
-    ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) for the fork.
+    /// As [`SeqTable::take_back`](super::SeqTable).
     pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
-        let earlier = self.sequence(fork)?.clone();
-        let len = earlier.len;
-        if let Ok(sequence) = self.sequence_mut(id) {
-            let later = std::mem::replace(sequence, earlier);
-            *self.sequence_mut(fork)? = later;
-        }
-        let undone = self.pages_from(fork, len)?;
-        self.remove(fork)?;
-        self.store.unpublish(&undone);
+        self.table.take_back(id, fork)?;
+        self.changed();
         Ok(())
     }
 
-    /// Cuts a sequence as [`SeqTable::truncate`] does, and lets no one find what is cut off by its tokens, as far as no
-    /// other holds it: for tokens whose rows may not be theirs, as of a call that failed.
-    ///
-    /// Errors: as there.
+    /// As [`SeqTable::committed_at`](super::SeqTable).
+    pub(crate) fn committed_at(&self, id: SeqId) -> Result<u64> {
+        self.table.committed_at(id)
+    }
+
+    /// As [`SeqTable::pages_held`](super::SeqTable).
+    pub(crate) fn pages_held(&self, seen: (usize, usize), len: usize, tokens: usize) -> usize {
+        self.table.pages_held(seen, len, tokens)
+    }
+
+    /// As [`SeqTable::discard`](super::SeqTable).
     pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
-        let undone = self.pages_from(id, len)?;
-        self.truncate(id, len)?;
-        if !len.is_multiple_of(self.page_size) {
-            // The sequence holds it still, with others or alone.
-            if let Some(tail) = undone.first().copied().filter(|page| self.store.pages.holders(*page) == 1) {
-                self.store.unpublish(&undone[1..]);
-                self.store.forget(tail);
-                return Ok(());
-            }
-        }
-        self.store.unpublish(&undone);
+        self.table.discard(id, len)?;
+        self.changed();
         Ok(())
     }
 
-    /// The pages of a sequence's tokens from `len` on, those that hold earlier ones, too, among them.
-    fn pages_from(&self, id: SeqId, len: usize) -> Result<Vec<u32>> {
-        let (sequence, page_size) = (self.sequence(id)?, self.page_size);
-        let before = sequence.pages_of(len - len % page_size, page_size);
-        Ok(sequence.pages.get(before..).unwrap_or_default().to_vec())
+    /// A new sequence of the same committed tokens, for parallel samples and beams. It shares all pages and copies none;
+    /// the first of them to add tokens to a shared, partly filled page gets a copy of that page, in
+    /// [`PagedKvCache::reserve`]. Reserved tokens are not shared. O(pages), on the host alone.
+    ///
+    /// Errors: [`ErrorKind::UnknownSequence`].
+    pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
+        let fork = self.table.fork(id)?;
+        self.changed();
+        Ok(fork)
     }
 
     /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with
-    /// the same `salt` by a sequence made here, in use or kept since. At least the last of `tokens` is left to compute.
-    /// What is left begins at [`SeqTable::len`]. As long as it is committed by [`SeqTable::commit_tokens`], later calls
-    /// find its pages too.
+    /// the same `salt` by a sequence made here, in use or kept since. At least the last of `tokens` is left to compute,
+    /// beginning at [`PagedKvCache::len`]. As long as it is committed by [`PagedKvCache::commit_tokens`], later calls find
+    /// its pages too.
     ///
     /// A salt separates what must not be shared though the tokens are equal: models, adapters, images, users. Tokens are
     /// compared, never hashes alone.
     pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
-        let mut found = Sequence { known: Some(Known { salt, tail: Vec::new() }), ..Sequence::default() };
-        let most = tokens.len().saturating_sub(1) / self.page_size;
-        let mut pages = Vec::new();
-        let mut parent = Parent::Salt(salt);
-        for tokens in tokens.chunks_exact(self.page_size).take(most) {
-            let Some(page) = self.store.index().find(parent, tokens) else { break };
-            pages.push(page);
-            parent = Parent::Page(page);
-        }
-        found.pages = PageList::new(pages);
-        self.hits += found.pages.len() as u64;
-        self.misses += (most - found.pages.len()) as u64;
-        found.pages.iter().for_each(|page| self.store.retain(*page));
-        found.len = found.pages.len() * self.page_size;
-        self.insert_as(found)
+        let id = self.table.match_prefix(tokens, salt);
+        self.changed();
+        id
     }
 
-    /// Keeps the first reserved tokens of each sequence, as many as are given here, and drops the rest of its reservation.
+    /// Keeps the first reserved tokens of each sequence, as many as are given here, and gives back the rest of its
+    /// reservation.
     ///
-    /// The full pages of a sequence from [`SeqTable::match_prefix`] (or a fork of one), all of whose tokens were committed
-    /// this way, are from now on found by their tokens. Where a page with the same tokens before and in it is known, that
-    /// page takes the place of the sequence's own, so that equal prompts are held once; both hold the same up to rounding.
-    /// For other sequences this is [`SeqTable::commit`]. Tokens that are reserved and not committed are never shared.
+    /// The full pages of a sequence from [`PagedKvCache::match_prefix`] (or a fork of one), all of whose tokens were
+    /// committed this way, are from now on found by their tokens. Where a page with the same tokens before and in it is
+    /// known, that page takes the place of the sequence's own, so that equal prompts are held once; both hold the same up
+    /// to rounding. For other sequences this is [`PagedKvCache::commit`]. Tokens that are reserved and not committed, drafts,
+    /// are never shared. Whatever wrote the tokens must be recorded by now.
     ///
-    /// Errors: as [`SeqTable::commit`].
+    /// Errors: as [`PagedKvCache::commit`].
     pub fn commit_tokens(&mut self, accepted: &[(SeqId, &[u32])]) -> Result<()> {
-        let counts: Vec<(SeqId, usize)> = accepted.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
-        self.check_commit(&counts)?;
-        for (id, tokens) in accepted {
-            self.commit_one(*id, tokens.len(), Some(tokens));
+        if accepted.iter().any(|(_, tokens)| !tokens.is_empty()) {
+            self.expect_written()?;
         }
+        self.table.commit_tokens(accepted)?;
         self.changed();
         Ok(())
     }
 
-    /// The committed tokens of a sequence, if all of them are known. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// The committed tokens of a sequence, if all of them are known. Errors: [`ErrorKind::UnknownSequence`].
     pub fn tokens(&self, id: SeqId) -> Result<Option<Vec<u32>>> {
-        let sequence = self.sequence(id)?;
-        let Some(known) = &sequence.known else { return Ok(None) };
-        let mut tokens = Vec::with_capacity(sequence.len);
-        for page in &sequence.pages[..(sequence.len - known.tail.len()) / self.page_size] {
-            let Some(of_page) = self.store.index().tokens(*page) else { return Ok(None) };
-            tokens.extend_from_slice(of_page);
-        }
-        tokens.extend_from_slice(&known.tail);
-        Ok(Some(tokens))
+        self.table.tokens(id)
     }
 
     /// Keeps the full pages that a sequence has now, as far as they can be found by their tokens, from eviction, also when
     /// the sequence is truncated or removed. A second pin of a sequence takes the place of the first.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn pin(&mut self, id: SeqId) -> Result<()> {
-        let sequence = self.sequence(id)?;
-        let full = &sequence.pages[..sequence.len / self.page_size - sequence.freed];
-        let pages: Vec<u32> = full.iter().copied().take_while(|page| self.store.index().contains(*page)).collect();
-        pages.iter().for_each(|page| self.store.retain(*page));
-        for page in self.pins.insert(id, pages).into_iter().flatten() {
-            self.store.release(page);
-        }
-        Ok(())
+        self.table.pin(id)
     }
 
     /// Gives up a pin. `id` is that of the sequence, which may have been removed since.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) where it has no pin.
+    /// Errors: [`ErrorKind::UnknownSequence`] where it has no pin.
     pub fn unpin(&mut self, id: SeqId) -> Result<()> {
-        let pages = self.pins.remove(&id).ok_or_else(|| id.unknown())?;
-        pages.into_iter().for_each(|page| self.store.release(page));
-        Ok(())
+        self.table.unpin(id)
     }
 
-    /// Slabs from the first to the last with a page that is held or kept.
-    pub(super) fn slabs_used(&self) -> usize {
-        self.store.pages.slabs_used(false)
-    }
-
-    /// Evicts what is kept behind the last slab with a page that is held. Returns the slabs that are left.
-    pub(super) fn vacate_slabs(&mut self) -> usize {
-        self.store.vacate_slabs()
-    }
-
-    /// Frees all pages that are kept for their content and held by no one. They do not count as evictions.
+    /// Frees all pages that are kept for their content and held by no one.
     pub fn drop_kept(&mut self) {
-        self.store.drop_kept();
+        self.table.drop_kept();
+    }
+
+    /// Gives back the memory of slabs that no sequence and no pin needs, behind the last that one does; what is kept there
+    /// is evicted. Returns the bytes given back. They are allocated again when they are needed. Pages do not move, so one
+    /// that is held may keep its slab and those before it; a cache of one buffer has nothing to give.
+    ///
+    /// Errors: those of the device.
+    pub fn shrink(&mut self) -> Result<u64> {
+        let slabs = self.table.vacate_slabs();
+        self.slabs.shrink(&self.gpu, slabs)
+    }
+
+    /// Lets sequences, pins and kept pages take at most `bytes` of the pools together, in whole pages; what is kept beyond
+    /// that is evicted at once, and later calls fail as they would in a smaller cache. The pools stay as they are: what is
+    /// allocated is decided by [`Pages`], before, with [`Pages::within`].
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] where more pages are held.
+    pub fn set_byte_budget(&mut self, bytes: u64) -> Result<()> {
+        let pages = bytes / self.page_bytes();
+        self.table.set_page_limit(usize::try_from(pages).unwrap_or(usize::MAX))
     }
 }
 
-#[cfg(test)]
-#[path = "sharing_tests.rs"]
-mod tests;
+impl Pages {
+    /// As many pages of `size` tokens as fit `bytes` over all layers: a cache of these allocates no more than that for its
+    /// pools.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where not one page fits.
+    pub fn within(bytes: u64, heads: &HeadLayout, dtype: DType, size: usize, layers: usize) -> Result<Self> {
+        for (name, value) in [("size", size), ("layers", layers)] {
+            if value == 0 {
+                return Err(ErrorKind::argument(name, "must not be 0"));
+            }
+        }
+        let row_bytes = 16 * StateLayout::new(heads, dtype).row_words(heads.groups()) as u64;
+        let page_bytes = row_bytes.saturating_mul(size as u64).saturating_mul(layers as u64);
+        let count = bytes / page_bytes;
+        if count == 0 {
+            let what = format!("one page of {size} tokens in {layers} layers");
+            return Err(ErrorKind::TooLarge { what, needed_bytes: page_bytes, limit_bytes: bytes }.into());
+        }
+        // What 32 bits do not address is refused when the cache is made.
+        Ok(Pages { count: usize::try_from(count).unwrap_or(usize::MAX), size, layers })
+    }
+}

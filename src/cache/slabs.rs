@@ -1,8 +1,8 @@
 //! The memory of a cache's pages: for each layer one buffer, or several slabs, which may come and go.
 
-use crate::attention::pool::Pool;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{Buffer, Capabilities, Gpu};
+use crate::kv::pool::Pool;
 
 /// How the pages of a layer are cut into buffers. Pure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(super) struct SlabLimits {
     slabs: usize,
 }
 
-/// Kernels count a slab's u32s in 30 bits (`shaders/parts/slabs_4.wgsl`), those of a sole buffer in 32.
+/// Kernels count a slab's u32s in 30 bits (`shaders/kv/slabs/4.wgsl`), those of a sole buffer in 32.
 const MOST_SLAB_BYTES: u64 = 4 << 30;
 const MOST_BUFFER_BYTES: u64 = 16 << 30;
 

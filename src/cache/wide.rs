@@ -1,9 +1,9 @@
 //! The wide channels of a cache: `HeadLayout::gqa_wide`.
 
 use super::PagedKvCache;
-use crate::attention::WideChannels;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
+use crate::kv::WideChannels;
 
 pub(super) struct Wide {
     pub(super) channels: WideChannels,

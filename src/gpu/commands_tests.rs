@@ -1,9 +1,10 @@
 //! Losses that become known late, as in browsers; and how much is kept of what nobody holds.
 
 use super::*;
-use crate::attention::{AttentionOptions, Decode, Gqa, HeadLayout};
+use crate::attention::{AttentionOptions, Decode};
 use crate::cache::{PagedKvCache, Pages};
 use crate::gpu::{DType, Tensor};
+use crate::kv::{Gqa, HeadLayout};
 use crate::nn::SwiGlu;
 use pollster::block_on;
 

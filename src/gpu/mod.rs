@@ -3,12 +3,15 @@
 mod capabilities;
 mod commands;
 mod device;
+pub(crate) mod elements;
 #[cfg(test)]
 mod emulation_tests;
 mod fate;
+pub(crate) mod grid;
 pub(crate) mod kernel;
 pub(crate) mod parallelism;
 mod params;
+pub(crate) mod pieces;
 mod pipeline_cache;
 #[cfg(test)]
 mod poison_tests;

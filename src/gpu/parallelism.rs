@@ -202,7 +202,7 @@ pub(crate) fn spec() -> KernelSpec {
     KernelSpec {
         name: "stream",
         consts: vec![("LANES", number(LANES))],
-        parts: vec![part!("stream.wgsl")],
+        parts: vec![part!("gpu/stream.wgsl")],
         bindings: vec![Access::Read, Access::Write],
         workgroup_bytes: 0,
     }

@@ -4,7 +4,7 @@
 //! driver. A file that does not hold together, or is of another device, is passed over with a line in the log.
 
 use crate::error::{ErrorKind, Result};
-use crate::temporary::create_beside;
+use crate::io::temporary::create_beside;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

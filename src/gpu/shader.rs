@@ -19,7 +19,10 @@ pub(crate) struct Part {
 /// A [`Part`] from its path under `shaders/`.
 macro_rules! part {
     ($path:literal) => {
-        $crate::gpu::shader::Part { name: $path, text: include_str!(concat!("../../shaders/", $path)) }
+        $crate::gpu::shader::Part {
+            name: $path,
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)),
+        }
     };
 }
 pub(crate) use part;

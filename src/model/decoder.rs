@@ -1,16 +1,16 @@
 //! A model's weights on the device, with its kernels.
 
-use super::block::Block;
 use super::config::Config;
-use super::foreign::missing;
-use super::keys::MAX_BYTES;
-use super::large_keys::LargeKeys;
-use super::split::Split;
-use super::store::{io, regular, Store};
-use super::weights::Source;
-use crate::cache::{xxh64, Progress};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu};
+use crate::io::{xxh64, Progress};
+use crate::model::config::keys::MAX_BYTES;
+use crate::model::layers::block::Block;
+use crate::model::layers::large_keys::LargeKeys;
+use crate::model::weights::foreign::missing;
+use crate::model::weights::reader::Source;
+use crate::model::weights::safetensors::{io, regular, Store};
+use crate::model::weights::split::Split;
 use crate::nn::{Embedding, Linear, Sample};
 use std::fmt;
 use std::path::Path;

@@ -77,77 +77,22 @@
 //! A GTA head is `[nope, rope]`: its last `rope_dim` elements rotate. In this crate's own folders `v_head_dim` is
 //! `head_dim` and GLA and MLA have a query latent.
 
-mod attention;
-mod authors;
-mod beams;
-mod best_of;
-mod block;
-mod buffers;
 mod config;
-mod config_check;
-mod continuation;
 mod decoder;
-#[cfg(feature = "tokenizers")]
-mod decoding;
-#[cfg(feature = "tokenizers")]
-mod dummy;
-mod ends;
-mod experts;
-mod explicit;
-mod foreign;
 mod generate;
-mod handed_out;
-mod header;
-#[cfg(feature = "tokenizers")]
-mod joined;
-mod keys;
-mod large_keys;
-mod lookup;
-mod measure_prefill;
-mod names;
-mod owned;
-#[cfg(feature = "tokenizers")]
-mod pieces;
-mod prefill;
-mod projections;
-mod published;
-mod read_ahead;
-mod rebuild;
-mod rejection;
-mod request;
-mod room;
-mod save;
-mod schedule;
-mod scheduler;
+mod layers;
+mod serve;
 mod session;
-mod sharing;
-mod speculative;
-mod split;
-mod stops;
-mod store;
-mod tied;
-mod tokenizer;
-#[cfg(feature = "tokenizers")]
-mod tokenizer_json;
-mod unused;
-mod want;
-mod warm_up;
+mod text;
 mod weights;
-mod windowed;
-mod words;
 
-pub use attention::Attention;
-pub use beams::{beam_search, BeamOptions};
-pub use best_of::{best_of, BestOfOptions};
-pub use config::{AttentionConfig, Config, ExpertsConfig};
-pub use continuation::Continuation;
+pub use config::{AttentionConfig, Config, ExpertsConfig, TensorNames};
 pub use decoder::{Decoder, LoadOptions};
-pub use explicit::ExplicitPrefill;
-pub use generate::{continue_sequence, generate, GenerateOptions, SplitMix64, Utf8Stream};
-pub use names::TensorNames;
-pub use prefill::PrefillPath;
-pub use request::{Event, Finished, Request, RequestId};
-pub use scheduler::Scheduler;
+pub use generate::{
+    beam_search, best_of, continue_sequence, generate, generate_speculative, BeamOptions, BestOfOptions, Continuation,
+    Drafter, GenerateOptions, Speculated, SpeculativeOptions, SplitMix64,
+};
+pub use layers::{Attention, ExplicitPrefill, PrefillPath};
+pub use serve::{Event, Finished, Request, RequestId, Scheduler};
 pub use session::{Draw, Fed, Session, SessionOptions, Want};
-pub use speculative::{generate_speculative, Drafter, Speculated, SpeculativeOptions};
-pub use tokenizer::{TextStream, Tokenizer};
+pub use text::{TextStream, Tokenizer, Utf8Stream};

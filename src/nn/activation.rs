@@ -14,7 +14,7 @@ pub(super) fn spec() -> KernelSpec {
     KernelSpec {
         name: "swiglu",
         consts: vec![],
-        parts: vec![part!("swiglu.wgsl")],
+        parts: vec![part!("nn/swiglu.wgsl")],
         bindings: vec![Access::Read, Access::Write],
         workgroup_bytes: 0,
     }

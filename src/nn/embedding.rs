@@ -3,8 +3,8 @@
 
 use super::span::check_apart;
 use super::{params, word, Weight};
-use crate::attention::append::elements_part;
 use crate::error::{ErrorKind, Result};
+use crate::gpu::elements::elements_part;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
 params!(Params { dim: u32, row_vec4: u32, table_rows: u32, first_row: u32, part_rows: u32 });
@@ -15,7 +15,7 @@ pub(super) fn spec(dtype: DType) -> Result<KernelSpec> {
     Ok(KernelSpec {
         name: "embedding",
         consts: vec![("VECS_PER_WORD", number(dtype.per_vec4() / 4))],
-        parts: vec![elements_part(dtype)?, part!("embedding.wgsl")],
+        parts: vec![elements_part(dtype)?, part!("nn/embedding.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 0,
     })

@@ -1,47 +1,32 @@
 //! What a decoder block needs besides attention: linear, norm, activation, embedding, rotary positions, sampling.
 //!
 //! All activations are F32 tensors, row-major. Every kernel has `new`, which compiles ([`Linear`] compiles later); `encode`,
-//! which records into a pass of the caller's; and `run`, which records into the [`Gpu`](crate::Gpu)'s own. Neither waits.
+//! which records into a pass of the caller's; and `run`, which records into the [`Gpu`](super::Gpu)'s own. Neither waits.
 
 mod activation;
-mod dispatch_flop;
 mod embedding;
 mod experts;
-mod experts_listed;
 mod linear;
-mod linear_matrix;
-mod linear_shape;
 mod norm;
-mod pieces;
 mod rope;
-mod rope_scaling;
 mod rope_wide;
-mod route;
 mod sample;
 mod span;
-mod weight;
 
 pub use activation::SwiGlu;
-pub use dispatch_flop::measure_dispatch_flop;
 pub use embedding::Embedding;
-pub use experts::{ExpertArgs, Experts};
-pub use experts_listed::{ExpertScratch, ExpertShape, ExpertTuning};
-pub use linear::Linear;
-pub use linear_matrix::MatrixTile;
-pub use linear_shape::LinearTuning;
+pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Route, RouteShape};
+pub(crate) use linear::{largest_magnitude, WeightWriter};
+pub use linear::{measure_dispatch_flop, quantise, Linear, LinearTuning, MatrixTile, Weight};
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{Rope, Rotate, RotateShape};
-pub use rope_scaling::RopeScaling;
 pub use rope_wide::RotateWide;
-pub use route::{Route, RouteShape};
 pub use sample::{Sample, Sampling};
 pub use span::Span;
-pub(crate) use weight::{largest_magnitude, WeightWriter};
-pub use weight::{quantise, Weight};
 
-use crate::attention::Rotation;
 use crate::error::Result;
 use crate::gpu::{DType, KernelSpec};
+use crate::rope::Rotation;
 
 /// A kernel's uniform block: a host struct, and its fields' names and offsets for the test that compares it with WGSL.
 macro_rules! params {
@@ -67,7 +52,7 @@ fn word(value: usize) -> u32 {
 
 /// Every kernel text this folder can ask for, and what for.
 pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
-    let mut all = linear_shape::specs()?;
+    let mut all = linear::shape::specs()?;
     for dtype in [DType::F32, DType::F16] {
         all.push((dtype.to_string(), embedding::spec(dtype)?));
     }
@@ -75,8 +60,10 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
         all.push((format!("{dtype} up, 6 experts"), experts::spec(dtype, 6, true)?));
         all.push((format!("{dtype} down, 6 experts"), experts::spec(dtype, 6, false)?));
     }
-    all.extend(experts_listed::specs()?);
-    all.extend(route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), route::spec(shape))));
+    all.extend(experts::listed::specs()?);
+    all.extend(
+        experts::route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), experts::route::spec(shape))),
+    );
     all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
     all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
     all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
@@ -101,11 +88,11 @@ mod tests {
             "swiglu" => activation::PARAM_FIELDS,
             "rope" => rope::PARAM_FIELDS,
             "rope_wide" => rope_wide::PARAM_FIELDS,
-            "route" => route::PARAM_FIELDS,
+            "route" => experts::route::PARAM_FIELDS,
             "experts" => experts::PARAM_FIELDS,
-            "experts_list" => experts_listed::PARAM_FIELDS[0],
-            "experts_tile" => experts_listed::PARAM_FIELDS[1],
-            "experts_sum" => experts_listed::PARAM_FIELDS[2],
+            "experts_list" => experts::listed::PARAM_FIELDS[0],
+            "experts_tile" => experts::listed::PARAM_FIELDS[1],
+            "experts_sum" => experts::listed::PARAM_FIELDS[2],
             "sample" => sample::PARAM_FIELDS,
             _ => linear::PARAM_FIELDS,
         };

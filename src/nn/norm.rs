@@ -26,7 +26,7 @@ pub(super) fn spec() -> KernelSpec {
     KernelSpec {
         name: "norm",
         consts: vec![("LANES", number(LANES))],
-        parts: vec![part!("norm.wgsl")],
+        parts: vec![part!("nn/norm.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 4 * LANES,
     }

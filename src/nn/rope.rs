@@ -2,10 +2,11 @@
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::span::Extent;
-use super::{params, word, RopeScaling, Span};
-use crate::attention::Rotation;
+use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
+use crate::rope::RopeScaling;
+use crate::rope::Rotation;
 use crate::sizes::{sum_of_products, MOST_ROW};
 
 params!(Params {
@@ -25,8 +26,8 @@ pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 /// The slot that says which elements are a pair.
 pub(super) fn pairs_part(rotation: Rotation) -> Part {
     match rotation {
-        Rotation::Interleaved => part!("parts/rope_interleaved.wgsl"),
-        Rotation::None | Rotation::Half => part!("parts/rope_half.wgsl"),
+        Rotation::Interleaved => part!("rope/interleaved.wgsl"),
+        Rotation::None | Rotation::Half => part!("rope/half.wgsl"),
     }
 }
 
@@ -34,7 +35,7 @@ pub(super) fn spec(rotation: Rotation) -> KernelSpec {
     KernelSpec {
         name: "rope",
         consts: vec![],
-        parts: vec![pairs_part(rotation), part!("rope.wgsl")],
+        parts: vec![pairs_part(rotation), part!("nn/rope.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 0,
     }
@@ -43,7 +44,7 @@ pub(super) fn spec(rotation: Rotation) -> KernelSpec {
 /// The frequencies of a rotation, and which elements it pairs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Radians per position of each pair: `rope_dim / 2` of them, see [`RopeScaling::inv_freq`](super::RopeScaling).
+    /// Radians per position of each pair: `rope_dim / 2` of them, see [`RopeScaling::inv_freq`](crate::rope::RopeScaling).
     pub inv_freq: Vec<f32>,
     /// Which elements are a pair.
     pub rotation: Rotation,
@@ -107,7 +108,7 @@ impl Rotate {
 
     /// Records `rows` rows. `cos_sin` is (at least rows, rope_dim / 2, 2) F32, from
     /// [`PagedKvCache::cos_sin`](crate::PagedKvCache::cos_sin) or
-    /// [`cos_sin_table`](crate::attention::append::cos_sin_table); `x` and `y` are (rows, heads, copy_dim + rope_dim),
+    /// [`cos_sin_table`](crate::rope::cos_sin_table); `x` and `y` are (rows, heads, copy_dim + rope_dim),
     /// in two buffers.
     ///
     /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.

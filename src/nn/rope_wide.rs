@@ -3,9 +3,10 @@
 use super::rope::pairs_part;
 use super::span::Extent;
 use super::{params, word, Span};
-use crate::attention::{HeadLayout, KvView, Rotation};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
+use crate::kv::{HeadLayout, KvView};
+use crate::rope::Rotation;
 
 params!(Params {
     heads: u32,
@@ -28,7 +29,7 @@ pub(super) fn spec(rotation: Rotation) -> KernelSpec {
     KernelSpec {
         name: "rope_wide",
         consts: vec![],
-        parts: vec![pairs_part(rotation), part!("rope_wide.wgsl")],
+        parts: vec![pairs_part(rotation), part!("nn/rope_wide.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 0,
     }

@@ -15,7 +15,7 @@ pub(super) fn spec(vocab: usize) -> KernelSpec {
     KernelSpec {
         name: "sample",
         consts: vec![("LANES", number(lanes))],
-        parts: vec![part!("sample.wgsl")],
+        parts: vec![part!("nn/sample.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 8 * lanes,
     }

@@ -4,8 +4,8 @@
 //! are cached after their norm, beside the rotated key). Where the row is written is the cache's business, not arithmetic.
 
 use super::{expect_shape, rope, Rotation};
-use crate::attention::heads::HeadLayout;
 use crate::error::Result;
+use crate::kv::heads::HeadLayout;
 
 /// Rotates, in place, the part of one token's row that is a key with position.
 ///

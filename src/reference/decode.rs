@@ -13,8 +13,8 @@
 use std::ops::Range;
 
 use super::{count_rows, dot, expect_result, expect_shape};
-use crate::attention::heads::HeadLayout;
 use crate::error::Result;
+use crate::kv::heads::HeadLayout;
 
 /// What one decode step reads of one sequence.
 #[derive(Debug, Clone, Copy)]

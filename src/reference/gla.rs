@@ -16,8 +16,8 @@
 
 use super::layers::{last_position, LayerConfig, Projected};
 use super::{append, attend, decode, dot, expect_shape, linear, rms_norm, rope, DecodeInputs};
-use crate::attention::heads::{Gla, HeadLayout};
 use crate::error::{ErrorKind, Result};
+use crate::kv::heads::{Gla, HeadLayout};
 
 /// No real model comes near; keeps products of dimensions from overflowing.
 const MAX_HEAD_DIM: usize = 1 << 14;

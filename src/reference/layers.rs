@@ -8,8 +8,8 @@
 //! Source: arXiv 2505.21487, §3.3.1 (GTA); Ainslie et al., arXiv 2305.13245, §2 (GQA).
 
 use super::{append, decode, expect_shape, linear, rope, DecodeInputs, Rotation};
-use crate::attention::heads::{Gqa, Gta, HeadLayout};
 use crate::error::{ErrorKind, Result};
+use crate::kv::heads::{Gqa, Gta, HeadLayout};
 
 /// The numbers of an attention layer.
 #[derive(Debug, Clone, PartialEq)]

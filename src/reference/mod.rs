@@ -2,9 +2,9 @@
 //!
 //! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
 //! Nothing here is optimised, and nothing here needs a GPU. Arguments are flat, row-major slices of f64 whose shapes
-//! their documentation states; a slice of another size is an [`ErrorKind::Shape`](crate::ErrorKind), never a panic. So is a
+//! their documentation states; a slice of another size is an [`ErrorKind::Shape`](super::ErrorKind), never a panic. So is a
 //! result of more than 2^22 elements whose size is a number of the caller's and not that of a slice.
-//! The whole folder depends on [`HeadLayout`](crate::HeadLayout) alone.
+//! The whole folder depends on [`HeadLayout`](super::HeadLayout) alone.
 //!
 //! To be read in this order: [`rope()`], [`append()`], [`attend`], [`decode()`], [`merge`], then the layers
 //! [`gqa_layer`], [`gta_layer`], [`gla_layer`].

@@ -19,8 +19,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Rotation};
-use crate::attention::heads::{Gla, Gqa, Gta, HeadLayout};
 use crate::error::{shape_text, ErrorKind, Result};
+use crate::kv::heads::{Gla, Gqa, Gta, HeadLayout};
 
 /// A vector of either kind.
 #[derive(Debug, Clone, PartialEq)]

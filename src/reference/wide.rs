@@ -8,8 +8,8 @@
 //! (arXiv 2208.07339), there for weights and activations.
 
 use super::{count_rows, expect_shape};
-use crate::attention::WideChannels;
 use crate::error::Result;
+use crate::kv::WideChannels;
 
 /// A token's row as a cache with wide channels holds it, before rounding to integers: from what [`append`](super::append)
 /// leaves.

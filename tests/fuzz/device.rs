@@ -2,8 +2,8 @@
 
 use crate::numbers::Gen;
 use crate::pure::{DTYPES, ROTATIONS};
-use latten::attention::{Append, AppendArgs};
 use latten::cache::{Save, SaveSequence};
+use latten::kv::{Append, AppendArgs};
 use latten::{
     wgpu, DType, Decode, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Rotation, SeqId,
     Tensor,

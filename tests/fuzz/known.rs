@@ -2,14 +2,17 @@
 
 use crate::device::{zeros, World};
 use crate::tiny::Tiny;
-use latten::attention::tables::{PageTables, Region};
-use latten::attention::{AttentionOptions, KvBatch, SeqView};
+use latten::attention::AttentionOptions;
+use latten::kv::tables::{PageTables, Region};
+use latten::kv::{KvBatch, SeqView};
 use latten::model::{
     generate_speculative, AttentionConfig, Config, Drafter, ExplicitPrefill, GenerateOptions, PrefillPath,
     SpeculativeOptions,
 };
-use latten::nn::{Linear, MatrixTile, NormShape, RmsNorm, Rope, RopeScaling, Rotate, RotateShape, Span, Weight};
-use latten::reference::{self as r, Pairs, Routing};
+use latten::nn::{Linear, MatrixTile, NormShape, RmsNorm, Rope, Rotate, RotateShape, Span, Weight};
+use latten::reference as r;
+use latten::reference::{Pairs, Routing};
+use latten::rope::RopeScaling;
 use latten::{
     DType, Decode, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache, Pages, Result, Rotation,
     Session, SessionOptions, SplitPolicy, Tensor,

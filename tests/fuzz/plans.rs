@@ -2,7 +2,8 @@
 
 use crate::device::{zeros, World};
 use crate::numbers::Gen;
-use latten::attention::{AttentionOptions, KvBatch, SeqView};
+use latten::attention::AttentionOptions;
+use latten::kv::{KvBatch, SeqView};
 use latten::{DType, Decode, KvSource, PagedKvCache, Pages, Result, SplitPolicy};
 
 struct Own {

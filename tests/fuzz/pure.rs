@@ -1,11 +1,12 @@
 //! Layouts, rotations, configs and other numbers of the host.
 
 use crate::numbers::Gen;
-use latten::attention::append::cos_sin_table;
-use latten::attention::StateLayout;
 use latten::cache::saved_info;
+use latten::kv::StateLayout;
 use latten::model::{AttentionConfig, Config, ExpertsConfig, PrefillPath, TensorNames, Utf8Stream};
-use latten::nn::{quantise, ExpertShape, ExpertTuning, Rope, RopeScaling, RouteShape, Sampling};
+use latten::nn::{quantise, ExpertShape, ExpertTuning, Rope, RouteShape, Sampling};
+use latten::rope::cos_sin_table;
+use latten::rope::RopeScaling;
 use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, Pages, Rotation};
 
 pub const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4, DType::U32];

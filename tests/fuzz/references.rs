@@ -1,7 +1,8 @@
 //! The reference: slices and numbers that do not fit each other.
 
 use crate::numbers::Gen;
-use latten::reference::{self as r, DecodeInputs, DecodeOptions, Form, Pairs, Rotation, Routing};
+use latten::reference as r;
+use latten::reference::{DecodeInputs, DecodeOptions, Form, Pairs, Rotation, Routing};
 use latten::{Gla, Gqa, Gta, HeadLayout};
 
 pub fn case(g: &mut Gen) {

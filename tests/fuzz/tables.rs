@@ -1,8 +1,8 @@
 //! Sequences and pages, on the host alone.
 
 use crate::numbers::Gen;
-use latten::attention::tables::{PageTables, Region};
 use latten::cache::SeqTable;
+use latten::kv::tables::{PageTables, Region};
 use latten::{KvSource, SeqId};
 
 pub fn case(g: &mut Gen) {

@@ -2,8 +2,9 @@
 
 use crate::support::{gpu, layouts, small, wait, Rng};
 use half::{bf16, f16};
-use latten::attention::{Append, AppendArgs, KvSource, StateLayout};
-use latten::reference::{self, Pairs};
+use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
+use latten::reference;
+use latten::reference::Pairs;
 use latten::{DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rotation, SeqId, Tensor};
 
 /// The bits of a layer's pool, slab after slab.

@@ -3,7 +3,8 @@
 use crate::append::pool;
 use crate::integers::{held, INTEGERS};
 use crate::support::{compare, gpu, tiers, wait, Bound, Rng};
-use latten::attention::{AttentionOptions, KvSource};
+use latten::attention::AttentionOptions;
+use latten::kv::KvSource;
 use latten::reference;
 use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier};
 

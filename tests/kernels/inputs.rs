@@ -2,8 +2,9 @@
 //! device, which validates and computes nothing, so it needs no GPU; once on the adapter too.
 
 use crate::support::{gpu, small, wait};
-use latten::attention::{Append, AppendArgs, AttentionOptions, DecodeArgs, DecodeOutput, KvSource};
+use latten::attention::{AttentionOptions, DecodeArgs, DecodeOutput};
 use latten::cache::SeqTable;
+use latten::kv::{Append, AppendArgs, KvSource};
 use latten::{
     wgpu, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Rotation, SeqId,
     SplitPolicy, Tensor,

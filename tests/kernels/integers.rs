@@ -4,8 +4,10 @@ use crate::append::{layouts_to_append, pool};
 use crate::case::{Case, Extra, Sequence};
 use crate::support::{gpu, layouts, tiers, Rng};
 use half::f16;
-use latten::attention::{Append, AppendArgs, AttentionOptions, KvSource, StateLayout};
-use latten::reference::{self, Pairs};
+use latten::attention::AttentionOptions;
+use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
+use latten::reference;
+use latten::reference::Pairs;
 use latten::{DType, Decode, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rotation, SeqId, SplitPolicy, Tensor};
 
 pub const INTEGERS: [DType; 2] = [DType::I8, DType::I4];

@@ -3,8 +3,8 @@
 
 use crate::append::pool;
 use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
-use latten::attention::{KvSource, StateLayout};
 use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
+use latten::kv::{KvSource, StateLayout};
 use latten::{
     reference, DType, Decode, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation, SeqId,
     SplitPolicy, Tensor,

@@ -5,7 +5,7 @@
 //! round for all, so that they take each other's freed pages, share prefixes, and evict what others left.
 
 use crate::support::{bits, tiers, wait, Rng};
-use latten::attention::{KvSource, StateLayout};
+use latten::kv::{KvSource, StateLayout};
 use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 use std::time::Instant;
 

@@ -3,10 +3,11 @@
 use crate::append::pool;
 use crate::integers::{held, INTEGERS};
 use crate::support::{gpu, wait, Rng};
-use latten::attention::{Append, KvSource};
 use latten::cache::{Save, SaveSequence};
+use latten::kv::{Append, KvSource};
 use latten::nn::{RotateWide, Span};
-use latten::reference::{self, Angles, DecodeInputs, Pairs};
+use latten::reference;
+use latten::reference::{Angles, DecodeInputs, Pairs};
 use latten::{
     DType, Decode, ErrorKind, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, Rotation, SavedFault, SeqId, SplitPolicy,
     Tensor, WideChannels,

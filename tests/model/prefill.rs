@@ -7,8 +7,9 @@ use latten::model::{
     generate, Attention, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions, LoadOptions, PrefillPath,
     Session, SessionOptions, TensorNames, Want,
 };
-use latten::nn::RopeScaling;
-use latten::reference::{self, Angles, Form, GlaWeights, LayerConfig, Pairs};
+use latten::reference;
+use latten::reference::{Angles, Form, GlaWeights, LayerConfig, Pairs};
+use latten::rope::RopeScaling;
 use latten::{
     AttentionOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier,
 };

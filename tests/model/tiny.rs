@@ -1,10 +1,9 @@
 //! Tiny random models of each variant: written to a folder, and run in f64 by the reference.
 
 use crate::shared::{f64s, Rng};
+use latten::reference;
 use latten::reference::Rotation;
-use latten::reference::{
-    self, DecodeInputs, DecodeOptions, Form, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected,
-};
+use latten::reference::{DecodeInputs, DecodeOptions, Form, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
 use latten::{Gla, Gta, HeadLayout};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{json, Map, Value};

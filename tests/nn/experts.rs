@@ -3,7 +3,8 @@
 use crate::assert_kind;
 use crate::shared::*;
 use latten::nn::{quantise, ExpertArgs, ExpertShape, ExpertTuning, Experts, Route, RouteShape, Span, Weight};
-use latten::reference::{self, Routing};
+use latten::reference;
+use latten::reference::Routing;
 use latten::{DType, ErrorKind, Gpu, GpuOptions, Tensor};
 
 const V2: RouteShape = RouteShape {

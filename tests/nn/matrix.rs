@@ -1,12 +1,13 @@
 //! The product of many rows by cooperative matrices, on devices that have them: against the f64 reference, as it is and with
-//! the input rounded as `shaders/linear_pack.wgsl` says.
+//! the input rounded as `shaders/nn/linear_pack.wgsl` says.
 
 use crate::assert_kind;
 use crate::shared::*;
-use latten::attention::append::cos_sin_table;
-use latten::attention::Rotation;
 use latten::nn::{quantise, Linear, MatrixTile, NormShape, RmsNorm, Rope, Span, Weight};
-use latten::reference::{self, Pairs};
+use latten::reference;
+use latten::reference::Pairs;
+use latten::rope::cos_sin_table;
+use latten::rope::Rotation;
 use latten::{DType, ErrorKind, Gpu, GpuOptions, Tensor, Tier};
 use std::sync::OnceLock;
 

@@ -2,10 +2,11 @@
 
 use crate::assert_kind;
 use crate::shared::*;
-use latten::attention::append::cos_sin_table;
-use latten::attention::Rotation;
 use latten::nn::{Embedding, NormShape, RmsNorm, Rope, Rotate, RotateShape, Span, SwiGlu, Weight};
-use latten::reference::{self, Pairs};
+use latten::reference;
+use latten::reference::Pairs;
+use latten::rope::cos_sin_table;
+use latten::rope::Rotation;
 use latten::{DType, ErrorKind, Tensor};
 
 #[test]

@@ -1,0 +1,90 @@
+//! What the planner is told of the kernels and the device. Pure.
+
+use super::work::SplitPolicy;
+use crate::error::{ErrorKind, Result};
+
+/// What the planner knows of the kernels and the device.
+#[derive(Debug, Clone)]
+pub(crate) struct PlanShape {
+    /// Query heads that read one state (rows per query token).
+    pub heads_per_group: usize,
+    /// States per token.
+    pub groups: usize,
+    /// Width of the value (elements).
+    pub v_dim: usize,
+    /// What one group reads per cached token: its state and the whole rope key, in the cache's dtype (bytes).
+    pub bytes_per_token: usize,
+    /// Heights of the kernels that may be chosen (rows), strictly ascending.
+    pub row_tiles: Vec<usize>,
+    /// For each of them the groups that one workgroup takes; divisors of `groups`.
+    pub groups_per_workgroup: Vec<usize>,
+    /// For each of them how many ordinary workgroups one takes the room of (workgroups).
+    pub room: Vec<usize>,
+    /// For each of them the most tokens that Auto gives an item, whatever else speaks for more (tokens).
+    pub most_tokens: Vec<u64>,
+    /// Ordinary workgroups that fill the device (workgroups).
+    pub target_workgroups: usize,
+    /// Chunks start at multiples of this from the tile's first visible token (tokens); a power of two.
+    pub token_tile: usize,
+    /// Tokens that a query token sees at most, its own included (tokens); 0 for all.
+    pub window: u32,
+    /// And the first ones that it sees beside those (tokens).
+    pub keep_first: u32,
+}
+
+impl PlanShape {
+    /// Workgroups of one item of a class.
+    pub(crate) fn workgroups(&self, class: usize) -> usize {
+        self.groups / self.groups_per_workgroup[class]
+    }
+
+    /// Workgroups of a class that fill the device.
+    pub(crate) fn slots(&self, class: usize) -> usize {
+        (self.target_workgroups / self.room[class]).max(1)
+    }
+
+    /// Errors: [`ErrorKind::Argument`] for numbers that make no plan.
+    pub(crate) fn check(&self, policy: SplitPolicy) -> Result<()> {
+        let counts = [
+            ("heads_per_group", self.heads_per_group),
+            ("groups", self.groups),
+            ("v_dim", self.v_dim),
+            ("bytes_per_token", self.bytes_per_token),
+            ("target_workgroups", self.target_workgroups),
+        ];
+        for (name, count) in counts {
+            if count == 0 {
+                return Err(ErrorKind::argument(name, "must not be 0"));
+            }
+        }
+        if !self.token_tile.is_power_of_two() || self.token_tile > 1 << 16 {
+            let why = format!("{} is not a power of two up to 65536", self.token_tile);
+            return Err(ErrorKind::argument("token_tile", why));
+        }
+        let ascending = self.row_tiles.windows(2).all(|pair| pair[0] < pair[1]);
+        let in_range = |tile: Option<&usize>| tile.is_some_and(|&tile| tile > 0 && tile <= 1 << 16);
+        if !ascending || !in_range(self.row_tiles.first()) || !in_range(self.row_tiles.last()) {
+            let why = format!("{:?} are not ascending heights of 1..=65536", self.row_tiles);
+            return Err(ErrorKind::argument("row_tiles", why));
+        }
+        let divides = |n: &usize| *n > 0 && self.groups.is_multiple_of(*n);
+        if self.groups_per_workgroup.len() != self.row_tiles.len() || !self.groups_per_workgroup.iter().all(divides) {
+            let (got, groups) = (&self.groups_per_workgroup, self.groups);
+            let why = format!("{got:?} are not {} divisors of {groups} groups", self.row_tiles.len());
+            return Err(ErrorKind::argument("groups_per_workgroup", why));
+        }
+        if self.room.len() != self.row_tiles.len() || self.room.contains(&0) {
+            let why = format!("{:?} are not {} counts of workgroups", self.room, self.row_tiles.len());
+            return Err(ErrorKind::argument("room", why));
+        }
+        if self.most_tokens.len() != self.row_tiles.len() || self.most_tokens.contains(&0) {
+            let why = format!("{:?} are not {} counts of tokens", self.most_tokens, self.row_tiles.len());
+            return Err(ErrorKind::argument("most_tokens", why));
+        }
+        match policy {
+            SplitPolicy::FixedTokens(0) => Err(ErrorKind::argument("split", "FixedTokens(0): a part needs tokens")),
+            SplitPolicy::Count(0) => Err(ErrorKind::argument("split", "Count(0): a sequence needs a part")),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! The sequences of a paged KV cache: lengths and page tables, on the host alone. Pure.
+//!
+//! A step is `reserve` (pages for the new tokens), kernels (which write and read them), `commit` (they are kept).
+//! What fails changes nothing. What succeeds raises the generation, by which a plan of an earlier state is known.
+//! Forks, known prefixes and pins: `sharing.rs`.
+
+mod pages;
+mod prefix;
+pub(super) mod sequence;
+mod sharing;
+mod stats;
+mod store;
+
+pub use stats::{CacheStats, PageCopy};
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::kv::append::MAX_PAGE_SIZE;
+use crate::kv::tables::{PageTables, Region};
+use crate::kv::view::{KvBatch, KvSource, Resident, SeqView};
+use sequence::Sequence;
+
+use crate::error::{Error, ErrorKind, Result};
+use store::Store;
+
+/// Names a sequence of one cache. The id of a removed sequence is never given to another, and an id of another cache is
+/// unknown here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeqId {
+    table: u64,
+    slot: u32,
+    /// How many sequences had that slot before.
+    generation: u32,
+}
+
+impl SeqId {
+    fn index(self) -> usize {
+        self.slot as usize
+    }
+    pub(super) fn unknown(self) -> Error {
+        ErrorKind::UnknownSequence { id: self.number() }.into()
+    }
+    /// What errors and `Display` show: unique within its table.
+    fn number(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+}
+
+impl fmt::Display for SeqId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number().fmt(f)
+    }
+}
+
+/// Sequences and pages of a paged KV cache, without the memory itself.
+#[derive(Debug, Clone)]
+pub struct SeqTable {
+    slots: Vec<Slot>,
+    /// Slots without a sequence that may get one.
+    vacant: Vec<usize>,
+    pub(super) store: Store,
+    /// The page tables as a device has them, of all that has tokens reserved.
+    tables: PageTables,
+    /// Whether they are there: not once they would pass 2^31 entries.
+    resident: bool,
+    /// Pages held for pinned sequences, which may be gone.
+    pub(super) pins: HashMap<SeqId, Vec<u32>>,
+    pub(super) page_size: usize,
+    /// Which table of the process this is.
+    id: u64,
+    generation: u64,
+    /// For [`CacheStats`].
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+}
+
+/// Tables made so far by this process.
+static TABLES: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Debug, Clone)]
+struct Slot {
+    generation: u32,
+    sequence: Option<Sequence>,
+    /// Where its page table lies in `tables`.
+    region: Region,
+}
+
+impl SeqTable {
+    /// An empty table of `page_count` pages of `page_size` tokens (a power of two up to 4096; a kernel may take fewer).
+    /// Their product must fit 32 bits, since that is how kernels address a token. Errors: [`ErrorKind::Argument`].
+    pub fn new(page_count: usize, page_size: usize) -> Result<Self> {
+        Self::with_slabs(page_count, page_size, page_count)
+    }
+
+    /// An empty table of pages in slabs of so many, of which the last ones are left empty where that is possible.
+    pub(super) fn with_slabs(page_count: usize, page_size: usize, slab_pages: usize) -> Result<Self> {
+        check_pages(["page_count", "page_size"], page_count, page_size)?;
+        let store = Store::new(page_count as u32, slab_pages); // no truncation: at most `most`
+        let id = TABLES.fetch_add(1, Ordering::Relaxed);
+        // Each table counts from a place of its own, so that a plan of another cache is known as such.
+        let generation = id << 40;
+        let (slots, vacant, pins) = (Vec::new(), Vec::new(), HashMap::new());
+        let (tables, resident) = (PageTables::default(), true);
+        Ok(Self { slots, vacant, store, tables, resident, pins, page_size, id, generation, hits: 0, misses: 0 })
+    }
+
+    /// Adds an empty sequence that will share no prefix: its tokens need not be known. See [`SeqTable::match_prefix`].
+    pub fn insert(&mut self) -> SeqId {
+        self.insert_as(Sequence::default())
+    }
+
+    pub(super) fn insert_as(&mut self, sequence: Sequence) -> SeqId {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, sequence: None, region: Region::default() });
+            self.slots.len() - 1
+        });
+        let slot = &mut self.slots[index];
+        slot.sequence = Some(sequence);
+        self.generation += 1;
+        SeqId { table: self.id, slot: index as u32, generation: slot.generation }
+        // no truncation: far fewer slots
+    }
+
+    /// Removes a sequence and gives its pages back; those whose tokens are known are kept until their room is needed.
+    /// Errors: [`ErrorKind::UnknownSequence`].
+    pub fn remove(&mut self, id: SeqId) -> Result<()> {
+        self.sequence(id)?;
+        self.vacate(id.index());
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// Removes all sequences and pins, and what was kept of earlier ones.
+    pub fn clear(&mut self) {
+        for index in 0..self.slots.len() {
+            self.vacate(index);
+        }
+        for page in std::mem::take(&mut self.pins).into_values().flatten() {
+            self.store.release(page);
+        }
+        self.store.drop_kept();
+        self.generation += 1;
+    }
+
+    /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
+    pub fn len(&self, id: SeqId) -> Result<usize> {
+        Ok(self.sequence(id)?.len)
+    }
+
+    /// Tokens of a sequence that are reserved and not yet committed. Errors: [`ErrorKind::UnknownSequence`].
+    pub fn reserved(&self, id: SeqId) -> Result<usize> {
+        Ok(self.sequence(id)?.reserved)
+    }
+
+    /// Page ids of a sequence's committed and reserved tokens, in token order, without those of its [`SeqTable::gap`].
+    /// Errors: [`ErrorKind::UnknownSequence`].
+    pub fn page_table(&self, id: SeqId) -> Result<&[u32]> {
+        Ok(&self.sequence(id)?.pages)
+    }
+
+    /// How full the cache is.
+    pub fn stats(&self) -> CacheStats {
+        let pages = &self.store.pages;
+        CacheStats {
+            total: pages.limit(),
+            used: pages.held(),
+            shared: pages.shared(),
+            evictable: self.store.index().unheld(),
+            free: pages.free(),
+            bytes: 0,
+            hits: self.hits,
+            misses: self.misses,
+            evictions: self.store.evictions(),
+        }
+    }
+
+    /// Lets sequences, pins and kept pages take at most `pages` pages together (all of them, if there are fewer). What is
+    /// kept beyond that is evicted at once.
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] where more are held.
+    pub fn set_page_limit(&mut self, pages: usize) -> Result<()> {
+        if !self.store.set_limit(pages) {
+            return Err(ErrorKind::CacheFull { needed: self.store.pages.held(), free: pages }.into());
+        }
+        Ok(())
+    }
+
+    /// Makes room for `n` more tokens of each sequence, on top of what they have reserved.
+    ///
+    /// Returns the pages to be copied, in every layer, before anything is written to the new tokens' slots: a sequence that
+    /// shares its last, partly filled page with others gets a copy of it to write to. No page is both read and written.
+    ///
+    /// Errors: [`ErrorKind::CacheFull`] where the pages do not suffice, evictable ones counted as free: no sequence gets any,
+    /// and it counts the pages of the whole call. [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`],
+    /// [`ErrorKind::Argument`] for 0.
+    pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<Vec<PageCopy>> {
+        self.reserve_each(&each(ids, n))
+    }
+
+    /// [`SeqTable::reserve`] with a number of tokens for each sequence.
+    pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<Vec<PageCopy>> {
+        let needed = self.pages_needed(wanted)?;
+        let free = self.store.available();
+        let Some(pages) = self.store.take(needed) else {
+            return Err(ErrorKind::CacheFull { needed, free }.into());
+        };
+        let mut pages = pages.into_iter();
+        let mut copies = Vec::new();
+        let page_size = self.page_size;
+        for &(id, n) in wanted {
+            let Some(sequence) = self.slots[id.index()].sequence.as_mut() else { continue };
+            if let Some(tail) = sequence.tail(page_size) {
+                let source = sequence.pages[tail];
+                if self.store.pages.holders(source) == 1 {
+                    self.store.forget(source);
+                } else if let Some(target) = pages.next() {
+                    copies.push(PageCopy { source, target });
+                    sequence.pages.set(tail, target);
+                    self.store.release(source);
+                }
+            }
+            sequence.reserved += n;
+            let all = sequence.pages_of(sequence.tokens(), page_size);
+            sequence.pages.extend(pages.by_ref().take(all - sequence.pages.len()));
+            debug_assert_eq!(sequence.pages.len(), all, "counted above");
+        }
+        debug_assert_eq!(pages.len(), 0, "counted above");
+        self.write_tables(wanted);
+        self.generation += 1;
+        Ok(copies)
+    }
+
+    /// Pages that [`SeqTable::reserve_each`] would take.
+    ///
+    /// Errors: as it has, but for [`ErrorKind::CacheFull`].
+    pub fn pages_needed(&self, wanted: &[(SeqId, usize)]) -> Result<usize> {
+        check_distinct(wanted.iter().map(|(id, _)| *id))?;
+        let mut needed = 0usize;
+        let mut tails = Vec::new();
+        for &(id, n) in wanted {
+            if n == 0 {
+                return Err(ErrorKind::argument("n", "0 tokens to reserve"));
+            }
+            let sequence = self.sequence(id)?;
+            // Saturating: a length past usize needs more pages than any cache has, and is refused later.
+            let pages = sequence.pages_of(sequence.tokens().saturating_add(n), self.page_size);
+            needed = needed.saturating_add(pages - sequence.pages.len());
+            let tail = sequence.tail(self.page_size).map(|tail| sequence.pages[tail]);
+            tails.extend(tail.filter(|page| self.store.pages.holders(*page) > 1));
+        }
+        // Of the holders of a page that all write to it, the last has it for itself.
+        tails.sort_unstable();
+        let copies = |run: &[u32]| run.len().min(self.store.pages.holders(run[0]) - 1);
+        Ok(needed.saturating_add(tails.chunk_by(|a, b| a == b).map(copies).sum()))
+    }
+
+    /// Takes back what [`SeqTable::reserve_each`] did, as long as nothing else was done since: for a caller whose copies
+    /// failed. What it has evicted stays evicted.
+    pub(super) fn undo_reserve(&mut self, wanted: &[(SeqId, usize)], copies: &[PageCopy]) {
+        let mut copies = copies.iter().peekable();
+        for &(id, n) in wanted {
+            let Some(sequence) = self.slots[id.index()].sequence.as_mut() else { continue };
+            if let Some(tail) = sequence.tail(self.page_size) {
+                if let Some(copy) = copies.next_if(|copy| copy.target == sequence.pages[tail]) {
+                    self.store.retain(copy.source);
+                    sequence.pages.set(tail, copy.source);
+                    self.store.release(copy.target);
+                }
+            }
+            sequence.reserved -= n;
+            for page in sequence.pages.cut(sequence.pages_of(sequence.tokens(), self.page_size)..) {
+                self.store.release(page);
+            }
+        }
+        self.write_tables(wanted);
+        self.generation += 1;
+    }
+
+    /// Brings the page tables of these sequences up to date.
+    fn write_tables(&mut self, sequences: &[(SeqId, usize)]) {
+        for (id, _) in sequences {
+            let slot = &mut self.slots[id.index()];
+            let Some(sequence) = slot.sequence.as_mut() else { continue };
+            let same = sequence.pages.written();
+            self.resident &= self.tables.write(&mut slot.region, &sequence.pages, same).is_some();
+        }
+    }
+
+    /// Keeps the first `n` reserved tokens of each sequence and drops the rest of its reservation.
+    ///
+    /// A sequence whose tokens were known shares what it has so far, and nothing later: see [`SeqTable::commit_tokens`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, [`ErrorKind::UnknownSequence`],
+    /// [`ErrorKind::RepeatedSequence`].
+    pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
+        self.check_commit(&each(ids, n))?;
+        for &id in ids {
+            self.commit_one(id, n, None);
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// Refuses what cannot be committed.
+    pub(super) fn check_commit(&self, accepted: &[(SeqId, usize)]) -> Result<()> {
+        check_distinct(accepted.iter().map(|(id, _)| *id))?;
+        for &(id, n) in accepted {
+            let reserved = self.sequence(id)?.reserved;
+            if n > reserved {
+                let why = format!("{n} tokens to commit, sequence {id} has {reserved} reserved");
+                return Err(ErrorKind::argument("n", why));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn commit_one(&mut self, id: SeqId, n: usize, tokens: Option<&[u32]>) {
+        if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
+            sequence.commit(n, tokens, self.page_size, &mut self.store);
+            if n > 0 {
+                sequence.committed_at = self.generation;
+            }
+        }
+    }
+
+    /// Cuts a sequence to its first `len` committed tokens and drops its reservation.
+    ///
+    /// Errors: [`ErrorKind::Argument`] where it has fewer, or where the next token would see some that its window has freed;
+    /// [`ErrorKind::UnknownSequence`].
+    pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
+        let old = self.sequence(id)?.len;
+        if len > old {
+            return Err(ErrorKind::argument("len", format!("{len} is more than the {old} tokens of sequence {id}")));
+        }
+        let sequence = self.sequence(id)?;
+        if !sequence.can_end_at(len, self.page_size) {
+            let (gap, window) = (sequence.gap(self.page_size), sequence.window);
+            let why = format!("{len}: sequence {id} no longer holds its tokens {gap:?}, and its window has {window}");
+            return Err(ErrorKind::argument("len", why));
+        }
+        if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
+            sequence.truncate(len, self.page_size, &mut self.store);
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    pub(super) fn sequence(&self, id: SeqId) -> Result<&Sequence> {
+        let own = |slot: &&Slot| id.table == self.id && slot.generation == id.generation;
+        let slot = self.slots.get(id.index()).filter(own);
+        slot.and_then(|slot| slot.sequence.as_ref()).ok_or_else(|| id.unknown())
+    }
+
+    /// All sequences, by slot.
+    pub(super) fn ids(&self) -> impl Iterator<Item = SeqId> + '_ {
+        let there = self.slots.iter().enumerate().filter(|(_, slot)| slot.sequence.is_some());
+        // no truncation: far fewer slots
+        there.map(|(slot, s)| SeqId { table: self.id, slot: slot as u32, generation: s.generation })
+    }
+
+    pub(super) fn sequences_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.slots.iter_mut().filter_map(|slot| slot.sequence.as_mut())
+    }
+
+    pub(super) fn sequence_mut(&mut self, id: SeqId) -> Result<&mut Sequence> {
+        self.sequence(id)?;
+        self.slots[id.index()].sequence.as_mut().ok_or_else(|| id.unknown())
+    }
+
+    /// Tells plans of earlier states.
+    pub(super) fn changed(&mut self) {
+        self.generation += 1;
+    }
+
+    /// Empties a slot, if it holds a sequence, and makes the ids given out for it unknown.
+    fn vacate(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let Some(mut sequence) = slot.sequence.take() else { return };
+        sequence.keep(0, self.page_size, &mut self.store);
+        self.tables.give_back(std::mem::take(&mut slot.region));
+        // A slot whose generations are used up is given up rather than letting an old id name a new sequence.
+        if let Some(next) = slot.generation.checked_add(1) {
+            slot.generation = next;
+            self.vacant.push(index);
+        }
+    }
+}
+
+/// The same number for each.
+fn each(ids: &[SeqId], n: usize) -> Vec<(SeqId, usize)> {
+    ids.iter().map(|id| (*id, n)).collect()
+}
+
+/// Whether a table may have so many pages of so many tokens; `names` are those that the caller knows these numbers by.
+pub(crate) fn check_pages(names: [&'static str; 2], count: usize, size: usize) -> Result<()> {
+    if !size.is_power_of_two() || size > MAX_PAGE_SIZE {
+        let why = format!("{size} is not a power of two up to {MAX_PAGE_SIZE}");
+        return Err(ErrorKind::argument(names[1], why));
+    }
+    let most = u32::MAX as usize / size;
+    if count == 0 || count > most {
+        let why = format!("{count} is not in 1..={most}, pages of {size} tokens");
+        return Err(ErrorKind::argument(names[0], why));
+    }
+    Ok(())
+}
+
+pub(super) fn check_distinct(ids: impl Iterator<Item = SeqId>) -> Result<()> {
+    let mut sorted: Vec<SeqId> = ids.collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(ErrorKind::RepeatedSequence { id: pair[0].number() }.into()),
+        None => Ok(()),
+    }
+}
+
+impl KvSource for SeqTable {
+    type Id = SeqId;
+
+    fn batch(&self, sequences: &[SeqId]) -> Result<KvBatch> {
+        let mut batch = self.batch_in_tables(sequences)?;
+        for (view, id) in batch.sequences.iter_mut().zip(sequences) {
+            view.page_table_first = index_u32(batch.page_table.len())?;
+            batch.page_table.extend_from_slice(&self.sequence(*id)?.pages);
+        }
+        Ok(batch)
+    }
+
+    fn resident(&self, sequences: &[SeqId]) -> Result<Option<Resident<'_>>> {
+        if !self.resident {
+            return Ok(None);
+        }
+        let batch = self.batch_in_tables(sequences)?;
+        Ok(Some(Resident { batch, tables: &self.tables, most_page: self.store.pages.most_page() }))
+    }
+
+    fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl SeqTable {
+    /// A batch whose page tables are in `tables`.
+    fn batch_in_tables(&self, sequences: &[SeqId]) -> Result<KvBatch> {
+        check_distinct(sequences.iter().copied())?;
+        let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
+        for &id in sequences {
+            let sequence = self.sequence(id)?;
+            let region = self.slots[id.index()].region;
+            debug_assert!(
+                sequence.reserved == 0 || !self.resident || self.tables.holds(region, &sequence.pages),
+                "sequence {id}"
+            );
+            let gap = sequence.gap(self.page_size);
+            batch.sequences.push(SeqView {
+                page_table_first: region.first(),
+                q_token_first: index_u32(batch.slots.len())?,
+                q_len: index_u32(sequence.reserved)?,
+                kv_len: index_u32(sequence.tokens())?,
+                gap_first: index_u32(gap.start)?,
+                gap_last: index_u32(gap.end)?,
+            });
+            for position in sequence.len..sequence.tokens() {
+                let page = sequence.pages[position / self.page_size - sequence.freed] as usize;
+                batch.slots.push(index_u32(page * self.page_size + position % self.page_size)?);
+                batch.positions.push(index_u32(position)?);
+            }
+        }
+        Ok(batch)
+    }
+}
+
+/// An index as kernels hold it. [`SeqTable::new`] keeps every length and slot inside 32 bits.
+fn index_u32(index: usize) -> Result<u32> {
+    u32::try_from(index).map_err(|_| ErrorKind::argument("sequences", format!("index {index} is past 32 bits")))
+}
+
+#[cfg(test)]
+#[path = "tests/table.rs"]
+mod tests;

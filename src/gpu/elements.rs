@@ -1,0 +1,28 @@
+//! The slot of a shader that packs and unpacks elements of a dtype. Pure.
+
+use super::{part, DType, Part};
+use crate::error::{ErrorKind, Result};
+
+/// The slot that unpacks words of a cache dtype.
+pub(crate) fn cache_part(dtype: DType) -> Result<Part> {
+    match dtype {
+        DType::I8 => Ok(part!("kv/element/i8.wgsl")),
+        DType::I4 => Ok(part!("kv/element/i4.wgsl")),
+        DType::U32 => {
+            Err(ErrorKind::DType { name: "dtype", got: "u32".into(), want: "f32, f16, bf16, i8 or i4".into() }.into())
+        }
+        _ => elements_part(dtype),
+    }
+}
+
+/// The slot that unpacks words of floats.
+pub(crate) fn elements_part(dtype: DType) -> Result<Part> {
+    match dtype {
+        DType::F32 => Ok(part!("kv/element/f32.wgsl")),
+        DType::F16 => Ok(part!("kv/element/f16.wgsl")),
+        DType::BF16 => Ok(part!("kv/element/bf16.wgsl")),
+        DType::U32 | DType::I8 | DType::I4 => {
+            Err(ErrorKind::DType { name: "dtype", got: dtype.to_string(), want: "f32, f16 or bf16".into() }.into())
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! What a cached token is and where it lies: head layouts, rows in pages, page tables, and the kernel that appends.
+
+pub mod append;
+pub mod heads;
+pub mod layout;
+pub(crate) mod pool;
+pub mod tables;
+pub mod view;
+mod wide;
+
+pub use append::{Append, AppendArgs};
+pub use heads::{Gla, Gqa, Gta, HeadLayout, Mla};
+pub use layout::{KvView, StateLayout};
+pub use view::{KvBatch, KvSource, SeqView};
+pub use wide::WideChannels;

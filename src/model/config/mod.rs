@@ -1,0 +1,279 @@
+//! `config.json`: the numbers of a model. Pure.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+mod authors;
+mod bounds;
+pub(crate) mod keys;
+mod names;
+mod published;
+
+pub use names::TensorNames;
+
+use keys::Keys;
+
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
+use crate::nn::{Rope, RouteShape};
+use crate::rope::RopeScaling;
+use crate::rope::Rotation;
+
+/// The numbers of a model. The names are those of the keys of this crate's own `config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `attention` and the keys that go with it.
+    pub attention: AttentionConfig,
+    /// `vocab_size`: tokens.
+    pub vocab_size: usize,
+    /// `hidden_size`: width of the residual stream, a multiple of 4.
+    pub hidden_size: usize,
+    /// `num_hidden_layers`.
+    pub layers: usize,
+    /// `num_attention_heads`: query heads.
+    pub q_heads: usize,
+    /// `head_dim`: width of a head; GLA and MLA: of its part without position.
+    pub head_dim: usize,
+    /// Width of a head's value; GQA, GTA, and this crate's own folders: `head_dim`.
+    pub v_head_dim: usize,
+    /// `intermediate_size`: width of the SwiGLU.
+    pub intermediate_size: usize,
+    /// The layers whose feed-forward part is a mixture of experts; none in this crate's own folders.
+    pub experts: Option<ExpertsConfig>,
+    /// `rms_norm_eps`.
+    pub rms_norm_eps: f32,
+    /// Of the norms inside GLA and MLA.
+    pub latent_norm_eps: f32,
+    /// `rope_theta`.
+    pub rope_theta: f64,
+    /// What becomes of the frequencies.
+    pub rope_scaling: RopeScaling,
+    /// What rotated elements, of queries and of keys, are multiplied by (YaRN's "attention factor"); 1 for nothing.
+    pub rope_gain: f32,
+    /// `rope_interleaved`: pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2).
+    pub rope_interleaved: bool,
+    /// A factor on the scores beside the usual one (DeepSeek's `mscale` squared); 1 for nothing.
+    pub score_gain: f32,
+    /// `max_position_embeddings`: tokens of the longest sequence.
+    pub max_positions: usize,
+    /// `sliding_window`: tokens that a token sees, its own included, in every layer; none for all (in this crate's own
+    /// folders the key may be left out). A [`Session`](super::Session) sees no further, whatever its options; a
+    /// [`Decode`](crate::Decode) for a layer by itself wants it in its [`AttentionOptions`](crate::AttentionOptions).
+    pub window: Option<usize>,
+    /// `tie_word_embeddings`: the embedding table is the output matrix too, unless the files have an `lm_head.weight` that
+    /// differs from it, which is used then (as in transformers).
+    pub tied: bool,
+    /// What the attention's tensors are called.
+    pub names: TensorNames,
+    /// The projections that have a bias, by the last part of their names (`q_proj`): one that is missing in the files is
+    /// an error, and so is one of others that is not all 0 ([`LoadOptions::leave_out`](super::LoadOptions)). None for those
+    /// that the files have.
+    pub biases: Option<Vec<&'static str>>,
+}
+
+/// A mixture of experts with shared experts, as DeepSeek's models have it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertsConfig {
+    /// The first layer that has one; all after it have.
+    pub first_layer: usize,
+    /// How experts are chosen, and their number.
+    pub route: RouteShape,
+    /// Whether the choice has a bias of its own (DeepSeek-V3).
+    pub biased: bool,
+    /// Width of an expert's SwiGLU.
+    pub width: usize,
+    /// Width of the SwiGLU that every token goes through; 0 for none.
+    pub shared_width: usize,
+}
+
+/// What the variants of attention differ in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionConfig {
+    /// `"gqa"`: grouped-query; the whole head rotates.
+    Gqa {
+        /// `num_key_value_heads`.
+        kv_heads: usize,
+    },
+    /// `"gta"`: grouped-tied.
+    Gta {
+        /// `num_key_value_heads`.
+        kv_heads: usize,
+        /// `rope_dim`.
+        rope_dim: usize,
+    },
+    /// `"gla"` and, with one latent head, `"mla"`.
+    Latent {
+        /// `latent_heads`.
+        latent_heads: usize,
+        /// `latent_dim`: width of ONE latent head.
+        latent_dim: usize,
+        /// `q_latent_dim`; none where queries are made without a latent.
+        q_latent_dim: Option<usize>,
+        /// `rope_dim`.
+        rope_dim: usize,
+    },
+}
+
+impl Config {
+    /// Reads the text of a `config.json`, this crate's own (`"model_type": "latten"`) or one of the published families
+    /// that the [module](super) names; `path` is for messages.
+    ///
+    /// Errors: [`ErrorKind::Config`], naming the key and its value.
+    pub fn parse(path: &str, json: &str) -> Result<Self> {
+        let keys = Keys::parse(path, json)?;
+        let families = ["latten", "llama", "mistral", "qwen2", "deepseek_v2", "deepseek_v3"];
+        let config = match keys.word_of("model_type", &families, ", the families that latten reads")? {
+            "latten" => Self::own(&keys)?,
+            family => published::config(&keys, family)?,
+        };
+        if !config.hidden_size.is_multiple_of(4) {
+            return Err(keys.bad("hidden_size", "is not a multiple of 4"));
+        }
+        let fits = config.layout();
+        fits.map_err(|e| keys.error(format!("the attention's sizes do not fit: {e}")))?;
+        Ok(config)
+    }
+
+    /// The keys of this crate's own folders: all but `sliding_window` are required.
+    fn own(keys: &Keys<'_>) -> Result<Self> {
+        keys.word("tokenizer", &["bytes"])?;
+        let head_dim = keys.size("head_dim", 1 << 14)?;
+        let rms_norm_eps = keys.number("rms_norm_eps", 1e-12..=1e-1)? as f32;
+        let max_positions = keys.size("max_position_embeddings", 1 << 24)?;
+        let config = Config {
+            attention: own_attention(keys)?,
+            vocab_size: keys.size("vocab_size", 1 << 24)?,
+            hidden_size: keys.size("hidden_size", 1 << 16)?,
+            layers: keys.size("num_hidden_layers", 1 << 10)?,
+            q_heads: keys.size("num_attention_heads", 1 << 14)?,
+            head_dim,
+            v_head_dim: head_dim,
+            intermediate_size: keys.size("intermediate_size", 1 << 20)?,
+            experts: None,
+            rms_norm_eps,
+            latent_norm_eps: rms_norm_eps,
+            rope_theta: keys.number("rope_theta", 1.0..=1e12)?,
+            rope_scaling: RopeScaling::None,
+            rope_gain: 1.0,
+            rope_interleaved: keys.flag("rope_interleaved")?,
+            score_gain: 1.0,
+            max_positions,
+            window: match keys.has("sliding_window") {
+                true => Some(keys.size("sliding_window", max_positions)?),
+                false => None,
+            },
+            tied: keys.flag("tie_word_embeddings")?,
+            names: TensorNames::Published,
+            biases: None,
+        };
+        if config.vocab_size < 256 {
+            return Err(keys.bad("vocab_size", "is below 256, the tokens of tokenizer \"bytes\""));
+        }
+        let (rope_key, groups_key, groups) = match config.attention {
+            AttentionConfig::Gqa { kv_heads } => ("head_dim", "num_key_value_heads", kv_heads),
+            AttentionConfig::Gta { kv_heads, .. } => ("rope_dim", "num_key_value_heads", kv_heads),
+            AttentionConfig::Latent { latent_heads, .. } => ("rope_dim", "latent_heads", latent_heads),
+        };
+        keys.check_pairs(rope_key, config.rope_dim())?;
+        keys.check_groups(groups_key, groups, config.q_heads)?;
+        if matches!(config.attention, AttentionConfig::Gta { rope_dim, .. } if rope_dim > config.head_dim) {
+            return Err(keys.bad("rope_dim", &format!("exceeds head_dim = {}", config.head_dim)));
+        }
+        Ok(config)
+    }
+
+    /// `"gqa"`, `"gta"`, `"gla"` or `"mla"`.
+    pub fn variant(&self) -> &'static str {
+        match self.attention {
+            AttentionConfig::Gqa { .. } => "gqa",
+            AttentionConfig::Gta { .. } => "gta",
+            AttentionConfig::Latent { latent_heads: 1, .. } => "mla",
+            AttentionConfig::Latent { .. } => "gla",
+        }
+    }
+
+    /// The numbers by which cache and kernels know the attention.
+    pub fn layout(&self) -> Result<HeadLayout> {
+        let (q_heads, head_dim) = (self.q_heads, self.head_dim);
+        match self.attention {
+            AttentionConfig::Gqa { kv_heads } => HeadLayout::gqa(Gqa { q_heads, kv_heads, head_dim }),
+            AttentionConfig::Gta { kv_heads, rope_dim } => {
+                HeadLayout::gta(Gta { q_heads, kv_heads, head_dim, rope_dim })
+            }
+            AttentionConfig::Latent { latent_heads: 1, latent_dim, rope_dim, .. } => {
+                HeadLayout::mla(Mla { q_heads, latent_dim, rope_dim })
+            }
+            AttentionConfig::Latent { latent_heads, latent_dim, rope_dim, .. } => {
+                HeadLayout::gla(Gla { q_heads, latent_heads, latent_dim, rope_dim })
+            }
+        }
+    }
+
+    /// Elements of a head that are rotated.
+    pub fn rope_dim(&self) -> usize {
+        match self.attention {
+            AttentionConfig::Gqa { .. } => self.head_dim,
+            AttentionConfig::Gta { rope_dim, .. } | AttentionConfig::Latent { rope_dim, .. } => rope_dim,
+        }
+    }
+
+    /// Frequencies and pairs of the rotation.
+    ///
+    /// Errors: as [`RopeScaling::inv_freq`].
+    pub fn rope(&self) -> Result<Rope> {
+        let inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
+        Ok(Rope { inv_freq, rotation: self.rotation() })
+    }
+
+    /// Which elements rotate together.
+    pub(super) fn rotation(&self) -> Rotation {
+        if self.rope_interleaved {
+            Rotation::Interleaved
+        } else {
+            Rotation::Half
+        }
+    }
+
+    /// Factor on the scores: the width of a head before absorption, to the power -1/2, and the gains. Where a whole
+    /// head rotates (GQA), [`Config::rope_gain`] is in here; else in [`Config::rotated_query_gain`].
+    pub fn softmax_scale(&self) -> f32 {
+        let (width, gain) = match self.attention {
+            AttentionConfig::Latent { rope_dim, .. } => (self.head_dim.saturating_add(rope_dim), 1.0),
+            AttentionConfig::Gta { .. } => (self.head_dim, 1.0),
+            AttentionConfig::Gqa { .. } => (self.head_dim, self.rope_gain * self.rope_gain),
+        };
+        (width as f32).powf(-0.5) * gain * self.score_gain
+    }
+
+    /// What the rotated elements of queries are multiplied by, for the keys as well, beside [`Config::softmax_scale`].
+    pub fn rotated_query_gain(&self) -> f32 {
+        match self.attention {
+            AttentionConfig::Gqa { .. } => 1.0,
+            _ => self.rope_gain * self.rope_gain,
+        }
+    }
+}
+
+fn own_attention(keys: &Keys<'_>) -> Result<AttentionConfig> {
+    let width = 1 << 14;
+    let variant = keys.word("attention", &["gqa", "gta", "gla", "mla"])?;
+    Ok(match variant {
+        "gqa" => AttentionConfig::Gqa { kv_heads: keys.size("num_key_value_heads", width)? },
+        "gta" => AttentionConfig::Gta {
+            kv_heads: keys.size("num_key_value_heads", width)?,
+            rope_dim: keys.size("rope_dim", width)?,
+        },
+        _ => {
+            let latent_heads = keys.size("latent_heads", width)?;
+            if variant == "mla" && latent_heads != 1 {
+                return Err(keys.bad("latent_heads", "is not 1, as \"attention\": \"mla\" wants"));
+            }
+            AttentionConfig::Latent {
+                latent_heads,
+                latent_dim: keys.size("latent_dim", width)?,
+                q_latent_dim: Some(keys.size("q_latent_dim", 1 << 16)?),
+                rope_dim: keys.size("rope_dim", width)?,
+            }
+        }
+    })
+}

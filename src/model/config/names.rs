@@ -1,0 +1,39 @@
+//! What the tensors of an attention layer are called. Pure.
+
+/// What the tensors of an attention layer are called.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TensorNames {
+    /// As in the table of the [module](super), which has the names of published models.
+    #[default]
+    Published,
+    /// As in the code that the authors of GTA and GLA published, github.com/Dao-AILab/grouped-latent-attention: in the
+    /// [module](super)'s documentation, too.
+    Authors,
+}
+
+/// Published name and the authors'.
+const ONE: [(&str, &str); 5] = [
+    ("k_rope_proj", "W_rope_k"),
+    ("q_a_proj", "W_dQ"),
+    ("q_a_layernorm", "q_norm"),
+    ("q_b_proj", "W_uQ_rope"),
+    ("kv_a_proj_with_mqa", "W_dKV"),
+];
+/// Of these the authors have one per latent head, numbered from 1.
+const PER_LATENT_HEAD: [(&str, &str); 2] = [("kv_a_layernorm", "kv_norm_"), ("kv_b_proj", "W_ukv_")];
+
+impl TensorNames {
+    /// Of what has the published name `part`.
+    pub(crate) fn of(self, part: &'static str) -> &'static str {
+        let other = ONE.iter().find(|(published, _)| self == TensorNames::Authors && *published == part);
+        other.map_or(part, |(_, authors)| *authors)
+    }
+
+    /// Of what has the published name `part`, in the order of its rows: one tensor, or one per latent head.
+    pub(crate) fn of_latents(self, part: &'static str, latent_heads: usize) -> Vec<String> {
+        match PER_LATENT_HEAD.iter().find(|(published, _)| self == TensorNames::Authors && *published == part) {
+            Some((_, authors)) => (1..=latent_heads.max(1)).map(|head| format!("{authors}{head}")).collect(),
+            None => vec![part.into()],
+        }
+    }
+}

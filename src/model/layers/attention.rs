@@ -1,0 +1,288 @@
+//! The attention of a block: from the stream through norm, queries, cache and decode back to the stream.
+
+use super::explicit::{ExplicitPrefill, Step};
+use super::large_keys::LargeBiases;
+use super::projections::{Forms, Projections};
+use crate::attention::explicit::ExplicitPlan;
+use crate::attention::{Decode, DecodeOutput, Plan};
+use crate::cache::{PagedKvCache, SeqId};
+use crate::error::Result;
+use crate::gpu::{DType, Gpu, Tensor};
+use crate::kv::HeadLayout;
+#[cfg(doc)]
+use crate::kv::WideChannels;
+use crate::model::config::{AttentionConfig, Config};
+use crate::model::weights::reader::Source;
+use crate::model::weights::safetensors::Store;
+use crate::model::weights::split::Split;
+use crate::nn::{RotateWide, Span};
+
+/// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
+/// each block; by itself it serves apps that have blocks of their own.
+///
+/// [`Decoder`]: crate::model::Decoder
+pub struct Attention {
+    gpu: Gpu,
+    config: Config,
+    projections: Projections,
+    o: Split,
+}
+
+/// The tensors of a step's attention, F32, one row per token.
+pub(crate) struct AttentionScratch {
+    /// GLA, MLA: (rows, q_latent_dim + kv_dim), without a query latent (rows, q_heads * (head_dim + rope_dim) + kv_dim)
+    pub(crate) down: Tensor,
+    /// Before rotation and absorption, where they are not in `down`: (rows, q_heads, head_dim [+ rope_dim])
+    pub(crate) q_raw: Tensor,
+    /// (rows, q_heads, q_dim)
+    pub(crate) q: Tensor,
+    /// (rows, kv_dim)
+    pub(crate) kv: Tensor,
+    /// GLA, MLA, out of the latent space: (rows, q_heads, v_head_dim)
+    pub(crate) values: Tensor,
+    /// Explicit prefill: (rows, q_heads, head_dim + rope_dim)
+    pub(crate) q_explicit: Tensor,
+    /// Explicit prefill: (rows, q_heads)
+    pub(crate) lse: Tensor,
+}
+
+/// What the attention of every block of a step needs beside its own weights.
+pub(crate) struct AttentionStep<'a> {
+    pub(crate) rows: usize,
+    pub(crate) cache: &'a mut PagedKvCache,
+    pub(crate) decode: &'a Decode,
+    /// Of the sequences in the absorbed form, and those of variants that have one form; none where no sequence is.
+    pub(crate) plan: Option<&'a Plan>,
+    /// Of those in the explicit form, if there are any.
+    pub(crate) explicit: Option<Step<'a>>,
+    pub(crate) sequences: &'a [SeqId],
+    pub(crate) cos_sin: &'a Tensor,
+    /// Of a cache with wide channels.
+    pub(crate) wide: Option<&'a RotateWide>,
+    pub(crate) softmax_scale: f32,
+}
+
+impl Attention {
+    /// The layer whose weights a safetensors file holds under a block's names without the block's prefix: `q_proj.weight`,
+    /// `kv_b_proj.bias`, .. `weights` is a name for messages and the bytes of the file. Of `config` the numbers of the
+    /// attention count, `hidden_size`, `names` and `biases`; a `window` is for the `decode` that it runs with. `dtype` (F16,
+    /// F32 or I8) is how matrices are kept on the device.
+    ///
+    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have;
+    /// [`ErrorKind::Weights`](crate::ErrorKind::Weights), as [`Decoder::load`](crate::model::Decoder::load) has it, also for a
+    /// tensor that is not part of the layer; [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
+    /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
+    pub fn from_bytes(gpu: &Gpu, config: &Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
+        config.check_attention()?;
+        let source = Source::new(gpu, config, Store::from_bytes(weights.0, weights.1)?, dtype);
+        let attention = Self::from_source(&source, config, "", None)?;
+        source.check_unused(None)?;
+        Ok(attention)
+    }
+
+    /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
+    pub(crate) fn from_source(source: &Source<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
+        let o = source.matrix(&format!("{prefix}o_proj"), config.hidden_size, config.q_heads * config.v_head_dim)?;
+        Ok(Attention {
+            gpu: source.gpu().clone(),
+            config: config.clone(),
+            projections: Projections::load(source, config, prefix, norm)?,
+            o: source.linear(&o)?,
+        })
+    }
+
+    /// Of each KV head of GQA, the channels of its keys that are too large to be integers with the others, by `k_proj`'s bias
+    /// (Qwen2's): in pairs, the largest first, more than 4 times the root mean square of what the matrix makes of an input with
+    /// mean square 1. A cache in I8 or I4 wants them wide ([`HeadLayout::gqa_wide`], [`WideChannels`]), which
+    /// [`Attention::forward`] then sees to; a [`Session`](crate::model::Session) takes care of it by itself. Empty lists where there are
+    /// none, no lists for the other variants.
+    pub fn large_key_channels(&self) -> Vec<Vec<u32>> {
+        self.projections.large_biases().channels()
+    }
+
+    pub(crate) fn large_biases(&self) -> LargeBiases {
+        self.projections.large_biases()
+    }
+
+    pub(crate) fn keeps_explicit(&self) -> bool {
+        self.projections.explicit().is_some()
+    }
+
+    /// Appends the reserved tokens of `sequences` to one layer of the cache and attends from them, in the absorbed form
+    /// where there are two.
+    ///
+    /// - `x`: (tokens, hidden_size) F32, in the order of the sequences
+    /// - `cache`: of the layout and rotation of the layer's [`Config`], or that layout with wide channels
+    /// - returns: (tokens, hidden_size) F32, new memory
+    ///
+    /// Errors: those of [`Decode::plan`], [`PagedKvCache::append`] and [`Decode::run`].
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        (cache, layer): (&mut PagedKvCache, usize),
+        decode: &Decode,
+        sequences: &[SeqId],
+    ) -> Result<Tensor> {
+        self.forward_with(x, (cache, layer), decode, sequences, None)
+    }
+
+    /// [`Attention::forward`] with prompts in the form that `prefill` chooses.
+    ///
+    /// Errors: as there, and [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a `prefill` of another layout or dtype.
+    pub fn forward_prefill(
+        &self,
+        x: &Tensor,
+        (cache, layer): (&mut PagedKvCache, usize),
+        decode: &Decode,
+        sequences: &[SeqId],
+        prefill: &mut ExplicitPrefill,
+    ) -> Result<Tensor> {
+        self.forward_with(x, (cache, layer), decode, sequences, Some(prefill))
+    }
+
+    fn forward_with(
+        &self,
+        x: &Tensor,
+        (cache, layer): (&mut PagedKvCache, usize),
+        decode: &Decode,
+        sequences: &[SeqId],
+        prefill: Option<&mut ExplicitPrefill>,
+    ) -> Result<Tensor> {
+        let losses = self.gpu.losses();
+        let planned = StepPlans::new(decode, cache, sequences, prefill.filter(|_| self.keeps_explicit()))?;
+        let (rows, hidden) = (planned.tokens, self.config.hidden_size);
+        x.expect("x", &[rows, hidden], DType::F32)?;
+        let cos_sin = cache.cos_sin(sequences)?;
+        let heads = *cache.heads();
+        let scratch = AttentionScratch::new(&self.gpu, (&self.config, &heads), (rows, planned.explicit().is_some()))?;
+        let rotation = self.config.rope()?.rotation;
+        let wide = (heads.wide_dim() > 0).then(|| RotateWide::new(&self.gpu, heads, rotation)).transpose()?;
+        let y = Tensor::zeros(&self.gpu, &[rows, hidden], DType::F32)?;
+        let mut step = AttentionStep {
+            rows,
+            cache,
+            decode,
+            plan: planned.absorbed.as_ref(),
+            explicit: planned.explicit(),
+            sequences,
+            cos_sin: &cos_sin,
+            wide: wide.as_ref(),
+            softmax_scale: self.config.softmax_scale(),
+        };
+        self.run(layer, &scratch, &mut step, Span::of(x), Span::of(&y))?;
+        // The plan and the scratch go at the end of this function, so what uses them must be on its way.
+        self.gpu.submit()?;
+        self.gpu.expect_no_loss(losses, "this layer")?;
+        Ok(y)
+    }
+
+    /// Records the attention of the step's rows of `input`, added to `x`.
+    pub(crate) fn run(
+        &self,
+        layer: usize,
+        s: &AttentionScratch,
+        step: &mut AttentionStep<'_>,
+        input: Span<'_>,
+        x: Span<'_>,
+    ) -> Result<()> {
+        let rows = step.rows;
+        let explicit = self.projections.explicit().zip(step.explicit);
+        let forms = Forms { absorbed: step.plan.is_some(), explicit: explicit.is_some() };
+        let view = step.cache.layer(layer)?;
+        let wide = step.wide.map(|rotate| (rotate, &view));
+        self.projections.project(s, rows, input, (step.cos_sin, wide), forms)?;
+        step.cache.append(layer, step.sequences, &s.kv)?;
+        let attended = step.plan.map(|plan| step.decode.run(plan, &view, &s.q, step.softmax_scale)).transpose()?;
+        let values = match &attended {
+            // Of rows in the explicit form this is nothing: what follows writes them.
+            Some(attended) => self.projections.values(s, rows, &attended.out)?,
+            None => &s.values,
+        };
+        if let Some((up, explicit)) = explicit {
+            let output = DecodeOutput { out: s.values.clone(), lse: s.lse.clone() };
+            explicit.run(&view, &s.q_explicit, step.softmax_scale, &output, |rows, latents, kv| {
+                up.run(rows, latents, kv)
+            })?;
+        }
+        self.o.run(rows, Span::of(values), x, true)
+    }
+}
+
+/// The plans of a step, for all layers.
+pub(crate) struct StepPlans<'a> {
+    /// Query tokens.
+    pub(crate) tokens: usize,
+    pub(crate) absorbed: Option<Plan>,
+    explicit: Option<(&'a ExplicitPrefill, ExplicitPlan)>,
+}
+
+impl<'a> StepPlans<'a> {
+    /// Errors: as [`Decode::plan`].
+    pub(crate) fn new(
+        decode: &Decode,
+        cache: &PagedKvCache,
+        sequences: &[SeqId],
+        prefill: Option<&'a mut ExplicitPrefill>,
+    ) -> Result<Self> {
+        let planned = match prefill {
+            Some(prefill) => prefill.plan(decode, cache, sequences)?.map(|planned| (&*prefill, planned)),
+            None => None,
+        };
+        let Some((prefill, planned)) = planned else {
+            let plan = decode.plan(cache, sequences)?;
+            return Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None });
+        };
+        let absorbed = match planned.absorbed.contains(&true) {
+            true => Some(decode.plan_some(cache, sequences, |sequence| planned.absorbed[sequence])?),
+            false => None,
+        };
+        Ok(StepPlans { tokens: planned.tokens, absorbed, explicit: Some((prefill, planned.plan)) })
+    }
+
+    pub(crate) fn explicit(&self) -> Option<Step<'_>> {
+        self.explicit.as_ref().and_then(|(prefill, plan)| prefill.step(plan))
+    }
+}
+
+impl AttentionScratch {
+    /// Tensors of `rows` rows for a cache of `layout`, with those of explicit prefill or without.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        (config, layout): (&Config, &HeadLayout),
+        (rows, explicit): (usize, bool),
+    ) -> Result<Self> {
+        let heads = config.q_heads;
+        let f32s = |dims: &[usize]| Tensor::scratch(gpu, &[&[rows], dims].concat(), DType::F32);
+        // What a variant does not use is tiny.
+        let unused = |dims: usize| f32s(&vec![1; dims]);
+        let (down, q_raw, values) = match config.attention {
+            AttentionConfig::Latent { q_latent_dim, rope_dim, .. } => {
+                let raw_dim = config.head_dim + rope_dim;
+                let down = f32s(&[q_latent_dim.unwrap_or(heads * raw_dim) + layout.kv_dim()])?;
+                let q_raw = if q_latent_dim.is_some() { f32s(&[heads, raw_dim])? } else { unused(2)? };
+                (down, q_raw, f32s(&[heads, config.v_head_dim])?)
+            }
+            _ => (unused(1)?, f32s(&[heads, config.head_dim])?, unused(2)?),
+        };
+        let (q, kv) = (f32s(&[heads, layout.q_dim()])?, f32s(&[layout.kv_dim()])?);
+        let (q_explicit, lse) = match explicit {
+            true => (f32s(&[heads, config.head_dim + config.rope_dim()])?, f32s(&[heads])?),
+            false => (unused(2)?, unused(1)?),
+        };
+        Ok(AttentionScratch { down, q_raw, q, kv, values, q_explicit, lse })
+    }
+
+    /// The same memory for the first `rows` rows.
+    pub(crate) fn first(&self, rows: usize) -> Result<Self> {
+        let cut = |t: &Tensor| t.view(&[&[rows], &t.shape()[1..]].concat());
+        Ok(AttentionScratch {
+            down: cut(&self.down)?,
+            q_raw: cut(&self.q_raw)?,
+            q: cut(&self.q)?,
+            kv: cut(&self.kv)?,
+            values: cut(&self.values)?,
+            q_explicit: cut(&self.q_explicit)?,
+            lse: cut(&self.lse)?,
+        })
+    }
+}

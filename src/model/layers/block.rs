@@ -1,0 +1,77 @@
+//! One block of the decoder: attention and a feed-forward part, each behind a norm and added to the residual stream.
+
+use super::attention::{Attention, AttentionScratch, AttentionStep};
+use super::feed_forward::{FeedForward, MixtureScratch};
+use crate::error::Result;
+use crate::gpu::{DType, Gpu, Tensor};
+use crate::kv::HeadLayout;
+use crate::model::config::Config;
+use crate::model::weights::reader::Source;
+use crate::nn::Span;
+
+pub(crate) struct Block {
+    /// With the norm before it.
+    attention: Attention,
+    feed_forward: FeedForward,
+}
+
+/// The tensors of a step, F32, one row per token.
+pub(crate) struct Scratch {
+    /// Residual stream: (rows, hidden)
+    pub(crate) x: Tensor,
+    attention: AttentionScratch,
+    /// (rows, the widest SwiGLU that every token goes through)
+    pub(crate) ffn: Tensor,
+    pub(crate) mixture: MixtureScratch,
+}
+
+impl Block {
+    pub(crate) fn load(source: &Source<'_>, config: &Config, layer: usize) -> Result<Self> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let norm = name("input_layernorm");
+        Ok(Block {
+            attention: Attention::from_source(source, config, &name("self_attn."), Some(&norm))?,
+            feed_forward: FeedForward::load(source, config, layer)?,
+        })
+    }
+
+    pub(crate) fn keeps_explicit(&self) -> bool {
+        self.attention.keeps_explicit()
+    }
+
+    /// The attention, with the norm before it.
+    pub(crate) fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// Records the block for the step's rows: `x` in, `x` out.
+    pub(crate) fn run(&self, layer: usize, s: &Scratch, step: &mut AttentionStep<'_>) -> Result<()> {
+        let (rows, x) = (step.rows, Span::of(&s.x));
+        self.attention.run(layer, &s.attention, step, x, x)?;
+        self.feed_forward.run(rows, s)
+    }
+}
+
+impl Scratch {
+    /// Tensors of `rows` rows for a cache of `layout`, with those of explicit prefill or without.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        (config, layout): (&Config, &HeadLayout),
+        (rows, explicit): (usize, bool),
+    ) -> Result<Self> {
+        let f32s = |dim: usize| Tensor::scratch(gpu, &[rows, dim], DType::F32);
+        Ok(Scratch {
+            x: f32s(config.hidden_size)?,
+            attention: AttentionScratch::new(gpu, (config, layout), (rows, explicit))?,
+            ffn: f32s(config.experts.map_or(0, |e| e.shared_width).max(config.intermediate_size))?,
+            mixture: MixtureScratch::new(gpu, config, rows)?,
+        })
+    }
+
+    /// The same memory for the first `rows` rows.
+    pub(crate) fn first(&self, rows: usize) -> Result<Self> {
+        let cut = |t: &Tensor| t.view(&[&[rows], &t.shape()[1..]].concat());
+        let (attention, mixture) = (self.attention.first(rows)?, self.mixture.first(rows)?);
+        Ok(Scratch { x: cut(&self.x)?, attention, ffn: cut(&self.ffn)?, mixture })
+    }
+}

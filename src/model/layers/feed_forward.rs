@@ -1,0 +1,167 @@
+//! The feed-forward part of a block: a SwiGLU, or a mixture of experts beside one that every token goes through.
+
+use super::block::Scratch;
+use crate::error::Result;
+use crate::gpu::{DType, Gpu, Tensor};
+use crate::model::config::{Config, ExpertsConfig};
+use crate::model::weights::reader::{Matrix, Source};
+use crate::model::weights::split::Split;
+use crate::nn::{
+    ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Linear, NormShape, RmsNorm, Route, Span,
+};
+
+pub(crate) enum FeedForward {
+    /// With the norm before it.
+    Dense(Box<Dense>),
+    /// The norm, then all that reads its output.
+    Mixture(Box<Mixture>),
+}
+
+pub(crate) struct Dense {
+    /// [gate | up], with the SwiGLU behind it.
+    gate_up: Split,
+    down: Split,
+}
+
+pub(crate) struct Mixture {
+    norm: RmsNorm,
+    /// Logits of the experts; F32.
+    router: Linear,
+    route: Route,
+    experts: Experts,
+    shared: Option<Dense>,
+}
+
+/// The tensors of a step's experts, one row per token; of one element each where a model has none.
+pub(crate) struct MixtureScratch {
+    /// (rows, hidden) F32
+    normed: Tensor,
+    /// (rows, experts) F32
+    logits: Tensor,
+    /// (rows, top) U32
+    ids: Tensor,
+    /// (rows, top) F32
+    weights: Tensor,
+    /// Of all rows, whatever a step has.
+    experts: ExpertScratch,
+}
+
+impl FeedForward {
+    pub(crate) fn load(source: &Source<'_>, config: &Config, layer: usize) -> Result<Self> {
+        let prefix = format!("model.layers.{layer}.");
+        let norm = format!("{prefix}post_attention_layernorm");
+        let mlp = format!("{prefix}mlp.");
+        match config.experts.filter(|experts| layer >= experts.first_layer) {
+            None => Ok(FeedForward::Dense(Box::new(Dense::load(
+                source,
+                &mlp,
+                (config.hidden_size, config.intermediate_size),
+                Some((&norm, config.rms_norm_eps)),
+            )?))),
+            Some(experts) => {
+                Ok(FeedForward::Mixture(Box::new(Mixture::load(source, config, &experts, (&mlp, &norm))?)))
+            }
+        }
+    }
+
+    /// Records the layer for `rows` rows: `s.x` in, added to `s.x`.
+    pub(crate) fn run(&self, rows: usize, s: &Scratch) -> Result<()> {
+        let x = Span::of(&s.x);
+        match self {
+            FeedForward::Dense(dense) => dense.run(rows, x, s),
+            FeedForward::Mixture(mixture) => mixture.run(rows, s),
+        }
+    }
+}
+
+impl Dense {
+    /// `sizes`: of the stream and of the SwiGLU. `norm`: name and eps of a norm before it.
+    fn load(source: &Source<'_>, prefix: &str, sizes: (usize, usize), norm: Option<(&str, f32)>) -> Result<Self> {
+        let (hidden, width) = sizes;
+        let gate = source.matrix(&format!("{prefix}gate_proj"), width, hidden)?;
+        let up = source.matrix(&format!("{prefix}up_proj"), width, hidden)?;
+        let gate_up = source.side_by_side(&[gate, up])?;
+        let gate_up = match norm {
+            Some((name, eps)) => source.normed(gate_up, name, eps)?,
+            None => gate_up,
+        };
+        let down = source.matrix(&format!("{prefix}down_proj"), hidden, width)?;
+        Ok(Dense { gate_up: gate_up.map(Linear::with_swiglu)?, down: source.linear(&down)? })
+    }
+
+    fn run(&self, rows: usize, input: Span<'_>, s: &Scratch) -> Result<()> {
+        let ffn = Span::of(&s.ffn);
+        self.gate_up.run(rows, input, ffn, false)?;
+        self.down.run(rows, ffn, Span::of(&s.x), true)
+    }
+}
+
+impl Mixture {
+    fn load(source: &Source<'_>, config: &Config, experts: &ExpertsConfig, names: (&str, &str)) -> Result<Self> {
+        let ((mlp, norm), hidden) = (names, config.hidden_size);
+        let ExpertsConfig { route, width, shared_width, .. } = *experts;
+        let count = route.experts;
+        let router = source.bare_matrix(&format!("{mlp}gate"), count, hidden)?;
+        let bias = match experts.biased {
+            true => source.vector(&format!("{mlp}gate.e_score_correction_bias"), count)?,
+            false => Tensor::zeros(source.gpu(), &[count], DType::F32)?,
+        };
+        let part =
+            |e: usize, part: &str, rows, in_dim| source.bare_matrix(&format!("{mlp}experts.{e}.{part}"), rows, in_dim);
+        let gate_up = source.stack([count, 2 * width, hidden], |e| {
+            Ok(Matrix::stack(&[part(e, "gate_proj", width, hidden)?, part(e, "up_proj", width, hidden)?]))
+        })?;
+        let down = source.stack([count, hidden, width], |e| part(e, "down_proj", hidden, width))?;
+        let shared = (shared_width > 0)
+            .then(|| Dense::load(source, &format!("{mlp}shared_experts."), (hidden, shared_width), None));
+        let shape = NormShape { groups: 1, dim: hidden, tail: 0, eps: config.rms_norm_eps };
+        Ok(Mixture {
+            norm: source.norm(norm, shape)?,
+            router: source.exact_linear(&router)?,
+            route: Route::new(source.gpu(), &bias, route)?,
+            experts: Experts::new(source.gpu(), gate_up, down, route.top)?,
+            shared: shared.transpose()?,
+        })
+    }
+
+    fn run(&self, rows: usize, s: &Scratch) -> Result<()> {
+        let (m, x) = (&s.mixture, Span::of(&s.x));
+        let normed = Span::of(&m.normed);
+        self.norm.run(rows, x, normed)?;
+        self.router.run(rows, normed, Span::of(&m.logits), false)?;
+        self.route.run(&m.logits, &m.ids, &m.weights)?;
+        self.experts.run(normed, x, ExpertArgs { ids: &m.ids, weights: &m.weights, scratch: &m.experts })?;
+        match &self.shared {
+            Some(shared) => shared.run(rows, normed, s),
+            None => Ok(()),
+        }
+    }
+}
+
+impl MixtureScratch {
+    pub(crate) fn new(gpu: &Gpu, config: &Config, rows: usize) -> Result<Self> {
+        let sizes = config.experts.map_or([1; 4], |e| [config.hidden_size, e.route.experts, e.route.top, e.width]);
+        let [hidden, experts, top, width] = sizes;
+        let shape = ExpertShape { experts, top, dim: hidden, width };
+        let rows = if config.experts.is_some() { rows } else { 1 };
+        Ok(MixtureScratch {
+            normed: Tensor::scratch(gpu, &[rows, hidden], DType::F32)?,
+            logits: Tensor::scratch(gpu, &[rows, experts], DType::F32)?,
+            ids: Tensor::scratch(gpu, &[rows, top], DType::U32)?,
+            weights: Tensor::scratch(gpu, &[rows, top], DType::F32)?,
+            experts: ExpertScratch::new(gpu, shape, ExpertTuning::default(), rows)?,
+        })
+    }
+
+    /// The same memory for the first `rows` rows.
+    pub(crate) fn first(&self, rows: usize) -> Result<Self> {
+        let cut = |t: &Tensor| t.view(&[&[rows.min(t.shape()[0])], &t.shape()[1..]].concat());
+        Ok(MixtureScratch {
+            normed: cut(&self.normed)?,
+            logits: cut(&self.logits)?,
+            ids: cut(&self.ids)?,
+            weights: cut(&self.weights)?,
+            experts: self.experts.clone(),
+        })
+    }
+}

@@ -1,0 +1,13 @@
+//! The layers of a decoder: a block's attention, in its forms, and its feed-forward part.
+
+pub(crate) mod attention;
+pub(crate) mod block;
+pub(crate) mod explicit;
+pub(crate) mod feed_forward;
+pub(crate) mod large_keys;
+pub(crate) mod prefill;
+pub(crate) mod projections;
+
+pub use attention::Attention;
+pub use explicit::ExplicitPrefill;
+pub use prefill::PrefillPath;

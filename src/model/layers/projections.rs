@@ -1,0 +1,324 @@
+//! From the stream to queries and cached rows, and from what was attended to values: where the variants differ.
+
+use super::attention::AttentionScratch;
+use super::large_keys::LargeBiases;
+use crate::error::Result;
+use crate::gpu::Tensor;
+use crate::kv::KvView;
+use crate::model::config::{AttentionConfig, Config};
+use crate::model::weights::reader::{Matrix, Source};
+use crate::model::weights::split::Split;
+use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, RotateWide, Span};
+
+/// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
+pub(crate) enum Projections {
+    /// GQA, GTA: head = [copied | rotated].
+    Direct(Box<Direct>),
+    /// GLA, MLA: through latents, with the key's matrix absorbed into the query and the value's applied afterwards.
+    Latent(Box<Latent>),
+}
+
+pub(crate) struct Direct {
+    q: Split,
+    /// All that is cached of a token, in the order of a cached row.
+    kv: Split,
+    /// None where there is no rope key.
+    rotate: Option<Rotate>,
+    biases: LargeBiases,
+}
+
+pub(crate) struct Latent {
+    /// [query latent | latents | rope key] of the stream: matrices of one input are one matrix. Without a query latent
+    /// [queries | latents | rope key].
+    down: Split,
+    queries: Queries,
+    /// W_UK^T per head, and behind its outputs the rotated part of the query, if there is a rope key.
+    absorb: Linear,
+    rotates: bool,
+    /// W_UV per head, with the value's bias. The key's bias drops out of the softmax.
+    unabsorb: Linear,
+    /// None where it is not kept, or there is no rope key.
+    explicit: Option<ExplicitUp>,
+}
+
+/// What the explicit form has in place of `absorb` and `unabsorb`.
+pub(crate) struct ExplicitUp {
+    /// Per latent head `[W_UK | W_UV]` of each of its query heads, with the value's bias.
+    up: Linear,
+    /// Of `[nope | rope]`.
+    rotate: Rotate,
+}
+
+/// The forms that a step's tokens take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forms {
+    pub(crate) absorbed: bool,
+    pub(crate) explicit: bool,
+}
+
+/// How latent attention comes to its queries, per head [nope | rope], and to its cached rows.
+pub(crate) enum Queries {
+    /// Up from a latent, with its norm before and that of the cached latents beside the product.
+    Latent(Split),
+    /// They are there, `heads` of `dim`; the norm of the cached latents is left.
+    Direct { kv_norm: RmsNorm, heads: usize, dim: usize },
+}
+
+impl Projections {
+    /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
+    pub(crate) fn load(source: &Source<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
+        let load = Load { source, config, prefix, norm };
+        match config.attention {
+            AttentionConfig::Gqa { kv_heads } => Ok(Projections::Direct(Box::new(load.gqa(kv_heads)?))),
+            AttentionConfig::Gta { kv_heads, rope_dim } => {
+                Ok(Projections::Direct(Box::new(load.gta(kv_heads, rope_dim)?)))
+            }
+            AttentionConfig::Latent { latent_heads, latent_dim, q_latent_dim, .. } => {
+                let kv_norm = NormShape {
+                    groups: latent_heads,
+                    dim: latent_dim,
+                    tail: config.rope_dim(),
+                    eps: config.latent_norm_eps,
+                };
+                Ok(Projections::Latent(Box::new(load.latent(kv_norm, q_latent_dim)?)))
+            }
+        }
+    }
+
+    /// From `input` to `q`, or `q_explicit`, or both, and `kv`. `wide`: of queries that read wide channels.
+    pub(crate) fn project(
+        &self,
+        s: &AttentionScratch,
+        rows: usize,
+        input: Span<'_>,
+        (cos_sin, wide): (&Tensor, Option<(&RotateWide, &KvView)>),
+        forms: Forms,
+    ) -> Result<()> {
+        let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
+        match self {
+            Projections::Direct(direct) => {
+                match (&direct.rotate, wide) {
+                    (_, Some((rotate, layer))) => {
+                        direct.q.run(rows, input, q_raw, false)?;
+                        rotate.run((rows, layer), cos_sin, q_raw, q)?;
+                    }
+                    (Some(rotate), None) => {
+                        direct.q.run(rows, input, q_raw, false)?;
+                        rotate.run(rows, cos_sin, q_raw, q)?;
+                    }
+                    (None, None) => direct.q.run(rows, input, q, false)?,
+                }
+                direct.kv.run(rows, input, Span::of(&s.kv), false)
+            }
+            Projections::Latent(latent) => {
+                let down = Span::of(&s.down);
+                latent.down.run(rows, input, down, false)?;
+                let q_raw = match &latent.queries {
+                    Queries::Latent(up) => {
+                        up.run_with_rest(rows, down, q_raw, &s.kv)?;
+                        q_raw
+                    }
+                    Queries::Direct { kv_norm, heads, dim } => {
+                        kv_norm.run(rows, down.offset(heads * dim), Span::of(&s.kv))?;
+                        down.head_stride(*dim)
+                    }
+                };
+                if let (Some(explicit), true) = (&latent.explicit, forms.explicit) {
+                    explicit.queries(s, rows, cos_sin, q_raw)?;
+                }
+                if !forms.absorbed {
+                    return Ok(());
+                }
+                // [nope | rope] -> [absorbed | rotated]
+                match latent.rotates {
+                    true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q),
+                    false => latent.absorb.run(rows, q_raw, q, false),
+                }
+            }
+        }
+    }
+
+    /// The biases that are too large for a cache of integers.
+    pub(crate) fn large_biases(&self) -> LargeBiases {
+        match self {
+            Projections::Direct(direct) => direct.biases.clone(),
+            Projections::Latent(_) => LargeBiases::default(),
+        }
+    }
+
+    /// What the explicit form needs, where it is kept.
+    pub(crate) fn explicit(&self) -> Option<&ExplicitUp> {
+        match self {
+            Projections::Direct(_) => None,
+            Projections::Latent(latent) => latent.explicit.as_ref(),
+        }
+    }
+
+    /// The heads' values, (rows, q_heads, v_head_dim): what was attended, out of the latent space if it is there.
+    pub(crate) fn values<'a>(&self, s: &'a AttentionScratch, rows: usize, attended: &'a Tensor) -> Result<&'a Tensor> {
+        match self {
+            Projections::Direct(_) => Ok(attended),
+            Projections::Latent(latent) => {
+                latent.unabsorb.run(rows, Span::of(attended), Span::of(&s.values), false)?;
+                Ok(&s.values)
+            }
+        }
+    }
+}
+
+impl ExplicitUp {
+    /// [nope | rope] -> [nope | rotated]
+    fn queries(&self, s: &AttentionScratch, rows: usize, cos_sin: &Tensor, q_raw: Span<'_>) -> Result<()> {
+        self.rotate.run(rows, cos_sin, q_raw, Span::of(&s.q_explicit))
+    }
+
+    /// Keys and values of `rows` latents, (rows, groups, latent_dim), in rows of `kv`, whose ends are not touched.
+    pub(crate) fn run(&self, rows: usize, latents: &Tensor, kv: &Tensor) -> Result<()> {
+        let width = self.up.outputs();
+        self.up.run(rows, Span::of(latents), Span::of(kv).head_stride(width), false)
+    }
+}
+
+/// What a layer's weights are read with.
+struct Load<'a> {
+    source: &'a Source<'a>,
+    config: &'a Config,
+    prefix: &'a str,
+    norm: Option<&'a str>,
+}
+
+impl Load<'_> {
+    /// The name of what is published as `part`.
+    fn name(&self, part: &'static str) -> String {
+        format!("{}{}", self.prefix, self.config.names.of(part))
+    }
+
+    /// The names of what is published as `part`, where there may be one per latent head.
+    fn names(&self, part: &'static str, latent_heads: usize) -> Vec<String> {
+        let names = self.config.names.of_latents(part, latent_heads);
+        names.into_iter().map(|name| format!("{}{name}", self.prefix)).collect()
+    }
+
+    fn matrix(&self, part: &'static str, rows: usize, in_dim: usize) -> Result<Matrix> {
+        self.source.matrix(&self.name(part), rows, in_dim)
+    }
+
+    /// A product with the layer's input.
+    fn first(&self, matrix: &Matrix) -> Result<Split> {
+        let linear = self.source.linear(matrix)?;
+        match self.norm {
+            Some(norm) => self.source.normed(linear, norm, self.config.rms_norm_eps),
+            None => Ok(linear),
+        }
+    }
+
+    /// That of the norm of the layer's input, if it is part of the layer.
+    fn gain(&self) -> Result<Option<Vec<f32>>> {
+        self.norm.map(|norm| self.source.values(&format!("{norm}.weight"), &[self.config.hidden_size])).transpose()
+    }
+
+    /// A matrix that makes queries, per head [copied | rotated].
+    fn queries(&self, part: &'static str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
+        let (dim, gain) = (copy_dim + self.config.rope_dim(), self.config.rotated_query_gain());
+        let mut matrix = self.matrix(part, self.config.q_heads * dim, in_dim)?;
+        if gain != 1.0 {
+            matrix.scale_rows(dim, copy_dim..dim, gain);
+        }
+        Ok(matrix)
+    }
+
+    fn rotate(&self, copy_dim: usize) -> Result<Option<Rotate>> {
+        let (heads, rope_dim) = (self.config.q_heads, self.config.rope_dim());
+        let shape = RotateShape { heads, copy_dim, rope_dim, rotation: self.config.rotation() };
+        (rope_dim > 0).then(|| Rotate::new(self.source.gpu(), shape)).transpose()
+    }
+
+    fn gqa(&self, kv_heads: usize) -> Result<Direct> {
+        let Config { hidden_size: hidden, head_dim, .. } = *self.config;
+        let k = self.matrix("k_proj", kv_heads * head_dim, hidden)?;
+        let v = self.matrix("v_proj", kv_heads * head_dim, hidden)?;
+        // Rows in the order of a cached row: the key and the value of each group in turn.
+        let group = |g: usize| g * head_dim..(g + 1) * head_dim;
+        let kv: Vec<Matrix> = (0..kv_heads).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
+        let biases = LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?;
+        Ok(Direct {
+            biases,
+            q: self.first(&self.queries("q_proj", 0, hidden)?)?,
+            kv: self.first(&Matrix::stack(&kv))?,
+            rotate: self.rotate(0)?,
+        })
+    }
+
+    fn gta(&self, kv_heads: usize, rope_dim: usize) -> Result<Direct> {
+        let Config { hidden_size: hidden, head_dim, .. } = *self.config;
+        let kv = self.matrix("kv_proj", kv_heads * head_dim, hidden)?;
+        let rope_key = self.matrix("k_rope_proj", rope_dim, hidden)?;
+        Ok(Direct {
+            biases: LargeBiases::of_tied(self.source, self.config, &kv, self.gain()?.as_deref())?,
+            q: self.first(&self.queries("q_proj", head_dim - rope_dim, hidden)?)?,
+            kv: self.first(&Matrix::stack(&[kv, rope_key]))?,
+            rotate: self.rotate(head_dim - rope_dim)?,
+        })
+    }
+
+    fn latent(&self, kv_norm: NormShape, q_latent_dim: Option<usize>) -> Result<Latent> {
+        let Config { hidden_size: hidden, q_heads: heads, head_dim, .. } = *self.config;
+        let NormShape { groups, dim: latent_dim, tail: rope_dim, eps } = kv_norm;
+        let kv_down = self.matrix("kv_a_proj_with_mqa", groups * latent_dim + rope_dim, hidden)?;
+        let kv_norm = self.source.norms(&self.names("kv_a_layernorm", groups), kv_norm)?;
+        let (down, queries) = match q_latent_dim {
+            Some(q_latent_dim) => {
+                let up = self.source.linear(&self.queries("q_b_proj", head_dim, q_latent_dim)?)?;
+                let up = self.source.normed(up, &self.name("q_a_layernorm"), eps)?;
+                let up = up.map_first(|first| first.with_rest(kv_norm))?;
+                (self.matrix("q_a_proj", q_latent_dim, hidden)?, Queries::Latent(up))
+            }
+            None => {
+                let queries = Queries::Direct { kv_norm, heads, dim: head_dim + rope_dim };
+                (self.queries("q_proj", head_dim, hidden)?, queries)
+            }
+        };
+        let up = self.key_value_up(groups, latent_dim)?;
+        let (keys, values) = self.absorbed(&up);
+        let absorb = self.source.linear_heads(&keys)?;
+        let rotates = rope_dim > 0;
+        let explicit = match self.rotate(head_dim)? {
+            Some(rotate) if self.source.keeps_explicit() => Some(self.explicit(&up, groups, rotate)?),
+            _ => None,
+        };
+        Ok(Latent {
+            down: self.first(&Matrix::stack(&[down, kv_down]))?,
+            queries,
+            absorb: if rotates { absorb.with_tail(rope_dim, self.config.rotation())? } else { absorb },
+            rotates,
+            unabsorb: self.source.linear_heads(&values)?,
+            explicit,
+        })
+    }
+
+    /// `kv_b_proj`: per head `[W_UK (head_dim) | W_UV (v_head_dim)]` of latent_dim.
+    fn key_value_up(&self, latent_heads: usize, latent_dim: usize) -> Result<Matrix> {
+        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        let names = self.names("kv_b_proj", latent_heads);
+        let rows = heads * (head_dim + v_head_dim) / names.len();
+        let parts = names.iter().map(|name| self.source.matrix(name, rows, latent_dim));
+        Ok(Matrix::stack(&parts.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// Per head: W_UK^T (latent_dim, head_dim), and W_UV (v_head_dim, latent_dim) with its bias.
+    fn absorbed(&self, up: &Matrix) -> (Vec<Matrix>, Vec<Matrix>) {
+        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        let both = head_dim + v_head_dim;
+        let keys = (0..heads).map(|h| up.cut(h * both..h * both + head_dim).transposed()).collect();
+        let values = (0..heads).map(|h| up.cut(h * both + head_dim..(h + 1) * both)).collect();
+        (keys, values)
+    }
+
+    /// Per latent head the rows of its query heads, in the order of explicit keys and values.
+    fn explicit(&self, up: &Matrix, groups: usize, rotate: Rotate) -> Result<ExplicitUp> {
+        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        let (both, per_group) = (head_dim + v_head_dim, heads / groups);
+        let group = |g: usize| up.cut(g * per_group * both..(g + 1) * per_group * both).without_bias(both, 0..head_dim);
+        Ok(ExplicitUp { up: self.source.linear_heads(&(0..groups).map(group).collect::<Vec<_>>())?, rotate })
+    }
+}

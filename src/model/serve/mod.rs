@@ -1,0 +1,9 @@
+//! Many requests at once.
+
+mod handed_out;
+mod request;
+mod scheduler;
+mod stops;
+
+pub use request::{Event, Finished, Request, RequestId};
+pub use scheduler::Scheduler;

@@ -1,0 +1,202 @@
+//! Requests of a [`Scheduler`](crate::model::Scheduler), and what comes of them.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+use super::stops::Stops;
+use crate::cache::SeqId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::generate::random::SplitMix64;
+use crate::model::generate::GenerateOptions;
+use crate::model::session::{Draw, Session};
+use crate::model::text::words::Words;
+
+/// A prompt to continue, and where to stop.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Request {
+    /// Tokens, at least one.
+    pub prompt: Vec<u32>,
+    /// How many tokens, how they are drawn, and the seed of this request.
+    pub generate: GenerateOptions,
+    /// Tokens that end it.
+    pub stop_tokens: Vec<u32>,
+    /// Bytes that end it, wherever they begin and end in the bytes of its tokens.
+    pub stop_strings: Vec<Vec<u8>>,
+    /// Requests of the same salt share the cache of what their tokens begin with. See [`Session::match_prefix`].
+    pub salt: u64,
+}
+
+/// Names a request of one [`Scheduler`](crate::model::Scheduler); later ones are larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(crate) u64);
+
+/// What a step gave to one request.
+#[derive(Debug)]
+pub struct Event {
+    /// Whose it is.
+    pub id: RequestId,
+    /// The token that was drawn, stop tokens included; none where the request was cancelled or failed.
+    pub token: Option<u32>,
+    /// The bytes that are now known to come before any stop string, maybe none. All of a request's, one after the other,
+    /// are its text, without what ended it.
+    pub bytes: Vec<u8>,
+    /// Whether, and why, this is its last.
+    pub finished: Option<Finished>,
+}
+
+/// Why a request ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Finished {
+    /// One of its stop tokens was drawn.
+    StopToken,
+    /// Its text has come to this one of its stop strings.
+    StopString(usize),
+    /// It has its `max_new_tokens`.
+    Length,
+    /// [`Scheduler::cancel`](crate::model::Scheduler::cancel).
+    Cancelled,
+    /// It cannot go on, alone as it is. The others do. [`ErrorKind::CacheFull`] where other sequences of the session, pins
+    /// or a lower byte budget leave it no room; [`ErrorKind::Argument`] named `logits` where its logits give no
+    /// probabilities, as in [`Session::feed`]; [`ErrorKind::UnknownSequence`] and [`ErrorKind::Argument`] named `sequence`
+    /// where its sequence was removed, or given other tokens, through
+    /// [`Scheduler::session_mut`](crate::model::Scheduler::session_mut); [`ErrorKind::Argument`] named `token_bytes` where that
+    /// function has panicked twice for one token; and what [`Scheduler::add`](crate::model::Scheduler::add) would say of it, where
+    /// another session has taken the place of the first.
+    Failed(Error),
+}
+
+impl Request {
+    /// Errors: [`ErrorKind::Argument`], and [`ErrorKind::CacheFull`] for what the cache could never hold.
+    pub(crate) fn check(&self, session: &Session) -> Result<()> {
+        let (config, pages) = (session.decoder().config(), session.cache().pages());
+        let max_new_tokens = self.generate.max_new_tokens;
+        self.generate.sampling.row(0.0)?;
+        if self.prompt.is_empty() || max_new_tokens == 0 {
+            let why = format!("{} tokens and {max_new_tokens} to make, wanted 1 of each", self.prompt.len());
+            return Err(ErrorKind::argument("prompt", why));
+        }
+        for (name, tokens) in [("prompt", &self.prompt), ("stop_tokens", &self.stop_tokens)] {
+            let vocab = config.vocab_size;
+            if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+                return Err(ErrorKind::argument(name, format!("{token} is not in the vocabulary of {vocab}")));
+            }
+        }
+        if let Some(i) = self.stop_strings.iter().position(Vec::is_empty) {
+            return Err(ErrorKind::argument("stop_strings", format!("number {i} is empty")));
+        }
+        let fed = self.most_fed();
+        let most = session.max_positions();
+        if fed > most {
+            let (before, what) = (self.prompt.len(), session.what_is_most());
+            let why = format!("{max_new_tokens} after a prompt of {before} exceed {what}, {most}");
+            return Err(ErrorKind::argument("max_new_tokens", why));
+        }
+        let needed = session.most_pages(self.prompt.len(), fed);
+        match needed > pages.count {
+            true => Err(ErrorKind::CacheFull { needed, free: pages.count }.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Tokens that its sequence comes to have, if it is not stopped: the last one is not fed.
+    fn most_fed(&self) -> usize {
+        self.prompt.len().saturating_add(self.generate.max_new_tokens.saturating_sub(1))
+    }
+}
+
+/// A request that has not ended.
+pub(crate) struct Active {
+    pub(crate) id: RequestId,
+    request: Request,
+    /// The prompt, and what was drawn: all that is needed to compute it again.
+    pub(crate) tokens: Vec<u32>,
+    random: SplitMix64,
+    stops: Stops,
+    /// Its text, where a tokenizer makes it.
+    words: Option<Words>,
+    /// None while it waits.
+    pub(crate) sequence: Option<SeqId>,
+    /// When that sequence last got tokens from here.
+    pub(crate) committed_at: u64,
+    /// What the last step drew, until [`Active::take`] takes it; and how often its bytes were asked for.
+    pub(crate) drawn: Option<u32>,
+    pub(crate) tries: u32,
+}
+
+impl Active {
+    pub(crate) fn new(id: RequestId, request: Request) -> Self {
+        let (random, stops) = (SplitMix64::new(request.generate.seed), Stops::new(&request.stop_strings));
+        let (tokens, sequence) = (request.prompt.clone(), None);
+        Active { id, tokens, random, stops, words: None, sequence, committed_at: 0, drawn: None, tries: 0, request }
+    }
+
+    /// Errors: as [`Request::check`].
+    pub(crate) fn check(&self, session: &Session) -> Result<()> {
+        self.request.check(session)
+    }
+
+    /// Whether its sequence comes to give pages back to the session's window.
+    pub(crate) fn frees(&self, session: &Session) -> bool {
+        session.frees(self.request.most_fed())
+    }
+
+    /// With what makes its text of its tokens, if anything does.
+    pub(crate) fn with_words(self, words: Option<Words>) -> Self {
+        Active { words, ..self }
+    }
+
+    pub(crate) fn salt(&self) -> u64 {
+        self.request.salt
+    }
+
+    /// How the next token is drawn. The random number is used up by [`Active::take`].
+    pub(crate) fn draw(&self) -> Draw {
+        Draw { sampling: self.request.generate.sampling, u: self.random.clone().uniform() }
+    }
+
+    /// Takes the token that was drawn, of these bytes, where no tokenizer knows better.
+    pub(crate) fn take(&mut self, token: u32, token_bytes: &[u8]) -> Event {
+        (self.drawn, self.tries) = (None, 0);
+        self.random.uniform();
+        self.tokens.push(token);
+        let mut bytes = Vec::new();
+        let finished = if self.request.stop_tokens.contains(&token) {
+            Some(Finished::StopToken)
+        } else if let Some(which) = self.push_text(token, token_bytes, &mut bytes) {
+            Some(Finished::StopString(which))
+        } else {
+            let made = self.tokens.len().saturating_sub(self.request.prompt.len());
+            (made >= self.request.generate.max_new_tokens).then_some(Finished::Length)
+        };
+        let finished = match finished {
+            None | Some(Finished::StopString(_)) => finished,
+            Some(why) => Some(match (self.finish_text(&mut bytes), why) {
+                (Some(which), Finished::Length) => Finished::StopString(which),
+                (_, why) => why,
+            }),
+        };
+        Event { id: self.id, token: Some(token), bytes, finished }
+    }
+
+    /// Appends to `text` what is now known to come before any stop string. Returns the one that is complete.
+    fn push_text(&mut self, token: u32, token_bytes: &[u8], text: &mut Vec<u8>) -> Option<usize> {
+        match &mut self.words {
+            Some(words) => self.stops.push(words.push(token).as_bytes(), text),
+            None => self.stops.push(token_bytes, text),
+        }
+    }
+
+    /// The same of what is held back, where no token is to come.
+    fn finish_text(&mut self, text: &mut Vec<u8>) -> Option<usize> {
+        let rest = self.words.as_mut().map(Words::finish).unwrap_or_default();
+        let complete = self.stops.push(rest.as_bytes(), text);
+        self.stops.finish(text);
+        complete
+    }
+
+    /// Its last event, without a token.
+    pub(crate) fn end(&mut self, why: Finished) -> Event {
+        let mut bytes = Vec::new();
+        self.finish_text(&mut bytes);
+        Event { id: self.id, token: None, bytes, finished: Some(why) }
+    }
+}

@@ -1,0 +1,76 @@
+//! What a session's steps read and write on the device, made once.
+
+use super::SessionOptions;
+use crate::error::Result;
+use crate::gpu::{DType, Tensor};
+use crate::kv::HeadLayout;
+use crate::model::decoder::Decoder;
+use crate::model::layers::block::Scratch;
+use crate::nn::{Embedding, RotateWide, Weight};
+
+/// The tensors of a session's steps.
+pub(crate) struct Buffers {
+    pub(crate) scratch: Scratch,
+    /// Of a cache with wide channels.
+    pub(crate) rotate_wide: Option<RotateWide>,
+    /// (capacity) U32
+    pub(crate) ids: Tensor,
+    /// Row of the last token of each sequence that ends in a step: (max_batch) U32
+    pub(crate) last_rows: Tensor,
+    /// Gathers those rows of the residual stream.
+    pub(crate) gather: Embedding,
+    /// (max_batch, hidden)
+    pub(crate) last: Tensor,
+    /// (max_batch, vocab_size); (capacity, vocab_size) once all logits have been asked for
+    pub(crate) logits: Tensor,
+    /// (max_batch, 4)
+    pub(crate) samplers: Tensor,
+    /// (max_batch) U32
+    pub(crate) tokens: Tensor,
+}
+
+impl Buffers {
+    /// For steps with a cache of `layout`.
+    pub(crate) fn new(
+        decoder: &Decoder,
+        options: &SessionOptions,
+        layout: &HeadLayout,
+        explicit: bool,
+    ) -> Result<Self> {
+        let (gpu, config) = (decoder.gpu(), decoder.config());
+        let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
+        let scratch = Scratch::new(gpu, (config, layout), (capacity, explicit)).map_err(|e| {
+            e.of(&format!("a tensor of a step of {capacity} tokens (SessionOptions::chunk or max_batch)"))
+        })?;
+        let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
+        // Written anew by every step, which looks whether commands were lost while it was under way.
+        let tensor = |shape: &[usize], dtype| Tensor::scratch(gpu, shape, dtype);
+        let rotation = config.rope()?.rotation;
+        let rotate_wide = || RotateWide::new(gpu, *layout, rotation);
+        Ok(Buffers {
+            scratch,
+            rotate_wide: (layout.wide_dim() > 0).then(rotate_wide).transpose()?,
+            ids: tensor(&[capacity], DType::U32)?,
+            last_rows: tensor(&[batch], DType::U32)?,
+            gather,
+            last: tensor(&[batch, config.hidden_size], DType::F32)?,
+            logits: logits(decoder, batch)?,
+            samplers: tensor(&[batch, 4], DType::F32)?,
+            tokens: tensor(&[batch], DType::U32)?,
+        })
+    }
+
+    /// Makes room for the logits of `rows` rows.
+    pub(crate) fn grow_logits(&mut self, decoder: &Decoder, rows: usize) -> Result<()> {
+        if rows > self.logits.shape()[0] {
+            self.logits = logits(decoder, rows)?;
+        }
+        Ok(())
+    }
+}
+
+fn logits(decoder: &Decoder, rows: usize) -> Result<Tensor> {
+    let vocab = decoder.config().vocab_size;
+    let logits = Tensor::scratch(decoder.gpu(), &[rows, vocab], DType::F32);
+    logits.map_err(|e| e.of(&format!("the logits of {rows} tokens over a vocabulary of {vocab}")))
+}

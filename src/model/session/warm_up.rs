@@ -1,0 +1,70 @@
+//! Everything that a session's first steps would compile, ahead of them.
+
+use super::owned::Owned;
+use super::want::Undrawn;
+use super::{Draw, Session, Want};
+use crate::cache::SeqId;
+use crate::error::Result;
+use crate::gpu::Tier;
+
+/// One of each class of rows that kernels tell apart. The largest first: scratch memory that grew would make the bind
+/// groups of what ran before it anew.
+const ROWS: [usize; 8] = [33, 17, 16, 9, 5, 3, 2, 1];
+/// What products by cooperative matrices tell apart besides.
+const MATRIX_ROWS: [usize; 3] = [257, 129, 65];
+
+impl Session {
+    /// Runs steps of every size that has kernels of its own, on sequences that are gone afterwards, and draws from their
+    /// logits: so that the first real token compiles nothing and makes no bind group, nor the first sequence that is long
+    /// enough to be split and merged. Logits of all tokens of a step, as guesses are judged by, compile nothing either. Left
+    /// out is what does not fit the chunk, the batch, the free part of the cache or the model's positions. Takes as long as
+    /// compiling does; a pipeline cache ([`GpuOptions::pipeline_cache`](crate::GpuOptions)) shortens it from the second
+    /// time on, and is written here.
+    ///
+    /// Errors: those of the device. The session is as it was.
+    pub async fn warm_up(&mut self) -> Result<()> {
+        let most = self.capacity().min(self.max_positions());
+        let (page_size, free) = (self.cache().pages().size, self.stats().free);
+        // Short sequences beside a long one: several kernels in one step need the most scratch memory for what is merged.
+        let (mut mixed, mut left) = (Vec::new(), most);
+        for rows in ROWS.into_iter().rev().take(self.max_batch() - 1) {
+            if 2 * rows < left {
+                mixed.push(rows);
+                left -= rows;
+            }
+        }
+        mixed.push(left);
+        if mixed.iter().map(|n| n.div_ceil(page_size)).sum::<usize>() <= free {
+            self.rehearse(&mixed).await?;
+        }
+        let matrices = self.decoder().gpu().capabilities().tier == Tier::Matrix;
+        let larger = MATRIX_ROWS.into_iter().filter(|_| matrices);
+        let sizes: Vec<usize> = [most].into_iter().chain(larger).chain(ROWS).filter(|n| *n <= most).collect();
+        for rows in sizes.iter().copied().filter(|n| n.div_ceil(page_size) <= free) {
+            self.rehearse(&[rows]).await?;
+        }
+        // Logits of several tokens of a sequence: compiled only, since their memory is made where they are first asked for.
+        for rows in sizes {
+            self.decoder().inner.head.prepare(rows)?;
+        }
+        // Single tokens of several sequences: other rows for the products, the same for the attention.
+        let batches = self.max_batch().min(free);
+        for sequences in [batches].into_iter().chain(ROWS).filter(|n| (2..=batches).contains(n)) {
+            self.rehearse(&vec![1; sequences]).await?;
+        }
+        self.decoder().gpu().save_pipeline_cache();
+        Ok(())
+    }
+
+    /// Feeds so many tokens to each of new sequences, and removes them. Their merge kernels are bound too, with nothing
+    /// to merge (`Decode::encode`).
+    async fn rehearse(&mut self, tokens: &[usize]) -> Result<()> {
+        let mut own = Owned::new(self);
+        let ids: Vec<SeqId> = tokens.iter().map(|_| own.insert()).collect();
+        let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
+        let batch: Vec<(SeqId, &[u32])> = ids.iter().zip(tokens).map(|(id, n)| (*id, &zeros[..*n])).collect();
+        // Whatever the logits are.
+        let want = Want::Token(&vec![Draw::default(); tokens.len()]);
+        own.session.feed_or(&batch, want, Undrawn::IsTold(&[])).await.map(drop)
+    }
+}

@@ -1,0 +1,19 @@
+//! Text to tokens and back.
+
+#[cfg(feature = "tokenizers")]
+mod decoding;
+#[cfg(feature = "tokenizers")]
+mod dummy;
+mod ends;
+#[cfg(feature = "tokenizers")]
+mod joined;
+#[cfg(feature = "tokenizers")]
+mod json;
+#[cfg(feature = "tokenizers")]
+mod pieces;
+pub(crate) mod tokenizer;
+pub(crate) mod utf8;
+pub(crate) mod words;
+
+pub use tokenizer::{TextStream, Tokenizer};
+pub use utf8::Utf8Stream;

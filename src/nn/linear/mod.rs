@@ -1,0 +1,456 @@
+//! `y = W x + b`, for one matrix or one per head. The absorbed projections of GLA and MLA are this kernel too, and so are
+//! a norm before a projection, a SwiGLU after it, and the rotation of what lies beside the input.
+
+mod dispatch_flop;
+pub(super) mod matrix;
+pub(super) mod shape;
+pub(super) mod weight;
+
+pub use dispatch_flop::measure_dispatch_flop;
+pub use matrix::MatrixTile;
+pub use shape::LinearTuning;
+pub(crate) use weight::{largest_magnitude, WeightWriter};
+pub use weight::{quantise, Weight};
+
+use super::span::{check_apart, Extent};
+use super::{params, word, RmsNorm, Span};
+use crate::error::{ErrorKind, Result};
+use crate::gpu::pieces::pieces;
+use crate::gpu::{DType, Gpu, Kernel, Tensor};
+use crate::rope::Rotation;
+use crate::sizes::{sum_of_products, MOST_ROW};
+use matrix::{pack_spec, packed_bytes};
+use shape::{Fusion, Shape};
+use std::sync::{Arc, OnceLock};
+
+params!(Params {
+    rows: u32,
+    out_dim: u32,
+    in_dim: u32,
+    row_vec4: u32,
+    x_offset: u32,
+    x_row_stride: u32,
+    x_head_stride: u32,
+    y_offset: u32,
+    y_row_stride: u32,
+    y_head_stride: u32,
+    flags: u32,
+    tail_dim: u32,
+    eps: f32,
+    rest_groups: u32,
+    rest_dim: u32,
+    rest_tail: u32,
+});
+#[cfg(test)]
+pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
+
+/// A linear layer on the device: `y[r, h, :] (+)= W[h] x[r, h, :] + b[h]`.
+///
+/// Its kernels, one per class of row counts, are compiled at their first use, or ahead by [`Linear::prepare`].
+///
+/// On a device of [`Tier::Matrix`](crate::Tier), with F16 or I8 weights, more than [`LinearTuning::max_rows`] rows are rounded
+/// to f16 before they are multiplied, each row under a power of two of its own, whatever its size: so each element is off by at
+/// most 2^-11 of itself. Sums are f32.
+#[derive(Clone)]
+pub struct Linear {
+    gpu: Gpu,
+    weight: Weight,
+    /// (heads, out_dim) F32.
+    bias: Option<Tensor>,
+    /// Gain (in_dim) F32 and eps of a norm of the input.
+    norm: Option<(Tensor, f32)>,
+    swiglu: bool,
+    /// Elements behind the input of each head that are rotated behind its output.
+    tail: Option<(usize, Rotation)>,
+    /// A norm of what lies behind the input.
+    rest: Option<RmsNorm>,
+    /// Of one row of input, and of more.
+    tunings: [LinearTuning; 2],
+    /// Of the device's cooperative matrices, from large to small.
+    tiles: Vec<MatrixTile>,
+    /// Those of the tuning by rows, then the tiles.
+    shapes: Vec<Shape>,
+    /// Per shape: for input at multiples of 4 elements, then for any; last those that pack input. Shared by clones.
+    kernels: Arc<[[OnceLock<Kernel>; 2]]>,
+}
+
+/// One call of a [`Linear`].
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    rows: usize,
+    x: Span<'a>,
+    y: Span<'a>,
+    accumulate: bool,
+    cos_sin: Option<&'a Tensor>,
+    rest: Option<&'a Tensor>,
+}
+
+impl Linear {
+    /// A product with `weight`. `bias` is (heads, out_dim) F32.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`].
+    pub fn new(gpu: &Gpu, weight: &Weight, bias: Option<&Tensor>) -> Result<Self> {
+        if let Some(bias) = bias {
+            bias.expect("bias", &[weight.heads(), weight.out_dim()], DType::F32)?;
+        }
+        let tunings = LinearTuning::of(gpu.capabilities(), weight);
+        let tiles = MatrixTile::all(gpu.capabilities(), weight.dtype());
+        let shapes = shapes(&tunings[1], &tiles);
+        Ok(Linear {
+            gpu: gpu.clone(),
+            weight: weight.clone(),
+            bias: bias.cloned(),
+            norm: None,
+            swiglu: false,
+            tail: None,
+            rest: None,
+            tunings,
+            tiles,
+            kernels: fresh(shapes.len()),
+            shapes,
+        })
+    }
+
+    /// The same with a norm before it: the input is `gain * x / sqrt(mean(x^2) + eps)`, of each row and head by itself
+    /// ([`reference::norm_linear`](crate::reference::norm_linear)). `gain` is (1, in_dim) F32.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, or
+    /// after [`Linear::with_rest`].
+    pub fn with_norm(self, gain: &Tensor, eps: f32) -> Result<Self> {
+        if !(eps > 0.0 && eps.is_finite()) {
+            return Err(ErrorKind::argument("eps", format!("{eps} is not positive")));
+        }
+        gain.expect("gain", &[1, self.weight.in_dim()], DType::F32)?;
+        if self.rest.is_some() {
+            return Err(ErrorKind::argument("norm", "comes before the rest"));
+        }
+        Ok(Linear { norm: Some((gain.clone(), eps)), ..self.without_kernels() })
+    }
+
+    /// The same with SwiGLU behind it: of a matrix `[gate | up]`, `y = silu(gate x + b) (up x + b)`, half as wide as
+    /// `out_dim` ([`reference::swiglu`](crate::reference::swiglu())).
+    ///
+    /// Errors: [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail.
+    pub fn with_swiglu(self) -> Result<Self> {
+        let w = &self.weight;
+        if !w.out_dim().is_multiple_of(2) {
+            let shape = [w.heads(), w.out_dim(), w.in_dim()];
+            return Err(ErrorKind::shape("weight", &shape, "(_,an even number,_)"));
+        }
+        if self.tail.is_some() {
+            return Err(ErrorKind::argument("swiglu", "this linear has a tail"));
+        }
+        let tunings = self.tunings.map(|tuning| LinearTuning { outs: tuning.outs.max(2), ..tuning });
+        Ok(Linear { swiglu: true, tunings, ..self.without_kernels() })
+    }
+
+    /// The same with rotated elements behind each head's output: those that lie behind the head's input, `rope_dim` of
+    /// them, at the row's position. So absorbed queries are made of plain ones, `[nope | rope]`:
+    /// `y[r, h, :] = [ W[h] x[r, h, ..in_dim] | RoPE(x[r, h, in_dim..in_dim + rope_dim]) ]`. Run it by
+    /// [`Linear::run_tailed`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, or beside SwiGLU or a
+    /// rest.
+    pub fn with_tail(self, rope_dim: usize, rotation: Rotation) -> Result<Self> {
+        if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
+            return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
+        }
+        let w = &self.weight;
+        let (heads, width) = (w.heads(), w.in_dim().max(w.out_dim()));
+        sum_of_products("rope_dim", &[&[heads, width], &[heads, rope_dim]], MOST_ROW)?;
+        if self.swiglu || self.rest.is_some() {
+            return Err(ErrorKind::argument("tail", "this linear has SwiGLU or a rest"));
+        }
+        Ok(Linear { tail: Some((rope_dim, rotation)), ..self.without_kernels() })
+    }
+
+    /// The same with a norm beside it, of what lies behind the input of each row: `rest[r, :] = norm(x[r, in_dim..])`, in
+    /// the same dispatch for few rows and in one of its own for many. Run it by [`Linear::run_with_rest`].
+    ///
+    /// Errors: [`ErrorKind::Argument`] for several heads, beside a tail, or where the norm before the product has
+    /// another `eps`.
+    pub fn with_rest(self, norm: RmsNorm) -> Result<Self> {
+        if self.weight.heads() != 1 || self.tail.is_some() {
+            return Err(ErrorKind::argument("rest", "this linear has several heads or a tail"));
+        }
+        match &self.norm {
+            Some((_, eps)) if *eps != norm.shape().eps => {
+                Err(ErrorKind::argument("rest", format!("eps {} beside {eps}", norm.shape().eps)))
+            }
+            _ => Ok(Linear { rest: Some(norm), ..self.without_kernels() }),
+        }
+    }
+
+    /// The same with other numbers than those chosen for the device, for any count of rows: for measurements and tests.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] for subgroups where
+    /// [`Capabilities::tier`](crate::Capabilities) has none.
+    pub fn with_tuning(self, tuning: LinearTuning) -> Result<Self> {
+        tuning.check(self.gpu.capabilities(), self.swiglu)?;
+        Ok(Linear { tunings: [tuning; 2], ..self }.without_kernels())
+    }
+
+    /// The same with this tile for every count of rows above [`LinearTuning::max_rows`]: for measurements and tests.
+    ///
+    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] where
+    /// [`Capabilities::tier`](crate::Capabilities) has no cooperative matrices, or the weights are F32.
+    pub fn with_matrix_tile(self, tile: MatrixTile) -> Result<Self> {
+        tile.check()?;
+        if self.tiles.is_empty() {
+            let what = format!("cooperative matrices for {} weights", self.weight.dtype());
+            return Err(ErrorKind::Unsupported { what }.into());
+        }
+        Ok(Linear { tiles: vec![tile], ..self }.without_kernels())
+    }
+
+    fn without_kernels(mut self) -> Self {
+        self.shapes = shapes(&self.tunings[1], &self.tiles);
+        self.kernels = fresh(self.shapes.len());
+        self
+    }
+
+    /// The tile of cooperative matrices for so many rows, if the device has them and they are used.
+    pub fn matrix_tile(&self, rows: usize) -> Option<MatrixTile> {
+        match self.shapes[self.choose(rows)] {
+            Shape::Matrix(tile) => Some(tile),
+            _ => None,
+        }
+    }
+
+    /// The numbers of its kernel for so many rows.
+    pub fn tuning(&self, rows: usize) -> LinearTuning {
+        self.tunings[usize::from(rows > 1)]
+    }
+
+    /// The weights.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// Outputs of a head: `out_dim`, half of it with SwiGLU, and the tail.
+    pub fn outputs(&self) -> usize {
+        self.weight.out_dim() / if self.swiglu { 2 } else { 1 } + self.tail_dim()
+    }
+
+    fn tail_dim(&self) -> usize {
+        self.tail.map_or(0, |(dim, _)| dim)
+    }
+
+    /// Compiles the kernel for so many rows of input at multiples of 4 elements (where `in_dim` is one), so that the
+    /// first call does not.
+    ///
+    /// Errors: [`ErrorKind::Gpu`], [`ErrorKind::Unsupported`].
+    pub fn prepare(&self, rows: usize) -> Result<()> {
+        let (choice, aligned) = (self.choose(rows), self.weight.in_dim().is_multiple_of(4));
+        if matches!(self.shapes[choice], Shape::Matrix(_)) {
+            self.pack_kernel(aligned)?;
+        }
+        self.kernel(choice, aligned).map(drop)
+    }
+
+    /// Index of the shape for so many rows.
+    fn choose(&self, rows: usize) -> usize {
+        let plain = self.shapes.len() - self.tiles.len();
+        if rows > self.tuning(rows).max_rows {
+            let w = &self.weight;
+            let shape = [w.heads(), w.out_dim(), w.in_dim()];
+            if let Some(tile) = MatrixTile::choose(&self.tiles, self.gpu.capabilities(), rows, shape) {
+                return plain + tile;
+            }
+        }
+        self.shapes[..plain].iter().position(|s| rows <= s.rows()).unwrap_or(plain - 1)
+    }
+
+    fn pack_kernel(&self, aligned: bool) -> Result<&Kernel> {
+        let cell = &self.kernels[self.shapes.len()][usize::from(!aligned)];
+        self.gpu.kernel_in(cell, || Ok(pack_spec(self.weight.in_dim(), aligned, self.norm.is_some())))
+    }
+
+    fn kernel(&self, choice: usize, aligned: bool) -> Result<&Kernel> {
+        // Packed input is aligned, whatever it was packed from.
+        let aligned = aligned || matches!(self.shapes[choice], Shape::Matrix(_));
+        let cell = &self.kernels[choice][usize::from(!aligned)];
+        self.gpu.kernel_in(cell, || {
+            let fusion = Fusion {
+                norm: self.norm.is_some(),
+                swiglu: self.swiglu,
+                tail: self.tail.map(|(_, rotation)| rotation),
+                rest: self.rest.is_some(),
+                listed: false,
+            };
+            let shape = self.shapes[choice];
+            shape.spec(&self.tuning(shape.rows()), self.weight.dtype(), aligned, fusion)
+        })
+    }
+
+    /// Records `rows` rows. `x` is (rows, heads, in_dim), `y` (rows, heads, outputs), in another buffer;
+    /// `accumulate` adds to what `y` holds.
+    ///
+    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an output that overlaps itself or
+    /// shares the buffer of `x`, or for a linear with a tail.
+    pub fn encode(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        x: Span<'_>,
+        y: Span<'_>,
+        accumulate: bool,
+    ) -> Result<()> {
+        self.dispatch(pass, Call { rows, x, y, accumulate, cos_sin: None, rest: None })
+    }
+
+    /// [`Linear::encode`] into the [`Gpu`]'s own pass.
+    pub fn run(&self, rows: usize, x: Span<'_>, y: Span<'_>, accumulate: bool) -> Result<()> {
+        self.gpu.record(|pass| self.encode(pass, rows, x, y, accumulate))
+    }
+
+    /// [`Linear::encode`] of one with a tail: `x` is (rows, heads, in_dim + rope_dim), `y` (rows, heads, out_dim +
+    /// rope_dim); `cos_sin` as [`Rotate::encode`](super::Rotate::encode) has it.
+    ///
+    /// Errors: as [`Linear::encode`], and [`ErrorKind::Argument`] for a linear without a tail.
+    pub fn encode_tailed(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        cos_sin: &Tensor,
+        x: Span<'_>,
+        y: Span<'_>,
+    ) -> Result<()> {
+        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: Some(cos_sin), rest: None })
+    }
+
+    /// [`Linear::encode_tailed`] into the [`Gpu`]'s own pass.
+    pub fn run_tailed(&self, rows: usize, cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
+        self.gpu.record(|pass| self.encode_tailed(pass, rows, cos_sin, x, y))
+    }
+
+    /// [`Linear::encode`] of one with a rest: `x` is (rows, in_dim + the norm's width), `rest` (rows, the norm's width) F32
+    /// in a third buffer.
+    ///
+    /// Errors: as [`Linear::encode`], and [`ErrorKind::Argument`] for a linear without a rest.
+    pub fn encode_with_rest(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        rows: usize,
+        x: Span<'_>,
+        y: Span<'_>,
+        rest: &Tensor,
+    ) -> Result<()> {
+        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: None, rest: Some(rest) })
+    }
+
+    /// [`Linear::encode_with_rest`] into the [`Gpu`]'s own pass.
+    pub fn run_with_rest(&self, rows: usize, x: Span<'_>, y: Span<'_>, rest: &Tensor) -> Result<()> {
+        self.gpu.record(|pass| self.encode_with_rest(pass, rows, x, y, rest))
+    }
+
+    /// Checks what is beside a product, and records the norm of the rest where that is a dispatch of its own.
+    fn check_rest(&self, pass: &mut wgpu::ComputePass<'_>, call: &Call<'_>, shape: Shape) -> Result<()> {
+        match (&self.rest, call.rest) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(ErrorKind::argument("rest", "this linear has none")),
+            (Some(_), None) => Err(ErrorKind::argument("rest", "this linear has one, which needs a tensor")),
+            (Some(norm), Some(rest)) => {
+                check_apart("rest", rest, &[call.y.tensor, &self.weight.tensor])?;
+                rest.expect("rest", &[call.rows, norm.width()], DType::F32)?;
+                let x = call.x.offset(call.x.offset.saturating_add(self.weight.in_dim()));
+                match shape {
+                    Shape::Tile(_) | Shape::Matrix(_) => norm.encode(pass, call.rows, x, Span::of(rest)),
+                    Shape::Rows(_) => norm.check(call.rows, x, Span::of(rest)),
+                }
+            }
+        }
+    }
+
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, call: Call<'_>) -> Result<()> {
+        let Call { rows, x, y, accumulate, cos_sin, .. } = call;
+        let w = &self.weight;
+        let (heads, in_dim, tail_dim) = (w.heads(), w.in_dim(), self.tail_dim());
+        match (cos_sin, tail_dim) {
+            (None, 0) => {}
+            (Some(_), 0) => return Err(ErrorKind::argument("cos_sin", "this linear has no tail")),
+            (None, _) => return Err(ErrorKind::argument("cos_sin", "this linear has a tail, which needs it")),
+            (Some(cos_sin), _) => {
+                cos_sin.expect("cos_sin", &[0, tail_dim / 2, 2], DType::F32)?;
+                if cos_sin.shape()[0] < rows {
+                    return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
+                }
+            }
+        }
+        x.check("x", Extent { rows, heads, dim: in_dim + tail_dim })?;
+        let any = &w.tensor;
+        let bias = self.bias.as_ref().unwrap_or(any);
+        let gain = self.norm.as_ref().map_or(any, |(gain, _)| gain);
+        let scales = w.scales.as_ref().unwrap_or(any);
+        let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin.unwrap_or(any)];
+        y.check_output("y", Extent { rows, heads, dim: self.outputs() }, &inputs)?;
+        let choice = self.choose(rows);
+        let shape = self.shapes[choice];
+        self.check_rest(pass, &call, shape)?;
+        let rest_shape = self.rest.as_ref().map(RmsNorm::shape);
+        let params = Params {
+            rows: word(rows),
+            out_dim: word(w.out_dim()),
+            in_dim: word(in_dim),
+            row_vec4: word(w.row_vec4()),
+            x_offset: word(x.offset),
+            x_row_stride: word(x.row_stride),
+            x_head_stride: word(x.head_stride),
+            y_offset: word(y.offset),
+            y_row_stride: word(y.row_stride),
+            y_head_stride: word(y.head_stride),
+            flags: u32::from(self.bias.is_some()) + 2 * u32::from(accumulate),
+            tail_dim: word(tail_dim),
+            eps: self.norm.as_ref().map(|(_, eps)| *eps).or(rest_shape.map(|s| s.eps)).unwrap_or(0.0),
+            rest_groups: word(rest_shape.map_or(0, |s| s.groups)),
+            rest_dim: word(rest_shape.map_or(0, |s| s.dim)),
+            rest_tail: word(rest_shape.map_or(0, |s| s.tail)),
+        };
+        let aligned = x.is_vec4() && in_dim.is_multiple_of(4);
+        let kernel = self.kernel(choice, aligned)?;
+        let packed = match shape {
+            Shape::Matrix(_) => Some(self.gpu.scratch(packed_bytes(rows, heads, in_dim) as u64)?),
+            _ => None,
+        };
+        if let Some(packed) = &packed {
+            let (pack, buffers) = (self.pack_kernel(aligned)?, [packed, &x.tensor.buffer, &gain.buffer]);
+            self.gpu.dispatch(pass, pack, &params, &buffers, (word(rows), 1, word(heads)))?;
+        }
+        let gain = packed.as_ref().unwrap_or(&gain.buffer);
+        let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
+        buffers.extend(cos_sin.map(|table| &table.buffer));
+        let outs = self.outputs().div_ceil(shape.outputs(&self.tuning(shape.rows()), self.swiglu));
+        let row_groups = word(rows.div_ceil(shape.rows()));
+        let mut grid = match shape {
+            Shape::Matrix(_) => (row_groups, word(outs), word(heads)),
+            _ => (word(outs), row_groups, word(heads)),
+        };
+        if let (Some(norm), Some(rest), Shape::Rows(n)) = (&self.rest, call.rest, shape) {
+            buffers.extend([&norm.gain().buffer, &rest.buffer]);
+            grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
+        }
+        let extent = Extent { rows, heads, dim: self.outputs() };
+        let whole = y.whole(extent).filter(|_| !accumulate);
+        // 2 FLOP per weight of the workgroup's matrix rows and row of input.
+        let outputs = shape.outputs(&self.tuning(shape.rows()), self.swiglu) * if self.swiglu { 2 } else { 1 };
+        let flop = 2 * (in_dim * shape.rows() * outputs) as u64;
+        for (first, size) in pieces(grid, flop, self.gpu.capabilities().dispatch_flop) {
+            let params = Params { flags: params.flags | first.1 << 2 | first.0 << 16, ..params };
+            self.gpu.dispatch_over(pass, kernel, &params, &buffers, size, whole.as_slice())?;
+        }
+        Ok(())
+    }
+}
+
+fn shapes(tuning: &LinearTuning, tiles: &[MatrixTile]) -> Vec<Shape> {
+    tuning.shapes().into_iter().chain(tiles.iter().map(|tile| Shape::Matrix(*tile))).collect()
+}
+
+/// Of so many shapes, and of what packs input.
+fn fresh(shapes: usize) -> Arc<[[OnceLock<Kernel>; 2]]> {
+    (0..=shapes).map(|_| Default::default()).collect()
+}
+
+#[cfg(test)]
+#[path = "matrix_tests.rs"]
+mod matrix_tests;
