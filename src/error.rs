@@ -301,6 +301,11 @@ impl ErrorKind {
         ErrorKind::Argument { name, why: why.into() }.into()
     }
 
+    /// An [`ErrorKind::Io`] as an [`Error`].
+    pub(crate) fn io(path: impl AsRef<std::path::Path>, error: &std::io::Error) -> Error {
+        ErrorKind::Io { path: path.as_ref().display().to_string(), message: error.to_string() }.into()
+    }
+
     /// An [`ErrorKind::Shape`] as an [`Error`].
     pub(crate) fn shape(name: &'static str, got: &[usize], want: impl Into<String>) -> Error {
         ErrorKind::Shape { name, got: shape_text(got), want: want.into() }.into()

@@ -47,3 +47,6 @@ mod tests {
         assert_eq!(sum_of_products("row", &[&[max], &[0]], max).unwrap(), max);
     }
 }
+
+/// No real model comes near; keeps every product of dimensions far inside u32.
+pub(crate) const MAX_DIM: usize = 1 << 14;

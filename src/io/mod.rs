@@ -1,6 +1,7 @@
 //! Files: read ahead, their checksums, and how far a reader or writer has come.
 
 pub(crate) mod checksum;
+pub(crate) mod foreign;
 mod progress;
 pub(crate) mod read_ahead;
 pub(crate) mod temporary;

@@ -4,6 +4,7 @@
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::error::{ErrorKind, Result};
+use crate::sizes::MAX_DIM;
 
 /// Grouped-Query Attention; `kv_heads == q_heads` is MHA, `kv_heads == 1` is MQA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,9 +71,6 @@ pub struct HeadLayout {
     pub(crate) v_dim: usize,
     pub(crate) wide_dim: usize,
 }
-
-/// No real model comes near; keeps every product of dimensions far inside u32.
-pub(crate) const MAX_DIM: usize = 1 << 14;
 
 /// Every constructor refuses, with [`ErrorKind::Argument`] and the number: heads, groups or a state width of 0 or above
 /// 16,384 (a GQA head of above 8,192), groups that do not divide `q_heads`, and a `rope_dim` that is odd or (GTA) exceeds `head_dim`.

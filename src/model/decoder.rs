@@ -3,13 +3,13 @@
 use super::config::Config;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu};
+use crate::io::foreign::missing;
 use crate::io::{xxh64, Progress};
 use crate::model::config::keys::MAX_BYTES;
 use crate::model::layers::block::Block;
 use crate::model::layers::large_keys::LargeKeys;
-use crate::model::weights::foreign::missing;
 use crate::model::weights::reader::Source;
-use crate::model::weights::safetensors::{io, regular, Store};
+use crate::model::weights::safetensors::{regular, Store};
 use crate::model::weights::split::Split;
 use crate::nn::{Embedding, Linear, Sample};
 use std::fmt;
@@ -179,7 +179,7 @@ fn config_text(path: &Path) -> Result<String> {
         let message = format!("{len} bytes, a config has at most {MAX_BYTES}");
         return Err(ErrorKind::Config { path: path.display().to_string(), message }.into());
     }
-    std::io::read_to_string(file).map_err(|e| io(path, &e))
+    std::io::read_to_string(file).map_err(|e| ErrorKind::io(path, &e))
 }
 
 /// Of the weights, and of every other number that a cached row depends on.

@@ -2,7 +2,7 @@
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::error::{ErrorKind, Result};
-use crate::kv::heads::MAX_DIM;
+use crate::sizes::MAX_DIM;
 use std::f64::consts::TAU;
 
 /// What becomes of the frequencies `theta^(-2 i / rope_dim)`.

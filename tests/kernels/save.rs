@@ -320,7 +320,7 @@ fn a_sequence_that_its_window_has_cut_is_saved_with_what_it_holds() {
     let e = load(&mut large, &bytes).unwrap_err();
     assert_eq!(
         e.to_string(),
-        "saved cache -: its page size is 8, and a window has freed the tokens 8..184, here it is 16"
+        "saved cache from a reader: its page size is 8, and a window has freed the tokens 8..184, here it is 16"
     );
     assert_eq!(large.stats().used, 0);
     // Those that have freed nothing go anywhere.

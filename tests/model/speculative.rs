@@ -225,7 +225,7 @@ fn a_stop_or_a_drop_leaves_no_sequence_and_bad_options_are_refused() {
         let drafter = Drafter::Lookup { max_ngram, min_ngram };
         assert_kind!(refused(drafter, PROMPT, &same), ErrorKind::Argument { name: "min_ngram", .. });
     }
-    assert_kind!(refused(LOOKUP, &[], &same), ErrorKind::Argument { name: "batch", .. });
+    assert_kind!(refused(LOOKUP, &[], &same), ErrorKind::Argument { name: "prompt", .. });
     assert_kind!(refused(LOOKUP, &[3; 30], &same), ErrorKind::Argument { name: "max_new_tokens", .. });
     let mut other = session(&padded("gla", 5, 1025, 0.0), 40);
     assert_kind!(refused(Drafter::Model(&mut other), PROMPT, &same), ErrorKind::Argument { name: "drafter", .. });

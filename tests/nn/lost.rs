@@ -70,7 +70,8 @@ fn refused_calls(gpu: &Gpu, other: &Gpu) {
 /// The fault's own program, and every other refused call between recording and reading.
 #[test]
 fn a_refused_call_takes_nobodys_work_with_it() {
-    let (gpu, other) = (gpu(), gpu_with(GpuOptions::default()));
+    // A device of its own: its submits are counted.
+    let (gpu, other) = (&gpu_with(GpuOptions::default()), gpu_with(GpuOptions::default()));
     let swiglu = SwiGlu::new(gpu).unwrap();
     let x = tensor(gpu, &[1, 4], &[50.0, 50.0, 3.0, 2.0]);
     let y = tensor(gpu, &[1, 2], &[0.0; 2]);

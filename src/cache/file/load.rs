@@ -3,9 +3,8 @@
 use super::format::{Block, SavedInfo, SavedSequence, SUM_BYTES};
 use super::input::Input;
 use super::page_rows::{Direction, PageRows};
-use super::save::io;
 use crate::cache::{PagedKvCache, SeqId};
-use crate::error::{bytes_text, Result, SavedFault};
+use crate::error::{bytes_text, ErrorKind, Result, SavedFault};
 use crate::io::Progress;
 use std::fmt::Debug;
 use std::fs::File;
@@ -58,7 +57,7 @@ impl PagedKvCache {
         progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
         let path = path.as_ref().display().to_string();
-        let file = File::open(&path).map_err(|e| io(&path, &e))?;
+        let file = File::open(&path).map_err(|e| ErrorKind::io(&path, &e))?;
         self.load_from(fingerprint, Input::new(file, &path), progress).await
     }
 

@@ -1,6 +1,5 @@
 //! Where a saved file goes: what is no regular file is never replaced by one.
 
-use super::save::io;
 use crate::error::Result;
 use std::fs::FileType;
 use std::io::{Error, ErrorKind};
@@ -13,7 +12,7 @@ const MOST_LINKS: usize = 40;
 ///
 /// Errors: [`ErrorKind::Io`](crate::ErrorKind::Io) for a folder, a pipe, a device or a socket, and what names no file.
 pub(crate) fn target(path: &Path) -> Result<PathBuf> {
-    followed(path).map_err(|e| io(&path.display().to_string(), &e))
+    followed(path).map_err(|e| crate::error::ErrorKind::io(&path, &e))
 }
 
 fn followed(path: &Path) -> Result<PathBuf, Error> {

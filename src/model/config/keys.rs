@@ -1,7 +1,7 @@
 //! Keys of a `config.json`, asked for one by one. Pure.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::weights::foreign::kind_of;
+use crate::io::foreign::kind_of;
 use serde_json::{Map, Value};
 
 /// Bytes of a config.json at most: those of models have some thousands, and what is made of it is some times as large.

@@ -8,8 +8,6 @@ use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::{KvSource, KvView};
 use crate::model::config::{AttentionConfig, Config};
-use crate::model::decoder::Decoder;
-use crate::model::session::SessionOptions;
 use crate::sizes::expect_in;
 
 /// The explicit form of GLA and MLA for prompts ([`PrefillPath`]): kernels and scratch memory, one for all layers of a model.
@@ -82,25 +80,6 @@ impl ExplicitPrefill {
         self.room = tokens;
         self.explicit = Some(self.make(decode)?);
         Ok(self)
-    }
-
-    /// What a session's prompts in the explicit form need, if some may take it. Allocates nothing yet.
-    pub(crate) fn of_session(decoder: &Decoder, options: &SessionOptions) -> Result<Option<Self>> {
-        let (config, path) = (decoder.config(), options.prefill);
-        let kept = decoder.keeps_explicit() && options.keep_first == 0;
-        if !kept && matches!(path, PrefillPath::Explicit | PrefillPath::From(_)) {
-            let why = match options.keep_first {
-                0 => format!("{path:?}: this decoder of {} keeps no explicit form", config.variant()),
-                first => format!("{path:?} with {first} first tokens beside a window, which are absorbed only"),
-            };
-            return Err(ErrorKind::argument("prefill", why));
-        }
-        let choice = Choice::new(config, path, options.window, options.chunk.max(options.max_batch));
-        let Some(choice) = choice.filter(|_| kept) else { return Ok(None) };
-        let most = choice
-            .most_tokens(options.chunk.max(options.max_batch))
-            .min(options.cache_tokens.next_multiple_of(options.page_size));
-        Self::of_choice(decoder.gpu(), config, options.kv_dtype, choice, most).map(Some)
     }
 
     /// Allocates nothing yet. `most`: tokens that a sequence has at most where it takes the explicit form.

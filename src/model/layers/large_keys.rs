@@ -7,13 +7,10 @@
 //! a bias of 4 sizes makes the error of the attention output up to 2 times as large, one of 10 seven times (i8;
 //! `docs/quantised-cache.md`).
 
-use crate::cache::{check_pages, PagedKvCache, Pages};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
 use crate::kv::{Gqa, HeadLayout, WideChannels};
 use crate::model::config::{AttentionConfig, Config};
-use crate::model::decoder::Decoder;
-use crate::model::session::SessionOptions;
 use crate::model::weights::reader::{Matrix, Source};
 
 /// A pair of channels whose bias is more sizes than this is large.
@@ -152,21 +149,5 @@ impl LargeKeys {
             log::warn!("{what}");
         }
         Ok(self.channels.as_ref())
-    }
-}
-
-/// The cache of a session of `decoder`.
-pub(crate) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<PagedKvCache> {
-    let (gpu, config) = (decoder.gpu(), decoder.config());
-    let pages = options.cache_tokens.div_ceil(options.page_size);
-    check_pages(["cache_tokens", "page_size"], pages, options.page_size)?;
-    let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
-    let wide = decoder.inner.large_keys.in_cache(options.kv_dtype)?;
-    let heads = wide.map_or_else(|| config.layout(), |wide| Ok(*wide.heads()))?;
-    let rope = config.rope()?;
-    let cache = PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
-    match wide {
-        Some(wide) => cache.with_wide_channels(wide),
-        None => Ok(cache),
     }
 }

@@ -4,7 +4,6 @@ use super::decoding::Chain;
 use super::dummy::Dummy;
 use super::tokenizer::bad;
 use crate::error::{ErrorKind, Result};
-use crate::model::weights::safetensors::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 
@@ -18,7 +17,7 @@ pub(crate) struct Json {
 
 impl Json {
     pub(crate) fn read(file: &Path) -> Result<Self> {
-        let text = std::fs::read(file).map_err(|e| io(file, &e))?;
+        let text = std::fs::read(file).map_err(|e| ErrorKind::io(file, &e))?;
         let refused = |e: String| bad(file, format!("not a tokenizer: {e}"));
         // The crate counts on this in its decoders' part.
         serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|e| refused(e.to_string()))?;

@@ -5,7 +5,6 @@ use super::ends::ends;
 use super::json::Json;
 use super::Utf8Stream;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::weights::safetensors::io;
 use serde_json::Value;
 use std::path::Path;
 
@@ -244,7 +243,7 @@ fn read(file: &Path) -> Result<Kind> {
 }
 
 pub(crate) fn object(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).map_err(|e| io(path, &e))?;
+    let text = std::fs::read(path).map_err(|e| ErrorKind::io(path, &e))?;
     serde_json::from_slice(&text).map_err(|e| bad(path, format!("not JSON: {e}")))
 }
 

@@ -1,6 +1,5 @@
 //! A model's tensors, from files to the device.
 
-pub(crate) mod foreign;
 pub(crate) mod header;
 pub(crate) mod reader;
 pub(crate) mod safetensors;

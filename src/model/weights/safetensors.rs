@@ -1,9 +1,9 @@
 //! The tensors of safetensors files, read row by row: of bytes in memory, or of a folder's files, of which no more than
 //! a few MiB are in memory at a time.
 
-use super::foreign::{kind_of, missing};
 use super::header::{each_entry, each_entry_of, Fault, Info};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::foreign::{kind_of, missing};
 use crate::io::read_ahead::read_ahead;
 use crate::io::{xxh64, Progress};
 use safetensors::tensor::Dtype;
@@ -92,12 +92,12 @@ impl<'a> Store<'a> {
             return Ok(store);
         }
         store.path = index.display().to_string();
-        let (mut file, len) = regular(&index).map_err(|e| io(&index, &e))?;
+        let (mut file, len) = regular(&index).map_err(|e| ErrorKind::io(&index, &e))?;
         if len > MAX_HEADER_BYTES {
             return Err(store.bad("", format!("{len} bytes, an index has at most {MAX_HEADER_BYTES}")));
         }
         let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(|e| io(&index, &e))?;
+        file.read_to_end(&mut text).map_err(|e| ErrorKind::io(&index, &e))?;
         let mut opened = HashMap::new();
         let read = each_entry_of(&text, "weight_map", &mut |tensor, name| {
             store.add_indexed(folder, &mut opened, &tensor, name)
@@ -326,7 +326,7 @@ impl<'a> Source<'a> {
                 let mut file = file.borrow_mut();
                 let mut read = vec![0; bytes];
                 let done = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut read));
-                done.map_err(|e| io(Path::new(&self.path), &e))?;
+                done.map_err(|e| ErrorKind::io(&self.path, &e))?;
                 Ok(Cow::Owned(read))
             }
         }
@@ -345,7 +345,7 @@ impl Source<'_> {
         match &self.data {
             Data::Bytes(_) => self.read(offset, bytes)?.chunks(part_bytes).try_for_each(each),
             Data::File(file) => {
-                let failed = |e: std::io::Error| io(Path::new(&self.path), &e);
+                let failed = |e: std::io::Error| ErrorKind::io(&self.path, &e);
                 let mut file = file.borrow_mut();
                 file.seek(SeekFrom::Start(offset)).map_err(failed)?;
                 read_ahead(&mut file, bytes, part_bytes, |part| each(part.map_err(failed)?))
@@ -377,8 +377,4 @@ pub(crate) fn regular(path: &Path) -> std::io::Result<(File, u64)> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     Ok((file, len))
-}
-
-pub(crate) fn io(path: &Path, error: &std::io::Error) -> Error {
-    ErrorKind::Io { path: path.display().to_string(), message: error.to_string() }.into()
 }

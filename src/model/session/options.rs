@@ -1,0 +1,50 @@
+//! What a session makes room for.
+
+use crate::gpu::DType;
+use crate::model::PrefillPath;
+
+/// What a [`Session`] makes room for, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Most sequences in one call.
+    pub max_batch: usize,
+    /// Most tokens in one step, over all sequences: longer prompts take several.
+    pub chunk: usize,
+    /// Tokens that the cache holds, over all sequences; rounded up to pages.
+    pub cache_tokens: usize,
+    /// Tokens per page of the cache, a power of two.
+    pub page_size: usize,
+    /// Element type of the cache: F32, F16, BF16, I8 or I4. With the last two, channels of keys that are large by their bias
+    /// (Qwen2's) are kept in f16 besides ([`HeadLayout::gqa_wide`](crate::HeadLayout)); what is large and cannot be is a
+    /// warning in the log, or an error of [`Session::new`].
+    pub kv_dtype: DType,
+    /// Tokens that a token sees, its own included, in every layer ([`AttentionOptions::window`]); none for all. What no
+    /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the
+    /// model's `max_position_embeddings`, which bounds how far apart tokens are that see each other, but 2^24 tokens.
+    /// A model with a window of its own ([`Config::window`](super::Config::window)) has it without this, and the smaller
+    /// of the two where both are given.
+    pub window: Option<usize>,
+    /// And the first this many of the sequence ([`AttentionOptions::keep_first`]). Tokens keep the positions at which
+    /// they came, so the distance to these grows: past what the model was trained for, it is the model that has to bear
+    /// it.
+    pub keep_first: usize,
+    /// In which form GLA and MLA take prompts. The explicit one has scratch memory of up to 256 MiB, made by the first
+    /// prompt that takes it (or [`Session::warm_up`]): with the default `chunk` that is one without much before it, and
+    /// needs little; longer contexts want chunks of at least [`Config::prefill_break_even`](super::Config) tokens.
+    pub prefill: PrefillPath,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions {
+            max_batch: 1,
+            chunk: 128,
+            cache_tokens: 1024,
+            page_size: 64,
+            kv_dtype: DType::F16,
+            window: None,
+            keep_first: 0,
+            prefill: PrefillPath::Auto,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What a session is made of, by its options: its cache, and what its prompts in the explicit form need.
+
+use super::SessionOptions;
+use crate::cache::{check_pages, PagedKvCache, Pages};
+use crate::error::{ErrorKind, Result};
+use crate::model::decoder::Decoder;
+use crate::model::layers::explicit::ExplicitPrefill;
+use crate::model::layers::prefill::{Choice, PrefillPath};
+
+/// The cache of a session of `decoder`.
+pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<PagedKvCache> {
+    let (gpu, config) = (decoder.gpu(), decoder.config());
+    let pages = options.cache_tokens.div_ceil(options.page_size);
+    check_pages(["cache_tokens", "page_size"], pages, options.page_size)?;
+    let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
+    let wide = decoder.inner.large_keys.in_cache(options.kv_dtype)?;
+    let heads = wide.map_or_else(|| config.layout(), |wide| Ok(*wide.heads()))?;
+    let rope = config.rope()?;
+    let cache = PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
+    match wide {
+        Some(wide) => cache.with_wide_channels(wide),
+        None => Ok(cache),
+    }
+}
+
+impl ExplicitPrefill {
+    /// What a session's prompts in the explicit form need, if some may take it. Allocates nothing yet.
+    pub(in crate::model) fn of_session(decoder: &Decoder, options: &SessionOptions) -> Result<Option<Self>> {
+        let (config, path) = (decoder.config(), options.prefill);
+        let kept = decoder.keeps_explicit() && options.keep_first == 0;
+        if !kept && matches!(path, PrefillPath::Explicit | PrefillPath::From(_)) {
+            let why = match options.keep_first {
+                0 => format!("{path:?}: this decoder of {} keeps no explicit form", config.variant()),
+                first => format!("{path:?} with {first} first tokens beside a window, which are absorbed only"),
+            };
+            return Err(ErrorKind::argument("prefill", why));
+        }
+        let choice = Choice::new(config, path, options.window, options.chunk.max(options.max_batch));
+        let Some(choice) = choice.filter(|_| kept) else { return Ok(None) };
+        let most = choice
+            .most_tokens(options.chunk.max(options.max_batch))
+            .min(options.cache_tokens.next_multiple_of(options.page_size));
+        Self::of_choice(decoder.gpu(), config, options.kv_dtype, choice, most).map(Some)
+    }
+}
