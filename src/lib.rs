@@ -114,7 +114,11 @@ pub use model::{Decoder, Session, SessionOptions};
 pub use rope::Rotation;
 pub use wgpu;
 
-/// The README's programs compile.
+/// The programs of the README and of the guides compile.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/guide/own-device.md")]
+#[doc = include_str!("../docs/guide/saving.md")]
+#[doc = include_str!("../docs/guide/serving.md")]
+#[doc = include_str!("../docs/guide/sharing.md")]
 struct Readme;

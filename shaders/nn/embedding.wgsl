@@ -1,7 +1,7 @@
 // y[r, :] = table[ids[r], :], for those rows of a table in parts that are in this part
 //
 // Grid: (ceil(row_vec4 / 64), rows); one lane per vec4<u32> of a table row.
-// Constants: VECS_PER_WORD. Parts: parts/elements_*.wgsl.
+// Constants: VECS_PER_WORD. Parts: kv/element.
 
 struct Params {
     dim: u32,

@@ -11,7 +11,7 @@ struct Params {
     y_row_stride: u32,
     y_head_stride: u32,
     flags: u32, // 1: there is a bias, 2: add to y; from bit 2 on first workgroup in y, from bit 16 on in x
-    tail_dim: u32, // outputs behind the matrix's own: parts/tail_*.wgsl
+    tail_dim: u32, // outputs behind the matrix's own: nn/tail
     eps: f32, // nn/gain/rms.wgsl, nn/beside/norm.wgsl
     rest_groups: u32, // nn/beside/norm.wgsl
     rest_dim: u32,

@@ -98,7 +98,7 @@ fn normal(draw: &mut Draw) -> f64 {
     (-2.0 * unit(pair[0]).max(1e-12).ln()).sqrt() * (std::f64::consts::TAU * unit(pair[1])).cos()
 }
 
-/// What other ways to spend the bits would bring, for ARCHITECTURE.md: mean square error of a span of 128 or 512 values,
+/// What other ways to spend the bits would bring, for docs/design/cache.md: mean square error of a span of 128 or 512 values,
 /// relative to theirs, with one scale, and with one for every 64 or 32 of them.
 #[test]
 fn integers_blocks_of_a_span() {

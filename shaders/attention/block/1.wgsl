@@ -1,4 +1,4 @@
-// One query row per register block. Slot: rows_*.
+// One query row per register block. Slot: attention/block.
 
 
 fn rows_get(rows: Rows, i: u32) -> f32 {

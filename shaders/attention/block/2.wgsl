@@ -1,4 +1,4 @@
-// Two query rows per register block. Slot: rows_*.
+// Two query rows per register block. Slot: attention/block.
 
 fn rows_get(rows: Rows, i: u32) -> f32 {
     return rows[i];

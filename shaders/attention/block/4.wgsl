@@ -1,4 +1,4 @@
-// Four query rows per register block. Slot: rows_*.
+// Four query rows per register block. Slot: attention/block.
 
 fn rows_get(rows: Rows, i: u32) -> f32 {
     return rows[i];

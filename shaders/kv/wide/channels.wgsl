@@ -1,5 +1,5 @@
 // Some channels of each group's key are kept as f16 where other layouts have the rope key, and the state holds what the f16
-// leaves of them: h = f16(x), x - h. So the scale of the state's integers does not hang on them. Slot: wide_* of
+// leaves of them: h = f16(x), x - h. So the scale of the state's integers does not hang on them. Slot: kv/wide of
 // append_scaled. Constants: GROUPS KEY_DIM WIDE_DIM ROPE_WORDS ROTATED_STATE LANES.
 
 // Of each group: for each element of the key, its place among the wide ones plus 1, or 0; then the WIDE_DIM elements that are.

@@ -173,7 +173,7 @@ mod tests {
     use crate::gpu::DType;
     use crate::kv::{Gla, Mla};
 
-    /// `benches/RESULTS.md`: the fastest of those timed on an H100.
+    /// `benches/results/2026-11-25-h100.md`: the fastest of those timed on an H100.
     #[test]
     fn timed_layouts_get_their_fastest_shape() {
         let gla = |q_heads| HeadLayout::gla(Gla { q_heads, latent_heads: 2, latent_dim: 256, rope_dim: 64 }).unwrap();

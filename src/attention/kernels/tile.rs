@@ -2,7 +2,7 @@
 //!
 //! The one predicate for kernel, planner, scratch and dispatch. What the numbers mean stands in `shaders/attention/decode_tile.wgsl`.
 //! All shapes that fit are compared by a small model of a multiprocessor (issue slots against latency over the
-//! workgroups that fit side by side); its constants were fitted on an H200 (benches/RESULTS.md), and other devices
+//! workgroups that fit side by side); its constants were fitted on an H200 (benches/results/2026-11-23-h200.md), and other devices
 //! differ in scale more than in order.
 
 use crate::error::{ErrorKind, Result};
@@ -16,7 +16,7 @@ const TOKENS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 const MAX_REGISTERS: usize = 176;
 /// Of which the query's slice may take this many.
 const QUERY_REGISTERS: usize = 96;
-/// Words of the next tile that a lane may hold: with more, an H200 ran slower (benches/RESULTS.md).
+/// Words of the next tile that a lane may hold: with more, an H200 ran slower (same record).
 const MAX_FETCHES: usize = 8;
 /// More rows than this are not read together: their sums would not fit in registers.
 const MAX_ROWS: usize = 64;
@@ -184,7 +184,7 @@ impl DecodeShape {
     }
 
     /// Modelled clocks per token of one multiprocessor: issue slots, and latency shared by the workgroups side by side.
-    /// The weights were fitted to seventeen timings on an H200 (benches/RESULTS.md, "Which shape"): they order shapes,
+    /// The weights were fitted to seventeen timings on an H200 (the same record, "Which shape"): they order shapes,
     /// they do not predict times. For integers (`scaled`), whose words have 16 elements of two instructions each to unpack, the same
     /// weights are taken: not fitted.
     fn cost(&self, subgroup_size: usize, scaled: bool) -> f64 {

@@ -59,7 +59,7 @@ pub struct ExpertTuning {
 }
 
 impl Default for ExpertTuning {
-    /// Measured (benches/RESULTS.md): a tile of 16 rows takes as long as four rows by themselves on a software adapter, and as three
+    /// Measured (benches/results/2026-11-26-h100.md): a tile of 16 rows takes as long as four rows by themselves on a software adapter, and as three
     /// to four on an H100.
     fn default() -> Self {
         ExpertTuning { tile_rows: 16, rows_per_expert: 5 }

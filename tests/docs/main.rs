@@ -1,0 +1,243 @@
+//! The documents of the repository: their lengths, their links, and the paths and commands that they name. Needs no GPU.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Records keep the names of their day.
+const RECORDS: &str = "benches/results/";
+/// Folders of the repository whose paths, in backticks, must exist.
+const ROOMS: [&str; 6] = ["src/", "shaders/", "tests/", "examples/", "benches/", "docs/"];
+/// Stand for a name in a path.
+const PLACEHOLDERS: [&str; 4] = ["NAME", "DATE", "WORD", "VERSION"];
+/// Characters of a line that is neither code nor of a table.
+const LINE: usize = 150;
+
+/// A document: its path from the root, with slashes, and its text.
+struct Page {
+    name: String,
+    text: String,
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every .md file, but for those of builds, packages and hidden folders.
+fn pages() -> Vec<Page> {
+    let mut found = Vec::new();
+    collect(&root(), "", &mut found);
+    assert!(found.len() > 20, "{} documents", found.len());
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
+
+fn collect(folder: &Path, prefix: &str, found: &mut Vec<Page>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = entry.path();
+        if path.is_dir() {
+            if !name.starts_with('.') && name != "target" && name != "node_modules" {
+                collect(&path, &format!("{prefix}{name}/"), found);
+            }
+        } else if name.ends_with(".md") {
+            found.push(Page { name: format!("{prefix}{name}"), text: fs::read_to_string(&path).unwrap() });
+        }
+    }
+}
+
+/// Lines outside code blocks, with their numbers.
+fn prose(text: &str) -> Vec<(usize, &str)> {
+    let mut code = false;
+    let mut lines = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            code = !code;
+        } else if !code {
+            lines.push((i + 1, line));
+        }
+    }
+    lines
+}
+
+/// What stands between backticks in a line.
+fn spans(line: &str) -> Vec<&str> {
+    line.split('`').skip(1).step_by(2).collect()
+}
+
+/// The line without what stands between backticks.
+fn plain(line: &str) -> String {
+    line.split('`').step_by(2).collect::<Vec<_>>().join("")
+}
+
+/// Targets of `[text](target)`.
+fn links(line: &str) -> Vec<String> {
+    let text = plain(line);
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    targets.map(|(target, _)| target.to_string()).collect()
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_')
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+fn anchors(text: &str) -> Vec<String> {
+    prose(text).iter().filter(|(_, line)| line.starts_with('#')).map(|(_, line)| anchor(line)).collect()
+}
+
+/// The words that follow `mark`, where they begin with a small letter: names of commands and programs.
+fn words_after(text: &str, mark: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for rest in text.split(mark).skip(1) {
+        let word: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '-').collect();
+        if word.starts_with(|c: char| c.is_ascii_lowercase()) {
+            found.push(word);
+        }
+    }
+    found
+}
+
+fn no_faults(faults: &[String]) {
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn lengths() {
+    let mut faults = Vec::new();
+    for page in pages() {
+        let most = match page.name.as_str() {
+            "README.md" => 170,
+            "ARCHITECTURE.md" => 220,
+            "benches/RESULTS.md" => 60,
+            name if name.starts_with("docs/design/") => 150,
+            _ => continue,
+        };
+        let lines = page.text.lines().count();
+        if lines > most {
+            faults.push(format!("{}: {lines} lines, at most {most}", page.name));
+        }
+    }
+    no_faults(&faults);
+}
+
+#[test]
+fn lines_are_not_too_long() {
+    let mut faults = Vec::new();
+    for page in pages() {
+        let ours = page.name.starts_with("docs/")
+            || ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "benches/RESULTS.md"]
+                .contains(&page.name.as_str());
+        if !ours {
+            continue;
+        }
+        for (number, line) in prose(&page.text) {
+            let length = line.chars().count();
+            if length > LINE && !line.starts_with('|') {
+                faults.push(format!("{}:{number}: {length} characters, at most {LINE}", page.name));
+            }
+        }
+    }
+    no_faults(&faults);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut faults = Vec::new();
+    for page in pages() {
+        let here = root().join(&page.name);
+        for (number, line) in prose(&page.text) {
+            for link in links(line) {
+                if link.contains("://") || link.starts_with("mailto:") {
+                    continue;
+                }
+                let (file, heading) = link.split_once('#').unwrap_or((link.as_str(), ""));
+                let target = if file.is_empty() { here.clone() } else { here.parent().unwrap().join(file) };
+                if !target.exists() {
+                    faults.push(format!("{}:{number}: {link} does not exist", page.name));
+                } else if !heading.is_empty() {
+                    let text = fs::read_to_string(&target).unwrap();
+                    if !anchors(&text).contains(&heading.to_string()) {
+                        faults.push(format!("{}:{number}: {link}: no such heading", page.name));
+                    }
+                }
+            }
+        }
+    }
+    no_faults(&faults);
+}
+
+#[test]
+fn named_paths_exist() {
+    let mut faults = Vec::new();
+    for page in pages().iter().filter(|page| !page.name.starts_with(RECORDS)) {
+        for (number, line) in prose(&page.text) {
+            for span in spans(line) {
+                let path = span.split(':').next().unwrap();
+                let is_path = ROOMS.iter().any(|room| path.starts_with(room))
+                    && path.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+                if !is_path || PLACEHOLDERS.iter().any(|word| path.contains(word)) {
+                    continue;
+                }
+                if !root().join(path).exists() {
+                    faults.push(format!("{}:{number}: {path} does not exist", page.name));
+                }
+            }
+        }
+    }
+    no_faults(&faults);
+}
+
+/// Is there a program of this name in this folder?
+fn program(folder: &str, name: &str) -> bool {
+    let folder = root().join(folder);
+    folder.join(format!("{name}.rs")).is_file() || folder.join(name).join("main.rs").is_file()
+}
+
+#[test]
+fn named_commands_exist() {
+    let dev = words_after(&fs::read_to_string(root().join("dev")).unwrap(), "\n./dev ");
+    assert!(dev.contains(&"test".to_string()), "{dev:?}");
+    let mut faults = Vec::new();
+    for page in pages().iter().filter(|page| !page.name.starts_with(RECORDS)) {
+        for word in words_after(&page.text, "./dev ") {
+            if !dev.contains(&word) {
+                faults.push(format!("{}: ./dev {word} does not exist", page.name));
+            }
+        }
+        for (mark, folder) in [("--example ", "examples"), ("--bench ", "benches"), ("--test ", "tests")] {
+            for name in words_after(&page.text, mark) {
+                if !program(folder, &name) {
+                    faults.push(format!("{}: {mark}{name} does not exist", page.name));
+                }
+            }
+        }
+        if page.name == "docs/examples.md" {
+            for (number, line) in prose(&page.text) {
+                let name = line.strip_prefix("| `").and_then(|rest| rest.split_once('`')).map_or("", |(name, _)| name);
+                if !name.is_empty() && !name.contains(' ') && !program("examples", name) {
+                    faults.push(format!("{}:{number}: no example {name}", page.name));
+                }
+            }
+        }
+    }
+    no_faults(&faults);
+}
+
+#[test]
+fn the_helpers_see_what_they_should() {
+    assert_eq!(spans("a `b c` d `e`"), ["b c", "e"]);
+    assert_eq!(links("see [`x`](a.md#b) and [y](../c) `[no](d)`"), ["a.md#b", "../c"]);
+    assert_eq!(anchor("## How it's done, `fast`"), "how-its-done-fast");
+    assert_eq!(
+        words_after("./dev test --full and ./dev NAME, ./dev test-browser.", "./dev "),
+        ["test", "test-browser"]
+    );
+    assert_eq!(prose("a\n```text\nb\n```\nc"), [(1, "a"), (5, "c")]);
+    assert!(program("tests", "docs") && !program("tests", "no_such_test"));
+}
