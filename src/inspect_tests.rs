@@ -109,9 +109,9 @@ fn the_set_reaches_every_part_and_regime() {
         "KEEP_FIRST=4 ",
         "SINK_BINDING=7",
         "SINK_BINDING=5",
-        "parts/mask_tree",
-        "parts/elements_bf16",
-        "parts/scales_token",
+        "attention/mask/tree",
+        "kv/element/bf16",
+        "attention/scales/token",
         "SPANS=1 ",
         "SPANS=2 ",
     ] {

@@ -343,12 +343,13 @@ fn layouts_that_no_constructor_makes_are_refused() {
 fn wide_channels_are_written_and_checked() {
     let heads = HeadLayout::gqa_wide(Gqa { q_heads: 4, kv_heads: 2, head_dim: 6 }, 2).unwrap();
     let wide = WideChannels::new(&heads, &[vec![vec![5, 2], vec![1, 4]], vec![vec![0, 3], vec![2, 5]]]).unwrap();
-    let wide = SavedInfo { heads, wide: Some(wide), ..info() };
+    // One frequency for each pair of the key.
+    let wide = SavedInfo { heads, wide: Some(wide), inv_freq: vec![1.0, 0.1, 0.01], ..info() };
     let bytes = file(&wide);
     assert_eq!(read(&bytes).unwrap().0, wide);
     assert_eq!((u32_at(bytes.first_chunk().unwrap(), 8), u32_at(file(&info()).first_chunk().unwrap(), 8)), (2, 1));
     // Behind fingerprint and frequencies.
-    let first = 96 + 5 + 8;
+    let first = 96 + 5 + 12;
     assert_eq!(bytes[first..first + 8], [5, 0, 0, 0, 2, 0, 0, 0]);
     let changed =
         |at: usize, value: u32| resealed_of(&wide, |bytes| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()));
