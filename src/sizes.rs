@@ -31,6 +31,9 @@ pub(crate) fn expect_in(name: &'static str, number: usize, range: RangeInclusive
     }
 }
 
+/// No real model comes near; keeps every product of dimensions far inside u32.
+pub(crate) const MAX_DIM: usize = 1 << 14;
+
 #[cfg(test)]
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests {
@@ -47,6 +50,3 @@ mod tests {
         assert_eq!(sum_of_products("row", &[&[max], &[0]], max).unwrap(), max);
     }
 }
-
-/// No real model comes near; keeps every product of dimensions far inside u32.
-pub(crate) const MAX_DIM: usize = 1 << 14;

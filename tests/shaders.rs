@@ -110,7 +110,7 @@ fn memory_bindings_and_workgroups_are_what_the_host_says() {
         let host: Vec<_> = v.writable.iter().map(|w| Some(*w)).collect();
         assert_eq!(storage, host, "{what}: write access per storage binding");
         // WebGPU's default; pages in more than two slabs are for devices of more (`Capabilities::max_slabs`).
-        let most = if v.label.contains("slabs_4") { 10 } else { 8 };
+        let most = if v.label.contains("kv/slabs/4") { 10 } else { 8 };
         assert!(storage.len() <= most, "{what}: {} storage buffers", storage.len());
     });
 }

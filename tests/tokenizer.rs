@@ -1,12 +1,9 @@
 //! Text to tokens and back: of folders whose tokens are bytes, and with the feature `tokenizers` of published ones.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
-#[path = "shared/checkout.rs"]
-mod checkout;
-
-use checkout::checkout;
 use latten::model::Tokenizer;
 use latten::{Error, ErrorKind};
+use shared::checkout::checkout;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -25,7 +22,7 @@ mod generate;
 #[cfg(feature = "tokenizers")]
 #[path = "tokenizer/scheduled.rs"]
 mod scheduled;
-#[cfg(feature = "tokenizers")]
+#[allow(clippy::duplicate_mod)] // an example shares a file with it
 #[path = "shared/mod.rs"]
 mod shared;
 #[cfg(feature = "tokenizers")]

@@ -36,7 +36,7 @@ pub struct AppendArgs<'a> {
     /// `(tokens)` u32: `page * page_size + offset`.
     pub slots: &'a Tensor,
     /// `(tokens, rotated_dim / 2, 2)` f32 cosines and sines at the tokens' positions ([`Append::rotated_dim`],
-    /// [`cos_sin_table`]); for [`Rotation::None`] any f32 tensor.
+    /// [`cos_sin_table`](crate::rope::cos_sin_table)); for [`Rotation::None`] any f32 tensor.
     pub cos_sin: &'a Tensor,
     /// Tokens to append; the tensors may be longer.
     pub tokens: usize,

@@ -95,7 +95,7 @@ impl Embedding {
             return Err(ErrorKind::shape("y", y.shape(), "fewer than 2^32 elements"));
         }
         let grid = (word(row_vec4.div_ceil(64)), word(rows), 1);
-        let mut first = 0;
+        let mut first = 0usize;
         for part in &self.parts {
             let (table_rows, part_rows) = (word(self.rows()), word(part.out_dim()));
             let params =
@@ -103,7 +103,7 @@ impl Embedding {
             let buffers = [&part.tensor.buffer, &ids.buffer, &y.buffer];
             // All parts together write all of `y`.
             self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole().as_slice())?;
-            first += part.out_dim();
+            first = first.saturating_add(part.out_dim()); // `of_parts` has counted the rows
         }
         Ok(())
     }

@@ -11,6 +11,9 @@ use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+/// A key of `config.json`, its new size, and the tensors whose sizes follow, with the dimension that does.
+type Sizes<'a> = (&'a str, usize, &'a [(&'a str, usize)]);
+
 const BINDING: u64 = 256 << 10;
 
 /// A device of the tier under test that binds 256 KiB at once.
@@ -49,7 +52,7 @@ struct Wide {
 
 impl Wide {
     /// `sizes`: keys of the config and what they become, and, where a tensor's name ends so, the dimension that they are.
-    fn new(case: &str, sizes: &[(&str, usize, &[(&str, usize)])]) -> Wide {
+    fn new(case: &str, sizes: &[Sizes<'_>]) -> Wide {
         let mut wide =
             Wide { config: serde_json::from_str(&config_text(case)).unwrap(), tensors: Vectors::read(case).tensors };
         for (key, size, tensors) in sizes {

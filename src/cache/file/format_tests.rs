@@ -307,10 +307,13 @@ fn layouts_that_no_constructor_makes_are_refused() {
         let results: Vec<_> = (1..9).map(|n| saved_info(&words(n)[..])).collect();
         match results.iter().any(|result| result.is_ok()) {
             true => None,
-            false => results.into_iter().find_map(|result| match result.unwrap_err().kind() {
-                ErrorKind::Saved { fault, .. } => Some(fault.clone()),
-                other => panic!("{other:?}"),
-            }),
+            false => results
+                .into_iter()
+                .map(|result| match result.unwrap_err().kind() {
+                    ErrorKind::Saved { fault, .. } => fault.clone(),
+                    other => panic!("{other:?}"),
+                })
+                .next(),
         }
     };
     assert_eq!(read_as(good), None);

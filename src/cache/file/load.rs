@@ -35,11 +35,11 @@ impl PagedKvCache {
     ///
     /// A checksum is no signature: load files that you or your user wrote.
     ///
-    /// Errors: [`ErrorKind::Saved`](crate::ErrorKind::Saved) for a file that is foreign, newer, truncated, damaged, longer than
+    /// Errors: [`ErrorKind::Saved`] for a file that is foreign, newer, truncated, damaged, longer than
     /// it should be, or of another layout, dtype, rotation, number of layers or fingerprint, or of smaller pages than a
     /// window's gap has here;
-    /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) with the pages of all its sequences and those to be had, kept
-    /// ones counted as free; [`ErrorKind::Io`](crate::ErrorKind::Io); those of the device.
+    /// [`ErrorKind::CacheFull`] with the pages of all its sequences and those to be had, kept
+    /// ones counted as free; [`ErrorKind::Io`]; those of the device.
     pub async fn load(
         &mut self,
         fingerprint: &[u8],

@@ -224,7 +224,7 @@ struct NewFile {
 impl NewFile {
     fn create(path: &Path) -> Result<NewFile> {
         // Two saves to one path: each has a file of its own, and the last to end stays.
-        let (file, temporary) = create_beside(path).map_err(|e| ErrorKind::io(&path, &e))?;
+        let (file, temporary) = create_beside(path).map_err(|e| ErrorKind::io(path, &e))?;
         Ok(NewFile { temporary, file: Some(file) })
     }
 
@@ -241,7 +241,7 @@ impl NewFile {
         if named.is_ok() {
             self.temporary = PathBuf::new();
         }
-        named.map_err(|e| ErrorKind::io(&path, &e))
+        named.map_err(|e| ErrorKind::io(path, &e))
     }
 }
 

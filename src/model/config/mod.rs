@@ -1,10 +1,13 @@
 //! `config.json`: the numbers of a model. Pure.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod authors;
 mod bounds;
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // it bounds them
 pub(crate) mod keys;
 mod names;
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod published;
 
 pub use names::TensorNames;

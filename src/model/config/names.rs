@@ -3,11 +3,11 @@
 /// What the tensors of an attention layer are called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TensorNames {
-    /// As in the table of the [module](super), which has the names of published models.
+    /// As in the table of the [module](crate::model), which has the names of published models.
     #[default]
     Published,
     /// As in the code that the authors of GTA and GLA published, github.com/Dao-AILab/grouped-latent-attention: in the
-    /// [module](super)'s documentation, too.
+    /// [module](crate::model)'s documentation, too.
     Authors,
 }
 

@@ -60,7 +60,7 @@ pub struct Speculated {
     pub accepted: usize,
 }
 
-/// Continues a prompt as [`generate()`](super()) does, in fewer steps: the drafter guesses some tokens, one step
+/// Continues a prompt as [`generate()`](crate::model::generate()) does, in fewer steps: the drafter guesses some tokens, one step
 /// of `target` gives the logits after each of them, and those that stand are kept, with one more that the step itself
 /// gives. The others are cut off both caches.
 ///

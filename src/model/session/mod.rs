@@ -47,7 +47,7 @@ impl Session {
     /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
     /// Errors: [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
-    /// window, [`PrefillPath::Explicit`] or [`PrefillPath::From`] of what has no explicit form or does not keep it
+    /// window, [`PrefillPath::Explicit`](crate::model::PrefillPath::Explicit) or [`PrefillPath::From`](crate::model::PrefillPath::From) of what has no explicit form or does not keep it
     /// ([`LoadOptions::explicit`](super::LoadOptions)); [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device, or a `kv_dtype` of integers under biases that are too
     /// large for it.

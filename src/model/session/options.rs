@@ -1,7 +1,11 @@
 //! What a session makes room for.
 
+#[cfg(doc)]
+use crate::attention::AttentionOptions;
 use crate::gpu::DType;
 use crate::model::PrefillPath;
+#[cfg(doc)]
+use crate::model::Session;
 
 /// What a [`Session`] makes room for, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub struct SessionOptions {
     /// Tokens that a token sees, its own included, in every layer ([`AttentionOptions::window`]); none for all. What no
     /// later token sees leaves the cache at once, so a sequence may go on without end: its limit is then not the
     /// model's `max_position_embeddings`, which bounds how far apart tokens are that see each other, but 2^24 tokens.
-    /// A model with a window of its own ([`Config::window`](super::Config::window)) has it without this, and the smaller
+    /// A model with a window of its own ([`Config::window`](crate::model::Config::window)) has it without this, and the smaller
     /// of the two where both are given.
     pub window: Option<usize>,
     /// And the first this many of the sequence ([`AttentionOptions::keep_first`]). Tokens keep the positions at which
@@ -30,7 +34,7 @@ pub struct SessionOptions {
     pub keep_first: usize,
     /// In which form GLA and MLA take prompts. The explicit one has scratch memory of up to 256 MiB, made by the first
     /// prompt that takes it (or [`Session::warm_up`]): with the default `chunk` that is one without much before it, and
-    /// needs little; longer contexts want chunks of at least [`Config::prefill_break_even`](super::Config) tokens.
+    /// needs little; longer contexts want chunks of at least [`Config::prefill_break_even`](crate::model::Config) tokens.
     pub prefill: PrefillPath,
 }
 
