@@ -5,25 +5,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A room, and the rooms that it may name. `error` is everyone's.
+/// A room, and the rooms that it may name. `error` and `sizes` are everyone's.
 const MAY: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("sizes", &[]),
     ("io", &[]),
-    ("rope", &["sizes"]),
+    ("rope", &[]),
     ("gpu", &["io"]),
-    ("kv", &["gpu", "rope", "sizes"]),
+    ("kv", &["gpu", "rope"]),
     ("attention", &["kv", "gpu", "rope"]),
     ("cache", &["kv", "gpu", "rope", "io"]),
     ("nn", &["gpu", "rope", "kv"]),
     ("reference", &["kv", "rope"]),
-    ("model/config", &["nn", "kv", "rope"]),
-    ("model/weights", &["model/config", "nn", "gpu", "io"]),
+    ("model/config", &["nn", "kv", "rope", "io"]),
+    ("model/weights", &["model/config", "nn", "cache", "gpu", "io"]),
     ("model/layers", &["model/weights", "model/config", "attention", "cache", "nn", "kv", "rope", "gpu"]),
     ("model/decoder", &["model/layers", "model/weights", "model/config", "cache", "nn", "kv", "gpu", "io"]),
     (
         "model/session",
-        &["model/decoder", "model/layers", "model/config", "attention", "cache", "nn", "kv", "rope", "gpu"],
+        &["model/decoder", "model/layers", "model/config", "attention", "cache", "nn", "kv", "rope", "gpu", "io"],
     ),
     ("model/text", &["io"]),
     ("model/generate", &["model/session", "model/text", "cache", "nn"]),
@@ -88,7 +88,7 @@ fn rooms_name_only_the_rooms_below_them() {
         for path in named(&fs::read_to_string(&file).unwrap(), &own) {
             let there = room(&path.split("::").collect::<Vec<_>>());
             let known = MAY.iter().any(|(name, _)| *name == there);
-            if known && there != here && there != "error" && !may.contains(&there.as_str()) {
+            if known && there != here && there != "error" && there != "sizes" && !may.contains(&there.as_str()) {
                 wrong.push(format!("{}: {here} may not name {path}", file.display()));
             }
         }
