@@ -223,7 +223,7 @@ fn fields_of_a_config_are_those_that_a_file_could_have() {
             "head_dim: 9223372036854775808",
             Config { attention: AttentionConfig::Gqa { kv_heads: 2 }, head_dim: 1 << 63, ..gta.clone() },
         ),
-        ("state_dim: 18446744073709551615", Config { attention: latent(MAX), ..gla.clone() }),
+        ("latent_dim: 18446744073709551615", Config { attention: latent(MAX), ..gla.clone() }),
         ("head_dim: 18446744073709551615", Config { head_dim: MAX, ..gla.clone() }),
         ("v_head_dim: 18446744073709551615", Config { v_head_dim: MAX, ..gla.clone() }),
         ("v_head_dim: 4, of gta it is head_dim, 6", Config { v_head_dim: 4, ..gta.clone() }),
