@@ -84,7 +84,11 @@ fn headers() -> Vec<(&'static str, String, &'static str)> {
     let missing = "tensor model.embed_tokens.weight: missing";
     let named = |name: &str| format!("{{\"{name}\":{}}}", info(0));
     vec![
-        ("tensors", format!("{{{}\"last\":{}}}", many(&|i| format!("\"{i}\":{},", info(i))), info(SIZE)), "bytes"),
+        (
+            "tensors",
+            format!("{{{}\"last\":{}}}", many(&|i| format!("\"{i}\":{},", info(i))), info(SIZE)),
+            "begins at byte",
+        ),
         (
             "one shape",
             format!("{{\"t\":{{\"dtype\":\"U8\",\"shape\":[{}1],\"data_offsets\":[0,1]}}}}", many(&|_| "1,".into())),

@@ -1,6 +1,7 @@
 //! Models whose keys have large biases, as Qwen2's: what caches of integers make of them.
 
 use crate::assert_kind;
+use crate::shared::checkout::checkout;
 use crate::shared::*;
 use crate::tiny::Tiny;
 use latten::cache::SaveSequence;
@@ -10,7 +11,6 @@ use latten::{DType, Decode, ErrorKind, Gqa, HeadLayout, PagedKvCache, Pages, Wid
 use pollster::block_on;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
-use std::path::Path;
 
 const TOKENS: [u32; 24] = [1, 7, 9, 200, 3, 3, 8, 250, 0, 77, 5, 6, 9, 10, 42, 199, 2, 2, 31, 90, 11, 13, 254, 1];
 
@@ -169,10 +169,10 @@ fn a_layer_by_itself_with_wide_channels() {
 #[test]
 #[ignore = "a measurement of some minutes: bits per byte of an edited model in every cache"]
 fn the_shipped_model_with_large_biases() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/gqa");
+    let folder = std::path::PathBuf::from(checkout("examples/models/gqa"));
     let file = std::fs::read(folder.join("model.safetensors")).unwrap();
     let config = Config::parse("gqa", &std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
-    let text = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/held_out.txt")).unwrap();
+    let text = std::fs::read(checkout("tests/vectors/held_out.txt")).unwrap();
     let tokens: Vec<u32> = text.iter().take(2048).map(|b| u32::from(*b)).collect();
     println!("| bias | norm | f32 | f16 | i8 | i4 |");
     for size in [0.0f32, 10.0, 50.0, 150.0, 400.0] {
