@@ -124,6 +124,12 @@ fn kernels_that_nobody_holds_are_bounded_and_the_last_ones_compile_once() {
     assert!(gpu.counters().pipelines > compiled, "one that was let go compiles again");
     drop(held);
     assert_eq!(kept(), 32);
+    gpu.keep_idle_kernels(40);
+    (300..400).for_each(|window| drop(decode(window)));
+    assert_eq!(kept(), 40);
+    gpu.keep_idle_kernels(32);
+    drop(decode(400));
+    assert_eq!(kept(), 32);
 
     // Bind groups go with the kernels that they are of.
     let [x, y] = [4, 2].map(|n| Tensor::zeros(&gpu, &[1, n], DType::F32).unwrap());

@@ -62,14 +62,16 @@ struct KernelInner {
     gpu: Weak<Inner>,
 }
 
-/// Kernels that nobody holds and that are kept all the same, so that what is dropped and made again compiles nothing.
+/// Kernels that nobody holds and that are kept all the same, so that what is dropped and made again compiles nothing:
+/// where [`Gpu::keep_idle_kernels`] says nothing else.
 const IDLE_KERNELS: usize = 32;
 
 /// Compiled kernels by what they were made of: all that someone holds, and the last asked for of the others.
-#[derive(Default)]
 pub(super) struct Kernels {
     by_spec: HashMap<KernelSpec, Compiled>,
     clock: u64,
+    /// Most kernels that nobody holds.
+    most_idle: usize,
     /// Whether some were let go since the device was last asked to free what it need not keep.
     let_go: bool,
 }
@@ -78,6 +80,12 @@ struct Compiled {
     kernel: Arc<KernelInner>,
     /// When it was last asked for.
     asked: u64,
+}
+
+impl Default for Kernels {
+    fn default() -> Self {
+        Kernels { by_spec: HashMap::new(), clock: 0, most_idle: IDLE_KERNELS, let_go: false }
+    }
 }
 
 impl Kernels {
@@ -94,12 +102,12 @@ impl Kernels {
         Some(Kernel { inner: compiled.kernel.clone() })
     }
 
-    /// Takes out those that nobody holds beyond [`IDLE_KERNELS`]. `leaving` has one holder more, who is about to go.
+    /// Takes out those that nobody holds beyond the most. `leaving` has one holder more, who is about to go.
     fn sweep(&mut self, leaving: u64) -> Vec<Arc<KernelInner>> {
         // Only who has the lock makes another holder of one that has none.
         let idle = |c: &Compiled| Arc::strong_count(&c.kernel) == 1 + usize::from(c.kernel.id == leaving);
         let mut asked: Vec<u64> = self.by_spec.values().filter(|c| idle(c)).map(|c| c.asked).collect();
-        let Some(surplus) = asked.len().checked_sub(IDLE_KERNELS).filter(|n| *n > 0) else { return Vec::new() };
+        let Some(surplus) = asked.len().checked_sub(self.most_idle).filter(|n| *n > 0) else { return Vec::new() };
         asked.sort_unstable();
         let last = asked[surplus - 1];
         let mut gone = Vec::new();
@@ -130,6 +138,13 @@ impl Drop for Kernel {
 pub(crate) type Grid = (u32, u32, u32);
 
 impl Gpu {
+    /// How many compiled kernels that nobody holds any more are kept for the next who asks for them, the last asked for
+    /// first; 32 unless this says otherwise. More where many layouts, windows or softcaps take turns and each is dropped in between:
+    /// a kernel may take megabytes of the driver's memory. Takes effect when the next kernel is let go.
+    pub fn keep_idle_kernels(&self, most: usize) {
+        self.lock(&self.inner.kernels).most_idle = most;
+    }
+
     /// Compiles a kernel, or returns it from the cache.
     pub(crate) fn kernel(&self, spec: KernelSpec) -> Result<Kernel> {
         if let Some(kernel) = self.lock(&self.inner.kernels).get(&spec) {

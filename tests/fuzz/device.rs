@@ -20,6 +20,7 @@ impl World {
     pub fn new() -> Self {
         let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
         let gpu = Gpu::from_wgpu(None, device, queue).unwrap();
+        gpu.keep_idle_kernels(1 << 12); // the same kernels come again and again
         let heads = [
             HeadLayout::gqa(Gqa { q_heads: 4, kv_heads: 2, head_dim: 8 }),
             HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 8, rope_dim: 4 }),
