@@ -181,10 +181,12 @@ fn scheduled(g: &mut Gen, session: Session) {
         };
         ids.extend(g.call("Scheduler::add", scheduler.add(request)));
     }
-    for _ in 0..6 {
+    // Before a step while it is under way, or after all of them, when it may have ended.
+    let cancelled = g.below(8);
+    for step in 0..=6 {
+        if let Some(id) = ids.first().filter(|_| step == cancelled || step == 6) {
+            g.call("Scheduler::cancel", scheduler.cancel(*id));
+        }
         g.call("Scheduler::step", block_on(scheduler.step()));
-    }
-    if let Some(id) = ids.first() {
-        g.call("Scheduler::cancel", scheduler.cancel(*id));
     }
 }
