@@ -1,5 +1,5 @@
 //! A decode on the adapter that is there (`LATTEN_ADAPTER` chooses), from recording to the end of the GPU's work: small
-//! shapes of the four variants. For GPU time alone and real sizes: `cargo run --release --example kernel_table`.
+//! shapes of the four variants. For GPU time alone and real sizes: `cargo run --release -p latten-tools -- kernel_table`.
 //!
 //! `cargo bench --bench decode`
 

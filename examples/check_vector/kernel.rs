@@ -1,7 +1,7 @@
 //! A kernel vector: rows into a paged cache, then one decode.
 
 use super::report::{Bound, Report};
-use latten::reference::vector::KernelVector;
+use super::vector::KernelVector;
 use latten::reference::{decode, Attended, DecodeInputs};
 use latten::{DType, Decode, Gpu, PagedKvCache, Pages, Result, SeqId, SplitPolicy, Tensor};
 

@@ -2,10 +2,10 @@
 
 use super::kernel::{narrow, rounded, wide};
 use super::report::{Bound, Report};
+use super::vector::{LayerVector, LayerWeights, Variant};
 use latten::kv::StateLayout;
 use latten::model::{Attention, AttentionConfig, Config, TensorNames};
 use latten::reference;
-use latten::reference::vector::{LayerVector, LayerWeights, Variant};
 use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
 use latten::rope::RopeScaling;
 use latten::{

@@ -3,19 +3,21 @@
 //! `cargo run --release --example check_vector -- tests/vectors/kernel_gla_1.json` in a checkout of the repository;
 //! `.. < vector.json`
 //!
-//! The format of vectors: `latten::reference::vector`.
+//! The format of vectors: tests/common/vector.rs.
 
 mod kernel;
 mod layer;
 mod report;
 #[path = "../shared/repository.rs"]
 mod repository;
+#[path = "../../tests/common/vector.rs"]
+pub mod vector;
 
-use latten::reference::vector::Vector;
 use latten::{Gpu, GpuOptions};
 use report::Report;
 use std::io::{Read, Write};
 use std::process::ExitCode;
+use vector::Vector;
 
 const USAGE: &str = "usage: check_vector [FILE|- ..] [--adapter NAME]
 

@@ -1,7 +1,7 @@
 //! No kernel reads workgroup memory before it has written it: pipelines are made without zero-initialised workgroup
 //! memory, so this is proved by filling it with NaN at each kernel's start, and finding the same bits at the end.
 
-#[path = "../../tests/shared/checkout.rs"]
+#[path = "../../tests/common/checkout.rs"]
 mod checkout;
 
 use super::{Gpu, GpuOptions};

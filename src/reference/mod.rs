@@ -38,7 +38,6 @@ mod pages;
 mod rope;
 mod route;
 mod sample;
-pub mod vector;
 mod wide;
 
 pub use append::{append, quantise_span, round_to_i4, round_to_i8, I4_LEVELS, I8_LEVELS};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Records keep the names of their day.
 const RECORDS: &str = "benches/results/";
 /// Folders of the repository whose paths, in backticks, must exist.
-const ROOMS: [&str; 6] = ["src/", "shaders/", "tests/", "examples/", "benches/", "docs/"];
+const ROOMS: [&str; 7] = ["src/", "shaders/", "tests/", "tools/", "examples/", "benches/", "docs/"];
 /// Stand for a name in a path.
 const PLACEHOLDERS: [&str; 4] = ["NAME", "DATE", "WORD", "VERSION"];
 /// Characters of a line that is neither code nor of a table.
@@ -199,6 +199,12 @@ fn program(folder: &str, name: &str) -> bool {
     folder.join(format!("{name}.rs")).is_file() || folder.join(name).join("main.rs").is_file()
 }
 
+/// Is there a tool of this name?
+fn tool(name: &str) -> bool {
+    let folder = root().join("tools/src");
+    folder.join(format!("{name}.rs")).is_file() || folder.join(name).join("mod.rs").is_file()
+}
+
 #[test]
 fn named_commands_exist() {
     let dev = words_after(&fs::read_to_string(root().join("dev")).unwrap(), "\n./dev ");
@@ -217,11 +223,16 @@ fn named_commands_exist() {
                 }
             }
         }
+        for name in words_after(&page.text, "-p latten-tools -- ") {
+            if !tool(&name) {
+                faults.push(format!("{}: no tool {name}", page.name));
+            }
+        }
         if page.name == "docs/examples.md" {
             for (number, line) in prose(&page.text) {
                 let name = line.strip_prefix("| `").and_then(|rest| rest.split_once('`')).map_or("", |(name, _)| name);
-                if !name.is_empty() && !name.contains(' ') && !program("examples", name) {
-                    faults.push(format!("{}:{number}: no example {name}", page.name));
+                if !name.is_empty() && !name.contains(' ') && !program("examples", name) && !tool(name) {
+                    faults.push(format!("{}:{number}: no example or tool {name}", page.name));
                 }
             }
         }
@@ -240,4 +251,5 @@ fn the_helpers_see_what_they_should() {
     );
     assert_eq!(prose("a\n```text\nb\n```\nc"), [(1, "a"), (5, "c")]);
     assert!(program("tests", "docs") && !program("tests", "no_such_test"));
+    assert!(tool("save_speed") && tool("kernel_table") && !tool("no_such_tool"));
 }

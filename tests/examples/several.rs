@@ -1,6 +1,6 @@
 //! Examples of several sequences: the texts and tables they print, by what their numbers must be to each other.
 
-use super::{checkout, generate, sessions, words};
+use super::{chats, checkout, generate, words};
 use pollster::block_on;
 
 fn models() -> String {
@@ -67,7 +67,7 @@ fn generate_prints_several_texts_the_best_first() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// The table of `sessions`: the numbers before it, and its rows by name.
+/// The table of `chats`: the numbers before it, and its rows by name.
 struct Table {
     system: f64,
     page: f64,
@@ -93,9 +93,9 @@ struct Row {
 }
 
 fn table(args: &str) -> Table {
-    let args = sessions::parse(words(&format!("--models {} {args}", models()))).unwrap();
+    let args = chats::parse(words(&format!("--models {} {args}", models()))).unwrap();
     let mut out = Vec::new();
-    block_on(sessions::run(&args, &mut out)).unwrap();
+    block_on(chats::run(&args, &mut out)).unwrap();
     let out = String::from_utf8(out).unwrap();
     let numbers = |line: &str| -> Vec<f64> { line.split_whitespace().filter_map(|w| w.parse().ok()).collect() };
     let lines: Vec<&str> = out.lines().collect();
@@ -144,7 +144,7 @@ impl Table {
 }
 
 #[test]
-fn the_table_of_sessions_adds_up() {
+fn the_table_of_chats_adds_up() {
     let chats = 5.0;
     for (args, page) in [("--variant mla --page-size 16", 16.0), ("--variant gqa --page-size 32 --kv-dtype i8", 32.0)] {
         let table = table(&format!("{args} --sequences 5 --tokens 10"));
@@ -187,7 +187,7 @@ fn the_table_of_sessions_adds_up() {
 
 /// Nothing to share: a page is longer than the system prompt. And a token per page, where all of it is shared.
 #[test]
-fn sessions_of_any_page_size() {
+fn chats_of_any_page_size() {
     let table = table("--variant gta --page-size 1024 --sequences 1 --tokens 2");
     table.check_sums();
     assert!(table.rows.iter().all(|(_, row)| row.hits == 0.0 && row.evicted == 0.0));
@@ -200,7 +200,7 @@ fn sessions_of_any_page_size() {
 }
 
 #[test]
-fn sessions_says_what_is_wrong_with_its_arguments() {
+fn chats_says_what_is_wrong_with_its_arguments() {
     for (args, why) in [
         ("--variant rwkv", "--variant rwkv: wanted gqa, gta, gla or mla"),
         ("--page-size 3", "--page-size 3: wanted a power of two up to 4096"),
@@ -211,7 +211,7 @@ fn sessions_says_what_is_wrong_with_its_arguments() {
         ("--kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
         ("now", "unknown argument now"),
     ] {
-        let message = sessions::parse(words(args)).err().unwrap();
+        let message = chats::parse(words(args)).err().unwrap();
         assert!(message.contains(why), "{args}: {message}");
     }
     for (args, why) in [
@@ -220,8 +220,8 @@ fn sessions_says_what_is_wrong_with_its_arguments() {
         (&format!("--tokens {}", usize::MAX), "max_position_embeddings, 1024"),
         ("--sequences 2000000000", "max_batch: 2500000000 is not in 1..=2^30"),
     ] {
-        let args = sessions::parse(words(&format!("--models {} {args}", models()))).unwrap();
-        let message = block_on(sessions::run(&args, &mut Vec::new())).unwrap_err().to_string();
+        let args = chats::parse(words(&format!("--models {} {args}", models()))).unwrap();
+        let message = block_on(chats::run(&args, &mut Vec::new())).unwrap_err().to_string();
         assert!(message.contains(why), "{why}: {message}");
     }
 }

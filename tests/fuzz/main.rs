@@ -6,6 +6,8 @@
 //! `LATTEN_FUZZ_FIRST=<seed>` begins elsewhere. Overflow checks should be on, as in `./dev test`.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
+#[path = "../common/mod.rs"]
+mod common;
 mod device;
 mod known;
 mod memory;
@@ -15,8 +17,6 @@ mod numbers;
 mod plans;
 mod pure;
 mod references;
-#[path = "../shared/mod.rs"]
-mod shared;
 mod tables;
 #[allow(dead_code)] // of the models' f64 side
 #[path = "../model/tiny.rs"]

@@ -1,6 +1,6 @@
 //! Numbers that mostly fit, and what comes of the calls that get them.
 
-use crate::shared::Rng;
+use crate::common::Rng;
 use latten::Error;
 use std::collections::BTreeMap;
 use std::fmt;

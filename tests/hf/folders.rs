@@ -1,7 +1,7 @@
 //! Folders of published models: files in pieces, and what is refused, by name.
 
+use crate::common::{gpu, message};
 use crate::model::{config_text, file, folder, Model, Vectors};
-use crate::shared::{gpu, message};
 use crate::{assert_kind, in_pieces, TOLERANCE};
 use latten::model::{AttentionConfig, Config, Decoder, TensorNames};
 use latten::{DType, ErrorKind};

@@ -1,9 +1,9 @@
 //! Folders and files that are no model of the kind that is read: errors that say what they are.
 
 use crate::assert_kind;
+use crate::common::{gpu, message};
 use crate::folders::Copied;
 use crate::model::config_text;
-use crate::shared::{gpu, message};
 use latten::model::{Config, Decoder};
 use latten::{DType, ErrorKind};
 use serde_json::{json, Value};

@@ -1,8 +1,8 @@
 //! Matrices that are more than the device binds at once: in several buffers, with the same results to the bit.
 
 use crate::assert_kind;
+use crate::common::{gpu, gpu_with, message};
 use crate::model::{config_text, file, Vectors};
-use crate::shared::{gpu, gpu_with, message};
 use latten::model::{Config, Decoder, Session, SessionOptions, Want};
 use latten::{wgpu, DType, ErrorKind, Gpu, GpuOptions, SplitPolicy, Tier};
 use pollster::block_on;

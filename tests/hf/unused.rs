@@ -1,7 +1,7 @@
 //! Tensors beside those of a model, and heads beside a tied embedding.
 
+use crate::common::{gpu, message};
 use crate::model::{config_text, file, Model, Vectors};
-use crate::shared::{gpu, message};
 use crate::{assert_kind, in_pieces, TOLERANCE};
 use latten::model::{Config, Decoder, LoadOptions};
 use latten::{DType, ErrorKind, Result};

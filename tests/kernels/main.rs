@@ -22,7 +22,7 @@ mod slabs;
 mod split;
 mod steps;
 mod support;
-#[path = "../shared/tier.rs"]
+#[path = "../common/tier.rs"]
 mod tier;
 mod tree;
 mod wide;

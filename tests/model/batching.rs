@@ -1,8 +1,8 @@
 //! The same tokens however a prompt is cut and whatever shares its batch; errors that change nothing.
 
 use crate::assert_kind;
-use crate::shared::checkout::checkout;
-use crate::shared::*;
+use crate::common::checkout::checkout;
+use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{generate, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want};
 use latten::nn::Sampling;

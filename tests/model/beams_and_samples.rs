@@ -1,7 +1,7 @@
 //! Beam search and best of n, against plain searches in sequences of their own; what they leave behind.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::model::{
     beam_search, best_of, generate, BeamOptions, BestOfOptions, Continuation, Decoder, Draw, GenerateOptions, Session,

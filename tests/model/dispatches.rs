@@ -1,6 +1,6 @@
 //! Dispatches cut for slow devices: the same results, in more pieces.
 
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::model::{Config, Decoder, Session, SessionOptions, Want};
 use latten::{DType, Gpu, GpuOptions};

@@ -1,7 +1,7 @@
 //! Folders that hold no usable model: typed errors that name file, key or tensor.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Folder, Tiny, VARIANTS};
 use latten::model::{Config, Decoder, LoadOptions};
 use latten::{DType, ErrorKind};

@@ -1,6 +1,6 @@
 //! Logits against the f64 forward pass.
 
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::model::{Config, Decoder, Session, SessionOptions, Want};
 use latten::nn::quantise;

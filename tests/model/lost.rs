@@ -1,6 +1,6 @@
 //! Sessions beside callers whose work is lost, with all that is recorded on the device at the time.
 
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::Tiny;
 use latten::model::{Decoder, Session, SessionOptions, Want};
 use latten::nn::SwiGlu;

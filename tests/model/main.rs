@@ -3,6 +3,8 @@
 
 mod batching;
 mod beams_and_samples;
+#[path = "../common/mod.rs"]
+mod common;
 mod dispatches;
 mod folders;
 mod forward;
@@ -13,8 +15,6 @@ mod saved;
 mod scheduler;
 mod scheduler_hands;
 mod scheduler_windows;
-#[path = "../shared/mod.rs"]
-mod shared;
 mod sharing;
 mod speculative;
 mod tiny;

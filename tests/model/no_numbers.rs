@@ -1,8 +1,8 @@
 //! Logits that are no numbers: an error with the sequence and the place, and nothing else is touched.
 
 use crate::assert_kind;
+use crate::common::*;
 use crate::scheduler::{request, All, PAGE};
-use crate::shared::*;
 use crate::tiny::Tiny;
 use latten::model::{
     beam_search, best_of, continue_sequence, generate, generate_speculative, BeamOptions, BestOfOptions, Decoder,

@@ -1,8 +1,8 @@
 //! Prompts in the explicit form: the same as absorbed, and as the reference; whole models say the same either way.
 
 use crate::assert_kind;
-use crate::shared::checkout::checkout;
-use crate::shared::*;
+use crate::common::checkout::checkout;
+use crate::common::*;
 use latten::model::{
     generate, Attention, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions, LoadOptions, PrefillPath,
     Session, SessionOptions, TensorNames, Want,

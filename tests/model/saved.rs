@@ -1,7 +1,7 @@
 //! Sessions that are saved and loaded go on as if they had not been.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::cache::SaveSequence;
 use latten::model::{

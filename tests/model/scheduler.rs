@@ -1,7 +1,7 @@
 //! Requests that share steps: each gets what it would get alone, whatever comes, goes, waits or stops beside it.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
     generate, Decoder, Draw, Event, Finished, GenerateOptions, Request, RequestId, Scheduler, Session, SessionOptions,

@@ -1,8 +1,8 @@
 //! Requests in sessions with a window: what `generate` takes and gives, in the pages that the window needs.
 
 use crate::assert_kind;
+use crate::common::*;
 use crate::scheduler::{request, All, PAGE};
-use crate::shared::*;
 use crate::tiny::Tiny;
 use latten::model::{generate, Decoder, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions, Want};
 use latten::{DType, ErrorKind, SplitPolicy};

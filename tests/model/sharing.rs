@@ -1,7 +1,7 @@
 //! Sequences of a session that share their cache: the same logits, less work and memory.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::model::{Decoder, Draw, Session, SessionOptions, Want};
 use latten::{DType, ErrorKind, SeqId, SplitPolicy};

@@ -1,8 +1,8 @@
 //! Speculative decoding: the tokens of plain generation, in fewer steps; and what it leaves behind.
 
 use crate::assert_kind;
-use crate::shared::checkout::checkout;
-use crate::shared::*;
+use crate::common::checkout::checkout;
+use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
     generate, generate_speculative, Decoder, Drafter, GenerateOptions, Session, SessionOptions, Speculated,

@@ -1,6 +1,6 @@
 //! Tiny random models of each variant: written to a folder, and run in f64 by the reference.
 
-use crate::shared::{f64s, Rng};
+use crate::common::{f64s, Rng};
 use latten::reference;
 use latten::reference::Rotation;
 use latten::reference::{DecodeInputs, DecodeOptions, Form, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};

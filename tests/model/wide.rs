@@ -1,8 +1,8 @@
 //! Models whose keys have large biases, as Qwen2's: what caches of integers make of them.
 
 use crate::assert_kind;
-use crate::shared::checkout::checkout;
-use crate::shared::*;
+use crate::common::checkout::checkout;
+use crate::common::*;
 use crate::tiny::Tiny;
 use latten::cache::SaveSequence;
 use latten::model::{Attention, Config, Decoder, Session, SessionOptions, Want};

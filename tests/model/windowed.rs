@@ -1,7 +1,7 @@
 //! Sessions with a window: the logits of the f64 forward with that mask, in memory that does not grow.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
     best_of, continue_sequence, generate_speculative, BestOfOptions, Decoder, Drafter, Draw, GenerateOptions, Session,

@@ -1,6 +1,6 @@
 //! The `encode` forms in a pass of the app's own.
 
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::{Embedding, Linear, NormShape, RmsNorm, Span, SwiGlu, Weight};
 use latten::{reference, DType, Tensor};
 

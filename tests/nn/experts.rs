@@ -1,7 +1,7 @@
 //! Mixtures of experts: the choice equal to the reference's, products as if each row had its matrices alone.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::{quantise, ExpertArgs, ExpertShape, ExpertTuning, Experts, Route, RouteShape, Span, Weight};
 use latten::reference;
 use latten::reference::Routing;

@@ -2,7 +2,7 @@
 //! device: a norm before, SwiGLU after, rotated elements beside.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::{quantise, Linear, LinearTuning, NormShape, RmsNorm, Rope, Span, Weight};
 use latten::reference;
 use latten::reference::Pairs;

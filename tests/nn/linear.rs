@@ -1,7 +1,7 @@
 //! Linear: odd sizes, strides, several heads, bias, accumulation, both weight dtypes, poison.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::{Linear, Span, Weight};
 use latten::{reference, DType, ErrorKind, Tensor};
 

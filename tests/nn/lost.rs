@@ -1,7 +1,7 @@
 //! What one caller does wrong takes nothing from another; and where recorded work is lost all the same, whoever asks for it is
 //! told.
 
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::SwiGlu;
 use latten::{wgpu, DType, Error, ErrorKind, Gpu, GpuOptions, Tensor};
 use pollster::block_on;

@@ -1,6 +1,8 @@
 //! The decoder block's kernels on the adapter that is there, against the f64 reference.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
+#[path = "../common/mod.rs"]
+mod common;
 mod encode;
 mod experts;
 mod fused;
@@ -9,6 +11,4 @@ mod lost;
 mod matrix;
 mod rows;
 mod sample;
-#[path = "../shared/mod.rs"]
-mod shared;
 mod threads;

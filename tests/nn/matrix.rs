@@ -2,7 +2,7 @@
 //! the input rounded as `shaders/nn/linear_pack.wgsl` says.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::{quantise, Linear, MatrixTile, NormShape, RmsNorm, Rope, Span, Weight};
 use latten::reference;
 use latten::reference::Pairs;

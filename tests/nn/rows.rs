@@ -1,7 +1,7 @@
 //! Norm, SwiGLU, embedding and rotation.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::{Embedding, NormShape, RmsNorm, Rope, Rotate, RotateShape, Span, SwiGlu, Weight};
 use latten::reference;
 use latten::reference::Pairs;

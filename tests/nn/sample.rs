@@ -1,7 +1,7 @@
 //! Sampling: equal to the reference where it is decided clearly, in range whatever the logits, and fair.
 
 use crate::assert_kind;
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::{Sample, Sampling, Span};
 use latten::{reference, DType, ErrorKind, Tensor};
 

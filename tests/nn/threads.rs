@@ -1,6 +1,6 @@
 //! One `Gpu` used from several threads: each reads its own results, whoever submits the commands.
 
-use crate::shared::*;
+use crate::common::*;
 use latten::nn::SwiGlu;
 
 #[test]

@@ -1,6 +1,6 @@
 //! Explicit = absorbed = split = sharded; the algebra of the merge; masks.
 
-use latten::reference::vector::LayerWeights;
+use crate::vector::LayerWeights;
 use latten::reference::{
     absorb_query, decode, decode_split, gla_layer, gla_project, linear, merge, unabsorb_values, Attended, DecodeInputs,
     Form, GlaWeights, LayerConfig,

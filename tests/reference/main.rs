@@ -12,11 +12,13 @@ mod malformed;
 mod options;
 mod pieces;
 mod sampling;
+#[path = "../common/vector.rs"]
+mod vector;
 mod vectors;
 
 use std::path::PathBuf;
 
-use latten::reference::vector::Vector;
+use vector::Vector;
 
 /// Allowed gap, relative to 1 + |wanted|. Both sides compute in f64; the oracle sums exactly, the reference plainly, whose
 /// rounding grows with the number of terms (below 200 here) times 2^-53 = 1.1e-16 times their size (below 100), and a score

@@ -1,6 +1,6 @@
 //! `Vector::parse` on broken input: an error that names what is wrong, never a panic.
 
-use latten::reference::vector::Vector;
+use crate::vector::Vector;
 use proptest::prelude::*;
 use serde_json::{json, Value};
 

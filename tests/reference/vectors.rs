@@ -1,6 +1,6 @@
 //! Every committed vector of the oracle.
 
-use latten::reference::vector::{KernelVector, LayerVector, LayerWeights, Variant, Vector};
+use crate::vector::{KernelVector, LayerVector, LayerWeights, Variant, Vector};
 use latten::reference::{decode, decode_split, gla_layer, gta_layer, merge, Form, LayerConfig};
 
 use crate::{assert_close, vectors};

@@ -1,7 +1,7 @@
 //! Texts that go on: no second first token, and no second first space.
 
 use super::*;
-use crate::shared::Rng;
+use crate::common::Rng;
 use serde_json::{json, Value};
 
 fn with(file: &str, change: impl FnOnce(&mut Value)) -> Tokenizer {

@@ -1,7 +1,7 @@
 //! Whatever a tokenizer.json says: an error or a tokenizer, never a panic, and one that is sound after an error.
 
 use super::*;
-use crate::shared::Rng;
+use crate::common::Rng;
 use serde_json::{json, Value};
 
 fn tokenizer(text: &str) -> Result<Tokenizer, Error> {

@@ -1,6 +1,6 @@
 //! The scheduler's texts and stop strings, by the tokenizers of published models.
 
-use crate::shared::{gpu, Rng};
+use crate::common::{gpu, Rng};
 use crate::streamed::Pair;
 use crate::tiny::Tiny;
 use latten::model::{Decoder, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions};

@@ -1,7 +1,7 @@
 //! Streams against what the library makes of the whole list, for every kind of decoder.
 
 use super::*;
-use crate::shared::Rng;
+use crate::common::Rng;
 use latten::model::TextStream;
 use serde_json::{json, Value};
 use std::panic::{catch_unwind, AssertUnwindSafe};

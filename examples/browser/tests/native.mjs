@@ -6,9 +6,9 @@ import { promisify } from "node:util";
 
 const run = promisify(execFile);
 
-/** examples/logits.rs; weights and cache as in the browser's check. */
+/** tools/src/logits.rs; weights and cache as in the browser's check. */
 async function logits(root, variant, tokens, ...rest) {
-  const cargo = ["run", "--quiet", "--locked", "--release", "--example", "logits", "--"];
+  const cargo = ["run", "--quiet", "--locked", "--release", "-p", "latten-tools", "--", "logits"];
   const what = [`examples/models/${variant}`, `${tokens}`, "--dtype", "f16", "--kv-dtype", "f32", ...rest];
   const { stdout } = await run("cargo", [...cargo, ...what], { cwd: root, maxBuffer: 1 << 28 });
   return JSON.parse(stdout);

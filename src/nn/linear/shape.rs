@@ -67,7 +67,7 @@ impl LinearTuning {
 
     /// For a device and a matrix: of one row of input, and of more. They differ in what leaves a row's sums as they are.
     /// The time of few rows is that of reading the matrix, so what counts is enough loads on their way: as many lanes as
-    /// the device likes, a few words each. Measured on an H100 with 4096 x 4096 (`examples/linear_table --sweep`).
+    /// the device likes, a few words each. Measured on an H100 with 4096 x 4096 (the tool `linear_table --sweep`).
     pub(crate) fn of(capabilities: &Capabilities, weight: &Weight) -> [Self; 2] {
         if capabilities.is_software() {
             return LinearTuning::SOFTWARE;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tokenizers of tests/tokenizer.rs: a byte-level one, one with spaces as U+2581 that falls back to bytes, and one with words as every kind of decoder knows them."""
+"""Write the tokenizers of tests/tokenizer: a byte-level one, one with spaces as U+2581 that falls back to bytes, and one with words as every kind of decoder knows them."""
 import json
 import pathlib
 

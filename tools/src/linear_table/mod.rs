@@ -1,0 +1,358 @@
+//! Times the linear kernels on this adapter against two ceilings measured in the same run.
+//!
+//!     cargo run --release -p latten-tools -- linear_table [--adapter NAME] [--tier portable|subgroup|matrix]
+//!         [--size IN[xOUT]] [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS] [--experts N,TOP]
+//!
+//! Per line: rows of input, inputs and outputs of the matrix (default 4096; software adapters 1024), dtype, median GPU
+//! microseconds of one product among dependent ones in a pass, and of one alone in a pass; GB/s of the bytes that must be
+//! read and their percent of a streaming read; TFLOP/s and their percent of plain f32 multiply-adds and of cooperative
+//! matrices; the largest error of sampled outputs against the f64 reference. The products of a pass go round copies of
+//! the matrix that together exceed a last-level cache. Clocks are warmed by half a second of the same work. `--tier` is
+//! that of [`GpuOptions::tier`]; cooperative matrices must be asked for. `--sweep` tries the numbers of the kernel for so
+//! many rows instead, on f16 and int8, and prints the best twenty of each. `--experts` times layers of so many experts, of
+//! which a row goes to TOP, instead: rows of IN through SwiGLUs of OUT, one by one and listed by expert.
+
+mod experts;
+
+use crate::common::{ceilings, matmul, timing};
+use ceilings::Ceilings;
+use experts::Layer;
+use latten::nn::{quantise, ExpertShape, Linear, LinearTuning, MatrixTile, Span, Weight};
+use latten::{reference, wgpu, DType, ErrorKind, Gpu, GpuOptions, Result, Tensor, Tier};
+use std::time::Duration;
+use timing::{random, times_us, Block, WARM};
+
+/// More than the last-level cache of any GPU.
+const CACHE_BYTES: usize = 160 << 20;
+/// Of a product's root mean square, in f32; cooperative matrices round the input to f16.
+const LARGEST_ERROR: f64 = 1e-4;
+const LARGEST_HALF_ERROR: f64 = 1e-3;
+
+#[derive(Default)]
+struct Options {
+    adapter: Option<String>,
+    tier: Option<Tier>,
+    /// Inputs and outputs.
+    size: Option<(usize, usize)>,
+    rows: Option<Vec<usize>>,
+    dtype: Option<DType>,
+    json: Option<String>,
+    sweep: Option<usize>,
+    /// Experts, and how many of them a row goes to.
+    experts: Option<(usize, usize)>,
+}
+
+pub(crate) fn main() {
+    let options = match arguments() {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!(
+                "{message}\nusage: linear_table [--adapter NAME] [--tier portable|subgroup|matrix] [--size IN[xOUT]] \
+                 [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS] [--experts N,TOP]"
+            );
+            std::process::exit(2);
+        }
+    };
+    if let Err(error) = pollster::block_on(run(options)) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn arguments() -> Result<Options, String> {
+    let mut options = Options::default();
+    let mut args = std::env::args().skip(2);
+    while let Some(name) = args.next() {
+        let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let number = |text: &str| match text.parse::<usize>() {
+            Ok(n) if (1..=1 << 15).contains(&n) => Ok(n),
+            _ => Err(format!("{name} {text}: not a number from 1 to 32768")),
+        };
+        match name.as_str() {
+            "--adapter" => options.adapter = Some(value),
+            "--tier" => {
+                options.tier = match value.as_str() {
+                    "portable" => Some(Tier::Portable),
+                    "subgroup" => Some(Tier::Subgroup),
+                    "matrix" => Some(Tier::Matrix),
+                    _ => return Err(format!("no tier {value}")),
+                }
+            }
+            "--size" => {
+                let (inputs, outputs) = value.split_once('x').unwrap_or((&value, &value));
+                options.size = Some((number(inputs)?, number(outputs)?));
+            }
+            "--rows" => options.rows = Some(value.split(',').map(number).collect::<Result<_, _>>()?),
+            "--dtype" => {
+                options.dtype = match value.as_str() {
+                    "f16" => Some(DType::F16),
+                    "i8" => Some(DType::I8),
+                    _ => return Err(format!("no weights of {value}")),
+                }
+            }
+            "--experts" => {
+                let (experts, top) = value.split_once(',').ok_or_else(|| format!("{name} {value}: not N,TOP"))?;
+                options.experts = Some((number(experts)?, number(top)?));
+            }
+            "--sweep" => options.sweep = Some(number(&value)?),
+            "--json" => options.json = Some(value),
+            _ => return Err(format!("unknown argument {name}")),
+        }
+    }
+    Ok(options)
+}
+
+async fn run(options: Options) -> Result<()> {
+    let gpu =
+        Gpu::with_options(GpuOptions { adapter: options.adapter, tier: options.tier, ..Default::default() }).await?;
+    let software = gpu.capabilities().is_software();
+    if let Some((experts, top)) = options.experts {
+        let (dim, width) = options.size.unwrap_or((2048, 1408));
+        let rows = options.rows.unwrap_or_else(|| vec![1, 4, 8, 16, 32, 64, 128, 256]);
+        println!("adapter: {}", gpu.capabilities().adapter);
+        for dtype in options.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
+            print!("{dtype}, ");
+            Layer::new(&gpu, ExpertShape { experts, top, dim, width }, dtype)?.table(&rows).await?;
+        }
+        return Ok(());
+    }
+    let ceilings = ceilings::measure(&gpu, &Block::new(&gpu, DType::F16)).await?;
+    println!("adapter: {}, tier {:?}", gpu.capabilities().adapter, gpu.capabilities().tier);
+    let matmul = ceilings.matmul_tflops.map_or("none".into(), |t| format!("{t:.0} TFLOP/s"));
+    println!(
+        "ceilings: streaming read {:.0} GB/s, f32 fma {:.2} TFLOP/s, cooperative matrices {matmul}\n",
+        ceilings.read_gbps, ceilings.fma_tflops
+    );
+    let size = options.size.unwrap_or(if software { (1024, 1024) } else { (4096, 4096) });
+    let rows_of_lines = options.rows.unwrap_or_else(|| vec![1, 2, 4, 8, 16, if software { 64 } else { 512 }]);
+    let mut lines = Vec::new();
+    for dtype in options.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
+        let bench = Bench::new(&gpu, size, dtype)?;
+        if let Some(rows) = options.sweep {
+            bench.sweep(rows, ceilings).await?;
+            continue;
+        }
+        if lines.is_empty() {
+            println!(
+                "{:<24} {:>10} {:>10} {:>8} {:>6} {:>9} {:>6} {:>7} {:>8}  numbers",
+                "rows x in x out", "us", "us alone", "GB/s", "%read", "TFLOP/s", "%fma", "%matmul", "max err"
+            );
+        }
+        for &rows in &rows_of_lines {
+            lines.push(bench.line(rows, ceilings).await?);
+        }
+    }
+    if let Some(path) = options.json {
+        let head = format!(
+            "{{\"adapter\":{:?},\"read_gbps\":{:.1},\"fma_tflops\":{:.3},\"rows\":[\n",
+            gpu.capabilities().adapter,
+            ceilings.read_gbps,
+            ceilings.fma_tflops
+        );
+        let text = head + &lines.join(",\n") + "\n]}\n";
+        std::fs::write(&path, text).map_err(|e| ErrorKind::Io { path, message: e.to_string() })?;
+    }
+    Ok(())
+}
+
+/// One matrix in several copies, which differ so that no cache can help.
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    inputs: usize,
+    outputs: usize,
+    dtype: DType,
+    copies: Vec<Linear>,
+    /// Of the first copy, as the device holds them: (outputs, inputs).
+    values: Vec<f32>,
+}
+
+struct Timed {
+    us: f64,
+    alone_us: f64,
+}
+
+impl<'a> Bench<'a> {
+    fn new(gpu: &'a Gpu, (inputs, outputs): (usize, usize), dtype: DType) -> Result<Self> {
+        let values = random(inputs * outputs, 5);
+        let mut copies = Vec::new();
+        let count = CACHE_BYTES.div_ceil(inputs * outputs * dtype.size_bits() / 8).clamp(2, 16);
+        for i in 0..count {
+            let mut copy = values.clone();
+            copy.rotate_left(7 * i * inputs % values.len());
+            copies.push(Linear::new(gpu, &Weight::new(gpu, [1, outputs, inputs], &copy, dtype)?, None)?);
+        }
+        let values = match dtype {
+            DType::I8 => {
+                let (integers, scales) = quantise(&values, inputs)?;
+                let rows = integers.chunks_exact(inputs).zip(scales);
+                rows.flat_map(|(row, s)| row.iter().map(move |q| f32::from(*q) * s)).collect()
+            }
+            _ => values.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect(),
+        };
+        Ok(Bench { gpu, inputs, outputs, dtype, copies, values })
+    }
+
+    async fn line(&self, rows: usize, c: Ceilings) -> Result<String> {
+        let error = self.error(&self.copies[0], rows).await?;
+        let timed = self.time(&self.copies, rows, WARM).await?;
+        let (bytes, flops) = self.bytes_and_flops(rows);
+        let (gbps, tflops) = (bytes / timed.us / 1e3, flops / timed.us / 1e6);
+        let (read, fma) = (100.0 * gbps / c.read_gbps, 100.0 * tflops / c.fma_tflops);
+        let of_matmul = c.matmul_tflops.map_or(0.0, |ceiling| 100.0 * tflops / ceiling);
+        let numbers = self.numbers(rows);
+        println!(
+            "{:<24} {:>10.2} {:>10.2} {gbps:>8.1} {read:>6.1} {tflops:>9.3} {fma:>6.1} {of_matmul:>7.1} {error:>8.0e}  \
+             {numbers}",
+            self.name(rows),
+            timed.us,
+            timed.alone_us
+        );
+        Ok(format!(
+            "{{\"rows\":{rows},\"inputs\":{},\"outputs\":{},\"dtype\":\"{}\",\"us\":{:.3},\"us_alone\":{:.3},\
+             \"gbps\":{gbps:.1},\"read_percent\":{read:.1},\"tflops\":{tflops:.3},\"fma_percent\":{fma:.1},\
+             \"matmul_percent\":{of_matmul:.1},\"max_error\":{error:.2e},\"numbers\":\"{numbers}\",\"cache\":\"cold\"}}",
+            self.inputs, self.outputs, self.dtype, timed.us, timed.alone_us
+        ))
+    }
+
+    fn name(&self, rows: usize) -> String {
+        format!("{rows} x {} x {} {}", self.inputs, self.outputs, self.dtype)
+    }
+
+    /// What the kernel for so many rows goes by.
+    fn numbers(&self, rows: usize) -> String {
+        let LinearTuning { in_lanes, outs, steps, max_rows, subgroups } = self.copies[0].tuning(rows);
+        match self.copies[0].matrix_tile(rows) {
+            Some(tile) => tile_text(&tile),
+            None if rows > max_rows => "portable tile".into(),
+            None => format!("{in_lanes} lanes in, {outs} outs, {steps} steps, subgroups {subgroups}"),
+        }
+    }
+
+    /// Weights, input and output once, and 2 FLOP per weight and row.
+    fn bytes_and_flops(&self, rows: usize) -> (f64, f64) {
+        let bytes = self.copies[0].weight().size_bytes() + 4 * rows * (self.inputs + self.outputs);
+        (bytes as f64, 2.0 * (rows * self.inputs * self.outputs) as f64)
+    }
+
+    /// Median microseconds: of a product among dependent ones (all write one output), and of one alone.
+    async fn time(&self, linears: &[Linear], rows: usize, warm: Duration) -> Result<Timed> {
+        let input = Tensor::from_f32(self.gpu, &[rows, self.inputs], &random(rows * self.inputs, 9), DType::F32)?;
+        let output = Tensor::zeros(self.gpu, &[rows, self.outputs], DType::F32)?;
+        let (x, y) = (Span::of(&input), Span::of(&output));
+        let each = if rows > 16 { 1 } else { 2 * linears.len() };
+        let mut next = 0;
+        let mut one = |pass: &mut wgpu::ComputePass<'_>| {
+            next += 1;
+            linears[next % linears.len()].encode(pass, rows, x, y, false)
+        };
+        let median = |times: Vec<f64>| times[times.len() / 2];
+        let together = times_us(self.gpu, warm, |pass, _| (0..each).try_for_each(|_| one(pass))).await?;
+        let us = median(together) / each as f64;
+        let alone_us = median(times_us(self.gpu, Duration::ZERO, |pass, _| one(pass)).await?);
+        Ok(Timed { us, alone_us })
+    }
+
+    /// The largest error of 16 sampled outputs of each row, which must be small.
+    async fn error(&self, linear: &Linear, rows: usize) -> Result<f64> {
+        let x_values = random(rows * self.inputs, 9);
+        let input = Tensor::from_f32(self.gpu, &[rows, self.inputs], &x_values, DType::F32)?;
+        let output = Tensor::zeros(self.gpu, &[rows, self.outputs], DType::F32)?;
+        linear.run(rows, Span::of(&input), Span::of(&output), false)?;
+        let got = self.gpu.download(&output).await?;
+        let f64s = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+        let x_values = f64s(&x_values);
+        let mut worst = 0.0f64;
+        for sample in 0..16 {
+            let out = (sample * self.outputs / 16 + sample) % self.outputs;
+            let weight = f64s(&self.values[out * self.inputs..(out + 1) * self.inputs]);
+            let want = reference::linear(&x_values, &weight, None, self.inputs)?;
+            for (row, want) in want.iter().enumerate() {
+                let off = (f64::from(got[row * self.outputs + out]) - want).abs();
+                worst = if off.is_nan() { f64::INFINITY } else { worst.max(off) };
+            }
+        }
+        let most = if linear.matrix_tile(rows).is_some() { LARGEST_HALF_ERROR } else { LARGEST_ERROR };
+        if worst > most * (self.inputs as f64).sqrt() {
+            let context = self.name(rows);
+            return Err(ErrorKind::Gpu { context, message: format!("wrong result, off by {worst:e}") }.into());
+        }
+        Ok(worst)
+    }
+
+    /// Every number of the kernel for so many rows that might serve, the best twenty first.
+    async fn sweep(&self, rows: usize, c: Ceilings) -> Result<()> {
+        let mut all = Vec::new();
+        for (text, linears) in self.candidates(rows) {
+            self.error(&linears[0], rows).await?;
+            all.push((self.time(&linears, rows, WARM).await?, text));
+        }
+        all.sort_by(|a, b| a.0.us.total_cmp(&b.0.us));
+        println!("{}: the best of {}", self.name(rows), all.len());
+        let (bytes, flops) = self.bytes_and_flops(rows);
+        for (timed, text) in all.iter().take(20) {
+            println!(
+                "{:>9.2} us {:>9.2} alone {:>6.1}% of read {:>7.1} TFLOP/s: {text}",
+                timed.us,
+                timed.alone_us,
+                100.0 * bytes / timed.us / 1e3 / c.read_gbps,
+                flops / timed.us / 1e6,
+            );
+        }
+        Ok(())
+    }
+
+    /// All copies with the same numbers, and what those are: of the kernel for few rows up to 16, and of cooperative
+    /// matrices from there on, if the tier has them.
+    fn candidates(&self, rows: usize) -> Vec<(String, Vec<Linear>)> {
+        let mut all = Vec::new();
+        let mut add = |text: String, tune: &dyn Fn(&Linear) -> Result<Linear>| {
+            all.extend(self.copies.iter().map(tune).collect::<Result<Vec<_>>>().ok().map(|linears| (text, linears)));
+        };
+        let max_rows = rows.next_power_of_two().min(16);
+        let tier = self.gpu.capabilities().tier;
+        for (in_lanes, outs, steps) in numbers([32, 64, 128, 256], [1, 2, 4, 8], [1, 2, 4, 8]) {
+            for subgroups in [true, false] {
+                let tuning = LinearTuning { in_lanes, outs, steps, max_rows, subgroups };
+                // More words than a lane has, or than registers hold.
+                let useless = outs * steps > 32 || (rows > 4 && steps > 1) || (subgroups && tier < Tier::Subgroup);
+                if rows <= 16 && !useless {
+                    let text = format!("{in_lanes} lanes in, {outs} outs, {steps} steps, subgroups {subgroups}");
+                    add(text, &|linear| linear.clone().with_tuning(tuning));
+                }
+            }
+        }
+        for (row_tiles, row_groups, (step_words, ahead)) in numbers([1, 2, 4], [1, 2, 4], [(8, 1), (8, 2), (16, 1)]) {
+            for (out_tiles, out_groups) in [(2, 1), (2, 2), (2, 4), (4, 1), (4, 2)] {
+                let tile = MatrixTile { row_tiles, out_tiles, row_groups, out_groups, step_words, ahead };
+                let tile_rows = 16 * row_tiles * row_groups;
+                let useless = row_groups * out_groups < 4 || tile_rows >= 2 * rows.next_power_of_two();
+                if rows >= 16 && tier == Tier::Matrix && !useless {
+                    let tune = |linear: &Linear| {
+                        // Fewer rows of the other kernel, so that this one is taken.
+                        let tuning = LinearTuning { max_rows: 8, ..linear.tuning(rows) };
+                        linear.clone().with_tuning(tuning)?.with_matrix_tile(tile)
+                    };
+                    add(tile_text(&tile), &tune);
+                }
+            }
+        }
+        all
+    }
+}
+
+fn tile_text(tile: &MatrixTile) -> String {
+    let MatrixTile { row_tiles, out_tiles, row_groups, out_groups, step_words, ahead } = *tile;
+    let (rows, outs) = (16 * row_tiles * row_groups, 16 * out_tiles * out_groups);
+    format!("matrices: {rows} x {outs}, {row_groups} x {out_groups} subgroups, {ahead} x {step_words} words")
+}
+
+/// All triples.
+fn numbers<T: Copy, const N: usize, const M: usize, const L: usize>(
+    a: [usize; N],
+    b: [usize; M],
+    c: [T; L],
+) -> Vec<(usize, usize, T)> {
+    let pairs = a.into_iter().flat_map(|a| b.into_iter().map(move |b| (a, b)));
+    pairs.flat_map(|(a, b)| c.into_iter().map(move |c| (a, b, c))).collect()
+}

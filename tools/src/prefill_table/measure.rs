@@ -1,0 +1,122 @@
+//! Times of whole steps, from the call to its result on the host.
+
+use super::models::Size;
+use crate::common::timing::{Block, WARM};
+use latten::kv::StateLayout;
+use latten::model::{Config, Decoder, Draw, Session, SessionOptions, Want};
+use latten::{DType, DispatchTime, Gpu, Result, SeqId};
+use std::time::{Duration, Instant};
+
+/// Steps whose median counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Repeats {
+    pub prefills: usize,
+    pub steps: usize,
+    pub warm: Duration,
+}
+
+impl Repeats {
+    pub fn of(gpu: &Gpu) -> Self {
+        match gpu.capabilities().is_software() {
+            true => Repeats { prefills: 1, steps: 2, warm: Duration::ZERO },
+            false => Repeats { prefills: 7, steps: 24, warm: WARM },
+        }
+    }
+}
+
+/// FLOP of a prompt's blocks: two per token and matrix element, and two per query head, element of key and value, and
+/// pair of a token and one that it sees. GLA and MLA are counted in the explicit form, with `kv_b_proj` applied once per
+/// token, whichever form is timed, so that rates are in the ratio of times.
+pub fn prefill_flop(size: &Size, config: &Config, tokens: usize) -> f64 {
+    let extra = match config.attention {
+        latten::model::AttentionConfig::Latent { rope_dim, .. } => rope_dim,
+        _ => 0,
+    };
+    let pairs = tokens * (tokens + 1) / 2;
+    let attention = pairs * config.layers * config.q_heads * (config.head_dim + extra + config.v_head_dim);
+    2.0 * (tokens * size.block_elements(config) + attention) as f64
+}
+
+/// Bytes of a cached token in one layer, f16.
+pub fn token_bytes(config: &Config) -> Result<usize> {
+    let heads = config.layout()?;
+    Ok(16 * StateLayout::new(&heads, DType::F16).row_words(heads.groups()))
+}
+
+/// Tokens that no model needs to make sense of.
+fn prompt(config: &Config, tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % config.vocab_size as u32).collect()
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+/// Seconds from a prompt to its first token, and if they are wanted its dispatches.
+pub async fn prefill(
+    decoder: &Decoder,
+    options: SessionOptions,
+    (tokens, profile): (usize, bool),
+    repeats: Repeats,
+) -> Result<(f64, Vec<DispatchTime>)> {
+    let gpu = decoder.gpu();
+    let mut session = Session::new(decoder, SessionOptions { cache_tokens: tokens, max_batch: 1, ..options })?;
+    let prompt = prompt(decoder.config(), tokens);
+    let mut once = async || {
+        let id = session.insert();
+        let start = Instant::now();
+        session.feed(&[(id, &prompt)], Want::Token(&[Draw::default()])).await?;
+        let seconds = start.elapsed().as_secs_f64();
+        session.remove(id)?;
+        Ok::<_, latten::Error>(seconds)
+    };
+    once().await?;
+    let start = Instant::now();
+    while start.elapsed() < repeats.warm {
+        once().await?;
+    }
+    let mut seconds = Vec::new();
+    for _ in 0..repeats.prefills {
+        seconds.push(once().await?);
+    }
+    if !profile {
+        return Ok((median(seconds), Vec::new()));
+    }
+    gpu.start_profile()?;
+    once().await?;
+    Ok((median(seconds), gpu.take_profile().await?))
+}
+
+/// A session whose cache is full of random rows.
+pub fn filled(gpu: &Gpu, decoder: &Decoder, options: SessionOptions, block: &Block) -> Result<Session> {
+    let session = Session::new(decoder, options)?;
+    for layer in 0..decoder.config().layers {
+        for pages in session.cache().layer(layer)?.wgpu_buffers() {
+            block.fill(gpu, &pages)?;
+        }
+    }
+    Ok(session)
+}
+
+/// Seconds of a step of one token for each of `batch` sequences that have `length` tokens at its end.
+pub async fn decode(session: &mut Session, batch: usize, length: usize, repeats: Repeats) -> Result<f64> {
+    let steps = repeats.steps + 2;
+    let ids = (0..batch).map(|_| session.insert_uncomputed(length - steps)).collect::<Result<Vec<SeqId>>>()?;
+    let draws = vec![Draw::default(); batch];
+    let mut tokens = prompt(session.decoder().config(), batch);
+    let mut seconds = Vec::new();
+    for step in 0..steps {
+        let fed: Vec<(SeqId, &[u32])> =
+            ids.iter().zip(&tokens).map(|(id, token)| (*id, std::slice::from_ref(token))).collect();
+        let start = Instant::now();
+        let out = session.feed(&fed, Want::Token(&draws)).await?;
+        // The first two compile.
+        if step >= 2 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        tokens = out.tokens;
+    }
+    ids.iter().try_for_each(|id| session.remove(*id))?;
+    Ok(median(seconds))
+}
