@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Mutation check of the kernels around attention: each clamp and mask of shaders/{append,append_scaled,copy_pages,decode,
-# decode_rows,merge,pages_rows}.wgsl and their parts is changed in turn, and at least one test of tests/kernels must fail, or of
-# src/cache/page_rows_tests.rs for pages_rows, which software GPUs use nowhere else. So are decisions of the scheduler and of
-# speculative decoding (src/model), whose tests are tests/model and src/model/rejection_tests.rs, and the kernels that list rows
-# by expert, whose tests are those of tests/nn. Not part of the default
-# run; an hour to two on two cores with a software GPU.
+# Mutation check of the kernels around attention: each clamp and mask of shaders/kv and shaders/attention is changed in turn,
+# and at least one test of tests/kernels must fail, or of src/cache/file/page_rows_tests.rs for pages_rows, which software GPUs
+# use nowhere else. So are decisions of the scheduler and of speculative decoding (src/model), whose tests are tests/model and
+# src/model/generate/rejection_tests.rs, and the kernels that list rows by expert, whose tests are those of tests/nn. Not part of
+# the default run, but for --check; an hour to two on two cores with a software GPU.
 #
+#   tests/mutate.sh --check         only whether every row applies: its text occurs once in its file, its tests have such names
 #   tests/mutate.sh                 the mutations that must die
 #   tests/mutate.sh append          those whose name contains a word (requests, guesses, rule: those of src/model)
 #   tests/mutate.sh --same [word]   the equivalent ones, to see that they still are (slow: all tests, each time)
@@ -48,13 +48,13 @@ append-value-first  ~kv/append_row.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && ~~A
 append-value-end    ~kv/append_row.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
 append-rope-pad     ~kv/append_row.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~kv/append.wgsl~select(GROUPS, group, in_state)~group~A~dies
-copy-page-source    ~kv/copy_pages.wgsl~pool[source + word];~pool[target_word + word];~C~dies
+copy-page-source    ~kv/copy_pages.wgsl~pool_word(source + word)~pool_word(target_first + word)~C~dies
 copy-walk           ~kv/copy_pages.wgsl~word += grid.x * 64u~word += params.page_words~C~dies
 copy-walk-end       ~kv/copy_pages.wgsl~word < params.page_words~word <= params.page_words~C~dies
 copy-end            ~kv/copy_pages.wgsl~if (index >= params.copy_count)~if (false)~C~same: a list of under 65,536 copies fills its grid
 copy-clamp          ~kv/copy_pages.wgsl~min(copies[index], vec2<u32>(params.page_count - 1u))~copies[index]~C~same: the host makes the list
 f16-clamp           ~kv/element/f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
-bf16-tie            ~kv/element/bf16.wgsl~ + (size >> 16u & 1u)~~A~dies
+bf16-tie            ~kv/element/bf16.wgsl~ + ((size >> 16u) & 1u)~~A~dies
 bf16-largest        ~kv/element/bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
 bf16-nan            ~kv/element/bf16.wgsl~size > 0x7f800000u~false~A~dies
 scaled-token-end    ~kv/append_scaled.wgsl~if (token >= params.token_count)~if (false)~I~dies
@@ -79,8 +79,8 @@ i4-offset           ~kv/element/i4.wgsl~-32776.0~-32775.0~I~dies
 i4-tile-halves      ~attention/tile/vec2.wgsl~tile[2u * lane + 1u] = bitcast~tile[2u * lane] = bitcast~I~dies
 scales-rope-first   ~attention/scales/token.wgsl~(word - KEY_WORDS) * (VECS_PER_WORD / ROPE_VECS)~(word - KEY_WORDS)~I~dies
 scales-rope-halves  ~attention/scales/token.wgsl~halves[i % ROPE_VECS]~halves[0]~I~dies
-scales-u32          ~attention/scales/token.wgsl~pool[scales_at + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[scales_at + value / 4u][value % U32S_PER_WORD]~I~dies
-rows-scales-u32     ~attention/row_scales/token.wgsl~pool[word + value / U32S_PER_WORD][value % U32S_PER_WORD]~pool[word + value / 4u][value % U32S_PER_WORD]~I~dies
+scales-u32          ~attention/scales/token.wgsl~pool_u32(scales_at + value / U32S_PER_WORD, ~pool_u32(scales_at + value / 4u, ~I~dies
+rows-scales-u32     ~attention/row_scales/token.wgsl~pool_u32(word + value / U32S_PER_WORD, ~pool_u32(word + value / 4u, ~I~dies
 scales-key-word     ~attention/scales/token.wgsl~ROPE_WORDS > 0u && word >= KEY_WORDS~false~I~dies
 decode-item-end     ~attention/decode_tile.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
 decode-chunk-end    ~attention/mask/causal.wgsl~min(seen, item.token_last)~seen~D~same: chunks end on whole tiles, the last where its last row sees
@@ -133,14 +133,15 @@ query-row           ~attention/query/registers.wgsl~ && row < item.q_len * HEADS
 query-stream-end    ~attention/query/stream.wgsl~if (first + v < end)~if (true)~D~same: the cached padding is zero
 query-stream-row    ~attention/query/stream.wgsl~min(row, item.q_len * HEADS_PER_GROUP - 1u)~row~D~same: a row past the end is never written
 rows-item-end       ~attention/decode_rows.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
-rows-token-held     ~attention/decode_rows.wgsl~min(first_token, item.token_last - 1u)~first_token~D~dies
-rows-state-end      ~attention/decode_rows.wgsl~words[u * SLOTS + i] = pool[base.x + min(lane + i * TEAM, STATE_WORDS - 1u)]~words[u * SLOTS + i] = pool[base.x + lane + i * TEAM]~D~dies
+rows-token-held     ~attention/pages/each.wgsl~min(step + team + u * TEAMS, item.token_last - 1u)~(step + team + u * TEAMS)~D~dies
+rows-joint-held     ~attention/pages/joint.wgsl~min(step + team + u * TEAMS, item.token_last - 1u)~(step + team + u * TEAMS)~D~dies
+rows-state-end      ~attention/decode_rows.wgsl~words[u * SLOTS + i] = pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u))~words[u * SLOTS + i] = pool_word(base.x + lane + i * TEAM)~D~dies
 rows-query-held     ~attention/decode_rows.wgsl~held && row < item.q_len~row < item.q_len~D~dies
-rows-clear          ~attention/decode_rows.wgsl~if (first + half * STEP < clear.x || first + (half + 1u) * STEP > clear.y) {~if (false) {~D~dies
+rows-clear          ~attention/decode_rows.wgsl~let masked = now < clear.x || now + STEP > clear.y;~let masked = false;~D~dies
 rows-clear-rows     ~attention/decode_rows.wgsl~        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {~        if (true) {~D~same: saves time
 rows-mask-last      ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
 rows-mask-tree-last ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~T~same: where chunks are whole pairs of steps; not with subgroups of 64
-rows-softcap        ~attention/decode_rows.wgsl~wide[j] = score_transform(wide[j])~wide[j] = wide[j]~O~dies
+rows-softcap        ~attention/decode_rows.wgsl~own[i] = score_transform(own[i]);~~O~dies
 rows-write-row      ~attention/decode_rows.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
 rows-write-dim      ~attention/decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
 rows-write-first    ~attention/decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
@@ -153,37 +154,36 @@ merge-weight        ~attention/merge.wgsl~select(0.0, exp2(part[i] - next), part
 lse2-empty          ~attention/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
 lse-bits-empty      ~attention/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
 inverse-empty       ~attention/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
-requests-next       ~src/model/scheduler.rs~(tokens + 1).div_ceil(size)~tokens.div_ceil(size)~H~dies
-requests-batch      ~src/model/scheduler.rs~running == self.session.max_batch()~false~H~dies
-requests-fit        ~src/model/scheduler.rs~needed > available(&self.session)~needed >= available(&self.session)~H~dies
-requests-refused    ~src/model/scheduler.rs~                self.session.remove(id)?;\n                self.refused_at = Some~                self.refused_at = Some~H~dies
-requests-running    ~src/model/scheduler.rs~needed += self.pages_for(request.tokens.len(), held);~let _ = held;~H~dies
-requests-put-off    ~src/model/scheduler.rs~                    self.session.remove(id)?;\n                }\n                self.preemptions~                    let _ = id;\n                }\n                self.preemptions~H~dies
-requests-second     ~src/model/scheduler.rs~if youngest > 0 {~if youngest > 1 {~H~dies
-requests-room       ~src/model/scheduler.rs~room -= 1;~~H~dies
-requests-chunk      ~src/model/scheduler.rs~part.to.min(part.from + room)~part.to~H~dies
-requests-prompt     ~src/model/scheduler.rs~.filter(|(_, drawn)| *drawn)~~H~dies
-requests-ended      ~src/model/scheduler.rs~                self.remove(place)?;\n            }\n        }\n        Ok(events)~                let _ = place;\n            }\n        }\n        Ok(events)~H~dies
-requests-rollback   ~src/model/scheduler.rs~        self.session.roll_back();\n        self.admit()?;~        self.admit()?;~H~same: off browsers no step is left half way, and a feed that fails rolls back itself
-requests-asked      ~src/model/scheduler.rs~        let request = self.requests.remove(place);\n        self.refused_at = None;~        let request = self.requests.remove(place);~H~same: time only, who was refused is asked again once there is more room, or none runs
-requests-asked-2    ~src/model/scheduler.rs~                self.preemptions += 1;\n                self.refused_at = None;~                self.preemptions += 1;~H~same: time only, as before
-requests-age        ~src/model/scheduler.rs~parts.sort_by_key(|part| part.request);~~H~dies
-guesses-target      ~src/model/speculative.rs~own.session.truncate(sequence, tokens.len() + stand)?;~~H~dies
-guesses-drafter     ~src/model/speculative.rs~own.session.truncate(sequence, same)?;~~H~dies
-guesses-left        ~src/model/speculative.rs~made.tokens.len() - 1;~made.tokens.len();~H~dies
-guesses-most        ~src/model/speculative.rs~(k + 2).min(most)~k + 2~H~dies
-guesses-least       ~src/model/speculative.rs~(k - 1).max(1)~k - 1~H~dies
-guesses-position    ~src/model/speculative.rs~all <= session.max_positions()~all < session.max_positions()~H~dies
-guesses-last        ~src/model/speculative.rs~has_room(own.session, sequence, tokens, k - 1)~has_room(own.session, sequence, tokens, k)~H~dies
-guesses-prompt      ~src/model/speculative.rs~made.steps > 0 && ~~H~dies
-guesses-rows        ~src/model/speculative.rs~saturating_sub(proposals.len() + 1)~saturating_sub(proposals.len())~H~dies
-rule-less           ~src/model/rejection.rs~proposal.probability(proposal.token) < p.of~proposal.probability(proposal.token) <= p.of~R~dies
-rule-rest           ~src/model/rejection.rs~(p - proposal.probability(token)).max(0.0)~{ let _ = token; *p }~R~dies
-rule-again          ~src/model/rejection.rs~pick(rest, f64::from(random.uniform()))~pick(rest, u)~R~dies
-rule-nucleus        ~src/model/rejection.rs~|p| **p < threshold~|p| **p <= threshold~R~dies
-rule-pick           ~src/model/rejection.rs~if cumulative > wanted~if cumulative >= wanted~R~dies
-rule-all            ~src/model/rejection.rs~Ok((proposals.len(), last.draw(random)))~Ok((proposals.len().saturating_sub(1), last.draw(random)))~R~dies
-requests-random     ~src/model/request.rs~        self.random.uniform();\n        self.tokens.push~        self.tokens.push~H~dies
+requests-next       ~src/model/session/room.rs~tokens.saturating_add(1).div_ceil(size)~tokens.div_ceil(size)~H~dies
+requests-batch      ~src/model/serve/scheduler.rs~running >= self.session.max_batch()~false~H~dies
+requests-fit        ~src/model/serve/scheduler.rs~needed > available(&self.session)~needed >= available(&self.session)~H~dies
+requests-refused    ~src/model/serve/scheduler.rs~                self.give_up(running);\n                self.refused_at = Some~                self.refused_at = Some~H~dies
+requests-running    ~src/model/serve/scheduler.rs~.map(|request| self.needed(request)).sum()~.map(|_| 0).sum()~H~dies
+requests-give-up    ~src/model/serve/scheduler.rs~let _ = self.session.remove(id);~let _ = id;~H~dies
+requests-second     ~src/model/serve/scheduler.rs~if youngest > 0 {~if youngest > 1 {~H~dies
+requests-room       ~src/model/serve/scheduler.rs~room -= 1;~~H~dies
+requests-chunk      ~src/model/serve/scheduler.rs~part.to.min(part.from + room)~part.to~H~dies
+requests-prompt     ~src/model/serve/scheduler.rs~            if drawn {~            if drawn || true {~H~dies
+requests-ended      ~src/model/serve/scheduler.rs~        self.give_up(place);\n        self.requests.remove(place)~        self.requests.remove(place)~H~dies
+requests-rollback   ~src/model/serve/scheduler.rs~        self.session.roll_back();\n        if std::mem::take~        if std::mem::take~H~same: off browsers no step is left half way, and a feed that fails rolls back itself
+requests-asked      ~src/model/serve/scheduler.rs~        self.refused_at = None;\n        if let Some(id)~        if let Some(id)~H~same: time only, who was refused is asked again once there is more room, or none runs
+requests-age        ~src/model/serve/scheduler.rs~parts.sort_by_key(|part| part.request);~~H~dies
+guesses-target      ~src/model/generate/speculative.rs~own.session.truncate(sequence, tokens.len() + stand)?;~~H~dies
+guesses-drafter     ~src/model/generate/speculative.rs~own.session.truncate(sequence, same)?;~~H~dies
+guesses-left        ~src/model/generate/speculative.rs~made.tokens.len() - 1;~made.tokens.len();~H~dies
+guesses-most        ~src/model/generate/speculative.rs~(k + 2).min(most)~k + 2~H~dies
+guesses-least       ~src/model/generate/speculative.rs~(k - 1).max(1)~k - 1~H~dies
+guesses-position    ~src/model/generate/speculative.rs~all <= session.max_positions()~all < session.max_positions()~H~dies
+guesses-last        ~src/model/generate/speculative.rs~has_room(own.session, sequence, tokens, k - 1)~has_room(own.session, sequence, tokens, k)~H~dies
+guesses-prompt      ~src/model/generate/speculative.rs~made.steps > 0 && ~~H~dies
+guesses-rows        ~src/model/generate/speculative.rs~saturating_sub(proposals.len() + 1)~saturating_sub(proposals.len())~H~dies
+rule-less           ~src/model/generate/rejection.rs~proposal.probability(proposal.token) < p.of~proposal.probability(proposal.token) <= p.of~R~dies
+rule-rest           ~src/model/generate/rejection.rs~(p - proposal.probability(token)).max(0.0)~{ let _ = token; *p }~R~dies
+rule-again          ~src/model/generate/rejection.rs~pick(rest, f64::from(random.uniform()))~pick(rest, u)~R~dies
+rule-nucleus        ~src/model/generate/rejection.rs~|p| **p < threshold~|p| **p <= threshold~R~dies
+rule-pick           ~src/model/generate/rejection.rs~if cumulative > wanted~if cumulative >= wanted~R~dies
+rule-all            ~src/model/generate/rejection.rs~Ok((proposals.len(), last.draw(random)))~Ok((proposals.len().saturating_sub(1), last.draw(random)))~R~dies
+requests-random     ~src/model/serve/request.rs~        self.random.uniform();\n        self.tokens.push~        self.tokens.push~H~dies
 experts-base        ~nn/experts_list.wgsl~(first / TILE_ROWS + expert) * TILE_ROWS~(first / TILE_ROWS) * TILE_ROWS~E~dies
 experts-rank        ~nn/experts_list.wgsl~i < lane~i <= lane~E~dies
 experts-none        ~nn/experts_list.wgsl~at < next~at + 1u < next~E~dies
@@ -197,16 +197,100 @@ experts-row-scale   ~nn/experts_io.wgsl~row_scale(expert * params.out_dim + min(
 experts-sum-slots   ~nn/experts_sum.wgsl~slot < TOP~slot < TOP - 1u~E~dies
 experts-sum-first   ~nn/experts_sum.wgsl~params.first_out + out] +=~out] +=~E~dies
 experts-sum-adds    ~nn/experts_sum.wgsl~out] += sum~out] = sum~E~dies
-experts-rule        ~src/nn/experts_listed.rs~shape.top) >= self~shape.top) > self~E~dies
+experts-rule        ~src/nn/experts/listed.rs~shape.top) >= self~shape.top) > self~E~dies
 experts-empty       ~nn/experts_io.wgsl~list[first_row] == NONE~false~E~same: a tile without pairs stores nothing
 TABLE
 }
+
+# The groups of tests of a row: words that `cargo test` takes, groups apart by |.
+groups_of() {
+  case $1 in
+    A) echo "$A" ;;
+    D) echo "$D" ;;
+    G) echo "$G" ;;
+    O) echo "$O" ;;
+    K) echo "$K" ;;
+    T) echo "$T" ;;
+    I) echo "$I" ;;
+    C) echo "$C" ;;
+    L) echo "corrupted" ;;
+    S) echo "$S" ;;
+    H) echo "$H" ;;
+    R) echo "$R" ;;
+    E) echo "$E" ;;
+    *) return 1 ;;
+  esac
+}
+
+# The target of those tests.
+target_of() {
+  case $1 in
+    L | S | R) echo "--lib" ;;
+    H) echo "--test model" ;;
+    E) echo "--test nn" ;;
+    *) echo "--test kernels" ;;
+  esac
+}
+
+path_of() {
+  case $1 in
+    src/*) echo "$1" ;;
+    *) echo "shaders/$1" ;;
+  esac
+}
+
+# Is there a test in the target whose name begins so? `steps::` is a file, `split::many` a function of one.
+test_exists() {
+  local target=$1 name=$2 file function folder
+  file=${name%%::*} function=
+  [[ $name != *::* ]] || function=${name#*::}
+  case $target in
+    --lib) grep -rqE "fn [a-z_0-9]*$file|mod [a-z_0-9]*$file|^#\[path = \"${file}_tests" src ;;
+    *)
+      folder=tests/${target#--test }
+      [[ -f $folder/$file.rs ]] && { [[ -z $function ]] || grep -qE "^(    )?fn $function" "$folder/$file.rs"; }
+      ;;
+  esac
+}
+
+# Says every row that does not apply, and fails where there is one.
+check_table() {
+  local name file text new tests fate path wrong=0 rows=0 found word target
+  while IFS='~' read -r name file text new tests fate; do
+    name=${name// /} path=$(path_of "$file") rows=$((rows + 1))
+    if [[ $fate != dies && $fate != "same: "* ]]; then
+      echo "$name: the row does not end in \"dies\" or \"same: why\"" >&2 && wrong=$((wrong + 1))
+    elif [[ ! -f $path ]]; then
+      echo "$name: $path does not exist" >&2 && wrong=$((wrong + 1))
+    else
+      found=$(TEXT=$text perl -0ne 'my $text = $ENV{TEXT}; $text =~ s/\\n/\n/g; print scalar(() = /\Q$text\E/g)' "$path")
+      [[ $found == 1 ]] || { echo "$name: its text occurs $found times in $path, wanted once" >&2 && wrong=$((wrong + 1)); }
+    fi
+    if ! groups_of "$tests" >/dev/null; then
+      echo "$name: no group of tests $tests" >&2 && wrong=$((wrong + 1))
+    fi
+  done < <(table)
+  for tests in A D G O K T I C L S H R E; do
+    target=$(target_of "$tests")
+    for word in $(groups_of "$tests" | tr '|' ' '); do
+      [[ $word != --* ]] || continue
+      test_exists "$target" "$word" || { echo "group $tests: no test $word in $target" >&2 && wrong=$((wrong + 1)); }
+    done
+  done
+  echo "$rows mutations, $wrong do not apply" >&2
+  [[ $wrong == 0 ]]
+}
+
+if [[ ${1:-} == --check ]]; then
+  check_table
+  exit
+fi
 
 copy=target/mutate/tree
 mkdir -p "$copy"
 export CARGO_TARGET_DIR="$PWD/target/mutate/build"
 fresh() {
-  for part in src shaders tests examples benches Cargo.toml Cargo.lock clippy.toml README.md; do
+  for part in src shaders tests tools examples benches docs Cargo.toml Cargo.lock clippy.toml README.md; do
     if [[ -e $part ]]; then rm -rf "${copy:?}/$part" && cp -r "$part" "$copy/"; fi
   done
 }
@@ -214,29 +298,14 @@ fresh() {
 # The kernel of every device is tested as such: where there are subgroups, the row kernel would take its place.
 tier_of() {
   case $1 in
-    decode.wgsl | parts/scales_token.wgsl | parts/query_*) echo t0 ;;
+    attention/decode_tile.wgsl | attention/scales/* | attention/query/* | attention/tile/*) echo t0 ;;
   esac
 }
 
 # Runs the groups of tests, cheapest first; true as soon as one fails.
 dies() {
-  local target="--test kernels" groups
-  case $1 in
-    A) groups=$A ;;
-    D) groups=$D ;;
-    G) groups=$G ;;
-    O) groups=$O ;;
-    K) groups=$K ;;
-    T) groups=$T ;;
-    I) groups=$I ;;
-    C) groups=$C ;;
-    L) groups="corrupted" target="--lib" ;;
-    S) groups=$S target="--lib" ;;
-    H) groups=$H target="--test model" ;;
-    R) groups=$R target="--lib" ;;
-    E) groups=$E target="--test nn" ;;
-  esac
-  local group tier
+  local groups target group tier
+  groups=$(groups_of "$1") target=$(target_of "$1")
   tier=$(tier_of "$2")
   if [[ -n $tier ]]; then export LATTEN_TEST_TIER=$tier; else unset LATTEN_TEST_TIER; fi
   while read -r group; do
@@ -256,8 +325,7 @@ while IFS='~' read -r name file text new tests fate; do
   name=${name// /}
   [[ $name == *"$word"* && ${fate%%:*} == "$kind" ]] || continue
   fresh
-  path=shaders/$file
-  [[ $file != src/* ]] || path=$file
+  path=$(path_of "$file")
   TEXT=$text NEW=$new perl -0pi -e '
     my ($text, $new) = @ENV{qw(TEXT NEW)};
     s/\\n/\n/g for $text, $new;

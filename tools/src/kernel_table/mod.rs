@@ -19,7 +19,7 @@ mod report;
 mod roofline;
 mod shapes;
 
-use crate::common::{ceilings, matmul, timing};
+use crate::common::{ceilings, timing};
 use latten::{DType, Gpu, GpuOptions, Result, Tier};
 use report::{Run, Table};
 use timing::Block;

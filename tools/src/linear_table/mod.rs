@@ -14,7 +14,7 @@
 
 mod experts;
 
-use crate::common::{ceilings, matmul, timing};
+use crate::common::{ceilings, timing};
 use ceilings::Ceilings;
 use experts::Layer;
 use latten::nn::{quantise, ExpertShape, Linear, LinearTuning, MatrixTile, Span, Weight};

@@ -25,7 +25,7 @@ mod measure;
 mod models;
 mod report;
 
-use crate::common::{ceilings, matmul, prefill, timing};
+use crate::common::{ceilings, prefill, timing};
 use latten::model::{Decoder, PrefillPath, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions, Tier};
 use measure::Repeats;

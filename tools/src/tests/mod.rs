@@ -3,7 +3,7 @@
 mod perplexity;
 
 use crate::{kernel_table, load_speed, logits, prefill_table, save_speed};
-use block_on;
+use pollster::block_on;
 use serde_json::Value;
 
 /// A path in the repository, as `examples/models/gla`.
