@@ -1,5 +1,5 @@
 // What the decode kernels share: parameters and results; queries are each kernel's own. Parts: plan, page, softmax,
-// pool_*, sink_*.
+// attention/pool/*, attention/sink/*.
 
 struct Params {
     scale_log2: f32, // softmax_scale * log2(e)

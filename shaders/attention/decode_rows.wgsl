@@ -14,17 +14,12 @@
 // Grid: x = block of GROUPS_PER_WORKGROUP groups, whose loads of the shared rope key meet in the multiprocessor's cache;
 // y (and z, folded past 65,535) = work item of the class.
 // Constants: attention/rows.rs, RowShape. A group's teams, TEAMS * TEAM lanes, are never more than a subgroup.
-// Parts: decode_io, plan, softmax, page, elements_*, row_scales_*, rows_*, score_shares,
-// step_pages_*, score_*, mask_*, sink_*.
+// Parts: decode_io, plan, softmax, page, kv/element/*, attention/row_scales/*, attention/block/*, score_shares,
+// attention/pages/*, attention/score/*, attention/mask/*, attention/sink/*.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
 
-// A maximum is raised, and the sums shrunk, only when a score exceeds it by this much (log2): a weight is then at most
-// 2^8, which f32 holds as exactly as 1.
-const SLACK = 8.0;
-// Where maxima begin: so far above NEGATIVE that the weight of a masked score is 0 from the first step on.
-const FLOOR = 0.5 * NEGATIVE;
 const ROPE_LAST = max(ROPE_WORDS, 1u) - 1u;
 
 // The lane's query words: KEY_SLOTS of the key without position, then ROPE_SLOTS of the rope key.
@@ -38,6 +33,8 @@ var<private> row_max: array<Rows, ROW_BLOCKS>;
 // Of the lane's own scores: their rows' maxima, and the totals of their weights.
 var<private> own_max: array<f32, OWNED>;
 var<private> own_total: array<f32, OWNED>;
+// Each row's total, once the tokens are done.
+var<private> totals: array<Rows, ROW_BLOCKS>;
 
 // The element of each row's query, scaled; 0 for rows past the last and for dimensions past the key.
 fn query_element(item: WorkItem, group: u32, row_block: u32, dim: u32, held: bool) -> Rows {
@@ -78,6 +75,86 @@ fn load_query(item: WorkItem, group: u32, lane: u32) {
     }
 }
 
+// The tokens that every row sees; outside them the rows are masked one by one.
+fn clear_of(item: WorkItem) -> vec2<u32> {
+    var clear = vec2<u32>(0u, item.token_last);
+    // unroll
+    for (var r = 0u; r < ROWS; r++) {
+        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {
+            let seen = clear_tokens(visible_to(item, item.row_first + r));
+            clear = vec2<u32>(max(clear.x, seen.x), min(clear.y, seen.y));
+        }
+    }
+    return clear;
+}
+
+// Begins to load the lane's words of the step of `first`, whose pages are known, into one half, and looks up the next pages.
+fn fetch_step(item: WorkItem, group: u32, lane: u32, team: u32, first: u32, half: u32) {
+    let bases = step_bases(item, group, first, team);
+    // unroll
+    for (var u = 0u; u < TOKENS; u++) {
+        let base = token_base(item, group, first, team, bases, u);
+        // unroll
+        for (var i = 0u; i < STATE_SLOTS; i++) {
+            // A lane past the last word repeats it: its query is 0 and its sum is not written.
+            words[(half * TOKENS + u) * SLOTS + i] = pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u));
+        }
+        // unroll
+        for (var i = 0u; i < ROPE_SLOTS; i++) {
+            words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i] = pool_word(base.y + min(lane + i * TEAM, ROPE_LAST));
+        }
+        scales[half * TOKENS + u] = token_scales(base.z, group);
+    }
+    fetch_pages(item, first + STEP, team);
+}
+
+// The lane's parts of the scores of one half's tokens.
+fn score_step(half: u32) -> array<Rows, SCORE_BLOCKS> {
+    var scores: array<Rows, SCORE_BLOCKS>;
+    // unroll
+    for (var s = 0u; s < SCORE_BLOCKS; s++) {
+        scores[s] = Rows(0.0);
+    }
+    // unroll
+    for (var u = 0u; u < TOKENS; u++) {
+        // unroll
+        for (var i = 0u; i < KEY_SLOTS; i++) {
+            let key = unpack_word(words[(half * TOKENS + u) * SLOTS + i]);
+            // unroll
+            for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                // unroll
+                for (var b = 0u; b < ROW_BLOCKS; b++) {
+                    scores[u * ROW_BLOCKS + b] = fma(
+                        query[(i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b],
+                        Rows(key[e / 4u][e % 4u]),
+                        scores[u * ROW_BLOCKS + b],
+                    );
+                }
+            }
+        }
+        // unroll
+        for (var b = 0u; b < ROW_BLOCKS; b++) {
+            scores[u * ROW_BLOCKS + b] = scale_key(scores[u * ROW_BLOCKS + b], scales[half * TOKENS + u]);
+        }
+        // unroll
+        for (var i = 0u; i < ROPE_SLOTS; i++) {
+            let key = unpack_rope_word(words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i]);
+            // unroll
+            for (var e = 0u; e < ROPE_ELEMS; e++) {
+                // unroll
+                for (var b = 0u; b < ROW_BLOCKS; b++) {
+                    scores[u * ROW_BLOCKS + b] = fma(
+                        query[(KEY_SLOTS * ELEMS_PER_WORD + i * ROPE_ELEMS + e) * ROW_BLOCKS + b],
+                        Rows(key[e / 4u][e % 4u]),
+                        scores[u * ROW_BLOCKS + b],
+                    );
+                }
+            }
+        }
+    }
+    return scores;
+}
+
 // Raises the rows' maxima to the step's scores, and shrinks what was summed against the old ones.
 fn raise(own: array<f32, OWNED>, own_row: array<u32, OWNED>, first_lane: u32) {
     let all = gather(own, first_lane);
@@ -88,7 +165,7 @@ fn raise(own: array<f32, OWNED>, own_row: array<u32, OWNED>, first_lane: u32) {
         for (var u = 0u; u < TOKENS; u++) {
             top = max(top, all[u * ROW_BLOCKS + b]);
         }
-        let factor = exp2(row_max[b] - top);
+        let factor = softmax_shrink(row_max[b], top);
         row_max[b] = top;
         // unroll
         for (var i = 0u; i < SUM_WIDTH; i++) {
@@ -102,6 +179,65 @@ fn raise(own: array<f32, OWNED>, own_row: array<u32, OWNED>, first_lane: u32) {
                     own_max[i] = rows_get(top, k);
                     own_total[i] *= rows_get(factor, k);
                 }
+            }
+        }
+    }
+}
+
+// Adds one half's tokens to the sums.
+fn add_values(weights: array<Rows, SCORE_BLOCKS>, half: u32) {
+    // unroll
+    for (var u = 0u; u < TOKENS; u++) {
+        // unroll
+        for (var i = 0u; i < VALUE_SLOTS; i++) {
+            let value = unpack_word(words[(half * TOKENS + u) * SLOTS + VALUE_SLOT_FIRST + i]);
+            // unroll
+            for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                // unroll
+                for (var b = 0u; b < ROW_BLOCKS; b++) {
+                    let at = (i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b;
+                    sums[at] = fma(weights[u * ROW_BLOCKS + b], Rows(value[e / 4u][e % 4u]), sums[at]);
+                }
+            }
+        }
+    }
+}
+
+// Each row's total, in every lane of the team: of scores that several lanes have the first one's.
+fn add_totals(own_row: array<u32, OWNED>, lane: u32) {
+    // unroll
+    for (var b = 0u; b < ROW_BLOCKS; b++) {
+        var wide = vec4<f32>(0.0);
+        // unroll
+        for (var k = 0u; k < ROWS_PER_BLOCK; k++) {
+            // unroll
+            for (var i = 0u; i < OWNED; i++) {
+                wide[k] += select(0.0, own_total[i], own_row[i] == b * ROWS_PER_BLOCK + k && (lane >> HALVINGS) == 0u);
+            }
+        }
+        // unroll
+        for (var j = 0u; j < TEAM_LOG2; j++) {
+            wide += subgroupShuffleXor(wide, 1u << j);
+        }
+        totals[b] = rows_narrow(wide);
+    }
+}
+
+// Joins the teams, in the same order on every device of one subgroup size.
+fn join_teams() {
+    // unroll
+    for (var j = 0u; j < TEAMS_LOG2; j++) {
+        // unroll
+        for (var b = 0u; b < ROW_BLOCKS; b++) {
+            let top = max(row_max[b], subgroupShuffleXor(row_max[b], TEAM << j));
+            let factor = softmax_shrink(row_max[b], top);
+            row_max[b] = top;
+            let total = totals[b] * factor;
+            totals[b] = total + subgroupShuffleXor(total, TEAM << j);
+            // unroll
+            for (var i = 0u; i < SUM_WIDTH; i++) {
+                let sum = sums[i * ROW_BLOCKS + b] * factor;
+                sums[i * ROW_BLOCKS + b] = sum + subgroupShuffleXor(sum, TEAM << j);
             }
         }
     }
@@ -156,15 +292,7 @@ fn main(
     let group = workgroup.x * GROUPS_PER_WORKGROUP + thread / (TEAM * TEAMS);
 
     load_query(item, group, lane);
-    // The tokens that every row sees; outside them the rows are masked one by one.
-    var clear = vec2<u32>(0u, item.token_last);
-    // unroll
-    for (var r = 0u; r < ROWS; r++) {
-        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {
-            let seen = clear_tokens(visible_to(item, item.row_first + r));
-            clear = vec2<u32>(max(clear.x, seen.x), min(clear.y, seen.y));
-        }
-    }
+    let clear = clear_of(item);
     // unroll
     for (var b = 0u; b < ROW_BLOCKS; b++) {
         row_max[b] = Rows(FLOOR);
@@ -188,91 +316,15 @@ fn main(
 
     if (item.token_first < item.token_last) {
         fetch_pages(item, item.token_first, team);
-        let bases = step_bases(item, group, item.token_first, team);
-        // unroll
-        for (var u = 0u; u < TOKENS; u++) {
-            let base = token_base(item, group, item.token_first, team, bases, u);
-            // unroll
-            for (var i = 0u; i < STATE_SLOTS; i++) {
-                // A lane past the last word repeats it: its query is 0 and its sum is not written.
-                words[u * SLOTS + i] = pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u));
-            }
-            // unroll
-            for (var i = 0u; i < ROPE_SLOTS; i++) {
-                words[u * SLOTS + STATE_SLOTS + i] = pool_word(base.y + min(lane + i * TEAM, ROPE_LAST));
-            }
-            scales[u] = token_scales(base.z, group);
-        }
-        fetch_pages(item, item.token_first + STEP, team);
+        fetch_step(item, group, lane, team, item.token_first, 0u);
     }
     for (var first = item.token_first; first < item.token_last; first += 2u * STEP) {
         // unroll
         for (var half = 0u; half < 2u; half++) {
             let now = first + half * STEP;
+            fetch_step(item, group, lane, team, now + STEP, 1u - half);
 
-            // Next step's words into the other half.
-            let bases = step_bases(item, group, now + STEP, team);
-            // unroll
-            for (var u = 0u; u < TOKENS; u++) {
-                let base = token_base(item, group, now + STEP, team, bases, u);
-                // unroll
-                for (var i = 0u; i < STATE_SLOTS; i++) {
-                    words[((1u - half) * TOKENS + u) * SLOTS + i] =
-                        pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u));
-                }
-                // unroll
-                for (var i = 0u; i < ROPE_SLOTS; i++) {
-                    words[((1u - half) * TOKENS + u) * SLOTS + STATE_SLOTS + i] =
-                        pool_word(base.y + min(lane + i * TEAM, ROPE_LAST));
-                }
-                scales[(1u - half) * TOKENS + u] = token_scales(base.z, group);
-            }
-            fetch_pages(item, now + 2u * STEP, team);
-
-            // Scores.
-            var scores: array<Rows, SCORE_BLOCKS>;
-            // unroll
-            for (var s = 0u; s < SCORE_BLOCKS; s++) {
-                scores[s] = Rows(0.0);
-            }
-            // unroll
-            for (var u = 0u; u < TOKENS; u++) {
-                // unroll
-                for (var i = 0u; i < KEY_SLOTS; i++) {
-                    let key = unpack_word(words[(half * TOKENS + u) * SLOTS + i]);
-                    // unroll
-                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                        // unroll
-                        for (var b = 0u; b < ROW_BLOCKS; b++) {
-                            scores[u * ROW_BLOCKS + b] = fma(
-                                query[(i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b],
-                                Rows(key[e / 4u][e % 4u]),
-                                scores[u * ROW_BLOCKS + b],
-                            );
-                        }
-                    }
-                }
-                // unroll
-                for (var b = 0u; b < ROW_BLOCKS; b++) {
-                    scores[u * ROW_BLOCKS + b] = scale_key(scores[u * ROW_BLOCKS + b], scales[half * TOKENS + u]);
-                }
-                // unroll
-                for (var i = 0u; i < ROPE_SLOTS; i++) {
-                    let key = unpack_rope_word(words[(half * TOKENS + u) * SLOTS + STATE_SLOTS + i]);
-                    // unroll
-                    for (var e = 0u; e < ROPE_ELEMS; e++) {
-                        // unroll
-                        for (var b = 0u; b < ROW_BLOCKS; b++) {
-                            scores[u * ROW_BLOCKS + b] = fma(
-                                query[(KEY_SLOTS * ELEMS_PER_WORD + i * ROPE_ELEMS + e) * ROW_BLOCKS + b],
-                                Rows(key[e / 4u][e % 4u]),
-                                scores[u * ROW_BLOCKS + b],
-                            );
-                        }
-                    }
-                }
-            }
-            var own = share_out(scores, lane);
+            var own = share_out(score_step(half), lane);
             // The last tokens, which not every row sees, and with a window the first, are masked; the same for all lanes.
             let masked = now < clear.x || now + STEP > clear.y;
             var exceeds = false;
@@ -284,10 +336,8 @@ fn main(
                     let visible = visible_to(item, item.row_first + own_row[i]);
                     own[i] = select(NEGATIVE, own[i], token < item.token_last && sees(visible, token));
                 }
-                exceeds = exceeds || own[i] > own_max[i] + SLACK;
+                exceeds = exceeds || softmax_exceeds(own[i], own_max[i]);
             }
-
-            // Weights.
             if (HALVINGS > 0u) {
                 exceeds = subgroupAny(exceeds);
             }
@@ -296,7 +346,7 @@ fn main(
             }
             // unroll
             for (var i = 0u; i < OWNED; i++) {
-                own[i] = exp2(own[i] - own_max[i]);
+                own[i] = softmax_weight(own[i], own_max[i]);
                 own_total[i] += own[i];
             }
             var weights = gather(own, first_lane);
@@ -304,62 +354,12 @@ fn main(
             for (var s = 0u; s < SCORE_BLOCKS; s++) {
                 weights[s] = scale_value(weights[s], scales[half * TOKENS + s / ROW_BLOCKS]);
             }
-
-            // Output.
-            // unroll
-            for (var u = 0u; u < TOKENS; u++) {
-                // unroll
-                for (var i = 0u; i < VALUE_SLOTS; i++) {
-                    let value = unpack_word(words[(half * TOKENS + u) * SLOTS + VALUE_SLOT_FIRST + i]);
-                    // unroll
-                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                        // unroll
-                        for (var b = 0u; b < ROW_BLOCKS; b++) {
-                            let at = (i * ELEMS_PER_WORD + e) * ROW_BLOCKS + b;
-                            sums[at] = fma(weights[u * ROW_BLOCKS + b], Rows(value[e / 4u][e % 4u]), sums[at]);
-                        }
-                    }
-                }
-            }
+            add_values(weights, half);
         }
     }
 
-    // Each row's total, in every lane of the team: of scores that several lanes have the first one's.
-    var totals: array<Rows, ROW_BLOCKS>;
-    // unroll
-    for (var b = 0u; b < ROW_BLOCKS; b++) {
-        var wide = vec4<f32>(0.0);
-        // unroll
-        for (var k = 0u; k < ROWS_PER_BLOCK; k++) {
-            // unroll
-            for (var i = 0u; i < OWNED; i++) {
-                wide[k] += select(0.0, own_total[i], own_row[i] == b * ROWS_PER_BLOCK + k && (lane >> HALVINGS) == 0u);
-            }
-        }
-        // unroll
-        for (var j = 0u; j < TEAM_LOG2; j++) {
-            wide += subgroupShuffleXor(wide, 1u << j);
-        }
-        totals[b] = rows_narrow(wide);
-    }
-
-    // Join the teams, in the same order on every device of one subgroup size.
-    // unroll
-    for (var j = 0u; j < TEAMS_LOG2; j++) {
-        // unroll
-        for (var b = 0u; b < ROW_BLOCKS; b++) {
-            let top = max(row_max[b], subgroupShuffleXor(row_max[b], TEAM << j));
-            let factor = exp2(row_max[b] - top);
-            row_max[b] = top;
-            let total = totals[b] * factor;
-            totals[b] = total + subgroupShuffleXor(total, TEAM << j);
-            // unroll
-            for (var i = 0u; i < SUM_WIDTH; i++) {
-                let sum = sums[i * ROW_BLOCKS + b] * factor;
-                sums[i * ROW_BLOCKS + b] = sum + subgroupShuffleXor(sum, TEAM << j);
-            }
-        }
-    }
+    add_totals(own_row, lane);
+    join_teams();
     // unroll
     for (var b = 0u; b < ROW_BLOCKS; b++) {
         // unroll

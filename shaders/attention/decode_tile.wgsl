@@ -15,7 +15,7 @@
 //
 // Grid: x = group, y (and z, folded past 65,535) = work item of the class.
 // Constants: attention/shape.rs, DecodeShape. Parts: decode_io, plan, softmax, page,
-// elements_*, scales_*, rows_*, query_*, tile_*, score_*, mask_*, sink_*.
+// kv/element/*, attention/scales/*, attention/block/*, attention/query/*, attention/tile/*, attention/score/*, attention/mask/*, attention/sink/*.
 
 const TILE_WORDS = STATE_WORDS + ROPE_WORDS;
 // Odd, so that lanes reading one word of neighbouring tokens meet different banks.
@@ -42,6 +42,23 @@ var<workgroup> token_base: array<u32, 2u * TOKENS>;
 const NOWHERE = 0xffffffffu;
 
 var<private> fetched: array<PoolWord, STATE_FETCHES + ROPE_FETCHES>;
+
+// Softmax: what the rows of the lane's block see, and their maxima. Lanes below BLOCK_TOKENS each own a token of the tile
+// and a block of rows.
+var<private> visible: array<Visible, ROWS_PER_BLOCK>;
+var<private> running_max: Rows;
+// Output: of the lane's units, each a block of rows and a word of the value, the weighted sums and the totals of weights.
+var<private> sums: array<Rows, UNITS_PER_LANE * ELEMS_PER_WORD>;
+var<private> totals: array<Rows, UNITS_PER_LANE>;
+
+// Where there are fewer units than lanes, the lanes of a unit share the tokens.
+fn token_split_of(lane: u32) -> u32 {
+    return select(lane / VALUE_UNITS, 0u, TOKEN_SPLITS == 1u);
+}
+
+fn first_unit_of(lane: u32) -> u32 {
+    return select(lane % VALUE_UNITS, lane, TOKEN_SPLITS == 1u);
+}
 
 // Tells all lanes where `token` lies. Past the item's last token is nowhere: that memory is somebody else's.
 fn publish_base(item: WorkItem, group: u32, token: u32, page: u32, lane: u32) {
@@ -127,10 +144,10 @@ fn score_tile(item: WorkItem, group: u32, lane: u32) {
     if (token_lane >= SCORE_LANES) {
         return;
     }
-    var sums: array<Rows, TOKENS_PER_LANE>;
+    var parts: array<Rows, TOKENS_PER_LANE>;
     // unroll
     for (var t = 0u; t < TOKENS_PER_LANE; t++) {
-        sums[t] = Rows(0.0);
+        parts[t] = Rows(0.0);
     }
     // unroll
     for (var i = 0u; i < WORDS_PER_SPLIT; i++) {
@@ -140,20 +157,20 @@ fn score_tile(item: WorkItem, group: u32, lane: u32) {
             // unroll
             for (var t = 0u; t < TOKENS_PER_LANE; t++) {
                 let key = key_word(token_lane + t * SCORE_LANES, word);
-                var products = score_start(sums[t]);
+                var products = score_start(parts[t]);
                 // unroll
                 for (var e = 0u; e < ELEMS_PER_WORD; e++) {
                     // Indexed in place: a function's index would not be a constant, and the array would leave the registers.
                     products = fma(q_slice[i * Q_WORD_STRIDE + e], Rows(key[e / 4u][e % 4u]), products);
                 }
-                sums[t] = score_join(sums[t], products, token_lane + t * SCORE_LANES, word);
+                parts[t] = score_join(parts[t], products, token_lane + t * SCORE_LANES, word);
             }
         }
     }
     // unroll
     for (var t = 0u; t < TOKENS_PER_LANE; t++) {
         let block_token = (token_lane + t * SCORE_LANES) * ROW_BLOCKS + row_block;
-        split_scores[block_token * SPLIT_STRIDE + split] = sums[t];
+        split_scores[block_token * SPLIT_STRIDE + split] = parts[t];
     }
 }
 
@@ -165,6 +182,131 @@ fn reduce_splits(block_token: u32) -> Rows {
         sum += split_scores[block_token * SPLIT_STRIDE + s];
     }
     return sum;
+}
+
+// The lane's scores of the tile that begins at token `first`; NEGATIVE where its rows do not see the token.
+fn finish_scores(lane: u32, first: u32) -> Rows {
+    let token = lane / ROW_BLOCKS;
+    var wide = rows_widen(score_finish(reduce_splits(lane), token));
+    // unroll
+    for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+        wide[j] = select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + token));
+    }
+    return rows_narrow(wide);
+}
+
+// Raises the maxima of the lane's rows to the tile's scores, and makes weights of its own.
+fn weigh(lane: u32, first: u32, score: Rows) {
+    let block = lane % ROW_BLOCKS;
+    let token = lane / ROW_BLOCKS;
+    var top = running_max;
+    // unroll
+    for (var t = 0u; t < TOKENS; t++) {
+        top = max(top, scores[t * ROW_BLOCKS + block]);
+    }
+    var wide = rows_widen(softmax_weights(score, top));
+    // unroll
+    for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
+        wide[j] = select(0.0, wide[j], sees(visible[j], first + token));
+    }
+    weights[lane] = rows_narrow(wide);
+    if (token == 0u) {
+        rescale[block] = softmax_shrink(running_max, top);
+        row_max[block] = top;
+    }
+    running_max = top;
+}
+
+// Adds the lane's tokens of the tile to its units.
+fn add_values(lane: u32) {
+    let token_split = token_split_of(lane);
+    // unroll
+    for (var u = 0u; u < UNITS_PER_LANE; u++) {
+        let unit = first_unit_of(lane) + u * THREADS;
+        if (unit < VALUE_UNITS && token_split < TOKEN_SPLITS) {
+            let row_block = unit / VALUE_WORDS;
+            let word = tile_word(VALUE_FIRST + unit % VALUE_WORDS);
+            let factor = rescale[row_block];
+            // Rare after the first few tiles; the same for all lanes of a block.
+            if (any(rows_widen(factor) != rows_widen(Rows(1.0)))) {
+                totals[u] *= factor;
+                // unroll
+                for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                    sums[u * ELEMS_PER_WORD + e] *= factor;
+                }
+            }
+            for (var k = 0u; k < TOKENS_PER_SPLIT; k += TOKENS_UNROLLED) {
+                // unroll
+                for (var n = 0u; n < TOKENS_UNROLLED; n++) {
+                    let token = token_split + (k + n) * TOKEN_SPLITS;
+                    let weight = weights[token * ROW_BLOCKS + row_block];
+                    let value = unpack_word(tile[token * TILE_STRIDE + word]);
+                    totals[u] += weight;
+                    let share = value_weight(weight, token);
+                    // unroll
+                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+                        let at = u * ELEMS_PER_WORD + e;
+                        sums[at] = fma(share, Rows(value[e / 4u][e % 4u]), sums[at]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Adds up the token splits, in order, one element at a time through the tile's memory.
+fn add_splits(lane: u32) {
+    // unroll
+    for (var e = 0u; e < ELEMS_PER_WORD_AND_TOTAL; e++) {
+        if (e < ELEMS_PER_WORD) {
+            tile_put(lane, rows_widen(sums[min(e, ELEMS_PER_WORD - 1u)]));
+        } else {
+            tile_put(lane, rows_widen(totals[0]));
+        }
+        workgroupBarrier();
+        if (lane < VALUE_UNITS) {
+            var sum = Rows(0.0);
+            for (var s = 0u; s < TOKEN_SPLITS; s++) {
+                sum += rows_narrow(tile_get(lane + s * VALUE_UNITS));
+            }
+            if (e < ELEMS_PER_WORD) {
+                sums[min(e, ELEMS_PER_WORD - 1u)] = sum;
+            } else {
+                totals[0] = sum;
+            }
+        }
+        workgroupBarrier();
+    }
+}
+
+// Writes a row's word of the value: `u` the lane's unit, `j` the row of its block. Final, or a partial result if the tokens
+// of the tile are split.
+fn write_word(item: WorkItem, group: u32, unit: u32, u: u32, j: u32) {
+    let row_block = unit / VALUE_WORDS;
+    let first_dim = unit % VALUE_WORDS * ELEMS_PER_WORD;
+    let tile_row = row_block * ROWS_PER_BLOCK + j;
+    let row = item.row_first + tile_row;
+    if (row >= item.q_len * HEADS_PER_GROUP) {
+        return;
+    }
+    let split = item.partial_row != NO_PARTIAL;
+    let finished = finish_row(item, group, row, rows_get(row_max[row_block], j), rows_get(totals[u], j));
+    let partial = partial_of(item, group, tile_row);
+    let final_row = query_row(item, group, row);
+    // unroll
+    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
+        if (first_dim + e < V_DIM) {
+            let value = rows_get(sums[u * ELEMS_PER_WORD + e], j) * finished.factor;
+            if (split) {
+                partials[partial * V_DIM + first_dim + e] = value;
+            } else {
+                out[final_row * V_DIM + first_dim + e] = value;
+            }
+        }
+    }
+    if (first_dim == 0u) {
+        write_lse(item, group, tile_row, finished.lse2);
+    }
 }
 
 @compute @workgroup_size(THREADS)
@@ -181,24 +323,14 @@ fn main(
     let group = workgroup.x;
     query_init(item, group, lane / KEY_SPLITS % ROW_BLOCKS, lane % KEY_SPLITS);
 
-    // Softmax: lanes below BLOCK_TOKENS each own a token of the tile and a block of rows.
-    let softmax_block = lane % ROW_BLOCKS;
-    let softmax_token = lane / ROW_BLOCKS;
-    var visible: array<Visible, ROWS_PER_BLOCK>;
     // unroll
     for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-        visible[j] = visible_to(item, item.row_first + softmax_block * ROWS_PER_BLOCK + j);
+        visible[j] = visible_to(item, item.row_first + lane % ROW_BLOCKS * ROWS_PER_BLOCK + j);
     }
-    var running_max = Rows(NEGATIVE);
+    running_max = Rows(NEGATIVE);
     if (lane < ROW_BLOCKS) {
         row_max[lane] = running_max;
     }
-
-    // Output: the lane's value units and, where there are fewer units than lanes, its share of the tokens.
-    let token_split = select(lane / VALUE_UNITS, 0u, TOKEN_SPLITS == 1u);
-    let unit_first = select(lane % VALUE_UNITS, lane, TOKEN_SPLITS == 1u);
-    var sums: array<Rows, UNITS_PER_LANE * ELEMS_PER_WORD>;
-    var totals: array<Rows, UNITS_PER_LANE>;
     // unroll
     for (var u = 0u; u < UNITS_PER_LANE; u++) {
         totals[u] = Rows(0.0);
@@ -221,134 +353,32 @@ fn main(
         next_page = page_of(item, first + 2u * TOKENS + lane);
         score_tile(item, group, lane);
         workgroupBarrier();
-
         var score = Rows(0.0);
         if (lane < BLOCK_TOKENS) {
-            var wide = rows_widen(score_finish(reduce_splits(lane), softmax_token));
-            // unroll
-            for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                wide[j] = select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token));
-            }
-            score = rows_narrow(wide);
+            score = finish_scores(lane, first);
             scores[lane] = score;
         }
         workgroupBarrier();
-
         if (lane < BLOCK_TOKENS) {
-            var top = running_max;
-            // unroll
-            for (var t = 0u; t < TOKENS; t++) {
-                top = max(top, scores[t * ROW_BLOCKS + softmax_block]);
-            }
-            var wide = rows_widen(exp2(score - top));
-            // unroll
-            for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                wide[j] = select(0.0, wide[j], sees(visible[j], first + softmax_token));
-            }
-            weights[lane] = rows_narrow(wide);
-            if (softmax_token == 0u) {
-                rescale[softmax_block] = exp2(running_max - top);
-                row_max[softmax_block] = top;
-            }
-            running_max = top;
+            weigh(lane, first, score);
         }
         workgroupBarrier();
-
-        // unroll
-        for (var u = 0u; u < UNITS_PER_LANE; u++) {
-            let unit = unit_first + u * THREADS;
-            if (unit < VALUE_UNITS && token_split < TOKEN_SPLITS) {
-                let row_block = unit / VALUE_WORDS;
-                let word = tile_word(VALUE_FIRST + unit % VALUE_WORDS);
-                let factor = rescale[row_block];
-                // Rare after the first few tiles; the same for all lanes of a block.
-                if (any(rows_widen(factor) != rows_widen(Rows(1.0)))) {
-                    totals[u] *= factor;
-                    // unroll
-                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                        sums[u * ELEMS_PER_WORD + e] *= factor;
-                    }
-                }
-                for (var k = 0u; k < TOKENS_PER_SPLIT; k += TOKENS_UNROLLED) {
-                    // unroll
-                    for (var n = 0u; n < TOKENS_UNROLLED; n++) {
-                        let token = token_split + (k + n) * TOKEN_SPLITS;
-                        let weight = weights[token * ROW_BLOCKS + row_block];
-                        let value = unpack_word(tile[token * TILE_STRIDE + word]);
-                        totals[u] += weight;
-                        let share = value_weight(weight, token);
-                        // unroll
-                        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                            let at = u * ELEMS_PER_WORD + e;
-                            sums[at] = fma(share, Rows(value[e / 4u][e % 4u]), sums[at]);
-                        }
-                    }
-                }
-            }
-        }
+        add_values(lane);
         workgroupBarrier();
     }
-
-    // Add up the token splits, in order, one element at a time through the tile's memory.
     if (TOKEN_SPLITS > 1u) {
-        // unroll
-        for (var e = 0u; e < ELEMS_PER_WORD_AND_TOTAL; e++) {
-            if (e < ELEMS_PER_WORD) {
-                tile_put(lane, rows_widen(sums[min(e, ELEMS_PER_WORD - 1u)]));
-            } else {
-                tile_put(lane, rows_widen(totals[0]));
-            }
-            workgroupBarrier();
-            if (lane < VALUE_UNITS) {
-                var sum = Rows(0.0);
-                for (var s = 0u; s < TOKEN_SPLITS; s++) {
-                    sum += rows_narrow(tile_get(lane + s * VALUE_UNITS));
-                }
-                if (e < ELEMS_PER_WORD) {
-                    sums[min(e, ELEMS_PER_WORD - 1u)] = sum;
-                } else {
-                    totals[0] = sum;
-                }
-            }
-            workgroupBarrier();
-        }
+        add_splits(lane);
     } else {
         // row_max of an item without tokens.
         workgroupBarrier();
     }
-
     // unroll
     for (var u = 0u; u < UNITS_PER_LANE; u++) {
-        let unit = unit_first + u * THREADS;
-        if (unit < VALUE_UNITS && token_split == 0u) {
-            let row_block = unit / VALUE_WORDS;
-            let first_dim = unit % VALUE_WORDS * ELEMS_PER_WORD;
+        let unit = first_unit_of(lane) + u * THREADS;
+        if (unit < VALUE_UNITS && token_split_of(lane) == 0u) {
             // unroll
             for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-                let tile_row = row_block * ROWS_PER_BLOCK + j;
-                let row = item.row_first + tile_row;
-                if (row < item.q_len * HEADS_PER_GROUP) {
-                    let total = rows_get(totals[u], j);
-                    let top = rows_get(row_max[row_block], j);
-                    let split = item.partial_row != NO_PARTIAL;
-                    let finished = finish_row(item, group, row, top, total);
-                    let partial = partial_of(item, group, tile_row);
-                    let final_row = query_row(item, group, row);
-                    // unroll
-                    for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-                        if (first_dim + e < V_DIM) {
-                            let value = rows_get(sums[u * ELEMS_PER_WORD + e], j) * finished.factor;
-                            if (split) {
-                                partials[partial * V_DIM + first_dim + e] = value;
-                            } else {
-                                out[final_row * V_DIM + first_dim + e] = value;
-                            }
-                        }
-                    }
-                    if (first_dim == 0u) {
-                        write_lse(item, group, tile_row, finished.lse2);
-                    }
-                }
+                write_word(item, group, unit, u, j);
             }
         }
     }

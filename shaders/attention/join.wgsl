@@ -22,12 +22,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> lse: array<u32>;
 
 const LANES = 64u;
-const LOG2_E = 1.4426950408889634;
-
-// In log2 units; NEGATIVE for minus infinity.
-fn lse2_of(bits: u32) -> f32 {
-    return select(bitcast<f32>(bits) * LOG2_E, NEGATIVE, bits == MINUS_INFINITY_BITS);
-}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -35,11 +29,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         return;
     }
     let row = (places[params.first + 1u] + workgroup.x) * Q_HEADS + workgroup.y;
-    let a = lse2_of(lse[row]);
-    let b = lse2_of(other_lse[row]);
+    let a = softmax_lse2_of(lse[row]);
+    let b = softmax_lse2_of(other_lse[row]);
     let top = max(a, b);
-    let weight_a = select(0.0, exp2(a - top), a > 0.5 * NEGATIVE);
-    let weight_b = select(0.0, exp2(b - top), b > 0.5 * NEGATIVE);
+    let weight_a = softmax_share(a, top);
+    let weight_b = softmax_share(b, top);
     let total = weight_a + weight_b;
     let share_a = weight_a * softmax_inverse(total);
     let share_b = weight_b * softmax_inverse(total);

@@ -10,7 +10,8 @@
 //
 // Grid: x = (group * ROW_TILE + row of the tile) * V_BLOCKS + block of V_BLOCK value dimensions,
 // y (and z, folded) = merge item of the class.
-// Constants: GROUPS HEADS_PER_GROUP Q_HEADS V_DIM V_BLOCKS ROW_TILE. Parts: plan, softmax, sink_*.
+// Constants: GROUPS HEADS_PER_GROUP Q_HEADS V_DIM V_BLOCKS ROW_TILE V_LANES SPLIT_LANES, and AT_ONCE: partials that a lane
+// loads before it uses the first. Parts: plan, softmax, sink/*.
 
 struct Params {
     class_index: u32,
@@ -25,18 +26,14 @@ struct Params {
 // (query tokens, Q_HEADS) f32 bits, natural log
 @group(0) @binding(4) var<storage, read_write> lse: array<u32>;
 
-const V_LANES = 32u;
-const SPLIT_LANES = 8u;
 const V_BLOCK = 4u * V_LANES;
-// Partials that a lane loads before it uses the first.
-const AT_ONCE = 4u;
 
 // Of each lane: weighted sums of its four dimensions; running maximum and total of its split lane.
-var<workgroup> lane_sums: array<vec4<f32>, 256>;
-var<workgroup> lane_tops: array<f32, 8>;
-var<workgroup> lane_totals: array<f32, 8>;
+var<workgroup> lane_sums: array<vec4<f32>, V_LANES * SPLIT_LANES>;
+var<workgroup> lane_tops: array<f32, SPLIT_LANES>;
+var<workgroup> lane_totals: array<f32, SPLIT_LANES>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(V_LANES * SPLIT_LANES)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
@@ -61,10 +58,10 @@ fn main(
     var total = 0.0;
     var sums = vec4<f32>(0.0);
     for (var s = split_lane; s < item.partial_count; s += SPLIT_LANES * AT_ONCE) {
-        var part: array<f32, 4>;
-        var values: array<vec4<f32>, 4>;
+        var part: array<f32, AT_ONCE>;
+        var values: array<vec4<f32>, AT_ONCE>;
         // unroll
-        for (var i = 0u; i < 4u; i++) {
+        for (var i = 0u; i < AT_ONCE; i++) {
             // Past the last one that one stands in, with weight 0.
             let at = first + min(s + i * SPLIT_LANES, item.partial_count - 1u) * ROW_TILE;
             part[i] = partials[lse_first + at];
@@ -75,16 +72,16 @@ fn main(
         }
         var next = top;
         // unroll
-        for (var i = 0u; i < 4u; i++) {
+        for (var i = 0u; i < AT_ONCE; i++) {
             part[i] = select(NEGATIVE, part[i], s + i * SPLIT_LANES < item.partial_count);
             next = max(next, part[i]);
         }
-        let shrink = exp2(top - next);
+        let shrink = softmax_shrink(top, next);
         total *= shrink;
         sums *= shrink;
         // unroll
-        for (var i = 0u; i < 4u; i++) {
-            let weight = select(0.0, exp2(part[i] - next), part[i] > 0.5 * NEGATIVE);
+        for (var i = 0u; i < AT_ONCE; i++) {
+            let weight = softmax_share(part[i], next);
             total += weight;
             sums = fma(vec4<f32>(weight), values[i], sums);
         }
@@ -100,14 +97,14 @@ fn main(
         return;
     }
     // unroll
-    for (var k = 0u; k < 8u; k++) {
+    for (var k = 0u; k < SPLIT_LANES; k++) {
         top = max(top, lane_tops[k]);
     }
     sums = vec4<f32>(0.0);
     total = 0.0;
     // unroll
-    for (var k = 0u; k < 8u; k++) {
-        let weight = exp2(lane_tops[k] - top);
+    for (var k = 0u; k < SPLIT_LANES; k++) {
+        let weight = softmax_weight(lane_tops[k], top);
         total += weight * lane_totals[k];
         sums += weight * lane_sums[k * V_LANES + lane];
     }

@@ -1,7 +1,7 @@
 // Scores of which every lane of a team has a part, summed and shared out among the lanes, and gathered again. Score
 // (token * ROWS + row) of a step. A lane passes on half of its scores at each of HALVINGS exchanges: SCORES - OWNED
 // shuffles, where summing every score in every lane takes SCORES * TEAM_LOG2.
-// Constants: attention/rows.rs, RowShape. Parts: rows_*.
+// Constants: attention/rows.rs, RowShape. Parts: attention/block/*.
 
 // The first of the scores that the lane ends up with: bit j of the lane chose the half of exchange j.
 fn own_first(lane: u32) -> u32 {

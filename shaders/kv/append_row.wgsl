@@ -1,6 +1,6 @@
 // A token's new row, element by element, rotated on the way: bindings and functions that every append has.
 // Constants: GROUPS STATE_DIM KEY_DIM ROPE_DIM VALUE_FIRST VALUE_DIM ELEMS_PER_U32 PAGE_SIZE, ROTATED_STATE ROTATED_ROPE
-// (widths of the rotated spans, 0 = none). Parts: rope_*, wide_*.
+// (widths of the rotated spans, 0 = none). Parts: rope/*, wide_*.
 
 struct Params {
     token_count: u32,
@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> slots: array<u32>;
 // (tokens, rotated span / 2) f32 (cos, sin)
 @group(0) @binding(3) var<storage, read> cos_sin: array<vec2<f32>>;
-// pages of one layer, as u32 (slabs_*)
+// pages of one layer, as u32 (kv/slabs/*)
 @group(0) @binding(4) var<storage, read_write> pool: array<PoolWord>;
 
 alias PoolWord = u32;

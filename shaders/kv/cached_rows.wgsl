@@ -8,7 +8,7 @@
 //
 // Grid: x = eight words of a row, y = eight tokens; a lane takes one word.
 // Constants: GROUPS STATE_DIM STATE_WORDS ROPE_DIM ROPE_WORDS SCALE_WORDS SPANS ROW_DIM, of a word ELEMS_PER_WORD
-// VECS_PER_WORD ROPE_VECS U32S_PER_WORD. Parts: elements_*, page, slabs_*, slab_loads_*, row_elements_*.
+// VECS_PER_WORD ROPE_VECS U32S_PER_WORD. Parts: kv/element/*, page, kv/slabs/*, kv/slab_loads/*, kv/row_elements/*.
 
 struct Params {
     first: u32, // word of `places` that the part begins with
@@ -20,7 +20,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 // parts, each of a head of four words, the first its tokens, then of each token page * tokens of a page + offset
 @group(0) @binding(1) var<storage, read> places: array<u32>;
-// pages of one layer (slabs_*)
+// pages of one layer (kv/slabs/*)
 @group(0) @binding(2) var<storage, read> pool: array<PoolWord>;
 // (tokens, GROUPS, STATE_DIM) f32
 @group(0) @binding(3) var<storage, read_write> latents: array<f32>;

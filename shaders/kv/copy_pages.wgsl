@@ -5,7 +5,7 @@
 // A page is one contiguous block (kv/page.wgsl), so its layout and dtype do not matter here.
 //
 // Grid: x over words of a page, 64 lanes each, from the start again where the page is longer; y over copies (z folds y
-// past 65,535). Constants: none. Parts: slabs_*, slab_loads_*, slab_stores_*.
+// past 65,535). Constants: none. Parts: kv/slabs/*, kv/slab_loads/*, kv/slab_stores/*.
 
 struct Params {
     copy_count: u32,
@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 // (copies) u32 (source, target)
 @group(0) @binding(1) var<storage, read> copies: array<vec2<u32>>;
-// (page_count, page_words) words (slabs_*)
+// (page_count, page_words) words (kv/slabs/*)
 @group(0) @binding(2) var<storage, read_write> pool: array<PoolWord>;
 
 alias PoolWord = vec4<u32>;

@@ -1,6 +1,6 @@
 // Where a token lies in a layer's pool, in vec4 words. A page of `page_size` tokens is planes: for each group
 // [page_size][STATE_WORDS], then [page_size][ROPE_WORDS], then [page_size][SCALE_WORDS].
-// Constants: GROUPS STATE_WORDS ROPE_WORDS SCALE_WORDS. Parts: slabs_*.
+// Constants: GROUPS STATE_WORDS ROPE_WORDS SCALE_WORDS. Parts: kv/slabs/*.
 
 const TOKEN_WORDS = GROUPS * STATE_WORDS + ROPE_WORDS + SCALE_WORDS;
 

@@ -8,7 +8,7 @@
 // Bits are moved, never values: NaN and -0 arrive as they are.
 //
 // Grid: x = eight words of a row, y = eight tokens; a lane moves one word. Without a division by the width of a row.
-// Constants: GROUPS STATE_WORDS ROPE_WORDS SCALE_WORDS. Parts: page, slabs_*, rows_from_pages or rows_to_pages
+// Constants: GROUPS STATE_WORDS ROPE_WORDS SCALE_WORDS. Parts: page, kv/slabs/*, rows_from_pages or rows_to_pages
 // (the direction, which declares pool and rows).
 
 struct Params {

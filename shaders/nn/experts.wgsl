@@ -5,7 +5,7 @@
 //
 // Grid: (ceil(outputs / OUT_LANES), slots or 1, rows); IN_LANES lanes go along the input together.
 // Constants: LANES = IN_LANES * OUT_LANES, IN_LANES, OUT_LANES, VECS_PER_WORD, TOP.
-// Parts: elements_* with weights_plain or weights_i8, experts_up or experts_down.
+// Parts: kv/element/*, nn/weights/*, experts_up or experts_down.
 
 struct Params {
     out_dim: u32, // rows of a matrix

@@ -6,7 +6,7 @@
 // that what is down to 2^-28 of the largest keeps f16's 11 bits. Rows are padded with zeros to ROW_ALIGN words.
 //
 // Grid: (rows, 1, heads), a workgroup per row. It reads its row twice, the second time from the cache.
-// Constants: LANES, STEPS (words of a lane at a time), ROW_ALIGN, GAIN_BINDING. Parts: linear_params, input_*, scaling_*.
+// Constants: LANES, STEPS (words of a lane at a time), ROW_ALIGN, GAIN_BINDING. Parts: linear_params, nn/input/*, nn/gain/*.
 
 // halves: (rows, heads, padded words) vec4<u32> of 8 f16, then (rows, heads) of factors, an f32's bits in the first word
 @group(0) @binding(1) var<storage, read_write> halves: array<vec4<u32>>;

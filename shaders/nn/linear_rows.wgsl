@@ -9,8 +9,8 @@
 // Constants: ROWS, OUTS, STEPS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD, STEP_WORDS = STEPS *
 // OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
 // ROWS * (OUTS + NORMS); MAX_SUBGROUPS; JOINED_LANES, JOINED_SUMS: rest_norm's lanes per sum, and sums per total.
-// Parts: linear_params, linear_io, and one each of input_*, elements_* with weights_plain or weights_i8, scaling_*, outputs_*, tail_*,
-// rest_*, reduce_* (which holds main, and the sums
+// Parts: linear_params, linear_io, and one each of nn/input/*, kv/element/*, nn/weights/*, nn/gain/*, nn/output/*, nn/tail/*,
+// nn/beside/*, nn/reduce/* (which holds main, and the sums
 // over lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each).
 
 fn product(workgroup: vec3<u32>, lane: u32) {

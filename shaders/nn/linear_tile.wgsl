@@ -6,8 +6,8 @@
 // The next tile is on its way, in registers, while the present one is multiplied.
 // Constants: MICRO_ROWS, MICRO_OUT, OUT_LANES = 8, VECS_PER_WORD, TILE_WORDS = MICRO_OUT / VECS_PER_WORD (words of
 // weights that a lane fetches), OUTPUTS = MICRO_OUT / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0).
-// Parts: linear_params and linear_io, or experts_io with experts_listed; and one each of input_*, elements_* with
-// weights_plain or weights_i8, scaling_*, outputs_*, tail_*.
+// Parts: linear_params and linear_io, or experts_io with experts_listed; and one each of nn/input/*, kv/element/*,
+// nn/weights/*, nn/gain/*, nn/output/*, nn/tail/*.
 
 const TILE_ROWS = 8u * MICRO_ROWS;
 const TILE_OUT = 8u * MICRO_OUT;

@@ -1,4 +1,4 @@
-// Half rotation (NeoX): the pair of element i is i +- span/2. Slot: rope_*.
+// Half rotation (NeoX): the pair of element i is i +- span/2. Slot: rope.
 // rotated[i] = x[i] * cos[rope_angle(i)] + rope_sign(i) * x[rope_partner(i)] * sin[rope_angle(i)]
 
 fn rope_partner(i: u32, span: u32) -> u32 {

@@ -1,4 +1,4 @@
-// Interleaved rotation (DeepSeek, GPT-J): pairs (2j, 2j + 1). Slot: rope_*.
+// Interleaved rotation (DeepSeek, GPT-J): pairs (2j, 2j + 1). Slot: rope.
 // rotated[i] = x[i] * cos[rope_angle(i)] + rope_sign(i) * x[rope_partner(i)] * sin[rope_angle(i)]
 
 fn rope_partner(i: u32, span: u32) -> u32 {

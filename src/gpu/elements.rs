@@ -15,6 +15,19 @@ pub(crate) fn cache_part(dtype: DType) -> Result<Part> {
     }
 }
 
+/// The slots that unpack words of a cache dtype as decode reads them, whose words are of `word_bytes`: its elements, and the
+/// halves beside integers.
+pub(crate) fn cache_parts(dtype: DType, word_bytes: usize) -> Result<Vec<Part>> {
+    let mut parts = vec![cache_part(dtype)?];
+    if matches!(dtype, DType::I8 | DType::I4) {
+        parts.push(match word_bytes {
+            8 => part!("kv/halves/vec2.wgsl"),
+            _ => part!("kv/halves/vec4.wgsl"),
+        });
+    }
+    Ok(parts)
+}
+
 /// The slot that unpacks words of floats.
 pub(crate) fn elements_part(dtype: DType) -> Result<Part> {
     match dtype {

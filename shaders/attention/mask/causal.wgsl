@@ -1,5 +1,5 @@
 // Which cached tokens a row sees: those up to its own, or of these only the last WINDOW and the first KEEP_FIRST. Where
-// the plan leaves pages out between the two, tokens are counted without them. Slot: mask_*.
+// the plan leaves pages out between the two, tokens are counted without them. Slot: attention/mask.
 // Constants: HEADS_PER_GROUP, WINDOW (0: no window), KEEP_FIRST (0 without one). Parts: plan.
 
 // Of one row, within its work item.

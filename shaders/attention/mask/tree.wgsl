@@ -1,6 +1,6 @@
 // Which cached tokens a row sees, where the step's tokens are a tree: all before the step, and of the step's own those
 // whose bits are set in its query token's mask; or only the last WINDOW and the first KEEP_FIRST of all these. Where
-// the plan leaves pages out between the two, tokens are counted without them. Slot: mask_*.
+// the plan leaves pages out between the two, tokens are counted without them. Slot: attention/mask.
 // Constants: HEADS_PER_GROUP, WINDOW (0: no window), KEEP_FIRST (0 without one). Parts: plan, whose header says where
 // the masks lie.
 

@@ -1,4 +1,4 @@
-// Where the tokens of a step lie, each looked up by itself. Slot: step_pages_* of decode_rows.
+// Where the tokens of a step lie, each looked up by itself. Slot: attention/pages of decode_rows.
 // Constants: TEAMS TOKENS. Parts: decode_io, page.
 
 // Tokens of all teams of a group in one step.

@@ -1,4 +1,4 @@
-// The lane's slice of its query rows, held in registers for the whole work item. Any dimensions. Slot: query_*.
+// The lane's slice of its query rows, held in registers for the whole work item. Any dimensions. Slot: attention/query.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;

@@ -1,5 +1,5 @@
 // Query words read when they are needed: they do not fit in registers, but stay in the nearest cache.
-// NOPE_DIM and ROPE_DIM are multiples of 4 here. Slot: query_*.
+// NOPE_DIM and ROPE_DIM are multiples of 4 here. Slot: attention/query.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;

@@ -1,4 +1,4 @@
-// Cached elements are what they say. Slot: row_scales_* of decode_rows.
+// Cached elements are what they say. Slot: attention/row_scales of decode_rows.
 
 // Of one token: the key's scale and the value's.
 alias Scales = f32;

@@ -1,6 +1,6 @@
 // States are integers with a scale per token, group and span (key and value apart, or one span for a state that is
 // both); rope keys are f16. The key's scale multiplies the sum over the key's elements, the value's the weight: so no
-// element is ever scaled. Slot: row_scales_* of decode_rows. Constants: SPANS
+// element is ever scaled. Slot: attention/row_scales of decode_rows. Constants: SPANS
 // U32S_PER_WORD ROPE_VECS.
 
 // Of one token: the key's scale and the value's.

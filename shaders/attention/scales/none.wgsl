@@ -1,4 +1,4 @@
-// Cached elements are what they say. Slot: scales_* of decode.
+// Cached elements are what they say. Slot: attention/scales of decode.
 
 fn scales_publish(base: u32) {
 }

@@ -1,6 +1,6 @@
 // States are integers with a scale per token, group and span (key and value apart, or one span for a state that is
 // both); rope keys are f16. The key's scale multiplies the finished score, or with a rope key what each word adds to it;
-// the value's multiplies the weight: so no element is ever scaled. Slot: scales_* of decode.
+// the value's multiplies the weight: so no element is ever scaled. Slot: attention/scales of decode.
 // Constants: SPANS KEY_WORDS ROPE_WORDS TOKENS U32S_PER_WORD VECS_PER_WORD ROPE_VECS. Parts: page.
 
 // Of the tile's tokens: key scales, then value scales.

@@ -1,4 +1,4 @@
-// Scores go into the softmax as they are. Slot: score_*.
+// Scores go into the softmax as they are. Slot: attention/score.
 
 // `s`: softmax_scale * (query . key) * log2(e)
 fn score_transform(s: f32) -> f32 {

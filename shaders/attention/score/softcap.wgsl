@@ -1,4 +1,4 @@
-// Logit softcap: scores become cap * tanh(s / cap) before the softmax (Gemma 2, Grok). Slot: score_*.
+// Logit softcap: scores become cap * tanh(s / cap) before the softmax (Gemma 2, Grok). Slot: attention/score.
 // Constants: SOFTCAP_LOG2, the cap times log2(e), since scores are in units of log2.
 
 const TWO_LOG2_E = 2.885390081777927;

@@ -1,4 +1,4 @@
-// The end of a row's softmax, without a sink. Slot: sink_*. Parts: softmax.
+// The end of a row's softmax, without a sink. Slot: attention/sink. Parts: softmax.
 
 struct Finished {
     factor: f32, // turns the row's weighted sum into its output

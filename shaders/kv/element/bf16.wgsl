@@ -1,4 +1,4 @@
-// Cache and weight words of 8 bf16 elements: the upper halves of f32s. Slot: elements_*.
+// Cache and weight words of 8 bf16 elements: the upper halves of f32s. Slot: kv/element.
 
 fn unpack_word(raw: vec4<u32>) -> array<vec4<f32>, 2> {
     let even = bitcast<vec4<f32>>(raw << vec4<u32>(16u));

@@ -1,9 +1,9 @@
-// Cache words of 16 signed numbers of 4 bits, to be multiplied by a scale; decode's words of them are 8 bytes. Slot: elements_*.
+// Cache words of 16 signed numbers of 4 bits, to be multiplied by a scale; decode's words of them are 8 bytes. Slot: kv/element.
 
 // Largest integer in use.
 const LEVELS = 7.0;
 
-// As elements_i8: numbers below 2^23 in an f32's mantissa, under the exponent of 2^23, then back to their size and to their
+// As kv/element/i8: numbers below 2^23 in an f32's mantissa, under the exponent of 2^23, then back to their size and to their
 // sign by one product and sum. Four of them lie below bit 16 and need no shift. Exact, rounded or not.
 fn unpack_low(biased: u32) -> vec4<f32> {
     let nibbles = vec4<u32>(biased) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u);
@@ -18,11 +18,6 @@ fn unpack_word(raw: vec2<u32>) -> array<vec4<f32>, 4> {
     let biased = raw ^ vec2<u32>(0x88888888u);
     let upper = biased >> vec2<u32>(16u);
     return array<vec4<f32>, 4>(unpack_low(biased.x), unpack_low(upper.x), unpack_low(biased.y), unpack_low(upper.y));
-}
-
-// An i4 cache holds rope keys in f16.
-fn unpack_halves(raw: vec2<u32>) -> array<vec4<f32>, 1> {
-    return array<vec4<f32>, 1>(vec4<f32>(unpack2x16float(raw.x), unpack2x16float(raw.y)));
 }
 
 // Whole numbers of -7 to 7.

@@ -1,4 +1,4 @@
-// Cache words of 16 signed bytes, to be multiplied by a scale. Slot: elements_*.
+// Cache and weight words of 16 signed bytes, to be multiplied by a scale. Slot: kv/element.
 
 // Largest integer in use.
 const LEVELS = 127.0;
@@ -15,14 +15,6 @@ fn unpack_bytes(raw: u32) -> vec4<f32> {
 
 fn unpack_word(raw: vec4<u32>) -> array<vec4<f32>, 4> {
     return array<vec4<f32>, 4>(unpack_bytes(raw.x), unpack_bytes(raw.y), unpack_bytes(raw.z), unpack_bytes(raw.w));
-}
-
-// An i8 cache holds rope keys in f16.
-fn unpack_halves(raw: vec4<u32>) -> array<vec4<f32>, 2> {
-    return array<vec4<f32>, 2>(
-        vec4<f32>(unpack2x16float(raw.x), unpack2x16float(raw.y)),
-        vec4<f32>(unpack2x16float(raw.z), unpack2x16float(raw.w)),
-    );
 }
 
 // Whole numbers of -127 to 127.

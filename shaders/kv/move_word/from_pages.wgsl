@@ -1,6 +1,6 @@
-// The direction of `pages_rows` that saves: pages to a block. Parts: slab_loads_*.
+// The direction of `pages_rows` that saves: pages to a block. Parts: kv/slab_loads/*.
 
-// pages of one layer (slabs_*)
+// pages of one layer (kv/slabs/*)
 @group(0) @binding(2) var<storage, read> pool: array<PoolWord>;
 // one block: a page of its tokens
 @group(0) @binding(3) var<storage, read_write> rows: array<vec4<u32>>;

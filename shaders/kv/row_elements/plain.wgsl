@@ -1,4 +1,4 @@
-// Cached elements are what they say. Slot: row_elements_* of cached_rows. Parts: elements_*.
+// Cached elements are what they say. Slot: kv/row_elements of cached_rows. Parts: kv/element.
 
 fn state_scale(scales: u32, group: u32) -> f32 {
     return 1.0;

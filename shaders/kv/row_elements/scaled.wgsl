@@ -1,5 +1,5 @@
-// States are integers with a scale per token and group, rope keys f16. Slot: row_elements_* of cached_rows.
-// Constants: SPANS U32S_PER_WORD ROPE_VECS. Parts: elements_i8 or elements_i4, slab_loads_*.
+// States are integers with a scale per token and group, rope keys f16. Slot: kv/row_elements of cached_rows.
+// Constants: SPANS U32S_PER_WORD ROPE_VECS. Parts: kv/element/i8 or i4, kv/slab_loads/*.
 
 fn state_scale(scales: u32, group: u32) -> f32 {
     let index = group * SPANS;

@@ -1,4 +1,4 @@
-// Words of one layer's pages. Slot: slab_loads_*. Parts: slabs_1.
+// Words of one layer's pages. Slot: kv/slab_loads. Parts: slabs_1.
 
 fn pool_word(at: u32) -> PoolWord {
     return pool[at];

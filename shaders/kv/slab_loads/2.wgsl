@@ -1,4 +1,4 @@
-// Words of one layer's pages. Slot: slab_loads_*. Parts: slabs_2.
+// Words of one layer's pages. Slot: kv/slab_loads. Parts: slabs_2.
 
 fn pool_word(at: u32) -> PoolWord {
     let word = at & WORD_MASK;

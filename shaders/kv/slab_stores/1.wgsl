@@ -1,4 +1,4 @@
-// Writing to one layer's pages. Slot: slab_stores_*. Parts: slabs_1.
+// Writing to one layer's pages. Slot: kv/slab_stores. Parts: slabs_1.
 
 fn store_pool_word(at: u32, word: PoolWord) {
     pool[at] = word;

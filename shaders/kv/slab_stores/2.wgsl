@@ -1,4 +1,4 @@
-// Writing to one layer's pages. Slot: slab_stores_*. Parts: slabs_2.
+// Writing to one layer's pages. Slot: kv/slab_stores. Parts: slabs_2.
 
 fn store_pool_word(at: u32, word: PoolWord) {
     let place = at & WORD_MASK;

@@ -1,4 +1,4 @@
-// One layer's pages are one buffer, `pool`. An address is a word of it. Slot: slabs_*.
+// One layer's pages are one buffer, `pool`. An address is a word of it. Slot: kv/slabs.
 
 // First word of a page.
 fn page_first(page: u32, page_words: u32) -> u32 {

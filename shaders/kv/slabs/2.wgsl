@@ -1,6 +1,6 @@
 // One layer's pages are up to 2 buffers, slabs: `pool` and those below, each of `params.slab_pages` pages, the last perhaps
 // of fewer. An address is a slab, in its upper two bits, and a word of it; words are counted up without reaching those bits.
-// Read and written, as `pool_ordered` is, so that no driver takes it for constant. Slot: slabs_*.
+// Read and written, as `pool_ordered` is, so that no driver takes it for constant. Slot: kv/slabs.
 // Constants: SLAB_BINDING. Types: PoolWord.
 
 @group(0) @binding(SLAB_BINDING) var<storage, read_write> pool_1: array<PoolWord>;

@@ -1,5 +1,5 @@
 // Beside a product of few rows, in workgroups of its own: what nn/norm.wgsl does, for the elements behind the product's input,
-// [rest_groups of rest_dim, normalised | rest_tail, copied]. For latents that lie behind the query latent. Slot: rest_*.
+// [rest_groups of rest_dim, normalised | rest_tail, copied]. For latents that lie behind the query latent. Slot: nn/beside.
 //
 // Grid: z = 1 of a product with one head; x a group of a row, or its tail, rows slowest; y as the product's.
 // rest_gain: (rest_groups, rest_dim) f32

@@ -1,4 +1,4 @@
-// One slot of a row per workgroup: gate and up, joined and weighted. Slot: experts_*.
+// One slot of a row per workgroup: gate and up, joined and weighted. Slot: nn/expert_side.
 
 fn parts_of(row: u32, slot: u32, out: u32, in_lane: u32) -> vec2<f32> {
     let e = ids[row * TOP + slot];

@@ -1,4 +1,4 @@
-// The input of a linear as it is. Slot: scaling_*.
+// The input of a linear as it is. Slot: nn/gain.
 
 // What four elements of the input are multiplied by before the product.
 fn input_gain(quad: u32) -> vec4<f32> {

@@ -1,5 +1,5 @@
 // No sums over lanes: each lane goes along whole rows. For IN_LANES = 1, and devices where a barrier costs more than what lanes
-// save by reading side by side. Slot: reduce_*.
+// save by reading side by side. Slot: nn/reduce.
 var<private> totals: array<f32, PADDED>;
 
 fn reduce(lane: u32, values: array<f32, PADDED>) {

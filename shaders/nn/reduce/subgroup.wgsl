@@ -1,5 +1,5 @@
 // Sums over all lanes of the workgroup by subgroups of whatever size, at most MAX_SUBGROUPS of them. For OUT_LANES = 1.
-// Slot: reduce_*.
+// Slot: nn/reduce.
 var<workgroup> partials: array<f32, PADDED * MAX_SUBGROUPS>;
 var<private> subgroup: u32;
 var<private> subgroup_lane: u32;

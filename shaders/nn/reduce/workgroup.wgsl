@@ -1,4 +1,4 @@
-// Sums over the IN_LANES lanes of each output through workgroup memory, PASS of a lane's values at a time. Slot: reduce_*.
+// Sums over the IN_LANES lanes of each output through workgroup memory, PASS of a lane's values at a time. Slot: nn/reduce.
 const PARTIAL_STRIDE = LANES + 1u; // odd, against bank conflicts
 var<workgroup> partials: array<f32, PASS * PARTIAL_STRIDE>;
 var<workgroup> totals: array<f32, PADDED * OUT_LANES>;

@@ -1,5 +1,5 @@
 // Behind the outputs of a linear: the tail_dim elements behind its input, rotated. For absorbed queries, [nope | rope] to
-// [W nope | rotated rope]. Parts: rope/half.wgsl or rope/interleaved.wgsl. Slot: tail_*.
+// [W nope | rotated rope]. Parts: rope/half.wgsl or rope/interleaved.wgsl. Slot: nn/tail.
 // cos_sin: (rows, tail_dim / 2) vec2<f32>
 @group(0) @binding(7) var<storage, read> cos_sin: array<vec2<f32>>;
 

@@ -6,7 +6,7 @@ use super::select::KernelShape;
 use super::tile::DecodeShape;
 use crate::attention::options::AttentionOptions;
 use crate::error::Result;
-use crate::gpu::elements::cache_part;
+use crate::gpu::elements::cache_parts;
 use crate::gpu::{number, part, Access, Const, Consts, DType, KernelSpec, Part};
 use crate::kv::layout::StateLayout;
 use crate::kv::HeadLayout;
@@ -57,10 +57,13 @@ fn common(options: &AttentionOptions, ordered: bool, consts: &mut Consts) -> (Ve
     (bindings, parts)
 }
 
+/// `Rows` where a lane has one row, for `attention/softmax.wgsl`.
+const ONE_ROW: Const = Const::Alias("f32");
+
 /// The vector that holds the rows of a block.
 fn rows_slot(rows_per_block: usize) -> (Const, Part) {
     match rows_per_block {
-        1 => (Const::Alias("f32"), part!("attention/block/1.wgsl")),
+        1 => (ONE_ROW, part!("attention/block/1.wgsl")),
         2 => (Const::Alias("vec2<f32>"), part!("attention/block/2.wgsl")),
         _ => (Const::Alias("vec4<f32>"), part!("attention/block/4.wgsl")),
     }
@@ -136,7 +139,8 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         part!("attention/pages/each.wgsl")
     };
     let shares = part!("attention/score_shares.wgsl");
-    parts.extend([cache_part(dtype)?, scales, rows, shares, pages, part!("attention/decode_rows.wgsl")]);
+    parts.extend(cache_parts(dtype, layout.word_bytes)?);
+    parts.extend([scales, rows, shares, pages, part!("attention/decode_rows.wgsl")]);
     Ok(KernelSpec { name: "decode_rows", consts, parts, bindings, workgroup_bytes: 0 })
 }
 
@@ -172,6 +176,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
         ("SCORE_VEC4S", number(arrays.score_vec4s)),
         ("WEIGHT_WORDS", number(arrays.weight_words)),
     ]);
+    consts.push(("Rows", ONE_ROW));
     let (bindings, mut parts) = common(options, true, &mut consts);
     parts.extend([part!("half_word.wgsl"), part!("attention/decode_matrix.wgsl")]);
     let workgroup_bytes = shape.workgroup_bytes(&layout);
@@ -216,18 +221,33 @@ fn tile_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         8 => part!("attention/tile/vec2.wgsl"),
         _ => part!("attention/tile/vec4.wgsl"),
     };
-    parts.extend([cache_part(dtype)?, scales, rows, query, tile, part!("attention/decode_tile.wgsl")]);
+    parts.extend(cache_parts(dtype, layout.word_bytes)?);
+    parts.extend([scales, rows, query, tile, part!("attention/decode_tile.wgsl")]);
     Ok(KernelSpec { name: "decode", consts, parts, bindings, workgroup_bytes: shape.workgroup_bytes })
 }
 
-/// Blocks of 128 value dimensions, each a workgroup of the merge.
+/// Lanes of a merge along the value, four dimensions each.
+const MERGE_V_LANES: usize = 32;
+/// Lanes of a merge that share the parts of a row.
+const MERGE_SPLIT_LANES: usize = 8;
+/// Parts that a lane of a merge loads before it uses the first.
+const MERGE_AT_ONCE: usize = 4;
+
+/// Blocks of value dimensions, each a workgroup of the merge.
 pub(crate) fn merge_blocks(heads: &HeadLayout) -> usize {
-    heads.v_dim().div_ceil(128)
+    heads.v_dim().div_ceil(4 * MERGE_V_LANES)
 }
 
 pub(crate) fn merge_spec(heads: &HeadLayout, options: &AttentionOptions, row_tile: usize) -> KernelSpec {
     let mut consts = head_consts(heads);
-    consts.extend([("ROW_TILE", number(row_tile)), ("V_BLOCKS", number(merge_blocks(heads)))]);
+    consts.extend([
+        ("Rows", ONE_ROW),
+        ("ROW_TILE", number(row_tile)),
+        ("V_BLOCKS", number(merge_blocks(heads))),
+        ("V_LANES", number(MERGE_V_LANES)),
+        ("SPLIT_LANES", number(MERGE_SPLIT_LANES)),
+        ("AT_ONCE", number(MERGE_AT_ONCE)),
+    ]);
     let mut bindings = vec![Access::Read, Access::Write, Access::Read, Access::Write];
     let sink = options.sink_part(&mut consts, &mut bindings);
     KernelSpec {
@@ -235,7 +255,7 @@ pub(crate) fn merge_spec(heads: &HeadLayout, options: &AttentionOptions, row_til
         consts,
         parts: vec![part!("attention/plan.wgsl"), part!("attention/softmax.wgsl"), sink, part!("attention/merge.wgsl")],
         bindings,
-        workgroup_bytes: 256 * 16 + 2 * 8 * 4,
+        workgroup_bytes: MERGE_V_LANES * MERGE_SPLIT_LANES * 16 + 2 * MERGE_SPLIT_LANES * 4,
     }
 }
 
@@ -251,17 +271,18 @@ pub(crate) fn cached_rows_spec(heads: &HeadLayout, dtype: DType, row_dim: usize)
     ]);
     let scaled = layout.spans > 0;
     let elements = if scaled { part!("kv/row_elements/scaled.wgsl") } else { part!("kv/row_elements/plain.wgsl") };
+    let mut parts = cache_parts(dtype, layout.word_bytes)?;
+    parts.extend([
+        part!("kv/slabs/1.wgsl"),
+        part!("kv/slab_loads/1.wgsl"),
+        part!("kv/page.wgsl"),
+        elements,
+        part!("kv/cached_rows.wgsl"),
+    ]);
     Ok(KernelSpec {
         name: "cached_rows",
         consts,
-        parts: vec![
-            cache_part(dtype)?,
-            part!("kv/slabs/1.wgsl"),
-            part!("kv/slab_loads/1.wgsl"),
-            part!("kv/page.wgsl"),
-            elements,
-            part!("kv/cached_rows.wgsl"),
-        ],
+        parts,
         bindings: vec![Access::Read, Access::Read, Access::Write, Access::Write],
         workgroup_bytes: 0,
     })
@@ -271,7 +292,7 @@ pub(crate) fn cached_rows_spec(heads: &HeadLayout, dtype: DType, row_dim: usize)
 pub(crate) fn join_spec(heads: &HeadLayout) -> KernelSpec {
     KernelSpec {
         name: "join",
-        consts: vec![("Q_HEADS", number(heads.q_heads())), ("V_DIM", number(heads.v_dim()))],
+        consts: vec![("Rows", ONE_ROW), ("Q_HEADS", number(heads.q_heads())), ("V_DIM", number(heads.v_dim()))],
         parts: vec![part!("attention/softmax.wgsl"), part!("attention/join.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Read, Access::Write, Access::Write],
         workgroup_bytes: 0,

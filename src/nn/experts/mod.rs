@@ -10,7 +10,7 @@ use super::span::Extent;
 use super::{params, word, Span, Weight};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
-use crate::nn::linear::weight::{elements_part, scaling_part};
+use crate::nn::linear::weight::weight_parts;
 use listed::Listed;
 
 params!(Params { out_dim: u32, in_dim: u32, row_vec4: u32, experts: u32, x_row_stride: u32, y_row_stride: u32 });
@@ -23,8 +23,7 @@ const OUT_LANES: usize = LANES / IN_LANES;
 
 /// `up`: gate and up, else down.
 pub(super) fn spec(dtype: DType, top: usize, up: bool) -> Result<KernelSpec> {
-    let mut parts = vec![elements_part(dtype)?];
-    parts.extend(scaling_part(dtype));
+    let mut parts = weight_parts(dtype)?.to_vec();
     parts.push(match up {
         true => part!("nn/expert_side/up.wgsl"),
         false => part!("nn/expert_side/down.wgsl"),

@@ -138,7 +138,7 @@ impl MatrixTile {
             ("OUT_LANES", number(16)),
             ("ROW_ALIGN", number(ROW_ALIGN)),
         ];
-        parts.extend([part!("nn/input_halves.wgsl"), part!("half_word.wgsl"), part!("nn/linear_matrix.wgsl")]);
+        parts.extend([part!("nn/packed_input.wgsl"), part!("half_word.wgsl"), part!("nn/linear_matrix.wgsl")]);
         use Access::{Read, Write};
         let mut bindings = vec![Read, Read, Read, Write, Read, Read];
         bindings.extend(fusion.tail.map(|_| Read));

@@ -1,7 +1,7 @@
 //! Which kernel a linear is, by its matrix, its rows and the device. Pure.
 
 use super::matrix::{pack_spec, MatrixTile};
-use super::weight::{elements_part, scaling_part};
+use super::weight::weight_parts;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier};
 use crate::nn::rope::pairs_part;
@@ -181,11 +181,8 @@ impl Shape {
             true => vec![part!("nn/experts_listed.wgsl"), part!("nn/experts_io.wgsl")],
             false => vec![part!("nn/linear_params.wgsl"), part!("nn/linear_io.wgsl")],
         };
-        parts.extend([
-            elements_part(dtype)?,
-            if fusion.swiglu { part!("nn/output/swiglu.wgsl") } else { part!("nn/output/plain.wgsl") },
-        ]);
-        parts.extend(scaling_part(dtype));
+        parts.extend(weight_parts(dtype)?);
+        parts.push(if fusion.swiglu { part!("nn/output/swiglu.wgsl") } else { part!("nn/output/plain.wgsl") });
         match fusion.tail {
             Some(rotation) => parts.extend([pairs_part(rotation), part!("nn/tail/rope.wgsl")]),
             None => parts.push(part!("nn/tail/none.wgsl")),

@@ -321,17 +321,12 @@ pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
     f32::from_bits(largest.min(INFINITY) as u32)
 }
 
-/// The slot that unpacks words of weights.
-pub(crate) fn elements_part(dtype: DType) -> Result<Part> {
+/// The slots that unpack words of weights, and scale the rows of a matrix.
+pub(crate) fn weight_parts(dtype: DType) -> Result<[Part; 2]> {
     match dtype {
-        DType::I8 => Ok(part!("nn/weights_i8.wgsl")),
-        _ => crate::gpu::elements::elements_part(dtype),
+        DType::I8 => Ok([part!("kv/element/i8.wgsl"), part!("nn/weights/i8.wgsl")]),
+        _ => Ok([crate::gpu::elements::elements_part(dtype)?, part!("nn/weights/plain.wgsl")]),
     }
-}
-
-/// The slot with the scales of a matrix's rows, where [`elements_part`] does not hold it.
-pub(crate) fn scaling_part(dtype: DType) -> Option<Part> {
-    (dtype != DType::I8).then_some(part!("nn/weights_plain.wgsl"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,6 @@
+// Weights with a scale per row of the matrix. Slot: nn/weights. Parts: kv/element/i8, and what binds `scales`.
+
+// What a matrix row's products are multiplied by.
+fn row_scale(at: u32) -> f32 {
+    return scales[at];
+}
