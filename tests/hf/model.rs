@@ -1,7 +1,7 @@
 //! A case of `tests/vectors/hf` as a model.
 
 use crate::common::gpu;
-use latten::model::{Config, Decoder, LoadOptions, PrefillPath, Session, SessionOptions};
+use latten::model::{Config, Decoder, LoadOptions, PrefillPath, Session, SessionOptions, SplitMix64};
 use latten::{DType, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
@@ -132,8 +132,8 @@ pub fn file(tensors: &BTreeMap<String, Vec<usize>>, dtype: Dtype) -> Vec<u8> {
 /// `values` of `training/weights.py`: of the name alone.
 fn values(name: &str, count: usize) -> Vec<f32> {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let mut rng = crate::common::Rng(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv));
-    let draws = (0..count).map(|_| (rng.next() >> 56) as i32 - 128);
+    let mut random = SplitMix64::new(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv));
+    let draws = (0..count).map(|_| (random.next_u64() >> 56) as i32 - 128);
     match name.contains("norm") {
         true => draws.map(|d| 1.0 + (d >> 3) as f32 / 64.0).collect(),
         false => draws.map(|d| d as f32 / 512.0).collect(),

@@ -7,7 +7,7 @@
 //! one product, which no order of adding avoids. There it may be that of an error of one unit.
 
 use crate::case::{scale, Case, Sequence, Size};
-use crate::support::{gpu, layouts, Rng};
+use crate::common::{gpu, layouts, Rng};
 use latten::{DType, Decode, HeadLayout, SplitPolicy};
 
 /// Runs one case per layout, dtype and policy over inputs that `make` gives for a length.

@@ -1,6 +1,6 @@
 //! Append, seen in the memory itself: the whole pool against an image made on the host.
 
-use crate::support::{gpu, layouts, small, wait, Rng};
+use crate::common::{gpu, layouts, small, wait, Rng};
 use half::{bf16, f16};
 use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference;

@@ -1,8 +1,8 @@
 //! A decode over a ragged batch through cache, plan, append and kernels, and its comparison with the f64 reference.
 
 use crate::append::pool;
+use crate::common::{compare, gpu, tiers, wait, Bound, Rng};
 use crate::integers::{held, INTEGERS};
-use crate::support::{compare, gpu, tiers, wait, Bound, Rng};
 use latten::attention::AttentionOptions;
 use latten::kv::KvSource;
 use latten::reference;
@@ -409,7 +409,7 @@ impl Errors {
 /// The comparison finds a wrong row: a test of the tests.
 #[test]
 fn a_wrong_result_is_found() {
-    let heads = crate::support::small();
+    let heads = crate::common::small();
     let lengths = vec![(9, 2)];
     let case = Case { heads, dtype: DType::F32, page_size: 4, lengths, policy: SplitPolicy::Off, seed: 3 };
     let mut result = case.run_poisoned(gpu(), 0).remove(0);

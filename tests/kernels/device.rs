@@ -1,7 +1,7 @@
 //! Devices: poor limits, no features, an app's own, lost ones; and what a decode loop may create.
 
 use crate::case::Case;
-use crate::support::{bits, gpu, gpu_with, small, wait, Rng};
+use crate::common::{bits, gpu, gpu_with, small, wait, Rng};
 use latten::gpu::{Counters, LimitsChoice};
 use latten::{
     wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor, Tier,

@@ -1,8 +1,8 @@
 //! The shape table of the design: every pair of values in the default run, a large random sample behind `--ignored`.
 
 use crate::case::{Case, Errors};
+use crate::common::{gpu_of_thread as gpu, Rng};
 use crate::pairwise;
-use crate::support::{gpu_of_thread as gpu, Rng};
 use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
 
 #[derive(Debug, Clone, Copy, PartialEq)]

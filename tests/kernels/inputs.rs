@@ -1,7 +1,7 @@
 //! Bad input to every public function: a typed error with the numbers, nothing changed, no panic. On wgpu's noop
 //! device, which validates and computes nothing, so it needs no GPU; once on the adapter too.
 
-use crate::support::{gpu, small, wait};
+use crate::common::{gpu, small, wait};
 use latten::attention::{AttentionOptions, DecodeArgs, DecodeOutput};
 use latten::cache::SeqTable;
 use latten::kv::{Append, AppendArgs, KvSource};

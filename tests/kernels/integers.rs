@@ -2,7 +2,7 @@
 
 use crate::append::{layouts_to_append, pool};
 use crate::case::{Case, Extra, Sequence};
-use crate::support::{gpu, layouts, tiers, Rng};
+use crate::common::{gpu, layouts, tiers, Rng};
 use half::f16;
 use latten::attention::AttentionOptions;
 use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
@@ -227,7 +227,7 @@ fn append_writes_rows_scales_and_nothing_else() {
         for heads in layouts_to_append() {
             for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 8), (Rotation::Interleaved, 64)] {
                 // Not on a grid, where every other quotient would be half-way between two integers.
-                let value = |rng: &mut Rng| (rng.value() * 0.731 + rng.uniform() as f32) * 1.037;
+                let value = |rng: &mut Rng| (rng.value() * 0.731 + rng.uniform()) * 1.037;
                 off += check((heads, dtype), page_size, rotation, value);
                 all += 9 * heads.groups() * heads.state_dim();
             }
@@ -244,7 +244,7 @@ fn append_keeps_wide_channels_apart() {
         for (q_heads, kv_heads, head_dim, wide) in [(8, 2, 32, 4), (3, 3, 20, 2), (4, 1, 128, 32), (2, 1, 6, 2)] {
             let heads = HeadLayout::gqa_wide(Gqa { q_heads, kv_heads, head_dim }, wide).unwrap();
             for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 8), (Rotation::Interleaved, 64)] {
-                let value = |rng: &mut Rng| (rng.value() * 0.731 + rng.uniform() as f32) * 1.037;
+                let value = |rng: &mut Rng| (rng.value() * 0.731 + rng.uniform()) * 1.037;
                 check((heads, dtype), page_size, rotation, value);
             }
         }
@@ -273,7 +273,7 @@ fn append_of_any_size() {
 fn every_token_past_a_grid_dimension_is_written_once() {
     let heads = HeadLayout::mha(1, 4).unwrap();
     for dtype in INTEGERS {
-        check_many((heads, dtype), 64, Rotation::None, 23_335, |rng| rng.uniform() as f32);
+        check_many((heads, dtype), 64, Rotation::None, 23_335, |rng| rng.uniform());
     }
 }
 
@@ -348,7 +348,7 @@ fn error_against_the_unquantised() {
                 let mut drawn = case.draw();
                 if uniform {
                     let mut rng = Rng(53);
-                    drawn.iter_mut().flat_map(|s| &mut s.rows).for_each(|v| *v = 2.0 * rng.uniform() as f32 - 1.0);
+                    drawn.iter_mut().flat_map(|s| &mut s.rows).for_each(|v| *v = 2.0 * rng.uniform() - 1.0);
                 }
                 let mut worst = 0.0f64;
                 for gpu in tiers() {

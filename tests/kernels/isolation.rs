@@ -1,8 +1,8 @@
 //! What must not matter, bit for bit: memory that nobody owns, repetition, and (with FixedTokens) the rest of the batch.
 
 use crate::case::{Case, Sequence};
+use crate::common::{bits, gpu, layouts, small, wait, Rng};
 use crate::integers::INTEGERS;
-use crate::support::{bits, gpu, layouts, small, wait, Rng};
 use latten::{DType, Decode, PagedKvCache, Pages, SplitPolicy, Tensor};
 
 fn result_bits(s: &Sequence) -> (Vec<u32>, Vec<u32>) {

@@ -2,7 +2,7 @@
 //! are gone.
 
 use crate::case::{check, Case, Extra};
-use crate::support::{bits, gpu, layouts, small, tiers, wait, Rng};
+use crate::common::{bits, gpu, layouts, small, tiers, wait, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 

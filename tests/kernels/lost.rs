@@ -1,6 +1,6 @@
 //! A cache without a session where recorded work is lost: no token is counted that nobody wrote.
 
-use crate::support::{bits, gpu_with, small, wait, Rng};
+use crate::common::{bits, gpu_with, small, wait, Rng};
 use latten::nn::SwiGlu;
 use latten::{wgpu, DType, Decode, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
 

@@ -4,6 +4,8 @@
 mod adversarial;
 mod append;
 mod case;
+#[path = "../common/mod.rs"]
+mod common;
 mod device;
 mod grid;
 mod inputs;
@@ -21,8 +23,5 @@ mod sharing;
 mod slabs;
 mod split;
 mod steps;
-mod support;
-#[path = "../common/tier.rs"]
-mod tier;
 mod tree;
 mod wide;

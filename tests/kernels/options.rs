@@ -1,7 +1,7 @@
 //! Softcap, sliding window and sinks, alone and together, against the f64 reference.
 
 use crate::case::{check, Case, Extra, Size};
-use crate::support::{bits, layouts, small, tiers, Rng};
+use crate::common::{bits, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, Gpu, HeadLayout, SplitPolicy};
 

@@ -1,6 +1,6 @@
 //! A small greedy generator of pairwise test plans: rows in which every pair of values of every two columns occurs.
 
-use crate::support::Rng;
+use crate::common::Rng;
 use std::collections::BTreeSet;
 
 type Pair = ((usize, usize), (usize, usize));

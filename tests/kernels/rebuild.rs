@@ -1,8 +1,8 @@
 //! A cache on another device, after its own was lost.
 
+use crate::common::{gpu, gpu_with, small, wait};
 use crate::device::poor_device;
 use crate::slabs::step;
-use crate::support::{gpu, gpu_with, small, wait};
 use latten::cache::{EmptiedSequence, Save, SaveSequence};
 use latten::{
     wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, Rotation, SeqId, SplitPolicy,

@@ -2,7 +2,7 @@
 //! Files that are refused: `saved_files.rs`.
 
 use crate::append::pool;
-use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
+use crate::common::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::kv::{KvSource, StateLayout};
 use latten::{

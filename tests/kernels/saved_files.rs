@@ -1,7 +1,7 @@
 //! Saved caches that are refused, stopped or unfinished: nothing changes, and no file is left behind.
 
+use crate::common::{gpu, gpu_with, small, wait, Rng};
 use crate::save::{all_rows, cache, grow, ids, load, saved, scramble, MODEL};
-use crate::support::{gpu, gpu_with, small, wait, Rng};
 use latten::cache::{Progress, Save, SaveSequence};
 use latten::{
     reference, DType, Error, ErrorKind, Gla, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation, SavedFault,

@@ -4,7 +4,7 @@
 //! A schedule is a random list of calls on up to three sequences. Some dozens run side by side in one cache, one decode per
 //! round for all, so that they take each other's freed pages, share prefixes, and evict what others left.
 
-use crate::support::{bits, tiers, wait, Rng};
+use crate::common::{bits, tiers, wait, Rng};
 use latten::kv::{KvSource, StateLayout};
 use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 use std::time::Instant;

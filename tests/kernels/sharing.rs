@@ -1,7 +1,7 @@
 //! Sequences that share pages, on the device: copies before writes, and the bits of sequences that share nothing.
 
 use crate::append::pool;
-use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
+use crate::common::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::PageCopy;
 use latten::{
     reference, AttentionOptions, DType, Decode, ErrorKind, GpuOptions, HeadLayout, KvSource, PagedKvCache, Pages,

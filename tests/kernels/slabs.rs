@@ -2,8 +2,8 @@
 
 use crate::append::pool;
 use crate::case::Case;
+use crate::common::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use crate::device::poor_device;
-use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::{Save, SaveSequence};
 use latten::{
     wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
@@ -49,7 +49,7 @@ fn results_are_those_of_one_buffer() {
                 if i == 3 {
                     case.compare_all(&results);
                 }
-                let whole = case.run_poisoned(crate::support::gpu(), 0);
+                let whole = case.run_poisoned(crate::common::gpu(), 0);
                 for (got, want) in results.iter().zip(&whole) {
                     assert!(
                         bits(&got.out) == bits(&want.out) && bits(&got.lse) == bits(&want.lse),

@@ -2,7 +2,7 @@
 //! than one grid dimension holds.
 
 use crate::case::{Case, Sequence, Size};
-use crate::support::{gpu, gpu_of_thread, layouts, small, Rng};
+use crate::common::{gpu, gpu_of_thread, layouts, small, Rng};
 use latten::{DType, Decode, Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
 
 const POLICIES: [SplitPolicy; 7] = [

@@ -3,7 +3,7 @@
 
 use crate::append::pool;
 use crate::case::{halves, scale, Case, Sequence};
-use crate::support::{bits, gpu, small, wait, Rng};
+use crate::common::{bits, gpu, small, wait, Rng};
 use latten::{DType, Decode, ErrorKind, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 
 const SIZE: usize = 8;

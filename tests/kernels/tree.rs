@@ -1,7 +1,7 @@
 //! Tree masks: chains are causal attention bit for bit, trees agree with the f64 reference, bad masks are refused.
 
 use crate::case::{check, Case, Extra};
-use crate::support::{bits, gpu, layouts, small, tiers, Rng};
+use crate::common::{bits, gpu, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy};
 

@@ -1,8 +1,8 @@
 //! Caches of integers under keys with a few large channels, as Qwen2's biases make them.
 
 use crate::append::pool;
+use crate::common::{gpu, nmse, wait, Rng};
 use crate::integers::{held, INTEGERS};
-use crate::support::{gpu, wait, Rng};
 use latten::cache::{Save, SaveSequence};
 use latten::kv::{Append, KvSource};
 use latten::nn::{RotateWide, Span};
@@ -170,11 +170,6 @@ impl World {
         let attended = reference::decode(heads, &inputs).unwrap();
         (attended.out, attended.lse)
     }
-}
-
-fn nmse(got: &[f32], want: &[f64]) -> f64 {
-    let error: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
-    error / want.iter().map(|w| w * w).sum::<f64>()
 }
 
 /// Every slot of every page of the one sequence, by token.

@@ -39,11 +39,6 @@ fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
     fed.logits.concat()
 }
 
-fn nmse(got: &[f32], want: &[f64]) -> f64 {
-    let error: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
-    error / want.iter().map(|w| w * w).sum::<f64>()
-}
-
 /// A model without large biases has the cache that it always had.
 #[test]
 fn small_biases_change_nothing() {

@@ -8,8 +8,9 @@ use latten::reference::{
 use latten::{Gla, Gqa, Gta, HeadLayout};
 use proptest::prelude::*;
 
+use crate::assert_close;
+use crate::random::Rng;
 use crate::vectors::{exact, layers};
-use crate::{assert_close, Draw};
 
 #[test]
 fn identities_split_absorbed_layer_is_the_explicit_one() {
@@ -97,14 +98,14 @@ struct Case {
 
 impl Case {
     fn new(layout: HeadLayout, q_len: usize, kv_len: usize, seed: u64) -> Self {
-        let mut draw = Draw(seed);
+        let mut draw = Rng(seed);
         Case {
             layout,
             q_len,
             kv_len,
-            q: draw.many(q_len * layout.q_heads() * layout.q_dim()),
-            states: draw.many(kv_len * layout.groups() * layout.state_dim()),
-            rope_keys: draw.many(kv_len * layout.rope_dim()),
+            q: draw.many_signed(q_len * layout.q_heads() * layout.q_dim()),
+            states: draw.many_signed(kv_len * layout.groups() * layout.state_dim()),
+            rope_keys: draw.many_signed(kv_len * layout.rope_dim()),
         }
     }
 

@@ -3,7 +3,7 @@
 use latten::reference::{decode, quantise_span, round_to_i4, round_to_i8, DecodeInputs, I4_LEVELS, I8_LEVELS};
 use latten::{ErrorKind, Gqa, Gta, HeadLayout};
 
-use crate::Draw;
+use crate::random::Rng;
 
 #[test]
 fn integers_of_spans_8() {
@@ -17,7 +17,7 @@ fn integers_of_spans_8() {
     assert_eq!(quantise_span(&[9e-31], I8_LEVELS), (vec![0.0], 0.0));
     assert_eq!(quantise_span(&[], I8_LEVELS), (vec![], 0.0));
     for size in [1e-29, 1.0, 3e38] {
-        let values: Vec<f64> = Draw(3).many(500).iter().map(|v| v * size).collect();
+        let values: Vec<f64> = Rng(3).many_signed(500).iter().map(|v| v * size).collect();
         let (whole, scale) = quantise_span(&values, I8_LEVELS);
         assert!(whole.iter().all(|q| q.fract() == 0.0 && q.abs() <= 127.0));
         let worst = values.iter().zip(&whole).map(|(x, q)| (x - q * scale).abs()).fold(0.0, f64::max);
@@ -47,8 +47,8 @@ fn integers_of_rows_8() {
 fn integers_a_scale_for_the_value_is_worth_it() {
     let (dim, tokens) = (64, 200);
     let layout = HeadLayout::gqa(Gqa { q_heads: 1, kv_heads: 1, head_dim: dim }).unwrap();
-    let mut draw = Draw(11);
-    let (q, mut states) = (draw.many(dim), draw.many(tokens * 2 * dim));
+    let mut draw = Rng(11);
+    let (q, mut states) = (draw.many_signed(dim), draw.many_signed(tokens * 2 * dim));
     states.chunks_exact_mut(2 * dim).for_each(|state| state[..dim].iter_mut().for_each(|x| *x *= 8.0));
     let out = |states: &[f64]| {
         let inputs = DecodeInputs { q: &q, states, rope_keys: &[], softmax_scale: 0.02, causal: true };
@@ -75,7 +75,7 @@ fn integers_of_spans_4() {
     // Ties to even: 3.5 and 2.5.
     assert_eq!(quantise_span(&[7.0, 3.5, -2.5], I4_LEVELS).0, [7.0, 4.0, -2.0]);
     for size in [1e-29, 1.0, 3e38] {
-        let values: Vec<f64> = Draw(3).many(500).iter().map(|v| v * size).collect();
+        let values: Vec<f64> = Rng(3).many_signed(500).iter().map(|v| v * size).collect();
         let (whole, scale) = quantise_span(&values, I4_LEVELS);
         assert!(whole.iter().all(|q| q.fract() == 0.0 && q.abs() <= 7.0));
         let worst = values.iter().zip(&whole).map(|(x, q)| (x - q * scale).abs()).fold(0.0, f64::max);
@@ -92,9 +92,9 @@ fn integers_of_rows_4() {
 }
 
 /// A standard normal value from two uniform ones.
-fn normal(draw: &mut Draw) -> f64 {
+fn normal(draw: &mut Rng) -> f64 {
     let unit = |x: f64| (x + 1.0) / 2.0;
-    let pair = draw.many(2);
+    let pair = draw.many_signed(2);
     (-2.0 * unit(pair[0]).max(1e-12).ln()).sqrt() * (std::f64::consts::TAU * unit(pair[1])).cos()
 }
 
@@ -112,8 +112,8 @@ fn integers_blocks_of_a_span() {
             .sum();
         error / values.iter().map(|x| x * x).sum::<f64>()
     };
-    let mut draw = Draw(5);
-    let uniform = draw.many(1 << 16);
+    let mut draw = Rng(5);
+    let uniform = draw.many_signed(1 << 16);
     let normal: Vec<f64> = (0..1 << 16).map(|_| normal(&mut draw)).collect();
     let spans = [512, 128, 64, 32];
     let [of_uniform, of_normal] = [&uniform, &normal].map(|values| spans.map(|span| nmse(values, span)));

@@ -11,6 +11,9 @@ mod integers;
 mod malformed;
 mod options;
 mod pieces;
+#[allow(dead_code)] // the part that the f64 reference needs
+#[path = "../common/random.rs"]
+mod random;
 mod sampling;
 #[path = "../common/vector.rs"]
 mod vector;
@@ -58,18 +61,4 @@ fn vectors(prefix: &str, at_least: usize) -> Vec<(String, Vector)> {
         (name, vector)
     };
     vector_files(prefix, at_least).into_iter().map(parse).collect()
-}
-
-/// Reproducible numbers in -1..1, without a dependency.
-struct Draw(u64);
-
-impl Draw {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as f64 / (1u64 << 30) as f64 - 1.0
-    }
-
-    fn many(&mut self, n: usize) -> Vec<f64> {
-        (0..n).map(|_| self.next()).collect()
-    }
 }

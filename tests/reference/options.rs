@@ -3,7 +3,8 @@
 use latten::reference::{add_sinks, decode, decode_split, decode_with, merge, Attended, DecodeInputs, DecodeOptions};
 use latten::{ErrorKind, Gqa, Gta, HeadLayout};
 
-use crate::{assert_close, Draw};
+use crate::assert_close;
+use crate::random::Rng;
 
 /// Two query tokens of 4 heads over 9 cached tokens.
 struct Step {
@@ -16,9 +17,9 @@ struct Step {
 impl Step {
     fn new() -> Self {
         let layout = HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 6, rope_dim: 2 }).unwrap();
-        let mut draw = Draw(5);
-        let (q, states) = (draw.many(2 * 4 * layout.q_dim()), draw.many(9 * 2 * 6));
-        Step { layout, q, states, rope_keys: draw.many(9 * 2) }
+        let mut draw = Rng(5);
+        let (q, states) = (draw.many_signed(2 * 4 * layout.q_dim()), draw.many_signed(9 * 2 * 6));
+        Step { layout, q, states, rope_keys: draw.many_signed(9 * 2) }
     }
 
     fn inputs(&self) -> DecodeInputs<'_> {
@@ -29,8 +30,8 @@ impl Step {
 #[test]
 fn options_a_sink_is_a_token_without_a_value() {
     let layout = HeadLayout::gqa(Gqa { q_heads: 1, kv_heads: 1, head_dim: 3 }).unwrap();
-    let mut draw = Draw(3);
-    let (q, states) = (draw.many(3), draw.many(4 * 6));
+    let mut draw = Rng(3);
+    let (q, states) = (draw.many_signed(3), draw.many_signed(4 * 6));
     let step = DecodeInputs { q: &q, states: &states, rope_keys: &[], softmax_scale: 0.7, causal: false };
     let norm: f64 = q.iter().map(|v| v * v).sum();
     for sink in [-2.0, 0.3, 5.0] {

@@ -7,7 +7,8 @@ use latten::reference::{
 use latten::{ErrorKind, Gla, Gqa, Gta, HeadLayout, Mla};
 use proptest::prelude::*;
 
-use crate::{assert_close, Draw};
+use crate::assert_close;
+use crate::random::Rng;
 
 /// [a0 b0 a1 b1 ..] -> [a0 a1 .. b0 b1 ..]
 fn halves(x: &[f64]) -> Vec<f64> {
@@ -18,7 +19,7 @@ proptest! {
     /// The two pairings are one rotation under a permutation of the elements, to the bit.
     #[test]
     fn pieces_interleaved_rope_is_permuted_half_rope(half in 1..9usize, position in 0..200_000u32, seed: u64) {
-        let mut interleaved = Draw(seed).many(2 * half);
+        let mut interleaved = Rng(seed).many_signed(2 * half);
         let mut permuted = halves(&interleaved);
         rope(&mut interleaved, position, &Rotation::new(1e4, 2 * half, Pairs::Interleaved).unwrap()).unwrap();
         rope(&mut permuted, position, &Rotation::new(1e4, 2 * half, Pairs::Half).unwrap()).unwrap();
@@ -30,8 +31,8 @@ proptest! {
     fn pieces_rope_scores_are_relative(half in 1..9usize, a in 0..500u32, b in 0..500u32, by in 0..500u32, seed: u64) {
         let rotation = Rotation::new(1e4, 2 * half, Pairs::Half).unwrap().exact();
         let score = |a, b| {
-            let mut draw = Draw(seed);
-            let (mut q, mut k) = (draw.many(2 * half), draw.many(2 * half));
+            let mut draw = Rng(seed);
+            let (mut q, mut k) = (draw.many_signed(2 * half), draw.many_signed(2 * half));
             rope(&mut q, a, &rotation).unwrap();
             rope(&mut k, b, &rotation).unwrap();
             q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>()
@@ -120,14 +121,14 @@ fn pieces_linear_norm_swiglu_embedding_by_hand() {
 #[test]
 fn pieces_gqa_layer_is_textbook_attention() {
     let (model_dim, q_heads, groups, head_dim, len) = (10, 6, 2, 4, 7);
-    let mut draw = Draw(3);
+    let mut draw = Rng(3);
     let weights = GqaWeights {
-        w_q: draw.many(q_heads * head_dim * model_dim),
-        w_k: draw.many(groups * head_dim * model_dim),
-        w_v: draw.many(groups * head_dim * model_dim),
-        w_o: draw.many(model_dim * q_heads * head_dim),
+        w_q: draw.many_signed(q_heads * head_dim * model_dim),
+        w_k: draw.many_signed(groups * head_dim * model_dim),
+        w_v: draw.many_signed(groups * head_dim * model_dim),
+        w_o: draw.many_signed(model_dim * q_heads * head_dim),
     };
-    let x = draw.many(len * model_dim);
+    let x = draw.many_signed(len * model_dim);
     let rotation = Rotation::new(1e4, head_dim, Pairs::Interleaved).unwrap();
     let config = LayerConfig {
         rotation: rotation.clone(),
