@@ -23,12 +23,8 @@ fn layouts() -> Result<[(&'static str, HeadLayout); 4]> {
 
 /// Between -1 and 1.
 fn random(n: usize) -> Vec<f32> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        state as f32 / (1u32 << 31) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
+    let mut random = fastrand::Rng::with_seed(1);
+    (0..n).map(|_| 2.0 * random.f32() - 1.0).collect()
 }
 
 fn variant(criterion: &mut Criterion, gpu: &Gpu, name: &str, heads: HeadLayout) -> Result<()> {

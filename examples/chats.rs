@@ -3,27 +3,21 @@
 //!
 //! `cargo run --release --example chats -- --sequences 16` in a checkout of the repository, which has the models.
 
+#[path = "shared/arguments.rs"]
+mod arguments;
 #[path = "shared/repository.rs"]
 mod repository;
+#[path = "shared/warnings.rs"]
+mod warnings;
 
+use arguments::{count, dtypes, CACHE_DTYPES, VARIANTS};
+use clap::Parser;
 use latten::model::{Decoder, Draw, Session, SessionOptions, SplitMix64, Want};
 use latten::nn::Sampling;
 use latten::{DType, Gpu, SeqId};
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
-
-#[path = "shared/warnings.rs"]
-mod warnings;
-
-const USAGE: &str = "usage: chats [options]
-
-  --variant NAME     gqa, gta, gla or mla; default gla
-  --models DIR       where the folders of the variants are; default examples/models
-  --sequences N      chats at a time; default 16
-  --tokens N         tokens of an answer; default 40
-  --page-size N      tokens per page of the cache, a power of two; default 32
-  --kv-dtype DTYPE   f32, f16, bf16, i8 or i4: of the cache; default f16";
 
 /// The models read bytes and know one author.
 const SYSTEM: &str = "\
@@ -41,47 +35,38 @@ const NAMES: [&str; 8] = ["ROMEO", "KING", "CORIOLANUS", "DUKE", "PRINCE", "ANTO
 /// Prompts of other users than these are not found, though their tokens are the same.
 const SALT: u64 = 1;
 
+/// Many chats with one system prompt, and what sharing it saves
+#[derive(clap::Parser)]
+#[command(name = "chats")]
 pub(crate) struct Args {
+    /// Of attention: one of the example models
+    #[arg(long, value_name = "NAME", default_value = "gla", value_parser = VARIANTS)]
     variant: String,
+    /// Where the folders of the variants are
+    #[arg(long, value_name = "DIR", default_value = "examples/models")]
     models: String,
+    /// Chats at a time
+    #[arg(long, value_name = "N", default_value = "16", value_parser = count)]
     sequences: usize,
+    /// Of an answer
+    #[arg(long, value_name = "N", default_value = "40", value_parser = count)]
     tokens: usize,
+    /// Tokens per page of the cache
+    #[arg(long, value_name = "N", default_value = "32", value_parser = page_size)]
     page_size: usize,
+    /// Of the cache
+    #[arg(long, value_name = "DTYPE", default_value = "f16", value_parser = dtypes(CACHE_DTYPES))]
     kv_dtype: DType,
 }
 
-pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let (variant, models) = ("gla".to_string(), "examples/models".to_string());
-    let mut parsed = Args { variant, models, sequences: 16, tokens: 40, page_size: 32, kv_dtype: DType::F16 };
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
-        match arg.as_str() {
-            "--variant" => parsed.variant = value()?,
-            "--models" => parsed.models = value()?,
-            "--sequences" => parsed.sequences = positive(&arg, &value()?)?,
-            "--tokens" => parsed.tokens = positive(&arg, &value()?)?,
-            "--page-size" => parsed.page_size = positive(&arg, &value()?)?,
-            "--kv-dtype" => {
-                let name = value()?;
-                let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
-                let found = all.into_iter().find(|dtype| dtype.to_string() == name);
-                parsed.kv_dtype = found.ok_or(format!("--kv-dtype {name}: wanted f32, f16, bf16, i8 or i4"))?;
-            }
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    if !["gqa", "gta", "gla", "mla"].contains(&parsed.variant.as_str()) {
-        return Err(format!("--variant {}: wanted gqa, gta, gla or mla", parsed.variant));
-    }
-    if !parsed.page_size.is_power_of_two() || parsed.page_size > 4096 {
-        return Err(format!("--page-size {}: wanted a power of two up to 4096", parsed.page_size));
-    }
-    Ok(parsed)
+fn page_size(text: &str) -> Result<usize, String> {
+    let size = count(text).ok().filter(|n| n.is_power_of_two() && *n <= 4096);
+    size.ok_or_else(|| "not a power of two up to 4096".into())
 }
 
-fn positive(option: &str, text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|n| *n > 0);
-    number.ok_or_else(|| format!("{option} {text}: not a number it can take"))
+/// Reads a command line without the program's name.
+pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Args, clap::Error> {
+    Args::try_parse_from(std::iter::once("chats".to_string()).chain(args))
 }
 
 /// A sequence, and its text so far; the last token is not in the cache yet.
@@ -274,9 +259,8 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), Box<dyn
 
 fn main() -> ExitCode {
     warnings::print_warnings();
-    let done = parse(std::env::args().skip(1)).map_err(|message| format!("{message}\n\n{USAGE}"));
-    let done = done.and_then(|args| pollster::block_on(run(&args, &mut std::io::stdout())).map_err(|e| e.to_string()));
-    match done {
+    let args = parse(std::env::args().skip(1)).unwrap_or_else(|error| error.exit());
+    match pollster::block_on(run(&args, &mut std::io::stdout())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("chats: {message}");

@@ -49,7 +49,7 @@ pub async fn run() -> Result<f64> {
 struct Layer {
     gpu: Gpu,
     heads: HeadLayout,
-    random: u64,
+    random: fastrand::Rng,
     /// All rows so far (tokens, kv_dim), and the queries of the last step (tokens, q_heads, q_dim): for the reference.
     rows: Vec<f32>,
     q: Vec<f32>,
@@ -58,15 +58,18 @@ struct Layer {
 
 impl Layer {
     fn new(gpu: &Gpu, heads: HeadLayout, seed: u64) -> Self {
-        Layer { gpu: gpu.clone(), heads, random: seed, rows: Vec::new(), q: Vec::new(), attended: None }
+        Layer {
+            gpu: gpu.clone(),
+            heads,
+            random: fastrand::Rng::with_seed(seed),
+            rows: Vec::new(),
+            q: Vec::new(),
+            attended: None,
+        }
     }
 
     fn draw(&mut self, n: usize) -> Vec<f32> {
-        let mut next = || {
-            self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (self.random >> 40) as f32 / (1u64 << 22) as f32 - 2.0
-        };
-        (0..n).map(|_| next()).collect()
+        (0..n).map(|_| 4.0 * self.random.f32() - 2.0).collect()
     }
 
     /// Absorbed and rotated queries of new tokens, and their rows for the cache.
@@ -111,6 +114,12 @@ impl Layer {
     }
 }
 
+/// The attention and the cache alone, without a model
+#[derive(clap::Parser)]
+#[command(name = "decode")]
+struct Args {}
+
 fn main() -> Result<()> {
+    <Args as clap::Parser>::parse();
     pollster::block_on(run()).map(|_| ())
 }

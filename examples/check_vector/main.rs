@@ -13,20 +13,12 @@ mod repository;
 #[path = "../../tests/common/vector.rs"]
 pub mod vector;
 
+use clap::Parser;
 use latten::{Gpu, GpuOptions};
 use report::Report;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use vector::Vector;
-
-const USAGE: &str = "usage: check_vector [FILE|- ..] [--adapter NAME]
-
-Reads one vector as JSON from each file, or from the standard input (-, or no file), runs it with an f32 and an f16 cache
-and prints the error of each output.
-  --adapter  take the GPU whose description contains this
-
-Exit code: 0 where all errors are within their bounds, 1 where one is beyond, 2 where a vector could not be
-checked: bad usage or input, or no GPU that can run it.";
 
 /// All errors are within their bounds.
 pub const WITHIN: u8 = 0;
@@ -35,24 +27,19 @@ pub const BEYOND: u8 = 1;
 /// Bad usage or input, or no GPU that can run it.
 pub const UNCHECKED: u8 = 2;
 
+/// Runs vectors of the oracle on the GPU and compares: each with an f32, an f16 and a bf16 cache, or weights
+///
+/// Exit code: 0 where all errors are within their bounds, 1 where one is beyond, 2 where a vector could not be checked: bad
+/// usage or input, or no GPU that can run it.
+#[derive(Parser)]
+#[command(name = "check_vector")]
 struct Args {
+    /// Each with one vector as JSON; - is the standard input
+    #[arg(value_name = "FILE", default_value = "-")]
     files: Vec<String>,
+    /// Take the GPU whose description contains this
+    #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-}
-
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut parsed = Args { files: Vec::new(), adapter: None };
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--adapter" => parsed.adapter = Some(args.next().ok_or("--adapter wants a value")?),
-            _ if arg.starts_with('-') && arg != "-" => return Err(format!("unknown option {arg}")),
-            _ => parsed.files.push(arg),
-        }
-    }
-    if parsed.files.is_empty() {
-        parsed.files.push("-".into());
-    }
-    Ok(parsed)
 }
 
 /// One program run: the exit code, with the report in `out` and complaints in `complaints`.
@@ -67,9 +54,13 @@ pub fn run(
         let _ = writeln!(complaints, "check_vector: {message}");
         UNCHECKED
     };
-    let args = match parse(args) {
+    let args = match Args::try_parse_from(std::iter::once("check_vector".to_string()).chain(args)) {
         Ok(args) => args,
-        Err(message) => return complain(&format!("{message}\n\n{USAGE}")),
+        Err(error) if error.use_stderr() => return complain(&error.to_string()),
+        Err(help) => {
+            let _ = write!(out, "{help}");
+            return WITHIN;
+        }
     };
     // Read before the GPU is looked for: a typing error in a name needs none.
     let vectors: Vec<_> = args.files.iter().map(|file| (file, read(file, input))).collect();

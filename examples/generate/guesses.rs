@@ -7,42 +7,6 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-/// Who guesses.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Guesses {
-    /// A model folder.
-    pub(crate) draft: Option<String>,
-    pub(crate) lookup: bool,
-    /// Per step.
-    pub(crate) most: Option<usize>,
-}
-
-impl Guesses {
-    pub(crate) fn any(&self) -> bool {
-        self.draft.is_some() || self.lookup
-    }
-
-    /// Refuses what does not go together with the options that were given.
-    pub(crate) fn check(&self, given: &[String]) -> Result<(), String> {
-        if self.draft.is_some() && self.lookup {
-            return Err("--draft and --lookup exclude each other".into());
-        }
-        match self.most {
-            Some(0) => return Err("--guesses 0: wanted at least 1".into()),
-            Some(_) if !self.any() => return Err("--guesses is for --draft or --lookup".into()),
-            _ => {}
-        }
-        let others = ["--beams", "--best-of", "--profile", "--save-session", "--load-session"];
-        match others.iter().find(|other| given.iter().any(|g| g == *other)) {
-            Some(other) if self.any() => {
-                let name = if self.lookup { "--lookup" } else { "--draft" };
-                Err(format!("{name} and {other} exclude each other"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// One model's line at the end.
 pub(crate) struct Line {
     variant: &'static str,
@@ -83,11 +47,11 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
     session.remove(sequence)?; // the calls below have their own
     let config = session.decoder().config();
     let variant = config.variant();
-    let mut draft = match &args.guesses.draft {
+    let mut draft = match &args.draft {
         Some(folder) => {
-            let decoder = loading::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
-            let kv_dtype = args.kv_dtype.unwrap_or(args.dtype);
-            let cache_tokens = tokens.len() + args.options.max_new_tokens;
+            let decoder = loading::load(gpu, folder, args.dtypes()[0])?;
+            let kv_dtype = args.dtypes()[1];
+            let cache_tokens = tokens.len() + args.options().max_new_tokens;
             let options = SessionOptions { kv_dtype, cache_tokens, ..Default::default() };
             let mut session = Session::new(&decoder, options)?;
             session.warm_up().await?;
@@ -95,8 +59,8 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
         }
         None => None,
     };
-    let max_draft = args.guesses.most.unwrap_or(4);
-    let options = SpeculativeOptions { generate: args.options, max_draft };
+    let max_draft = args.guesses.unwrap_or(4);
+    let options = SpeculativeOptions { generate: args.options(), max_draft };
     let who = if draft.is_some() { "--draft" } else { "--lookup" };
     let mut text = tokenizer.stream();
     writeln!(out, "--- {variant} ---")?;
@@ -128,7 +92,7 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
             false => ControlFlow::Continue(()),
         }
     };
-    let without = generate(&mut session, &tokens, args.options, on_token).await?;
+    let without = generate(&mut session, &tokens, args.options(), on_token).await?;
     let same = without == made.tokens;
     Ok(Line { variant, who: format!("{who}, {max_draft} guesses"), made, rates: [guessed.rate(), plain.rate()], same })
 }

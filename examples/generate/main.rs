@@ -4,20 +4,19 @@
 //! models; elsewhere with `--model DIR`.
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
-use latten::model::{continue_sequence, GenerateOptions, PrefillPath, Session, SessionOptions, Tokenizer};
-use latten::nn::Sampling;
-use latten::{DType, DispatchTime, Gpu, GpuOptions, SeqId, Tier};
+use latten::model::{continue_sequence, PrefillPath, Session, SessionOptions, Tokenizer};
+use latten::{DispatchTime, Gpu, GpuOptions, SeqId, Tier};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Instant;
 
+mod arguments;
+#[path = "../shared/arguments.rs"]
+mod arguments_of_all;
 mod guesses;
 pub(crate) mod loading;
-#[path = "../shared/prefill.rs"]
-mod prefill;
 mod profile;
 #[path = "../shared/repository.rs"]
 mod repository;
@@ -25,161 +24,8 @@ mod several;
 #[path = "../shared/warnings.rs"]
 mod warnings;
 
-use guesses::Guesses;
-use prefill::prefill_path;
+pub(crate) use arguments::{parse, Args};
 use profile::{print_profile, profiled};
-use several::Several;
-
-const USAGE: &str = "usage: generate [options]
-
-  --variant NAME     gqa, gta, gla or mla; default: all four in turn
-  --model DIR        a model folder instead
-  --models DIR       where the folders of the variants are; default examples/models
-  --prompt TEXT      default \"ROMEO:\\n\"
-  --tokens N         tokens to make; default 200
-  --seed N           default 0
-  --temperature T    0 is greedy; default 0.8
-  --top-p P          default 0.95
-  --dtype f16|f32    of weights and KV cache; default f16
-  --weights DTYPE    f16, f32 or i8: of weights alone
-  --kv-dtype DTYPE   f32, f16, bf16, i8 or i4: of the KV cache alone
-  --beams N          beam search: the N most probable texts found; instead of drawing
-  --best-of N        draw N texts, the most probable first
-  --length-penalty P with these: texts are ordered by log-probability / length^P; default 1
-  --stop N           with these: a text ends with this token, as 10, the end of a line; may be given several times;
-                     default: those that end the model's texts
-  --window N         a token sees the last N tokens alone, and the cache holds no more
-  --keep-first N     and the first N, with --window
-  --prefill FORM     of prompts, GLA and MLA: absorbed, explicit or auto; default auto
-  --draft DIR        guess tokens ahead with this smaller model, as examples/models/draft: the text is no other
-  --lookup           guess them from the text itself
-  --guesses N        with these: most guesses per step; default 4
-  --profile          dispatches, submits and microseconds per token, and what each kernel takes of it
-  --save-session FILE  keep the model's state there at the end; with --model or --variant
-  --load-session FILE  go on from there: before the prompt, whose default is then none
-  --pipelines FILE   keep compiled pipelines there, for the next start
-  --adapter NAME     take the GPU whose description contains this";
-
-pub(crate) struct Args {
-    models: Vec<String>,
-    prompt: String,
-    options: GenerateOptions,
-    dtype: DType,
-    weights: Option<DType>,
-    kv_dtype: Option<DType>,
-    several: Option<Several>,
-    stop: Vec<u32>,
-    window: Option<usize>,
-    keep_first: usize,
-    prefill: PrefillPath,
-    guesses: Guesses,
-    profile: bool,
-    save: Option<String>,
-    load: Option<String>,
-    pipelines: Option<String>,
-    adapter: Option<String>,
-}
-
-pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let (mut folder, mut variant, mut model, mut prompt) = (String::from("examples/models"), None, None, None);
-    let mut parsed = Args {
-        models: Vec::new(),
-        prompt: String::new(),
-        options: GenerateOptions {
-            max_new_tokens: 200,
-            sampling: Sampling { temperature: 0.8, top_p: 0.95 },
-            ..Default::default()
-        },
-        dtype: DType::F16,
-        weights: None,
-        kv_dtype: None,
-        several: None,
-        stop: Vec::new(),
-        window: None,
-        keep_first: 0,
-        prefill: PrefillPath::Auto,
-        guesses: Guesses::default(),
-        profile: false,
-        save: None,
-        load: None,
-        pipelines: None,
-        adapter: None,
-    };
-    let mut flags = several::Flags::default();
-    while let Some(arg) = args.next() {
-        flags.given.push(arg.clone());
-        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
-        match arg.as_str() {
-            "--variant" => variant = Some(value()?),
-            "--model" => model = Some(value()?),
-            "--models" => folder = value()?,
-            "--prompt" => prompt = Some(value()?),
-            "--save-session" => parsed.save = Some(value()?),
-            "--load-session" => parsed.load = Some(value()?),
-            "--tokens" => parsed.options.max_new_tokens = number(&arg, &value()?)?,
-            "--seed" => parsed.options.seed = number(&arg, &value()?)?,
-            "--temperature" => parsed.options.sampling.temperature = number(&arg, &value()?)?,
-            "--top-p" => parsed.options.sampling.top_p = number(&arg, &value()?)?,
-            "--window" => parsed.window = Some(number(&arg, &value()?)?),
-            "--keep-first" => parsed.keep_first = number(&arg, &value()?)?,
-            "--prefill" => parsed.prefill = prefill_path(&value()?)?,
-            "--adapter" => parsed.adapter = Some(value()?),
-            "--pipelines" => parsed.pipelines = Some(value()?),
-            "--profile" => parsed.profile = true,
-            "--draft" => parsed.guesses.draft = Some(value()?),
-            "--lookup" => parsed.guesses.lookup = true,
-            "--guesses" => parsed.guesses.most = Some(number(&arg, &value()?)?),
-            "--weights" => {
-                parsed.weights = match value()?.as_str() {
-                    "f32" => Some(DType::F32),
-                    "f16" => Some(DType::F16),
-                    "i8" => Some(DType::I8),
-                    other => return Err(format!("--weights {other}: wanted f16, f32 or i8")),
-                }
-            }
-            "--kv-dtype" => {
-                let name = value()?;
-                let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
-                let found = all.into_iter().find(|dtype| dtype.to_string() == name);
-                let wanted = || format!("--kv-dtype {name}: wanted f32, f16, bf16, i8 or i4");
-                parsed.kv_dtype = Some(found.ok_or_else(wanted)?);
-            }
-            "--dtype" => {
-                parsed.dtype = match value()?.as_str() {
-                    "f32" => DType::F32,
-                    "f16" => DType::F16,
-                    other => return Err(format!("--dtype {other}: wanted f32 or f16")),
-                }
-            }
-            other if flags.take(other, value)? => {}
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    parsed.several = flags.choose(&parsed)?;
-    parsed.stop = std::mem::take(&mut flags.stop);
-    parsed.guesses.check(&flags.given)?;
-    parsed.prompt = prompt.unwrap_or(if parsed.load.is_some() { "" } else { "ROMEO:\n" }.into());
-    if (parsed.prompt.is_empty() && parsed.load.is_none()) || parsed.options.max_new_tokens == 0 {
-        return Err("the prompt is empty, or --tokens is 0".into());
-    }
-    if (parsed.save.is_some() || parsed.load.is_some()) && model.is_none() && variant.is_none() {
-        return Err("a session is of one model: --model or --variant".into());
-    }
-    parsed.models = match (model, variant) {
-        (Some(model), None) => vec![model],
-        (Some(_), Some(_)) => return Err("--model and --variant exclude each other".into()),
-        (None, Some(v)) if !["gqa", "gta", "gla", "mla"].contains(&v.as_str()) => {
-            return Err(format!("--variant {v}: wanted gqa, gta, gla or mla"));
-        }
-        (None, Some(v)) => vec![format!("{folder}/{v}")],
-        (None, None) => ["gqa", "gta", "gla", "mla"].map(|v| format!("{folder}/{v}")).to_vec(),
-    };
-    Ok(parsed)
-}
-
-fn number<T: FromStr>(option: &str, text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{option} {text}: not a number it can take"))
-}
 
 /// What stops the program: a message, or a reader of the output that has gone away.
 pub(crate) enum Stop {
@@ -230,23 +76,24 @@ struct Opened {
 
 async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     let tokenizer = Tokenizer::from_folder(folder)?;
-    let (saved, before) = args.load.as_ref().map_or(Ok(Default::default()), |path| saved_tokens(path))?;
-    let prompt = match args.prompt.is_empty() {
+    let (saved, before) = args.load_session.as_ref().map_or(Ok(Default::default()), |path| saved_tokens(path))?;
+    let prompt = match args.prompt().is_empty() {
         true => Vec::new(),
         // What begins a text stands at the beginning of the saved one alone.
-        false => tokenizer.encode_after(&before, &args.prompt)?,
+        false => tokenizer.encode_after(&before, args.prompt())?,
     };
-    let decoder = loading::load(gpu, folder, args.weights.unwrap_or(args.dtype))?;
+    let [weights, kv_dtype] = args.dtypes();
+    let decoder = loading::load(gpu, folder, weights)?;
     let mut options = SessionOptions {
-        kv_dtype: args.kv_dtype.unwrap_or(args.dtype),
-        cache_tokens: saved + prompt.len() + args.options.max_new_tokens,
+        kv_dtype,
+        cache_tokens: saved + prompt.len() + args.options().max_new_tokens,
         window: args.window,
         keep_first: args.keep_first,
         prefill: if decoder.keeps_explicit() { args.prefill } else { PrefillPath::Auto },
         ..Default::default()
     };
-    let each = options.page_size.saturating_mul(2).saturating_add(args.options.max_new_tokens);
-    if let Some(several) = &args.several {
+    let each = options.page_size.saturating_mul(2).saturating_add(args.options().max_new_tokens);
+    if let Some(several) = args.several() {
         // Each text has its own tokens, in pages of which the first and the last may be part empty.
         options.cache_tokens = options.cache_tokens.saturating_add(several.count().saturating_mul(each));
         options.max_batch = several.count();
@@ -259,7 +106,7 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     // Before any timing.
     session.warm_up().await?;
 
-    let (sequence, mut tokens) = match &args.load {
+    let (sequence, mut tokens) = match &args.load_session {
         Some(path) => first(session.load_file(path, |_| {}).await?, path)?,
         None => (session.insert(), Vec::new()),
     };
@@ -295,11 +142,11 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
             ControlFlow::Continue(())
         }
     };
-    let made = continue_sequence(&mut session, sequence, &input, args.options, on_token).await?;
+    let made = continue_sequence(&mut session, sequence, &input, args.options(), on_token).await?;
     written?;
     writeln!(out, "{}\n", text.finish())?;
     tokens.extend(&made);
-    if let Some(path) = &args.save {
+    if let Some(path) = &args.save_session {
         session.save_file(&[SaveSequence { id: sequence, tokens: &tokens }], path, |_| {}).await?;
         writeln!(out, "{} tokens kept in {path}\n", tokens.len())?;
     }
@@ -351,7 +198,8 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
 
 /// [`run`] for a reader of its own.
 pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop> {
-    args.models.iter().chain(&args.guesses.draft).try_for_each(repository::here).map_err(Stop::Failed)?;
+    let folders = args.folders();
+    folders.iter().chain(&args.draft).try_for_each(repository::here).map_err(Stop::Failed)?;
     let options = GpuOptions {
         adapter: args.adapter.clone(),
         profile: args.profile,
@@ -362,19 +210,19 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
     };
     let gpu = Gpu::with_options(options).await?;
     let (mut reports, mut lines, mut lines_of_guesses) = (Vec::new(), Vec::new(), Vec::new());
-    for model in &args.models {
-        match args.several {
-            None if args.guesses.any() => lines_of_guesses.push(guesses::run_model(&gpu, model, args, out).await?),
+    for model in &folders {
+        match args.several() {
+            None if args.guesses_ahead() => lines_of_guesses.push(guesses::run_model(&gpu, model, args, out).await?),
             Some(several) => lines.push(several::run_model(&gpu, model, args, several, out).await?),
             None => reports.push(run_model(&gpu, model, args, out).await?),
         }
     }
-    let [weights, cache] = [args.weights, args.kv_dtype].map(|dtype| dtype.unwrap_or(args.dtype));
+    let [weights, cache] = args.dtypes();
     writeln!(out, "{}, {weights} weights, {cache} cache", gpu.capabilities().adapter)?;
-    if args.several.is_some() {
+    if args.several().is_some() {
         return Ok(several::print(out, &lines)?);
     }
-    if args.guesses.any() {
+    if args.guesses_ahead() {
         return Ok(guesses::print(out, &lines_of_guesses)?);
     }
     writeln!(out, "        prefill            decode    KV per token             KV in all")?;
@@ -404,13 +252,7 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
 
 fn main() -> ExitCode {
     warnings::print_warnings();
-    let args = match parse(std::env::args().skip(1)) {
-        Ok(args) => args,
-        Err(message) => {
-            eprintln!("generate: {message}\n\n{USAGE}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let args = parse(std::env::args().skip(1)).unwrap_or_else(|error| error.exit());
     match pollster::block_on(run(&args)) {
         Ok(()) | Err(Stop::ReaderGone) => ExitCode::SUCCESS,
         Err(Stop::Failed(message)) => {

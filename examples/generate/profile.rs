@@ -16,7 +16,7 @@ pub(crate) async fn profiled(
     prompt: &[u32],
     args: &Args,
 ) -> Result<(Vec<DispatchTime>, usize), Stop> {
-    let options = GenerateOptions { max_new_tokens: PROFILED.min(args.options.max_new_tokens), ..args.options };
+    let options = GenerateOptions { max_new_tokens: PROFILED.min(args.options().max_new_tokens), ..args.options() };
     let (mut started, mut tokens) = (None, 0);
     let on_token = |_| {
         match started {

@@ -1,6 +1,6 @@
 //! `--beams` and `--best-of`: several texts of one prompt, the best first.
 
-use super::{number, open, Args, Opened, Stop};
+use super::{open, Args, Opened, Stop};
 use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation, Want};
 use latten::Gpu;
 use std::io::Write;
@@ -11,71 +11,6 @@ use std::time::Instant;
 pub(crate) enum Several {
     Beams(BeamOptions<'static>),
     BestOf(BestOfOptions<'static>),
-}
-
-/// The options of the command line that are about it, and the names of all that were given.
-#[derive(Default)]
-pub(crate) struct Flags {
-    beams: Option<usize>,
-    best_of: Option<usize>,
-    length_penalty: Option<f64>,
-    pub(crate) stop: Vec<u32>,
-    pub(crate) given: Vec<String>,
-}
-
-impl Flags {
-    /// Takes an option and its value. False if it is not one of these.
-    pub(crate) fn take(
-        &mut self,
-        option: &str,
-        value: impl FnOnce() -> Result<String, String>,
-    ) -> Result<bool, String> {
-        match option {
-            "--beams" => self.beams = Some(number(option, &value()?)?),
-            "--best-of" => self.best_of = Some(number(option, &value()?)?),
-            "--length-penalty" => self.length_penalty = Some(number(option, &value()?)?),
-            "--stop" => self.stop.push(number(option, &value()?)?),
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    /// What they ask for, with `args` for the rest.
-    pub(crate) fn choose(&self, args: &Args) -> Result<Option<Several>, String> {
-        let given = |names: &[&'static str]| names.iter().find(|name| self.given.iter().any(|g| g == *name)).copied();
-        let (name, count) = match (self.beams, self.best_of) {
-            (Some(_), Some(_)) => return Err("--beams and --best-of exclude each other".into()),
-            (Some(beams), None) => ("--beams", beams),
-            (None, Some(samples)) => ("--best-of", samples),
-            (None, None) => {
-                return match given(&["--length-penalty", "--stop"]) {
-                    Some(option) => Err(format!("{option} is for --beams or --best-of")),
-                    None => Ok(None),
-                }
-            }
-        };
-        if count == 0 {
-            return Err(format!("{name} 0: wanted at least 1"));
-        }
-        if let Some(option) = given(&["--save-session", "--profile"]) {
-            return Err(format!("{name} and {option} exclude each other"));
-        }
-        let length_penalty = self.length_penalty.unwrap_or(1.0);
-        if name == "--beams" {
-            if let Some(option) = given(&["--temperature", "--top-p", "--seed"]) {
-                return Err(format!("--beams draws nothing by chance, {option} is not for it"));
-            }
-            let max_new_tokens = args.options.max_new_tokens;
-            let options = BeamOptions { beams: count, max_new_tokens, length_penalty, ..Default::default() };
-            return Ok(Some(Several::Beams(options)));
-        }
-        if count > 1 && args.options.sampling.temperature == 0.0 {
-            return Err(format!("--best-of {count} at --temperature 0 are {count} times the same"));
-        }
-        let generate = args.options;
-        let options = BestOfOptions { samples: count, generate, length_penalty, ..Default::default() };
-        Ok(Some(Several::BestOf(options)))
-    }
 }
 
 impl Several {

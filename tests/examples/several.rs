@@ -202,18 +202,20 @@ fn chats_of_any_page_size() {
 #[test]
 fn chats_says_what_is_wrong_with_its_arguments() {
     for (args, why) in [
-        ("--variant rwkv", "--variant rwkv: wanted gqa, gta, gla or mla"),
-        ("--page-size 3", "--page-size 3: wanted a power of two up to 4096"),
-        ("--page-size 8192", "--page-size 8192: wanted a power of two up to 4096"),
-        ("--sequences 0", "--sequences 0: not a number"),
-        ("--sequences -1", "--sequences -1: not a number"),
-        ("--tokens", "--tokens wants a value"),
-        ("--kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
-        ("now", "unknown argument now"),
+        ("--variant rwkv", "[possible values: gqa, gta, gla, mla]"),
+        ("--page-size 3", "invalid value '3' for '--page-size <N>': not a power of two up to 4096"),
+        ("--page-size 8192", "not a power of two up to 4096"),
+        ("--sequences 0", "invalid value '0' for '--sequences <N>': not a number"),
+        ("--sequences -1", "unexpected argument '-1'"),
+        ("--tokens", "a value is required for '--tokens <N>'"),
+        ("--kv-dtype u32", "[possible values: f32, f16, bf16, i8, i4]"),
+        ("now", "unexpected argument 'now'"),
     ] {
-        let message = chats::parse(words(args)).err().unwrap();
+        let message = chats::parse(words(args)).err().unwrap().to_string();
         assert!(message.contains(why), "{args}: {message}");
     }
+    let help = chats::parse(words("--help")).err().unwrap().to_string();
+    assert!(help.contains("[default: 32]"), "{help}");
     for (args, why) in [
         ("--models no/such", "no/such/gla/config.json"),
         ("--tokens 300", "--tokens 300: a prompt of "),

@@ -6,38 +6,50 @@ use latten::cache::Progress;
 #[test]
 fn generate_says_what_is_wrong_with_its_arguments() {
     for (args, why) in [
-        ("--variant rwkv", "--variant rwkv: wanted gqa, gta, gla or mla"),
-        ("--tokens many", "--tokens many: not a number"),
-        ("--tokens 0", "--tokens is 0"),
-        ("--model here --variant gla", "exclude each other"),
-        ("--dtype f64", "--dtype f64"),
-        ("--kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
-        ("--seed", "--seed wants a value"),
-        ("--prefill implicit", "--prefill implicit: not absorbed, explicit or auto"),
-        ("--save-session f", "a session is of one model"),
-        ("--load-session f", "a session is of one model"),
-        ("--load-session f --variant gla --tokens 0", "--tokens is 0"),
-        ("--beams 2 --best-of 2", "--beams and --best-of exclude each other"),
-        ("--beams 0", "--beams 0: wanted at least 1"),
-        ("--best-of 0", "--best-of 0: wanted at least 1"),
-        ("--best-of -1", "--best-of -1: not a number"),
-        ("--beams", "--beams wants a value"),
-        ("--beams 2 --seed 1", "--beams draws nothing by chance, --seed is not for it"),
-        ("--temperature 1 --beams 2", "--temperature is not for it"),
-        ("--beams 2 --top-p 0.5", "--top-p is not for it"),
-        ("--best-of 2 --profile", "--best-of and --profile exclude each other"),
-        ("--beams 2 --variant gla --save-session f", "--beams and --save-session exclude each other"),
+        ("--variant rwkv", "[possible values: gqa, gta, gla, mla]"),
+        ("--tokens many", "invalid value 'many' for '--tokens <N>': not a number"),
+        ("--tokens 0", "invalid value '0' for '--tokens <N>': not a number"),
+        ("--model here --variant gla", "cannot be used with"),
+        ("--dtype f64", "[possible values: f16, f32]"),
+        ("--kv-dtype u32", "[possible values: f32, f16, bf16, i8, i4]"),
+        ("--seed", "a value is required for '--seed <N>'"),
+        ("--prefill implicit", "[possible values: absorbed, explicit, auto]"),
+        ("--save-session f", "--variant <NAME>|--model <DIR>"),
+        ("--load-session f", "--variant <NAME>|--model <DIR>"),
+        ("--load-session f --variant gla --tokens 0", "not a number from 1 on"),
+        ("--beams 2 --best-of 2", "'--beams <N>' cannot be used with '--best-of <N>'"),
+        ("--beams 0", "not a number from 1 on"),
+        ("--best-of 0", "not a number from 1 on"),
+        ("--best-of -1", "unexpected argument '-1'"),
+        ("--beams", "a value is required for '--beams <N>'"),
+        ("--beams 2 --seed 1", "'--seed <N>' cannot be used with '--beams <N>'"),
+        ("--temperature 1 --beams 2", "'--temperature <T>' cannot be used with '--beams <N>'"),
+        ("--beams 2 --top-p 0.5", "'--top-p <P>' cannot be used with '--beams <N>'"),
+        ("--best-of 2 --profile", "'--best-of <N>' cannot be used with '--profile'"),
+        ("--beams 2 --variant gla --save-session f", "cannot be used with"),
         ("--best-of 3 --temperature 0", "--best-of 3 at --temperature 0 are 3 times the same"),
-        ("--length-penalty 1", "--length-penalty is for --beams or --best-of"),
-        ("--stop 10", "--stop is for --beams or --best-of"),
-        ("--beams 2 --stop x", "--stop x: not a number"),
-        ("--window x", "--window x: not a number"),
-        ("--keep-first", "--keep-first wants a value"),
-        ("now", "unknown argument now"),
+        ("--length-penalty 1", "--beams <N>|--best-of <N>"),
+        ("--stop 10", "--beams <N>|--best-of <N>"),
+        ("--beams 2 --stop x", "invalid value 'x' for '--stop <N>'"),
+        ("--window x", "invalid value 'x' for '--window <N>'"),
+        ("--keep-first", "a value is required for '--keep-first <N>'"),
+        ("--draft a --lookup", "cannot be used with"),
+        ("--lookup --profile", "cannot be used with"),
+        ("--lookup --beams 2", "cannot be used with"),
+        ("--draft a --variant gla --load-session f", "cannot be used with"),
+        ("--guesses 2", "--draft <DIR>|--lookup"),
+        ("--lookup --guesses 0", "not a number from 1 on"),
+        ("now", "unexpected argument 'now'"),
     ] {
-        let message = generate::parse(words(args)).err().unwrap();
+        let message = generate::parse(words(args)).err().unwrap().to_string();
         assert!(message.contains(why), "{args}: {message}");
     }
+    let empty = generate::parse(["--prompt", ""].map(String::from).into_iter()).err().unwrap().to_string();
+    assert!(empty.contains("the prompt is empty"), "{empty}");
+    // Defaults exclude nothing, and help says them.
+    assert!(generate::parse(words("--beams 2 --stop 10")).is_ok());
+    let help = generate::parse(words("--help")).err().unwrap().to_string();
+    assert!(help.contains("[default: 0.8]") && help.contains("[default: examples/models]"), "{help}");
     let args = generate::parse(words("--model no/such/model")).unwrap();
     let Err(generate::Stop::Failed(message)) = pollster::block_on(generate::run(&args)) else { panic!() };
     assert!(message.contains("no/such/model"), "{message}");
@@ -93,9 +105,11 @@ fn generate_goes_on_with_a_saved_session() {
 }
 
 #[test]
-fn a_line_tells_how_far_loading_is() {
-    let line = |bytes, total_bytes| generate::loading::line("models/x", Progress { bytes, total_bytes });
-    assert_eq!(line(0, 0), "models/x:     0 of 0 MiB (  0%)");
-    assert_eq!(line(512 << 20, 2048 << 20), "models/x:   512 of 2048 MiB ( 25%)");
-    assert_eq!(line(1 << 40, 1 << 40), "models/x: 1048576 of 1048576 MiB (100%)");
+fn a_bar_tells_how_far_loading_is() {
+    let bar = generate::loading::bar("models/x");
+    assert_eq!((bar.message().as_str(), bar.position(), bar.length()), ("models/x", 0, None));
+    for (bytes, total_bytes) in [(0, 0), (512 << 20, 2048 << 20), (1 << 40, 1 << 40)] {
+        generate::loading::show(&bar, Progress { bytes, total_bytes });
+        assert_eq!((bar.position(), bar.length()), (bytes, Some(total_bytes)));
+    }
 }

@@ -181,12 +181,15 @@ fn check_vector_refuses_what_is_no_vector() {
     assert_eq!((code, complaints.contains("an input is beyond f32")), (UNCHECKED, true), "{complaints}");
     for (args, why) in [
         (&["no/such/file.json"][..], "no/such/file.json: "),
-        (&["--verbose"], "unknown option --verbose\n\nusage: "),
-        (&["--adapter"], "--adapter wants a value"),
+        (&["--verbose"], "unexpected argument '--verbose'"),
+        (&["--adapter"], "a value is required for '--adapter <NAME>'"),
         (&["--adapter", "no such adapter"], "no such adapter"),
     ] {
         let (code, _, complaints) = check(args, &value("kernel_gqa_4").to_string());
         assert_eq!(code, UNCHECKED, "{args:?}");
         assert!(complaints.contains(why), "{args:?}: {complaints}");
     }
+    let (code, out, complaints) = check(&["--help"], "");
+    assert_eq!((code, complaints.as_str()), (WITHIN, ""));
+    assert!(out.contains("[default: -]") && out.contains("Exit code: 0"), "{out}");
 }

@@ -8,24 +8,26 @@
 
 use std::error::Error;
 use std::io::{ErrorKind, Write};
-use std::process::ExitCode;
 
-pub(crate) fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let (flags, words): (Vec<String>, Vec<String>) = std::env::args().skip(2).partition(|a| a.starts_with("--"));
-    if let Some(flag) = flags.iter().find(|f| *f != "--annotated") {
-        eprintln!("unknown option {flag}; usage: inspect_shader [--annotated] [words of a name and label]");
-        return Ok(ExitCode::FAILURE);
-    }
-    match print(!flags.is_empty(), &words) {
+/// The kernels as they are given to wgpu: all names, or the text of one
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// With each line's origin
+    #[arg(long)]
+    annotated: bool,
+    /// Of a kernel's name and label; the first that has them all is printed. Without words all are listed
+    words: Vec<String>,
+}
+
+pub(crate) fn main(args: &Args) -> Result<(), String> {
+    match print(args.annotated, &args.words) {
         // The reader (head, less) has seen enough.
-        Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
-            Ok(ExitCode::SUCCESS)
-        }
-        result => result,
+        Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => Ok(()),
+        result => result.map_err(|e| e.to_string()),
     }
 }
 
-fn print(annotated: bool, words: &[String]) -> Result<ExitCode, Box<dyn Error>> {
+fn print(annotated: bool, words: &[String]) -> Result<(), Box<dyn Error>> {
     let variants = latten::inspect::variants()?;
     let mut out = std::io::stdout().lock();
     let line = |v: &latten::inspect::Variant| format!("{} {}", v.name, v.label);
@@ -33,17 +35,14 @@ fn print(annotated: bool, words: &[String]) -> Result<ExitCode, Box<dyn Error>> 
         for v in &variants {
             writeln!(out, "{} ({} lines, {} workgroup bytes)", line(v), v.wgsl.lines().count(), v.workgroup_bytes)?;
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     match variants.iter().find(|v| words.iter().all(|w| line(v).contains(w.as_str()))) {
         Some(v) => {
             writeln!(out, "// {}", line(v))?;
             out.write_all(if annotated { v.annotated.as_bytes() } else { v.wgsl.as_bytes() })?;
-            Ok(ExitCode::SUCCESS)
+            Ok(())
         }
-        None => {
-            eprintln!("no variant contains {words:?}; without words all are listed");
-            Ok(ExitCode::FAILURE)
-        }
+        None => Err(format!("no variant contains {words:?}; without words all are listed").into()),
     }
 }

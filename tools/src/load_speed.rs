@@ -3,6 +3,7 @@
 //!
 //! `cargo run --release -p latten-tools -- load_speed --layers 10`
 
+use crate::common::arguments::{count, dtypes, Checked};
 use crate::common::disk;
 use latten::model::{Decoder, LoadOptions};
 use latten::{DType, Gpu};
@@ -10,56 +11,40 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use disk::{forget, read_plain, resident_bytes, PLAIN_BYTES};
 
-const USAGE: &str = "usage: load_speed [options]
-
-  --layers N       of width --hidden; default 10, which with the other defaults is 1.0 GB of f16
-  --hidden N       a multiple of 256; default 2048
-  --vocab N        default 32000
-  --file DTYPE     f16, bf16 or f32: of the file; default f16
-  --dtype DTYPE    f16, f32 or i8: of the weights on the device; default f16
-  --folder DIR     where the model goes; default the system's folder for temporary files
-  --repeats N      the fastest counts; default 3";
-
+/// How fast a model's folder is loaded, against a plain read of its file; random weights, in the Llama family
+#[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Layers of width --hidden; 10 with the other defaults are 1.0 GB of f16
+    #[arg(long, value_name = "N", default_value = "10", value_parser = count)]
     layers: usize,
+    /// A multiple of 256
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = hidden)]
     hidden: usize,
+    /// Tokens of the vocabulary
+    #[arg(long, value_name = "N", default_value = "32000", value_parser = count)]
     vocab: usize,
+    /// Of the file
+    #[arg(long, value_name = "DTYPE", default_value = "f16", value_parser = ["f16", "bf16", "f32"])]
     file: String,
+    /// Of the weights on the device
+    #[arg(long, default_value = "f16", value_parser = dtypes(["f16", "f32", "i8"]))]
     dtype: DType,
+    /// Where the model goes
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     folder: PathBuf,
+    /// How often; the fastest counts
+    #[arg(long, value_name = "N", default_value = "3", value_parser = count)]
     repeats: usize,
 }
 
-pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let (file, dtype, folder) = ("f16".into(), DType::F16, std::env::temp_dir());
-    let mut parsed = Args { layers: 10, hidden: 2048, vocab: 32000, file, dtype, folder, repeats: 3 };
-    while let Some(arg) = args.next() {
-        let value = args.next().ok_or(format!("{arg} wants a value"))?;
-        let number = || value.parse().ok().filter(|n| *n > 0).ok_or(format!("{arg} {value}: not a number it can take"));
-        match arg.as_str() {
-            "--layers" => parsed.layers = number()?,
-            "--hidden" => parsed.hidden = number()?,
-            "--vocab" => parsed.vocab = number()?,
-            "--repeats" => parsed.repeats = number()?,
-            "--folder" => parsed.folder = value.into(),
-            "--file" if ["f16", "bf16", "f32"].contains(&value.as_str()) => parsed.file = value,
-            "--file" => return Err(format!("--file {value}: wanted f16, bf16 or f32")),
-            "--dtype" => {
-                let found = [DType::F16, DType::F32, DType::I8].into_iter().find(|dtype| dtype.to_string() == value);
-                parsed.dtype = found.ok_or(format!("--dtype {value}: wanted f16, f32 or i8"))?;
-            }
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    if !parsed.hidden.is_multiple_of(256) {
-        return Err(format!("--hidden {}: not a multiple of 256", parsed.hidden));
-    }
-    Ok(parsed)
+impl Checked for Args {}
+
+fn hidden(text: &str) -> Result<usize, String> {
+    count(text).ok().filter(|n| n.is_multiple_of(256)).ok_or_else(|| "not a multiple of 256".into())
 }
 
 fn text(e: impl std::fmt::Display) -> String {
@@ -118,10 +103,9 @@ fn write_model(folder: &Path, args: &Args) -> std::io::Result<()> {
     let mut file = BufWriter::with_capacity(PLAIN_BYTES, File::create(folder.join("model.safetensors"))?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header.as_bytes())?;
-    let mut state = 1u64;
+    let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..bytes / 8 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        file.write_all(&((state ^ (state >> 29)) & mask).to_le_bytes())?;
+        file.write_all(&(random.u64(..) & mask).to_le_bytes())?;
     }
     file.write_all(&vec![0; bytes % 8])?;
     file.into_inner().map_err(|e| e.into_error())?.sync_all()
@@ -207,19 +191,6 @@ fn measure(args: &Args, gpu: &Gpu, folder: &Path, out: &mut impl Write) -> Resul
     Ok(())
 }
 
-pub(crate) fn main() -> ExitCode {
-    let args = match parse(std::env::args().skip(2)) {
-        Ok(args) => args,
-        Err(message) => {
-            eprintln!("load_speed: {message}\n\n{USAGE}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match pollster::block_on(run(&args, &mut std::io::stdout().lock())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("load_speed: {message}");
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn main(args: &Args) -> Result<(), String> {
+    pollster::block_on(run(args, &mut std::io::stdout().lock()))
 }

@@ -4,86 +4,59 @@
 //! `.. examples/models/gla 72,101,108,108,111 --chunks 2,3 --all --dtype f16`
 //! `.. examples/models/gla 72,101,108,108,111 --greedy 20`
 
-use crate::common::{repository, warnings};
+use crate::common::arguments::{count, dtypes, Checked, CACHE_DTYPES};
+use crate::common::repository;
 use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Want};
 use latten::{DType, Gpu, GpuOptions};
 use std::ops::ControlFlow;
-use std::process::ExitCode;
 
-const USAGE: &str = "usage: logits MODEL_DIR TOKEN,TOKEN,.. [--chunks N,N,..] [--all | --greedy N] [--dtype f32|f16]
-              [--kv-dtype DTYPE] [--adapter NAME]
-
-Prints the logits after the last token, or with --all after each, as JSON.
-  --chunks   feed the tokens in pieces of these sizes (they must add up); default: all at once
-  --greedy   print no logits, but the N tokens that follow where each is the most probable
-  --dtype    of weights and cache; default f32
-  --kv-dtype of the cache alone: f32, f16, bf16, i8 or i4
-  --adapter  take the GPU whose description contains this";
-
+/// The logits after the last token, or with --all after each, as JSON
+#[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Its folder
+    #[arg(value_name = "MODEL_DIR")]
     model: String,
+    /// With commas between
+    #[arg(value_delimiter = ',', required = true, value_name = "TOKEN,TOKEN,..")]
     tokens: Vec<u32>,
+    /// Feed the tokens in pieces of these sizes, which must add up; without it all at once
+    #[arg(long, value_delimiter = ',', value_name = "N,N,..", value_parser = count)]
     chunks: Vec<usize>,
+    /// Logits after each token
+    #[arg(long)]
     all: bool,
+    /// Print no logits, but the N tokens that follow where each is the most probable
+    #[arg(long, value_name = "N", conflicts_with_all = ["all", "chunks"])]
     greedy: Option<usize>,
+    /// Of weights and cache
+    #[arg(long, default_value = "f32", value_parser = dtypes(["f32", "f16"]))]
     dtype: DType,
-    kv_dtype: DType,
+    /// Of the cache alone; without it as --dtype
+    #[arg(long, value_name = "DTYPE", value_parser = dtypes(CACHE_DTYPES))]
+    kv_dtype: Option<DType>,
+    /// Take the GPU whose description contains this
+    #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
 }
 
-pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let (mut model, mut tokens, mut chunks) = (None, None, None);
-    let (mut all, mut greedy, mut dtype, mut kv_dtype, mut adapter) = (false, None, DType::F32, None, None);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
-        match arg.as_str() {
-            "--chunks" => chunks = Some(numbers(&value()?)?),
-            "--all" => all = true,
-            "--greedy" => {
-                let count = value()?;
-                greedy = Some(count.parse().map_err(|_| format!("--greedy {count}: not a number"))?);
-            }
-            "--adapter" => adapter = Some(value()?),
-            "--kv-dtype" => {
-                let name = value()?;
-                let known = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
-                let found = known.into_iter().find(|dtype| dtype.to_string() == name);
-                kv_dtype = Some(found.ok_or_else(|| format!("--kv-dtype {name}: wanted f32, f16, bf16, i8 or i4"))?);
-            }
-            "--dtype" => {
-                dtype = match value()?.as_str() {
-                    "f32" => DType::F32,
-                    "f16" => DType::F16,
-                    other => return Err(format!("--dtype {other}: wanted f32 or f16")),
-                }
-            }
-            _ if arg.starts_with('-') => return Err(format!("unknown option {arg}")),
-            _ if model.is_none() => model = Some(arg),
-            _ if tokens.is_none() => tokens = Some(numbers(&arg)?),
-            _ => return Err(format!("unexpected argument {arg}")),
+impl Checked for Args {
+    fn check(&self) -> Result<(), String> {
+        let (chunks, tokens) = (&self.chunks, self.tokens.len());
+        if !chunks.is_empty() && chunks.iter().fold(0, |sum: usize, n| sum.saturating_add(*n)) != tokens {
+            return Err(format!("--chunks {chunks:?} do not add up to {tokens} tokens"));
         }
+        Ok(())
     }
-    let model = model.ok_or("no model folder given")?;
-    let tokens: Vec<u32> = tokens.ok_or("no tokens given")?;
-    let chunks = chunks.unwrap_or_else(|| vec![tokens.len()]);
-    if chunks.iter().sum::<usize>() != tokens.len() || chunks.contains(&0) {
-        return Err(format!("--chunks {chunks:?} do not add up to {} tokens", tokens.len()));
-    }
-    if greedy.is_some() && (all || chunks.len() > 1) {
-        return Err("--greedy prints no logits and feeds all tokens at once: without --all and --chunks".into());
-    }
-    Ok(Args { model, tokens, chunks, all, greedy, dtype, kv_dtype: kv_dtype.unwrap_or(dtype), adapter })
-}
-
-fn numbers<T: std::str::FromStr>(list: &str) -> Result<Vec<T>, String> {
-    list.split(',').map(|n| n.trim().parse().map_err(|_| format!("{n:?} is not a number"))).collect()
 }
 
 async fn session(args: &Args) -> latten::Result<Session> {
     let gpu = Gpu::with_options(GpuOptions { adapter: args.adapter.clone(), ..Default::default() }).await?;
     let decoder = Decoder::load(&gpu, &args.model, args.dtype)?;
     let cache_tokens = args.tokens.len().saturating_add(args.greedy.unwrap_or(0));
-    Session::new(&decoder, SessionOptions { kv_dtype: args.kv_dtype, cache_tokens, ..Default::default() })
+    Session::new(
+        &decoder,
+        SessionOptions { kv_dtype: args.kv_dtype.unwrap_or(args.dtype), cache_tokens, ..Default::default() },
+    )
 }
 
 /// The most probable tokens that follow.
@@ -97,7 +70,8 @@ pub(crate) async fn run(args: &Args) -> latten::Result<Vec<Vec<f32>>> {
     let sequence = session.insert();
     let want = if args.all { Want::AllLogits } else { Want::Logits };
     let (mut rest, mut rows) = (&args.tokens[..], Vec::new());
-    for chunk in &args.chunks {
+    let whole = [args.tokens.len()];
+    for chunk in if args.chunks.is_empty() { &whole[..] } else { &args.chunks } {
         let (tokens, after) = rest.split_at(*chunk);
         rest = after;
         for logits in session.feed(&[(sequence, tokens)], want).await?.logits {
@@ -127,24 +101,9 @@ async fn json(args: &Args) -> Result<String, String> {
     json.map_err(|e| e.to_string())
 }
 
-pub(crate) fn main() -> ExitCode {
-    warnings::print_warnings();
-    let args = match parse(std::env::args().skip(2)) {
-        Ok(args) => args,
-        Err(message) => {
-            eprintln!("logits: {message}\n\n{USAGE}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match pollster::block_on(json(&args)) {
-        Ok(json) => {
-            // A reader that has gone away is no error.
-            let _ = std::io::Write::write_all(&mut std::io::stdout(), (json + "\n").as_bytes());
-            ExitCode::SUCCESS
-        }
-        Err(message) => {
-            eprintln!("logits: {message}");
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn main(args: &Args) -> Result<(), String> {
+    let json = pollster::block_on(json(args)).map_err(|e| e.to_string())?;
+    // A reader that has gone away is no error.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), (json + "\n").as_bytes());
+    Ok(())
 }

@@ -1,7 +1,6 @@
-//! Programs that measure latten and check models. They are for those who work on latten, and not part of the package.
+//! Programs that measure latten and check models. They are for those who work on latten, and not part of its package.
 //!
-//! `cargo run --release -p latten-tools -- kernel_table --list`
-#![allow(clippy::print_stdout)]
+//! `cargo run --release -p latten-tools -- --help` lists them, `.. -- kernel_table --help` the options of one.
 
 mod common;
 mod inspect_shader;
@@ -16,24 +15,64 @@ mod save_speed;
 #[allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 mod tests;
 
+use clap::{CommandFactory, Parser, Subcommand};
+use common::arguments::Checked;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: latten-tools inspect_shader|kernel_table|linear_table|load_speed|logits|perplexity|prefill_table|save_speed ..";
+/// Programs that measure latten and check models.
+#[derive(Parser)]
+#[command(name = "latten-tools")]
+struct Cli {
+    #[command(subcommand)]
+    tool: Tool,
+}
 
-fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("inspect_shader") => return inspect_shader::main().unwrap_or(ExitCode::FAILURE),
-        Some("kernel_table") => kernel_table::main(),
-        Some("linear_table") => linear_table::main(),
-        Some("load_speed") => return load_speed::main(),
-        Some("logits") => return logits::main(),
-        Some("perplexity") => return perplexity::main(),
-        Some("prefill_table") => prefill_table::main(),
-        Some("save_speed") => return save_speed::main(),
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
+#[derive(Subcommand)]
+#[command(rename_all = "snake_case")]
+enum Tool {
+    InspectShader(inspect_shader::Args),
+    KernelTable(kernel_table::Args),
+    LinearTable(linear_table::Args),
+    LoadSpeed(load_speed::Args),
+    Logits(logits::Args),
+    Perplexity(perplexity::Args),
+    PrefillTable(prefill_table::Args),
+    SaveSpeed(save_speed::Args),
+}
+
+/// Runs a tool, and says which.
+fn run(tool: Tool) -> (&'static str, Result<(), String>) {
+    match tool {
+        Tool::InspectShader(args) => ("inspect_shader", inspect_shader::main(&args)),
+        Tool::KernelTable(args) => ("kernel_table", kernel_table::main(&checked("kernel_table", args))),
+        Tool::LinearTable(args) => ("linear_table", linear_table::main(args)),
+        Tool::LoadSpeed(args) => ("load_speed", load_speed::main(&args)),
+        Tool::Logits(args) => ("logits", logits::main(&checked("logits", args))),
+        Tool::Perplexity(args) => ("perplexity", perplexity::main(&checked("perplexity", args))),
+        Tool::PrefillTable(args) => ("prefill_table", prefill_table::main(&checked("prefill_table", args))),
+        Tool::SaveSpeed(args) => ("save_speed", save_speed::main(&args)),
+    }
+}
+
+/// The arguments, if they go together; else the program ends as clap ends it.
+fn checked<A: Checked>(name: &str, args: A) -> A {
+    if let Err(why) = args.check() {
+        let mut command = Cli::command();
+        command.build();
+        if let Some(command) = command.find_subcommand_mut(name) {
+            command.error(clap::error::ErrorKind::ArgumentConflict, why).exit();
         }
     }
-    ExitCode::SUCCESS
+    args
+}
+
+fn main() -> ExitCode {
+    common::warnings::print_warnings();
+    match run(Cli::parse().tool) {
+        (_, Ok(())) => ExitCode::SUCCESS,
+        (name, Err(message)) => {
+            eprintln!("{name}: {message}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -3,51 +3,40 @@
 //!
 //! `cargo run --release -p latten-tools -- save_speed --mib 256`
 
+use crate::common::arguments::{count, Checked};
 use crate::common::disk;
 use latten::cache::{Save, SaveSequence};
 use latten::{DType, Error, Gla, Gpu, HeadLayout, PagedKvCache, Pages, SeqId};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use disk::{forget, read_plain, resident_bytes, PLAIN_BYTES};
 
-const USAGE: &str = "usage: save_speed [options]
-
-  --mib N         bytes of the cache; default 256
-  --page-size N   tokens per page; default 64
-  --sequences N   that share the cache, their pages in turn; default 1
-  --folder DIR    where the files go; default the system's folder for temporary files
-  --repeats N     the fastest counts; default 3";
-
 const LAYERS: usize = 8;
 
+/// How fast a KV cache is saved and loaded, against a plain file of the same size
+#[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Bytes of the cache (MiB)
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
     mib: usize,
+    /// Tokens per page
+    #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
     page_size: usize,
+    /// Sequences that share the cache, their pages in turn
+    #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     sequences: usize,
+    /// Where the files go
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     folder: PathBuf,
+    /// How often; the fastest counts
+    #[arg(long, value_name = "N", default_value = "3", value_parser = count)]
     repeats: usize,
 }
 
-pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut parsed = Args { mib: 256, page_size: 64, sequences: 1, folder: std::env::temp_dir(), repeats: 3 };
-    while let Some(arg) = args.next() {
-        let value = args.next().ok_or(format!("{arg} wants a value"))?;
-        let number = || value.parse().ok().filter(|n| *n > 0).ok_or(format!("{arg} {value}: not a number it can take"));
-        match arg.as_str() {
-            "--mib" => parsed.mib = number()?,
-            "--page-size" => parsed.page_size = number()?,
-            "--sequences" => parsed.sequences = number()?,
-            "--repeats" => parsed.repeats = number()?,
-            "--folder" => parsed.folder = value.into(),
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    Ok(parsed)
-}
+impl Checked for Args {}
 
 /// The most resident memory at any report, over that at the start.
 struct Peak(Option<u64>, u64);
@@ -91,15 +80,12 @@ fn full(gpu: &Gpu, args: &Args) -> Result<(PagedKvCache, Vec<SeqId>), Error> {
     let count = (args.mib << 20) / (token_bytes * args.page_size);
     let pages = Pages { count: count.max(1), size: args.page_size, layers: LAYERS };
     let mut cache = PagedKvCache::new(gpu, heads, DType::F16, pages)?;
-    let mut state = 1u64;
+    let mut random = fastrand::Rng::with_seed(1);
     for layer in 0..LAYERS {
         for slab in cache.layer(layer)?.wgpu_buffers() {
             for first in (0..slab.size()).step_by(PLAIN_BYTES) {
                 let bytes = (PLAIN_BYTES as u64).min(slab.size() - first) as usize;
-                let words = (0..bytes / 8).flat_map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    (state ^ (state >> 29)).to_le_bytes()
-                });
+                let words = (0..bytes / 8).flat_map(|_| random.u64(..).to_le_bytes());
                 gpu.queue().write_buffer(&slab, first, &words.collect::<Vec<u8>>());
                 gpu.queue().submit([]);
             }
@@ -193,19 +179,6 @@ async fn measure(
     writeln!(out, "Both kinds of file are synchronised to the disk when written, and {read}.").map_err(text)
 }
 
-pub(crate) fn main() -> ExitCode {
-    let args = match parse(std::env::args().skip(2)) {
-        Ok(args) => args,
-        Err(message) => {
-            eprintln!("save_speed: {message}\n\n{USAGE}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match pollster::block_on(run(&args, &mut std::io::stdout().lock())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("save_speed: {message}");
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn main(args: &Args) -> Result<(), String> {
+    pollster::block_on(run(args, &mut std::io::stdout().lock()))
 }

@@ -24,7 +24,7 @@ use super::input::Input;
 pub use super::saved_sequence::SavedSequence;
 use crate::error::{Result, SavedFault};
 use crate::gpu::DType;
-use crate::io::checksum::xxh64;
+use crate::io::xxh64;
 use crate::kv::append::rotated_dim;
 use crate::kv::layout::StateLayout;
 use crate::kv::{Gqa, HeadLayout, WideChannels};

@@ -1,14 +1,14 @@
 //! What several tools use.
 
+pub(crate) mod arguments;
 pub(crate) mod ceilings;
 pub(crate) mod disk;
+pub(crate) mod facts;
 pub(crate) mod matmul;
 pub(crate) mod timing;
 
 #[path = "../../../examples/generate/loading.rs"]
 pub(crate) mod loading;
-#[path = "../../../examples/shared/prefill.rs"]
-pub(crate) mod prefill;
 #[path = "../../../examples/shared/repository.rs"]
 pub(crate) mod repository;
 #[path = "../../../examples/shared/warnings.rs"]

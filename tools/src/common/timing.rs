@@ -82,12 +82,8 @@ pub fn repeat(gpu: &Gpu, source: &wgpu::Buffer, target: &wgpu::Buffer) -> Result
 
 /// About normal values.
 pub fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    (0..n).map(|_| next() + next() + next() + next() - 2.0).collect()
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..n).map(|_| random.f32() + random.f32() + random.f32() + random.f32() - 2.0).collect()
 }
 
 pub async fn median_us(gpu: &Gpu, mut work: impl FnMut(&mut wgpu::ComputePass<'_>)) -> Result<f64> {

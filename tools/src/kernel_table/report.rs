@@ -2,6 +2,7 @@
 
 use super::measure::Measured;
 use crate::common::ceilings::Ceilings;
+use crate::common::facts::Facts;
 use latten::{ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Table {
     pub adapter: String,
+    #[serde(flatten)]
+    pub facts: Facts,
     #[serde(flatten)]
     pub ceilings: Ceilings,
     pub rows: Vec<Row>,
@@ -57,21 +60,21 @@ impl Row {
 pub struct Run<'a> {
     pub shape: &'a super::shapes::Shape,
     pub tier: &'a str,
-    pub dtype: (&'a str, latten::DType),
+    pub dtype: latten::DType,
 }
 
 impl Run<'_> {
     pub fn row(&self, m: &Measured, c: &Ceilings) -> Row {
-        let (bytes, flops) = self.shape.bytes_and_flops(self.dtype.1);
+        let (bytes, flops) = self.shape.bytes_and_flops(self.dtype);
         let (gbps, tflops) = (bytes / m.us / 1e3, flops / m.us / 1e6);
         // Matrix units are the ceiling where kernels use them.
-        let matrices = self.tier == "t2" && self.dtype.1 == latten::DType::F16;
+        let matrices = self.tier == "t2" && self.dtype == latten::DType::F16;
         let most_tflops = if matrices { c.matmul_tflops.unwrap_or(c.fma_tflops) } else { c.fma_tflops };
         let bound = if bytes / c.read_gbps > flops / most_tflops / 1e3 { "bytes" } else { "flops" };
         Row {
             shape: self.shape.name.clone(),
             tier: self.tier.into(),
-            dtype: self.dtype.0.into(),
+            dtype: self.dtype.to_string(),
             workgroups: m.workgroups,
             us: digits(m.us, 5),
             spread_us: digits(m.spread_us, 3),
@@ -140,8 +143,14 @@ impl Table {
     pub fn write(&self, path: &str) -> Result<()> {
         let rows: Vec<String> = self.rows.iter().map(|row| serde_json::json!(row).to_string()).collect();
         let Ceilings { read_gbps, fma_tflops, matmul_tflops } = self.ceilings;
+        let Facts { commit, date, device, driver, clocks } = &self.facts;
         let head = serde_json::json!({
             "adapter": self.adapter,
+            "commit": commit,
+            "date": date,
+            "device": device,
+            "driver": driver,
+            "clocks": clocks,
             "read_gbps": digits(read_gbps, 5),
             "fma_tflops": digits(fma_tflops, 5),
             "matmul_tflops": matmul_tflops.map(|tflops| digits(tflops, 5)),

@@ -2,17 +2,25 @@
 //! row, and the rows' names beside it.
 
 use super::report::{digits, Row, Table};
-use std::fmt::Write as _;
+use latten::{ErrorKind, Result};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-const WIDTH: f64 = 1380.0;
-/// The plot within the picture: left, top, right; its bottom follows from the height.
-const LEFT: f64 = 70.0;
-const TOP: f64 = 56.0;
-const RIGHT: f64 = 830.0;
-const BOTTOM_MARGIN: f64 = 56.0;
-const LEGEND: f64 = RIGHT + 24.0;
-const LINE: f64 = 15.0;
-const POINT: f64 = 4.0;
+const WIDTH: i32 = 1380;
+/// The plot within the picture.
+const TOP: i32 = 56;
+const RIGHT: i32 = 830;
+const MOST_HEIGHT: i32 = 760;
+const BOTTOM_MARGIN: i32 = 56;
+const LEGEND: i32 = RIGHT + 24;
+const LINE: i32 = 15;
+const POINT: i32 = 4;
+const GREY: RGBColor = RGBColor(0x55, 0x55, 0x55);
+const DARK: RGBColor = RGBColor(0x22, 0x22, 0x22);
+
+type Picture<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// A part of the picture, to keep labels apart.
 #[derive(Clone, Copy)]
@@ -24,7 +32,7 @@ struct Area {
 }
 
 impl Area {
-    fn around(x: f64, y: f64, half_width: f64, half_height: f64) -> Self {
+    fn around((x, y): (f64, f64), half_width: f64, half_height: f64) -> Self {
         Area { x: x - half_width, y: y - half_height, width: 2.0 * half_width, height: 2.0 * half_height }
     }
 
@@ -33,263 +41,223 @@ impl Area {
         let y = (self.y + self.height).min(other.y + other.height) - self.y.max(other.y);
         x.max(0.0) * y.max(0.0)
     }
-}
 
-/// Logarithmic axes over the plot.
-struct Axes {
-    x: (f64, f64),
-    y: (f64, f64),
-    bottom: f64,
-}
-
-impl Axes {
-    fn new(table: &Table, bottom: f64) -> Self {
-        let c = &table.ceilings;
-        let most = c.matmul_tflops.unwrap_or(c.fma_tflops).max(c.fma_tflops);
-        let ridge = 1e3 * most / c.read_gbps;
-        let over = |value: fn(&Row) -> f64, start: (f64, f64)| {
-            table
-                .rows
-                .iter()
-                .map(value)
-                .filter(|v| v.is_finite() && *v > 0.0)
-                .fold(start, |(low, high), v| (low.min(v), high.max(v)))
-        };
-        let (x_low, x_high) = over(Row::intensity, (f64::INFINITY, ridge));
-        let (y_low, y_high) = over(|row| row.tflops, (most, most));
-        Axes { x: (x_low.min(ridge) / 1.6, x_high * 1.6), y: (y_low / 1.8, y_high * 1.8), bottom }
-    }
-
-    fn x(&self, value: f64) -> f64 {
-        LEFT + (RIGHT - LEFT) * (value / self.x.0).ln() / (self.x.1 / self.x.0).ln()
-    }
-
-    fn y(&self, value: f64) -> f64 {
-        self.bottom - (self.bottom - TOP) * (value / self.y.0).ln() / (self.y.1 / self.y.0).ln()
+    fn within(&self, other: &Area) -> bool {
+        self.x > other.x
+            && self.x + self.width < other.x + other.width
+            && self.y > other.y
+            && self.y + self.height < other.y + other.height
     }
 }
 
-pub fn svg(table: &Table) -> String {
-    let height = (TOP + BOTTOM_MARGIN + LINE * (table.rows.len() as f64 + 3.0)).max(620.0);
-    let axes = Axes::new(table, (height - BOTTOM_MARGIN).min(760.0));
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
-         font-family=\"DejaVu Sans, Helvetica, Arial, sans-serif\" font-size=\"11\" fill=\"#222\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    text(&mut out, (LEFT, 24.0), "font-size=\"15\" font-weight=\"bold\"", "Decode attention: roofline");
-    text(&mut out, (LEFT, 42.0), "fill=\"#555\"", &table.adapter);
-    grid(&mut out, &axes);
-    let mut taken = ceilings(&mut out, &axes, table);
-    points(&mut out, &axes, table, &mut taken);
-    legend(&mut out, table);
-    out + "</svg>\n"
+pub fn svg(table: &Table) -> Result<String> {
+    let mut text = String::new();
+    let drawn = draw(table, &mut text);
+    drawn.map_err(|e| ErrorKind::Io { path: "the roofline".into(), message: e.to_string() })?;
+    Ok(text)
 }
 
-fn text(out: &mut String, (x, y): (f64, f64), attributes: &str, words: &str) {
-    let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{words}</text>");
+fn draw(table: &Table, text: &mut String) -> Drawn {
+    let height = (TOP + BOTTOM_MARGIN + LINE * (table.rows.len() as i32 + 3)).max(620);
+    let picture = SVGBackend::with_string(text, (WIDTH as u32, height as u32)).into_drawing_area();
+    picture.fill(&WHITE)?;
+    picture.draw(&Text::new("Decode attention: roofline", (70, 12), font(15.0, &DARK)))?;
+    picture.draw(&Text::new(table.adapter.clone(), (70, 32), font(11.0, &GREY)))?;
+    plot(table, &picture, height)?;
+    legend(table, &picture)?;
+    picture.present()?;
+    Ok(())
 }
 
-fn line(out: &mut String, from: (f64, f64), to: (f64, f64), attributes: &str) {
-    let _ = writeln!(
-        out,
-        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" {attributes}/>",
-        from.0, from.1, to.0, to.1
-    );
+/// Text of so many pixels; plotters means another measure of a font by its size.
+fn font(pixels: f64, colour: &RGBColor) -> TextStyle<'static> {
+    ("sans-serif", 1.24 * pixels).into_font().color(colour)
 }
 
-/// 1, 2 and 5 of every decade.
-fn ticks((low, high): (f64, f64)) -> Vec<f64> {
-    let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
-    let all = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(decade)));
-    all.filter(|tick| (low..=high).contains(tick)).collect()
-}
-
-fn grid(out: &mut String, axes: &Axes) {
-    let faint = "stroke=\"#e4e4e4\"";
-    for tick in ticks(axes.x) {
-        let x = axes.x(tick);
-        line(out, (x, TOP), (x, axes.bottom), faint);
-        text(out, (x, axes.bottom + 16.0), "text-anchor=\"middle\"", &tick.to_string());
-    }
-    for tick in ticks(axes.y) {
-        let y = axes.y(tick);
-        line(out, (LEFT, y), (RIGHT, y), faint);
-        text(out, (LEFT - 6.0, y + 4.0), "text-anchor=\"end\"", &tick.to_string());
-    }
-    let (width, height) = (RIGHT - LEFT, axes.bottom - TOP);
-    let _ = writeln!(
-        out,
-        "<rect x=\"{LEFT}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"none\" stroke=\"#888\"/>"
-    );
-    let middle = ((LEFT + RIGHT) / 2.0, axes.bottom + 36.0);
-    text(out, middle, "text-anchor=\"middle\"", "FLOP per byte that must move");
-    let turn = format!("text-anchor=\"middle\" transform=\"rotate(-90 18 {:.1})\"", (TOP + axes.bottom) / 2.0);
-    text(out, (18.0, (TOP + axes.bottom) / 2.0), &turn, "TFLOP/s");
-}
-
-/// Draws the ceilings, each with its name where it covers the fewest points; returns what they cover.
-fn ceilings(out: &mut String, axes: &Axes, table: &Table) -> Vec<Area> {
+/// Ranges of intensity and of TFLOP/s that hold all rows and the ridge.
+fn ranges(table: &Table) -> ((f64, f64), (f64, f64)) {
     let c = &table.ceilings;
-    let points = table.rows.iter().map(|row| Area::around(axes.x(row.intensity()), axes.y(row.tflops), 6.0, 6.0));
-    let points: Vec<Area> = points.collect();
-    let mut taken = Vec::new();
-    let mut ceiling = |from: (f64, f64), to: (f64, f64), words: &str| {
-        line(out, from, to, "stroke=\"#333\" stroke-width=\"1.6\"");
-        taken.extend(pieces(from, to, 4.0));
-        let (length, width) = ((to.0 - from.0).hypot(to.1 - from.1), 6.4 * words.len() as f64);
-        let at = |distance: f64| {
-            let part = distance / length;
-            (from.0 + part * (to.0 - from.0), from.1 + part * (to.1 - from.1) - 6.0)
-        };
-        let areas = |start: f64| pieces(at(start), at(start + width), 7.0);
-        let covered = |start: &f64| -> f64 {
-            areas(*start).iter().map(|area| points.iter().map(|point| area.overlap(point)).sum::<f64>()).sum()
-        };
-        // A name longer than its line ends where that does.
-        let last = length - width - 8.0;
-        let starts = (0..24).map(|i| last - f64::from(i) / 24.0 * (last - 8.0).max(0.0));
-        let start = starts.min_by(|a, b| covered(a).total_cmp(&covered(b))).unwrap_or(last);
-        let (x, y) = at(start);
-        let angle = (to.1 - from.1).atan2(to.0 - from.0).to_degrees();
-        text(out, (x, y), &format!("fill=\"#333\" transform=\"rotate({angle:.1} {x:.1} {y:.1})\""), words);
-        taken.extend(areas(start));
+    let most = c.matmul_tflops.unwrap_or(c.fma_tflops).max(c.fma_tflops);
+    let ridge = 1e3 * most / c.read_gbps;
+    let over = |value: fn(&Row) -> f64, start: (f64, f64)| {
+        let values = table.rows.iter().map(value).filter(|v| v.is_finite() && *v > 0.0);
+        values.fold(start, |(low, high), v| (low.min(v), high.max(v)))
     };
+    let (x_low, x_high) = over(Row::intensity, (ridge, ridge));
+    let (y_low, y_high) = over(|row| row.tflops, (most, most));
+    ((x_low / 1.6, x_high * 1.6), (y_low / 1.8, y_high * 1.8))
+}
+
+fn plot(table: &Table, picture: &Picture<'_>, height: i32) -> Drawn {
+    let (x, y) = ranges(table);
+    let below = (height - MOST_HEIGHT).max(8);
+    let mut chart = ChartBuilder::on(picture)
+        .margin_top(TOP)
+        .margin_left(12)
+        .margin_right(WIDTH - RIGHT)
+        .margin_bottom(below)
+        .x_label_area_size(44)
+        .y_label_area_size(58)
+        .build_cartesian_2d((x.0..x.1).log_scale(), (y.0..y.1).log_scale())?;
+    chart
+        .configure_mesh()
+        .light_line_style(RGBColor(0xf2, 0xf2, 0xf2))
+        .bold_line_style(RGBColor(0xe0, 0xe0, 0xe0))
+        .label_style(font(11.0, &DARK))
+        .x_desc("FLOP per byte that must move")
+        .y_desc("TFLOP/s")
+        .draw()?;
+    let ceilings = ceilings(table, x, y);
+    for (_, from, to) in &ceilings {
+        chart.draw_series(LineSeries::new([*from, *to], DARK.stroke_width(2)))?;
+    }
+    let pixel = |at: (f64, f64)| {
+        let (x, y) = chart.backend_coord(&at);
+        (f64::from(x), f64::from(y))
+    };
+    let (left, top) = pixel((x.0, y.1));
+    let (right, bottom) = pixel((x.1, y.0));
+    let inside = Area { x: left, y: top, width: right - left, height: bottom - top };
+    // What labels keep clear of: ceilings and their names, and all points.
+    let mut taken = Vec::new();
+    for (name, from, to) in ceilings {
+        let (start, end) = (pixel(from), pixel(to));
+        taken.extend(pieces(start, end));
+        // At the line's end, above it where it is level, to the right of it where it climbs.
+        let width = 6.4 * name.len() as f64;
+        let level = from.1 == to.1;
+        let at = if level { (end.0 - width - 8.0, end.1 - 16.0) } else { (start.0 + 18.0, start.1 - 14.0) };
+        let at = (at.0.max(left + 2.0), at.1.min(bottom - 14.0));
+        picture.draw(&Text::new(name, (at.0 as i32, at.1 as i32), font(11.0, &DARK)))?;
+        taken.push(Area { x: at.0, y: at.1, width, height: 13.0 });
+    }
+    let at: Vec<(f64, f64)> = table.rows.iter().map(|row| pixel((row.intensity(), row.tflops))).collect();
+    taken.extend(at.iter().map(|at| Area::around(*at, f64::from(POINT) + 1.0, f64::from(POINT) + 1.0)));
+    for (row, at) in table.rows.iter().zip(&at) {
+        marker(picture, &row.tier, (colour(row), row.cache == "warm"), (at.0 as i32, at.1 as i32))?;
+    }
+    for (i, (row, at)) in table.rows.iter().zip(&at).enumerate() {
+        label(picture, (i + 1, row), *at, (&inside, &mut taken))?;
+    }
+    Ok(())
+}
+
+/// A ceiling: its name, and the line from one place of the plot to another.
+type Ceiling = (String, (f64, f64), (f64, f64));
+
+fn ceilings(table: &Table, x: (f64, f64), y: (f64, f64)) -> Vec<Ceiling> {
+    let c = &table.ceilings;
+    let mut all = Vec::new();
     let flat = [("f32 multiply-add", Some(c.fma_tflops)), ("f16 matrix units", c.matmul_tflops)];
     for (what, tflops) in flat.into_iter().filter_map(|(what, tflops)| Some((what, tflops?))) {
-        let (ridge, y) = ((1e3 * tflops / c.read_gbps).max(axes.x.0), axes.y(tflops));
-        ceiling((axes.x(ridge), y), (RIGHT, y), &format!("{what} {} TFLOP/s", digits(tflops, 3)));
+        let ridge = (1e3 * tflops / c.read_gbps).max(x.0);
+        all.push((format!("{what} {} TFLOP/s", digits(tflops, 3)), (ridge, tflops), (x.1, tflops)));
     }
     // The slope of the read: up to the highest ceiling.
     let top = c.matmul_tflops.unwrap_or(c.fma_tflops).max(c.fma_tflops);
-    let slope = |x: f64| (axes.x(x), axes.y(x * c.read_gbps / 1e3));
-    let start = axes.x.0.max(1e3 * axes.y.0 / c.read_gbps);
-    ceiling(slope(start), slope(1e3 * top / c.read_gbps), &format!("streaming read {} GB/s", digits(c.read_gbps, 4)));
-    taken
+    let slope = |x: f64| (x, x * c.read_gbps / 1e3);
+    let start = x.0.max(1e3 * y.0 / c.read_gbps);
+    let name = format!("streaming read {} GB/s", digits(c.read_gbps, 4));
+    all.push((name, slope(start), slope(1e3 * top / c.read_gbps)));
+    all
 }
 
 /// A line as small squares along it.
-fn pieces(from: (f64, f64), to: (f64, f64), half: f64) -> Vec<Area> {
+fn pieces(from: (f64, f64), to: (f64, f64)) -> Vec<Area> {
+    let half = 4.0;
     let count = ((to.0 - from.0).hypot(to.1 - from.1) / (1.5 * half)).ceil().max(1.0) as u32;
     let part = |i: u32| f64::from(i) / f64::from(count);
-    let piece = |p: f64| Area::around(from.0 + p * (to.0 - from.0), from.1 + p * (to.1 - from.1), half, half);
+    let piece = |p: f64| Area::around((from.0 + p * (to.0 - from.0), from.1 + p * (to.1 - from.1)), half, half);
     (0..=count).map(|i| piece(part(i))).collect()
 }
 
 /// Colour of a variant, by the first word of the row's name.
-fn colour(row: &Row) -> &'static str {
+fn colour(row: &Row) -> RGBColor {
     match row.shape.split([' ', '-']).next().unwrap_or("") {
-        "gqa" => "#1f77b4",
-        "gta" => "#ff7f0e",
-        "gla" => "#2ca02c",
-        "mla" => "#d62728",
-        "mha" => "#8c564b",
-        _ => "#9467bd",
+        "gqa" => RGBColor(0x1f, 0x77, 0xb4),
+        "gta" => RGBColor(0xff, 0x7f, 0x0e),
+        "gla" => RGBColor(0x2c, 0xa0, 0x2c),
+        "mla" => RGBColor(0xd6, 0x27, 0x28),
+        "mha" => RGBColor(0x8c, 0x56, 0x4b),
+        _ => RGBColor(0x94, 0x67, 0xbd),
     }
 }
 
 /// A circle, square or triangle, by tier; hollow where the cache was warm.
-fn marker(out: &mut String, row: &Row, at: (f64, f64)) {
-    tier_marker(out, &row.tier, (colour(row), row.cache == "warm"), at);
-}
-
-fn tier_marker(out: &mut String, tier: &str, (colour, hollow): (&str, bool), (x, y): (f64, f64)) {
-    let fill = if hollow { "white" } else { colour };
-    let style = format!("fill=\"{fill}\" stroke=\"{colour}\" stroke-width=\"1.4\"");
+fn marker(picture: &Picture<'_>, tier: &str, (colour, hollow): (RGBColor, bool), (x, y): (i32, i32)) -> Drawn {
+    let style = if hollow { colour.stroke_width(2) } else { colour.filled() };
     let r = POINT;
-    let shape = match tier {
-        "t1" => format!(
-            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{}\" height=\"{}\" {style}/>",
-            x - r,
-            y - r,
-            2.0 * r,
-            2.0 * r
-        ),
-        "t2" => format!(
-            "<path d=\"M{x:.1} {:.1} L{:.1} {:.1} L{:.1} {:.1} Z\" {style}/>",
-            y - 1.3 * r,
-            x - 1.2 * r,
-            y + r,
-            x + 1.2 * r,
-            y + r
-        ),
-        _ => format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r}\" {style}/>"),
-    };
-    out.push_str(&shape);
-    out.push('\n');
-}
-
-/// Points first, then their numbers, each at the free place nearest to its point.
-fn points(out: &mut String, axes: &Axes, table: &Table, taken: &mut Vec<Area>) {
-    let at: Vec<(f64, f64)> = table.rows.iter().map(|row| (axes.x(row.intensity()), axes.y(row.tflops))).collect();
-    taken.extend(at.iter().map(|(x, y)| Area::around(*x, *y, POINT + 1.0, POINT + 1.0)));
-    let mut labels = String::new();
-    for (i, (row, &(x, y))) in table.rows.iter().zip(&at).enumerate() {
-        marker(out, row, (x, y));
-        let number = (i + 1).to_string();
-        let (half_width, half_height) = (3.4 * number.len() as f64 + 1.0, 6.0);
-        let place = |distance: f64, turn: f64| {
-            let (dx, dy) = (distance * turn.cos(), distance * turn.sin());
-            Area::around(x + dx, y + dy, half_width, half_height)
-        };
-        let inside = |area: &Area| {
-            area.x > LEFT && area.x + area.width < RIGHT && area.y > TOP && area.y + area.height < axes.bottom
-        };
-        let places = (0..14).flat_map(|ring| {
-            let distance = 12.0 + 7.0 * f64::from(ring);
-            (0..24).map(move |step| (distance, f64::from(step) * std::f64::consts::TAU / 24.0 - 0.8))
-        });
-        let cost = |&(distance, turn): &(f64, f64)| {
-            let area = place(distance, turn);
-            let covered: f64 = taken.iter().map(|other| area.overlap(other)).sum();
-            distance + 20.0 * covered + if inside(&area) { 0.0 } else { 1e6 }
-        };
-        let Some((distance, turn)) = places.min_by(|a, b| cost(a).total_cmp(&cost(b))) else { continue };
-        let area = place(distance, turn);
-        let (cx, cy) = (area.x + half_width, area.y + half_height);
-        if distance > 16.0 {
-            let near = |from: f64, to: f64, part: f64| from + part * (to - from);
-            let (start, end) = (POINT / distance, 1.0 - 7.0 / distance);
-            let attributes = format!("stroke=\"{}\" stroke-width=\"0.6\" opacity=\"0.7\"", colour(row));
-            line(
-                &mut labels,
-                (near(x, cx, start), near(y, cy, start)),
-                (near(x, cx, end), near(y, cy, end)),
-                &attributes,
-            );
+    match tier {
+        "t1" => picture.draw(&Rectangle::new([(x - r, y - r), (x + r, y + r)], style))?,
+        "t2" if hollow => {
+            let corners = [(x, y - r - 1), (x - r - 1, y + r), (x + r + 1, y + r), (x, y - r - 1)];
+            picture.draw(&PathElement::new(corners, style))?;
         }
-        let attributes = format!("text-anchor=\"middle\" font-size=\"10\" fill=\"{}\"", colour(row));
-        text(&mut labels, (cx, cy + 3.6), &attributes, &number);
-        taken.push(area);
+        "t2" => picture.draw(&TriangleMarker::new((x, y), r + 1, style))?,
+        _ => picture.draw(&Circle::new((x, y), r, style))?,
     }
-    out.push_str(&labels);
+    Ok(())
 }
 
-fn legend(out: &mut String, table: &Table) {
-    let mut y = TOP + 4.0;
-    let right = "text-anchor=\"end\"";
-    let columns = (LEGEND + 16.0, LEGEND + 36.0, LEGEND + 390.0, LEGEND + 448.0, LEGEND + 500.0);
-    let head = "font-weight=\"bold\"";
-    text(out, (columns.1, y), head, "shape");
+/// A row's number, at the free place nearest to its point.
+fn label(
+    picture: &Picture<'_>,
+    (number, row): (usize, &Row),
+    (x, y): (f64, f64),
+    (inside, taken): (&Area, &mut Vec<Area>),
+) -> Drawn {
+    let number = number.to_string();
+    let (half_width, half_height) = (3.4 * number.len() as f64 + 1.0, 6.0);
+    let place = |distance: f64, turn: f64| {
+        Area::around((x + distance * turn.cos(), y + distance * turn.sin()), half_width, half_height)
+    };
+    let places = (0..14).flat_map(|ring| {
+        let distance = 12.0 + 7.0 * f64::from(ring);
+        (0..24).map(move |step| (distance, f64::from(step) * std::f64::consts::TAU / 24.0 - 0.8))
+    });
+    let cost = |&(distance, turn): &(f64, f64)| {
+        let area = place(distance, turn);
+        let covered: f64 = taken.iter().map(|other| area.overlap(other)).sum();
+        distance + 20.0 * covered + if area.within(inside) { 0.0 } else { 1e6 }
+    };
+    let Some((distance, turn)) = places.min_by(|a, b| cost(a).total_cmp(&cost(b))) else { return Ok(()) };
+    let area = place(distance, turn);
+    let (cx, cy) = (area.x + half_width, area.y + half_height);
+    if distance > 16.0 {
+        let near = |part: f64| ((x + part * (cx - x)) as i32, (y + part * (cy - y)) as i32);
+        let ends = [near(f64::from(POINT) / distance), near(1.0 - 7.0 / distance)];
+        picture.draw(&PathElement::new(ends, colour(row).mix(0.7)))?;
+    }
+    let style = font(10.0, &colour(row)).pos(Pos::new(HPos::Center, VPos::Center));
+    picture.draw(&Text::new(number, (cx as i32, cy as i32), style))?;
+    taken.push(area);
+    Ok(())
+}
+
+fn legend(table: &Table, picture: &Picture<'_>) -> Drawn {
+    let mut y = TOP;
+    let right = |colour: &RGBColor| font(11.0, colour).pos(Pos::new(HPos::Right, VPos::Top));
+    let columns = (LEGEND + 16, LEGEND + 36, LEGEND + 390, LEGEND + 448, LEGEND + 500);
+    picture.draw(&Text::new("shape", (columns.1, y), font(11.0, &GREY)))?;
     for (x, words) in [(columns.2, "us"), (columns.3, "TFLOP/s"), (columns.4, "% read")] {
-        text(out, (x, y), &format!("{head} {right}"), words);
+        picture.draw(&Text::new(words, (x, y), right(&GREY)))?;
     }
     for (i, row) in table.rows.iter().enumerate() {
         y += LINE;
-        marker(out, row, (LEGEND + 26.0, y - 4.0));
-        text(out, (columns.0, y), &format!("{right} fill=\"{}\"", colour(row)), &(i + 1).to_string());
-        let kind = if (row.tier.as_str(), row.dtype.as_str()) == ("t0", "f16") {
-            String::new()
-        } else {
-            format!(" [{} {}]", row.tier, row.dtype)
+        marker(picture, &row.tier, (colour(row), row.cache == "warm"), (LEGEND + 26, y + 5))?;
+        picture.draw(&Text::new((i + 1).to_string(), (columns.0, y), right(&colour(row))))?;
+        let kind = match (row.tier.as_str(), row.dtype.as_str()) {
+            ("t0", "f16") => String::new(),
+            (tier, dtype) => format!(" [{tier} {dtype}]"),
         };
-        text(out, (columns.1, y), "", &format!("{}{kind}", row.shape));
-        text(out, (columns.2, y), right, &digits(row.us, 4).to_string());
-        text(out, (columns.3, y), right, &digits(row.tflops, 3).to_string());
-        text(out, (columns.4, y), right, &format!("{:.0}", row.read_percent));
+        picture.draw(&Text::new(format!("{}{kind}", row.shape), (columns.1, y), font(11.0, &DARK)))?;
+        let numbers =
+            [digits(row.us, 4).to_string(), digits(row.tflops, 3).to_string(), format!("{:.0}", row.read_percent)];
+        for (x, words) in [columns.2, columns.3, columns.4].into_iter().zip(numbers) {
+            picture.draw(&Text::new(words, (x, y), right(&DARK)))?;
+        }
     }
-    y += 2.0 * LINE;
+    y += 2 * LINE;
     let kinds = [
         ("t0", false, "t0: portable"),
         ("t1", false, "t1: subgroups"),
@@ -297,8 +265,9 @@ fn legend(out: &mut String, table: &Table) {
         ("t0", true, "warm"),
     ];
     for (i, (tier, hollow, words)) in kinds.into_iter().enumerate() {
-        let x = columns.1 + 118.0 * i as f64;
-        tier_marker(out, tier, ("#555", hollow), (x, y - 4.0));
-        text(out, (x + 9.0, y), "fill=\"#555\"", words);
+        let x = columns.1 + 118 * i as i32;
+        marker(picture, tier, (GREY, hollow), (x, y + 5))?;
+        picture.draw(&Text::new(words, (x + 9, y), font(11.0, &GREY)))?;
     }
+    Ok(())
 }

@@ -1,7 +1,6 @@
 //! Times the linear kernels on this adapter against two ceilings measured in the same run.
 //!
-//!     cargo run --release -p latten-tools -- linear_table [--adapter NAME] [--tier portable|subgroup|matrix]
-//!         [--size IN[xOUT]] [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS] [--experts N,TOP]
+//!     cargo run --release -p latten-tools -- linear_table --help
 //!
 //! Per line: rows of input, inputs and outputs of the matrix (default 4096; software adapters 1024), dtype, median GPU
 //! microseconds of one product among dependent ones in a pass, and of one alone in a pass; GB/s of the bytes that must be
@@ -14,6 +13,8 @@
 
 mod experts;
 
+use crate::common::arguments::{count, dtypes, TierName};
+use crate::common::facts::Facts;
 use crate::common::{ceilings, timing};
 use ceilings::Ceilings;
 use experts::Layer;
@@ -28,89 +29,63 @@ const CACHE_BYTES: usize = 160 << 20;
 const LARGEST_ERROR: f64 = 1e-4;
 const LARGEST_HALF_ERROR: f64 = 1e-3;
 
-#[derive(Default)]
-struct Options {
+/// Times of the linear kernels on this adapter, against its ceilings of the same run
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Take the GPU whose description contains this
+    #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    tier: Option<Tier>,
-    /// Inputs and outputs.
+    /// Of the kernels; cooperative matrices must be asked for. Without it the best of the others
+    #[arg(long)]
+    tier: Option<TierName>,
+    /// Inputs and outputs of the matrix; without it 4096, on software adapters 1024, and 2048x1408 with --experts
+    #[arg(long, value_name = "IN[xOUT]", value_parser = size)]
     size: Option<(usize, usize)>,
-    rows: Option<Vec<usize>>,
+    /// Rows of input
+    #[arg(long, value_delimiter = ',', value_name = "N,N,..", value_parser = number)]
+    rows: Vec<usize>,
+    /// Of the weights; without it both
+    #[arg(long, value_parser = dtypes(["f16", "i8"]))]
     dtype: Option<DType>,
+    /// Write what was measured
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sweep", "experts"])]
     json: Option<String>,
+    /// Try the numbers of the kernel for so many rows instead, and print the best twenty
+    #[arg(long, value_name = "ROWS", value_parser = number)]
     sweep: Option<usize>,
-    /// Experts, and how many of them a row goes to.
+    /// Time layers of N experts instead, of which a row goes to TOP: rows of IN through SwiGLUs of OUT
+    #[arg(long, value_name = "N,TOP", value_parser = experts)]
     experts: Option<(usize, usize)>,
 }
 
-pub(crate) fn main() {
-    let options = match arguments() {
-        Ok(options) => options,
-        Err(message) => {
-            eprintln!(
-                "{message}\nusage: linear_table [--adapter NAME] [--tier portable|subgroup|matrix] [--size IN[xOUT]] \
-                 [--rows N,N,..] [--dtype f16|i8] [--json FILE] [--sweep ROWS] [--experts N,TOP]"
-            );
-            std::process::exit(2);
-        }
-    };
-    if let Err(error) = pollster::block_on(run(options)) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn number(text: &str) -> Result<usize, String> {
+    count(text).ok().filter(|n| *n <= 1 << 15).ok_or_else(|| format!("{text:?} is not a number from 1 to 32768"))
 }
 
-fn arguments() -> Result<Options, String> {
-    let mut options = Options::default();
-    let mut args = std::env::args().skip(2);
-    while let Some(name) = args.next() {
-        let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
-        let number = |text: &str| match text.parse::<usize>() {
-            Ok(n) if (1..=1 << 15).contains(&n) => Ok(n),
-            _ => Err(format!("{name} {text}: not a number from 1 to 32768")),
-        };
-        match name.as_str() {
-            "--adapter" => options.adapter = Some(value),
-            "--tier" => {
-                options.tier = match value.as_str() {
-                    "portable" => Some(Tier::Portable),
-                    "subgroup" => Some(Tier::Subgroup),
-                    "matrix" => Some(Tier::Matrix),
-                    _ => return Err(format!("no tier {value}")),
-                }
-            }
-            "--size" => {
-                let (inputs, outputs) = value.split_once('x').unwrap_or((&value, &value));
-                options.size = Some((number(inputs)?, number(outputs)?));
-            }
-            "--rows" => options.rows = Some(value.split(',').map(number).collect::<Result<_, _>>()?),
-            "--dtype" => {
-                options.dtype = match value.as_str() {
-                    "f16" => Some(DType::F16),
-                    "i8" => Some(DType::I8),
-                    _ => return Err(format!("no weights of {value}")),
-                }
-            }
-            "--experts" => {
-                let (experts, top) = value.split_once(',').ok_or_else(|| format!("{name} {value}: not N,TOP"))?;
-                options.experts = Some((number(experts)?, number(top)?));
-            }
-            "--sweep" => options.sweep = Some(number(&value)?),
-            "--json" => options.json = Some(value),
-            _ => return Err(format!("unknown argument {name}")),
-        }
-    }
-    Ok(options)
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let (inputs, outputs) = text.split_once('x').unwrap_or((text, text));
+    Ok((number(inputs)?, number(outputs)?))
 }
 
-async fn run(options: Options) -> Result<()> {
+fn experts(text: &str) -> Result<(usize, usize), String> {
+    let (experts, top) = text.split_once(',').ok_or("not N,TOP")?;
+    Ok((number(experts)?, number(top)?))
+}
+
+pub(crate) fn main(args: Args) -> Result<(), String> {
+    pollster::block_on(run(args)).map_err(|e| e.to_string())
+}
+
+async fn run(args: Args) -> Result<()> {
     let gpu =
-        Gpu::with_options(GpuOptions { adapter: options.adapter, tier: options.tier, ..Default::default() }).await?;
+        Gpu::with_options(GpuOptions { adapter: args.adapter, tier: args.tier.map(Tier::from), ..Default::default() })
+            .await?;
     let software = gpu.capabilities().is_software();
-    if let Some((experts, top)) = options.experts {
-        let (dim, width) = options.size.unwrap_or((2048, 1408));
-        let rows = options.rows.unwrap_or_else(|| vec![1, 4, 8, 16, 32, 64, 128, 256]);
+    if let Some((experts, top)) = args.experts {
+        let (dim, width) = args.size.unwrap_or((2048, 1408));
+        let rows = or(args.rows, &[1, 4, 8, 16, 32, 64, 128, 256]);
         println!("adapter: {}", gpu.capabilities().adapter);
-        for dtype in options.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
+        for dtype in args.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
             print!("{dtype}, ");
             Layer::new(&gpu, ExpertShape { experts, top, dim, width }, dtype)?.table(&rows).await?;
         }
@@ -123,12 +98,12 @@ async fn run(options: Options) -> Result<()> {
         "ceilings: streaming read {:.0} GB/s, f32 fma {:.2} TFLOP/s, cooperative matrices {matmul}\n",
         ceilings.read_gbps, ceilings.fma_tflops
     );
-    let size = options.size.unwrap_or(if software { (1024, 1024) } else { (4096, 4096) });
-    let rows_of_lines = options.rows.unwrap_or_else(|| vec![1, 2, 4, 8, 16, if software { 64 } else { 512 }]);
+    let size = args.size.unwrap_or(if software { (1024, 1024) } else { (4096, 4096) });
+    let rows_of_lines = or(args.rows, &[1, 2, 4, 8, 16, if software { 64 } else { 512 }]);
     let mut lines = Vec::new();
-    for dtype in options.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
+    for dtype in args.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
         let bench = Bench::new(&gpu, size, dtype)?;
-        if let Some(rows) = options.sweep {
+        if let Some(rows) = args.sweep {
             bench.sweep(rows, ceilings).await?;
             continue;
         }
@@ -142,17 +117,38 @@ async fn run(options: Options) -> Result<()> {
             lines.push(bench.line(rows, ceilings).await?);
         }
     }
-    if let Some(path) = options.json {
-        let head = format!(
-            "{{\"adapter\":{:?},\"read_gbps\":{:.1},\"fma_tflops\":{:.3},\"rows\":[\n",
-            gpu.capabilities().adapter,
-            ceilings.read_gbps,
-            ceilings.fma_tflops
-        );
-        let text = head + &lines.join(",\n") + "\n]}\n";
+    if let Some(path) = args.json {
+        let text = table_text(&gpu.capabilities().adapter, &Facts::of(&gpu), &ceilings, &lines);
         std::fs::write(&path, text).map_err(|e| ErrorKind::Io { path, message: e.to_string() })?;
     }
     Ok(())
+}
+
+/// The file of `--json`: one row to a line.
+fn table_text(adapter: &str, facts: &Facts, ceilings: &Ceilings, lines: &[String]) -> String {
+    let Facts { commit, date, device, driver, clocks } = facts;
+    let facts = serde_json::json!({
+        "adapter": adapter,
+        "commit": commit,
+        "date": date,
+        "device": device,
+        "driver": driver,
+        "clocks": clocks,
+    })
+    .to_string();
+    let Ceilings { read_gbps, fma_tflops, .. } = ceilings;
+    let head = facts.trim_end_matches('}');
+    let rows = lines.join(",\n");
+    format!("{head},\"read_gbps\":{read_gbps:.1},\"fma_tflops\":{fma_tflops:.3},\"rows\":[\n{rows}\n]}}\n")
+}
+
+/// What was asked for, or else this.
+fn or(asked: Vec<usize>, usual: &[usize]) -> Vec<usize> {
+    if asked.is_empty() {
+        usual.to_vec()
+    } else {
+        asked
+    }
 }
 
 /// One matrix in several copies, which differ so that no cache can help.

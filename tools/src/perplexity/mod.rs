@@ -4,120 +4,78 @@
 //! text and the models;
 //! `.. tests/vectors/held_out.txt --variant gla --window 512 --stride 256 --kv-dtype i4`
 
-use crate::common::{loading, prefill, repository, warnings};
+use crate::common::arguments::{count, dtypes, forms, Checked, CACHE_DTYPES, VARIANTS};
+use crate::common::{loading, repository};
 use latten::model::{PrefillPath, Session, SessionOptions, Tokenizer, Want};
 use latten::{DType, Gpu, GpuOptions, SeqId};
 use std::io::{self, Write};
-use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 pub(crate) mod windows;
 
-use prefill::prefill_path;
 use windows::Window;
 
-const USAGE: &str = "usage: perplexity TEXT_FILE [options]
-
-  --variant NAMES    of gqa, gta, gla and mla, with commas between; default: all four in turn
-  --models DIR       where the folders of the variants are; default examples/models
-  --model DIR        a model folder instead; may be given several times
-  --bytes N          take the first N bytes of the text alone
-  --window N         tokens that are fed together at most; default: as many as the model has positions
-  --stride N         tokens from one window's start to the next; default: a window. A smaller one gives the tokens of
-                     later windows at least window - stride tokens before them. Each token but the first of the text
-                     counts once in any case
-  --batch N          windows side by side; default 4
-  --chunk N          tokens in a step, over all of them; default 512
-  --prefill FORM     GLA and MLA: absorbed, explicit or auto; default auto
-  --dtype DTYPE      f16, f32 or i8: of weights; default f16
-  --kv-dtype DTYPE   f32, f16, bf16, i8 or i4: of the KV cache; default as the weights, f16 for i8
-  --adapter NAME     take the GPU whose description contains this";
-
-const VARIANTS: [&str; 4] = ["gqa", "gta", "gla", "mla"];
-
+/// How well models predict a text: bits per byte, and what computing that takes
+#[derive(clap::Args)]
 pub(crate) struct Args {
+    /// The text
+    #[arg(value_name = "TEXT_FILE")]
     text: String,
-    models: Vec<String>,
+    /// Of the example models, with commas between
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", default_values = VARIANTS, value_parser = VARIANTS)]
+    variant: Vec<String>,
+    /// Where the folders of the variants are
+    #[arg(long, value_name = "DIR", default_value = "examples/models")]
+    models: String,
+    /// A model folder instead; may be given several times
+    #[arg(long, value_name = "DIR", conflicts_with = "variant")]
+    model: Vec<String>,
+    /// Take the first N bytes of the text alone
+    #[arg(long, value_name = "N", value_parser = count)]
     bytes: Option<usize>,
+    /// Tokens that are fed together at most; without it as many as the model has positions
+    #[arg(long, value_name = "N", value_parser = count)]
     window: Option<usize>,
+    /// Tokens from one window's start to the next; without it a window. A smaller one gives the tokens of later windows at
+    /// least window - stride tokens before them. Each token but the first of the text counts once in any case
+    #[arg(long, value_name = "N", value_parser = count)]
     stride: Option<usize>,
+    /// Windows side by side
+    #[arg(long, value_name = "N", default_value = "4", value_parser = count)]
     batch: usize,
+    /// Tokens in a step, over all windows
+    #[arg(long, value_name = "N", default_value = "512", value_parser = count)]
     chunk: usize,
+    /// Form of prompts, of GLA and MLA
+    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = forms())]
     prefill: PrefillPath,
+    /// Of weights
+    #[arg(long, default_value = "f16", value_parser = dtypes(["f16", "f32", "i8"]))]
     dtype: DType,
+    /// Of the KV cache; without it as --dtype, and f16 for i8
+    #[arg(long, value_name = "DTYPE", value_parser = dtypes(CACHE_DTYPES))]
     kv_dtype: Option<DType>,
+    /// Take the GPU whose description contains this
+    #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
 }
 
-pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let (mut text, mut folder, mut variants) = (None, String::from("examples/models"), None);
-    let mut parsed = Args {
-        text: String::new(),
-        models: Vec::new(),
-        bytes: None,
-        window: None,
-        stride: None,
-        batch: 4,
-        chunk: 512,
-        prefill: PrefillPath::Auto,
-        dtype: DType::F16,
-        kv_dtype: None,
-        adapter: None,
-    };
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
-        match arg.as_str() {
-            "--variant" => variants = Some(value()?),
-            "--models" => folder = value()?,
-            "--model" => parsed.models.push(value()?),
-            "--bytes" => parsed.bytes = Some(count(&arg, &value()?)?),
-            "--window" => parsed.window = Some(count(&arg, &value()?)?),
-            "--stride" => parsed.stride = Some(count(&arg, &value()?)?),
-            "--batch" => parsed.batch = count(&arg, &value()?)?,
-            "--chunk" => parsed.chunk = count(&arg, &value()?)?,
-            "--adapter" => parsed.adapter = Some(value()?),
-            "--dtype" => parsed.dtype = dtype(&arg, &value()?, &[DType::F16, DType::F32, DType::I8])?,
-            "--kv-dtype" => {
-                let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
-                parsed.kv_dtype = Some(dtype(&arg, &value()?, &all)?);
-            }
-            "--prefill" => parsed.prefill = prefill_path(&value()?)?,
-            _ if arg.starts_with('-') => return Err(format!("unknown option {arg}")),
-            _ if text.is_none() => text = Some(arg),
-            _ => return Err(format!("unexpected argument {arg}")),
+impl Checked for Args {
+    fn check(&self) -> Result<(), String> {
+        match self.chunk < self.batch {
+            true => Err(format!("--chunk {} is less than a token for each of {} windows", self.chunk, self.batch)),
+            false => Ok(()),
         }
     }
-    parsed.text = text.ok_or("no text file given")?;
-    match variants {
-        Some(_) if !parsed.models.is_empty() => return Err("--model and --variant exclude each other".into()),
-        Some(names) => {
-            for name in names.split(',') {
-                if !VARIANTS.contains(&name) {
-                    return Err(format!("--variant {name}: wanted gqa, gta, gla or mla"));
-                }
-                parsed.models.push(format!("{folder}/{name}"));
-            }
+}
+
+impl Args {
+    fn folders(&self) -> Vec<String> {
+        match self.model.is_empty() {
+            true => self.variant.iter().map(|name| format!("{}/{name}", self.models)).collect(),
+            false => self.model.clone(),
         }
-        None if parsed.models.is_empty() => parsed.models = VARIANTS.map(|name| format!("{folder}/{name}")).to_vec(),
-        None => {}
     }
-    if parsed.chunk < parsed.batch {
-        return Err(format!("--chunk {} is less than a token for each of {} windows", parsed.chunk, parsed.batch));
-    }
-    Ok(parsed)
-}
-
-fn count(option: &str, text: &str) -> Result<usize, String> {
-    usize::from_str(text).ok().filter(|n| *n > 0).ok_or(format!("{option} {text}: not a number it can take"))
-}
-
-fn dtype(option: &str, name: &str, all: &[DType]) -> Result<DType, String> {
-    let names = || all.iter().map(DType::to_string).collect::<Vec<_>>().join(", ");
-    all.iter()
-        .find(|dtype| dtype.to_string() == name)
-        .copied()
-        .ok_or_else(|| format!("{option} {name}: not of {}", names()))
 }
 
 /// What one model makes of the text.
@@ -261,12 +219,13 @@ pub(crate) fn code_length(logits: &[f32], token: u32) -> Option<f64> {
 
 /// One report a model, and the table of them to `out`.
 pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<Vec<Report>, String> {
-    args.models.iter().chain([&args.text]).try_for_each(repository::here)?;
+    let folders = args.folders();
+    folders.iter().chain([&args.text]).try_for_each(repository::here)?;
     let text = read_text(args)?;
     let options = GpuOptions { adapter: args.adapter.clone(), ..Default::default() };
     let gpu = Gpu::with_options(options).await.map_err(|e| e.to_string())?;
     let mut reports = Vec::new();
-    for model in &args.models {
+    for model in &folders {
         reports.push(run_model(&gpu, model, &text, args).await?);
     }
     match print(out, &gpu, args, &reports) {
@@ -304,20 +263,6 @@ fn print(out: &mut impl Write, gpu: &Gpu, args: &Args, reports: &[Report]) -> io
     Ok(())
 }
 
-pub(crate) fn main() -> ExitCode {
-    warnings::print_warnings();
-    let args = match parse(std::env::args().skip(2)) {
-        Ok(args) => args,
-        Err(message) => {
-            eprintln!("perplexity: {message}\n\n{USAGE}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match pollster::block_on(run(&args, &mut io::stdout().lock())) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("perplexity: {message}");
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn main(args: &Args) -> Result<(), String> {
+    pollster::block_on(run(args, &mut io::stdout().lock())).map(|_| ())
 }

@@ -1,9 +1,6 @@
 //! Times prompts and decode steps of whole models with random weights, variant beside variant.
 //!
-//!     cargo run --release -p latten-tools -- prefill_table [--adapter NAME] [--tier portable|subgroup|matrix]
-//!         [--size 183m|433m|876m|1471m] [--layers N] [--vocab N] [--variants gqa-4,gta-4,gla-2,mla]
-//!         [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB]
-//!         [--profile] [--dispatch-flop N] [--json FILE]
+//!     cargo run --release -p latten-tools -- prefill_table --help
 //!
 //! The models are the paper's (`--size`, default 1471m: 24 layers, 16 heads of 128), Llama-style with a SwiGLU of 2.75
 //! times the stream, matrices and cache in f16. Tables:
@@ -25,143 +22,111 @@ mod measure;
 mod models;
 mod report;
 
-use crate::common::{ceilings, prefill, timing};
+use crate::common::arguments::{count, Checked, TierName, FORMS};
+use crate::common::facts::Facts;
+use crate::common::{ceilings, timing};
 use latten::model::{Decoder, PrefillPath, Session, SessionOptions};
-use latten::{DType, Gpu, GpuOptions, Tier};
+use latten::{DType, Gpu, GpuOptions};
 use measure::Repeats;
 use models::{Size, Weights, SIZES, VARIANTS};
-use prefill::FORMS;
 use report::{BreakEvenRow, DecodeRow, PrefillRow, Table};
 use std::io::Write;
 use timing::Block;
 
-const USAGE: &str = "usage: prefill_table [--adapter NAME] [--tier portable|subgroup|matrix] \
-                     [--size 183m|433m|876m|1471m] [--layers N] [--vocab N] [--variants gqa-4,gta-4,gla-2,mla] \
-                     [--paths absorbed,explicit,auto] [--tokens N] [--chunk N] [--batch N,N..] [--lengths N,N..] [--memory GIB] [--profile] [--dispatch-flop N] \
-                     [--json FILE]";
+/// Room for the steps that are timed.
+const LEAST_LENGTH: usize = 64;
 
+const PAGE: usize = 64;
+
+/// Times of prompts and decode steps of whole models with random weights, variant beside variant
+#[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Take the GPU whose description contains this
+    #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    tier: Tier,
-    size: Size,
-    variants: Vec<&'static str>,
-    /// Forms of prompts, by name; none for all.
+    /// Of the kernels
+    #[arg(long, default_value = "matrix")]
+    tier: TierName,
+    /// The paper's models
+    #[arg(long, default_value = "1471m", value_parser = SIZES.map(|size| size.name))]
+    size: String,
+    /// Without it those of the size
+    #[arg(long, value_name = "N", value_parser = number)]
+    layers: Option<usize>,
+    /// Tokens of the vocabulary; without it those of the size
+    #[arg(long, value_name = "N", value_parser = number)]
+    vocab: Option<usize>,
+    /// Of attention
+    #[arg(long, value_delimiter = ',', default_values = VARIANTS, value_parser = VARIANTS)]
+    variants: Vec<String>,
+    /// Forms of prompts, - for variants that have one form alone; without it all
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_parser = ["-", "absorbed", "explicit", "auto"])]
     paths: Vec<String>,
+    /// Of the prompt
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = number)]
     tokens: usize,
+    /// Tokens in a step of the prompt; without it all
+    #[arg(long, value_name = "N", value_parser = number)]
     chunk: Option<usize>,
-    batches: Vec<usize>,
+    /// Sequences of a decode step
+    #[arg(long, value_delimiter = ',', value_name = "N,N..", default_values = ["1", "8", "64"], value_parser = number)]
+    batch: Vec<usize>,
+    /// Tokens in the cache, from 64 on
+    #[arg(long, value_delimiter = ',', value_name = "N,N..", default_values = ["4096", "65536"], value_parser = length)]
     lengths: Vec<usize>,
-    memory_bytes: f64,
+    /// The cache's most (GiB). The default is of a card of 80 GB, so that a layer of the widest cache still is one binding of
+    /// 2 GiB
+    #[arg(long, value_name = "GIB", default_value = "46", value_parser = gib)]
+    memory: f64,
+    /// Print the dispatches of a prompt by kernel, and the longest of each
+    #[arg(long)]
     profile: bool,
+    /// FLOP that a dispatch may hold; without it latten's own number
+    #[arg(long, value_name = "N")]
     dispatch_flop: Option<u64>,
+    /// Write what was measured
+    #[arg(long, value_name = "FILE")]
     json: Option<String>,
 }
 
-pub(crate) fn main() {
-    let args = match parse(std::env::args().skip(2)) {
-        Ok(args) => args,
-        Err(message) => {
-            eprintln!("{message}\n{USAGE}");
-            std::process::exit(2);
-        }
-    };
-    if let Err(error) = pollster::block_on(run(&args, &mut std::io::stdout())) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
+impl Checked for Args {}
+
+impl Args {
+    /// The model, cut as asked for.
+    pub(crate) fn model_size(&self) -> Size {
+        let mut size = SIZES.into_iter().find(|size| size.name == self.size).unwrap_or(SIZES[3]);
+        size.layers = self.layers.unwrap_or(size.layers);
+        size.vocab = self.vocab.unwrap_or(size.vocab);
+        size
     }
 }
 
-pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut parsed = Args {
-        adapter: None,
-        tier: Tier::Matrix,
-        size: SIZES[3],
-        variants: VARIANTS.to_vec(),
-        paths: Vec::new(),
-        tokens: 2048,
-        chunk: None,
-        batches: vec![1, 8, 64],
-        lengths: vec![4096, 65_536],
-        // Of a card of 80 GB, so that a layer of the widest cache still is one binding of 2 GiB.
-        memory_bytes: 46.0 * f64::from(1 << 30),
-        profile: false,
-        dispatch_flop: None,
-        json: None,
-    };
-    let (mut layers, mut vocab) = (None, None);
-    while let Some(name) = args.next() {
-        if name == "--profile" {
-            parsed.profile = true;
-            continue;
-        }
-        let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
-        let number = |text: &str| match text.parse::<usize>() {
-            Ok(n) if (1..=1 << 20).contains(&n) => Ok(n),
-            _ => Err(format!("{name} {text}: not a number from 1 to 2^20")),
-        };
-        let numbers = || value.split(',').map(number).collect::<Result<Vec<_>, _>>();
-        match name.as_str() {
-            "--adapter" => parsed.adapter = Some(value),
-            "--tier" => {
-                parsed.tier = match value.as_str() {
-                    "portable" => Tier::Portable,
-                    "subgroup" => Tier::Subgroup,
-                    "matrix" => Tier::Matrix,
-                    _ => return Err(format!("no tier {value}")),
-                }
-            }
-            "--size" => {
-                let size = SIZES.into_iter().find(|size| size.name == value);
-                parsed.size = size.ok_or_else(|| format!("no size {value}"))?;
-            }
-            "--layers" => layers = Some(number(&value)?),
-            "--vocab" => vocab = Some(number(&value)?),
-            "--variants" => {
-                let known = |name: &str| VARIANTS.into_iter().find(|variant| *variant == name);
-                let variants = value.split(',').map(|name| known(name).ok_or_else(|| format!("no variant {name}")));
-                parsed.variants = variants.collect::<Result<_, _>>()?;
-            }
-            "--paths" => {
-                parsed.paths = value.split(',').map(str::to_string).collect();
-                let known = |path: &String| path == "-" || FORMS.iter().any(|(name, _)| path == name);
-                if let Some(path) = parsed.paths.iter().find(|path| !known(path)) {
-                    return Err(format!("no path {path}"));
-                }
-            }
-            "--tokens" => parsed.tokens = number(&value)?,
-            "--chunk" => parsed.chunk = Some(number(&value)?),
-            "--batch" => parsed.batches = numbers()?,
-            "--lengths" => parsed.lengths = numbers()?,
-            "--memory" => {
-                let gib = value.parse::<f64>().ok().filter(|gib| *gib > 0.0);
-                parsed.memory_bytes = gib.ok_or_else(|| format!("--memory {value}: no size"))? * f64::from(1 << 30);
-            }
-            "--dispatch-flop" => {
-                let flop = value.parse().map_err(|_| format!("--dispatch-flop {value}: no count"))?;
-                parsed.dispatch_flop = Some(flop);
-            }
-            "--json" => parsed.json = Some(value),
-            _ => return Err(format!("unknown argument {name}")),
-        }
-    }
-    if let Some(short) = parsed.lengths.iter().find(|length| **length < LEAST_LENGTH) {
-        return Err(format!("--lengths {short}: the timed steps need {LEAST_LENGTH} tokens"));
-    }
-    parsed.size.layers = layers.unwrap_or(parsed.size.layers);
-    parsed.size.vocab = vocab.unwrap_or(parsed.size.vocab);
-    Ok(parsed)
+fn number(text: &str) -> Result<usize, String> {
+    count(text).ok().filter(|n| *n <= 1 << 20).ok_or_else(|| "not a number from 1 to 2^20".into())
 }
 
-/// Room for the steps that are timed.
-const LEAST_LENGTH: usize = 64;
-const PAGE: usize = 64;
+fn length(text: &str) -> Result<usize, String> {
+    let length = number(text)?;
+    match length < LEAST_LENGTH {
+        true => Err(format!("the timed steps need {LEAST_LENGTH} tokens")),
+        false => Ok(length),
+    }
+}
+
+fn gib(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|gib: &f64| *gib > 0.0 && gib.is_finite()).ok_or_else(|| "not a size above 0".into())
+}
+
+pub(crate) fn main(args: &Args) -> Result<(), String> {
+    pollster::block_on(run(args, &mut std::io::stdout()))
+}
 
 pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String> {
     let text = |error: latten::Error| error.to_string();
     let start = std::time::Instant::now();
     let options = GpuOptions {
         adapter: args.adapter.clone(),
-        tier: Some(args.tier),
+        tier: Some(args.tier.into()),
         profile: args.profile,
         dispatch_flop: args.dispatch_flop,
         ..Default::default()
@@ -169,7 +134,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String>
     let gpu = Gpu::with_options(options).await.map_err(text)?;
     let block = Block::new(&gpu, DType::F16);
     let ceilings = ceilings::measure(&gpu, &block).await.map_err(text)?;
-    let size = &args.size;
+    let size = &args.model_size();
     let mut table = Table::new(&gpu, args, ceilings);
     table.print_head(out).map_err(io)?;
     let weights = Weights::new(size);
@@ -181,6 +146,8 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String>
         decodes(args, variant, (&gpu, &decoder), &block, (&mut table, out)).await?;
     }
     writeln!(out, "\n{:.0} s in all", start.elapsed().as_secs_f64()).map_err(io)?;
+    // After the last row, while the clocks are those of a busy device.
+    table.facts = Facts::of(&gpu);
     match &args.json {
         Some(path) => table.write(path),
         None => Ok(()),
@@ -200,7 +167,7 @@ async fn prefills(
 ) -> Result<(), String> {
     let (gpu, config) = (decoder.gpu(), decoder.config());
     let chunk = args.chunk.unwrap_or(args.tokens).min(args.tokens);
-    let flop = measure::prefill_flop(&args.size, config, args.tokens);
+    let flop = measure::prefill_flop(&args.model_size(), config, args.tokens);
     let forms: &[(&'static str, PrefillPath)] = match decoder.keeps_explicit() {
         true => &FORMS,
         false => &[("-", PrefillPath::Auto)],
@@ -243,21 +210,21 @@ async fn decodes(
     let token_bytes = measure::token_bytes(config).map_err(text)?;
     let fits = |length: usize| {
         let pages = (length * config.layers * token_bytes) as f64;
-        (args.memory_bytes / pages) as usize
+        (args.memory * f64::from(1 << 30) / pages) as usize
     };
     let mut cases = Vec::new();
     for &length in &args.lengths {
-        cases.extend(args.batches.iter().map(|batch| (*batch, (*batch).min(fits(length)), length)));
+        cases.extend(args.batch.iter().map(|batch| (*batch, (*batch).min(fits(length)), length)));
     }
     let most = cases.iter().map(|(_, batch, length)| batch * length.next_multiple_of(PAGE)).max().unwrap_or(0);
-    let max_batch = args.batches.iter().copied().max().unwrap_or(1);
+    let max_batch = args.batch.iter().copied().max().unwrap_or(1);
     if most == 0 {
         return Ok(());
     }
     let options =
         SessionOptions { max_batch, chunk: max_batch, cache_tokens: most, page_size: PAGE, ..Default::default() };
     let mut session = measure::filled(gpu, decoder, options, block).map_err(text)?;
-    let weight_bytes = 2 * (args.size.block_elements(config) + config.vocab_size * config.hidden_size);
+    let weight_bytes = 2 * (args.model_size().block_elements(config) + config.vocab_size * config.hidden_size);
     for (wanted, batch, length) in cases.into_iter().filter(|case| case.1 > 0) {
         let seconds = measure::decode(&mut session, batch, length, Repeats::of(gpu)).await.map_err(text)?;
         let bytes = weight_bytes + batch * length * config.layers * token_bytes;

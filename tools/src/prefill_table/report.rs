@@ -2,6 +2,7 @@
 
 use super::Args;
 use crate::common::ceilings::Ceilings;
+use crate::common::facts::Facts;
 use latten::{DispatchTime, Gpu};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -10,6 +11,8 @@ use std::io::{self, Write};
 #[derive(Debug, Serialize)]
 pub struct Table {
     pub adapter: String,
+    #[serde(flatten)]
+    pub facts: Facts,
     pub tier: String,
     #[serde(flatten)]
     pub ceilings: Ceilings,
@@ -110,9 +113,10 @@ impl DecodeRow {
 
 impl Table {
     pub fn new(gpu: &Gpu, args: &Args, ceilings: Ceilings) -> Self {
-        let size = &args.size;
+        let size = &args.model_size();
         Table {
             adapter: gpu.capabilities().adapter.clone(),
+            facts: Facts::default(),
             tier: format!("{:?}", gpu.capabilities().tier),
             ceilings,
             size: size.name,

@@ -2,61 +2,116 @@
 
 mod perplexity;
 
-use crate::{kernel_table, load_speed, logits, prefill_table, save_speed};
+use crate::common::arguments::{parsed, Checked};
+use crate::kernel_table::against::{moved, text, Moved};
+use crate::kernel_table::report::Table;
+use crate::{kernel_table, linear_table, load_speed, logits, prefill_table, save_speed, Cli};
+use clap::CommandFactory;
 use pollster::block_on;
-use serde_json::Value;
+use serde_json::{json, Value};
 
 /// A path in the repository, as `examples/models/gla`.
 fn checkout(path: &str) -> String {
     format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn words(args: &str) -> impl Iterator<Item = String> + '_ {
-    args.split_whitespace().map(str::to_string)
+/// Why clap, or the tool, refuses these arguments.
+fn complaint<A: Checked>(args: &str) -> String {
+    parsed::<A>(args).err().unwrap_or_default()
+}
+
+#[test]
+fn every_tool_has_help_with_its_defaults() {
+    let mut command = Cli::command();
+    command.build();
+    command.clone().debug_assert();
+    let names: Vec<String> = command.get_subcommands().map(|tool| tool.get_name().to_string()).collect();
+    assert!(names.len() >= 9 && names.contains(&"kernel_table".to_string()), "{names:?}"); // clap adds `help`
+    for (name, want) in [
+        ("kernel_table", "[default: auto]"),
+        ("linear_table", "[possible values: portable, subgroup, matrix]"),
+        ("prefill_table", "[default: 1471m]"),
+        ("save_speed", "[default: 256]"),
+        ("load_speed", "[default: 2048]"),
+        ("logits", "[default: f32]"),
+        ("perplexity", "[default: gqa gta gla mla]"),
+        ("inspect_shader", "--annotated"),
+    ] {
+        let help = command.find_subcommand_mut(name).unwrap().render_help().to_string();
+        assert!(help.contains(want) && help.contains("Usage: "), "{name}: {help}");
+    }
 }
 
 #[test]
 fn logits_says_what_is_wrong_with_its_arguments() {
     for (args, why) in [
-        ("", "no model folder"),
-        ("folder", "no tokens"),
-        ("folder 1,x", "\"x\" is not a number"),
-        ("folder 1,,2", "\"\" is not a number"),
-        ("folder 1,-2", "\"-2\" is not a number"),
-        ("folder 1,2 more", "unexpected argument more"),
+        ("", "<MODEL_DIR>"),
+        ("folder", "<TOKEN,TOKEN,..>"),
+        ("folder 1,x", "invalid value 'x' for '<TOKEN,TOKEN,..>"),
+        ("folder 1,-2", "invalid value '-2'"),
+        ("folder 1,2 more", "invalid value 'more'"),
         ("folder 1,2,3 --chunks 1,1", "do not add up to 3"),
-        ("folder 1,2 --chunks 2,0", "do not add up"),
-        ("folder 1,2 --dtype f64", "--dtype f64"),
-        ("folder 1,2 --dtype", "--dtype wants a value"),
-        ("folder 1,2 --kv-dtype u32", "--kv-dtype u32: wanted f32, f16, bf16, i8 or i4"),
-        ("folder 1,2 --fast", "unknown option --fast"),
-        ("folder 1,2 --greedy few", "--greedy few: not a number"),
-        ("folder 1,2 --greedy 3 --all", "without --all and --chunks"),
+        ("folder 1,2 --chunks 2,0", "not a number from 1 on"),
+        ("folder 1,2 --dtype f64", "[possible values: f32, f16]"),
+        ("folder 1,2 --dtype", "a value is required for '--dtype"),
+        ("folder 1,2 --kv-dtype u32", "[possible values: f32, f16, bf16, i8, i4]"),
+        ("folder 1,2 --fast", "unexpected argument '--fast'"),
+        ("folder 1,2 --greedy few", "invalid value 'few' for '--greedy <N>'"),
+        ("folder 1,2 --greedy 3 --all", "cannot be used with"),
+        ("folder 1,2 --greedy 3 --chunks 1,1", "cannot be used with"),
     ] {
-        let message = logits::parse(words(args)).err().unwrap();
+        let message = complaint::<logits::Args>(args);
         assert!(message.contains(why), "{args}: {message}");
     }
-    let args = logits::parse(words("no/such/model 1,2")).unwrap();
+    let args = parsed("no/such/model 1,2").unwrap();
     let message = block_on(logits::run(&args)).unwrap_err().to_string();
     assert!(message.contains("no/such/model"), "{message}");
 }
 
 #[test]
+fn tables_say_what_is_wrong_with_their_arguments() {
+    for (args, why) in [
+        ("--from a.json", "it needs --svg or --against"),
+        ("--from a.json --json b.json --svg c.svg", "cannot be used with"),
+        ("--tier t3", "[possible values: auto, t0, t1, t2]"),
+        ("--dtype f16,u32", "[possible values: f32, f16, bf16, i8, i4]"),
+        ("--target 0", "not a number from 1 on"),
+    ] {
+        let message = complaint::<kernel_table::Args>(args);
+        assert!(message.contains(why), "{args}: {message}");
+    }
+    let linear = |args: &str| {
+        let command = <linear_table::Args as clap::Args>::augment_args(clap::Command::new("t").no_binary_name(true));
+        command.try_get_matches_from(args.split_whitespace()).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    for (args, why) in [
+        ("--size 0x4", "\"0\" is not a number from 1 to 32768"),
+        ("--rows 1,40000", "\"40000\" is not"),
+        ("--dtype f32", "[possible values: f16, i8]"),
+        ("--experts 64", "not N,TOP"),
+        ("--sweep 4 --json a.json", "cannot be used with"),
+    ] {
+        let message = linear(args);
+        assert!(message.contains(why), "{args}: {message}");
+    }
+}
+
+#[test]
 fn save_speed_measures_a_small_cache() {
     for (args, why) in [
-        ("--mib 0", "--mib 0: not a number"),
-        ("--page-size", "--page-size wants a value"),
-        ("--fast 1", "unknown argument --fast"),
+        ("--mib 0", "invalid value '0' for '--mib <N>': not a number"),
+        ("--page-size", "a value is required for '--page-size <N>'"),
+        ("--fast 1", "unexpected argument '--fast'"),
     ] {
-        let message = save_speed::parse(words(args)).err().unwrap();
+        let message = complaint::<save_speed::Args>(args);
         assert!(message.contains(why), "{args}: {message}");
     }
     let mut out = Vec::new();
-    let args = save_speed::parse(words("--mib 3 --repeats 1")).unwrap();
+    let args = parsed("--mib 3 --repeats 1").unwrap();
     block_on(save_speed::run(&args, &mut out)).unwrap();
     let out = String::from_utf8(out).unwrap();
     assert!(out.contains("save ") && out.contains("load ") && out.contains('%'), "{out}");
-    let args = save_speed::parse(words("--mib 1 --folder /no/such/folder")).unwrap();
+    let args = parsed("--mib 1 --folder /no/such/folder").unwrap();
     let message = block_on(save_speed::run(&args, &mut Vec::new())).unwrap_err();
     assert!(message.contains("/no/such/folder"), "{message}");
 }
@@ -64,14 +119,14 @@ fn save_speed_measures_a_small_cache() {
 #[test]
 fn load_speed_measures_a_small_model() {
     for (args, why) in [
-        ("--hidden 100", "--hidden 100: not a multiple of 256"),
-        ("--file i8", "--file i8: wanted f16"),
-        ("--dtype bf16", "--dtype bf16: wanted f16"),
-        ("--layers 0", "--layers 0: not a number"),
-        ("--layers", "--layers wants a value"),
-        ("--mib 3", "unknown argument --mib"),
+        ("--hidden 100", "invalid value '100' for '--hidden <N>': not a multiple of 256"),
+        ("--file i8", "[possible values: f16, bf16, f32]"),
+        ("--dtype bf16", "[possible values: f16, f32, i8]"),
+        ("--layers 0", "invalid value '0' for '--layers <N>': not a number"),
+        ("--layers", "a value is required for '--layers <N>'"),
+        ("--mib 3", "unexpected argument '--mib'"),
     ] {
-        let message = load_speed::parse(words(args)).err().unwrap();
+        let message = complaint::<load_speed::Args>(args);
         assert!(message.contains(why), "{args}: {message}");
     }
     let folder = std::env::temp_dir().join(format!("latten-load-speed-{}", std::process::id()));
@@ -80,7 +135,7 @@ fn load_speed_measures_a_small_model() {
         let args = format!("--layers 1 --hidden 256 --vocab 300 --repeats 1 --file {file} --dtype {dtype}");
         let args = format!("{args} --folder {}", folder.display());
         let mut out = Vec::new();
-        block_on(load_speed::run(&load_speed::parse(words(&args)).unwrap(), &mut out)).unwrap();
+        block_on(load_speed::run(&parsed(&args).unwrap(), &mut out)).unwrap();
         let out = String::from_utf8(out).unwrap();
         let elements = 300 * 256 + 256 + 2 * 256 + 256 * 256 * 5 / 2 + 3 * 256 * 704;
         assert!(
@@ -91,7 +146,7 @@ fn load_speed_measures_a_small_model() {
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
     }
     std::fs::remove_dir_all(&folder).unwrap();
-    let args = load_speed::parse(words("--layers 1 --folder /no/such/folder")).unwrap();
+    let args = parsed("--layers 1 --folder /no/such/folder").unwrap();
     assert!(block_on(load_speed::run(&args, &mut Vec::new())).is_err());
 }
 
@@ -106,10 +161,13 @@ fn attribute(element: &str, name: &str) -> f64 {
 #[test]
 fn kernel_table_draws_an_earlier_run() {
     let json = checkout("benches/h200-2026-11-23.json");
-    let svg = kernel_table::drawn(&json).unwrap();
+    let out = std::env::temp_dir().join(format!("latten-roofline-{}.svg", std::process::id()));
+    kernel_table::main(&parsed(&format!("--from {json} --svg {}", out.display())).unwrap()).unwrap();
+    let svg = std::fs::read_to_string(&out).unwrap();
+    std::fs::remove_file(&out).unwrap();
     let (width, height) = (attribute(&svg, "width"), attribute(&svg, "height"));
-    let texts: Vec<&str> = svg.lines().filter(|line| line.starts_with("<text")).collect();
-    for text in &texts {
+    let texts: Vec<(&str, &str)> = svg.split("<text").skip(1).filter_map(|text| text.split_once('>')).collect();
+    for (text, _) in &texts {
         let (x, y) = (attribute(text, "x"), attribute(text, "y"));
         assert!((0.0..width).contains(&x) && (0.0..height).contains(&y), "{text}");
     }
@@ -117,10 +175,11 @@ fn kernel_table_draws_an_earlier_run() {
     assert_eq!(rows + svg.matches("15x1024").count(), 24, "names in the legend");
     // Each row in the plot and in the legend, and the kinds of marker.
     assert_eq!(svg.matches("<circle").count(), 2 * 24 + 2);
+    let small = |text: &str| (attribute(text, "font-size") - 10.0).abs() < 1e-6;
     let numbers: Vec<(f64, f64)> = texts
         .iter()
-        .filter(|text| text.contains("font-size=\"10\""))
-        .map(|text| (attribute(text, "x"), attribute(text, "y")))
+        .filter(|(text, _)| small(text))
+        .map(|(text, _)| (attribute(text, "x"), attribute(text, "y")))
         .collect();
     assert_eq!(numbers.len(), 24);
     for (i, a) in numbers.iter().enumerate() {
@@ -129,24 +188,85 @@ fn kernel_table_draws_an_earlier_run() {
         }
     }
     assert!(svg.contains("streaming read 4591 GB/s") && svg.contains("f32 multiply-add 42.1 TFLOP/s"));
-    assert!(kernel_table::drawn(&checkout("tests/vectors/kernel_gla_1.json")).is_err());
-    assert!(kernel_table::drawn("nowhere.json").is_err());
+    for path in [checkout("tests/vectors/kernel_gla_1.json"), "nowhere.json".into()] {
+        let message = kernel_table::main(&parsed(&format!("--from {path} --svg {}", out.display())).unwrap());
+        assert!(message.unwrap_err().contains(&path));
+    }
+    assert!(!out.exists());
+}
+
+/// Rows are found by shape, tier, dtype and cache; less than 3% is noise. Files of earlier versions have neither commit nor
+/// date.
+#[test]
+fn kernel_table_prints_what_moved_since_an_earlier_run() {
+    let row = |shape: &str, tier: &str, read: f64, cache: &str| {
+        json!({
+            "shape": shape, "tier": tier, "dtype": "f16", "workgroups": 1, "us": 1.0, "spread_us": 0.1, "gbps": 1.0,
+            "read_percent": read, "tflops": 1.0, "fma_percent": 1.0, "bound": "bytes", "max_error": 0.0, "cache": cache,
+        })
+    };
+    let table = |rows: &[Value], facts: &[(&str, &str)]| -> Table {
+        let mut table = json!({"adapter": "one", "read_gbps": 100.0, "fma_tflops": 1.0, "rows": rows});
+        facts.iter().for_each(|(name, value)| table[*name] = json!(value));
+        serde_json::from_value(table).unwrap()
+    };
+    let before = table(
+        &[
+            row("a", "t0", 50.0, "cold"),
+            row("a", "t1", 50.0, "cold"),
+            row("a", "t0", 90.0, "warm"),
+            row("old", "t0", 1.0, "cold"),
+        ],
+        &[],
+    );
+    let now = table(
+        &[
+            row("a", "t0", 51.4, "cold"), // 2.8% more
+            row("a", "t1", 48.4, "cold"), // 3.2% less
+            row("a", "t0", 93.0, "warm"), // 3.3% more
+            row("new", "t0", 1.0, "cold"),
+        ],
+        &[("commit", "abc"), ("date", "2026-11-30"), ("driver", "1.2"), ("clocks", "compute 1 MHz")],
+    );
+    let read = |name: &str, before, now| Moved::Read { name: name.into(), before, now };
+    let want = [
+        read("a t1 f16", 50.0, 48.4),
+        read("a t0 f16 warm", 90.0, 93.0),
+        Moved::New { name: "new t0 f16".into() },
+        Moved::Gone { name: "old t0 f16".into() },
+    ];
+    assert_eq!(moved(&before, &now), want);
+    assert_eq!(moved(&now, &now), []);
+    let lines = text(&before, &now);
+    assert!(lines.contains("before: commit unknown, unknown, one\nnow:    commit abc, 2026-11-30, one\n"), "{lines}");
+    assert!(lines.contains("  50.0 ->   48.4 % of read (-3.2%)"), "{lines}");
+    assert!(lines.ends_with("2 of 3 rows moved by more than 3% of their percent of read\n"), "{lines}");
+    // A file that is written has the facts, and is read as it was.
+    let path = std::env::temp_dir().join(format!("latten-table-{}.json", std::process::id())).display().to_string();
+    now.write(&path).unwrap();
+    let read = Table::read(&path).unwrap();
+    assert_eq!((&read.facts, moved(&now, &read)), (&now.facts, Vec::new()));
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 4 + 2, "one row to a line");
+    // And as a program.
+    kernel_table::main(&parsed(&format!("--from {path} --against {path}")).unwrap()).unwrap();
+    std::fs::remove_file(&path).unwrap();
 }
 
 /// A model small enough for a software GPU; the numbers are those of a run, their arithmetic is checked.
 #[test]
 fn prefill_table_measures_a_small_model() {
-    let complaint = |args| prefill_table::parse(words(args)).err().unwrap_or_default();
     for (args, why) in [
-        ("--size 2b", "no size 2b"),
-        ("--variants gla-2,rwkv", "no variant rwkv"),
-        ("--paths implicit", "no path implicit"),
-        ("--tokens 0", "--tokens 0: not a number"),
+        ("--size 2b", "[possible values: 183m, 433m, 876m, 1471m]"),
+        ("--variants gla-2,rwkv", "invalid value 'rwkv'"),
+        ("--paths implicit", "[possible values: -, absorbed, explicit, auto]"),
+        ("--tokens 0", "invalid value '0' for '--tokens <N>': not a number"),
         ("--lengths 63", "need 64 tokens"),
-        ("--memory -1", "--memory -1: no size"),
-        ("--json", "--json needs a value"),
+        ("--memory 0", "not a size"),
+        ("--memory inf", "not a size"),
+        ("--json", "a value is required for '--json <FILE>'"),
     ] {
-        assert!(complaint(args).contains(why), "{args}: {}", complaint(args));
+        let message = complaint::<prefill_table::Args>(args);
+        assert!(message.contains(why), "{args}: {message}");
     }
     let json = std::env::temp_dir().join(format!("latten-prefill-{}.json", std::process::id()));
     let small =
@@ -154,10 +274,12 @@ fn prefill_table_measures_a_small_model() {
     // A token of a layer has 576 bytes: one sequence of GLA fits, none of GQA with its 1,024.
     let args = format!("{small} --memory 0.0001 --tier portable --json {}", json.display());
     let mut out = Vec::new();
-    block_on(prefill_table::run(&prefill_table::parse(words(&args)).unwrap(), &mut out)).unwrap();
+    block_on(prefill_table::run(&parsed(&args).unwrap(), &mut out)).unwrap();
     let (out, table) = (String::from_utf8(out).unwrap(), std::fs::read_to_string(&json).unwrap());
     std::fs::remove_file(&json).unwrap();
     let table: Value = serde_json::from_str(&table).unwrap();
+    let facts = ["device", "date"].map(|name| table[name].as_str().unwrap().to_string());
+    assert!(out.contains(&facts[0]) && facts[1].len() == 10 && table["clocks"].is_null(), "{facts:?}");
     let text = |row: &Value| [&row["variant"], &row["path"]].map(|v| v.as_str().unwrap().to_string()).join(" ");
     let rows: Vec<String> = table["prefill"].as_array().unwrap().iter().map(text).collect();
     assert_eq!(rows, ["gqa-4 -", "gla-2 absorbed", "gla-2 explicit", "gla-2 auto"], "{out}");

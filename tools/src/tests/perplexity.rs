@@ -1,6 +1,6 @@
 //! The tool `perplexity`: its numbers against those of tokens fed one by one.
 
-use super::{checkout, words};
+use super::{checkout, complaint, parsed};
 use crate::perplexity;
 use latten::model::{Decoder, Session, SessionOptions, Want};
 use latten::{DType, Gpu};
@@ -14,7 +14,7 @@ fn run(args: &str) -> Result<(Vec<perplexity::Report>, String), String> {
     let (text, models) = (checkout("tests/vectors/held_out.txt"), checkout("examples/models"));
     let args = format!("{text} --models {models} {args}");
     let mut out = Vec::new();
-    let reports = block_on(perplexity::run(&perplexity::parse(words(&args))?, &mut out))?;
+    let reports = block_on(perplexity::run(&parsed(&args)?, &mut out))?;
     Ok((reports, String::from_utf8(out).unwrap()))
 }
 
@@ -92,19 +92,19 @@ fn perplexity_is_not_a_number_where_logits_are_none() {
 #[test]
 fn perplexity_says_what_is_wrong_with_its_arguments() {
     for (args, why) in [
-        ("", "no text file"),
-        ("text --window 0", "--window 0: not a number"),
-        ("text --stride", "--stride wants a value"),
-        ("text --variant gla,rwkv", "--variant rwkv: wanted gqa"),
-        ("text --variant gla --model x", "exclude each other"),
-        ("text --dtype i4", "--dtype i4: not of f16, f32, i8"),
-        ("text --kv-dtype u32", "--kv-dtype u32: not of f32, f16"),
-        ("text --prefill implicit", "--prefill implicit"),
+        ("", "<TEXT_FILE>"),
+        ("text --window 0", "invalid value '0' for '--window <N>': not a number"),
+        ("text --stride", "a value is required for '--stride <N>'"),
+        ("text --variant gla,rwkv", "[possible values: gqa, gta, gla, mla]"),
+        ("text --variant gla --model x", "cannot be used with"),
+        ("text --dtype i4", "[possible values: f16, f32, i8]"),
+        ("text --kv-dtype u32", "[possible values: f32, f16, bf16, i8, i4]"),
+        ("text --prefill implicit", "[possible values: absorbed, explicit, auto]"),
         ("text --batch 8 --chunk 7", "--chunk 7 is less than"),
-        ("text more", "unexpected argument more"),
-        ("text --more", "unknown option --more"),
+        ("text more", "unexpected argument 'more'"),
+        ("text --more", "unexpected argument '--more'"),
     ] {
-        let message = perplexity::parse(words(args)).err().unwrap();
+        let message = complaint::<perplexity::Args>(args);
         assert!(message.contains(why), "{args}: {message}");
     }
     for (args, why) in [
@@ -117,6 +117,6 @@ fn perplexity_says_what_is_wrong_with_its_arguments() {
         let message = run(args).unwrap_err();
         assert!(message.contains(why), "{args}: {message}");
     }
-    let missing = perplexity::parse(words("no/such/text")).unwrap();
+    let missing = parsed("no/such/text").unwrap();
     assert!(block_on(perplexity::run(&missing, &mut Vec::new())).unwrap_err().contains("no/such/text: "));
 }

@@ -1,0 +1,162 @@
+//! The command line.
+
+use super::arguments_of_all::{count, dtypes, forms, CACHE_DTYPES, VARIANTS};
+use super::several::Several;
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser};
+use latten::model::{BeamOptions, BestOfOptions, GenerateOptions, PrefillPath};
+use latten::nn::Sampling;
+use latten::DType;
+
+/// Text from the example models, one per variant of attention, with what each costs
+#[derive(Parser)]
+#[command(name = "generate")]
+#[command(group = ArgGroup::new("one model").args(["variant", "model"]))]
+#[command(group = ArgGroup::new("several texts").args(["beams", "best_of"]))]
+#[command(group = ArgGroup::new("who guesses").args(["draft", "lookup"])
+    .conflicts_with_all(["several texts", "profile", "save_session", "load_session"]))]
+pub(crate) struct Args {
+    /// One of the example models; without it all four in turn
+    #[arg(long, value_name = "NAME", value_parser = VARIANTS)]
+    variant: Option<String>,
+    /// A model folder instead
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Where the folders of the variants are
+    #[arg(long, value_name = "DIR", default_value = "examples/models")]
+    models: String,
+    /// What the text begins with; without it "ROMEO:" and a new line, or nothing after --load-session
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Tokens to make
+    #[arg(long, value_name = "N", default_value = "200", value_parser = count)]
+    tokens: usize,
+    /// Of the random numbers
+    #[arg(long, value_name = "N", default_value = "0", conflicts_with = "beams")]
+    seed: u64,
+    /// 0 is greedy
+    #[arg(long, value_name = "T", default_value = "0.8", conflicts_with = "beams")]
+    temperature: f32,
+    /// Draw from the most probable tokens whose probabilities add up to P
+    #[arg(long, value_name = "P", default_value = "0.95", conflicts_with = "beams")]
+    top_p: f32,
+    /// Of weights and KV cache
+    #[arg(long, default_value = "f16", value_parser = dtypes(["f16", "f32"]))]
+    pub(crate) dtype: DType,
+    /// Of weights alone; without it as --dtype
+    #[arg(long, value_name = "DTYPE", value_parser = dtypes(["f16", "f32", "i8"]))]
+    weights: Option<DType>,
+    /// Of the KV cache alone; without it as --dtype
+    #[arg(long, value_name = "DTYPE", value_parser = dtypes(CACHE_DTYPES))]
+    kv_dtype: Option<DType>,
+    /// Beam search: the N most probable texts found, instead of drawing
+    #[arg(long, value_name = "N", conflicts_with_all = ["save_session", "profile"], value_parser = count)]
+    beams: Option<usize>,
+    /// Draw N texts, the most probable first
+    #[arg(long, value_name = "N", conflicts_with_all = ["save_session", "profile"], value_parser = count)]
+    best_of: Option<usize>,
+    /// With these: texts are ordered by log-probability / length^P; without it 1
+    #[arg(long, value_name = "P", requires = "several texts")]
+    length_penalty: Option<f64>,
+    /// With these: a text ends with this token, as 10, the end of a line; may be given several times; without it those that
+    /// end the model's texts
+    #[arg(long, value_name = "N", requires = "several texts")]
+    pub(crate) stop: Vec<u32>,
+    /// A token sees the last N tokens alone, and the cache holds no more
+    #[arg(long, value_name = "N")]
+    pub(crate) window: Option<usize>,
+    /// And the first N, with --window
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) keep_first: usize,
+    /// Form of prompts, of GLA and MLA
+    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = forms())]
+    pub(crate) prefill: PrefillPath,
+    /// Guess tokens ahead with this smaller model, as examples/models/draft: the text is no other
+    #[arg(long, value_name = "DIR")]
+    pub(crate) draft: Option<String>,
+    /// Guess them from the text itself
+    #[arg(long)]
+    pub(crate) lookup: bool,
+    /// With these: most guesses per step; without it 4
+    #[arg(long, value_name = "N", requires = "who guesses", value_parser = count)]
+    pub(crate) guesses: Option<usize>,
+    /// Dispatches, submits and microseconds per token, and what each kernel takes of it
+    #[arg(long)]
+    pub(crate) profile: bool,
+    /// Keep the model's state there at the end
+    #[arg(long, value_name = "FILE", requires = "one model")]
+    pub(crate) save_session: Option<String>,
+    /// Go on from there, before the prompt
+    #[arg(long, value_name = "FILE", requires = "one model")]
+    pub(crate) load_session: Option<String>,
+    /// Keep compiled pipelines there, for the next start
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pipelines: Option<String>,
+    /// Take the GPU whose description contains this
+    #[arg(long, value_name = "NAME")]
+    pub(crate) adapter: Option<String>,
+}
+
+/// Reads a command line without the program's name.
+pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Args, clap::Error> {
+    let args = Args::try_parse_from(std::iter::once("generate".to_string()).chain(args))?;
+    let why = match (args.best_of, args.prompt().is_empty() && args.load_session.is_none()) {
+        (_, true) => "the prompt is empty".to_string(),
+        (Some(n), _) if n > 1 && args.temperature == 0.0 => {
+            format!("--best-of {n} at --temperature 0 are {n} times the same")
+        }
+        _ => return Ok(args),
+    };
+    Err(Args::command().error(ErrorKind::ValueValidation, why))
+}
+
+impl Args {
+    /// The folders of the models.
+    pub(crate) fn folders(&self) -> Vec<String> {
+        match (&self.model, &self.variant) {
+            (Some(model), _) => vec![model.clone()],
+            (None, Some(variant)) => vec![format!("{}/{variant}", self.models)],
+            (None, None) => VARIANTS.map(|variant| format!("{}/{variant}", self.models)).to_vec(),
+        }
+    }
+
+    pub(crate) fn prompt(&self) -> &str {
+        match (&self.prompt, &self.load_session) {
+            (Some(prompt), _) => prompt,
+            (None, Some(_)) => "",
+            (None, None) => "ROMEO:\n",
+        }
+    }
+
+    /// How a text is drawn.
+    pub(crate) fn options(&self) -> GenerateOptions {
+        GenerateOptions {
+            max_new_tokens: self.tokens,
+            seed: self.seed,
+            sampling: Sampling { temperature: self.temperature, top_p: self.top_p },
+        }
+    }
+
+    /// The dtypes of weights and of the KV cache.
+    pub(crate) fn dtypes(&self) -> [DType; 2] {
+        [self.weights, self.kv_dtype].map(|dtype| dtype.unwrap_or(self.dtype))
+    }
+
+    /// Whether somebody guesses.
+    pub(crate) fn guesses_ahead(&self) -> bool {
+        self.draft.is_some() || self.lookup
+    }
+
+    /// Several texts of a prompt, if they are asked for.
+    pub(crate) fn several(&self) -> Option<Several> {
+        let length_penalty = self.length_penalty.unwrap_or(1.0);
+        let beams = self.beams.map(|beams| {
+            let max_new_tokens = self.tokens;
+            Several::Beams(BeamOptions { beams, max_new_tokens, length_penalty, ..Default::default() })
+        });
+        beams.or(self.best_of.map(|samples| {
+            let generate = self.options();
+            Several::BestOf(BestOfOptions { samples, generate, length_penalty, ..Default::default() })
+        }))
+    }
+}
