@@ -1,6 +1,7 @@
 //! The command line.
 
 use super::arguments_of_all::{count, dtypes, forms, CACHE_DTYPES, VARIANTS};
+use super::repository::MODELS;
 use super::several::Several;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
@@ -23,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// Where the folders of the variants are
-    #[arg(long, value_name = "DIR", default_value = "examples/models")]
+    #[arg(long, value_name = "DIR", default_value = MODELS)]
     models: String,
     /// What the text begins with; without it "ROMEO:" and a new line, or nothing after --load-session
     #[arg(long, value_name = "TEXT")]

@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+/// Where the example models are, seen from the repository's root.
+#[allow(dead_code)] // not all who include this have it as a default
+pub const MODELS: &str = "examples/models";
+
 /// The folders that examples and tests read and that Cargo.toml excludes.
 const REPOSITORY_ALONE: [&str; 2] = ["examples/models", "tests/vectors"];
 

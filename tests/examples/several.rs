@@ -222,7 +222,8 @@ fn chats_says_what_is_wrong_with_its_arguments() {
         (&format!("--tokens {}", usize::MAX), "max_position_embeddings, 1024"),
         ("--sequences 2000000000", "max_batch: 2500000000 is not in 1..=2^30"),
     ] {
-        let args = chats::parse(words(&format!("--models {} {args}", models()))).unwrap();
+        let folder = if args.contains("--models") { String::new() } else { format!("--models {}", models()) };
+        let args = chats::parse(words(&format!("{folder} {args}"))).unwrap();
         let message = block_on(chats::run(&args, &mut Vec::new())).unwrap_err().to_string();
         assert!(message.contains(why), "{why}: {message}");
     }

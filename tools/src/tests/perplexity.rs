@@ -117,6 +117,6 @@ fn perplexity_says_what_is_wrong_with_its_arguments() {
         let message = run(args).unwrap_err();
         assert!(message.contains(why), "{args}: {message}");
     }
-    let missing = parsed("no/such/text").unwrap();
+    let missing = parsed(&format!("no/such/text --models {}", checkout("examples/models"))).unwrap();
     assert!(block_on(perplexity::run(&missing, &mut Vec::new())).unwrap_err().contains("no/such/text: "));
 }
