@@ -24,10 +24,10 @@ fn value(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(folder().join(format!("{name}.json"))).unwrap()).unwrap()
 }
 
-/// All committed vectors of a kind, in one run; each must give this many lines.
-fn check_all(prefix: &str, at_least: usize, lines: usize) {
+/// All committed vectors whose names begin so, in one run; each must give this many lines.
+fn check_all(prefixes: &[&str], at_least: usize, lines: usize) {
     let names = std::fs::read_dir(folder()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let names = names.filter(|name| name.starts_with(prefix) && name.ends_with(".json"));
+    let names = names.filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)) && name.ends_with(".json"));
     let mut files: Vec<String> = names.map(|name| folder().join(name).display().to_string()).collect();
     files.sort();
     assert!(files.len() >= at_least, "{} vectors", files.len());
@@ -38,16 +38,24 @@ fn check_all(prefix: &str, at_least: usize, lines: usize) {
     assert!(!out.contains("FAIL"), "{out}");
 }
 
+/// out and lse of the reference, and of three dtypes in two runs.
+const KERNEL_LINES: usize = 2 + 3 * 2 * 2;
+
+// Two tests, which compile kernels side by side.
 #[test]
-fn check_vector_passes_every_committed_kernel() {
-    // out and lse of the reference, and of three dtypes in two runs.
-    check_all("kernel_", 24, 2 + 3 * 2 * 2);
+fn check_vector_passes_every_committed_kernel_of_gqa_and_gta() {
+    check_all(&["kernel_gqa", "kernel_gta"], 12, KERNEL_LINES);
+}
+
+#[test]
+fn check_vector_passes_every_committed_kernel_of_gla_and_mla() {
+    check_all(&["kernel_gla", "kernel_mla"], 12, KERNEL_LINES);
 }
 
 #[test]
 fn check_vector_passes_every_committed_layer() {
     // y of the reference, and rows and y of two dtypes in two runs.
-    check_all("layer_", 8, 1 + 2 * 2 * 2);
+    check_all(&["layer_"], 8, 1 + 2 * 2 * 2);
 }
 
 /// The value at a path like `out/0/1/2`, moved by this much.

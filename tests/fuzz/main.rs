@@ -102,7 +102,7 @@ fn any_numbers() {
 }
 
 #[test]
-#[ignore = "half an hour"]
+#[ignore = "long: half an hour"]
 fn any_numbers_of_ten_million_cases() {
     check(10_000_000);
 }

@@ -383,7 +383,7 @@ fn what_no_sequence_holds_does_not_matter() {
 }
 
 #[test]
-#[ignore = "10,000 schedules; minutes on two cores of software GPU"]
+#[ignore = "long: 10,000 schedules; minutes on two cores of software GPU"]
 fn what_no_sequence_holds_does_not_matter_in_ten_thousand_schedules() {
     let settings = tiers().len() * layouts().len() * DTYPES.len();
     let seen = all(10_000u64.div_ceil((SCHEDULES * settings) as u64), false);

@@ -87,7 +87,7 @@ fn many_sequences() {
 /// 65,537 sequences of two parts each: items and merges fold, and the last plane of the grid is short in both. What
 /// lies past the items in the plan would, taken for an item, overwrite a partial result of four rows.
 #[test]
-#[ignore = "two million tokens: seconds on a GPU, a minute on a software one"]
+#[ignore = "long: two million tokens: seconds on a GPU, a minute on a software one"]
 fn more_merges_than_a_grid_dimension_holds() {
     let heads = HeadLayout::mla(Mla { q_heads: 4, latent_dim: 4, rope_dim: 0 }).unwrap();
     let policy = SplitPolicy::FixedTokens(1);

@@ -206,7 +206,7 @@ fn decode_reads_wide_channels() {
 }
 
 #[test]
-#[ignore = "kernels of more layouts, which software GPUs take a minute to compile"]
+#[ignore = "long: kernels of more layouts, which software GPUs take a minute to compile"]
 fn decode_reads_wide_channels_of_more_layouts() {
     for (q_heads, kv_heads, head_dim, wide) in [(4, 1, 128, 8), (8, 4, 64, 4), (14, 2, 64, 16)] {
         let heads = HeadLayout::gqa_wide(Gqa { q_heads, kv_heads, head_dim }, wide).unwrap();
@@ -393,7 +393,7 @@ fn what_does_not_fit_is_refused() {
 
 /// What wide channels cost a decode step: printed. A few new tokens over 4,096, the best of several runs.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "long: a measurement"]
 fn time_of_wide_channels() {
     let gpu = gpu();
     for (q_heads, kv_heads, head_dim) in [(28, 4, 128), (14, 2, 64), (40, 8, 128)] {

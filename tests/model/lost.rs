@@ -91,7 +91,7 @@ fn a_session_beside_lost_batches_gives_the_bits_of_one_alone() {
 }
 
 #[test]
-#[ignore = "a minute; the same for two seconds runs always"]
+#[ignore = "long: a minute; the same for two seconds runs always"]
 fn a_session_beside_lost_batches_gives_the_bits_of_one_alone_for_a_minute() {
     beside_an_offender(Duration::from_secs(60));
 }

@@ -162,7 +162,7 @@ fn a_layer_by_itself_with_wide_channels() {
 /// The shipped GQA model with biases in the slowest pairs of every KV head, and the queries of those pairs as much smaller, so
 /// that it is hardly another model: edited, not trained. `docs/quantised-cache.md` has what this prints.
 #[test]
-#[ignore = "a measurement of some minutes: bits per byte of an edited model in every cache"]
+#[ignore = "long: a measurement of some minutes: bits per byte of an edited model in every cache"]
 fn the_shipped_model_with_large_biases() {
     let folder = std::path::PathBuf::from(checkout("examples/models/gqa"));
     let file = std::fs::read(folder.join("model.safetensors")).unwrap();

@@ -235,7 +235,7 @@ fn eight_threads_with_valid_and_refused_calls_get_no_wrong_result() {
 }
 
 #[test]
-#[ignore = "two minutes; the same for some seconds runs always"]
+#[ignore = "long: two minutes; the same for some seconds runs always"]
 fn eight_threads_with_valid_and_refused_calls_get_no_wrong_result_in_a_minute() {
     refused_and_lost(Duration::from_secs(60));
 }

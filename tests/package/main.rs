@@ -108,7 +108,7 @@ fn what_is_missing_is_named_with_where_to_get_it() {
 
 /// Examples, tests and benchmarks of the package compile without the rest of the repository.
 #[test]
-#[ignore = "compiles everything once more, minutes"]
+#[ignore = "long: compiles everything once more, minutes"]
 fn all_targets_of_the_package_compile() {
     cargo(Path::new(ROOT), &["package", "--no-verify", "--allow-dirty", "--offline"]);
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or(format!("{ROOT}/target"));

@@ -180,7 +180,7 @@ fn no_file_panics() {
 }
 
 #[test]
-#[ignore = "100,000 files: some minutes"]
+#[ignore = "long: 100,000 files: some minutes"]
 fn no_file_of_many_panics() {
     any_file(100_000);
 }

@@ -178,7 +178,7 @@ fn a_stream_is_the_librarys_text_of_the_whole_list() {
 }
 
 #[test]
-#[ignore = "20,000 lists for each decoder: half a minute"]
+#[ignore = "long: 20,000 lists for each decoder: half a minute"]
 fn a_stream_is_the_librarys_text_of_many_lists() {
     lists_are_the_librarys(20_000);
 }

@@ -181,10 +181,10 @@ prop_state_machine! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
 
     #[test]
-    #[ignore = "minutes"]
+    #[ignore = "long: minutes"]
     fn the_table_is_its_model_for_long(sequential 250 => World);
 
     #[test]
-    #[ignore = "minutes"]
+    #[ignore = "long: minutes"]
     fn a_failed_allocation_leaves_no_trace_for_long(sequential 250 => Failing);
 }
