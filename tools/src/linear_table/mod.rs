@@ -125,7 +125,7 @@ async fn run(args: Args) -> Result<()> {
 }
 
 /// The file of `--json`: one row to a line.
-fn table_text(adapter: &str, facts: &Facts, ceilings: &Ceilings, lines: &[String]) -> String {
+pub(crate) fn table_text(adapter: &str, facts: &Facts, ceilings: &Ceilings, lines: &[String]) -> String {
     let Facts { commit, date, device, driver, clocks } = facts;
     let facts = serde_json::json!({
         "adapter": adapter,

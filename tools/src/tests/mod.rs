@@ -3,6 +3,8 @@
 mod perplexity;
 
 use crate::common::arguments::{parsed, Checked};
+use crate::common::ceilings::Ceilings;
+use crate::common::facts::Facts;
 use crate::kernel_table::against::{moved, text, Moved};
 use crate::kernel_table::report::Table;
 use crate::{kernel_table, linear_table, load_speed, logits, prefill_table, save_speed, Cli};
@@ -250,6 +252,21 @@ fn kernel_table_prints_what_moved_since_an_earlier_run() {
     // And as a program.
     kernel_table::main(&parsed(&format!("--from {path} --against {path}")).unwrap()).unwrap();
     std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_file_of_linear_table_says_where_it_comes_from() {
+    let facts = Facts { commit: Some("abc".into()), date: Some("2026-11-30".into()), ..Default::default() };
+    let ceilings = Ceilings { read_gbps: 12.34, fma_tflops: 0.5, matmul_tflops: None };
+    let lines = [1, 2].map(|rows| format!("{{\"rows\":{rows}}}"));
+    let text = linear_table::table_text("a \"device\"", &facts, &ceilings, &lines);
+    assert_eq!(text.lines().count(), 4, "one row to a line: {text}");
+    let table: Value = serde_json::from_str(&text).unwrap();
+    let want = json!({
+        "adapter": "a \"device\"", "commit": "abc", "date": "2026-11-30", "device": null, "driver": null, "clocks": null,
+        "read_gbps": 12.3, "fma_tflops": 0.5, "rows": [{"rows": 1}, {"rows": 2}],
+    });
+    assert_eq!(table, want);
 }
 
 /// A model small enough for a software GPU; the numbers are those of a run, their arithmetic is checked.
