@@ -38,6 +38,9 @@ pub struct Decode {
     outputs: Mutex<Vec<DecodeOutput>>,
 }
 
+/// Results that were dropped after they went into a pass of an app's, and that are kept for when that is submitted.
+const LENT_OUTPUTS: usize = 4;
+
 /// The two kernels of one row tile.
 struct Class {
     shape: KernelShape,
@@ -45,7 +48,8 @@ struct Class {
     merge: Kernel,
 }
 
-/// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`].
+/// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`]; after [`Decode::encode`] only when
+/// [`Gpu::passes_submitted`] was called.
 #[derive(Debug, Clone)]
 pub struct DecodeOutput {
     /// `(tokens, q_heads, v_dim)` f32: zeros where no token is visible.
@@ -209,14 +213,23 @@ impl Decode {
     pub fn output(&self, tokens: usize) -> Result<DecodeOutput> {
         let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
         let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];
-        let fits = |o: &&DecodeOutput| o.out.is_unshared() && o.lse.is_unshared() && o.out.shape()[0] >= tokens;
+        let lent = |o: &DecodeOutput| self.gpu.is_lent(&o.out.buffer) || self.gpu.is_lent(&o.lse.buffer);
+        let idle = |o: &DecodeOutput| o.out.is_unshared() && o.lse.is_unshared();
+        let fits = |o: &&DecodeOutput| idle(o) && !lent(o) && o.out.shape()[0] >= tokens;
         if let Some(free) = outputs.iter().filter(fits).min_by_key(|o| o.out.shape()[0]) {
             // What it was to hold went with whoever dropped it.
             free.out.buffer.renew();
             free.lse.buffer.renew();
             return Ok(DecodeOutput { out: free.out.view(&out_shape)?, lse: free.lse.view(&out_shape[..2])? });
         }
-        outputs.retain(|o| !o.out.is_unshared());
+        // Of those that a pass of an app's may still write, the last few: an app that never says that it has submitted its
+        // passes would make them grow in number.
+        let mut surplus = outputs.iter().filter(|o| idle(o) && lent(o)).count().saturating_sub(LENT_OUTPUTS);
+        outputs.retain(|o| {
+            let goes = o.out.is_unshared() && (!lent(o) || surplus > 0);
+            surplus -= usize::from(goes && lent(o));
+            !goes
+        });
         let out = Tensor::zeros(&self.gpu, &out_shape, DType::F32)?;
         let lse = Tensor::zeros(&self.gpu, &out_shape[..2], DType::F32)?;
         outputs.push(DecodeOutput { out: out.clone(), lse: lse.clone() });
@@ -255,8 +268,8 @@ impl Decode {
         self.gpu.record(|pass| self.encode(pass, args))
     }
 
-    /// Records the attention of one layer into a pass of the caller's, on the same device. Keep the plan and the outputs
-    /// until the pass is submitted: dropped, their memory serves the next.
+    /// Records the attention of one layer into a pass of the caller's, on the same device. The plan and the outputs may be
+    /// dropped at any time: their memory serves nobody else before [`Gpu::passes_submitted`] is called.
     ///
     /// Errors: as [`Decode::run`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {

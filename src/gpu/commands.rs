@@ -28,6 +28,8 @@ pub(super) struct Commands {
     batch: AtomicU64,
     /// What that batch is to write.
     written: Mutex<Vec<Arc<Fate>>>,
+    /// How often an app said that its passes are submitted.
+    passes_submitted: AtomicU64,
     /// Batches that were lost.
     losses: AtomicU64,
     last_loss: Mutex<String>,
@@ -124,6 +126,10 @@ impl Gpu {
             self.expect_kept(buffers.iter().filter(|b| !renewed(b)).copied())?;
             whole.iter().for_each(|buffer| buffer.renew());
         }
+        if !own {
+            let round = commands.passes_submitted.load(Ordering::Relaxed) + 1;
+            buffers.iter().for_each(|buffer| buffer.lend(round));
+        }
         let batch = commands.batch.load(Ordering::Relaxed);
         let is_in = |buffer: &&Buffer| buffer.fate().is_some_and(|fate| fate.is_in(batch));
         if !own && !buffers.iter().any(is_in) {
@@ -194,6 +200,27 @@ impl Gpu {
         group.map_err(|e| ErrorKind::argument("tensor", format!("{buffer:?} cannot be used: {e}")))?;
         fate.note_asked(batch);
         Ok(())
+    }
+
+    /// Says that every pass of the app's own into which something was encoded so far, on whichever thread, is submitted or
+    /// dropped. latten cannot see that. Until it is told, it reuses no memory that such a pass refers to: a
+    /// [`Plan`](crate::Plan) or [`DecodeOutput`](crate::DecodeOutput) that is dropped gives its memory back to the device, and
+    /// the next one allocates. So a loop that encodes into passes of its own calls this after each of its submits.
+    ///
+    /// Called too early it lets a later plan or result overwrite what the pass reads: wrong numbers, and nothing worse.
+    pub fn passes_submitted(&self) {
+        let _no_pass_is_noted_meanwhile = self.lock(&self.inner.commands.pending);
+        self.inner.commands.passes_submitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a pass of an app's own may refer to this buffer and not be submitted yet.
+    pub(crate) fn is_lent(&self, buffer: &Buffer) -> bool {
+        self.is_out(buffer.lent())
+    }
+
+    /// [`Gpu::is_lent`] of a buffer that was lent in this round.
+    pub(super) fn is_out(&self, round: u64) -> bool {
+        round > self.inner.commands.passes_submitted.load(Ordering::Relaxed)
     }
 
     /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read

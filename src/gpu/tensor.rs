@@ -4,6 +4,7 @@ use super::fate::Fate;
 use super::{Gpu, Inner};
 use crate::error::{shape_text, Error, ErrorKind, Result};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Element type of a tensor or a KV cache.
@@ -79,6 +80,8 @@ struct BufferInner {
     kind: Kind,
     /// Of a buffer that commands write.
     fate: Option<Arc<Fate>>,
+    /// See [`Buffer::lend`].
+    lent: AtomicU64,
     id: u64,
     // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
@@ -90,7 +93,10 @@ impl Drop for BufferInner {
         if let Some(gpu) = &gpu {
             gpu.forget_buffer(self.id);
         }
-        if cfg!(target_arch = "wasm32") && matches!(self.kind, Kind::Own | Kind::Scratch) {
+        let lent = *self.lent.get_mut();
+        // A pass of an app's that is not submitted yet would fail on it.
+        let lent = gpu.as_ref().map_or(lent > 0, |gpu| gpu.is_out(lent));
+        if cfg!(target_arch = "wasm32") && matches!(self.kind, Kind::Own | Kind::Scratch) && !lent {
             super::web::retire(gpu.as_ref(), &self.buffer);
         }
     }
@@ -100,7 +106,18 @@ impl Buffer {
     pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, kind: Kind) -> Self {
         let (id, gpu) = (gpu.next_id(), Arc::downgrade(&gpu.inner));
         let fate = matches!(kind, Kind::App | Kind::Own).then(Arc::default);
-        Buffer { inner: Arc::new(BufferInner { buffer, kind, fate, id, gpu }) }
+        Buffer { inner: Arc::new(BufferInner { buffer, kind, fate, lent: AtomicU64::new(0), id, gpu }) }
+    }
+
+    /// A pass of an app's own now refers to it: until that is submitted, nobody else may write it. `round` is the number that
+    /// [`Gpu::is_out`] compares.
+    pub(super) fn lend(&self, round: u64) {
+        self.inner.lent.store(round, Ordering::Relaxed);
+    }
+
+    /// The round of [`Buffer::lend`], 0 if there was none.
+    pub(super) fn lent(&self) -> u64 {
+        self.inner.lent.load(Ordering::Relaxed)
     }
 
     pub(super) fn fate(&self) -> Option<&Arc<Fate>> {

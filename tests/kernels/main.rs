@@ -12,6 +12,7 @@ mod isolation;
 mod kept;
 mod lost;
 mod options;
+mod own_pass;
 mod pairwise;
 mod rebuild;
 mod save;
