@@ -23,7 +23,7 @@ use crate::cache::{PagedKvCache, Pages, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor, Tier};
 use crate::kv::{Gla, HeadLayout, KvSource};
-use crate::nn::{Linear, MatrixTile, Span, Weight};
+use crate::nn::{Linear, MatrixTile, Weight};
 use crate::reference;
 
 /// Query heads of a group: 1, 2 and 4 query tokens are the tiles of 16, 32 and 64 rows.
@@ -90,9 +90,7 @@ async fn product(gpu: &Gpu, tile: Option<MatrixTile>) -> Result<Vec<f32>> {
         linear = linear.with_matrix_tile(tile)?;
     }
     let x = Tensor::from_f32(gpu, &[rows, ins], &x, DType::F32)?;
-    let y = Tensor::zeros(gpu, &[rows, outs], DType::F32)?;
-    linear.run(rows, Span::of(&x), Span::of(&y), false)?;
-    gpu.download(&y).await
+    gpu.download(&linear.forward(&x)?).await
 }
 
 /// What is wrong with a product, in words; none if nothing is.

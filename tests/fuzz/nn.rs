@@ -4,8 +4,8 @@ use crate::device::{zeros, World};
 use crate::numbers::Gen;
 use crate::pure::{DTYPES, ROTATIONS};
 use latten::nn::{
-    Embedding, ExpertArgs, ExpertTuning, Experts, Linear, LinearTuning, MatrixTile, NormShape, RmsNorm, Rotate,
-    RotateShape, Route, RouteShape, Sample, Span, SwiGlu, Weight,
+    Embedding, ExpertArgs, ExpertTuning, Experts, Linear, LinearArgs, LinearTuning, MatrixTile, NormShape, RmsNorm,
+    Rotate, RotateShape, Route, RouteShape, Sample, Span, SwiGlu, Weight,
 };
 use latten::{DType, Gpu, Rotation, Tensor};
 
@@ -112,17 +112,16 @@ fn linear(g: &mut Gen, gpu: &Gpu) {
     let cos_sin = zeros(gpu, &[g.len(rows.min(9)).max(1), (tail.min(64) / 2).max(1), 2], DType::F32);
     let beside = zeros(gpu, &[rows.clamp(1, 9), rest.clamp(1, 99)], DType::F32);
     let accumulate = g.one_in(2);
-    g.call(
-        "Linear::run",
-        match (tail, rest) {
-            (0, 0) => linear.run(rows, x, y, accumulate),
-            (_, 0) => linear.run_tailed(rows, &cos_sin, x, y),
-            _ => linear.run_with_rest(rows, x, y, &beside),
-        },
-    );
+    // Now and then given or missing where it should not be.
+    let cos_sin = ((tail > 0) != g.one_in(20)).then_some(&cos_sin);
+    let rest = ((rest > 0) != g.one_in(20)).then_some(&beside);
+    let args = LinearArgs { accumulate, cos_sin, rest, ..LinearArgs::new(rows, x, y) };
+    g.call("Linear::run", linear.run(args));
     let _ = (linear.matrix_tile(rows), linear.tuning(rows));
+    let dense = zeros(gpu, &[g.len(4).max(1), heads, width], DType::F32);
+    g.call("Linear::forward", linear.forward(&dense));
     let rows = g.size();
-    g.call("Linear::run of any rows", linear.run(rows, x, y, false));
+    g.call("Linear::run of any rows", linear.run(LinearArgs::new(rows, x, y)));
 }
 
 fn tunings(g: &mut Gen, linear: Linear) {

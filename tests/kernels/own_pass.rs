@@ -49,14 +49,8 @@ impl Two {
         let layer = self.cache.layer(0).unwrap();
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        let args = DecodeArgs {
-            plan: &plan,
-            layer: &layer,
-            q: &self.q,
-            softmax_scale: SCALE,
-            sinks: None,
-            output: &output,
-        };
+        let args =
+            DecodeArgs { plan: &plan, layer: &layer, q: &self.q, softmax_scale: SCALE, sinks: None, output: &output };
         self.decode.encode(&mut pass, args).unwrap();
         drop(pass);
         (encoder.finish(), output.out.wgpu_buffer().clone())

@@ -1,7 +1,7 @@
 //! The `encode` forms in a pass of the app's own.
 
 use crate::common::*;
-use latten::nn::{Embedding, Linear, NormShape, RmsNorm, Span, SwiGlu, Weight};
+use latten::nn::{Embedding, Linear, LinearArgs, NormShape, RmsNorm, Span, SwiGlu, Weight};
 use latten::{reference, DType, Tensor};
 
 #[test]
@@ -29,7 +29,7 @@ fn kernels_recorded_into_the_apps_own_pass_run_in_order() {
     let mut pass = encoder.begin_compute_pass(&Default::default());
     embedding.encode(&mut pass, &ids, &x).unwrap();
     norm.encode(&mut pass, 4, Span::of(&x), Span::of(&normed)).unwrap();
-    linear.encode(&mut pass, 4, Span::of(&normed), Span::of(&gate_up), false).unwrap();
+    linear.encode(&mut pass, LinearArgs::new(4, Span::of(&normed), Span::of(&gate_up))).unwrap();
     swiglu.encode(&mut pass, &gate_up, &y).unwrap();
     drop(pass);
     gpu.queue().submit([encoder.finish()]);

@@ -3,7 +3,7 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{quantise, Linear, LinearTuning, NormShape, RmsNorm, Rope, Span, Weight};
+use latten::nn::{quantise, Linear, LinearArgs, LinearTuning, NormShape, RmsNorm, Rope, Span, Weight};
 use latten::reference;
 use latten::reference::Pairs;
 use latten::rope::cos_sin_table;
@@ -145,9 +145,9 @@ fn check(c: Case) {
     if tail_dim > 0 {
         let rope = Rope::new(tail_dim, 1e4, Rotation::Half).unwrap();
         let table = tensor(gpu, &[c.rows, tail_dim / 2, 2], &cos_sin_table(&rope.inv_freq, &positions));
-        linear.run_tailed(c.rows, &table, from, to).unwrap();
+        linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {
-        linear.run(c.rows, from, to, false).unwrap();
+        linear.run(LinearArgs::new(c.rows, from, to)).unwrap();
     }
     assert_close(&format!("{c:?}"), &download(gpu, &y), &want, 2e-5, 1e-9);
 }
@@ -209,7 +209,8 @@ fn check_rest((in_dim, out_dim, groups, dim, tail): (usize, usize, usize, usize,
     want.resize(want.len() + out_dim, f64::NAN);
     want_rest.resize(want_rest.len() + width, f64::NAN);
     let from = Span::of(&x).offset(c.gap).row_stride(stride);
-    linear.run_with_rest(rows, from, Span::of(&y), &rest.view(&[rows, width]).unwrap()).unwrap();
+    let rest_rows = rest.view(&[rows, width]).unwrap();
+    linear.run(LinearArgs { rest: Some(&rest_rows), ..LinearArgs::new(rows, from, Span::of(&y)) }).unwrap();
     let case = format!("{rows} rows, {groups} x {dim} + {tail} beside {c:?}");
     assert_close(&case, &download(gpu, &y), &want, 2e-5, 1e-9);
     assert_close(&case, &download(gpu, &rest), &want_rest, 2e-5, 1e-9);
@@ -270,7 +271,7 @@ fn eight_bit_weights_are_near_the_unrounded_ones() {
     let weight = Weight::new(gpu, [1, out_dim, in_dim], &w, DType::I8).unwrap();
     assert_eq!(weight.size_bytes(), out_dim * in_dim + 4 * out_dim);
     let (x, y) = (tensor(gpu, &[rows, in_dim], &x), tensor(gpu, &[rows, out_dim], &vec![0.0; rows * out_dim]));
-    Linear::new(gpu, &weight, None).unwrap().run(rows, Span::of(&x), Span::of(&y), false).unwrap();
+    Linear::new(gpu, &weight, None).unwrap().run(LinearArgs::new(rows, Span::of(&x), Span::of(&y))).unwrap();
     let got = download(gpu, &y);
     let error: f64 = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
     let nmse = error / want.iter().map(|w| w * w).sum::<f64>();
@@ -311,11 +312,13 @@ fn bad_fusions_are_typed_errors() {
 
     let tailed = of(4).with_tail(2, Rotation::Half).unwrap();
     let (x, y) = (t(&[3, 1, 10]), t(&[3, 1, 6]));
-    tailed.run_tailed(3, &t(&[3, 1, 2]), Span::of(&x), Span::of(&y)).unwrap();
-    let short = tailed.run_tailed(3, &t(&[2, 1, 2]), Span::of(&x), Span::of(&y));
+    let args = LinearArgs::new(3, Span::of(&x), Span::of(&y));
+    let (cos_sin, short) = (t(&[3, 1, 2]), t(&[2, 1, 2]));
+    tailed.run(LinearArgs { cos_sin: Some(&cos_sin), ..args }).unwrap();
+    let short = tailed.run(LinearArgs { cos_sin: Some(&short), ..args });
     assert_eq!(message(short), "cos_sin has shape (2,1,2), wanted at least 3 rows");
-    assert_kind!(tailed.run(3, Span::of(&x), Span::of(&y), false), ErrorKind::Argument { .. });
-    assert_kind!(of(4).run_tailed(3, &t(&[3, 1, 2]), Span::of(&x), Span::of(&y)), ErrorKind::Argument { .. });
+    assert_kind!(tailed.run(args), ErrorKind::Argument { .. });
+    assert_kind!(of(4).run(LinearArgs { cos_sin: Some(&cos_sin), ..args }), ErrorKind::Argument { .. });
 
     let rest = |eps| RmsNorm::new(gpu, &t(&[1, 2]), NormShape { groups: 1, dim: 2, tail: 0, eps }).unwrap();
     assert_kind!(of(4).with_tail(2, Rotation::Half).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
@@ -325,14 +328,17 @@ fn bad_fusions_are_typed_errors() {
     let with_rest = of(4).with_rest(rest(1e-6)).unwrap();
     for rows in [3, 40] {
         let (x, y) = (t(&[rows, 10]), t(&[rows, 4]));
-        let run = |x: &Tensor, rest: &Tensor| with_rest.run_with_rest(rows, Span::of(x), Span::of(&y), rest);
+        let run = |x: &Tensor, rest: &Tensor| {
+            with_rest.run(LinearArgs { rest: Some(rest), ..LinearArgs::new(rows, Span::of(x), Span::of(&y)) })
+        };
         run(&x, &t(&[rows, 2])).unwrap();
         assert_kind!(run(&x, &t(&[rows, 3])), ErrorKind::Shape { .. });
         assert_kind!(run(&t(&[rows, 9]), &t(&[rows, 2])), ErrorKind::Shape { .. });
         assert_kind!(run(&x, &y.view(&[rows, 2]).unwrap()), ErrorKind::Argument { .. });
         assert_kind!(run(&x, &x.view(&[rows, 2]).unwrap()), ErrorKind::Argument { .. });
-        assert_kind!(with_rest.run(rows, Span::of(&x), Span::of(&y), false), ErrorKind::Argument { .. });
-        assert_kind!(of(4).run_with_rest(rows, Span::of(&x), Span::of(&y), &t(&[rows, 2])), ErrorKind::Argument { .. });
+        let (args, rest) = (LinearArgs::new(rows, Span::of(&x), Span::of(&y)), t(&[rows, 2]));
+        assert_kind!(with_rest.run(args), ErrorKind::Argument { .. });
+        assert_kind!(of(4).run(LinearArgs { rest: Some(&rest), ..args }), ErrorKind::Argument { .. });
     }
     assert_kind!(quantise(&[1.0, f32::NAN], 2), ErrorKind::Argument { .. });
     assert_kind!(quantise(&[1.0, 2.0, 3.0], 2), ErrorKind::Shape { .. });

@@ -15,7 +15,7 @@ use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::reader::Source;
 use crate::model::weights::safetensors::Store;
 use crate::model::weights::split::Split;
-use crate::nn::{RotateWide, Span};
+use crate::nn::{LinearArgs, RotateWide, Span};
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -204,7 +204,7 @@ impl Attention {
                 up.run(rows, latents, kv)
             })?;
         }
-        self.o.run(rows, Span::of(values), x, true)
+        self.o.run(LinearArgs { accumulate: true, ..LinearArgs::new(rows, Span::of(values), x) })
     }
 }
 

@@ -8,7 +8,7 @@ use crate::kv::KvView;
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::reader::{Matrix, Source};
 use crate::model::weights::split::Split;
-use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, RotateWide, Span};
+use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, Rotate, RotateShape, RotateWide, Span};
 
 /// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
 pub(crate) enum Projections {
@@ -99,23 +99,23 @@ impl Projections {
             Projections::Direct(direct) => {
                 match (&direct.rotate, wide) {
                     (_, Some((rotate, layer))) => {
-                        direct.q.run(rows, input, q_raw, false)?;
+                        direct.q.run(LinearArgs::new(rows, input, q_raw))?;
                         rotate.run((rows, layer), cos_sin, q_raw, q)?;
                     }
                     (Some(rotate), None) => {
-                        direct.q.run(rows, input, q_raw, false)?;
+                        direct.q.run(LinearArgs::new(rows, input, q_raw))?;
                         rotate.run(rows, cos_sin, q_raw, q)?;
                     }
-                    (None, None) => direct.q.run(rows, input, q, false)?,
+                    (None, None) => direct.q.run(LinearArgs::new(rows, input, q))?,
                 }
-                direct.kv.run(rows, input, Span::of(&s.kv), false)
+                direct.kv.run(LinearArgs::new(rows, input, Span::of(&s.kv)))
             }
             Projections::Latent(latent) => {
                 let down = Span::of(&s.down);
-                latent.down.run(rows, input, down, false)?;
+                latent.down.run(LinearArgs::new(rows, input, down))?;
                 let q_raw = match &latent.queries {
                     Queries::Latent(up) => {
-                        up.run_with_rest(rows, down, q_raw, &s.kv)?;
+                        up.run(LinearArgs { rest: Some(&s.kv), ..LinearArgs::new(rows, down, q_raw) })?;
                         q_raw
                     }
                     Queries::Direct { kv_norm, heads, dim } => {
@@ -130,10 +130,8 @@ impl Projections {
                     return Ok(());
                 }
                 // [nope | rope] -> [absorbed | rotated]
-                match latent.rotates {
-                    true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q),
-                    false => latent.absorb.run(rows, q_raw, q, false),
-                }
+                let cos_sin = latent.rotates.then_some(cos_sin);
+                latent.absorb.run(LinearArgs { cos_sin, ..LinearArgs::new(rows, q_raw, q) })
             }
         }
     }
@@ -159,7 +157,7 @@ impl Projections {
         match self {
             Projections::Direct(_) => Ok(attended),
             Projections::Latent(latent) => {
-                latent.unabsorb.run(rows, Span::of(attended), Span::of(&s.values), false)?;
+                latent.unabsorb.run(LinearArgs::new(rows, Span::of(attended), Span::of(&s.values)))?;
                 Ok(&s.values)
             }
         }
@@ -175,7 +173,7 @@ impl ExplicitUp {
     /// Keys and values of `rows` latents, (rows, groups, latent_dim), in rows of `kv`, whose ends are not touched.
     pub(crate) fn run(&self, rows: usize, latents: &Tensor, kv: &Tensor) -> Result<()> {
         let width = self.up.outputs();
-        self.up.run(rows, Span::of(latents), Span::of(kv).head_stride(width), false)
+        self.up.run(LinearArgs::new(rows, Span::of(latents), Span::of(kv).head_stride(width)))
     }
 }
 

@@ -27,7 +27,7 @@ use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
 use crate::kv::KvSource;
-use crate::nn::Span;
+use crate::nn::{LinearArgs, Span};
 use rollback::Unfinished;
 
 /// Sequences of one [`Decoder`].
@@ -371,14 +371,14 @@ impl Session {
         }
         let logits = Span::of(&b.logits);
         if all_logits {
-            model.head.run(rows, Span::of(&scratch.x), logits, false)?;
+            model.head.run(LinearArgs::new(rows, Span::of(&scratch.x), logits))?;
         } else if ending > 0 {
             // Where every row is a last one (plain decode), there is nothing to gather.
             let last = if ending == rows { &scratch.x } else { &b.last };
             if ending < rows {
                 b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
             }
-            model.head.run(ending, Span::of(last), logits, false)?;
+            model.head.run(LinearArgs::new(ending, Span::of(last), logits))?;
             if !samplers.is_empty() {
                 model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
             }

@@ -2,7 +2,7 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::{Linear, Span, Weight};
+use crate::nn::{Linear, LinearArgs, Span, Weight};
 use std::time::Instant;
 
 /// What the app calls no pause, in seconds: of which attention, slower per FLOP than products, gets half.
@@ -34,7 +34,7 @@ pub async fn measure_dispatch_flop(gpu: &Gpu) -> Result<u64> {
     loop {
         let start = Instant::now();
         for _ in 0..count {
-            linear.run(ROWS, Span::of(&input), Span::of(&output), false)?;
+            linear.run(LinearArgs::new(ROWS, Span::of(&input), Span::of(&output)))?;
         }
         gpu.download(&output.view(&[1, 4])?).await?;
         let seconds = start.elapsed().as_secs_f64();

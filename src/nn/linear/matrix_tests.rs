@@ -2,7 +2,7 @@
 //! staging, steps, slots, clamps, stores. Against the f64 reference with the input rounded as `linear_pack.wgsl` says.
 
 use super::*;
-use crate::nn::{quantise, Rope};
+use crate::nn::{quantise, Rope, Span};
 use crate::reference;
 use crate::rope::cos_sin_table;
 use half::f16;
@@ -140,9 +140,9 @@ fn check(c: Case, tile: MatrixTile) {
     if c.tail_dim > 0 {
         let rope = Rope::new(c.tail_dim, 1e4, Rotation::Half).unwrap();
         let table = tensor(&cos_sin_table(&rope.inv_freq, &positions)).view(&[c.rows, c.tail_dim / 2, 2]).unwrap();
-        linear.run_tailed(c.rows, &table, from, to).unwrap();
+        linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {
-        linear.run(c.rows, from, to, c.accumulate).unwrap();
+        linear.run(LinearArgs { accumulate: c.accumulate, ..LinearArgs::new(c.rows, from, to) }).unwrap();
     }
     let got = pollster::block_on(gpu.download(&y)).unwrap();
     for (i, rows) in want.chunks(y_row).enumerate() {

@@ -17,7 +17,7 @@ mod experts;
 use crate::common::{ceilings, timing};
 use ceilings::Ceilings;
 use experts::Layer;
-use latten::nn::{quantise, ExpertShape, Linear, LinearTuning, MatrixTile, Span, Weight};
+use latten::nn::{quantise, ExpertShape, Linear, LinearArgs, LinearTuning, MatrixTile, Span, Weight};
 use latten::{reference, wgpu, DType, ErrorKind, Gpu, GpuOptions, Result, Tensor, Tier};
 use std::time::Duration;
 use timing::{random, times_us, Block, WARM};
@@ -244,7 +244,7 @@ impl<'a> Bench<'a> {
         let mut next = 0;
         let mut one = |pass: &mut wgpu::ComputePass<'_>| {
             next += 1;
-            linears[next % linears.len()].encode(pass, rows, x, y, false)
+            linears[next % linears.len()].encode(pass, LinearArgs::new(rows, x, y))
         };
         let median = |times: Vec<f64>| times[times.len() / 2];
         let together = times_us(self.gpu, warm, |pass, _| (0..each).try_for_each(|_| one(pass))).await?;
@@ -258,7 +258,7 @@ impl<'a> Bench<'a> {
         let x_values = random(rows * self.inputs, 9);
         let input = Tensor::from_f32(self.gpu, &[rows, self.inputs], &x_values, DType::F32)?;
         let output = Tensor::zeros(self.gpu, &[rows, self.outputs], DType::F32)?;
-        linear.run(rows, Span::of(&input), Span::of(&output), false)?;
+        linear.run(LinearArgs::new(rows, Span::of(&input), Span::of(&output)))?;
         let got = self.gpu.download(&output).await?;
         let f64s = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
         let x_values = f64s(&x_values);
