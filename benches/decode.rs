@@ -4,7 +4,9 @@
 //! `cargo bench --bench decode`
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
-use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor};
+use latten::{
+    wgpu, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor,
+};
 use std::time::Duration;
 
 const SEQUENCES: usize = 4;
@@ -49,7 +51,7 @@ fn variant(criterion: &mut Criterion, gpu: &Gpu, name: &str, heads: HeadLayout) 
     let decode = Decode::new(gpu, heads, DType::F16)?;
     let (plan, layer) = (decode.plan(&cache, &ids)?, cache.layer(0)?);
     let attend = || -> Result<()> {
-        decode.run(&plan, &layer, &q, 0.1)?;
+        decode.run(DecodeArgs::new(&plan, &layer, &q, 0.1))?;
         gpu.submit()?;
         // A device that is lost here says so at the next run.
         let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());

@@ -4,7 +4,7 @@
 
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeOutput, Gla, Gpu, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor};
+use latten::{DType, Decode, DecodeArgs, DecodeOutput, Gla, Gpu, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor};
 
 const GLA: Gla = Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 };
 /// New tokens of each step: a prompt, then one by one.
@@ -28,7 +28,7 @@ pub async fn run() -> Result<f64> {
         for (i, layer) in layers.iter_mut().enumerate() {
             let (q, kv) = layer.project(new)?; // q: (tokens, q_heads, latent_dim + rope_dim)
             cache.append(i, &[seq], &kv)?; // kv: (tokens, latent_heads * latent_dim + rope_dim)
-            layer.finish(decode.run(&plan, &cache.layer(i)?, &q, softmax_scale)?);
+            layer.finish(decode.run(DecodeArgs::new(&plan, &cache.layer(i)?, &q, softmax_scale))?);
         }
         cache.commit(&[seq], new)?;
 

@@ -10,7 +10,7 @@
 //!
 //! ```no_run
 //! use latten::nn::Rope;
-//! use latten::{DType, Decode, Gla, Gpu, HeadLayout, PagedKvCache, Pages, Result, Rotation, Tensor};
+//! use latten::{DType, Decode, DecodeArgs, Gla, Gpu, HeadLayout, PagedKvCache, Pages, Result, Rotation, Tensor};
 //!
 //! /// Your model's part of a layer.
 //! trait Layer {
@@ -38,7 +38,7 @@
 //!         for (i, layer) in layers.iter().enumerate() {
 //!             let (q, kv) = layer.project(&x, &cos_sin)?; // (1, 16, 320) and (1, 576)
 //!             cache.append(i, &[seq], &kv)?;
-//!             let attended = decode.run(&plan, &cache.layer(i)?, &q, softmax_scale)?;
+//!             let attended = decode.run(DecodeArgs::new(&plan, &cache.layer(i)?, &q, softmax_scale))?;
 //!             x = layer.finish(&x, &attended.out)?; // out: (1, 16, 256)
 //!         }
 //!         let _logits = gpu.download(&x).await?; // the step's one submit, and its one wait

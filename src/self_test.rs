@@ -18,7 +18,7 @@
 //! units that truncate while they add.
 
 use crate::attention::kernels::select::{Device, KernelShape};
-use crate::attention::{Decode, SplitPolicy};
+use crate::attention::{Decode, DecodeArgs, SplitPolicy};
 use crate::cache::{PagedKvCache, Pages, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor, Tier};
@@ -218,7 +218,7 @@ async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: Sp
     let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32)?;
     let decode = Decode::new(gpu, heads, DType::F16)?.with_policy(policy);
     let plan = decode.plan(&cache, &ids)?;
-    let result = decode.run(&plan, &cache.layer(0)?, &q, SCALE)?;
+    let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, SCALE))?;
     let (out, lse) = (gpu.download(&result.out).await?, gpu.download(&result.lse).await?);
     let rows = out.chunks_exact(heads.v_dim()).zip(lse);
     Ok(rows.map(|(out, lse)| Row { out: out.to_vec(), lse, out_bound: 0.0, lse_bound: 0.0 }).collect())

@@ -3,7 +3,7 @@
 use super::report::{Bound, Report};
 use super::vector::KernelVector;
 use latten::reference::{decode, Attended, DecodeInputs};
-use latten::{DType, Decode, Gpu, PagedKvCache, Pages, Result, SeqId, SplitPolicy, Tensor};
+use latten::{DType, Decode, DecodeArgs, Gpu, PagedKvCache, Pages, Result, SeqId, SplitPolicy, Tensor};
 
 /// Policy and tokens per page. `FixedTokens(1)` is as many parts as there are token tiles, so that the merge runs.
 const RUNS: [(SplitPolicy, usize); 2] = [(SplitPolicy::Auto, 16), (SplitPolicy::FixedTokens(1), 4)];
@@ -125,7 +125,7 @@ impl<'a> Case<'a> {
         cache.append(0, &[seq], &Tensor::from_f32(gpu, &[self.seeing, layout.kv_dim()], newest, DType::F32)?)?;
         let shape = [self.seeing, layout.q_heads(), layout.q_dim()];
         let q = Tensor::from_f32(gpu, &shape, &self.q[blind * layout.q_dim()..], DType::F32)?;
-        let result = decode.run(&plan, &cache.layer(0)?, &q, self.vector.softmax_scale as f32)?;
+        let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, self.vector.softmax_scale as f32))?;
         got.out.extend(wide(&pollster::block_on(gpu.download(&result.out))?));
         got.lse.extend(wide(&pollster::block_on(gpu.download(&result.lse))?));
         let merged = if plan.is_split() { ", merged" } else { "" };

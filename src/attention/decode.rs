@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// let decode = Decode::new(&gpu, heads, DType::F16)?;
 /// cache.reserve(&[seq], 1)?;
 /// let plan = decode.plan(&cache, &[seq])?; // once per step, for all layers
-/// let result = decode.run(&plan, &cache.layer(0)?, &q, 0.0625)?;
+/// let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, 0.0625))?;
 /// let values = gpu.download(&result.out).await?;
 /// # Ok(()) }
 /// ```
@@ -59,8 +59,8 @@ pub struct DecodeOutput {
     pub lse: Tensor,
 }
 
-/// Arguments of [`Decode::encode`].
-#[derive(Clone, Copy)]
+/// Arguments of [`Decode::run`] and [`Decode::encode`].
+#[derive(Debug, Clone, Copy)]
 pub struct DecodeArgs<'a> {
     /// The step's plan, made by the same `Decode`.
     pub plan: &'a Plan,
@@ -73,8 +73,13 @@ pub struct DecodeArgs<'a> {
     pub softmax_scale: f32,
     /// `(q_heads)` f32: the layer's sinks, where the `Decode` was made with [`AttentionOptions::sinks`], and only there.
     pub sinks: Option<&'a Tensor>,
-    /// Where the results go.
-    pub output: &'a DecodeOutput,
+}
+
+impl<'a> DecodeArgs<'a> {
+    /// Without sinks.
+    pub fn new(plan: &'a Plan, layer: &'a KvView, q: &'a Tensor, softmax_scale: f32) -> Self {
+        DecodeArgs { plan, layer, q, softmax_scale, sinks: None }
+    }
 }
 
 #[repr(C)]
@@ -236,45 +241,44 @@ impl Decode {
         Ok(DecodeOutput { out, lse })
     }
 
-    /// Records the attention of one layer. `q` and `softmax_scale` as in [`DecodeArgs`].
+    /// Records the attention of one layer. The results are in memory of [`Decode::output`].
     ///
-    /// Errors: [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
-    /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a
-    /// scale that is not finite, a `Decode` that needs sinks.
-    pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
-        let output = self.output(plan.tokens)?;
-        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: None, output: &output })?;
-        Ok(output)
-    }
-
-    /// [`Decode::run`] with the layer's sinks, `(q_heads)` f32, for a `Decode` made with [`AttentionOptions::sinks`].
+    /// # Errors
     ///
-    /// Errors: as [`Decode::run`]; [`ErrorKind::Argument`] for a `Decode` made without.
-    pub fn run_with_sinks(
-        &self,
-        plan: &Plan,
-        layer: &KvView,
-        q: &Tensor,
-        softmax_scale: f32,
-        sinks: &Tensor,
-    ) -> Result<DecodeOutput> {
-        let output = self.output(plan.tokens)?;
-        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: Some(sinks), output: &output })?;
+    /// [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
+    /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a scale
+    /// that is not finite, sinks that are given to a `Decode` made without or not given to one made with them; those of
+    /// [`Decode::output`].
+    pub fn run(&self, args: DecodeArgs<'_>) -> Result<DecodeOutput> {
+        let plan_buffer = self.check(&args)?;
+        let output = self.output(args.plan.tokens)?;
+        self.gpu.record(|pass| self.dispatch(pass, args, plan_buffer, &output))?;
         Ok(output)
-    }
-
-    fn record(&self, args: DecodeArgs<'_>) -> Result<()> {
-        self.check(&args)?;
-        self.gpu.record(|pass| self.encode(pass, args))
     }
 
     /// Records the attention of one layer into a pass of the caller's, on the same device. The plan and the outputs may be
     /// dropped at any time: their memory serves nobody else before [`Gpu::passes_submitted`] is called.
     ///
-    /// Errors: as [`Decode::run`].
-    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
+    /// # Errors
+    ///
+    /// As [`Decode::run`], and [`ErrorKind::Shape`] or [`ErrorKind::DType`] of the output.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>, output: &DecodeOutput) -> Result<()> {
         let plan_buffer = self.check(&args)?;
-        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = args;
+        let (tokens, heads) = (args.plan.tokens, self.heads.q_heads());
+        output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
+        output.lse.expect("lse", &[tokens, heads], DType::F32)?;
+        self.dispatch(pass, args, plan_buffer, output)
+    }
+
+    /// What [`Decode::check`] has let through.
+    fn dispatch(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: DecodeArgs<'_>,
+        plan_buffer: &Buffer,
+        output: &DecodeOutput,
+    ) -> Result<()> {
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks } = args;
         let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
         let sinks = sinks.map(|tensor| &tensor.buffer);
@@ -329,7 +333,7 @@ impl Decode {
     }
 
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
-        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = *args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks } = *args;
         let foreign = || ErrorKind::argument("plan", "was made by another Decode");
         if !Arc::ptr_eq(&plan.home, &self.plans) {
             return Err(foreign());
@@ -364,8 +368,6 @@ impl Decode {
             None => return Err(ErrorKind::argument("sinks", "were not given, the Decode was made with them")),
         }
         q.expect("q", &[tokens, heads, self.heads.q_dim()], DType::F32)?;
-        output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
-        output.lse.expect("lse", &[tokens, heads], DType::F32)?;
         plan.buffer.as_ref().map(|plan| &plan.buffer).ok_or_else(foreign)
     }
 }

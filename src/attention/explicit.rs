@@ -324,15 +324,8 @@ impl Explicit {
             let append = AppendArgs { kv: &self.rows, slots: &self.slots, cos_sin: &self.rows, tokens: round.tokens };
             self.gpu.record(|pass| self.append.encode(&self.gpu, pass, &self.scratch, append))?;
             let other = round.joined.map(|_| self.decode.output(round.plan.tokens())).transpose()?;
-            let args = DecodeArgs {
-                plan: &round.plan,
-                layer: &self.scratch,
-                q,
-                softmax_scale,
-                sinks: None,
-                output: other.as_ref().unwrap_or(output),
-            };
-            self.gpu.record(|pass| self.decode.encode(pass, args))?;
+            let args = DecodeArgs::new(&round.plan, &self.scratch, q, softmax_scale);
+            self.gpu.record(|pass| self.decode.encode(pass, args, other.as_ref().unwrap_or(output)))?;
             if let (Some(other), Some(count)) = (other, round.joined) {
                 let buffers = [&self.places, &other.out, &other.lse, &output.out, &output.lse].map(|t| &t.buffer);
                 let grid = (count as u32, self.layout.heads.q_heads() as u32, 1);

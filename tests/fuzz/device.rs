@@ -5,8 +5,8 @@ use crate::pure::{DTYPES, ROTATIONS};
 use latten::cache::{Save, SaveSequence};
 use latten::kv::{Append, AppendArgs};
 use latten::{
-    wgpu, DType, Decode, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Rotation, SeqId,
-    Tensor,
+    wgpu, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Rotation,
+    SeqId, Tensor,
 };
 
 /// What is made once, since it compiles.
@@ -107,7 +107,7 @@ fn attend(g: &mut Gen, gpu: &Gpu, cache: &mut PagedKvCache, id: SeqId) {
     let Some(plan) = g.call("Decode::plan", decode.plan(cache, &[id])) else { return };
     let Some(view) = g.call("PagedKvCache::layer", cache.layer(layer)) else { return };
     let (q, scale) = (zeros(gpu, &[g.len(tokens).max(1), heads.q_heads(), heads.q_dim()], DType::F32), g.float(0.5));
-    g.call("Decode::run", decode.run(&plan, &view, &q, scale as f32));
+    g.call("Decode::run", decode.run(DecodeArgs::new(&plan, &view, &q, scale as f32)));
     gpu.submit().unwrap();
 }
 

@@ -14,8 +14,8 @@ use latten::reference as r;
 use latten::reference::{Pairs, Routing};
 use latten::rope::RopeScaling;
 use latten::{
-    DType, Decode, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache, Pages, Result, Rotation,
-    Session, SessionOptions, SplitPolicy, Tensor,
+    DType, Decode, DecodeArgs, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache, Pages, Result,
+    Rotation, Session, SessionOptions, SplitPolicy, Tensor,
 };
 use safetensors::tensor::Dtype;
 use std::ops::ControlFlow;
@@ -99,7 +99,12 @@ fn a_source_of_an_apps_own_is_checked() {
     own.batch.generation = cache.generation();
     let plan = decode.plan(&own, &[0]).unwrap();
     let q = zeros(&gpu, &[1, heads.q_heads(), heads.q_dim()], DType::F32);
-    refused!(decode.run(&plan, &cache.layer(0).unwrap(), &q, 1.0), Argument { name: "layer", .. }, 8, 4);
+    refused!(
+        decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 1.0)),
+        Argument { name: "layer", .. },
+        8,
+        4
+    );
     // A number of workgroups is taken into what can be counted with.
     for policy in [SplitPolicy::Auto, SplitPolicy::Count(MAX), SplitPolicy::FixedTokens(MAX)] {
         let decode = Decode::new(&gpu, heads, DType::F16).unwrap().with_policy(policy).with_target_workgroups(MAX);

@@ -4,7 +4,7 @@ use crate::device::{zeros, World};
 use crate::numbers::Gen;
 use latten::attention::AttentionOptions;
 use latten::kv::{KvBatch, SeqView};
-use latten::{DType, Decode, KvSource, PagedKvCache, Pages, Result, SplitPolicy};
+use latten::{DType, Decode, DecodeArgs, KvSource, PagedKvCache, Pages, Result, SplitPolicy};
 
 struct Own {
     batch: KvBatch,
@@ -130,6 +130,6 @@ pub fn case(g: &mut Gen, world: &World) {
     assert!(plan.tokens() == tokens && plan.items() <= plan.workgroups());
     let layer = cache.layer(0).unwrap();
     let q = zeros(gpu, &[g.len(tokens).max(1), heads.q_heads(), heads.q_dim()], DType::F32);
-    g.call("Decode::run of an own source", decode.run(&plan, &layer, &q, 0.5));
+    g.call("Decode::run of an own source", decode.run(DecodeArgs::new(&plan, &layer, &q, 0.5)));
     gpu.submit().unwrap();
 }

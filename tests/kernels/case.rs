@@ -6,7 +6,9 @@ use crate::support::{compare, gpu, tiers, wait, Bound, Rng};
 use latten::attention::AttentionOptions;
 use latten::kv::KvSource;
 use latten::reference;
-use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier};
+use latten::{
+    DType, Decode, DecodeArgs, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier,
+};
 
 /// One decode to check: a ragged batch of `(cached tokens with the new ones, new tokens)`.
 #[derive(Debug, Clone)]
@@ -188,13 +190,10 @@ impl Case {
         gpu.upload(&output.lse, &vec![f32::NAN; output.lse.len()]).unwrap();
         drop(output);
         let layer = cache.layer(0).unwrap();
-        let result = if extra.options.sinks {
-            let sinks = Tensor::from_f32(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap();
-            decode.run_with_sinks(&plan, &layer, &q, scale(heads), &sinks)
-        } else {
-            decode.run(&plan, &layer, &q, scale(heads))
-        };
-        let result = result.unwrap();
+        let sinks =
+            extra.options.sinks.then(|| Tensor::from_f32(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap());
+        let args = DecodeArgs::new(&plan, &layer, &q, scale(heads));
+        let result = decode.run(DecodeArgs { sinks: sinks.as_ref(), ..args }).unwrap();
         let out = wait(gpu.download(&result.out)).unwrap();
         let lse = wait(gpu.download(&result.lse)).unwrap();
         let batch = cache.batch(&ids).unwrap();

@@ -4,7 +4,8 @@ use crate::case::Case;
 use crate::support::{bits, gpu, gpu_with, small, wait, Rng};
 use latten::gpu::{Counters, LimitsChoice};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor, Tier,
+    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor,
+    Tier,
 };
 
 /// A slice of the decode tests on a device of its own.
@@ -172,7 +173,7 @@ impl Loop {
         let mut results = vec![];
         for layer in 0..2 {
             self.cache.append(layer, &self.sequences, &self.kv)?;
-            let result = self.decode.run(&plan, &self.cache.layer(layer)?, &self.q, 0.25)?;
+            let result = self.decode.run(DecodeArgs::new(&plan, &self.cache.layer(layer)?, &self.q, 0.25))?;
             if layer == 1 {
                 results = wait(self.gpu.download(&result.out))?;
             }
@@ -289,15 +290,8 @@ fn passes_are_timed() {
     let q = Tensor::zeros(gpu, &[200, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
     let (plan, output, layer) =
         (decode.plan(&cache, &[id]).unwrap(), decode.output(200).unwrap(), cache.layer(0).unwrap());
-    let args = latten::attention::DecodeArgs {
-        plan: &plan,
-        layer: &layer,
-        q: &q,
-        softmax_scale: 1.0,
-        sinks: None,
-        output: &output,
-    };
-    let times = wait(gpu.time_passes(3, |pass, _| decode.encode(pass, args))).unwrap();
+    let args = DecodeArgs::new(&plan, &layer, &q, 1.0);
+    let times = wait(gpu.time_passes(3, |pass, _| decode.encode(pass, args, &output))).unwrap();
     assert_eq!(times.len(), 3);
     assert!(times.iter().all(|t| *t > 0.0 && *t < 60e6), "{times:?} us");
     for passes in [0, 513, usize::MAX] {
@@ -376,10 +370,10 @@ fn a_destroyed_device_is_lost_for_every_call() {
     let plan = work.decode.plan(&work.cache, &work.sequences).unwrap();
     let kv = work.kv.clone();
     work.cache.append(0, &work.sequences, &kv).unwrap();
-    let result = work.decode.run(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25).unwrap();
+    let result = work.decode.run(DecodeArgs::new(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25)).unwrap();
     work.gpu.device().destroy();
     is_lost("download of recorded work", wait(work.gpu.download(&result.out)));
-    is_lost("run", work.decode.run(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25));
+    is_lost("run", work.decode.run(DecodeArgs::new(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25)));
     everything_is_lost(work);
 }
 

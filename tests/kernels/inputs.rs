@@ -223,11 +223,24 @@ fn decodes() {
         for shape in [&[2, heads, dim][..], &[3, heads + 1, dim], &[3, heads, dim - 1], &[3, heads * dim]] {
             let text: Vec<String> = shape.iter().map(usize::to_string).collect();
             let wanted = format!("(3,{heads},{dim})");
-            refused!(decode.run(&plan, &layer, &q(shape, DType::F32), 1.0), Shape { .. }, text.join(","), wanted);
+            refused!(
+                decode.run(DecodeArgs::new(&plan, &layer, &q(shape, DType::F32), 1.0)),
+                Shape { .. },
+                text.join(","),
+                wanted
+            );
         }
-        refused!(decode.run(&plan, &layer, &q(&[3, heads, dim], DType::F16), 1.0), ErrorKind::DType { .. }, "f16");
+        refused!(
+            decode.run(DecodeArgs::new(&plan, &layer, &q(&[3, heads, dim], DType::F16), 1.0)),
+            ErrorKind::DType { .. },
+            "f16"
+        );
         for scale in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            refused!(decode.run(&plan, &layer, &good, scale), Argument { name: "softmax_scale", .. }, scale);
+            refused!(
+                decode.run(DecodeArgs::new(&plan, &layer, &good, scale)),
+                Argument { name: "softmax_scale", .. },
+                scale
+            );
         }
         // A cache of another dtype, of another layout.
         for (heads, dtype) in [(small(), DType::F32), (HeadLayout::mha(4, 16).unwrap(), DType::F16)] {
@@ -235,17 +248,20 @@ fn decodes() {
             let id = foreign.insert();
             foreign.reserve(&[id], 3).unwrap();
             let plan = decode.plan(&foreign, &[id]).unwrap();
-            refused!(decode.run(&plan, &foreign.layer(0).unwrap(), &good, 1.0), Argument { name: "layer", .. }, dtype);
+            refused!(
+                decode.run(DecodeArgs::new(&plan, &foreign.layer(0).unwrap(), &good, 1.0)),
+                Argument { name: "layer", .. },
+                dtype
+            );
         }
         // Results of another size, into a pass of the caller's.
         let output = decode.output(3).unwrap();
         let small_out = DecodeOutput { out: output.out.view(&[2, heads, 16]).unwrap(), lse: output.lse.clone() };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        let args =
-            DecodeArgs { plan: &plan, layer: &layer, q: &good, softmax_scale: 1.0, sinks: None, output: &small_out };
-        refused!(decode.encode(&mut pass, args), Shape { name: "out", .. }, "(2,");
-        decode.encode(&mut pass, DecodeArgs { output: &output, ..args }).unwrap();
+        let args = DecodeArgs::new(&plan, &layer, &good, 1.0);
+        refused!(decode.encode(&mut pass, args, &small_out), Shape { name: "out", .. }, "(2,");
+        decode.encode(&mut pass, args, &output).unwrap();
         let append = Append::new(gpu, small(), DType::F16, 4, Rotation::None).unwrap();
         let (kv, slots) = (q(&[3, small().kv_dim()], DType::F32), q(&[3], DType::U32));
         let good = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 3 };
@@ -276,7 +292,11 @@ fn tensors_of_another_device() {
     let kv = |gpu: &Gpu| Tensor::zeros(gpu, &[1, small().kv_dim()], DType::F32).unwrap();
     let plan = decode.plan(&cache, &[id]).unwrap();
     let layer = cache.layer(0).unwrap();
-    refused!(decode.run(&plan, &layer, &q(&there), 1.0), Argument { name: "tensor", .. }, "another Gpu");
+    refused!(
+        decode.run(DecodeArgs::new(&plan, &layer, &q(&there), 1.0)),
+        Argument { name: "tensor", .. },
+        "another Gpu"
+    );
     refused!(cache.append(0, &[id], &kv(&there)), Argument { name: "tensor", .. }, "another Gpu");
     refused!(wait(here.download(&q(&there))), Argument { name: "tensor", .. }, "another Gpu");
     refused!(
@@ -285,7 +305,7 @@ fn tensors_of_another_device() {
         "another Gpu"
     );
     cache.append(0, &[id], &kv(&here)).unwrap();
-    let result = decode.run(&plan, &layer, &q(&here), 1.0).unwrap();
+    let result = decode.run(DecodeArgs::new(&plan, &layer, &q(&here), 1.0)).unwrap();
     wait(here.download(&result.out)).unwrap();
 }
 
@@ -339,10 +359,12 @@ fn attention_options() {
         let q = Tensor::zeros(gpu, &[3, heads, small().q_dim()], DType::F32).unwrap();
         let sinks = |n, dtype| Tensor::zeros(gpu, &[n], dtype).unwrap();
         let plan = plain.plan(&cache, &[id]).unwrap();
-        let with_sinks = |d: &Decode, plan, sinks| d.run_with_sinks(plan, &layer, &q, 1.0, &sinks);
+        let with_sinks = |d: &Decode, plan, sinks: Tensor| {
+            d.run(DecodeArgs { sinks: Some(&sinks), ..DecodeArgs::new(plan, &layer, &q, 1.0) })
+        };
         refused!(with_sinks(&plain, &plan, sinks(heads, DType::F32)), Argument { name: "sinks", .. });
         let plan = sinking.plan(&cache, &[id]).unwrap();
-        refused!(sinking.run(&plan, &layer, &q, 1.0), Argument { name: "sinks", .. });
+        refused!(sinking.run(DecodeArgs::new(&plan, &layer, &q, 1.0)), Argument { name: "sinks", .. });
         refused!(with_sinks(&sinking, &plan, sinks(heads + 1, DType::F32)), Shape { name: "sinks", .. }, heads + 1);
         refused!(with_sinks(&sinking, &plan, sinks(heads, DType::F16)), ErrorKind::DType { name: "sinks", .. }, "f16");
         with_sinks(&sinking, &plan, sinks(heads, DType::F32)).unwrap();

@@ -3,7 +3,7 @@
 use crate::case::{Case, Sequence};
 use crate::integers::INTEGERS;
 use crate::support::{bits, gpu, layouts, small, wait, Rng};
-use latten::{DType, Decode, PagedKvCache, Pages, SplitPolicy, Tensor};
+use latten::{DType, Decode, DecodeArgs, PagedKvCache, Pages, SplitPolicy, Tensor};
 
 fn result_bits(s: &Sequence) -> (Vec<u32>, Vec<u32>) {
     (bits(&s.out), bits(&s.lse))
@@ -56,7 +56,7 @@ fn a_thousand_repeats_give_the_same_bits() {
     let layer = cache.layer(0).unwrap();
     let mut first = None;
     for repeat in 0..1000 {
-        let result = decode.run(&plan, &layer, &q, 0.3).unwrap();
+        let result = decode.run(DecodeArgs::new(&plan, &layer, &q, 0.3)).unwrap();
         let got = (bits(&wait(gpu.download(&result.out)).unwrap()), bits(&wait(gpu.download(&result.lse)).unwrap()));
         assert!(*first.get_or_insert_with(|| got.clone()) == got, "repeat {repeat} differs from the first");
     }

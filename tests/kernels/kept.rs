@@ -4,7 +4,7 @@
 use crate::case::{check, Case, Extra};
 use crate::support::{bits, gpu, layouts, small, tiers, wait, Rng};
 use latten::attention::AttentionOptions;
-use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
 
 fn kept(window: usize, keep_first: usize) -> AttentionOptions {
     AttentionOptions { window: Some(window), keep_first, ..Default::default() }
@@ -96,7 +96,7 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, ids: &[SeqId], n: usize, seed
     cache.append(0, ids, &kv).unwrap();
     let q = rng.values(tokens * heads.q_heads() * heads.q_dim());
     let q = Tensor::from_f32(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-    let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
+    let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.25)).unwrap();
     let mut all = bits(&wait(gpu().download(&got.out)).unwrap());
     all.extend(bits(&wait(gpu().download(&got.lse)).unwrap()));
     cache.commit(ids, n).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::support::{bits, gpu_with, small, wait, Rng};
 use latten::nn::SwiGlu;
-use latten::{wgpu, DType, Decode, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{wgpu, DType, Decode, DecodeArgs, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
 
 fn lose_a_batch(gpu: &Gpu) {
     let (size, usage) = (16, wgpu::BufferUsages::STORAGE);
@@ -47,7 +47,7 @@ impl Work {
 
     fn attend(&self, id: SeqId) -> latten::Result<Vec<u32>> {
         let plan = self.decode.plan(&self.cache, &[id])?;
-        let result = self.decode.run(&plan, &self.cache.layer(1)?, &self.q, 0.25)?;
+        let result = self.decode.run(DecodeArgs::new(&plan, &self.cache.layer(1)?, &self.q, 0.25))?;
         Ok(bits(&wait(self.gpu.download(&result.out))?))
     }
 

@@ -38,7 +38,7 @@ impl Two {
     /// One sequence's results, by latten's own pass.
     fn run(&self, sequence: usize) -> Vec<u32> {
         let plan = self.decode.plan(&self.cache, &[self.sequences[sequence]]).unwrap();
-        let result = self.decode.run(&plan, &self.cache.layer(0).unwrap(), &self.q, SCALE).unwrap();
+        let result = self.decode.run(DecodeArgs::new(&plan, &self.cache.layer(0).unwrap(), &self.q, SCALE)).unwrap();
         bits(&wait(self.gpu.download(&result.out)).unwrap())
     }
 
@@ -49,9 +49,7 @@ impl Two {
         let layer = self.cache.layer(0).unwrap();
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        let args =
-            DecodeArgs { plan: &plan, layer: &layer, q: &self.q, softmax_scale: SCALE, sinks: None, output: &output };
-        self.decode.encode(&mut pass, args).unwrap();
+        self.decode.encode(&mut pass, DecodeArgs::new(&plan, &layer, &self.q, SCALE), &output).unwrap();
         drop(pass);
         (encoder.finish(), output.out.wgpu_buffer().clone())
     }
@@ -73,7 +71,7 @@ fn what_is_dropped_before_the_app_submits_is_not_overwritten() {
     let (commands, results) = two.encode(0);
     // A plan is uploaded at once, and the queue's writes come before the app's commands.
     let plan = two.decode.plan(&two.cache, &[two.sequences[1]]).unwrap();
-    let later = two.decode.run(&plan, &two.cache.layer(0).unwrap(), &two.q, SCALE).unwrap();
+    let later = two.decode.run(DecodeArgs::new(&plan, &two.cache.layer(0).unwrap(), &two.q, SCALE)).unwrap();
     two.gpu.submit().unwrap();
     two.gpu.queue().submit([commands]);
     assert_eq!(two.read(results), want[0], "the app's pass read another plan");

@@ -5,7 +5,8 @@ use crate::slabs::step;
 use crate::support::{gpu, gpu_with, small, wait};
 use latten::cache::{EmptiedSequence, Save, SaveSequence};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, Rotation, SeqId, SplitPolicy,
+    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, Rotation, SeqId,
+    SplitPolicy,
 };
 
 const PAGES: Pages = Pages { count: 40, size: 4, layers: 2 };
@@ -72,7 +73,7 @@ fn sequences_go_on_where_they_are_fed_again() {
         cache.reserve(&[plain], 1).unwrap();
         let plan = own.plan(&cache, &[plain]).unwrap();
         let q = latten::Tensor::zeros(second, &[1, 4, small().q_dim()], DType::F32).unwrap();
-        let error = own.run(&plan, &view, &q, 0.25).unwrap_err();
+        let error = own.run(DecodeArgs::new(&plan, &view, &q, 0.25)).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::StalePlan { .. }), "{error}");
     }
 }

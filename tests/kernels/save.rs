@@ -6,8 +6,8 @@ use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::kv::{KvSource, StateLayout};
 use latten::{
-    reference, DType, Decode, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation, SeqId,
-    SplitPolicy, Tensor,
+    reference, DType, Decode, DecodeArgs, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages,
+    Rotation, SeqId, SplitPolicy, Tensor,
 };
 
 pub const MODEL: &[u8] = b"some model";
@@ -220,7 +220,7 @@ fn decode_after_a_load_gives_the_same_bits() {
         let plan = decode.plan(cache, ids).unwrap();
         assert!(plan.is_split());
         cache.append(0, ids, &kv).unwrap();
-        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.3).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.3)).unwrap();
         (bits(&wait(gpu.download(&got.out)).unwrap()), bits(&wait(gpu.download(&got.lse)).unwrap()))
     };
     let want = step(&mut stayed, &kept);

@@ -6,7 +6,9 @@
 
 use crate::support::{bits, tiers, wait, Rng};
 use latten::kv::{KvSource, StateLayout};
-use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{
+    wgpu, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
+};
 use std::time::Instant;
 
 /// Of one cache.
@@ -317,7 +319,7 @@ impl Twins {
         let plan = self.decode.plan(&side.cache, ids).unwrap();
         self.seen.split += usize::from(plan.is_split());
         side.hide(self.gpu, &held);
-        let got = self.decode.run(&plan, &side.cache.layer(0).unwrap(), q, 0.3).unwrap();
+        let got = self.decode.run(DecodeArgs::new(&plan, &side.cache.layer(0).unwrap(), q, 0.3)).unwrap();
         let out = wait(self.gpu.download(&got.out)).unwrap();
         let lse = wait(self.gpu.download(&got.lse)).unwrap();
         side.show(self.gpu);

@@ -4,8 +4,8 @@ use crate::append::pool;
 use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::PageCopy;
 use latten::{
-    reference, AttentionOptions, DType, Decode, ErrorKind, GpuOptions, HeadLayout, KvSource, PagedKvCache, Pages,
-    SeqId, SplitPolicy, Tensor,
+    reference, AttentionOptions, DType, Decode, DecodeArgs, ErrorKind, GpuOptions, HeadLayout, KvSource, PagedKvCache,
+    Pages, SeqId, SplitPolicy, Tensor,
 };
 
 const SIZE: usize = 8;
@@ -42,7 +42,7 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId, u32)]) -> Vec<
         let width = heads.q_heads() * heads.q_dim();
         let q: Vec<f32> = new.iter().flat_map(|(_, token)| Rng(u64::from(*token) + 99).values(width)).collect();
         let q = Tensor::from_f32(gpu(), &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let got = decode.run(&plan, &cache.layer(layer).unwrap(), &q, 0.25).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(layer).unwrap(), &q, 0.25)).unwrap();
         let out = wait(gpu().download(&got.out)).unwrap();
         let lse = wait(gpu().download(&got.lse)).unwrap();
         for (i, all) in all.iter_mut().enumerate() {

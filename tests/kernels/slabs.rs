@@ -6,7 +6,8 @@ use crate::device::poor_device;
 use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::{Save, SaveSequence};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
+    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy,
+    Tensor,
 };
 use std::sync::OnceLock;
 
@@ -111,7 +112,7 @@ pub fn step(gpu: &Gpu, cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId,
         cache.append(layer, &ids, &kv).unwrap();
         let q: Vec<f32> = values(99, heads.q_heads() * heads.q_dim()).collect();
         let q = Tensor::from_f32(gpu, &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let got = decode.run(&plan, &cache.layer(layer).unwrap(), &q, 0.25).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(layer).unwrap(), &q, 0.25)).unwrap();
         all.extend(bits(&wait(gpu.download(&got.out)).unwrap()));
     }
     cache.commit(&ids, 1).unwrap();

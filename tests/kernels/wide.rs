@@ -9,8 +9,8 @@ use latten::nn::{RotateWide, Span};
 use latten::reference;
 use latten::reference::{Angles, DecodeInputs, Pairs};
 use latten::{
-    DType, Decode, ErrorKind, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, Rotation, SavedFault, SeqId, SplitPolicy,
-    Tensor, WideChannels,
+    DType, Decode, DecodeArgs, ErrorKind, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, Rotation, SavedFault, SeqId,
+    SplitPolicy, Tensor, WideChannels,
 };
 
 /// Whole pairs where the width allows it, others in every layer and group.
@@ -119,7 +119,7 @@ impl World {
         let layer = cache.layer(0).unwrap();
         rotate.run((rows, &layer), &cos_sin, Span::of(&x), Span::of(&q)).unwrap();
         cache.append(0, &[id], &self.kv(gpu, self.tokens() - rows..self.tokens())).unwrap();
-        let got = decode.run(&plan, &layer, &q, self.scale()).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &layer, &q, self.scale())).unwrap();
         (wait(gpu.download(&got.out)).unwrap(), wait(gpu.download(&got.lse)).unwrap())
     }
 
@@ -427,7 +427,7 @@ fn time_of_wide_channels() {
                 let mut best = f64::INFINITY;
                 for _ in 0..12 {
                     let start = std::time::Instant::now();
-                    let out = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.1).unwrap();
+                    let out = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.1)).unwrap();
                     wait(gpu.download(&out.out)).unwrap();
                     best = best.min(start.elapsed().as_secs_f64());
                 }

@@ -7,7 +7,7 @@ use crate::options::{object, Options};
 use js_sys::{Date, Promise};
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeOutput, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{DType, Decode, DecodeArgs, DecodeOutput, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, Tensor};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -93,7 +93,7 @@ async fn measure(gpu: &Gpu, case: Case, dtype: DType, milliseconds: f64) -> Resu
     let q = Tensor::from_f32(gpu, &[case.sequences, h.q_heads(), h.q_dim()], &q, DType::F32)?;
     let plan = decode.plan(&cache, &ids)?;
     let layer = cache.layer(0)?;
-    let output = decode.run(&plan, &layer, &q, case.scale)?;
+    let output = decode.run(DecodeArgs::new(&plan, &layer, &q, case.scale))?;
     let error = case.check(gpu, &output).await?;
     // Wall clock over as many decodes as fill the time: browsers round timestamps. One result read at the end is the wait.
     let (mut count, mut elapsed) = (1, 0.0);
@@ -101,7 +101,7 @@ async fn measure(gpu: &Gpu, case: Case, dtype: DType, milliseconds: f64) -> Resu
         count = (count as f64 * (1.5 * milliseconds / f64::max(elapsed, 1.0)).clamp(2.0, 16.0)) as usize;
         let start = Date::now();
         for _ in 0..count {
-            drop(decode.run(&plan, &layer, &q, case.scale)?);
+            drop(decode.run(DecodeArgs::new(&plan, &layer, &q, case.scale))?);
         }
         gpu.download(&output.lse).await?;
         elapsed = Date::now() - start;

@@ -18,6 +18,7 @@ use std::sync::PoisonError;
 ///
 /// Dropped, its buffer serves the next plan; after [`Decode::encode`] only when
 /// [`Gpu::passes_submitted`](crate::Gpu::passes_submitted) was called.
+#[derive(Debug)]
 pub struct Plan {
     pub(crate) buffer: Option<PlanBuffer>,
     pub(crate) home: Home,

@@ -1,6 +1,7 @@
 //! What only the crate can reach: the plan buffer's tail, the scratch's size, and the cost of a check.
 
 use super::*;
+use crate::attention::decode::DecodeArgs;
 use crate::attention::plan::work::plan;
 use crate::cache::{PagedKvCache, Pages, SeqId};
 use crate::gpu::{DType, Gpu, Tensor};
@@ -53,7 +54,7 @@ fn the_tail_of_a_plan_buffer_does_not_matter() {
         drop(used);
         let plan = if stay { decode.plan(&cache, &ids) } else { decode.plan(&Own(&cache), &ids) }.unwrap();
         assert_eq!(plan.buffer.as_ref().unwrap().buffer.id(), buffer.id(), "another buffer");
-        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.25)).unwrap();
         let values = pollster::block_on(gpu.download(&got.out)).unwrap();
         values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
     };
@@ -87,7 +88,7 @@ fn a_corrupted_page_table_stays_inside_the_pool() {
         let buffer = plan.buffer.as_ref().unwrap();
         let second_page = 4 * (buffer.pages_first as u64 + 1); // of the only table
         gpu.write(&buffer.buffer, second_page, &page.to_le_bytes()).unwrap();
-        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.25)).unwrap();
         pollster::block_on(gpu.download(&got.out)).unwrap()
     };
     let last = run(5);

@@ -4,7 +4,7 @@ use super::explicit::{ExplicitPrefill, Step};
 use super::large_keys::LargeBiases;
 use super::projections::{Forms, Projections};
 use crate::attention::explicit::ExplicitPlan;
-use crate::attention::{Decode, DecodeOutput, Plan};
+use crate::attention::{Decode, DecodeArgs, DecodeOutput, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
@@ -192,7 +192,10 @@ impl Attention {
         let wide = step.wide.map(|rotate| (rotate, &view));
         self.projections.project(s, rows, input, (step.cos_sin, wide), forms)?;
         step.cache.append(layer, step.sequences, &s.kv)?;
-        let attended = step.plan.map(|plan| step.decode.run(plan, &view, &s.q, step.softmax_scale)).transpose()?;
+        let attended = step
+            .plan
+            .map(|plan| step.decode.run(DecodeArgs::new(plan, &view, &s.q, step.softmax_scale)))
+            .transpose()?;
         let values = match &attended {
             // Of rows in the explicit form this is nothing: what follows writes them.
             Some(attended) => self.projections.values(s, rows, &attended.out)?,

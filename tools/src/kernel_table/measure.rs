@@ -44,12 +44,12 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
     let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q_values, DType::F32)?;
     let plan = decode.plan(&cache, &ids)?;
     let softmax_scale = (heads.q_dim() as f32).powf(-0.5);
-    let output = decode.run(&plan, &layers[0], &q, softmax_scale)?;
+    let output = decode.run(DecodeArgs::new(&plan, &layers[0], &q, softmax_scale))?;
     let sample = Sample { cache: &cache, ids: &ids, q: &q_values, softmax_scale, contents: &contents, shape };
     let max_error = sample.check(gpu, &output).await?;
     let times = times_us(gpu, WARM, |pass, i| {
         let layer = &layers[i % layers.len()];
-        decode.encode(pass, DecodeArgs { plan: &plan, layer, q: &q, softmax_scale, sinks: None, output: &output })
+        decode.encode(pass, DecodeArgs::new(&plan, layer, &q, softmax_scale), &output)
     })
     .await?;
     let spread_us = times[times.len() * 9 / 10] - times[times.len() / 10];
