@@ -11,7 +11,7 @@ use crate::gpu::{Access, Const, DType, KernelSpec, Tier};
 use crate::kv::append::append_spec;
 use crate::kv::pool::with_slabs;
 use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use std::collections::HashSet;
 
 /// One assembled kernel.
@@ -109,7 +109,7 @@ fn attention() -> Result<Vec<Labelled>> {
                 let (what, spec) = (format!("{what} {direction:?}"), pages_rows_spec(&heads, dtype, direction));
                 all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));
             }
-            for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
+            for (rotation, page_size) in [(RopePairs::None, 1), (RopePairs::Half, 64), (RopePairs::Interleaved, 4096)] {
                 let Ok(spec) = append_spec(&heads, dtype, page_size, rotation) else { continue };
                 let what = format!("{what} rotation {rotation:?}");
                 all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));

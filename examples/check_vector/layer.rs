@@ -6,7 +6,7 @@ use super::vector::{LayerVector, LayerWeights, Variant};
 use latten::kv::StateLayout;
 use latten::model::{Attention, AttentionConfig, Config, TensorNames};
 use latten::reference;
-use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
+use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Projected, RopePairs};
 use latten::rope::RopeScaling;
 use latten::{
     DType, Decode, ErrorKind, Gla, Gpu, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Result, SeqId, SplitPolicy,
@@ -238,7 +238,7 @@ fn model_config(vector: &LayerVector) -> Config {
         rope_theta: vector.theta,
         rope_scaling: RopeScaling::None,
         rope_gain: 1.0,
-        rope_interleaved: vector.config.rotation.pairs == Pairs::Interleaved,
+        rope_interleaved: vector.config.rotation.pairs == RopePairs::Interleaved,
         score_gain: 1.0,
         max_positions: vector.x.len() / model_dim,
         window: None,
@@ -265,7 +265,7 @@ impl Device<'_> {
         let mut cache = PagedKvCache::new(self.gpu, heads, self.dtype, pages)?;
         if self.config.rope_dim() > 0 {
             let rope = self.config.rope()?;
-            cache = cache.with_rotation(rope.rotation, &rope.inv_freq)?;
+            cache = cache.with_rotation(rope.pairs, &rope.inv_freq)?;
         }
         let decode = Decode::new(self.gpu, heads, self.dtype)?.with_policy(policy);
         // A neighbour that takes every other page, so that the sequence's are not in one run.

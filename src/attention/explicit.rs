@@ -16,7 +16,7 @@ use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::pool::{Pool, PoolKernel};
 use crate::kv::view::SeqView;
 use crate::kv::HeadLayout;
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -231,7 +231,7 @@ impl Explicit {
         let slots: Vec<u32> = (0..room as u32).collect();
         Ok(Explicit {
             decode: Decode::tallest(gpu, heads, own, options)?,
-            append: Append::new(gpu, heads, own, PART_PAGE, Rotation::None)?,
+            append: Append::new(gpu, heads, own, PART_PAGE, RopePairs::None)?,
             cached_rows: PoolKernel::new(gpu, cached_rows_spec(&layout.cached, dtype, heads.kv_dim())?)?,
             join: gpu.kernel(join_spec(&heads))?,
             cached_dtype: dtype,

@@ -27,7 +27,7 @@ use crate::kv::append::{frequencies_text, Append, AppendArgs};
 use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::view::Resident;
 use crate::kv::{HeadLayout, KvBatch, KvSource};
-use crate::rope::{cos_sin_table, Rotation};
+use crate::rope::{cos_sin_table, RopePairs};
 use copy::CopyPages;
 use slabs::{Cut, SlabLimits, Slabs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -121,7 +121,7 @@ impl PagedKvCache {
         if pages.layers == 0 || pages.layers > 1 << 16 {
             return Err(ErrorKind::argument("pages.layers", format!("{} is not in 1..=65536", pages.layers)));
         }
-        let append = Append::new(gpu, heads, dtype, pages.size, Rotation::None)?;
+        let append = Append::new(gpu, heads, dtype, pages.size, RopePairs::None)?;
         let layout = StateLayout::new(&heads, dtype);
         let page_words = pages.size * layout.row_words(heads.groups());
         let copy = CopyPages::new(gpu, page_words)?;
@@ -160,7 +160,7 @@ impl PagedKvCache {
     /// every head. `inv_freq` holds one angular frequency (radians per token) per pair.
     ///
     /// Errors: [`ErrorKind::Shape`] where `inv_freq` has not half the width of what is rotated.
-    pub fn with_rotation(mut self, rotation: Rotation, inv_freq: &[f32]) -> Result<Self> {
+    pub fn with_rotation(mut self, rotation: RopePairs, inv_freq: &[f32]) -> Result<Self> {
         let append = Append::new(&self.gpu, self.heads, self.dtype, self.pages.size, rotation)?;
         append.prepare(&self.gpu, &self.layer(0)?)?;
         if inv_freq.len() != append.rotated_dim() / 2 {

@@ -19,14 +19,14 @@ pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts,
 pub(crate) use linear::{largest_magnitude, WeightWriter};
 pub use linear::{measure_dispatch_flop, quantise, Linear, LinearArgs, LinearTuning, MatrixTile, Weight};
 pub use norm::{NormShape, RmsNorm};
-pub use rope::{Rope, Rotate, RotateShape};
-pub use rope_wide::RotateWide;
+pub use rope::{RopeKernel, RopeShape};
+pub use rope_wide::{RopeWideArgs, RopeWideKernel};
 pub use sample::{Sample, Sampling};
 pub use span::Span;
 
 use crate::error::Result;
 use crate::gpu::{DType, KernelSpec};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 
 /// A kernel's uniform block: a host struct, and its fields' names and offsets for the test that compares it with WGSL.
 macro_rules! params {
@@ -65,8 +65,8 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
         experts::route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), experts::route::spec(shape))),
     );
     all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
-    all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
-    all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
+    all.extend([RopePairs::Half, RopePairs::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
+    all.extend([RopePairs::Half, RopePairs::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
     all.extend([100, 100_000].map(|vocab| (format!("vocabulary of {vocab}"), sample::spec(vocab))));
     Ok(all)
 }

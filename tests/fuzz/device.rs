@@ -5,7 +5,7 @@ use crate::pure::{DTYPES, ROTATIONS};
 use latten::cache::{Save, SaveSequence};
 use latten::kv::{Append, AppendArgs};
 use latten::{
-    wgpu, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Rotation,
+    wgpu, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache, Pages, RopePairs,
     SeqId, Tensor,
 };
 
@@ -169,5 +169,5 @@ fn tensors(g: &mut Gen, gpu: &Gpu) {
         mapped_at_creation: false,
     });
     g.call("Tensor::from_wgpu", Tensor::from_wgpu(gpu, buffer, &shape, dtype));
-    let _ = Rotation::default();
+    let _ = RopePairs::default();
 }

@@ -5,9 +5,9 @@ use crate::numbers::Gen;
 use crate::pure::{DTYPES, ROTATIONS};
 use latten::nn::{
     Embedding, ExpertArgs, ExpertTuning, Experts, Linear, LinearArgs, LinearTuning, MatrixTile, NormShape, RmsNorm,
-    Rotate, RotateShape, Route, RouteShape, Sample, Span, SwiGlu, Weight,
+    RopeKernel, RopeShape, Route, RouteShape, Sample, Span, SwiGlu, Weight,
 };
-use latten::{DType, Gpu, Rotation, Tensor};
+use latten::{DType, Gpu, RopePairs, Tensor};
 
 pub fn case(g: &mut Gen, world: &World) {
     let gpu = &world.gpu;
@@ -88,7 +88,7 @@ fn linear(g: &mut Gen, gpu: &Gpu) {
             1 => g.call("Linear::with_swiglu", linear.with_swiglu()),
             2 => {
                 tail = g.near(4);
-                g.call("Linear::with_tail", linear.with_tail(tail, Rotation::Half))
+                g.call("Linear::with_tail", linear.with_tail(tail, RopePairs::Half))
             }
             3 => {
                 let shape = NormShape { groups: 1, dim: 4, tail: g.near(2), eps: 1e-6 };
@@ -154,13 +154,12 @@ fn norm(g: &mut Gen, gpu: &Gpu) {
 }
 
 fn rotate(g: &mut Gen, gpu: &Gpu) {
-    let shape =
-        RotateShape { heads: g.near(2), copy_dim: g.near(2), rope_dim: g.near(4), rotation: g.pick(&ROTATIONS) };
-    let Some(rotate) = g.call("Rotate::new", Rotate::new(gpu, shape)) else { return };
+    let shape = RopeShape { heads: g.near(2), copy_dim: g.near(2), rope_dim: g.near(4), pairs: g.pick(&ROTATIONS) };
+    let Some(rotate) = g.call("RopeKernel::new", RopeKernel::new(gpu, shape)) else { return };
     let (x, y) = (zeros(gpu, &[3, 2, 6], DType::F32), zeros(gpu, &[3, 2, 6], DType::F32));
     let cos_sin = zeros(gpu, &[3, 2, 2], DType::F32);
     let (rows, x, y) = (g.near(3), span(g, &x), span(g, &y));
-    g.call("Rotate::run", rotate.run(rows, &cos_sin, x, y));
+    g.call("RopeKernel::run", rotate.run(rows, &cos_sin, x, y));
 }
 
 fn table(g: &mut Gen, gpu: &Gpu) {

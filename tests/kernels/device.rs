@@ -4,7 +4,7 @@ use crate::case::Case;
 use crate::support::{bits, gpu, gpu_with, small, wait, Rng};
 use latten::gpu::{Counters, LimitsChoice};
 use latten::{
-    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor,
+    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, RopePairs, SplitPolicy, Tensor,
     Tier,
 };
 
@@ -157,7 +157,7 @@ impl Loop {
         let heads = small();
         let inv_freq = [1.0, 0.1, 0.01, 0.001];
         let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 512, size: 4, layers: 2 }).unwrap();
-        let mut cache = cache.with_rotation(Rotation::Half, &inv_freq).unwrap();
+        let mut cache = cache.with_rotation(RopePairs::Half, &inv_freq).unwrap();
         let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
         let mut rng = Rng(63);
         let kv = Tensor::from_f32(&gpu, &[BATCH, heads.kv_dim()], &rng.values(BATCH * heads.kv_dim()), DType::F32);

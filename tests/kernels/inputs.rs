@@ -6,7 +6,7 @@ use latten::attention::{AttentionOptions, DecodeArgs, DecodeOutput};
 use latten::cache::SeqTable;
 use latten::kv::{Append, AppendArgs, KvSource};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Rotation, SeqId,
+    wgpu, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, RopePairs, SeqId,
     SplitPolicy, Tensor,
 };
 use proptest::prelude::*;
@@ -172,7 +172,7 @@ fn caches() {
         refused!(cache.append(0, &[id], &kv(&[2, small().kv_dim()], DType::F16)), ErrorKind::DType { .. }, "f16");
         assert_eq!(cache.generation(), generation);
         cache.append(0, &[id], &good).unwrap();
-        refused!(cache.with_rotation(Rotation::Half, &[1.0; 3]), Shape { name: "inv_freq", .. }, 3, 4);
+        refused!(cache.with_rotation(RopePairs::Half, &[1.0; 3]), Shape { name: "inv_freq", .. }, 3, 4);
     }
 }
 
@@ -180,13 +180,13 @@ fn caches() {
 fn rotations() {
     let gpu = noop();
     let odd = HeadLayout::mha(2, 5).unwrap();
-    refused!(Append::new(&gpu, odd, DType::F32, 4, Rotation::Half), Argument { .. }, 5);
-    Append::new(&gpu, odd, DType::F32, 4, Rotation::None).unwrap();
+    refused!(Append::new(&gpu, odd, DType::F32, 4, RopePairs::Half), Argument { .. }, 5);
+    Append::new(&gpu, odd, DType::F32, 4, RopePairs::None).unwrap();
     // A tied state without a rope key has nothing that may be rotated: its value would turn with it.
     let tied = HeadLayout::mla(Mla { q_heads: 2, latent_dim: 8, rope_dim: 0 }).unwrap();
-    assert_eq!(Append::new(&gpu, tied, DType::F32, 4, Rotation::Half).unwrap().rotated_dim(), 0);
+    assert_eq!(Append::new(&gpu, tied, DType::F32, 4, RopePairs::Half).unwrap().rotated_dim(), 0);
     for page_size in [0, 3, 1 << 20, usize::MAX] {
-        refused!(Append::new(&gpu, small(), DType::F32, page_size, Rotation::None), Argument { .. }, page_size);
+        refused!(Append::new(&gpu, small(), DType::F32, page_size, RopePairs::None), Argument { .. }, page_size);
     }
 }
 
@@ -262,21 +262,21 @@ fn decodes() {
         let args = DecodeArgs::new(&plan, &layer, &good, 1.0);
         refused!(decode.encode(&mut pass, args, &small_out), Shape { name: "out", .. }, "(2,");
         decode.encode(&mut pass, args, &output).unwrap();
-        let append = Append::new(gpu, small(), DType::F16, 4, Rotation::None).unwrap();
+        let append = Append::new(gpu, small(), DType::F16, 4, RopePairs::None).unwrap();
         let (kv, slots) = (q(&[3, small().kv_dim()], DType::F32), q(&[3], DType::U32));
         let good = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 3 };
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: 4, ..good }), Shape { .. }, 4);
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: usize::MAX, ..good }), Shape { .. });
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { slots: &kv, ..good }), Shape { .. });
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { kv: &slots, ..good }), Shape { .. });
-        let rotated = Append::new(gpu, small(), DType::F16, 4, Rotation::Half).unwrap();
+        let rotated = Append::new(gpu, small(), DType::F16, 4, RopePairs::Half).unwrap();
         let short = q(&[1, 1, 2], DType::F32);
         refused!(
             rotated.encode(gpu, &mut pass, &layer, AppendArgs { cos_sin: &short, ..good }),
             Shape { .. },
             "(1,1,2)"
         );
-        let paged = Append::new(gpu, small(), DType::F16, 8, Rotation::None).unwrap();
+        let paged = Append::new(gpu, small(), DType::F16, 8, RopePairs::None).unwrap();
         refused!(paged.encode(gpu, &mut pass, &layer, good), Argument { name: "layer", .. }, 4, 8);
         append.encode(gpu, &mut pass, &layer, good).unwrap();
     }

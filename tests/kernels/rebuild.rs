@@ -5,7 +5,7 @@ use crate::slabs::step;
 use crate::support::{gpu, gpu_with, small, wait};
 use latten::cache::{EmptiedSequence, Save, SaveSequence};
 use latten::{
-    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, Rotation, SeqId,
+    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, RopePairs, SeqId,
     SplitPolicy,
 };
 
@@ -17,7 +17,7 @@ fn decode(gpu: &Gpu) -> Decode {
 
 fn rotated(gpu: &Gpu, grows: bool) -> PagedKvCache {
     let new = if grows { PagedKvCache::new_growing } else { PagedKvCache::new };
-    new(gpu, small(), DType::F16, PAGES).unwrap().with_rotation(Rotation::Half, &[1.0, 0.5, 0.25, 0.125]).unwrap()
+    new(gpu, small(), DType::F16, PAGES).unwrap().with_rotation(RopePairs::Half, &[1.0, 0.5, 0.25, 0.125]).unwrap()
 }
 
 /// Tokens one by one; the bits of the last.

@@ -7,7 +7,7 @@ use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::kv::{KvSource, StateLayout};
 use latten::{
     reference, DType, Decode, DecodeArgs, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages,
-    Rotation, SeqId, SplitPolicy, Tensor,
+    RopePairs, SeqId, SplitPolicy, Tensor,
 };
 
 pub const MODEL: &[u8] = b"some model";
@@ -238,7 +238,7 @@ fn a_save_is_of_all_that_was_committed() {
     let (gpu, heads, mut rng) = (gpu(), small(), Rng(8));
     let pages = Pages { count: 20, size: 4, layers: 1 };
     let inv_freq: Vec<f32> = reference::inv_freq(100.0, heads.rope_dim()).unwrap().iter().map(|v| *v as f32).collect();
-    let turning = || cache(gpu, heads, DType::F16, pages).with_rotation(Rotation::Half, &inv_freq).unwrap();
+    let turning = || cache(gpu, heads, DType::F16, pages).with_rotation(RopePairs::Half, &inv_freq).unwrap();
     let mut source = turning();
     let id = source.insert();
     source.reserve(&[id], 9).unwrap();

@@ -6,7 +6,7 @@ use crate::common::*;
 use crate::tiny::Tiny;
 use latten::cache::SaveSequence;
 use latten::model::{Attention, Config, Decoder, Session, SessionOptions, Want};
-use latten::nn::Rope;
+use latten::rope::Rope;
 use latten::{DType, Decode, ErrorKind, Gqa, HeadLayout, PagedKvCache, Pages, WideChannels};
 use pollster::block_on;
 use safetensors::tensor::{Dtype, TensorView};
@@ -141,7 +141,7 @@ fn a_layer_by_itself_with_wide_channels() {
     assert_eq!(large, [vec![], vec![2, 5]]);
 
     let forward = |heads: HeadLayout, dtype, wide: Option<&WideChannels>| {
-        let Rope { rotation, inv_freq } = config.rope().unwrap();
+        let Rope { pairs: rotation, inv_freq } = config.rope().unwrap();
         let cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 4, size: 8, layers: 1 }).unwrap();
         let cache = cache.with_rotation(rotation, &inv_freq).unwrap();
         let mut cache = match wide {

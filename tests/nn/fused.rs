@@ -3,11 +3,11 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{quantise, Linear, LinearArgs, LinearTuning, NormShape, RmsNorm, Rope, Span, Weight};
+use latten::nn::{quantise, Linear, LinearArgs, LinearTuning, NormShape, RmsNorm, Span, Weight};
 use latten::reference;
-use latten::reference::Pairs;
 use latten::rope::cos_sin_table;
-use latten::rope::Rotation;
+use latten::rope::Rope;
+use latten::rope::RopePairs;
 use latten::{DType, ErrorKind, Gpu, Tensor, Tier};
 
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +87,7 @@ fn linear(gpu: &Gpu, c: &Case, w: &[f32], b: &[f32], gain: &[f32]) -> Linear {
         linear = linear.with_swiglu().unwrap();
     }
     if let Some((dim, interleaved)) = c.tail {
-        linear = linear.with_tail(dim, if interleaved { Rotation::Interleaved } else { Rotation::Half }).unwrap();
+        linear = linear.with_tail(dim, if interleaved { RopePairs::Interleaved } else { RopePairs::Half }).unwrap();
     }
     match c.tuning {
         Some(tuning) => linear.with_tuning(tuning).unwrap(),
@@ -106,8 +106,8 @@ fn check(c: Case) {
     let (tail_dim, interleaved) = c.tail.unwrap_or((0, false));
     let outputs = c.out_dim / if c.swiglu { 2 } else { 1 } + tail_dim;
     assert_eq!(linear.outputs(), outputs);
-    let pairs = if interleaved { Pairs::Interleaved } else { Pairs::Half };
-    let by_reference = reference::Rotation::new(1e4, tail_dim, pairs).unwrap();
+    let pairs = if interleaved { reference::RopePairs::Interleaved } else { reference::RopePairs::Half };
+    let by_reference = reference::Rope::new(1e4, tail_dim, pairs).unwrap();
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| r * 37).collect();
 
     let (x_head, y_head) = (c.in_dim + tail_dim + c.gap, outputs + c.gap);
@@ -143,7 +143,7 @@ fn check(c: Case) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if tail_dim > 0 {
-        let rope = Rope::new(tail_dim, 1e4, Rotation::Half).unwrap();
+        let rope = Rope::new(tail_dim, 1e4, RopePairs::Half).unwrap();
         let table = tensor(gpu, &[c.rows, tail_dim / 2, 2], &cos_sin_table(&rope.inv_freq, &positions));
         linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {
@@ -291,9 +291,9 @@ fn bad_fusions_are_typed_errors() {
     assert_kind!(of(4).with_norm(&t(&[1, 7]), 1e-6), ErrorKind::Shape { .. });
     assert_kind!(of(4).with_norm(&t(&[1, 8]), 0.0), ErrorKind::Argument { .. });
     assert_kind!(of(3).with_swiglu(), ErrorKind::Shape { .. });
-    assert_kind!(of(4).with_tail(3, Rotation::Half), ErrorKind::Argument { .. });
-    assert_kind!(of(4).with_swiglu().unwrap().with_tail(2, Rotation::Half), ErrorKind::Argument { .. });
-    assert_kind!(of(4).with_tail(2, Rotation::Half).unwrap().with_swiglu(), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_tail(3, RopePairs::Half), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_swiglu().unwrap().with_tail(2, RopePairs::Half), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_tail(2, RopePairs::Half).unwrap().with_swiglu(), ErrorKind::Argument { .. });
     let good = of(4).tuning(1);
     for bad in [
         LinearTuning { in_lanes: 12, ..good },
@@ -310,7 +310,7 @@ fn bad_fusions_are_typed_errors() {
     let one = LinearTuning { outs: 1, ..good };
     assert_kind!(of(4).with_swiglu().unwrap().with_tuning(one), ErrorKind::Argument { .. });
 
-    let tailed = of(4).with_tail(2, Rotation::Half).unwrap();
+    let tailed = of(4).with_tail(2, RopePairs::Half).unwrap();
     let (x, y) = (t(&[3, 1, 10]), t(&[3, 1, 6]));
     let args = LinearArgs::new(3, Span::of(&x), Span::of(&y));
     let (cos_sin, short) = (t(&[3, 1, 2]), t(&[2, 1, 2]));
@@ -321,8 +321,8 @@ fn bad_fusions_are_typed_errors() {
     assert_kind!(of(4).run(LinearArgs { cos_sin: Some(&cos_sin), ..args }), ErrorKind::Argument { .. });
 
     let rest = |eps| RmsNorm::new(gpu, &t(&[1, 2]), NormShape { groups: 1, dim: 2, tail: 0, eps }).unwrap();
-    assert_kind!(of(4).with_tail(2, Rotation::Half).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
-    assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_tail(2, Rotation::Half), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_tail(2, RopePairs::Half).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_tail(2, RopePairs::Half), ErrorKind::Argument { .. });
     assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_norm(&t(&[1, 8]), 1e-6), ErrorKind::Argument { .. });
     assert_kind!(of(4).with_norm(&t(&[1, 8]), 1e-5).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
     let with_rest = of(4).with_rest(rest(1e-6)).unwrap();

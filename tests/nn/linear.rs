@@ -3,7 +3,7 @@
 use crate::assert_kind;
 use crate::common::*;
 use latten::nn::{Linear, LinearArgs, Span, Weight};
-use latten::{reference, DType, ErrorKind, Rotation, Tensor};
+use latten::{reference, DType, ErrorKind, RopePairs, Tensor};
 
 /// One call. Rows and heads lie `*_gap` elements apart beyond their own width, and begin at an offset.
 #[derive(Debug, Clone, Copy)]
@@ -218,6 +218,6 @@ fn bad_calls_are_typed_errors_with_the_numbers() {
     assert_kind!(linear.run(LinearArgs::new(4, Span::of(&ids), Span::of(&y))), ErrorKind::DType { .. });
     assert_kind!(linear.forward(&ids), ErrorKind::DType { .. });
     assert_eq!(message(linear.forward(&t(&[4, 8]))), "x has shape (4,8), wanted (_,2,8)");
-    let beside = Linear::new(gpu, &weight, None).unwrap().with_tail(2, Rotation::Half).unwrap();
+    let beside = Linear::new(gpu, &weight, None).unwrap().with_tail(2, RopePairs::Half).unwrap();
     assert_kind!(beside.forward(&x), ErrorKind::Argument { .. });
 }

@@ -3,11 +3,11 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{quantise, Linear, LinearArgs, MatrixTile, NormShape, RmsNorm, Rope, Span, Weight};
+use latten::nn::{quantise, Linear, LinearArgs, MatrixTile, NormShape, RmsNorm, Span, Weight};
 use latten::reference;
-use latten::reference::Pairs;
 use latten::rope::cos_sin_table;
-use latten::rope::Rotation;
+use latten::rope::Rope;
+use latten::rope::RopePairs;
 use latten::{DType, ErrorKind, Gpu, GpuOptions, Tensor, Tier};
 use std::sync::OnceLock;
 
@@ -109,7 +109,7 @@ fn linear(gpu: &Gpu, c: &Case, w: &[f32], b: &[f32], gain: &[f32]) -> Linear {
         linear = linear.with_swiglu().unwrap();
     }
     if let Some((dim, interleaved)) = c.tail {
-        linear = linear.with_tail(dim, if interleaved { Rotation::Interleaved } else { Rotation::Half }).unwrap();
+        linear = linear.with_tail(dim, if interleaved { RopePairs::Interleaved } else { RopePairs::Half }).unwrap();
     }
     if let Some(tile) = c.tile {
         linear = linear.with_matrix_tile(tile).unwrap();
@@ -157,8 +157,8 @@ fn check(c: Case) {
     let linear = linear(gpu, &c, &w, &b, &gain);
     let (tail_dim, interleaved) = c.tail.unwrap_or((0, false));
     let outputs = linear.outputs();
-    let pairs = if interleaved { Pairs::Interleaved } else { Pairs::Half };
-    let by_reference = reference::Rotation::new(1e4, tail_dim, pairs).unwrap();
+    let pairs = if interleaved { reference::RopePairs::Interleaved } else { reference::RopePairs::Half };
+    let by_reference = reference::Rope::new(1e4, tail_dim, pairs).unwrap();
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| r * 37).collect();
 
     let (x_head, y_head) = (c.in_dim + tail_dim + c.gap, outputs + c.gap);
@@ -196,7 +196,7 @@ fn check(c: Case) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if tail_dim > 0 {
-        let rope = Rope::new(tail_dim, 1e4, Rotation::Half).unwrap();
+        let rope = Rope::new(tail_dim, 1e4, RopePairs::Half).unwrap();
         let table = tensor(gpu, &[c.rows, tail_dim / 2, 2], &cos_sin_table(&rope.inv_freq, &positions));
         linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {

@@ -28,7 +28,7 @@ use crate::io::checksum::xxh64;
 use crate::kv::append::rotated_dim;
 use crate::kv::layout::StateLayout;
 use crate::kv::{Gqa, HeadLayout, WideChannels};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"lattenKV";
@@ -53,7 +53,7 @@ pub struct SavedInfo {
     /// Element type of its rows.
     pub dtype: DType,
     /// How the cache rotated keys.
-    pub rotation: Rotation,
+    pub rotation: RopePairs,
     /// The rotation's frequencies, radians per token.
     pub inv_freq: Vec<f32>,
     /// Which channels of keys are in f16 beside their integers, of a layout that has such.
@@ -365,16 +365,16 @@ fn dtype(code: u32) -> Result<DType, SavedFault> {
     all.into_iter().find(|d| dtype_code(*d) == code).ok_or(malformed("dtype", code.into(), "no code of a dtype"))
 }
 
-fn rotation_code(rotation: Rotation) -> u32 {
+fn rotation_code(rotation: RopePairs) -> u32 {
     match rotation {
-        Rotation::None => 0,
-        Rotation::Half => 1,
-        Rotation::Interleaved => 2,
+        RopePairs::None => 0,
+        RopePairs::Half => 1,
+        RopePairs::Interleaved => 2,
     }
 }
 
-fn rotation(code: u32) -> Result<Rotation, SavedFault> {
-    let all = [Rotation::None, Rotation::Half, Rotation::Interleaved];
+fn rotation(code: u32) -> Result<RopePairs, SavedFault> {
+    let all = [RopePairs::None, RopePairs::Half, RopePairs::Interleaved];
     let found = all.into_iter().find(|r| rotation_code(*r) == code);
     found.ok_or(malformed("rotation", code.into(), "no code of a rotation"))
 }

@@ -8,7 +8,7 @@ use crate::kv::KvView;
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::reader::{Matrix, Source};
 use crate::model::weights::split::Split;
-use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, Rotate, RotateShape, RotateWide, Span};
+use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span};
 
 /// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
 pub(crate) enum Projections {
@@ -23,7 +23,7 @@ pub(crate) struct Direct {
     /// All that is cached of a token, in the order of a cached row.
     kv: Split,
     /// None where there is no rope key.
-    rotate: Option<Rotate>,
+    rotate: Option<RopeKernel>,
     biases: LargeBiases,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct ExplicitUp {
     /// Per latent head `[W_UK | W_UV]` of each of its query heads, with the value's bias.
     up: Linear,
     /// Of `[nope | rope]`.
-    rotate: Rotate,
+    rotate: RopeKernel,
 }
 
 /// The forms that a step's tokens take.
@@ -91,7 +91,7 @@ impl Projections {
         s: &AttentionScratch,
         rows: usize,
         input: Span<'_>,
-        (cos_sin, wide): (&Tensor, Option<(&RotateWide, &KvView)>),
+        (cos_sin, wide): (&Tensor, Option<(&RopeWideKernel, &KvView)>),
         forms: Forms,
     ) -> Result<()> {
         let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
@@ -100,7 +100,7 @@ impl Projections {
                 match (&direct.rotate, wide) {
                     (_, Some((rotate, layer))) => {
                         direct.q.run(LinearArgs::new(rows, input, q_raw))?;
-                        rotate.run((rows, layer), cos_sin, q_raw, q)?;
+                        rotate.run(RopeWideArgs { rows, layer, cos_sin, x: q_raw, y: q })?;
                     }
                     (Some(rotate), None) => {
                         direct.q.run(LinearArgs::new(rows, input, q_raw))?;
@@ -225,10 +225,10 @@ impl Load<'_> {
         Ok(matrix)
     }
 
-    fn rotate(&self, copy_dim: usize) -> Result<Option<Rotate>> {
+    fn rotate(&self, copy_dim: usize) -> Result<Option<RopeKernel>> {
         let (heads, rope_dim) = (self.config.q_heads, self.config.rope_dim());
-        let shape = RotateShape { heads, copy_dim, rope_dim, rotation: self.config.rotation() };
-        (rope_dim > 0).then(|| Rotate::new(self.source.gpu(), shape)).transpose()
+        let shape = RopeShape { heads, copy_dim, rope_dim, pairs: self.config.rotation() };
+        (rope_dim > 0).then(|| RopeKernel::new(self.source.gpu(), shape)).transpose()
     }
 
     fn gqa(&self, kv_heads: usize) -> Result<Direct> {
@@ -313,7 +313,7 @@ impl Load<'_> {
     }
 
     /// Per latent head the rows of its query heads, in the order of explicit keys and values.
-    fn explicit(&self, up: &Matrix, groups: usize, rotate: Rotate) -> Result<ExplicitUp> {
+    fn explicit(&self, up: &Matrix, groups: usize, rotate: RopeKernel) -> Result<ExplicitUp> {
         let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
         let (both, per_group) = (head_dim + v_head_dim, heads / groups);
         let group = |g: usize| up.cut(g * per_group * both..(g + 1) * per_group * both).without_bias(both, 0..head_dim);

@@ -16,7 +16,7 @@ pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<Paged
     let wide = decoder.inner.large_keys.in_cache(options.kv_dtype)?;
     let heads = wide.map_or_else(|| config.layout(), |wide| Ok(*wide.heads()))?;
     let rope = config.rope()?;
-    let cache = PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
+    let cache = PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.pairs, &rope.inv_freq)?;
     match wide {
         Some(wide) => cache.with_wide_channels(wide),
         None => Ok(cache),

@@ -2,9 +2,10 @@
 //! staging, steps, slots, clamps, stores. Against the f64 reference with the input rounded as `linear_pack.wgsl` says.
 
 use super::*;
-use crate::nn::{quantise, Rope, Span};
+use crate::nn::{quantise, Span};
 use crate::reference;
 use crate::rope::cos_sin_table;
+use crate::rope::Rope;
 use half::f16;
 
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +91,7 @@ fn check(c: Case, tile: MatrixTile) {
         linear = linear.with_swiglu().unwrap();
     }
     if c.tail_dim > 0 {
-        linear = linear.with_tail(c.tail_dim, Rotation::Half).unwrap();
+        linear = linear.with_tail(c.tail_dim, RopePairs::Half).unwrap();
     }
     let tuning = LinearTuning { max_rows: 1, ..linear.tuning(2) };
     let linear = Linear { tiles: vec![tile], ..linear.with_tuning(tuning).unwrap() }.without_kernels();
@@ -100,7 +101,7 @@ fn check(c: Case, tile: MatrixTile) {
     let (x_head, y_head) = (c.in_dim + c.tail_dim + c.gap, outputs + c.gap);
     let (x_row, y_row) = (c.heads * x_head, c.heads * y_head);
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| 3 * r).collect();
-    let by_reference = reference::Rotation::new(1e4, c.tail_dim, reference::Pairs::Half).unwrap();
+    let by_reference = reference::Rope::new(1e4, c.tail_dim, reference::RopePairs::Half).unwrap();
     // NaN where nobody owns an element; a row more behind.
     let mut x = vec![f32::NAN; c.gap + (c.rows + 1) * x_row];
     let mut old = vec![f32::NAN; c.gap + (c.rows + 1) * y_row];
@@ -138,7 +139,7 @@ fn check(c: Case, tile: MatrixTile) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if c.tail_dim > 0 {
-        let rope = Rope::new(c.tail_dim, 1e4, Rotation::Half).unwrap();
+        let rope = Rope::new(c.tail_dim, 1e4, RopePairs::Half).unwrap();
         let table = tensor(&cos_sin_table(&rope.inv_freq, &positions)).view(&[c.rows, c.tail_dim / 2, 2]).unwrap();
         linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {

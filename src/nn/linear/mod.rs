@@ -19,7 +19,7 @@ pub use weight::{quantise, Weight};
 use super::RmsNorm;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Kernel, Tensor};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use crate::sizes::{sum_of_products, MOST_ROW};
 use matrix::pack_spec;
 use shape::{Fusion, Shape};
@@ -42,7 +42,7 @@ pub struct Linear {
     norm: Option<(Tensor, f32)>,
     swiglu: bool,
     /// Elements behind the input of each head that are rotated behind its output.
-    tail: Option<(usize, Rotation)>,
+    tail: Option<(usize, RopePairs)>,
     /// A norm of what lies behind the input.
     rest: Option<RmsNorm>,
     /// Of one row of input, and of more.
@@ -121,7 +121,7 @@ impl Linear {
     ///
     /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, or beside SwiGLU or a
     /// rest.
-    pub fn with_tail(self, rope_dim: usize, rotation: Rotation) -> Result<Self> {
+    pub fn with_tail(self, rope_dim: usize, rotation: RopePairs) -> Result<Self> {
         if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
         }

@@ -59,7 +59,7 @@ pub struct LinearArgs<'a> {
     pub y: Span<'a>,
     /// Whether the product is added to what `y` holds.
     pub accumulate: bool,
-    /// As [`Rotate::encode`](crate::nn::Rotate::encode) has it: of a linear made by [`Linear::with_tail`], and only there.
+    /// As [`RopeKernel::encode`](crate::nn::RopeKernel::encode) has it: of a linear made by [`Linear::with_tail`], and only there.
     pub cos_sin: Option<&'a Tensor>,
     /// (rows, the norm's width) F32 in a third buffer: of a linear made by [`Linear::with_rest`], and only there.
     pub rest: Option<&'a Tensor>,

@@ -6,7 +6,7 @@ use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier};
 use crate::nn::rope::pairs_part;
 use crate::nn::Weight;
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 
 /// The numbers of a [`Linear`](crate::nn::Linear)'s kernels for few rows (`shaders/nn/linear_rows.wgsl`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct LinearTuning {
 pub(crate) struct Fusion {
     pub(crate) norm: bool,
     pub(crate) swiglu: bool,
-    pub(crate) tail: Option<Rotation>,
+    pub(crate) tail: Option<RopePairs>,
     /// Of few rows only.
     pub(crate) rest: bool,
     /// Rows by a list of those of each expert ([`Experts`](crate::nn::Experts)); of [`Shape::Tile`] alone.
@@ -261,7 +261,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     let norm = Fusion { norm: true, ..plain };
     let both = Fusion { swiglu: true, ..norm };
     let rest = Fusion { rest: true, ..norm };
-    let tails = [Rotation::Half, Rotation::Interleaved].map(|r| Fusion { tail: Some(r), ..plain });
+    let tails = [RopePairs::Half, RopePairs::Interleaved].map(|r| Fusion { tail: Some(r), ..plain });
     let mut all = Vec::new();
     let mut add = |shape: Shape, tuning: &LinearTuning, dtype: DType, vec4: bool, fusion: Fusion| {
         shape.spec(tuning, dtype, vec4, fusion).map(|spec| all.push((dtype.to_string(), spec)))
