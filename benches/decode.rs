@@ -5,7 +5,8 @@
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use latten::{
-    wgpu, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Result,
+    Tensor,
 };
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ fn random(n: usize) -> Vec<f32> {
 
 fn variant(criterion: &mut Criterion, gpu: &Gpu, name: &str, heads: HeadLayout) -> Result<()> {
     let pages = Pages { count: SEQUENCES * LENGTH.div_ceil(PAGE_SIZE), size: PAGE_SIZE, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, pages)?;
+    let mut cache = PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, pages))?;
     let ids: Vec<_> = (0..SEQUENCES).map(|_| cache.insert()).collect();
     cache.reserve(&ids, LENGTH - 1)?;
     let tokens = SEQUENCES * (LENGTH - 1);

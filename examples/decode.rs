@@ -4,7 +4,10 @@
 
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeArgs, DecodeOutput, Gla, Gpu, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, DecodeOutput, Gla, Gpu, HeadLayout, Mla, PagedKvCache, Pages, Result,
+    Tensor,
+};
 
 const GLA: Gla = Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 };
 /// New tokens of each step: a prompt, then one by one.
@@ -18,7 +21,11 @@ pub async fn run() -> Result<f64> {
     let mut layers: Vec<Layer> = (0..3).map(|seed| Layer::new(&gpu, heads, seed)).collect();
     let mut worst = 0.0f64;
 
-    let mut cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 16, size: 64, layers: layers.len() })?;
+    let mut cache = PagedKvCache::new(
+        &gpu,
+        heads,
+        CacheOptions::new(DType::F16, Pages { count: 16, size: 64, layers: layers.len() }),
+    )?;
     let decode = Decode::new(&gpu, heads, DType::F16)?; // compiles here, not in the loop
     let softmax_scale = (128.0f32 + 64.0).powf(-0.5); // of a head's width before absorption
     let seq = cache.insert();

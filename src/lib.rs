@@ -25,8 +25,8 @@
 //!     let heads = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
 //!     let rope = Rope::new(heads.rotated_dim(), 10_000.0, RopePairs::Half)?;
 //!     let pages = Pages { count: 1024, size: 64, layers: layers.len() };
-//!     let cache = PagedKvCache::new(&gpu, heads, DType::F16, pages)?;
-//!     let mut cache = cache.with_rotation(rope.pairs, &rope.inv_freq)?; // append rotates keys
+//!     let options = CacheOptions { rope: Some(rope), ..CacheOptions::new(DType::F16, pages) }; // append rotates keys
+//!     let mut cache = PagedKvCache::new(&gpu, heads, options)?;
 //!     let decode = Decode::new(&gpu, heads, DType::F16)?; // compiles here, not in the loop
 //!     let softmax_scale = (128.0f32 + 64.0).powf(-0.5); // head_dim + rope_dim, before absorption
 //!
@@ -106,7 +106,7 @@ mod sizes;
 mod start;
 
 pub use attention::{AttentionOptions, Decode, DecodeArgs, DecodeOutput, Plan, SplitPolicy};
-pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
+pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId};
 pub use error::{Error, ErrorKind, Result, SavedFault};
 pub use gpu::{Capabilities, DType, DispatchTime, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
 pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};

@@ -19,7 +19,7 @@
 
 use crate::attention::kernels::select::{Device, KernelShape};
 use crate::attention::{Decode, DecodeArgs, SplitPolicy};
-use crate::cache::{PagedKvCache, Pages, SeqId};
+use crate::cache::{CacheOptions, PagedKvCache, Pages, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor, Tier};
 use crate::kv::{Gla, HeadLayout, KvSource};
@@ -198,7 +198,8 @@ impl Sequence {
 /// The batch on the device, through cache, append and plan as any other.
 async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: SplitPolicy) -> Result<Vec<Row<f32>>> {
     let count = sequences.iter().map(|s| s.kv_len.div_ceil(PAGE_SIZE)).sum();
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count, size: PAGE_SIZE, layers: 1 })?;
+    let mut cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count, size: PAGE_SIZE, layers: 1 }))?;
     let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
     for (id, s) in ids.iter().zip(sequences) {
         cache.reserve(&[*id], s.kv_len)?;

@@ -3,7 +3,7 @@
 use super::report::{Bound, Report};
 use super::vector::KernelVector;
 use latten::reference::{decode, Attended, DecodeInputs};
-use latten::{DType, Decode, DecodeArgs, Gpu, PagedKvCache, Pages, Result, SeqId, SplitPolicy, Tensor};
+use latten::{CacheOptions, DType, Decode, DecodeArgs, Gpu, PagedKvCache, Pages, Result, SeqId, SplitPolicy, Tensor};
 
 /// Policy and tokens per page. `FixedTokens(1)` is as many parts as there are token tiles, so that the merge runs.
 const RUNS: [(SplitPolicy, usize); 2] = [(SplitPolicy::Auto, 16), (SplitPolicy::FixedTokens(1), 4)];
@@ -138,7 +138,7 @@ impl<'a> Case<'a> {
         let KernelVector { layout, kv_len, .. } = self.vector;
         let (past, width) = (kv_len - self.seeing, layout.kv_dim());
         let pages = Pages { count: 2 * kv_len.div_ceil(page_size) + 4, size: page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(gpu, *layout, self.dtype, pages)?;
+        let mut cache = PagedKvCache::new(gpu, *layout, CacheOptions::new(self.dtype, pages))?;
         let append = |cache: &mut PagedKvCache, ids: &[SeqId], rows: &[f32]| {
             let tokens = rows.len() / width;
             cache.reserve(ids, tokens / ids.len())?;

@@ -9,8 +9,8 @@ use latten::reference;
 use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Projected, RopePairs};
 use latten::rope::RopeScaling;
 use latten::{
-    DType, Decode, ErrorKind, Gla, Gpu, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Result, SeqId, SplitPolicy,
-    Tensor,
+    CacheOptions, DType, Decode, ErrorKind, Gla, Gpu, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Result, SeqId,
+    SplitPolicy, Tensor,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -262,11 +262,9 @@ impl Device<'_> {
         let (heads, model_dim) = (self.config.layout()?, self.config.hidden_size);
         let len = x.len() / model_dim;
         let pages = Pages { count: 2 * len.div_ceil(page_size), size: page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(self.gpu, heads, self.dtype, pages)?;
-        if self.config.rope_dim() > 0 {
-            let rope = self.config.rope()?;
-            cache = cache.with_rotation(rope.pairs, &rope.inv_freq)?;
-        }
+        let rope = Some(self.config.rope()?);
+        let mut cache =
+            PagedKvCache::new(self.gpu, heads, CacheOptions { rope, ..CacheOptions::new(self.dtype, pages) })?;
         let decode = Decode::new(self.gpu, heads, self.dtype)?.with_policy(policy);
         // A neighbour that takes every other page, so that the sequence's are not in one run.
         let (seq, neighbour) = (cache.insert(), cache.insert());

@@ -27,7 +27,7 @@ use crate::kv::append::{frequencies_text, Append, AppendArgs};
 use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::view::Resident;
 use crate::kv::{HeadLayout, KvBatch, KvSource};
-use crate::rope::{cos_sin_table, RopePairs};
+use crate::rope::{cos_sin_table, Rope, RopePairs};
 use copy::CopyPages;
 use slabs::{Cut, SlabLimits, Slabs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,6 +35,39 @@ use std::sync::Arc;
 use wide::Wide;
 
 use crate::gpu::{DType, Gpu, Tensor};
+
+/// What a [`PagedKvCache`] is made of, beside its head layout.
+///
+/// ```
+/// # use latten::{CacheOptions, DType, Pages, Rope, RopePairs};
+/// # fn f() -> latten::Result<()> {
+/// let pages = Pages { count: 1024, size: 64, layers: 32 };
+/// let rope = Rope::new(64, 10_000.0, RopePairs::Half)?;
+/// let options = CacheOptions { rope: Some(rope), ..CacheOptions::new(DType::F16, pages) };
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheOptions {
+    /// Element type of the cached rows: F32, F16, BF16, I8 or I4.
+    pub dtype: DType,
+    /// How much it holds.
+    pub pages: Pages,
+    /// Whether it starts with a part of its memory and grows up to `pages`, by slabs: as many of equal size as the device can
+    /// bind ([`Capabilities::max_slabs`](crate::Capabilities), or one per page where there are fewer), one at first. No page
+    /// moves. [`PagedKvCache::reserve`] allocates a slab, in all layers, where the pages that are there are in use or kept;
+    /// [`PagedKvCache::shrink`] gives slabs back.
+    pub grows: bool,
+    /// How `append` rotates the key part of each row to its token's position: the rope key, or for GQA the key of every head
+    /// ([`HeadLayout::rotated_dim`] elements). None: rows come rotated, or have no position.
+    pub rope: Option<Rope>,
+}
+
+impl CacheOptions {
+    /// Of fixed size, for rows that come rotated.
+    pub fn new(dtype: DType, pages: Pages) -> Self {
+        CacheOptions { dtype, pages, grows: false, rope: None }
+    }
+}
 
 /// How much a cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,58 +120,52 @@ struct StepBuffers {
     cos_sin: Tensor,
 }
 
+/// Layers of a cache, at most.
+const MOST_LAYERS: usize = 1 << 16;
 /// Tokens of a step before its buffers have to grow.
 const STEP_TOKENS: usize = 256;
 
 impl PagedKvCache {
-    /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens, or more than 256 pages to
-    /// copy in one.
+    /// Allocates the pools and compiles the kernels; nothing is allocated later but for steps of more than 256 tokens, for more
+    /// than 256 pages to copy in one, and where the cache grows.
     ///
     /// A layer's pages are one buffer where the device can bind so large a one, else up to
-    /// [`Capabilities::max_slabs`](super::Capabilities::max_slabs) slabs, which kernels tell apart at some cost.
+    /// [`Capabilities::max_slabs`](crate::Capabilities) slabs, which kernels tell apart at some cost.
     ///
-    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pages exceed what the
-    /// device can bind in slabs ([`Capabilities::max_binding_bytes`](super::Capabilities)), [`ErrorKind::OutOfMemory`],
-    /// [`ErrorKind::DType`] for U32, and for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16.
-    /// Caches of those hold rows as they come; for I8 and I4 see [`StateLayout`].
-    pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
-        Self::allocate(gpu, heads, dtype, pages, false)
-    }
-
-    /// A cache that starts with a part of its memory and grows up to `pages`, by slabs: as many of equal size as the device
-    /// can bind ([`Capabilities::max_slabs`](super::Capabilities::max_slabs), or one per page where there are fewer), one at
-    /// first. No page moves. [`PagedKvCache::reserve`] allocates a slab, in all layers, where the pages that are there are
-    /// in use or kept; [`PagedKvCache::shrink`] gives slabs back.
+    /// # Errors
     ///
-    /// Errors: as [`PagedKvCache::new`].
-    pub fn new_growing(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
-        Self::allocate(gpu, heads, dtype, pages, true)
-    }
-
-    fn allocate(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages, grows: bool) -> Result<Self> {
+    /// [`ErrorKind::Argument`] for zero sizes; [`ErrorKind::Shape`] for a rope of another width than
+    /// [`HeadLayout::rotated_dim`]; [`ErrorKind::TooLarge`] where one layer's pages exceed what the device can bind in slabs
+    /// ([`Capabilities::max_binding_bytes`](crate::Capabilities)); [`ErrorKind::OutOfMemory`]; [`ErrorKind::DType`] for U32, and
+    /// for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16. Caches of those hold rows as they come;
+    /// for I8 and I4 see [`StateLayout`].
+    pub fn new(gpu: &Gpu, heads: HeadLayout, options: CacheOptions) -> Result<Self> {
+        let CacheOptions { dtype, pages, grows, rope } = options;
         // Checks the pages' number and size before anything is made of them.
         check_pages(["pages.count", "pages.size"], pages.count, pages.size)?;
-        if pages.layers == 0 || pages.layers > 1 << 16 {
-            return Err(ErrorKind::argument("pages.layers", format!("{} is not in 1..=65536", pages.layers)));
+        if pages.layers == 0 || pages.layers > MOST_LAYERS {
+            let why = format!("{} is not in 1..={MOST_LAYERS}", pages.layers);
+            return Err(ErrorKind::argument("pages.layers", why));
         }
-        let append = Append::new(gpu, heads, dtype, pages.size, RopePairs::None)?;
+        let Rope { inv_freq, pairs } = rope.unwrap_or_default();
+        let append = Append::new(gpu, heads, dtype, pages.size, pairs)?;
+        if 2 * inv_freq.len() != append.rotated_dim() {
+            return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], frequencies_text(&heads, pairs)));
+        }
         let layout = StateLayout::new(&heads, dtype);
         let page_words = pages.size * layout.row_words(heads.groups());
         let copy = CopyPages::new(gpu, page_words)?;
         let cut = Cut::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
         let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
         let slabs = Slabs::new(gpu, cut, pages.layers, if grows { 1 } else { cut.slabs() })?;
-        let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, 2)?;
-        let inv_freq = Vec::new();
-        let live_generation = Arc::new(AtomicU64::new(table.generation()));
-        let gpu = gpu.clone();
+        let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, append.rotated_dim().max(2))?;
         let this = Self {
-            gpu,
+            gpu: gpu.clone(),
             heads,
             dtype,
             layout,
+            live_generation: Arc::new(AtomicU64::new(table.generation())),
             table,
-            live_generation,
             slabs,
             pages,
             grows,
@@ -154,21 +181,6 @@ impl PagedKvCache {
         this.append.prepare(&this.gpu, &layer)?;
         this.copy.prepare(&this.gpu, layer.pool.buffers().len())?;
         Ok(this)
-    }
-
-    /// Lets `append` rotate the key part of each row to its token's position: the rope key, or for GQA the key of
-    /// every head. `inv_freq` holds one angular frequency (radians per token) per pair.
-    ///
-    /// Errors: [`ErrorKind::Shape`] where `inv_freq` has not half the width of what is rotated.
-    pub fn with_rotation(mut self, rotation: RopePairs, inv_freq: &[f32]) -> Result<Self> {
-        let append = Append::new(&self.gpu, self.heads, self.dtype, self.pages.size, rotation)?;
-        append.prepare(&self.gpu, &self.layer(0)?)?;
-        if inv_freq.len() != append.rotated_dim() / 2 {
-            return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], frequencies_text(&self.heads, rotation)));
-        }
-        self.step_buffers = StepBuffers::new(&self.gpu, STEP_TOKENS, append.rotated_dim().max(2))?;
-        (self.append, self.inv_freq, self.step) = (append, inv_freq.to_vec(), None);
-        Ok(self)
     }
 
     /// Adds an empty sequence that will share no prefix. See [`PagedKvCache::match_prefix`].
@@ -347,6 +359,13 @@ impl PagedKvCache {
     /// Element type of the cached rows.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The options that another cache like this one is made with.
+    pub fn options(&self) -> CacheOptions {
+        let pairs = self.append.rotation();
+        let rope = (pairs != RopePairs::None).then(|| Rope { inv_freq: self.inv_freq.clone(), pairs });
+        CacheOptions { dtype: self.dtype, pages: self.pages, grows: self.grows, rope }
     }
 
     /// Pages, tokens per page and layers.

@@ -4,7 +4,6 @@ use super::{PagedKvCache, SeqId, SeqTable};
 use crate::cache::table::sequence::{Known, PageList, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::rope::RopePairs;
 use std::sync::atomic::Ordering;
 
 /// A sequence whose cached rows are gone. It is empty, and has its id still.
@@ -66,10 +65,7 @@ impl PagedKvCache {
     ///
     /// [`ErrorKind::DeviceLost`]: crate::ErrorKind::DeviceLost
     pub fn rebuild(&mut self, gpu: &Gpu) -> Result<Vec<EmptiedSequence>> {
-        let mut fresh = Self::allocate(gpu, self.heads, self.dtype, self.pages, self.grows)?;
-        if self.append.rotation() != RopePairs::None {
-            fresh = fresh.with_rotation(self.append.rotation(), &self.inv_freq)?;
-        }
+        let mut fresh = Self::new(gpu, self.heads, self.options())?;
         if let Some(wide) = &self.wide {
             fresh = fresh.with_wide_channels(&wide.channels)?;
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attention::{AttentionOptions, Decode};
-use crate::cache::{PagedKvCache, Pages};
+use crate::cache::{CacheOptions, PagedKvCache, Pages};
 use crate::gpu::{DType, Tensor};
 use crate::kv::{Gqa, HeadLayout};
 use crate::nn::SwiGlu;
@@ -72,7 +72,9 @@ fn a_loss_that_becomes_known_late_is_told_to_whom_it_concerns() {
 #[test]
 fn a_cache_that_counted_too_early_is_refused() {
     let gpu = noop();
-    let mut cache = PagedKvCache::new(&gpu, heads(), DType::F32, Pages { count: 8, size: 4, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(&gpu, heads(), CacheOptions::new(DType::F32, Pages { count: 8, size: 4, layers: 1 }))
+            .unwrap();
     let kv = Tensor::zeros(&gpu, &[1, heads().kv_dim()], DType::F32).unwrap();
     gpu.answer_late();
     let id = cache.insert();

@@ -16,7 +16,7 @@ pub enum RopePairs {
 }
 
 /// The frequencies of a rotation, and which elements it pairs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rope {
     /// Radians per position of each pair: `rope_dim / 2` of them, see [`RopeScaling::inv_freq`].
     pub inv_freq: Vec<f32>,

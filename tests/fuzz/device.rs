@@ -5,8 +5,8 @@ use crate::pure::{DTYPES, ROTATIONS};
 use latten::cache::{Save, SaveSequence};
 use latten::kv::{Append, AppendArgs};
 use latten::{
-    wgpu, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache, Pages, RopePairs,
-    SeqId, Tensor,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache,
+    Pages, Rope, RopePairs, SeqId, Tensor,
 };
 
 /// What is made once, since it compiles.
@@ -42,18 +42,10 @@ pub fn case(g: &mut Gen, world: &World) {
     let heads = g.pick(&world.heads);
     let dtype = if g.one_in(20) { DType::U32 } else { g.pick(&[DType::F32, DType::F16, DType::I8]) };
     let pages = Pages { count: g.held(8, 16), size: if g.one_in(20) { g.size() } else { 4 }, layers: g.held(2, 3) };
-    let made = match g.one_in(3) {
-        true => PagedKvCache::new_growing(&world.gpu, heads, dtype, pages),
-        false => PagedKvCache::new(&world.gpu, heads, dtype, pages),
-    };
-    let Some(mut cache) = g.call("PagedKvCache::new", made) else { return };
-    if g.one_in(2) {
-        let (rotation, inv_freq) = (g.pick(&ROTATIONS), g.f32s(heads.rotated_dim() / 2));
-        match g.call("PagedKvCache::with_rotation", cache.with_rotation(rotation, &inv_freq)) {
-            Some(turning) => cache = turning,
-            None => return,
-        }
-    }
+    let rope =
+        g.one_in(2).then(|| Rope { pairs: g.pick(&ROTATIONS), inv_freq: g.f32s(heads.rotated_dim() / 2).to_vec() });
+    let options = CacheOptions { grows: g.one_in(3), rope, ..CacheOptions::new(dtype, pages) };
+    let Some(mut cache) = g.call("PagedKvCache::new", PagedKvCache::new(&world.gpu, heads, options)) else { return };
     let mut ids = vec![cache.insert(), cache.insert()];
     for _ in 0..g.below(6) {
         step(g, world, &mut cache, &mut ids);

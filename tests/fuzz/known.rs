@@ -15,8 +15,8 @@ use latten::reference::Routing;
 use latten::rope::Rope;
 use latten::rope::RopeScaling;
 use latten::{
-    DType, Decode, DecodeArgs, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache, Pages, Result,
-    RopePairs, Session, SessionOptions, SplitPolicy, Tensor,
+    CacheOptions, DType, Decode, DecodeArgs, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache,
+    Pages, Result, RopePairs, Session, SessionOptions, SplitPolicy, Tensor,
 };
 use safetensors::tensor::Dtype;
 use std::ops::ControlFlow;
@@ -94,7 +94,8 @@ fn a_source_of_an_apps_own_is_checked() {
         refused!(plan(&short), Argument { name: "positions", .. }, "0 of 1");
     }
     // Pages of another size than the plan's would be read as if they were its.
-    let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 8, size: 8, layers: 1 }).unwrap();
+    let cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F16, Pages { count: 8, size: 8, layers: 1 })).unwrap();
     let decode = Decode::new(&gpu, heads, DType::F16).unwrap().with_target_workgroups(MAX);
     let mut own = own(SeqView { gap_last: 0, kv_len: 5, ..view });
     own.batch.generation = cache.generation();
@@ -145,15 +146,15 @@ fn a_layout_says_what_it_rotates() {
     let gqa = HeadLayout::gqa(Gqa { q_heads: 4, kv_heads: 2, head_dim: 8 }).unwrap();
     let gta = |rope_dim| HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 8, rope_dim }).unwrap();
     let mla = |rope_dim| HeadLayout::mla(Mla { q_heads: 4, latent_dim: 8, rope_dim }).unwrap();
+    let options = CacheOptions::new(DType::F16, Pages { count: 2, size: 4, layers: 1 });
     for (heads, rotated) in [(gqa, 8), (gta(4), 4), (gta(0), 0), (mla(2), 2), (mla(0), 0)] {
         assert_eq!(heads.rotated_dim(), rotated, "{heads:?}");
-        let rope = Rope::new(heads.rotated_dim(), 1e4, RopePairs::Half).unwrap();
-        let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 2, size: 4, layers: 1 }).unwrap();
-        cache.with_rotation(rope.pairs, &rope.inv_freq).unwrap();
+        let rope = Some(Rope::new(heads.rotated_dim(), 1e4, RopePairs::Half).unwrap());
+        PagedKvCache::new(&gpu, heads, CacheOptions { rope, ..options.clone() }).unwrap();
     }
-    let error = |heads: HeadLayout, rotation| {
-        let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 2, size: 4, layers: 1 }).unwrap();
-        cache.with_rotation(rotation, &[1.0; 3]).err().unwrap().to_string()
+    let error = |heads: HeadLayout, pairs| {
+        let rope = Some(Rope { inv_freq: vec![1.0; 3], pairs });
+        PagedKvCache::new(&gpu, heads, CacheOptions { rope, ..options.clone() }).err().unwrap().to_string()
     };
     assert_eq!(
         error(gqa, RopePairs::Half),
@@ -260,7 +261,8 @@ fn a_prompt_of_nothing_and_scratch_for_everything() {
         refused!(pollster::block_on(made), Argument { name: "prompt", .. }, 0);
     }
     let heads = config.layout().unwrap();
-    let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 8, size: 4, layers: 1 }).unwrap();
+    let cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F16, Pages { count: 8, size: 4, layers: 1 })).unwrap();
     let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
     let prefill = || ExplicitPrefill::new(&gpu, &config, &cache, &decode, PrefillPath::Explicit).unwrap();
     for tokens in [MAX, MAX / 2, (1 << 24) + 1] {

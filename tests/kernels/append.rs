@@ -4,7 +4,9 @@ use crate::support::{gpu, layouts, small, wait, Rng};
 use half::{bf16, f16};
 use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference;
-use latten::{DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, RopePairs, SeqId, Tensor};
+use latten::{
+    CacheOptions, DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rope, RopePairs, SeqId, Tensor,
+};
 
 /// The bits of a layer's pool, slab after slab.
 pub fn pool(gpu: &Gpu, cache: &PagedKvCache, layer: usize) -> Vec<u32> {
@@ -60,7 +62,6 @@ impl Check {
         let Check { heads, dtype, page_size, rotation } = *self;
         let gpu = gpu();
         let count = positions.iter().map(|p| (p + new).div_ceil(page_size)).sum::<usize>() + 1;
-        let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count, size: page_size, layers: 2 }).unwrap();
         let width = match heads.rope_dim() {
             0 if heads.v_offset() == 0 => 0,
             0 => heads.nope_dim(),
@@ -68,9 +69,9 @@ impl Check {
         };
         let table = reference::inv_freq(10_000.0, width).unwrap();
         let inv_freq: Vec<f32> = table.iter().map(|v| *v as f32).collect();
-        if rotation != RopePairs::None {
-            cache = cache.with_rotation(rotation, &inv_freq).unwrap();
-        }
+        let rope = (rotation != RopePairs::None).then_some(Rope { inv_freq, pairs: rotation });
+        let options = CacheOptions::new(dtype, Pages { count, size: page_size, layers: 2 });
+        let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..options }).unwrap();
         for layer in 0..2 {
             let view = cache.layer(layer).unwrap();
             let slab = &view.wgpu_buffers()[0];
@@ -250,7 +251,8 @@ fn every_token_past_a_grid_dimension_is_written_once() {
 #[test]
 fn slots_past_the_pool_are_clamped_to_its_last() {
     let (gpu, heads, size) = (gpu(), small(), 8);
-    let cache = PagedKvCache::new(gpu, heads, DType::F32, Pages { count: 5, size, layers: 1 }).unwrap();
+    let cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F32, Pages { count: 5, size, layers: 1 })).unwrap();
     let append = Append::new(gpu, heads, DType::F32, size, RopePairs::None).unwrap();
     let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
     for slot in [40, 41, 1 << 20, u32::MAX] {

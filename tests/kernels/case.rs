@@ -7,7 +7,8 @@ use latten::attention::AttentionOptions;
 use latten::kv::KvSource;
 use latten::reference;
 use latten::{
-    DType, Decode, DecodeArgs, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier,
+    CacheOptions, DType, Decode, DecodeArgs, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy,
+    Tensor, Tier,
 };
 
 /// One decode to check: a ragged batch of `(cached tokens with the new ones, new tokens)`.
@@ -78,7 +79,7 @@ impl Case {
     pub fn fill(&self, gpu: &Gpu, sequences: &[Sequence], poison: u8) -> (PagedKvCache, Vec<SeqId>) {
         let pages: usize = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum::<usize>() + 3;
         let pages = Pages { count: pages, size: self.page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
+        let mut cache = PagedKvCache::new(gpu, self.heads, CacheOptions::new(self.dtype, pages)).unwrap();
         for slab in cache.layer(0).unwrap().wgpu_buffers() {
             gpu.queue().write_buffer(&slab, 0, &vec![poison; slab.size() as usize]);
         }
@@ -142,7 +143,7 @@ impl Case {
     pub fn run_at_once(&self, gpu: &Gpu, decode: &Decode, sequences: Vec<Sequence>) -> Vec<Sequence> {
         let count = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum();
         let pages = Pages { count, size: self.page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
+        let mut cache = PagedKvCache::new(gpu, self.heads, CacheOptions::new(self.dtype, pages)).unwrap();
         let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
         let mut rows = Vec::new();
         for ((id, s), (kv_len, q_len)) in ids.iter().zip(&sequences).zip(&self.lengths) {

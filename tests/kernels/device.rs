@@ -4,8 +4,8 @@ use crate::case::Case;
 use crate::support::{bits, gpu, gpu_with, small, wait, Rng};
 use latten::gpu::{Counters, LimitsChoice};
 use latten::{
-    wgpu, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, RopePairs, SplitPolicy, Tensor,
-    Tier,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rope, RopePairs,
+    SplitPolicy, Tensor, Tier,
 };
 
 /// A slice of the decode tests on a device of its own.
@@ -155,9 +155,9 @@ const BATCH: usize = 2;
 impl Loop {
     fn new(gpu: Gpu) -> Self {
         let heads = small();
-        let inv_freq = [1.0, 0.1, 0.01, 0.001];
-        let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 512, size: 4, layers: 2 }).unwrap();
-        let mut cache = cache.with_rotation(RopePairs::Half, &inv_freq).unwrap();
+        let rope = Some(Rope { inv_freq: vec![1.0, 0.1, 0.01, 0.001], pairs: RopePairs::Half });
+        let options = CacheOptions::new(DType::F16, Pages { count: 512, size: 4, layers: 2 });
+        let mut cache = PagedKvCache::new(&gpu, heads, CacheOptions { rope, ..options }).unwrap();
         let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
         let mut rng = Rng(63);
         let kv = Tensor::from_f32(&gpu, &[BATCH, heads.kv_dim()], &rng.values(BATCH * heads.kv_dim()), DType::F32);
@@ -283,7 +283,8 @@ fn passes_are_timed() {
         return;
     }
     let heads = small();
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count: 4, size: 64, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count: 4, size: 64, layers: 1 })).unwrap();
     let decode = Decode::new(gpu, heads, DType::F16).unwrap();
     let id = cache.insert();
     cache.reserve(&[id], 200).unwrap();
@@ -343,7 +344,7 @@ fn everything_is_lost(mut work: Loop) {
     is_lost("output", work.decode.output(100_000));
     is_lost("Decode::new", Decode::new(&gpu, heads, DType::F32).map(|_| ()));
     let pages = Pages { count: 2, size: 4, layers: 1 };
-    is_lost("PagedKvCache::new", PagedKvCache::new(&gpu, heads, DType::F32, pages).map(|_| ()));
+    is_lost("PagedKvCache::new", PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, pages)).map(|_| ()));
     is_lost("step", work.step());
     if gpu.capabilities().timestamps {
         is_lost("time_passes", wait(gpu.time_passes(1, |_, _| Ok(()))));

@@ -6,8 +6,8 @@ use latten::attention::{AttentionOptions, DecodeArgs, DecodeOutput};
 use latten::cache::SeqTable;
 use latten::kv::{Append, AppendArgs, KvSource};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, RopePairs, SeqId,
-    SplitPolicy, Tensor,
+    wgpu, CacheOptions, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Rope,
+    RopePairs, SeqId, SplitPolicy, Tensor,
 };
 use proptest::prelude::*;
 
@@ -114,7 +114,8 @@ struct Ready {
 }
 
 fn ready(gpu: &Gpu) -> Ready {
-    let mut cache = PagedKvCache::new(gpu, small(), DType::F16, Pages { count: 8, size: 4, layers: 2 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, small(), CacheOptions::new(DType::F16, Pages { count: 8, size: 4, layers: 2 })).unwrap();
     let decode = Decode::new(gpu, small(), DType::F16).unwrap();
     let id = cache.insert();
     Ready { cache, decode, id }
@@ -123,13 +124,18 @@ fn ready(gpu: &Gpu) -> Ready {
 #[test]
 fn caches() {
     for gpu in [&noop(), gpu()] {
-        let new = |count, size, layers| PagedKvCache::new(gpu, small(), DType::F16, Pages { count, size, layers });
+        let new = |count, size, layers| {
+            PagedKvCache::new(gpu, small(), CacheOptions::new(DType::F16, Pages { count, size, layers }))
+        };
         refused!(new(0, 4, 1), Argument { name: "pages.count", .. }, 0);
         refused!(new(4, 0, 1), Argument { name: "pages.size", .. }, 0);
         refused!(new(4, 3, 1), Argument { name: "pages.size", .. }, 3);
         refused!(new(4, 8192, 1), Argument { name: "pages.size", .. }, 8192);
         refused!(new(4, 4, 0), Argument { name: "pages.layers", .. }, 0);
-        refused!(PagedKvCache::new(gpu, small(), DType::U32, new(1, 1, 1).unwrap().pages()), ErrorKind::DType { .. });
+        refused!(
+            PagedKvCache::new(gpu, small(), CacheOptions::new(DType::U32, new(1, 1, 1).unwrap().pages())),
+            ErrorKind::DType { .. }
+        );
         for n in HUGE {
             refused!(new(n, 4, 1), Argument { .. } | TooLarge { .. });
             refused!(new(4, n, 1), Argument { .. }, n);
@@ -172,7 +178,11 @@ fn caches() {
         refused!(cache.append(0, &[id], &kv(&[2, small().kv_dim()], DType::F16)), ErrorKind::DType { .. }, "f16");
         assert_eq!(cache.generation(), generation);
         cache.append(0, &[id], &good).unwrap();
-        refused!(cache.with_rotation(RopePairs::Half, &[1.0; 3]), Shape { name: "inv_freq", .. }, 3, 4);
+        for (pairs, wanted) in [(RopePairs::Half, 4), (RopePairs::Interleaved, 4), (RopePairs::None, 0)] {
+            let rope = Some(Rope { inv_freq: vec![1.0; 3], pairs });
+            let options = CacheOptions { rope, ..cache.options() };
+            refused!(PagedKvCache::new(gpu, small(), options), Shape { name: "inv_freq", .. }, 3, wanted);
+        }
     }
 }
 
@@ -244,7 +254,9 @@ fn decodes() {
         }
         // A cache of another dtype, of another layout.
         for (heads, dtype) in [(small(), DType::F32), (HeadLayout::mha(4, 16).unwrap(), DType::F16)] {
-            let mut foreign = PagedKvCache::new(gpu, heads, dtype, Pages { count: 8, size: 4, layers: 1 }).unwrap();
+            let mut foreign =
+                PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 8, size: 4, layers: 1 }))
+                    .unwrap();
             let id = foreign.insert();
             foreign.reserve(&[id], 3).unwrap();
             let plan = decode.plan(&foreign, &[id]).unwrap();
@@ -332,7 +344,7 @@ proptest! {
                 let _ = Decode::new(&gpu, heads, DType::F16);
             }
             for dtype in [DType::F32, DType::F16, DType::U32] {
-                if let Err(e) = PagedKvCache::new(&gpu, heads, dtype, Pages { count: d, size: e, layers: 1 }) {
+                if let Err(e) = PagedKvCache::new(&gpu, heads, CacheOptions::new(dtype, Pages { count: d, size: e, layers: 1 })) {
                     let own = matches!(e.kind(), ErrorKind::Gpu { .. });
                     prop_assert!(!own, "{heads:?} {dtype} {d} pages of {e:?}");
                 }

@@ -7,7 +7,9 @@ use half::f16;
 use latten::attention::AttentionOptions;
 use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference;
-use latten::{DType, Decode, Gqa, Gta, HeadLayout, PagedKvCache, Pages, RopePairs, SeqId, SplitPolicy, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rope, RopePairs, SeqId, SplitPolicy, Tensor,
+};
 
 pub const INTEGERS: [DType; 2] = [DType::I8, DType::I4];
 
@@ -123,11 +125,7 @@ fn check_many(
     const PATTERN: u32 = 0xa5a5_a5a5;
     let gpu = gpu();
     let pages = Pages { count: 3 * (new + 30).div_ceil(page_size), size: page_size, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu, heads, dtype, pages).unwrap();
     let wide = (heads.wide_dim() > 0).then(|| crate::wide::channels(&heads, 1));
-    if let Some(wide) = &wide {
-        cache = cache.with_wide_channels(wide).unwrap();
-    }
     let (layout, page) = (StateLayout::new(&heads, dtype), Page::new(heads, dtype, page_size));
     let levels = if dtype == DType::I4 { reference::I4_LEVELS } else { reference::I8_LEVELS };
     assert_eq!((layout.state_words, layout.rope_words), (page.state_words(), page.rope_words()));
@@ -139,9 +137,10 @@ fn check_many(
         (_, rope_dim) => rope_dim,
     };
     let table = reference::inv_freq(10_000.0, width).unwrap();
-    if rotation != RopePairs::None {
-        let inv_freq: Vec<f32> = table.iter().map(|v| *v as f32).collect();
-        cache = cache.with_rotation(rotation, &inv_freq).unwrap();
+    let rope = Some(Rope { inv_freq: table.iter().map(|v| *v as f32).collect(), pairs: rotation });
+    let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..CacheOptions::new(dtype, pages) }).unwrap();
+    if let Some(wide) = &wide {
+        cache = cache.with_wide_channels(wide).unwrap();
     }
     let view = cache.layer(0).unwrap();
     let slab = &view.wgpu_buffers()[0];
@@ -283,7 +282,8 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
     let (gpu, heads, size) = (gpu(), layouts()[3], 8);
     let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
     for dtype in INTEGERS {
-        let cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 5, size, layers: 1 }).unwrap();
+        let cache =
+            PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 5, size, layers: 1 })).unwrap();
         let append = Append::new(gpu, heads, dtype, size, RopePairs::None).unwrap();
         for slot in [40, 41, 1 << 20, u32::MAX] {
             let layer = cache.layer(0).unwrap();

@@ -3,7 +3,7 @@
 use crate::case::{Case, Sequence};
 use crate::integers::INTEGERS;
 use crate::support::{bits, gpu, layouts, small, wait, Rng};
-use latten::{DType, Decode, DecodeArgs, PagedKvCache, Pages, SplitPolicy, Tensor};
+use latten::{CacheOptions, DType, Decode, DecodeArgs, PagedKvCache, Pages, SplitPolicy, Tensor};
 
 fn result_bits(s: &Sequence) -> (Vec<u32>, Vec<u32>) {
     (bits(&s.out), bits(&s.lse))
@@ -38,7 +38,8 @@ fn a_thousand_repeats_give_the_same_bits() {
     let gpu = gpu();
     let (heads, size) = (small(), 8);
     let mut rng = Rng(11);
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count: 64, size, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count: 64, size, layers: 1 })).unwrap();
     let ids = [cache.insert(), cache.insert(), cache.insert()];
     for (id, n) in ids.iter().zip([150, 3, 41]) {
         cache.reserve(&[*id], n).unwrap();

@@ -4,7 +4,10 @@
 use crate::case::{check, Case, Extra};
 use crate::support::{bits, gpu, layouts, small, tiers, wait, Rng};
 use latten::attention::AttentionOptions;
-use latten::{DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy,
+    Tensor,
+};
 
 fn kept(window: usize, keep_first: usize) -> AttentionOptions {
     AttentionOptions { window: Some(window), keep_first, ..Default::default() }
@@ -115,7 +118,7 @@ fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
         for page_size in [1, 16, 64] {
             let cache = |count| {
                 let pages = Pages { count, size: page_size, layers: 1 };
-                let cache = PagedKvCache::new(gpu(), heads, dtype, pages).unwrap();
+                let cache = PagedKvCache::new(gpu(), heads, CacheOptions::new(dtype, pages)).unwrap();
                 let bytes = vec![0xff; cache.pool_bytes()];
                 gpu().submit().unwrap();
                 gpu().queue().write_buffer(&cache.layer(0).unwrap().wgpu_buffers()[0], 0, &bytes);
@@ -154,7 +157,7 @@ fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
 #[test]
 fn a_decode_that_sees_more_than_is_kept_is_refused() {
     let pages = Pages { count: 30, size: 8, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu(), small(), DType::F16, pages).unwrap();
+    let mut cache = PagedKvCache::new(gpu(), small(), CacheOptions::new(DType::F16, pages)).unwrap();
     assert!(matches!(
         cache.insert_windowed_keeping(0, 3).unwrap_err().kind(),
         ErrorKind::Argument { name: "window", .. }

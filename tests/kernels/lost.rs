@@ -2,7 +2,10 @@
 
 use crate::support::{bits, gpu_with, small, wait, Rng};
 use latten::nn::SwiGlu;
-use latten::{wgpu, DType, Decode, DecodeArgs, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId,
+    Tensor,
+};
 
 fn lose_a_batch(gpu: &Gpu) {
     let (size, usage) = (16, wgpu::BufferUsages::STORAGE);
@@ -32,7 +35,9 @@ const TOKENS: usize = 8;
 impl Work {
     fn new() -> Self {
         let (gpu, heads) = (gpu_with(GpuOptions::default()), small());
-        let cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 32, size: 4, layers: 2 }).unwrap();
+        let cache =
+            PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, Pages { count: 32, size: 4, layers: 2 }))
+                .unwrap();
         let decode = Decode::new(&gpu, heads, DType::F32).unwrap();
         let q = Rng(5).values(TOKENS * heads.q_heads() * heads.q_dim());
         let q = Tensor::from_f32(&gpu, &[TOKENS, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();

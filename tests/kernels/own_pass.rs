@@ -1,7 +1,7 @@
 //! Passes of an app's own: what was dropped before the app submits them is overwritten by nobody.
 
 use crate::support::{bits, gpu_with, small, wait, Rng};
-use latten::{wgpu, DType, Decode, DecodeArgs, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{wgpu, CacheOptions, DType, Decode, DecodeArgs, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
 
 const SCALE: f32 = 0.25;
 
@@ -17,7 +17,9 @@ struct Two {
 impl Two {
     fn new() -> Self {
         let (gpu, heads) = (gpu_with(GpuOptions::default()), small());
-        let mut cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 64, size: 4, layers: 1 }).unwrap();
+        let mut cache =
+            PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F16, Pages { count: 64, size: 4, layers: 1 }))
+                .unwrap();
         let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
         let mut rng = Rng(64);
         let sequences = [cache.insert(), cache.insert()];

@@ -6,14 +6,14 @@ use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::kv::{KvSource, StateLayout};
 use latten::{
-    reference, DType, Decode, DecodeArgs, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages,
-    RopePairs, SeqId, SplitPolicy, Tensor,
+    reference, CacheOptions, DType, Decode, DecodeArgs, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout,
+    PagedKvCache, Pages, Rope, RopePairs, SeqId, SplitPolicy, Tensor,
 };
 
 pub const MODEL: &[u8] = b"some model";
 
 pub fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> PagedKvCache {
-    PagedKvCache::new(gpu, heads, dtype, pages).unwrap()
+    PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages)).unwrap()
 }
 
 /// Puts random bits everywhere, so that every word counts, NaN among them, and nothing is where it should not be.
@@ -237,8 +237,9 @@ fn decode_after_a_load_gives_the_same_bits() {
 fn a_save_is_of_all_that_was_committed() {
     let (gpu, heads, mut rng) = (gpu(), small(), Rng(8));
     let pages = Pages { count: 20, size: 4, layers: 1 };
-    let inv_freq: Vec<f32> = reference::inv_freq(100.0, heads.rope_dim()).unwrap().iter().map(|v| *v as f32).collect();
-    let turning = || cache(gpu, heads, DType::F16, pages).with_rotation(RopePairs::Half, &inv_freq).unwrap();
+    let rope = Some(Rope::new(heads.rope_dim(), 100.0, RopePairs::Half).unwrap());
+    let options = CacheOptions { rope, ..CacheOptions::new(DType::F16, pages) };
+    let turning = || PagedKvCache::new(gpu, heads, options.clone()).unwrap();
     let mut source = turning();
     let id = source.insert();
     source.reserve(&[id], 9).unwrap();

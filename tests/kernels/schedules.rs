@@ -7,7 +7,8 @@
 use crate::support::{bits, tiers, wait, Rng};
 use latten::kv::{KvSource, StateLayout};
 use latten::{
-    wgpu, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy,
+    Tensor,
 };
 use std::time::Instant;
 
@@ -91,7 +92,7 @@ impl Side {
         let Setting { heads, dtype, page_size, .. } = *setting;
         // About two thirds of what they would take.
         let pages = Pages { count: SCHEDULES * 36 / page_size, size: page_size, layers: 1 };
-        let cache = PagedKvCache::new(gpu, heads, dtype, pages).unwrap();
+        let cache = PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages)).unwrap();
         let pool = cache.layer(0).unwrap().wgpu_buffers()[0].clone();
         let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let desc = wgpu::BufferDescriptor { label: None, size: pool.size(), usage, mapped_at_creation: false };

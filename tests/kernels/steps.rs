@@ -4,7 +4,9 @@
 use crate::append::pool;
 use crate::case::{halves, scale, Case, Sequence};
 use crate::support::{bits, gpu, small, wait, Rng};
-use latten::{DType, Decode, DecodeArgs, ErrorKind, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
+};
 
 const SIZE: usize = 8;
 
@@ -21,7 +23,7 @@ impl World {
     fn new(seed: u64, count: usize) -> Self {
         let heads = small();
         let pages = Pages { count, size: SIZE, layers: 1 };
-        let cache = PagedKvCache::new(gpu(), heads, DType::F16, pages).unwrap();
+        let cache = PagedKvCache::new(gpu(), heads, CacheOptions::new(DType::F16, pages)).unwrap();
         let decode = Decode::new(gpu(), heads, DType::F16).unwrap().with_policy(SplitPolicy::FixedTokens(32));
         World { heads, cache, decode, sequences: vec![], rng: Rng(seed) }
     }

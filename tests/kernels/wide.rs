@@ -9,8 +9,8 @@ use latten::nn::{RopeWideArgs, RopeWideKernel, Span};
 use latten::reference;
 use latten::reference::{Angles, DecodeInputs};
 use latten::{
-    DType, Decode, DecodeArgs, ErrorKind, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, RopePairs, SavedFault, SeqId,
-    SplitPolicy, Tensor, WideChannels,
+    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, Rope, RopePairs,
+    SavedFault, SeqId, SplitPolicy, Tensor, WideChannels,
 };
 
 /// Whole pairs where the width allows it, others in every layer and group.
@@ -82,13 +82,14 @@ impl World {
 
     fn cache(&self, gpu: &Gpu, page_size: usize) -> PagedKvCache {
         let pages = Pages { count: self.tokens() / page_size + 2, size: page_size, layers: 1 };
-        let cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
-        let cache = cache.with_wide_channels(&self.wide).unwrap();
-        let inv_freq: Vec<f32> = self.inv_freq.iter().map(|v| *v as f32).collect();
-        match self.rotation {
-            RopePairs::None => cache,
-            rotation => cache.with_rotation(rotation, &inv_freq).unwrap(),
-        }
+        let cache = PagedKvCache::new(gpu, self.heads, self.options(self.dtype, pages)).unwrap();
+        cache.with_wide_channels(&self.wide).unwrap()
+    }
+
+    fn options(&self, dtype: DType, pages: Pages) -> CacheOptions {
+        let inv_freq = self.inv_freq.iter().map(|v| *v as f32).collect();
+        let rope = (self.rotation != RopePairs::None).then_some(Rope { inv_freq, pairs: self.rotation });
+        CacheOptions { rope, ..CacheOptions::new(dtype, pages) }
     }
 
     /// Tokens `from..` of the rows.
@@ -304,10 +305,8 @@ fn saved_with_its_channels() {
         }
 
         let pages = Pages { count: 20, size: 8, layers: 1 };
-        let fresh = |heads: HeadLayout| {
-            let rotation: Vec<f32> = world.inv_freq.iter().map(|v| *v as f32).collect();
-            PagedKvCache::new(gpu, heads, dtype, pages).unwrap().with_rotation(RopePairs::Half, &rotation).unwrap()
-        };
+        assert_eq!(world.rotation, RopePairs::Half);
+        let fresh = |heads: HeadLayout| PagedKvCache::new(gpu, heads, world.options(dtype, pages)).unwrap();
         let refused = |mut cache: PagedKvCache, name: &str| {
             let error = wait(cache.load(b"m", &file[..], |_| {})).unwrap_err();
             let ErrorKind::Saved { fault: SavedFault::Other { name: got, .. }, .. } = error.kind() else {
@@ -337,10 +336,9 @@ fn slabs_and_wide_channels() {
     let id = world.fill(gpu, &mut whole);
     let want = world.step(gpu, &mut whole, id);
     let pages = Pages { count: 14, size: 4, layers: 1 };
-    let cache = PagedKvCache::new_growing(gpu, heads, DType::I8, pages).unwrap();
-    let inv_freq: Vec<f32> = world.inv_freq.iter().map(|v| *v as f32).collect();
-    let cache = cache.with_rotation(RopePairs::Half, &inv_freq).unwrap().with_wide_channels(&world.wide);
-    let mut cache = cache.unwrap();
+    assert_eq!(world.rotation, RopePairs::Half);
+    let options = CacheOptions { grows: true, ..world.options(DType::I8, pages) };
+    let mut cache = PagedKvCache::new(gpu, heads, options).unwrap().with_wide_channels(&world.wide).unwrap();
     let id = world.fill(gpu, &mut cache);
     assert!(world.step(gpu, &mut cache, id) == want);
     assert!(cache.layer(0).unwrap().wgpu_buffers().len() > 1);
@@ -377,11 +375,11 @@ fn what_does_not_fit_is_refused() {
 
     let (gpu, pages) = (gpu(), Pages { count: 4, size: 4, layers: 1 });
     for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let error = PagedKvCache::new(gpu, heads, dtype, pages).err().unwrap();
+        let error = PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages)).err().unwrap();
         assert!(matches!(error.kind(), ErrorKind::DType { .. }), "{error}");
     }
     assert!(Append::new(gpu, heads, DType::F16, 4, RopePairs::None).is_err());
-    let cache = || PagedKvCache::new(gpu, heads, DType::I8, pages).unwrap();
+    let cache = || PagedKvCache::new(gpu, heads, CacheOptions::new(DType::I8, pages)).unwrap();
     for other in [channels(&heads, 2), channels(&HeadLayout::gqa_wide(gqa, 2).unwrap(), 1)] {
         let error = cache().with_wide_channels(&other).err().unwrap();
         assert!(matches!(error.kind(), ErrorKind::Argument { name: "channels", .. }), "{error}");
@@ -418,7 +416,9 @@ fn time_of_wide_channels() {
                     continue;
                 }
                 let heads = if wide == 0 { HeadLayout::gqa(gqa) } else { HeadLayout::gqa_wide(gqa, wide) }.unwrap();
-                let cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 66, size: 64, layers: 1 }).unwrap();
+                let cache =
+                    PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 66, size: 64, layers: 1 }))
+                        .unwrap();
                 let mut cache = match wide {
                     0 => cache,
                     _ => cache.with_wide_channels(&channels(&heads, 1)).unwrap(),

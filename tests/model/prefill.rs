@@ -8,10 +8,11 @@ use latten::model::{
     Session, SessionOptions, TensorNames, Want,
 };
 use latten::reference;
-use latten::reference::{Angles, Form, GlaWeights, LayerConfig, RopePairs};
+use latten::reference::{Angles, Form, GlaWeights, LayerConfig, Rope, RopePairs};
 use latten::rope::RopeScaling;
 use latten::{
-    AttentionOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier,
+    AttentionOptions, CacheOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SplitPolicy,
+    Tensor, Tier,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -208,9 +209,9 @@ impl Batch {
         let gpu = gpu();
         let heads = layer.config.layout().unwrap();
         let count = lengths.iter().map(|(before, new)| (before + new).div_ceil(page_size) + 1).sum::<usize>() + 3;
-        let rope = layer.config.rope().unwrap();
-        let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count, size: page_size, layers: 1 }).unwrap();
-        cache = cache.with_rotation(rope.pairs, &rope.inv_freq).unwrap();
+        let rope = Some(layer.config.rope().unwrap());
+        let options = CacheOptions::new(dtype, Pages { count, size: page_size, layers: 1 });
+        let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..options }).unwrap();
         poison(&cache);
         let decode = Decode::with_options(gpu, heads, dtype, options).unwrap();
         let mut rng = Rng(7);

@@ -7,7 +7,9 @@ use crate::options::{object, Options};
 use js_sys::{Date, Promise};
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeArgs, DecodeOutput, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, DecodeOutput, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, Tensor,
+};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -32,7 +34,8 @@ impl Case {
     /// A full cache: each sequence has its last token reserved.
     fn cache(&self, gpu: &Gpu, dtype: DType) -> Result<(PagedKvCache, Vec<SeqId>)> {
         let (width, count) = (self.heads.kv_dim(), self.sequences * self.tokens.div_ceil(PAGE_SIZE));
-        let mut cache = PagedKvCache::new(gpu, self.heads, dtype, Pages { count, size: PAGE_SIZE, layers: 1 })?;
+        let mut cache =
+            PagedKvCache::new(gpu, self.heads, CacheOptions::new(dtype, Pages { count, size: PAGE_SIZE, layers: 1 }))?;
         let ids: Vec<SeqId> = (0..self.sequences).map(|_| cache.insert()).collect();
         for (sequence, id) in ids.iter().enumerate() {
             let mut first = 0;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::attention::decode::DecodeArgs;
 use crate::attention::plan::work::plan;
-use crate::cache::{PagedKvCache, Pages, SeqId};
+use crate::cache::{CacheOptions, PagedKvCache, Pages, SeqId};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::{Gta, HeadLayout, KvBatch};
 use proptest::prelude::*;
@@ -34,7 +34,8 @@ impl KvSource for Own<'_> {
 fn the_tail_of_a_plan_buffer_does_not_matter() {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
     let heads = small();
-    let mut cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 64, size: 8, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, Pages { count: 64, size: 8, layers: 1 })).unwrap();
     let ids = [cache.insert(), cache.insert(), cache.insert()];
     for (id, n) in ids.iter().zip([200, 5, 33]) {
         cache.reserve(&[*id], n).unwrap();
@@ -73,7 +74,8 @@ fn the_tail_of_a_plan_buffer_does_not_matter() {
 fn a_corrupted_page_table_stays_inside_the_pool() {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
     let heads = small();
-    let mut cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 6, size: 8, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, Pages { count: 6, size: 8, layers: 1 })).unwrap();
     let id = cache.insert();
     cache.reserve(&[id], 41).unwrap();
     let rows: Vec<f32> = (0..41 * heads.kv_dim()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();

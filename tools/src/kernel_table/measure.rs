@@ -6,7 +6,9 @@ use crate::common::timing::{random, times_us, Block, WARM};
 use latten::attention::DecodeArgs;
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result};
+use latten::{
+    CacheOptions, DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result,
+};
 use latten::{SeqId, Tensor};
 
 /// Off by more than this from the f64 reference is a wrong result (outputs are of order 0.1 and below).
@@ -22,7 +24,7 @@ pub struct Measured {
 pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured> {
     let (heads, dtype) = (shape.heads, block.dtype());
     let pages = Pages { count: shape.pages(), size: shape.page_size, layers: shape.pools(dtype) };
-    let mut cache = PagedKvCache::new(gpu, heads, dtype, pages)?;
+    let mut cache = PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages))?;
     let mut ids = Vec::new();
     for &length in &shape.lengths {
         let id = cache.insert();
