@@ -106,7 +106,7 @@ mod sizes;
 mod start;
 
 pub use attention::{AttentionOptions, Decode, DecodeArgs, DecodeOutput, Plan, SplitPolicy};
-pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId};
+pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, SequenceOptions};
 pub use error::{Error, ErrorKind, Result, SavedFault};
 pub use gpu::{Capabilities, DType, DispatchTime, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
 pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};

@@ -20,7 +20,7 @@ pub(crate) use file::{pages_rows_spec, Direction};
 pub use file::{saved_info, LoadedSequence, Save, SaveSequence, SavedInfo, SavedSequence};
 pub use rebuild::EmptiedSequence;
 pub(crate) use table::check_pages;
-pub use table::{CacheStats, PageCopy, SeqId, SeqTable};
+pub use table::{CacheStats, PageCopy, SeqId, SeqTable, SequenceOptions};
 
 use crate::error::{ErrorKind, Result};
 use crate::kv::append::{frequencies_text, Append, AppendArgs};

@@ -1,40 +1,28 @@
 //! Sequences that share pages, and how much of the cache they may take: what [`SeqTable`](super::SeqTable) does, on a
 //! cache with memory.
 
-use super::{PagedKvCache, Pages, SavedSequence, SeqId};
+use super::{PagedKvCache, Pages, SavedSequence, SeqId, SequenceOptions};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
 use crate::kv::layout::StateLayout;
 use crate::kv::HeadLayout;
 
 impl PagedKvCache {
-    /// Adds an empty sequence for attention through a sliding window ([`AttentionOptions::window`]): pages wholly before the
-    /// `window` tokens that the next token sees, its own included, are given back when tokens are committed, and leave the
-    /// plan. A `Decode` that sees more is refused such a sequence. It shares by forks, no prefix.
+    /// Adds an empty sequence that will share no prefix, as [`PagedKvCache::insert`] does, for attention that sees less than all
+    /// of it. A `Decode` that sees more is refused such a sequence. It shares by forks.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a window of 0.
+    /// # Errors
     ///
-    /// [`AttentionOptions::window`]: crate::AttentionOptions::window
-    pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
-        self.insert_windowed_keeping(window, 0)
-    }
-
-    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for
-    /// a `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): it holds
-    /// `keep_first / page size + window / page size + 3` pages at most between its steps, however long it grows.
-    ///
-    /// Errors: as there.
-    ///
-    /// [`AttentionOptions::keep_first`]: crate::AttentionOptions::keep_first
-    pub fn insert_windowed_keeping(&mut self, window: usize, keep_first: usize) -> Result<SeqId> {
-        let id = self.table.insert_windowed_keeping(window, keep_first)?;
+    /// [`ErrorKind::Argument`] for a window of 0, or first tokens without a window.
+    pub fn insert_with(&mut self, options: SequenceOptions) -> Result<SeqId> {
+        let id = self.table.insert_with(options)?;
         self.changed();
         Ok(id)
     }
 
-    /// The same with a window of 0 for none.
-    pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
-        let id = self.table.insert_seeing(window, keep_first);
+    /// The same of options that are known to be good.
+    pub(crate) fn insert_seeing(&mut self, options: SequenceOptions) -> SeqId {
+        let id = self.table.insert_seeing(options);
         self.changed();
         id
     }
@@ -47,8 +35,8 @@ impl PagedKvCache {
     }
 
     /// As [`SeqTable::see`](super::SeqTable).
-    pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
-        self.table.see(id, window, keep_first)?;
+    pub(crate) fn see(&mut self, id: SeqId, seen: SequenceOptions) -> Result<()> {
+        self.table.see(id, seen)?;
         self.changed();
         Ok(())
     }
@@ -66,7 +54,7 @@ impl PagedKvCache {
     }
 
     /// As [`SeqTable::pages_held`](super::SeqTable).
-    pub(crate) fn pages_held(&self, seen: (usize, usize), len: usize, tokens: usize) -> usize {
+    pub(crate) fn pages_held(&self, seen: SequenceOptions, len: usize, tokens: usize) -> usize {
         self.table.pages_held(seen, len, tokens)
     }
 

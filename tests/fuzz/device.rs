@@ -6,7 +6,7 @@ use latten::cache::{Save, SaveSequence};
 use latten::kv::{Append, AppendArgs};
 use latten::{
     wgpu, CacheOptions, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache,
-    Pages, Rope, RopePairs, SeqId, Tensor,
+    Pages, Rope, RopePairs, SeqId, SequenceOptions, Tensor,
 };
 
 /// What is made once, since it compiles.
@@ -65,7 +65,10 @@ fn step(g: &mut Gen, world: &World, cache: &mut PagedKvCache, ids: &mut Vec<SeqI
         }
         4 => {
             let (window, keep_first) = (g.near(5), g.near(2));
-            ids.extend(g.call("PagedKvCache::insert_windowed", cache.insert_windowed_keeping(window, keep_first)));
+            ids.extend(g.call(
+                "PagedKvCache::insert_with",
+                cache.insert_with(SequenceOptions { window: Some(window), keep_first }),
+            ));
         }
         5 => ids.extend(g.call("PagedKvCache::fork", cache.fork(id))),
         6 => {

@@ -5,8 +5,8 @@ use crate::case::{check, Case, Extra};
 use crate::support::{bits, gpu, layouts, small, tiers, wait, Rng};
 use latten::attention::AttentionOptions;
 use latten::{
-    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy,
-    Tensor,
+    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SequenceOptions,
+    SplitPolicy, Tensor,
 };
 
 fn kept(window: usize, keep_first: usize) -> AttentionOptions {
@@ -129,8 +129,9 @@ fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
             let mut whole = cache(3 * 400usize.div_ceil(page_size));
             let mut freed = cache(3 * (most + 40usize.div_ceil(page_size)));
             let mut all = vec![whole.insert(), whole.insert()];
-            let mut gaps: Vec<SeqId> =
-                (0..2).map(|_| freed.insert_windowed_keeping(window, keep_first).unwrap()).collect();
+            let mut gaps: Vec<SeqId> = (0..2)
+                .map(|_| freed.insert_with(SequenceOptions { window: Some(window), keep_first }).unwrap())
+                .collect();
             for (i, n) in [3, 40, 1, 1, 17, 40, 1, 25, 40, 40, 1, 1, 9, 1].into_iter().enumerate() {
                 let want = step(&mut whole, &decode, &all, n, i as u64);
                 let got = step(&mut freed, &decode, &gaps, n, i as u64);
@@ -159,10 +160,10 @@ fn a_decode_that_sees_more_than_is_kept_is_refused() {
     let pages = Pages { count: 30, size: 8, layers: 1 };
     let mut cache = PagedKvCache::new(gpu(), small(), CacheOptions::new(DType::F16, pages)).unwrap();
     assert!(matches!(
-        cache.insert_windowed_keeping(0, 3).unwrap_err().kind(),
+        cache.insert_with(SequenceOptions { window: Some(0), keep_first: 3 }).unwrap_err().kind(),
         ErrorKind::Argument { name: "window", .. }
     ));
-    let id = cache.insert_windowed_keeping(16, 3).unwrap();
+    let id = cache.insert_with(SequenceOptions { window: Some(16), keep_first: 3 }).unwrap();
     cache.reserve(&[id], 100).unwrap();
     cache.commit(&[id], 100).unwrap();
     cache.reserve(&[id], 1).unwrap();

@@ -7,7 +7,7 @@ use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::kv::{KvSource, StateLayout};
 use latten::{
     reference, CacheOptions, DType, Decode, DecodeArgs, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout,
-    PagedKvCache, Pages, Rope, RopePairs, SeqId, SplitPolicy, Tensor,
+    PagedKvCache, Pages, Rope, RopePairs, SeqId, SequenceOptions, SplitPolicy, Tensor,
 };
 
 pub const MODEL: &[u8] = b"some model";
@@ -279,7 +279,7 @@ fn a_sequence_that_its_window_has_cut_is_saved_with_what_it_holds() {
     let sequences = [(8, 0, 200), (20, 5, 203), (1, 17, 100), (30, 9, 33)];
     let mut kept = Vec::new();
     for (window, keep_first, len) in sequences {
-        let id = source.insert_windowed_keeping(window, keep_first).unwrap();
+        let id = source.insert_with(SequenceOptions { window: Some(window), keep_first }).unwrap();
         (0..len).for_each(|_| step(&mut source, id, 1));
         kept.push(id);
     }

@@ -5,7 +5,7 @@ use crate::support::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::PageCopy;
 use latten::{
     reference, AttentionOptions, CacheOptions, DType, Decode, DecodeArgs, ErrorKind, GpuOptions, HeadLayout, KvSource,
-    PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
+    PagedKvCache, Pages, SeqId, SequenceOptions, SplitPolicy, Tensor,
 };
 
 const SIZE: usize = 8;
@@ -207,7 +207,10 @@ fn a_windowed_sequence_gives_the_bits_of_one_that_keeps_all() {
             // Two sequences, so that the second's entries come after entries of the first.
             let mut freed = cache(heads, dtype, 8, 0xff);
             let kept = [whole.insert(), whole.insert()];
-            let moving = [freed.insert_windowed(window).unwrap(), freed.insert_windowed(window).unwrap()];
+            let moving = [
+                freed.insert_with(SequenceOptions { window: Some(window), keep_first: 0 }).unwrap(),
+                freed.insert_with(SequenceOptions { window: Some(window), keep_first: 0 }).unwrap(),
+            ];
             for i in 0..5 * SIZE as u32 {
                 let want = step(&mut whole, &decode, &[(kept[0], i), (kept[1], 500 + i)]);
                 let got = step(&mut freed, &decode, &[(moving[0], i), (moving[1], 500 + i)]);
@@ -219,7 +222,7 @@ fn a_windowed_sequence_gives_the_bits_of_one_that_keeps_all() {
     }
     let heads = small();
     let mut cache = cache(heads, DType::F16, 8, 0);
-    let id = cache.insert_windowed(SIZE).unwrap();
+    let id = cache.insert_with(SequenceOptions { window: Some(SIZE), keep_first: 0 }).unwrap();
     cache.reserve(&[id], 3 * SIZE).unwrap();
     cache.commit(&[id], 3 * SIZE).unwrap();
     cache.reserve(&[id], 1).unwrap();

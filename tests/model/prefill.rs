@@ -8,11 +8,11 @@ use latten::model::{
     Session, SessionOptions, TensorNames, Want,
 };
 use latten::reference;
-use latten::reference::{Angles, Form, GlaWeights, LayerConfig, Rope, RopePairs};
+use latten::reference::{Angles, Form, GlaWeights, LayerConfig, RopePairs};
 use latten::rope::RopeScaling;
 use latten::{
-    AttentionOptions, CacheOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SplitPolicy,
-    Tensor, Tier,
+    AttentionOptions, CacheOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SequenceOptions,
+    SplitPolicy, Tensor, Tier,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -210,13 +210,16 @@ impl Batch {
         let heads = layer.config.layout().unwrap();
         let count = lengths.iter().map(|(before, new)| (before + new).div_ceil(page_size) + 1).sum::<usize>() + 3;
         let rope = Some(layer.config.rope().unwrap());
-        let options = CacheOptions::new(dtype, Pages { count, size: page_size, layers: 1 });
-        let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..options }).unwrap();
+        let fixed = CacheOptions::new(dtype, Pages { count, size: page_size, layers: 1 });
+        let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..fixed }).unwrap();
         poison(&cache);
         let decode = Decode::with_options(gpu, heads, dtype, options).unwrap();
         let mut rng = Rng(7);
         let ids: Vec<SeqId> = match options.window {
-            Some(window) => lengths.iter().map(|_| cache.insert_windowed(window).unwrap()).collect(),
+            Some(window) => lengths
+                .iter()
+                .map(|_| cache.insert_with(SequenceOptions { window: Some(window), keep_first: 0 }).unwrap())
+                .collect(),
             None => lengths.iter().map(|_| cache.insert()).collect(),
         };
         let inputs: Vec<Vec<f32>> = lengths.iter().map(|(b, n)| rng.normals((b + n) * HIDDEN, 1.0)).collect();

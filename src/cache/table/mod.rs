@@ -10,8 +10,10 @@ pub(super) mod sequence;
 mod sharing;
 mod stats;
 mod store;
+mod windows;
 
 pub use stats::{CacheStats, PageCopy};
+pub use windows::SequenceOptions;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -105,7 +105,7 @@ impl Session {
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
-        self.cache.insert_seeing(self.options.window.unwrap_or(0), self.options.keep_first)
+        self.cache.insert_seeing(self.seen())
     }
 
     /// Removes a sequence and gives up its part of the cache, which is kept until its room is needed where its tokens can be
