@@ -40,7 +40,7 @@ fn variant(criterion: &mut Criterion, gpu: &Gpu, name: &str, heads: HeadLayout) 
     let ids: Vec<_> = (0..SEQUENCES).map(|_| cache.insert()).collect();
     cache.reserve(&ids, LENGTH - 1)?;
     let tokens = SEQUENCES * (LENGTH - 1);
-    let rows = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &random(tokens * heads.kv_dim()), DType::F32)?;
+    let rows = Tensor::from_slice(gpu, &[tokens, heads.kv_dim()], &random(tokens * heads.kv_dim()), DType::F32)?;
     cache.append(0, &ids, &rows)?;
     cache.commit(&ids, LENGTH - 1)?;
 
@@ -48,7 +48,7 @@ fn variant(criterion: &mut Criterion, gpu: &Gpu, name: &str, heads: HeadLayout) 
     let kv = rows.view(&[SEQUENCES, heads.kv_dim()])?;
     cache.append(0, &ids, &kv)?;
     let shape = [SEQUENCES, heads.q_heads(), heads.q_dim()];
-    let q = Tensor::from_f32(gpu, &shape, &random(shape.iter().product()), DType::F32)?;
+    let q = Tensor::from_slice(gpu, &shape, &random(shape.iter().product()), DType::F32)?;
     let decode = Decode::new(gpu, heads, DType::F16)?;
     let (plan, layer) = (decode.plan(&cache, &ids)?, cache.layer(0)?);
     let attend = || -> Result<()> {

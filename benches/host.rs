@@ -97,7 +97,7 @@ fn recorded(criterion: &mut Criterion) -> Result<()> {
     group.bench_function("dispatches and download/172", |bencher| {
         bencher.iter(|| {
             (0..172).try_for_each(|_| swiglu.run(&x, &y))?;
-            pollster::block_on(gpu.download(&y))
+            pollster::block_on(gpu.download::<f32>(&y))
         });
     });
     group.finish();

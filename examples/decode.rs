@@ -83,8 +83,8 @@ impl Layer {
         let rows = self.draw(tokens * kv_dim);
         self.rows.extend_from_slice(&rows);
         Ok((
-            Tensor::from_f32(&self.gpu, &[tokens, q_heads, q_dim], &self.q, DType::F32)?,
-            Tensor::from_f32(&self.gpu, &[tokens, kv_dim], &rows, DType::F32)?,
+            Tensor::from_slice(&self.gpu, &[tokens, q_heads, q_dim], &self.q, DType::F32)?,
+            Tensor::from_slice(&self.gpu, &[tokens, kv_dim], &rows, DType::F32)?,
         ))
     }
 
@@ -96,7 +96,7 @@ impl Layer {
     /// Norm of the last token's output, and how far its last head is from the reference.
     async fn check(&self, softmax_scale: f32) -> Result<(f32, f64)> {
         let Some(attended) = &self.attended else { return Ok((0.0, 0.0)) };
-        let out = self.gpu.download(&attended.out).await?;
+        let out = self.gpu.download::<f32>(&attended.out).await?;
         let last = &out[out.len() - self.heads.q_heads() * self.heads.v_dim()..];
 
         // The last head reads the last latent, so by itself it is an MLA of one head.

@@ -41,7 +41,7 @@
 //!             let attended = decode.run(DecodeArgs::new(&plan, &cache.layer(i)?, &q, softmax_scale))?;
 //!             x = layer.finish(&x, &attended.out)?; // out: (1, 16, 256)
 //!         }
-//!         let _logits = gpu.download(&x).await?; // the step's one submit, and its one wait
+//!         let _logits: Vec<f32> = gpu.download(&x).await?; // the step's one submit, and its one wait
 //!         cache.commit(&[seq], 1)?;
 //!     }
 //!     Ok(())
@@ -108,7 +108,7 @@ mod start;
 pub use attention::{AttentionOptions, Decode, DecodeArgs, DecodeOutput, Plan, SplitPolicy};
 pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, SequenceOptions};
 pub use error::{Error, ErrorKind, Result, SavedFault};
-pub use gpu::{Capabilities, DType, DispatchTime, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
+pub use gpu::{Capabilities, DType, DispatchTime, Element, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
 pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};
 pub use model::{Decoder, Session, SessionOptions};
 pub use rope::{Rope, RopePairs};

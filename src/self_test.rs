@@ -89,7 +89,7 @@ async fn product(gpu: &Gpu, tile: Option<MatrixTile>) -> Result<Vec<f32>> {
     if let Some(tile) = tile {
         linear = linear.with_matrix_tile(tile)?;
     }
-    let x = Tensor::from_f32(gpu, &[rows, ins], &x, DType::F32)?;
+    let x = Tensor::from_slice(gpu, &[rows, ins], &x, DType::F32)?;
     gpu.download(&linear.forward(&x)?).await
 }
 
@@ -208,7 +208,7 @@ async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: Sp
     cache.append(
         0,
         &ids,
-        &Tensor::from_f32(gpu, &[rows.len() / heads.kv_dim(), heads.kv_dim()], &rows, DType::F32)?,
+        &Tensor::from_slice(gpu, &[rows.len() / heads.kv_dim(), heads.kv_dim()], &rows, DType::F32)?,
     )?;
     for (id, s) in ids.iter().zip(sequences) {
         cache.commit(&[*id], s.kv_len - s.q_len)?;
@@ -216,7 +216,7 @@ async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: Sp
     }
     let q: Vec<f32> = sequences.iter().flat_map(|s| &s.q).copied().collect();
     let tokens = cache.batch(&ids)?.tokens();
-    let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32)?;
+    let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32)?;
     let decode = Decode::new(gpu, heads, DType::F16)?.with_policy(policy);
     let plan = decode.plan(&cache, &ids)?;
     let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, SCALE))?;

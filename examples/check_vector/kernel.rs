@@ -122,9 +122,9 @@ impl<'a> Case<'a> {
         let decode = Decode::new(gpu, *layout, self.dtype)?.with_policy(policy);
         let plan = decode.plan(&cache, &[seq])?;
         let newest = &self.rows[self.rows.len() - self.seeing * layout.kv_dim()..];
-        cache.append(0, &[seq], &Tensor::from_f32(gpu, &[self.seeing, layout.kv_dim()], newest, DType::F32)?)?;
+        cache.append(0, &[seq], &Tensor::from_slice(gpu, &[self.seeing, layout.kv_dim()], newest, DType::F32)?)?;
         let shape = [self.seeing, layout.q_heads(), layout.q_dim()];
-        let q = Tensor::from_f32(gpu, &shape, &self.q[blind * layout.q_dim()..], DType::F32)?;
+        let q = Tensor::from_slice(gpu, &shape, &self.q[blind * layout.q_dim()..], DType::F32)?;
         let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, self.vector.softmax_scale as f32))?;
         got.out.extend(wide(&pollster::block_on(gpu.download(&result.out))?));
         got.lse.extend(wide(&pollster::block_on(gpu.download(&result.lse))?));
@@ -142,7 +142,7 @@ impl<'a> Case<'a> {
         let append = |cache: &mut PagedKvCache, ids: &[SeqId], rows: &[f32]| {
             let tokens = rows.len() / width;
             cache.reserve(ids, tokens / ids.len())?;
-            cache.append(0, ids, &Tensor::from_f32(gpu, &[tokens, width], rows, DType::F32)?)?;
+            cache.append(0, ids, &Tensor::from_slice(gpu, &[tokens, width], rows, DType::F32)?)?;
             cache.commit(ids, tokens / ids.len())
         };
         let (gone, neighbour, seq) = (cache.insert(), cache.insert(), cache.insert());

@@ -273,7 +273,7 @@ impl Device<'_> {
             let count = if first + 1 < len { CHUNK.min(len - 1 - first) } else { 1 };
             cache.reserve(&[seq, neighbour], count)?;
             let rows = &x[first * model_dim..(first + count) * model_dim];
-            let rows = Tensor::from_f32(self.gpu, &[count, model_dim], rows, DType::F32)?;
+            let rows = Tensor::from_slice(self.gpu, &[count, model_dim], rows, DType::F32)?;
             let y = self.attention.forward(&rows, (&mut cache, 0), &decode, &[seq])?;
             cache.commit(&[seq, neighbour], count)?;
             first += count;
@@ -291,7 +291,7 @@ impl Device<'_> {
         let pool = view.wgpu_buffers()[0].clone();
         let u32s = (pool.size() / 4) as usize;
         let pool = Tensor::from_wgpu(self.gpu, pool, &[u32s], DType::U32)?;
-        let pool = pollster::block_on(self.gpu.download_u32(&pool))?;
+        let pool = pollster::block_on(self.gpu.download::<u32>(&pool))?;
         let pages = cache.batch(&[seq])?.page_table;
         let element = |word: usize, i: usize| match self.dtype {
             DType::F16 => half::f16::from_bits((pool[4 * word + i / 2] >> (16 * (i % 2))) as u16).to_f64(),

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// cache.reserve(&[seq], 1)?;
 /// let plan = decode.plan(&cache, &[seq])?; // once per step, for all layers
 /// let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, 0.0625))?;
-/// let values = gpu.download(&result.out).await?;
+/// let values: Vec<f32> = gpu.download(&result.out).await?;
 /// # Ok(()) }
 /// ```
 pub struct Decode {

@@ -238,7 +238,7 @@ impl Explicit {
             scratch,
             latents: Tensor::scratch(gpu, &[room, layout.cached.groups(), layout.cached.state_dim()], DType::F32)?,
             rows: Tensor::scratch(gpu, &[room, heads.kv_dim()], DType::F32)?,
-            slots: Tensor::from_u32(gpu, &[room], &slots)?,
+            slots: Tensor::from_slice(gpu, &[room], &slots, DType::U32)?,
             places: Tensor::zeros(gpu, &[PLACES_HEAD + room], DType::U32)?,
             layout,
             room,

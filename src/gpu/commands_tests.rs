@@ -54,9 +54,9 @@ fn a_loss_that_becomes_known_late_is_told_to_whom_it_concerns() {
     assert!(y.buffer.is_unanswered());
     // A wait that is dropped takes no answer with it.
     drop(gpu.answered());
-    block_on(gpu.download(&bystander)).unwrap();
+    block_on(gpu.download::<f32>(&bystander)).unwrap();
     assert!(gpu.losses() > before && !y.buffer.is_unanswered());
-    assert!(is_lost(block_on(gpu.download(&y))));
+    assert!(is_lost(block_on(gpu.download::<f32>(&y))));
     assert!(is_lost(gpu.expect_no_loss(before, "a step")));
     // A copy that is refused is the loss of who wanted it, whoever hears of it first.
     let gone = tensor(2);
@@ -64,7 +64,7 @@ fn a_loss_that_becomes_known_late_is_told_to_whom_it_concerns() {
     let ticket = gpu.submit_with(&[&gone.buffer], |encoder| {
         encoder.copy_buffer_to_buffer(gone.wgpu_buffer(), 0, bystander.wgpu_buffer(), 0, 8);
     });
-    block_on(gpu.download(&x)).unwrap();
+    block_on(gpu.download::<f32>(&x)).unwrap();
     assert!(is_lost(ticket.unwrap().check(&gpu)));
 }
 
@@ -85,7 +85,7 @@ fn a_cache_that_counted_too_early_is_refused() {
             doom(&gpu);
         }
         cache.commit(&[id], 1).unwrap();
-        block_on(gpu.download(&kv)).unwrap();
+        block_on(gpu.download::<f32>(&kv)).unwrap();
         cache.truncate(id, 0).unwrap();
     }
     cache.reserve(&[id], 1).unwrap();
@@ -98,7 +98,7 @@ fn a_cache_that_counted_too_early_is_refused() {
     cache.reserve(&[id], 1).unwrap();
     cache.append(0, &[id], &kv).unwrap();
     cache.commit(&[id], 1).unwrap();
-    block_on(gpu.download(&kv)).unwrap();
+    block_on(gpu.download::<f32>(&kv)).unwrap();
 }
 
 /// Kernels that nobody holds: the last ones asked for, and no bind groups of others.

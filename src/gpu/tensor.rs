@@ -1,7 +1,7 @@
 //! Buffers and tensors: device memory with a shape and a dtype.
 
 use super::fate::Fate;
-use super::{Gpu, Inner};
+use super::{Element, Gpu, Inner};
 use crate::error::{shape_text, Error, ErrorKind, Result};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +33,14 @@ impl DType {
             DType::F16 | DType::BF16 => 16,
             DType::I8 => 8,
             DType::I4 => 4,
+        }
+    }
+
+    /// Fails unless this is `want`; `name` is whose dtype it is.
+    pub(crate) fn expect(self, name: &'static str, want: DType) -> Result<()> {
+        match self == want {
+            true => Ok(()),
+            false => Err(ErrorKind::DType { name, got: self.to_string(), want: want.to_string() }.into()),
         }
     }
 
@@ -230,22 +238,17 @@ impl Tensor {
         Ok(Self { buffer, shape: shape.to_vec(), dtype })
     }
 
-    /// A tensor of f32 values, converted to `dtype` (F32, F16 or BF16, rounding to nearest even).
+    /// A tensor of these values: [`f32`] for a `dtype` of F32, F16 or BF16 (rounded to nearest even), [`u32`] for U32.
     ///
-    /// Errors: as [`Tensor::zeros`]; [`ErrorKind::Shape`] where `values` has not the shape's element count,
-    /// [`ErrorKind::DType`] for U32.
-    pub fn from_f32(gpu: &Gpu, shape: &[usize], values: &[f32], dtype: DType) -> Result<Self> {
+    /// # Errors
+    ///
+    /// As [`Tensor::zeros`]; [`ErrorKind::Shape`] where `values` has not the shape's element count, [`ErrorKind::DType`] for a
+    /// `dtype` of other elements.
+    pub fn from_slice<T: Element>(gpu: &Gpu, shape: &[usize], values: &[T], dtype: DType) -> Result<Self> {
         check_len("values", shape, values.len())?;
         let tensor = Self::zeros(gpu, shape, dtype)?;
-        gpu.write_f32(&tensor, "dtype", values)?;
-        Ok(tensor)
-    }
-
-    /// A tensor of u32 values. Errors: as [`Tensor::from_f32`].
-    pub fn from_u32(gpu: &Gpu, shape: &[usize], values: &[u32]) -> Result<Self> {
-        check_len("values", shape, values.len())?;
-        let tensor = Self::zeros(gpu, shape, DType::U32)?;
-        gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(values))?;
+        T::check("dtype", dtype)?;
+        T::write(gpu, &tensor, values)?;
         Ok(tensor)
     }
 
@@ -316,10 +319,7 @@ impl Tensor {
         if !fits {
             return Err(ErrorKind::shape(name, &self.shape, wanted_text(shape)));
         }
-        if self.dtype != dtype {
-            return Err(ErrorKind::DType { name, got: self.dtype.to_string(), want: dtype.to_string() }.into());
-        }
-        Ok(())
+        self.dtype.expect(name, dtype)
     }
 }
 

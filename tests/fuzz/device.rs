@@ -147,16 +147,17 @@ fn tensors(g: &mut Gen, gpu: &Gpu) {
     let dtype = g.pick(&DTYPES);
     let values = g.f32s(16);
     let words: Vec<u32> = values.iter().map(|v| *v as u32).collect();
-    g.call("Tensor::from_f32", Tensor::from_f32(gpu, &shape, &values, dtype));
-    g.call("Tensor::from_u32", Tensor::from_u32(gpu, &shape, &words));
+    g.call("Tensor::from_slice", Tensor::from_slice(gpu, &shape, &values, dtype));
+    g.call("Tensor::from_slice", Tensor::from_slice(gpu, &shape, &words, g.pick(&[dtype, DType::U32])));
     let Some(tensor) = g.call("Tensor::zeros", Tensor::zeros(gpu, &shape, dtype)) else { return };
     let view: Vec<usize> = shape.iter().map(|n| g.near(*n)).collect();
     if let Some(view) = g.call("Tensor::view", tensor.view(&view)) {
         let _ = (view.len(), view.is_empty());
     }
     g.call("Gpu::upload", gpu.upload(&tensor, &values));
-    g.call("Gpu::upload_u32", gpu.upload_u32(&tensor, &words));
-    g.call("Gpu::download", pollster::block_on(gpu.download(&tensor)));
+    g.call("Gpu::upload", gpu.upload(&tensor, &words));
+    g.call("Gpu::download", pollster::block_on(gpu.download::<f32>(&tensor)));
+    g.call("Gpu::download", pollster::block_on(gpu.download::<u32>(&tensor)));
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 64,

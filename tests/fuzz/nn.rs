@@ -171,7 +171,8 @@ fn table(g: &mut Gen, gpu: &Gpu) {
     let Some(embedding) = g.call("Embedding::new", Embedding::new(gpu, &weight)) else { return };
     let ids = [g.near(3) as u32, 0];
     g.call("Embedding::check_ids", embedding.check_ids(&ids));
-    let (ids, y) = (Tensor::from_u32(gpu, &[2], &ids).unwrap(), zeros(gpu, &[g.len(2).max(1), 6], DType::F32));
+    let (ids, y) =
+        (Tensor::from_slice(gpu, &[2], &ids, DType::U32).unwrap(), zeros(gpu, &[g.len(2).max(1), 6], DType::F32));
     g.call("Embedding::run", embedding.run(&ids, &y));
 }
 

@@ -14,7 +14,7 @@ pub fn pool(gpu: &Gpu, cache: &PagedKvCache, layer: usize) -> Vec<u32> {
     for slab in cache.layer(layer).unwrap().wgpu_buffers() {
         let words = slab.size() as usize / 4;
         let tensor = Tensor::from_wgpu(gpu, slab, &[words], DType::U32).unwrap();
-        all.extend(wait(gpu.download_u32(&tensor)).unwrap());
+        all.extend(wait(gpu.download::<u32>(&tensor)).unwrap());
     }
     assert_eq!(all.len(), cache.pool_bytes() / cache.pages().layers / 4);
     all
@@ -86,7 +86,7 @@ impl Check {
         let mut rng = Rng(41);
         let tokens = ids.len() * new;
         let kv: Vec<f32> = (0..tokens * heads.kv_dim()).map(|_| values(&mut rng)).collect();
-        let tensor = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let tensor = Tensor::from_slice(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
         cache.append(1, &ids, &tensor).unwrap();
         assert!(pool(gpu, &cache, 0).iter().all(|w| *w == 0xa5a5_a5a5), "the other layer was written");
 
@@ -254,11 +254,11 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
     let cache =
         PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F32, Pages { count: 5, size, layers: 1 })).unwrap();
     let append = Append::new(gpu, heads, DType::F32, size, RopePairs::None).unwrap();
-    let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
     for slot in [40, 41, 1 << 20, u32::MAX] {
         let before = vec![0u32; cache.pool_bytes() / 4];
         gpu.queue().write_buffer(&cache.layer(0).unwrap().wgpu_buffers()[0], 0, bytemuck::cast_slice(&before));
-        let slots = Tensor::from_u32(gpu, &[1], &[slot]).unwrap();
+        let slots = Tensor::from_slice(gpu, &[1], &[slot], DType::U32).unwrap();
         let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let layer = cache.layer(0).unwrap();

@@ -104,7 +104,7 @@ impl Case {
                 done[i] += n;
             }
             let tokens = kv.len() / kv_dim;
-            let kv = Tensor::from_f32(gpu, &[tokens, kv_dim], &kv, DType::F32).unwrap();
+            let kv = Tensor::from_slice(gpu, &[tokens, kv_dim], &kv, DType::F32).unwrap();
             let names: Vec<SeqId> = active.iter().map(|&i| ids[i]).collect();
             cache.append(0, &names, &kv).unwrap();
             for (&i, n) in active.iter().zip(step) {
@@ -151,7 +151,7 @@ impl Case {
             rows.extend_from_slice(&s.rows[..(kv_len - q_len) * self.heads.kv_dim()]);
         }
         let tokens = rows.len() / self.heads.kv_dim();
-        let kv = Tensor::from_f32(gpu, &[tokens, self.heads.kv_dim()], &rows, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[tokens, self.heads.kv_dim()], &rows, DType::F32).unwrap();
         cache.append(0, &ids, &kv).unwrap();
         for (id, (kv_len, q_len)) in ids.iter().zip(&self.lengths) {
             cache.commit(&[*id], kv_len - q_len).unwrap();
@@ -178,8 +178,8 @@ impl Case {
             kv.extend_from_slice(&s.rows[(kv_len - q_len) * heads.kv_dim()..]);
         }
         let tokens = kv.len() / heads.kv_dim();
-        let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let kv = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
         let plan = match extra.trees.concat() {
             masks if masks.is_empty() => decode.plan(&cache, &ids).unwrap(),
             masks => decode.plan_tree(&cache, &ids, &masks).unwrap(),
@@ -192,7 +192,7 @@ impl Case {
         drop(output);
         let layer = cache.layer(0).unwrap();
         let sinks =
-            extra.options.sinks.then(|| Tensor::from_f32(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap());
+            extra.options.sinks.then(|| Tensor::from_slice(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap());
         let args = DecodeArgs::new(&plan, &layer, &q, scale(heads));
         let result = decode.run(DecodeArgs { sinks: sinks.as_ref(), ..args }).unwrap();
         let out = wait(gpu.download(&result.out)).unwrap();

@@ -160,9 +160,9 @@ impl Loop {
         let mut cache = PagedKvCache::new(&gpu, heads, CacheOptions { rope, ..options }).unwrap();
         let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
         let mut rng = Rng(63);
-        let kv = Tensor::from_f32(&gpu, &[BATCH, heads.kv_dim()], &rng.values(BATCH * heads.kv_dim()), DType::F32);
+        let kv = Tensor::from_slice(&gpu, &[BATCH, heads.kv_dim()], &rng.values(BATCH * heads.kv_dim()), DType::F32);
         let q = rng.values(BATCH * heads.q_heads() * heads.q_dim());
-        let q = Tensor::from_f32(&gpu, &[BATCH, heads.q_heads(), heads.q_dim()], &q, DType::F32);
+        let q = Tensor::from_slice(&gpu, &[BATCH, heads.q_heads(), heads.q_dim()], &q, DType::F32);
         let sequences = (0..BATCH).map(|_| cache.insert()).collect();
         Loop { gpu, cache, decode, kv: kv.unwrap(), q: q.unwrap(), sequences }
     }
@@ -336,11 +336,11 @@ fn everything_is_lost(mut work: Loop) {
     is_lost("plan", plan.map(|_| ()));
     let kv = work.kv.clone();
     is_lost("append", work.cache.append(0, &work.sequences, &kv));
-    is_lost("download", wait(gpu.download(&work.q)));
+    is_lost("download", wait(gpu.download::<f32>(&work.q)));
     is_lost("upload", gpu.upload(&work.q, &vec![0.0; work.q.len()]));
     is_lost("zeros", Tensor::zeros(&gpu, &[rows, 5], DType::F32));
-    is_lost("from_f32", Tensor::from_f32(&gpu, &[2], &[1.0, 2.0], DType::F16));
-    is_lost("from_u32", Tensor::from_u32(&gpu, &[2], &[1, 2]));
+    is_lost("from_f32", Tensor::from_slice(&gpu, &[2], &[1.0, 2.0], DType::F16));
+    is_lost("from_u32", Tensor::from_slice(&gpu, &[2], &[1, 2], DType::U32));
     is_lost("output", work.decode.output(100_000));
     is_lost("Decode::new", Decode::new(&gpu, heads, DType::F32).map(|_| ()));
     let pages = Pages { count: 2, size: 4, layers: 1 };
@@ -373,7 +373,7 @@ fn a_destroyed_device_is_lost_for_every_call() {
     work.cache.append(0, &work.sequences, &kv).unwrap();
     let result = work.decode.run(DecodeArgs::new(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25)).unwrap();
     work.gpu.device().destroy();
-    is_lost("download of recorded work", wait(work.gpu.download(&result.out)));
+    is_lost("download of recorded work", wait(work.gpu.download::<f32>(&result.out)));
     is_lost("run", work.decode.run(DecodeArgs::new(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25)));
     everything_is_lost(work);
 }

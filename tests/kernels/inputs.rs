@@ -56,26 +56,27 @@ fn tensors() {
             // Past the limit of the device, or past what is counted at all.
             refused!(Tensor::zeros(gpu, &[n, 3], DType::F32), Shape { .. } | TooLarge { .. });
             refused!(Tensor::zeros(gpu, &[n, n, n], DType::U32), Shape { .. });
-            refused!(Tensor::from_f32(gpu, &[n, n], &[1.0], DType::F16), Shape { .. });
+            refused!(Tensor::from_slice(gpu, &[n, n], &[1.0], DType::F16), Shape { .. });
         }
-        refused!(Tensor::from_f32(gpu, &[2, 3], &[0.0; 5], DType::F32), Shape { .. }, "(2,3)", 5);
-        refused!(Tensor::from_f32(gpu, &[5], &[0.0; 5], DType::U32), ErrorKind::DType { .. }, "u32");
+        refused!(Tensor::from_slice(gpu, &[2, 3], &[0.0; 5], DType::F32), Shape { .. }, "(2,3)", 5);
+        refused!(Tensor::from_slice(gpu, &[5], &[0.0; 5], DType::U32), ErrorKind::DType { .. }, "u32");
         // Only caches have it, since rows of it may end within a byte.
         refused!(Tensor::zeros(gpu, &[4], DType::I4), ErrorKind::DType { .. }, "i4", "or u32");
-        refused!(Tensor::from_f32(gpu, &[5], &[0.0; 5], DType::I4), ErrorKind::DType { .. }, "i4");
-        refused!(Tensor::from_u32(gpu, &[2, 3], &[0; 7]), Shape { .. }, 7);
-        refused!(Tensor::from_f32(gpu, &[], &[], DType::F32), Shape { .. });
+        refused!(Tensor::from_slice(gpu, &[5], &[0.0; 5], DType::I4), ErrorKind::DType { .. }, "i4");
+        refused!(Tensor::from_slice(gpu, &[2, 3], &[0; 7], DType::U32), Shape { .. }, 7);
+        refused!(Tensor::from_slice::<f32>(gpu, &[], &[], DType::F32), Shape { .. });
+        refused!(Tensor::from_slice::<u32>(gpu, &[2], &[1, 2], DType::F16), ErrorKind::DType { .. }, "f16", "u32");
         let t = Tensor::zeros(gpu, &[2, 3], DType::F32).unwrap();
         refused!(t.view(&[1000]), Shape { .. }, 1000);
         refused!(t.view(&[0]), Shape { .. });
         refused!(t.view(&[usize::MAX, 2]), Shape { .. });
         refused!(gpu.upload(&t, &[1.0]), Shape { .. }, 1, "(2,3)");
-        refused!(gpu.upload_u32(&t, &[0; 6]), ErrorKind::DType { .. }, "f32", "u32");
-        let u = Tensor::from_u32(gpu, &[2], &[1, 2]).unwrap();
+        refused!(gpu.upload(&t, &[0; 6]), ErrorKind::DType { .. }, "f32", "u32");
+        let u = Tensor::from_slice(gpu, &[2], &[1, 2], DType::U32).unwrap();
         refused!(gpu.upload(&u, &[1.0, 2.0]), ErrorKind::DType { .. });
-        refused!(gpu.upload_u32(&u, &[1]), Shape { .. });
-        refused!(wait(gpu.download(&u)), ErrorKind::DType { .. }, "u32");
-        refused!(wait(gpu.download_u32(&t)), ErrorKind::DType { .. }, "f32");
+        refused!(gpu.upload(&u, &[1]), Shape { .. });
+        refused!(wait(gpu.download::<f32>(&u)), ErrorKind::DType { .. }, "u32");
+        refused!(wait(gpu.download::<u32>(&t)), ErrorKind::DType { .. }, "f32");
         let buffer = |usage| {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: None,
@@ -90,9 +91,9 @@ fn tensors() {
         refused!(Tensor::from_wgpu(gpu, buffer(uniform), &[16], DType::F32), Argument { .. }, "STORAGE");
         // An app's buffer that cannot be copied from: an error of its own, and the device goes on.
         let closed = Tensor::from_wgpu(gpu, buffer(storage), &[16], DType::F32).unwrap();
-        refused!(wait(gpu.download(&closed)), ErrorKind::Gpu { .. } | Argument { .. });
+        refused!(wait(gpu.download::<f32>(&closed)), ErrorKind::Gpu { .. } | Argument { .. });
         refused!(gpu.upload(&closed, &[0.0; 16]), ErrorKind::Gpu { .. } | Argument { .. });
-        assert_eq!(wait(gpu.download(&t)).unwrap().len(), 6);
+        assert_eq!(wait(gpu.download::<f32>(&t)).unwrap().len(), 6);
     }
 }
 
@@ -104,7 +105,7 @@ fn odd_f16_tensors_of_an_apps_buffer() {
     let desc = wgpu::BufferDescriptor { label: None, size: 8, usage, mapped_at_creation: false };
     let t = Tensor::from_wgpu(gpu, gpu.device().create_buffer(&desc), &[3], DType::F16).unwrap();
     gpu.upload(&t, &[1.0, 2.0, 3.0]).unwrap();
-    assert_eq!(wait(gpu.download(&t)).unwrap(), [1.0, 2.0, 3.0]);
+    assert_eq!(wait(gpu.download::<f32>(&t)).unwrap(), [1.0, 2.0, 3.0]);
 }
 
 struct Ready {
@@ -310,7 +311,7 @@ fn tensors_of_another_device() {
         "another Gpu"
     );
     refused!(cache.append(0, &[id], &kv(&there)), Argument { name: "tensor", .. }, "another Gpu");
-    refused!(wait(here.download(&q(&there))), Argument { name: "tensor", .. }, "another Gpu");
+    refused!(wait(here.download::<f32>(&q(&there))), Argument { name: "tensor", .. }, "another Gpu");
     refused!(
         here.upload(&q(&there), &vec![0.0; small().q_heads() * small().q_dim()]),
         Argument { name: "tensor", .. },
@@ -318,7 +319,7 @@ fn tensors_of_another_device() {
     );
     cache.append(0, &[id], &kv(&here)).unwrap();
     let result = decode.run(DecodeArgs::new(&plan, &layer, &q(&here), 1.0)).unwrap();
-    wait(here.download(&result.out)).unwrap();
+    wait(here.download::<f32>(&result.out)).unwrap();
 }
 
 fn any_size() -> impl Strategy<Value = usize> {

@@ -156,7 +156,7 @@ fn check_many(
     if let Some(wide) = &wide {
         crate::wide::enlarge(wide, &mut kv, 300.0);
     }
-    cache.append(0, &ids, &Tensor::from_f32(gpu, &[3 * new, heads.kv_dim()], &kv, DType::F32).unwrap()).unwrap();
+    cache.append(0, &ids, &Tensor::from_slice(gpu, &[3 * new, heads.kv_dim()], &kv, DType::F32).unwrap()).unwrap();
 
     let pairs =
         if rotation == RopePairs::Interleaved { reference::RopePairs::Interleaved } else { reference::RopePairs::Half };
@@ -280,7 +280,7 @@ fn every_token_past_a_grid_dimension_is_written_once() {
 #[test]
 fn slots_past_the_pool_are_clamped_to_its_last() {
     let (gpu, heads, size) = (gpu(), layouts()[3], 8);
-    let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
     for dtype in INTEGERS {
         let cache =
             PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 5, size, layers: 1 })).unwrap();
@@ -288,7 +288,7 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
         for slot in [40, 41, 1 << 20, u32::MAX] {
             let layer = cache.layer(0).unwrap();
             gpu.queue().write_buffer(&layer.wgpu_buffers()[0], 0, &vec![0; cache.pool_bytes()]);
-            let slots = Tensor::from_u32(gpu, &[1], &[slot]).unwrap();
+            let slots = Tensor::from_slice(gpu, &[1], &[slot], DType::U32).unwrap();
             let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             append.encode(gpu, &mut encoder.begin_compute_pass(&Default::default()), &layer, args).unwrap();

@@ -43,7 +43,7 @@ fn a_thousand_repeats_give_the_same_bits() {
     let ids = [cache.insert(), cache.insert(), cache.insert()];
     for (id, n) in ids.iter().zip([150, 3, 41]) {
         cache.reserve(&[*id], n).unwrap();
-        let kv = Tensor::from_f32(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
         cache.append(0, &[*id], &kv).unwrap();
         cache.commit(&[*id], n - 1).unwrap();
         cache.reserve(&[*id], 1).unwrap();
@@ -53,7 +53,7 @@ fn a_thousand_repeats_give_the_same_bits() {
     let plan = decode.plan(&cache, &ids).unwrap();
     assert!(plan.is_split());
     let q = rng.values(tokens * heads.q_heads() * heads.q_dim());
-    let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+    let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
     let layer = cache.layer(0).unwrap();
     let mut first = None;
     for repeat in 0..1000 {

@@ -95,10 +95,10 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, ids: &[SeqId], n: usize, seed
     let plan = decode.plan(cache, ids).unwrap();
     let mut rng = Rng(seed);
     let kv = rng.values(tokens * heads.kv_dim());
-    let kv = Tensor::from_f32(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
     cache.append(0, ids, &kv).unwrap();
     let q = rng.values(tokens * heads.q_heads() * heads.q_dim());
-    let q = Tensor::from_f32(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+    let q = Tensor::from_slice(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
     let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.25)).unwrap();
     let mut all = bits(&wait(gpu().download(&got.out)).unwrap());
     all.extend(bits(&wait(gpu().download(&got.lse)).unwrap()));

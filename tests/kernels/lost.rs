@@ -40,13 +40,13 @@ impl Work {
                 .unwrap();
         let decode = Decode::new(&gpu, heads, DType::F32).unwrap();
         let q = Rng(5).values(TOKENS * heads.q_heads() * heads.q_dim());
-        let q = Tensor::from_f32(&gpu, &[TOKENS, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(&gpu, &[TOKENS, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         Work { gpu, cache, decode, q }
     }
 
     fn append(&mut self, id: SeqId, seed: u64) -> latten::Result<()> {
         let dim = small().kv_dim();
-        let kv = Tensor::from_f32(&self.gpu, &[TOKENS, dim], &Rng(seed).values(TOKENS * dim), DType::F32)?;
+        let kv = Tensor::from_slice(&self.gpu, &[TOKENS, dim], &Rng(seed).values(TOKENS * dim), DType::F32)?;
         (0..2).try_for_each(|layer| self.cache.append(layer, &[id], &kv))
     }
 

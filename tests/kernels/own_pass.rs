@@ -26,13 +26,13 @@ impl Two {
         for (id, tokens) in sequences.into_iter().zip([9, 21]) {
             cache.reserve(&[id], tokens).unwrap();
             let kv = rng.values(tokens * heads.kv_dim());
-            let kv = Tensor::from_f32(&gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+            let kv = Tensor::from_slice(&gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
             cache.append(0, &[id], &kv).unwrap();
             cache.commit(&[id], tokens - 1).unwrap();
         }
         cache.reserve(&sequences, 1).unwrap();
         let q = rng.values(heads.q_heads() * heads.q_dim());
-        let q = Tensor::from_f32(&gpu, &[1, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(&gpu, &[1, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         gpu.submit().unwrap();
         Two { gpu, cache, decode, q, sequences }
     }

@@ -207,14 +207,14 @@ fn decode_after_a_load_gives_the_same_bits() {
     let kept: Vec<SeqId> = lengths.iter().map(|_| stayed.insert()).collect();
     for (id, n) in kept.iter().zip(lengths) {
         stayed.reserve(&[*id], n).unwrap();
-        let kv = Tensor::from_f32(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
         stayed.append(0, &[*id], &kv).unwrap();
         stayed.commit(&[*id], n).unwrap();
     }
     let bytes = saved(&stayed, &kept).unwrap();
     let q = rng.values(2 * heads.q_heads() * heads.q_dim());
-    let q = Tensor::from_f32(gpu, &[2, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-    let kv = Tensor::from_f32(gpu, &[2, heads.kv_dim()], &rng.values(2 * heads.kv_dim()), DType::F32).unwrap();
+    let q = Tensor::from_slice(gpu, &[2, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[2, heads.kv_dim()], &rng.values(2 * heads.kv_dim()), DType::F32).unwrap();
     let step = |cache: &mut PagedKvCache, ids: &[SeqId]| {
         cache.reserve(ids, 1).unwrap();
         let plan = decode.plan(cache, ids).unwrap();
@@ -243,7 +243,7 @@ fn a_save_is_of_all_that_was_committed() {
     let mut source = turning();
     let id = source.insert();
     source.reserve(&[id], 9).unwrap();
-    let kv = Tensor::from_f32(gpu, &[9, heads.kv_dim()], &rng.values(9 * heads.kv_dim()), DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[9, heads.kv_dim()], &rng.values(9 * heads.kv_dim()), DType::F32).unwrap();
     source.append(0, &[id], &kv).unwrap();
     source.commit(&[id], 6).unwrap();
     source.reserve(&[id], 5).unwrap();

@@ -283,9 +283,9 @@ impl Twins {
         let tokens: Vec<usize> = (0..count).map(|_| self.rng.below(ALPHABET)).collect();
         let asked: Vec<usize> = (0..count).map(|_| self.rng.below(QUERIES)).collect();
         let kv = gather(&self.rows, heads.kv_dim(), &tokens);
-        let kv = Tensor::from_f32(self.gpu, &[count, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(self.gpu, &[count, heads.kv_dim()], &kv, DType::F32).unwrap();
         let q = gather(&self.queries, heads.q_heads() * heads.q_dim(), &asked);
-        let q = Tensor::from_f32(self.gpu, &[count, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(self.gpu, &[count, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let grown: Vec<_> = wanted.iter().filter(|(_, n)| *n > 0).collect();
         let ids = [0, 1].map(|side| wanted.iter().map(|(both, _)| both[side]).collect::<Vec<_>>());
         let tables = |cache: &PagedKvCache| -> Vec<Vec<u32>> {

@@ -38,11 +38,11 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId, u32)]) -> Vec<
     let mut all = vec![Vec::new(); new.len()];
     for layer in 0..LAYERS {
         let kv: Vec<f32> = new.iter().flat_map(|(_, token)| row(&heads, u64::from(*token), layer)).collect();
-        let kv = Tensor::from_f32(gpu(), &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu(), &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
         cache.append(layer, &ids, &kv).unwrap();
         let width = heads.q_heads() * heads.q_dim();
         let q: Vec<f32> = new.iter().flat_map(|(_, token)| Rng(u64::from(*token) + 99).values(width)).collect();
-        let q = Tensor::from_f32(gpu(), &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu(), &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let got = decode.run(DecodeArgs::new(&plan, &cache.layer(layer).unwrap(), &q, 0.25)).unwrap();
         let out = wait(gpu().download(&got.out)).unwrap();
         let lse = wait(gpu().download(&got.lse)).unwrap();

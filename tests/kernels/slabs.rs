@@ -109,10 +109,10 @@ pub fn step(gpu: &Gpu, cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId,
     for layer in 0..cache.pages().layers {
         let values = |seed: u64, width| new.iter().flat_map(move |(_, t)| Rng(t * 7 + seed).values(width));
         let kv: Vec<f32> = values(layer as u64, heads.kv_dim()).collect();
-        let kv = Tensor::from_f32(gpu, &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
         cache.append(layer, &ids, &kv).unwrap();
         let q: Vec<f32> = values(99, heads.q_heads() * heads.q_dim()).collect();
-        let q = Tensor::from_f32(gpu, &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu, &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let got = decode.run(DecodeArgs::new(&plan, &cache.layer(layer).unwrap(), &q, 0.25)).unwrap();
         all.extend(bits(&wait(gpu.download(&got.out)).unwrap()));
     }

@@ -45,8 +45,8 @@ impl World {
             results.push(Sequence { rows: [&rows[..], &added].concat(), q: queries, ..Default::default() });
         }
         let tokens: usize = new.iter().sum();
-        let q = Tensor::from_f32(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let kv = Tensor::from_f32(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
         let plan = self.decode.plan(&self.cache, &ids).unwrap();
         self.cache.append(0, &ids, &kv).unwrap();
         let got = self.decode.run(DecodeArgs::new(&plan, &self.cache.layer(0).unwrap(), &q, scale(&heads))).unwrap();
@@ -121,9 +121,9 @@ fn reused_pages_are_as_good_as_new() {
         let id = world.sequences[0].0;
         world.cache.reserve(&[id], 1).unwrap();
         let q = world.rng.values(heads.q_heads() * heads.q_dim());
-        let q = Tensor::from_f32(gpu(), &[1, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu(), &[1, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let kv = world.rng.values(heads.kv_dim());
-        let kv = Tensor::from_f32(gpu(), &[1, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu(), &[1, heads.kv_dim()], &kv, DType::F32).unwrap();
         world.cache.append(0, &[id], &kv).unwrap();
         let plan = world.decode.plan(&world.cache, &[id]).unwrap();
         let got = world.decode.run(DecodeArgs::new(&plan, &world.cache.layer(0).unwrap(), &q, 0.25)).unwrap();

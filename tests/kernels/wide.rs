@@ -96,7 +96,7 @@ impl World {
     fn kv(&self, gpu: &Gpu, tokens: std::ops::Range<usize>) -> Tensor {
         let width = self.heads.kv_dim();
         let rows = &self.rows[tokens.start * width..tokens.end * width];
-        Tensor::from_f32(gpu, &[tokens.len(), width], rows, DType::F32).unwrap()
+        Tensor::from_slice(gpu, &[tokens.len(), width], rows, DType::F32).unwrap()
     }
 
     /// All but the new tokens.
@@ -115,7 +115,7 @@ impl World {
         cache.reserve(&[id], self.q_len).unwrap();
         let (plan, cos_sin) = (decode.plan(cache, &[id]).unwrap(), cache.cos_sin(&[id]).unwrap());
         let (heads, rows) = (self.heads, self.q_len);
-        let x = Tensor::from_f32(gpu, &[rows, heads.q_heads(), heads.nope_dim()], &self.q, DType::F32).unwrap();
+        let x = Tensor::from_slice(gpu, &[rows, heads.q_heads(), heads.nope_dim()], &self.q, DType::F32).unwrap();
         let q = Tensor::zeros(gpu, &[rows, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
         let layer = cache.layer(0).unwrap();
         let (x, y) = (Span::of(&x), Span::of(&q));
@@ -426,7 +426,7 @@ fn time_of_wide_channels() {
                 let id = cache.insert();
                 cache.reserve(&[id], 4096).unwrap();
                 let rows = Rng(3).values(4096 * heads.kv_dim());
-                let kv = Tensor::from_f32(gpu, &[4096, heads.kv_dim()], &rows, DType::F32).unwrap();
+                let kv = Tensor::from_slice(gpu, &[4096, heads.kv_dim()], &rows, DType::F32).unwrap();
                 cache.append(0, &[id], &kv).unwrap();
                 cache.commit(&[id], 4095).unwrap();
                 cache.reserve(&[id], 1).unwrap();
@@ -437,7 +437,7 @@ fn time_of_wide_channels() {
                 for _ in 0..12 {
                     let start = std::time::Instant::now();
                     let out = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.1)).unwrap();
-                    wait(gpu.download(&out.out)).unwrap();
+                    wait(gpu.download::<f32>(&out.out)).unwrap();
                     best = best.min(start.elapsed().as_secs_f64());
                 }
                 let bytes = cache.token_bytes();

@@ -22,7 +22,7 @@ fn kernels_recorded_into_the_apps_own_pass_run_in_order() {
     let swiglu = SwiGlu::new(gpu).unwrap();
     let t = |dim| Tensor::zeros(gpu, &[4, dim], DType::F32).unwrap();
     let (x, normed, gate_up, y) = (t(dim), t(dim), t(2 * ffn), t(ffn));
-    let ids = Tensor::from_u32(gpu, &[4], &ids).unwrap();
+    let ids = Tensor::from_slice(gpu, &[4], &ids, DType::U32).unwrap();
 
     gpu.submit().unwrap();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());

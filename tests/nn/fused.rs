@@ -345,6 +345,6 @@ fn bad_fusions_are_typed_errors() {
     assert_kind!(quantise(&[], 0), ErrorKind::Shape { .. });
     assert_eq!(quantise(&[0.0, 0.0, -2.0, 0.5], 2).unwrap().0, [0, 0, -127, 32]);
     let ints = Tensor::zeros(gpu, &[4], DType::I8).unwrap();
-    assert_kind!(pollster::block_on(gpu.download(&ints)), ErrorKind::DType { .. });
+    assert_kind!(pollster::block_on(gpu.download::<f32>(&ints)), ErrorKind::DType { .. });
     assert_kind!(gpu.upload(&ints, &[0.0; 4]), ErrorKind::DType { .. });
 }

@@ -175,12 +175,12 @@ fn forward_makes_its_output() {
     for (heads, shape) in [(1, vec![5, 12]), (1, vec![5, 1, 12]), (3, vec![5, 3, 12])] {
         let weight = Weight::new(gpu, [heads, 7, 12], &rng.normals(heads * 7 * 12, 1.0), DType::F32).unwrap();
         let linear = Linear::new(gpu, &weight, None).unwrap();
-        let x = Tensor::from_f32(gpu, &shape, &rng.normals(5 * heads * 12, 1.0), DType::F32).unwrap();
+        let x = Tensor::from_slice(gpu, &shape, &rng.normals(5 * heads * 12, 1.0), DType::F32).unwrap();
         let y = Tensor::zeros(gpu, &[5, heads, 7], DType::F32).unwrap();
         linear.run(LinearArgs::new(5, Span::of(&x), Span::of(&y))).unwrap();
         let got = linear.forward(&x).unwrap();
         assert_eq!(got.shape(), [&shape[..shape.len() - 1], &[7]].concat());
-        let [got, want] = [&got, &y].map(|tensor| pollster::block_on(gpu.download(tensor)).unwrap());
+        let [got, want] = [&got, &y].map(|tensor| pollster::block_on(gpu.download::<f32>(tensor)).unwrap());
         assert!(got == want && got.iter().any(|value| *value != 0.0), "{shape:?}");
     }
 }

@@ -71,7 +71,7 @@ fn embedding_gathers_exactly_and_clamps_what_the_host_did_not_check() {
             let bad = message(embedding.check_ids(&ids));
             assert_eq!(bad, format!("ids: entry 4 is {table_rows}, the table has {table_rows} rows"));
             let y = tensor(gpu, &[7, dim], &vec![f32::NAN; 7 * dim]);
-            let ids = Tensor::from_u32(gpu, &[6], &ids).unwrap();
+            let ids = Tensor::from_slice(gpu, &[6], &ids, DType::U32).unwrap();
             embedding.run(&ids, &y.view(&[6, dim]).unwrap()).unwrap();
             let got = download(gpu, &y);
             assert_eq!(f64s(&got[..4 * dim]), want, "{dtype} {table_rows} x {dim}");
@@ -88,7 +88,7 @@ fn rows_of_an_activation_are_gathered() {
     let values = Rng(8).normals(9 * 12, 1.0);
     let rows = Embedding::new(gpu, &Weight::from_rows(&tensor(gpu, &[9, 12], &values)).unwrap()).unwrap();
     let y = tensor(gpu, &[2, 12], &[f32::NAN; 24]);
-    rows.run(&Tensor::from_u32(gpu, &[2], &[8, 3]).unwrap(), &y).unwrap();
+    rows.run(&Tensor::from_slice(gpu, &[2], &[8, 3], DType::U32).unwrap(), &y).unwrap();
     assert_eq!(download(gpu, &y), [&values[96..], &values[36..48]].concat());
 }
 

@@ -127,7 +127,7 @@ impl KvCache {
             return Err(argument("rows", format!("{} numbers are no rows of {width}", rows.len())).into());
         }
         let append = |inner: &mut Inner| {
-            let kv = Tensor::from_f32(&self.device.gpu, &[rows.len() / width, width], rows, DType::F32)?;
+            let kv = Tensor::from_slice(&self.device.gpu, &[rows.len() / width, width], rows, DType::F32)?;
             inner.cache.append(layer as usize, &ids, &kv)
         };
         Ok(append(&mut inner).map_err(Thrown::from)?)

@@ -31,7 +31,7 @@ impl Decode {
         let (ids, heads) = (inner.ids(sequences)?, self.decode.heads());
         let plan = self.decode.plan(&inner.cache, &ids)?;
         let shape = [plan.tokens(), heads.q_heads(), heads.q_dim()];
-        let q = Tensor::from_f32(&self.device.gpu, &shape, q, DType::F32)?;
+        let q = Tensor::from_slice(&self.device.gpu, &shape, q, DType::F32)?;
         Ok(self.decode.run(DecodeArgs::new(&plan, &inner.cache.layer(layer)?, &q, scale))?)
     }
 }

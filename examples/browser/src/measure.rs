@@ -45,7 +45,7 @@ impl Case {
                 cache.reserve(&[*id], now)?;
                 let start = (sequence * self.tokens + first) * width;
                 let rows: Vec<f32> = (start..start + now * width).map(value).collect();
-                cache.append(0, &[*id], &Tensor::from_f32(gpu, &[now, width], &rows, DType::F32)?)?;
+                cache.append(0, &[*id], &Tensor::from_slice(gpu, &[now, width], &rows, DType::F32)?)?;
                 if !last {
                     cache.commit(&[*id], now)?;
                 }
@@ -62,7 +62,7 @@ impl Case {
 
     /// Largest error of the first and the last head of the last sequence.
     async fn check(&self, gpu: &Gpu, output: &DecodeOutput) -> Result<f64> {
-        let (h, out) = (&self.heads, gpu.download(&output.out).await?);
+        let (h, out) = (&self.heads, gpu.download::<f32>(&output.out).await?);
         let (states_dim, sequence) = (h.groups() * h.state_dim(), self.sequences - 1);
         let (mut states, mut rope_keys) = (Vec::new(), Vec::new());
         for t in 0..self.tokens {
@@ -93,7 +93,7 @@ async fn measure(gpu: &Gpu, case: Case, dtype: DType, milliseconds: f64) -> Resu
     let h = &case.heads;
     let decode = Decode::new(gpu, *h, dtype)?;
     let q: Vec<f32> = (0..case.sequences * h.q_heads() * h.q_dim()).map(|i| case.query(i)).collect();
-    let q = Tensor::from_f32(gpu, &[case.sequences, h.q_heads(), h.q_dim()], &q, DType::F32)?;
+    let q = Tensor::from_slice(gpu, &[case.sequences, h.q_heads(), h.q_dim()], &q, DType::F32)?;
     let plan = decode.plan(&cache, &ids)?;
     let layer = cache.layer(0)?;
     let output = decode.run(DecodeArgs::new(&plan, &layer, &q, case.scale))?;
@@ -106,7 +106,7 @@ async fn measure(gpu: &Gpu, case: Case, dtype: DType, milliseconds: f64) -> Resu
         for _ in 0..count {
             drop(decode.run(DecodeArgs::new(&plan, &layer, &q, case.scale))?);
         }
-        gpu.download(&output.lse).await?;
+        gpu.download::<f32>(&output.lse).await?;
         elapsed = Date::now() - start;
     }
     let (us, token_bytes) = (1e3 * elapsed / count as f64, cache.token_bytes());

@@ -101,7 +101,7 @@ fn every_way_into_pages_writes_the_same_and_nothing_else() {
                     &[want.len()],
                     DType::U32,
                 );
-                let got = pollster::block_on(gpu.download_u32(&pool.unwrap())).unwrap();
+                let got = pollster::block_on(gpu.download::<u32>(&pool.unwrap())).unwrap();
                 let wrong = got.iter().zip(&want).position(|(got, want)| got != want);
                 assert_eq!(wrong, None, "{choice:?} {heads:?} {dtype}, pages of {size}, {block:?}");
             }

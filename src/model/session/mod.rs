@@ -281,7 +281,7 @@ impl Session {
                 _ if ending.is_empty() => gpu.submitted().await?,
                 _ => {
                     if drawn {
-                        let tokens = gpu.download_u32(&self.buffers.tokens.view(&[ending.len()])?).await?;
+                        let tokens = gpu.download::<u32>(&self.buffers.tokens.view(&[ending.len()])?).await?;
                         ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
                         self.check_drawn(batch, &ending, &fed, undrawn)?;
                     }
@@ -344,9 +344,9 @@ impl Session {
         // All writes come before all commands, so that the step is one submit.
         let (rows, ending, b) = (ids.len(), last_rows.len(), &self.buffers);
         let id_rows = b.ids.view(&[rows])?;
-        gpu.upload_u32(&id_rows, &ids)?;
+        gpu.upload(&id_rows, &ids)?;
         if ending > 0 && !all_logits {
-            gpu.upload_u32(&b.last_rows.view(&[ending])?, &last_rows)?;
+            gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
             if !samplers.is_empty() {
                 gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
             }

@@ -68,7 +68,7 @@ fn packed(row: &[f32]) -> Vec<f64> {
 
 fn check(c: Case, tile: MatrixTile) {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
-    let tensor = |values: &[f32]| Tensor::from_f32(&gpu, &[1, values.len()], values, DType::F32).unwrap();
+    let tensor = |values: &[f32]| Tensor::from_slice(&gpu, &[1, values.len()], values, DType::F32).unwrap();
     tile.check().unwrap();
     let size = c.out_dim * c.in_dim;
     let w = numbers(c.heads * size, 1, (c.in_dim as f32).powf(-0.5));
@@ -145,7 +145,7 @@ fn check(c: Case, tile: MatrixTile) {
     } else {
         linear.run(LinearArgs { accumulate: c.accumulate, ..LinearArgs::new(c.rows, from, to) }).unwrap();
     }
-    let got = pollster::block_on(gpu.download(&y)).unwrap();
+    let got = pollster::block_on(gpu.download::<f32>(&y)).unwrap();
     for (i, rows) in want.chunks(y_row).enumerate() {
         let finite = || rows.iter().filter(|v| v.is_finite());
         let size = (finite().map(|v| v * v).sum::<f64>() / finite().count().max(1) as f64).sqrt();

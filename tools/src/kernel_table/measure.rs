@@ -43,7 +43,7 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
     let decode = Decode::new(gpu, heads, dtype)?;
     let tokens = ids.len() * shape.q_len;
     let q_values = random(tokens * heads.q_heads() * heads.q_dim(), 99);
-    let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q_values, DType::F32)?;
+    let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q_values, DType::F32)?;
     let plan = decode.plan(&cache, &ids)?;
     let softmax_scale = (heads.q_dim() as f32).powf(-0.5);
     let output = decode.run(DecodeArgs::new(&plan, &layers[0], &q, softmax_scale))?;
@@ -71,7 +71,7 @@ struct Sample<'a> {
 impl Sample<'_> {
     /// The largest absolute error against the reference of some rows: first and last sequence, head and query token.
     async fn check(&self, gpu: &Gpu, output: &DecodeOutput) -> Result<f64> {
-        let out = gpu.download(&output.out).await?;
+        let out = gpu.download::<f32>(&output.out).await?;
         let (heads, q_len) = (&self.shape.heads, self.shape.q_len);
         let batch = self.cache.batch(self.ids)?;
         let mut worst = 0.0f64;

@@ -237,7 +237,7 @@ impl<'a> Bench<'a> {
 
     /// Median microseconds: of a product among dependent ones (all write one output), and of one alone.
     async fn time(&self, linears: &[Linear], rows: usize, warm: Duration) -> Result<Timed> {
-        let input = Tensor::from_f32(self.gpu, &[rows, self.inputs], &random(rows * self.inputs, 9), DType::F32)?;
+        let input = Tensor::from_slice(self.gpu, &[rows, self.inputs], &random(rows * self.inputs, 9), DType::F32)?;
         let output = Tensor::zeros(self.gpu, &[rows, self.outputs], DType::F32)?;
         let (x, y) = (Span::of(&input), Span::of(&output));
         let each = if rows > 16 { 1 } else { 2 * linears.len() };
@@ -256,10 +256,10 @@ impl<'a> Bench<'a> {
     /// The largest error of 16 sampled outputs of each row, which must be small.
     async fn error(&self, linear: &Linear, rows: usize) -> Result<f64> {
         let x_values = random(rows * self.inputs, 9);
-        let input = Tensor::from_f32(self.gpu, &[rows, self.inputs], &x_values, DType::F32)?;
+        let input = Tensor::from_slice(self.gpu, &[rows, self.inputs], &x_values, DType::F32)?;
         let output = Tensor::zeros(self.gpu, &[rows, self.outputs], DType::F32)?;
         linear.run(LinearArgs::new(rows, Span::of(&input), Span::of(&output)))?;
-        let got = self.gpu.download(&output).await?;
+        let got = self.gpu.download::<f32>(&output).await?;
         let f64s = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
         let x_values = f64s(&x_values);
         let mut worst = 0.0f64;
