@@ -30,8 +30,7 @@ use crate::kv::{HeadLayout, KvBatch, KvSource};
 use crate::rope::{cos_sin_table, Rope, RopePairs};
 use copy::CopyPages;
 use slabs::{Cut, SlabLimits, Slabs};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use wide::Wide;
 
 use crate::gpu::{DType, Gpu, Tensor};
@@ -93,8 +92,6 @@ pub struct PagedKvCache {
     dtype: DType,
     layout: StateLayout,
     table: SeqTable,
-    /// The table's generation, shared with every view.
-    live_generation: Arc<AtomicU64>,
     slabs: Slabs,
     pages: Pages,
     grows: bool,
@@ -164,7 +161,6 @@ impl PagedKvCache {
             heads,
             dtype,
             layout,
-            live_generation: Arc::new(AtomicU64::new(table.generation())),
             table,
             slabs,
             pages,
@@ -185,16 +181,14 @@ impl PagedKvCache {
 
     /// Adds an empty sequence that will share no prefix. See [`PagedKvCache::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
-        let id = self.table.insert();
-        self.changed();
-        id
+        self.table.insert()
     }
 
     /// Removes a sequence and gives up its pages; those whose tokens are known are kept until their room is needed.
     /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.table.remove(id)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -206,6 +200,11 @@ impl PagedKvCache {
     /// As [`SeqTable::reserved`].
     pub(crate) fn reserved(&self, id: SeqId) -> Result<usize> {
         self.table.reserved(id)
+    }
+
+    /// As [`SeqTable::check_ids`].
+    pub(crate) fn check_ids(&self, ids: &[SeqId]) -> Result<()> {
+        self.table.check_ids(ids)
     }
 
     /// Makes room for `n` more tokens in each sequence, beside those reserved already.
@@ -230,8 +229,8 @@ impl PagedKvCache {
         let made = made.and_then(|()| if copies.is_empty() { Ok(()) } else { self.expect_pages_kept() });
         if made.is_err() {
             self.table.undo_reserve(wanted, &copies);
+            self.forget_losses();
         }
-        self.changed();
         made
     }
 
@@ -257,7 +256,7 @@ impl PagedKvCache {
             self.expect_written()?;
         }
         self.table.commit(ids, n)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -266,14 +265,8 @@ impl PagedKvCache {
     /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.table.truncate(id, len)?;
-        self.changed();
-        Ok(())
-    }
-
-    /// Tells the views that are out: plans made before now are stale.
-    fn changed(&self) {
-        self.live_generation.store(self.table.generation(), Ordering::Release);
         self.forget_losses();
+        Ok(())
     }
 
     /// How full the cache is, and what sharing does for it.
@@ -317,7 +310,7 @@ impl PagedKvCache {
         if let Some(step) = self.step.as_ref().filter(|s| s.generation == generation && s.sequences == ids) {
             return Ok(step.tokens);
         }
-        let batch = self.table.batch(ids)?;
+        let batch = self.table.new_tokens(ids)?;
         let tokens = batch.tokens();
         if tokens == 0 {
             return Err(ErrorKind::argument("ids", "no token is reserved"));
@@ -347,7 +340,7 @@ impl PagedKvCache {
             dtype: self.dtype,
             page_size: self.pages.size,
             wide: self.wide.as_ref().and_then(|wide| wide.layers.get(layer).cloned()),
-            live_generation: self.live_generation.clone(),
+            live_generation: self.table.live_generation(),
         })
     }
 

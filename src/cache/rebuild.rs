@@ -4,7 +4,6 @@ use super::{PagedKvCache, SeqId, SeqTable};
 use crate::cache::table::sequence::{Known, PageList, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use std::sync::atomic::Ordering;
 
 /// A sequence whose cached rows are gone. It is empty, and has its id still.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,9 +72,9 @@ impl PagedKvCache {
         // The other device may cut the pages into other slabs.
         self.table.store = self.table.store.emptied(Some(fresh.slabs.slab_pages()));
         std::mem::swap(&mut fresh.table, &mut self.table);
-        fresh.changed();
-        // No plan is of this moment: a view of the old memory must not be taken for one of the new.
-        self.live_generation.store(u64::MAX, Ordering::Release);
+        // A view of the old memory must not be taken for one of the new.
+        fresh.table.disown_views();
+        fresh.forget_losses();
         *self = fresh;
         Ok(emptied)
     }

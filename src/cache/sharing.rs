@@ -15,36 +15,28 @@ impl PagedKvCache {
     ///
     /// [`ErrorKind::Argument`] for a window of 0, or first tokens without a window.
     pub fn insert_with(&mut self, options: SequenceOptions) -> Result<SeqId> {
-        let id = self.table.insert_with(options)?;
-        self.changed();
-        Ok(id)
+        self.table.insert_with(options)
     }
 
     /// The same of options that are known to be good.
     pub(crate) fn insert_seeing(&mut self, options: SequenceOptions) -> SeqId {
-        let id = self.table.insert_seeing(options);
-        self.changed();
-        id
+        self.table.insert_seeing(options)
     }
 
     /// As [`SeqTable::insert_saved`](super::SeqTable).
     pub(super) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
-        let id = self.table.insert_saved(saved);
-        self.changed();
-        id
+        self.table.insert_saved(saved)
     }
 
     /// As [`SeqTable::see`](super::SeqTable).
     pub(crate) fn see(&mut self, id: SeqId, seen: SequenceOptions) -> Result<()> {
-        self.table.see(id, seen)?;
-        self.changed();
-        Ok(())
+        self.table.see(id, seen)
     }
 
     /// As [`SeqTable::take_back`](super::SeqTable).
     pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
         self.table.take_back(id, fork)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -61,7 +53,7 @@ impl PagedKvCache {
     /// As [`SeqTable::discard`](super::SeqTable).
     pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.table.discard(id, len)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -71,9 +63,7 @@ impl PagedKvCache {
     ///
     /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
-        let fork = self.table.fork(id)?;
-        self.changed();
-        Ok(fork)
+        self.table.fork(id)
     }
 
     /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with
@@ -84,9 +74,7 @@ impl PagedKvCache {
     /// A salt separates what must not be shared though the tokens are equal: models, adapters, images, users. Tokens are
     /// compared, never hashes alone.
     pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
-        let id = self.table.match_prefix(tokens, salt);
-        self.changed();
-        id
+        self.table.match_prefix(tokens, salt)
     }
 
     /// Keeps the first reserved tokens of each sequence, as many as are given here, and gives back the rest of its
@@ -104,7 +92,7 @@ impl PagedKvCache {
             self.expect_written()?;
         }
         self.table.commit_tokens(accepted)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 

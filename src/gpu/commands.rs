@@ -28,6 +28,8 @@ pub(super) struct Commands {
     batch: AtomicU64,
     /// What that batch is to write.
     written: Mutex<Vec<Arc<Fate>>>,
+    /// The submit, by its number, since which the device was asked whether it lives: [`Gpu::check_alive_for_next`].
+    asked_alive: AtomicU64,
     /// How often an app said that its passes are submitted.
     passes_submitted: AtomicU64,
     /// Batches that were lost.
@@ -98,14 +100,25 @@ impl Gpu {
         self.check_flag()?;
         let mut pending = self.lock(&self.inner.commands.pending);
         if pending.encoder.is_none() {
-            // Once per batch: a device that is lost later is noticed when the batch is sent.
-            self.check_alive()?;
+            self.check_alive_for_next()?;
         }
         let Pending { pass, encoder } = &mut *pending;
         let encoder = encoder.get_or_insert_with(|| self.inner.device.create_command_encoder(&Default::default()));
         let pass = pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
         self.inner.commands.own_pass.store(address(pass), Ordering::Relaxed);
         commands(pass)
+    }
+
+    /// [`Gpu::check_alive`], once for all that goes with the next submit, commands and writes: asking costs as much as a
+    /// dispatch. A device that is lost later is noticed when they are sent, and before a result is read.
+    pub(super) fn check_alive_for_next(&self) -> Result<()> {
+        let submits = self.inner.counters.submits.load(Ordering::Relaxed) + 1;
+        if self.inner.commands.asked_alive.load(Ordering::Relaxed) == submits {
+            return self.check_flag();
+        }
+        self.check_alive()?;
+        self.inner.commands.asked_alive.store(submits, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Called by each dispatch, before it is recorded: refuses what would read buffers whose content is lost, and lists what
@@ -196,7 +209,7 @@ impl Gpu {
             let entries = [wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }];
             device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
         });
-        self.check_alive()?;
+        self.check_alive_for_next()?;
         group.map_err(|e| ErrorKind::argument("tensor", format!("{buffer:?} cannot be used: {e}")))?;
         fate.note_asked(batch);
         Ok(())

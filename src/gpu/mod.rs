@@ -23,8 +23,8 @@ mod tensor;
 mod timing;
 mod web;
 
-pub(crate) use capabilities::MOST_WORKGROUPS;
 pub use capabilities::{Capabilities, Tier};
+pub(crate) use capabilities::{MATRIX_WORKGROUP_BYTES, MOST_WORKGROUPS, PORTABLE_WORKGROUP_BYTES};
 pub use device::{GpuOptions, LimitsChoice};
 pub use element::Element;
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
@@ -305,7 +305,8 @@ impl Gpu {
         self.send_recorded()?;
         let loss = buffer.loss();
         let parts = || parts.iter().filter(|(_, bytes)| !bytes.is_empty());
-        self.scoped("write", || {
+        self.check_alive_for_next()?;
+        self.scoped_in("write", &[], || {
             for (offset, bytes) in parts() {
                 self.inner.queue.write_buffer(buffer.raw(), *offset, bytes);
             }

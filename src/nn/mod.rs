@@ -74,6 +74,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::{MATRIX_WORKGROUP_BYTES, PORTABLE_WORKGROUP_BYTES};
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     /// What every WebGPU device has: unpack2x16float.
@@ -126,7 +127,8 @@ mod tests {
             let of = |space| module.global_variables.iter().filter(move |(_, v)| v.space == space);
             let bytes: usize = of(naga::AddressSpace::WorkGroup).map(|(_, v)| layouter[v.ty].size as usize).sum();
             assert_eq!(bytes, spec.workgroup_bytes, "{}", spec.name);
-            let most = if spec.tier() == crate::Tier::Matrix { 49152 } else { 16352 };
+            let most =
+                if spec.tier() == crate::Tier::Matrix { MATRIX_WORKGROUP_BYTES } else { PORTABLE_WORKGROUP_BYTES };
             assert!(bytes <= most, "{}: {bytes} bytes", spec.name);
             let bound = module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
             assert_eq!(bound, spec.bindings.len() + 1, "{}", spec.name);

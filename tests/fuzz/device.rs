@@ -148,7 +148,8 @@ fn tensors(g: &mut Gen, gpu: &Gpu) {
     let values = g.f32s(16);
     let words: Vec<u32> = values.iter().map(|v| *v as u32).collect();
     g.call("Tensor::from_slice", Tensor::from_slice(gpu, &shape, &values, dtype));
-    g.call("Tensor::from_slice", Tensor::from_slice(gpu, &shape, &words, g.pick(&[dtype, DType::U32])));
+    let of_words = g.pick(&[dtype, DType::U32]);
+    g.call("Tensor::from_slice", Tensor::from_slice(gpu, &shape, &words, of_words));
     let Some(tensor) = g.call("Tensor::zeros", Tensor::zeros(gpu, &shape, dtype)) else { return };
     let view: Vec<usize> = shape.iter().map(|n| g.near(*n)).collect();
     if let Some(view) = g.call("Tensor::view", tensor.view(&view)) {

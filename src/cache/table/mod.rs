@@ -4,6 +4,7 @@
 //! What fails changes nothing. What succeeds raises the generation, by which a plan of an earlier state is known.
 //! Forks, known prefixes and pins: `sharing.rs`.
 
+mod generation;
 mod pages;
 mod prefix;
 pub(super) mod sequence;
@@ -18,10 +19,12 @@ pub use windows::SequenceOptions;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use crate::kv::append::MAX_PAGE_SIZE;
 use crate::kv::tables::{PageTables, Region};
 use crate::kv::view::{KvBatch, KvSource, Resident, SeqView};
+use generation::Generation;
 use sequence::Sequence;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -72,7 +75,7 @@ pub struct SeqTable {
     pub(super) page_size: usize,
     /// Which table of the process this is.
     id: u64,
-    generation: u64,
+    generation: Generation,
     /// For [`CacheStats`].
     pub(super) hits: u64,
     pub(super) misses: u64,
@@ -102,7 +105,7 @@ impl SeqTable {
         let store = Store::new(page_count as u32, slab_pages); // no truncation: at most `most`
         let id = TABLES.fetch_add(1, Ordering::Relaxed);
         // Each table counts from a place of its own, so that a plan of another cache is known as such.
-        let generation = id << 40;
+        let generation = Generation::starting_at(id << 40);
         let (slots, vacant, pins) = (Vec::new(), Vec::new(), HashMap::new());
         let (tables, resident) = (PageTables::default(), true);
         Ok(Self { slots, vacant, store, tables, resident, pins, page_size, id, generation, hits: 0, misses: 0 })
@@ -120,8 +123,9 @@ impl SeqTable {
         });
         let slot = &mut self.slots[index];
         slot.sequence = Some(sequence);
-        self.generation += 1;
-        SeqId { table: self.id, slot: index as u32, generation: slot.generation }
+        let generation = slot.generation;
+        self.changed();
+        SeqId { table: self.id, slot: index as u32, generation }
         // no truncation: far fewer slots
     }
 
@@ -130,7 +134,7 @@ impl SeqTable {
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.sequence(id)?;
         self.vacate(id.index());
-        self.generation += 1;
+        self.changed();
         Ok(())
     }
 
@@ -143,7 +147,7 @@ impl SeqTable {
             self.store.release(page);
         }
         self.store.drop_kept();
-        self.generation += 1;
+        self.changed();
     }
 
     /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
@@ -230,7 +234,7 @@ impl SeqTable {
         }
         debug_assert_eq!(pages.len(), 0, "counted above");
         self.write_tables(wanted);
-        self.generation += 1;
+        self.changed();
         Ok(copies)
     }
 
@@ -277,7 +281,7 @@ impl SeqTable {
             }
         }
         self.write_tables(wanted);
-        self.generation += 1;
+        self.changed();
     }
 
     /// Brings the page tables of these sequences up to date.
@@ -301,7 +305,7 @@ impl SeqTable {
         for &id in ids {
             self.commit_one(id, n, None);
         }
-        self.generation += 1;
+        self.changed();
         Ok(())
     }
 
@@ -322,7 +326,7 @@ impl SeqTable {
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
             sequence.commit(n, tokens, self.page_size, &mut self.store);
             if n > 0 {
-                sequence.committed_at = self.generation;
+                sequence.committed_at = self.generation.now();
             }
         }
     }
@@ -345,7 +349,7 @@ impl SeqTable {
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
             sequence.truncate(len, self.page_size, &mut self.store);
         }
-        self.generation += 1;
+        self.changed();
         Ok(())
     }
 
@@ -373,7 +377,17 @@ impl SeqTable {
 
     /// Tells plans of earlier states.
     pub(super) fn changed(&mut self) {
-        self.generation += 1;
+        self.generation.rise();
+    }
+
+    /// The generation as it will be, for views that are compared with plans.
+    pub(super) fn live_generation(&self) -> Arc<AtomicU64> {
+        self.generation.live()
+    }
+
+    /// Views that are out are of no state of this table from now on.
+    pub(super) fn disown_views(&mut self) {
+        self.generation.disown();
     }
 
     /// Empties a slot, if it holds a sequence, and makes the ids given out for it unknown.
@@ -409,7 +423,11 @@ pub(crate) fn check_pages(names: [&'static str; 2], count: usize, size: usize) -
     Ok(())
 }
 
-pub(super) fn check_distinct(ids: impl Iterator<Item = SeqId>) -> Result<()> {
+/// A step asks this several times. Its sequences are mostly in the order in which they were made: that needs no copy.
+fn check_distinct(ids: impl Iterator<Item = SeqId> + Clone) -> Result<()> {
+    if ids.clone().zip(ids.clone().skip(1)).all(|(a, b)| a < b) {
+        return Ok(());
+    }
     let mut sorted: Vec<SeqId> = ids.collect();
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -443,15 +461,30 @@ impl KvSource for SeqTable {
     }
 
     fn generation(&self) -> u64 {
-        self.generation
+        self.generation.now()
     }
 }
 
 impl SeqTable {
+    /// Refuses unknown and repeated sequences, as all calls do that take several.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::UnknownSequence`].
+    pub(super) fn check_ids(&self, ids: &[SeqId]) -> Result<()> {
+        check_distinct(ids.iter().copied())?;
+        ids.iter().try_for_each(|id| self.sequence(*id).map(drop))
+    }
+
+    /// A batch for whoever needs its slots and positions, and no page tables.
+    pub(super) fn new_tokens(&self, ids: &[SeqId]) -> Result<KvBatch> {
+        self.batch_in_tables(ids)
+    }
+
     /// A batch whose page tables are in `tables`.
     fn batch_in_tables(&self, sequences: &[SeqId]) -> Result<KvBatch> {
         check_distinct(sequences.iter().copied())?;
-        let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
+        let mut batch = KvBatch { generation: self.generation.now(), ..KvBatch::default() };
         for &id in sequences {
             let sequence = self.sequence(id)?;
             let region = self.slots[id.index()].region;

@@ -26,7 +26,6 @@ pub use want::{Draw, Fed, Want};
 use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
-use crate::kv::KvSource;
 use crate::nn::{LinearArgs, Span};
 use rollback::Unfinished;
 
@@ -214,7 +213,7 @@ impl Session {
         }
         // Unknown or repeated sequences.
         let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
-        self.cache.batch(&ids)?;
+        self.cache.check_ids(&ids)?;
         let most = self.max_positions();
         for (id, tokens) in batch {
             let len = self.cache.len(*id)?;

@@ -175,7 +175,7 @@ fn a_large_tile_is_taken_where_it_fills_the_device() {
         tier: crate::Tier::Matrix,
         target_workgroups: 1024,
         dispatch_flop: u64::MAX,
-        workgroup_storage_bytes: 48 << 10,
+        workgroup_storage_bytes: crate::gpu::MATRIX_WORKGROUP_BYTES as u32,
         max_workgroups: 65_535,
         ..gpu.capabilities().clone()
     };

@@ -3,7 +3,7 @@
 use super::matrix::{pack_spec, MatrixTile};
 use super::weight::weight_parts;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier};
+use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier, PORTABLE_WORKGROUP_BYTES};
 use crate::nn::rope::pairs_part;
 use crate::nn::Weight;
 use crate::rope::RopePairs;
@@ -55,8 +55,6 @@ const LEAST_SUBGROUP: usize = 8;
 const LONE_LANES: usize = 16;
 /// Workgroup memory that the sums over lanes may take at once; the rest is left to the results.
 const PASS_BYTES: usize = 12 << 10;
-/// What every device has.
-const PORTABLE_BYTES: usize = 16352;
 
 impl LinearTuning {
     /// A software adapter runs few lanes at once, and those that meet at a barrier as coroutines: each goes along whole rows.
@@ -98,7 +96,7 @@ impl LinearTuning {
             && one_of(max_rows, 16)
             && !(swiglu && outs == 1);
         let fusion = Fusion { norm: true, swiglu, ..Default::default() };
-        if !fits || self.sums(max_rows, fusion).bytes > PORTABLE_BYTES {
+        if !fits || self.sums(max_rows, fusion).bytes > PORTABLE_WORKGROUP_BYTES {
             return Err(ErrorKind::argument("tuning", format!("{self:?} makes no kernel")));
         }
         if subgroups && capabilities.tier < Tier::Subgroup {
