@@ -3,6 +3,7 @@
 mod copy;
 mod file;
 mod kept;
+mod options;
 mod rebuild;
 mod sharing;
 mod slabs;
@@ -18,6 +19,7 @@ pub(crate) use file::not_regular;
 pub(crate) use file::PageRowsParams;
 pub(crate) use file::{pages_rows_spec, Direction};
 pub use file::{saved_info, LoadedSequence, Save, SaveSequence, SavedInfo, SavedSequence};
+pub use options::{CacheOptions, Pages};
 pub use rebuild::EmptiedSequence;
 pub(crate) use table::check_pages;
 pub use table::{CacheStats, PageCopy, SeqId, SeqTable, SequenceOptions};
@@ -34,50 +36,6 @@ use std::sync::atomic::AtomicBool;
 use wide::Wide;
 
 use crate::gpu::{DType, Gpu, Tensor};
-
-/// What a [`PagedKvCache`] is made of, beside its head layout.
-///
-/// ```
-/// # use latten::{CacheOptions, DType, Pages, Rope, RopePairs};
-/// # fn f() -> latten::Result<()> {
-/// let pages = Pages { count: 1024, size: 64, layers: 32 };
-/// let rope = Rope::new(64, 10_000.0, RopePairs::Half)?;
-/// let options = CacheOptions { rope: Some(rope), ..CacheOptions::new(DType::F16, pages) };
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct CacheOptions {
-    /// Element type of the cached rows: F32, F16, BF16, I8 or I4.
-    pub dtype: DType,
-    /// How much it holds.
-    pub pages: Pages,
-    /// Whether it starts with a part of its memory and grows up to `pages`, by slabs: as many of equal size as the device can
-    /// bind ([`Capabilities::max_slabs`](crate::Capabilities), or one per page where there are fewer), one at first. No page
-    /// moves. [`PagedKvCache::reserve`] allocates a slab, in all layers, where the pages that are there are in use or kept;
-    /// [`PagedKvCache::shrink`] gives slabs back.
-    pub grows: bool,
-    /// How `append` rotates the key part of each row to its token's position: the rope key, or for GQA the key of every head
-    /// ([`HeadLayout::rotated_dim`] elements). None: rows come rotated, or have no position.
-    pub rope: Option<Rope>,
-}
-
-impl CacheOptions {
-    /// Of fixed size, for rows that come rotated.
-    pub fn new(dtype: DType, pages: Pages) -> Self {
-        CacheOptions { dtype, pages, grows: false, rope: None }
-    }
-}
-
-/// How much a cache holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pages {
-    /// Pages per layer.
-    pub count: usize,
-    /// Tokens per page: a power of two, 1 to 4096.
-    pub size: usize,
-    /// Layers; each has its own pool of `count` pages, and one page table serves them all.
-    pub layers: usize,
-}
 
 /// The KV cache of a model: pools on the device, sequences and page tables on the host.
 ///

@@ -1,11 +1,12 @@
 //! Sequences that share pages, and how much of the cache they may take: what [`SeqTable`](super::SeqTable) does, on a
 //! cache with memory.
 
-use super::{PagedKvCache, Pages, SavedSequence, SeqId, SequenceOptions};
-use crate::error::{ErrorKind, Result};
-use crate::gpu::DType;
-use crate::kv::layout::StateLayout;
-use crate::kv::HeadLayout;
+#[cfg(doc)]
+use super::Pages;
+use super::{PagedKvCache, SavedSequence, SeqId, SequenceOptions};
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
 
 impl PagedKvCache {
     /// Adds an empty sequence that will share no prefix, as [`PagedKvCache::insert`] does, for attention that sees less than all
@@ -139,28 +140,5 @@ impl PagedKvCache {
     pub fn set_byte_budget(&mut self, bytes: u64) -> Result<()> {
         let pages = bytes / self.page_bytes();
         self.table.set_page_limit(usize::try_from(pages).unwrap_or(usize::MAX))
-    }
-}
-
-impl Pages {
-    /// As many pages of `size` tokens as fit `bytes` over all layers: a cache of these allocates no more than that for its
-    /// pools.
-    ///
-    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where not one page fits.
-    pub fn within(bytes: u64, heads: &HeadLayout, dtype: DType, size: usize, layers: usize) -> Result<Self> {
-        for (name, value) in [("size", size), ("layers", layers)] {
-            if value == 0 {
-                return Err(ErrorKind::argument(name, "must not be 0"));
-            }
-        }
-        let row_bytes = 16 * StateLayout::new(heads, dtype).row_words(heads.groups()) as u64;
-        let page_bytes = row_bytes.saturating_mul(size as u64).saturating_mul(layers as u64);
-        let count = bytes / page_bytes;
-        if count == 0 {
-            let what = format!("one page of {size} tokens in {layers} layers");
-            return Err(ErrorKind::TooLarge { what, needed_bytes: page_bytes, limit_bytes: bytes }.into());
-        }
-        // What 32 bits do not address is refused when the cache is made.
-        Ok(Pages { count: usize::try_from(count).unwrap_or(usize::MAX), size, layers })
     }
 }
