@@ -4,7 +4,10 @@
 //! `cargo bench --bench decode`
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
-use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor};
+use latten::{
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Result,
+    Tensor,
+};
 use std::time::Duration;
 
 const SEQUENCES: usize = 4;
@@ -29,11 +32,11 @@ fn random(n: usize) -> Vec<f32> {
 
 fn variant(criterion: &mut Criterion, gpu: &Gpu, name: &str, heads: HeadLayout) -> Result<()> {
     let pages = Pages { count: SEQUENCES * LENGTH.div_ceil(PAGE_SIZE), size: PAGE_SIZE, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, pages)?;
+    let mut cache = PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, pages))?;
     let ids: Vec<_> = (0..SEQUENCES).map(|_| cache.insert()).collect();
     cache.reserve(&ids, LENGTH - 1)?;
     let tokens = SEQUENCES * (LENGTH - 1);
-    let rows = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &random(tokens * heads.kv_dim()), DType::F32)?;
+    let rows = Tensor::from_slice(gpu, &[tokens, heads.kv_dim()], &random(tokens * heads.kv_dim()), DType::F32)?;
     cache.append(0, &ids, &rows)?;
     cache.commit(&ids, LENGTH - 1)?;
 
@@ -41,11 +44,11 @@ fn variant(criterion: &mut Criterion, gpu: &Gpu, name: &str, heads: HeadLayout) 
     let kv = rows.view(&[SEQUENCES, heads.kv_dim()])?;
     cache.append(0, &ids, &kv)?;
     let shape = [SEQUENCES, heads.q_heads(), heads.q_dim()];
-    let q = Tensor::from_f32(gpu, &shape, &random(shape.iter().product()), DType::F32)?;
+    let q = Tensor::from_slice(gpu, &shape, &random(shape.iter().product()), DType::F32)?;
     let decode = Decode::new(gpu, heads, DType::F16)?;
     let (plan, layer) = (decode.plan(&cache, &ids)?, cache.layer(0)?);
     let attend = || -> Result<()> {
-        decode.run(&plan, &layer, &q, 0.1)?;
+        decode.run(DecodeArgs::new(&plan, &layer, &q, 0.1))?;
         gpu.submit()?;
         // A device that is lost here says so at the next run.
         let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());

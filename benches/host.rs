@@ -5,10 +5,11 @@
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use latten::cache::SeqTable;
-use latten::nn::{Rope, SwiGlu};
+use latten::nn::SwiGlu;
 use latten::rope::cos_sin_table;
+use latten::rope::Rope;
 use latten::{
-    wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, Result, Rotation, SeqId, SplitPolicy, Tensor,
+    wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, Result, RopePairs, SeqId, SplitPolicy, Tensor,
 };
 use std::hint::black_box;
 
@@ -96,7 +97,7 @@ fn recorded(criterion: &mut Criterion) -> Result<()> {
     group.bench_function("dispatches and download/172", |bencher| {
         bencher.iter(|| {
             (0..172).try_for_each(|_| swiglu.run(&x, &y))?;
-            pollster::block_on(gpu.download(&y))
+            pollster::block_on(gpu.download::<f32>(&y))
         });
     });
     group.finish();
@@ -193,7 +194,7 @@ fn sharing(criterion: &mut Criterion) -> Result<()> {
 
 fn tables(criterion: &mut Criterion) -> Result<()> {
     let mut group = criterion.benchmark_group("cos_sin_table");
-    let rope = Rope::new(64, 1e4, Rotation::Half)?;
+    let rope = Rope::new(64, 1e4, RopePairs::Half)?;
     for tokens in [1, 64, 1024] {
         let positions: Vec<u32> = (0..tokens).map(|i| 1000 + 7 * i).collect();
         group.throughput(Throughput::Elements(u64::from(tokens)));

@@ -4,7 +4,10 @@
 
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeOutput, Gla, Gpu, HeadLayout, Mla, PagedKvCache, Pages, Result, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, DecodeOutput, Gla, Gpu, HeadLayout, Mla, PagedKvCache, Pages, Result,
+    Tensor,
+};
 
 const GLA: Gla = Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 };
 /// New tokens of each step: a prompt, then one by one.
@@ -18,7 +21,11 @@ pub async fn run() -> Result<f64> {
     let mut layers: Vec<Layer> = (0..3).map(|seed| Layer::new(&gpu, heads, seed)).collect();
     let mut worst = 0.0f64;
 
-    let mut cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 16, size: 64, layers: layers.len() })?;
+    let mut cache = PagedKvCache::new(
+        &gpu,
+        heads,
+        CacheOptions::new(DType::F16, Pages { count: 16, size: 64, layers: layers.len() }),
+    )?;
     let decode = Decode::new(&gpu, heads, DType::F16)?; // compiles here, not in the loop
     let softmax_scale = (128.0f32 + 64.0).powf(-0.5); // of a head's width before absorption
     let seq = cache.insert();
@@ -28,7 +35,7 @@ pub async fn run() -> Result<f64> {
         for (i, layer) in layers.iter_mut().enumerate() {
             let (q, kv) = layer.project(new)?; // q: (tokens, q_heads, latent_dim + rope_dim)
             cache.append(i, &[seq], &kv)?; // kv: (tokens, latent_heads * latent_dim + rope_dim)
-            layer.finish(decode.run(&plan, &cache.layer(i)?, &q, softmax_scale)?);
+            layer.finish(decode.run(DecodeArgs::new(&plan, &cache.layer(i)?, &q, softmax_scale))?);
         }
         cache.commit(&[seq], new)?;
 
@@ -79,8 +86,8 @@ impl Layer {
         let rows = self.draw(tokens * kv_dim);
         self.rows.extend_from_slice(&rows);
         Ok((
-            Tensor::from_f32(&self.gpu, &[tokens, q_heads, q_dim], &self.q, DType::F32)?,
-            Tensor::from_f32(&self.gpu, &[tokens, kv_dim], &rows, DType::F32)?,
+            Tensor::from_slice(&self.gpu, &[tokens, q_heads, q_dim], &self.q, DType::F32)?,
+            Tensor::from_slice(&self.gpu, &[tokens, kv_dim], &rows, DType::F32)?,
         ))
     }
 
@@ -92,7 +99,7 @@ impl Layer {
     /// Norm of the last token's output, and how far its last head is from the reference.
     async fn check(&self, softmax_scale: f32) -> Result<(f32, f64)> {
         let Some(attended) = &self.attended else { return Ok((0.0, 0.0)) };
-        let out = self.gpu.download(&attended.out).await?;
+        let out = self.gpu.download::<f32>(&attended.out).await?;
         let last = &out[out.len() - self.heads.q_heads() * self.heads.v_dim()..];
 
         // The last head reads the last latent, so by itself it is an MLA of one head.

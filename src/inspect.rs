@@ -7,11 +7,11 @@ use crate::attention::kernels::tile::ShapeLimits;
 use crate::attention::AttentionOptions;
 use crate::cache::{pages_rows_spec, Direction};
 use crate::error::Result;
-use crate::gpu::{Access, Const, DType, KernelSpec, Tier};
+use crate::gpu::{Access, Const, DType, KernelSpec, Tier, MATRIX_WORKGROUP_BYTES, PORTABLE_WORKGROUP_BYTES};
 use crate::kv::append::append_spec;
 use crate::kv::pool::with_slabs;
 use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use std::collections::HashSet;
 
 /// One assembled kernel.
@@ -34,11 +34,6 @@ pub struct Variant {
     /// For storage bindings 1, 2, ..: whether the kernel may write there. Binding 0 is the uniform block.
     pub writable: Vec<bool>,
 }
-
-/// Workgroup memory that every device has, but for 32 bytes that some drivers keep for themselves.
-const PORTABLE_WORKGROUP_BYTES: usize = 16352;
-/// Workgroup memory of the GPUs that multiply matrices.
-const MATRIX_WORKGROUP_BYTES: usize = 48 << 10;
 
 /// The attention kernels over a set of layouts that reaches each part and slot; no text twice.
 ///
@@ -109,7 +104,7 @@ fn attention() -> Result<Vec<Labelled>> {
                 let (what, spec) = (format!("{what} {direction:?}"), pages_rows_spec(&heads, dtype, direction));
                 all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));
             }
-            for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 64), (Rotation::Interleaved, 4096)] {
+            for (rotation, page_size) in [(RopePairs::None, 1), (RopePairs::Half, 64), (RopePairs::Interleaved, 4096)] {
                 let Ok(spec) = append_spec(&heads, dtype, page_size, rotation) else { continue };
                 let what = format!("{what} rotation {rotation:?}");
                 all.extend(slabs(&heads, true).iter().map(|slabs| (what.clone(), with_slabs(&spec, *slabs))));

@@ -9,8 +9,8 @@
 //! One [`HeadLayout`] describes the variant to everything else; the loop is the same for all of them.
 //!
 //! ```no_run
-//! use latten::nn::Rope;
-//! use latten::{DType, Decode, Gla, Gpu, HeadLayout, PagedKvCache, Pages, Result, Rotation, Tensor};
+//! use latten::rope::Rope;
+//! use latten::{DType, Decode, DecodeArgs, Gla, Gpu, HeadLayout, PagedKvCache, Pages, Result, RopePairs, Tensor};
 //!
 //! /// Your model's part of a layer.
 //! trait Layer {
@@ -23,10 +23,10 @@
 //! async fn decode_loop(layers: &[Box<dyn Layer>], mut x: Tensor, steps: usize) -> Result<()> {
 //!     let gpu = Gpu::new().await?; // or Gpu::from_wgpu(&adapter, device, queue)?
 //!     let heads = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
-//!     let rope = Rope::new(heads.rotated_dim(), 10_000.0, Rotation::Half)?;
+//!     let rope = Rope::new(heads.rotated_dim(), 10_000.0, RopePairs::Half)?;
 //!     let pages = Pages { count: 1024, size: 64, layers: layers.len() };
-//!     let cache = PagedKvCache::new(&gpu, heads, DType::F16, pages)?;
-//!     let mut cache = cache.with_rotation(rope.rotation, &rope.inv_freq)?; // append rotates keys
+//!     let options = CacheOptions { rope: Some(rope), ..CacheOptions::new(DType::F16, pages) }; // append rotates keys
+//!     let mut cache = PagedKvCache::new(&gpu, heads, options)?;
 //!     let decode = Decode::new(&gpu, heads, DType::F16)?; // compiles here, not in the loop
 //!     let softmax_scale = (128.0f32 + 64.0).powf(-0.5); // head_dim + rope_dim, before absorption
 //!
@@ -38,10 +38,10 @@
 //!         for (i, layer) in layers.iter().enumerate() {
 //!             let (q, kv) = layer.project(&x, &cos_sin)?; // (1, 16, 320) and (1, 576)
 //!             cache.append(i, &[seq], &kv)?;
-//!             let attended = decode.run(&plan, &cache.layer(i)?, &q, softmax_scale)?;
+//!             let attended = decode.run(DecodeArgs::new(&plan, &cache.layer(i)?, &q, softmax_scale))?;
 //!             x = layer.finish(&x, &attended.out)?; // out: (1, 16, 256)
 //!         }
-//!         let _logits = gpu.download(&x).await?; // the step's one submit, and its one wait
+//!         let _logits: Vec<f32> = gpu.download(&x).await?; // the step's one submit, and its one wait
 //!         cache.commit(&[seq], 1)?;
 //!     }
 //!     Ok(())
@@ -106,12 +106,12 @@ mod sizes;
 mod start;
 
 pub use attention::{AttentionOptions, Decode, DecodeArgs, DecodeOutput, Plan, SplitPolicy};
-pub use cache::{CacheStats, PagedKvCache, Pages, SeqId};
+pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, SequenceOptions};
 pub use error::{Error, ErrorKind, Result, SavedFault};
-pub use gpu::{Capabilities, DType, DispatchTime, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
+pub use gpu::{Capabilities, DType, DispatchTime, Element, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
 pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};
 pub use model::{Decoder, Session, SessionOptions};
-pub use rope::Rotation;
+pub use rope::{Rope, RopePairs};
 pub use wgpu;
 
 /// The programs of the README and of the guides compile.

@@ -18,12 +18,12 @@
 //! units that truncate while they add.
 
 use crate::attention::kernels::select::{Device, KernelShape};
-use crate::attention::{Decode, SplitPolicy};
-use crate::cache::{PagedKvCache, Pages, SeqId};
+use crate::attention::{Decode, DecodeArgs, SplitPolicy};
+use crate::cache::{CacheOptions, PagedKvCache, Pages, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor, Tier};
 use crate::kv::{Gla, HeadLayout, KvSource};
-use crate::nn::{Linear, MatrixTile, Span, Weight};
+use crate::nn::{Linear, MatrixTile, Weight};
 use crate::reference;
 
 /// Query heads of a group: 1, 2 and 4 query tokens are the tiles of 16, 32 and 64 rows.
@@ -89,10 +89,8 @@ async fn product(gpu: &Gpu, tile: Option<MatrixTile>) -> Result<Vec<f32>> {
     if let Some(tile) = tile {
         linear = linear.with_matrix_tile(tile)?;
     }
-    let x = Tensor::from_f32(gpu, &[rows, ins], &x, DType::F32)?;
-    let y = Tensor::zeros(gpu, &[rows, outs], DType::F32)?;
-    linear.run(rows, Span::of(&x), Span::of(&y), false)?;
-    gpu.download(&y).await
+    let x = Tensor::from_slice(gpu, &[rows, ins], &x, DType::F32)?;
+    gpu.download(&linear.forward(&x)?).await
 }
 
 /// What is wrong with a product, in words; none if nothing is.
@@ -200,7 +198,8 @@ impl Sequence {
 /// The batch on the device, through cache, append and plan as any other.
 async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: SplitPolicy) -> Result<Vec<Row<f32>>> {
     let count = sequences.iter().map(|s| s.kv_len.div_ceil(PAGE_SIZE)).sum();
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count, size: PAGE_SIZE, layers: 1 })?;
+    let mut cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count, size: PAGE_SIZE, layers: 1 }))?;
     let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
     for (id, s) in ids.iter().zip(sequences) {
         cache.reserve(&[*id], s.kv_len)?;
@@ -209,7 +208,7 @@ async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: Sp
     cache.append(
         0,
         &ids,
-        &Tensor::from_f32(gpu, &[rows.len() / heads.kv_dim(), heads.kv_dim()], &rows, DType::F32)?,
+        &Tensor::from_slice(gpu, &[rows.len() / heads.kv_dim(), heads.kv_dim()], &rows, DType::F32)?,
     )?;
     for (id, s) in ids.iter().zip(sequences) {
         cache.commit(&[*id], s.kv_len - s.q_len)?;
@@ -217,10 +216,10 @@ async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: Sp
     }
     let q: Vec<f32> = sequences.iter().flat_map(|s| &s.q).copied().collect();
     let tokens = cache.batch(&ids)?.tokens();
-    let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32)?;
+    let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32)?;
     let decode = Decode::new(gpu, heads, DType::F16)?.with_policy(policy);
     let plan = decode.plan(&cache, &ids)?;
-    let result = decode.run(&plan, &cache.layer(0)?, &q, SCALE)?;
+    let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, SCALE))?;
     let (out, lse) = (gpu.download(&result.out).await?, gpu.download(&result.lse).await?);
     let rows = out.chunks_exact(heads.v_dim()).zip(lse);
     Ok(rows.map(|(out, lse)| Row { out: out.to_vec(), lse, out_bound: 0.0, lse_bound: 0.0 }).collect())

@@ -79,7 +79,7 @@ fn every_height_of_the_matrix_kernel_is_run() {
 #[test]
 fn the_matrix_kernels_of_the_test_are_valid() {
     let heads = layout().unwrap();
-    let limits = ShapeLimits { workgroup_bytes: 48 << 10, subgroup_size: 32 };
+    let limits = ShapeLimits { workgroup_bytes: crate::gpu::MATRIX_WORKGROUP_BYTES, subgroup_size: 32 };
     let device = Device { limits, tier: Tier::Matrix, subgroup_min: 32 };
     for shape in KernelShape::all(&heads, DType::F16, &device).unwrap() {
         let spec = kernel_spec(&heads, DType::F16, &AttentionOptions::default(), &shape).unwrap();

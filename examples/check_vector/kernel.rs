@@ -3,7 +3,7 @@
 use super::report::{Bound, Report};
 use super::vector::KernelVector;
 use latten::reference::{decode, Attended, DecodeInputs};
-use latten::{DType, Decode, Gpu, PagedKvCache, Pages, Result, SeqId, SplitPolicy, Tensor};
+use latten::{CacheOptions, DType, Decode, DecodeArgs, Gpu, PagedKvCache, Pages, Result, SeqId, SplitPolicy, Tensor};
 
 /// Policy and tokens per page. `FixedTokens(1)` is as many parts as there are token tiles, so that the merge runs.
 const RUNS: [(SplitPolicy, usize); 2] = [(SplitPolicy::Auto, 16), (SplitPolicy::FixedTokens(1), 4)];
@@ -122,10 +122,10 @@ impl<'a> Case<'a> {
         let decode = Decode::new(gpu, *layout, self.dtype)?.with_policy(policy);
         let plan = decode.plan(&cache, &[seq])?;
         let newest = &self.rows[self.rows.len() - self.seeing * layout.kv_dim()..];
-        cache.append(0, &[seq], &Tensor::from_f32(gpu, &[self.seeing, layout.kv_dim()], newest, DType::F32)?)?;
+        cache.append(0, &[seq], &Tensor::from_slice(gpu, &[self.seeing, layout.kv_dim()], newest, DType::F32)?)?;
         let shape = [self.seeing, layout.q_heads(), layout.q_dim()];
-        let q = Tensor::from_f32(gpu, &shape, &self.q[blind * layout.q_dim()..], DType::F32)?;
-        let result = decode.run(&plan, &cache.layer(0)?, &q, self.vector.softmax_scale as f32)?;
+        let q = Tensor::from_slice(gpu, &shape, &self.q[blind * layout.q_dim()..], DType::F32)?;
+        let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, self.vector.softmax_scale as f32))?;
         got.out.extend(wide(&pollster::block_on(gpu.download(&result.out))?));
         got.lse.extend(wide(&pollster::block_on(gpu.download(&result.lse))?));
         let merged = if plan.is_split() { ", merged" } else { "" };
@@ -138,11 +138,11 @@ impl<'a> Case<'a> {
         let KernelVector { layout, kv_len, .. } = self.vector;
         let (past, width) = (kv_len - self.seeing, layout.kv_dim());
         let pages = Pages { count: 2 * kv_len.div_ceil(page_size) + 4, size: page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(gpu, *layout, self.dtype, pages)?;
+        let mut cache = PagedKvCache::new(gpu, *layout, CacheOptions::new(self.dtype, pages))?;
         let append = |cache: &mut PagedKvCache, ids: &[SeqId], rows: &[f32]| {
             let tokens = rows.len() / width;
             cache.reserve(ids, tokens / ids.len())?;
-            cache.append(0, ids, &Tensor::from_f32(gpu, &[tokens, width], rows, DType::F32)?)?;
+            cache.append(0, ids, &Tensor::from_slice(gpu, &[tokens, width], rows, DType::F32)?)?;
             cache.commit(ids, tokens / ids.len())
         };
         let (gone, neighbour, seq) = (cache.insert(), cache.insert(), cache.insert());

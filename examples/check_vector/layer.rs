@@ -6,11 +6,11 @@ use super::vector::{LayerVector, LayerWeights, Variant};
 use latten::kv::StateLayout;
 use latten::model::{Attention, AttentionConfig, Config, TensorNames};
 use latten::reference;
-use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
+use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Projected, RopePairs};
 use latten::rope::RopeScaling;
 use latten::{
-    DType, Decode, ErrorKind, Gla, Gpu, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Result, SeqId, SplitPolicy,
-    Tensor,
+    CacheOptions, DType, Decode, ErrorKind, Gla, Gpu, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Result, SeqId,
+    SplitPolicy, Tensor,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -238,7 +238,7 @@ fn model_config(vector: &LayerVector) -> Config {
         rope_theta: vector.theta,
         rope_scaling: RopeScaling::None,
         rope_gain: 1.0,
-        rope_interleaved: vector.config.rotation.pairs == Pairs::Interleaved,
+        rope_interleaved: vector.config.rotation.pairs == RopePairs::Interleaved,
         score_gain: 1.0,
         max_positions: vector.x.len() / model_dim,
         window: None,
@@ -262,11 +262,9 @@ impl Device<'_> {
         let (heads, model_dim) = (self.config.layout()?, self.config.hidden_size);
         let len = x.len() / model_dim;
         let pages = Pages { count: 2 * len.div_ceil(page_size), size: page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(self.gpu, heads, self.dtype, pages)?;
-        if self.config.rope_dim() > 0 {
-            let rope = self.config.rope()?;
-            cache = cache.with_rotation(rope.rotation, &rope.inv_freq)?;
-        }
+        let rope = Some(self.config.rope()?);
+        let mut cache =
+            PagedKvCache::new(self.gpu, heads, CacheOptions { rope, ..CacheOptions::new(self.dtype, pages) })?;
         let decode = Decode::new(self.gpu, heads, self.dtype)?.with_policy(policy);
         // A neighbour that takes every other page, so that the sequence's are not in one run.
         let (seq, neighbour) = (cache.insert(), cache.insert());
@@ -275,7 +273,7 @@ impl Device<'_> {
             let count = if first + 1 < len { CHUNK.min(len - 1 - first) } else { 1 };
             cache.reserve(&[seq, neighbour], count)?;
             let rows = &x[first * model_dim..(first + count) * model_dim];
-            let rows = Tensor::from_f32(self.gpu, &[count, model_dim], rows, DType::F32)?;
+            let rows = Tensor::from_slice(self.gpu, &[count, model_dim], rows, DType::F32)?;
             let y = self.attention.forward(&rows, (&mut cache, 0), &decode, &[seq])?;
             cache.commit(&[seq, neighbour], count)?;
             first += count;
@@ -293,7 +291,7 @@ impl Device<'_> {
         let pool = view.wgpu_buffers()[0].clone();
         let u32s = (pool.size() / 4) as usize;
         let pool = Tensor::from_wgpu(self.gpu, pool, &[u32s], DType::U32)?;
-        let pool = pollster::block_on(self.gpu.download_u32(&pool))?;
+        let pool = pollster::block_on(self.gpu.download::<u32>(&pool))?;
         let pages = cache.batch(&[seq])?.page_table;
         let element = |word: usize, i: usize| match self.dtype {
             DType::F16 => half::f16::from_bits((pool[4 * word + i / 2] >> (16 * (i % 2))) as u16).to_f64(),

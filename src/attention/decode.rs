@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// let decode = Decode::new(&gpu, heads, DType::F16)?;
 /// cache.reserve(&[seq], 1)?;
 /// let plan = decode.plan(&cache, &[seq])?; // once per step, for all layers
-/// let result = decode.run(&plan, &cache.layer(0)?, &q, 0.0625)?;
-/// let values = gpu.download(&result.out).await?;
+/// let result = decode.run(DecodeArgs::new(&plan, &cache.layer(0)?, &q, 0.0625))?;
+/// let values: Vec<f32> = gpu.download(&result.out).await?;
 /// # Ok(()) }
 /// ```
 pub struct Decode {
@@ -38,6 +38,9 @@ pub struct Decode {
     outputs: Mutex<Vec<DecodeOutput>>,
 }
 
+/// Results that were dropped after they went into a pass of an app's, and that are kept for when that is submitted.
+const LENT_OUTPUTS: usize = 4;
+
 /// The two kernels of one row tile.
 struct Class {
     shape: KernelShape,
@@ -45,7 +48,8 @@ struct Class {
     merge: Kernel,
 }
 
-/// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`].
+/// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`]; after [`Decode::encode`] only when
+/// [`Gpu::passes_submitted`] was called.
 #[derive(Debug, Clone)]
 pub struct DecodeOutput {
     /// `(tokens, q_heads, v_dim)` f32: zeros where no token is visible.
@@ -55,8 +59,8 @@ pub struct DecodeOutput {
     pub lse: Tensor,
 }
 
-/// Arguments of [`Decode::encode`].
-#[derive(Clone, Copy)]
+/// Arguments of [`Decode::run`] and [`Decode::encode`].
+#[derive(Debug, Clone, Copy)]
 pub struct DecodeArgs<'a> {
     /// The step's plan, made by the same `Decode`.
     pub plan: &'a Plan,
@@ -69,8 +73,13 @@ pub struct DecodeArgs<'a> {
     pub softmax_scale: f32,
     /// `(q_heads)` f32: the layer's sinks, where the `Decode` was made with [`AttentionOptions::sinks`], and only there.
     pub sinks: Option<&'a Tensor>,
-    /// Where the results go.
-    pub output: &'a DecodeOutput,
+}
+
+impl<'a> DecodeArgs<'a> {
+    /// Without sinks.
+    pub fn new(plan: &'a Plan, layer: &'a KvView, q: &'a Tensor, softmax_scale: f32) -> Self {
+        DecodeArgs { plan, layer, q, softmax_scale, sinks: None }
+    }
 }
 
 #[repr(C)]
@@ -209,59 +218,67 @@ impl Decode {
     pub fn output(&self, tokens: usize) -> Result<DecodeOutput> {
         let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
         let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];
-        let fits = |o: &&DecodeOutput| o.out.is_unshared() && o.lse.is_unshared() && o.out.shape()[0] >= tokens;
+        let lent = |o: &DecodeOutput| self.gpu.is_lent(&o.out.buffer) || self.gpu.is_lent(&o.lse.buffer);
+        let idle = |o: &DecodeOutput| o.out.is_unshared() && o.lse.is_unshared();
+        let fits = |o: &&DecodeOutput| idle(o) && !lent(o) && o.out.shape()[0] >= tokens;
         if let Some(free) = outputs.iter().filter(fits).min_by_key(|o| o.out.shape()[0]) {
             // What it was to hold went with whoever dropped it.
             free.out.buffer.renew();
             free.lse.buffer.renew();
             return Ok(DecodeOutput { out: free.out.view(&out_shape)?, lse: free.lse.view(&out_shape[..2])? });
         }
-        outputs.retain(|o| !o.out.is_unshared());
+        // Of those that a pass of an app's may still write, the last few: an app that never says that it has submitted its
+        // passes would make them grow in number.
+        let mut surplus = outputs.iter().filter(|o| idle(o) && lent(o)).count().saturating_sub(LENT_OUTPUTS);
+        outputs.retain(|o| {
+            let goes = o.out.is_unshared() && (!lent(o) || surplus > 0);
+            surplus -= usize::from(goes && lent(o));
+            !goes
+        });
         let out = Tensor::zeros(&self.gpu, &out_shape, DType::F32)?;
         let lse = Tensor::zeros(&self.gpu, &out_shape[..2], DType::F32)?;
         outputs.push(DecodeOutput { out: out.clone(), lse: lse.clone() });
         Ok(DecodeOutput { out, lse })
     }
 
-    /// Records the attention of one layer. `q` and `softmax_scale` as in [`DecodeArgs`].
+    /// Records the attention of one layer. The results are in memory of [`Decode::output`].
     ///
-    /// Errors: [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
-    /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a
-    /// scale that is not finite, a `Decode` that needs sinks.
-    pub fn run(&self, plan: &Plan, layer: &KvView, q: &Tensor, softmax_scale: f32) -> Result<DecodeOutput> {
-        let output = self.output(plan.tokens)?;
-        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: None, output: &output })?;
-        Ok(output)
-    }
-
-    /// [`Decode::run`] with the layer's sinks, `(q_heads)` f32, for a `Decode` made with [`AttentionOptions::sinks`].
+    /// # Errors
     ///
-    /// Errors: as [`Decode::run`]; [`ErrorKind::Argument`] for a `Decode` made without.
-    pub fn run_with_sinks(
-        &self,
-        plan: &Plan,
-        layer: &KvView,
-        q: &Tensor,
-        softmax_scale: f32,
-        sinks: &Tensor,
-    ) -> Result<DecodeOutput> {
-        let output = self.output(plan.tokens)?;
-        self.record(DecodeArgs { plan, layer, q, softmax_scale, sinks: Some(sinks), output: &output })?;
-        Ok(output)
-    }
-
-    fn record(&self, args: DecodeArgs<'_>) -> Result<()> {
-        self.check(&args)?;
-        self.gpu.record(|pass| self.encode(pass, args))
-    }
-
-    /// Records the attention of one layer into a pass of the caller's, on the same device. Keep the plan and the outputs
-    /// until the pass is submitted: dropped, their memory serves the next.
-    ///
-    /// Errors: as [`Decode::run`].
-    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>) -> Result<()> {
+    /// [`ErrorKind::StalePlan`] where plan and layer are of different moments or caches, [`ErrorKind::Shape`],
+    /// [`ErrorKind::DType`]; [`ErrorKind::Argument`] for a plan of another `Decode`, a layer of another layout or dtype, a scale
+    /// that is not finite, sinks that are given to a `Decode` made without or not given to one made with them; those of
+    /// [`Decode::output`].
+    pub fn run(&self, args: DecodeArgs<'_>) -> Result<DecodeOutput> {
         let plan_buffer = self.check(&args)?;
-        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = args;
+        let output = self.output(args.plan.tokens)?;
+        self.gpu.record(|pass| self.dispatch(pass, args, plan_buffer, &output))?;
+        Ok(output)
+    }
+
+    /// Records the attention of one layer into a pass of the caller's, on the same device. The plan and the outputs may be
+    /// dropped at any time: their memory serves nobody else before [`Gpu::passes_submitted`] is called.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decode::run`], and [`ErrorKind::Shape`] or [`ErrorKind::DType`] of the output.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: DecodeArgs<'_>, output: &DecodeOutput) -> Result<()> {
+        let plan_buffer = self.check(&args)?;
+        let (tokens, heads) = (args.plan.tokens, self.heads.q_heads());
+        output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
+        output.lse.expect("lse", &[tokens, heads], DType::F32)?;
+        self.dispatch(pass, args, plan_buffer, output)
+    }
+
+    /// What [`Decode::check`] has let through.
+    fn dispatch(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        args: DecodeArgs<'_>,
+        plan_buffer: &Buffer,
+        output: &DecodeOutput,
+    ) -> Result<()> {
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks } = args;
         let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (out, lse, groups) = (&output.out.buffer, &output.lse.buffer, self.heads.groups());
         let sinks = sinks.map(|tensor| &tensor.buffer);
@@ -316,7 +333,7 @@ impl Decode {
     }
 
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
-        let DecodeArgs { plan, layer, q, softmax_scale, sinks, output } = *args;
+        let DecodeArgs { plan, layer, q, softmax_scale, sinks } = *args;
         let foreign = || ErrorKind::argument("plan", "was made by another Decode");
         if !Arc::ptr_eq(&plan.home, &self.plans) {
             return Err(foreign());
@@ -351,8 +368,6 @@ impl Decode {
             None => return Err(ErrorKind::argument("sinks", "were not given, the Decode was made with them")),
         }
         q.expect("q", &[tokens, heads, self.heads.q_dim()], DType::F32)?;
-        output.out.expect("out", &[tokens, heads, self.heads.v_dim()], DType::F32)?;
-        output.lse.expect("lse", &[tokens, heads], DType::F32)?;
         plan.buffer.as_ref().map(|plan| &plan.buffer).ok_or_else(foreign)
     }
 }

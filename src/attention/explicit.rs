@@ -16,7 +16,7 @@ use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::pool::{Pool, PoolKernel};
 use crate::kv::view::SeqView;
 use crate::kv::HeadLayout;
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -231,14 +231,14 @@ impl Explicit {
         let slots: Vec<u32> = (0..room as u32).collect();
         Ok(Explicit {
             decode: Decode::tallest(gpu, heads, own, options)?,
-            append: Append::new(gpu, heads, own, PART_PAGE, Rotation::None)?,
+            append: Append::new(gpu, heads, own, PART_PAGE, RopePairs::None)?,
             cached_rows: PoolKernel::new(gpu, cached_rows_spec(&layout.cached, dtype, heads.kv_dim())?)?,
             join: gpu.kernel(join_spec(&heads))?,
             cached_dtype: dtype,
             scratch,
             latents: Tensor::scratch(gpu, &[room, layout.cached.groups(), layout.cached.state_dim()], DType::F32)?,
             rows: Tensor::scratch(gpu, &[room, heads.kv_dim()], DType::F32)?,
-            slots: Tensor::from_u32(gpu, &[room], &slots)?,
+            slots: Tensor::from_slice(gpu, &[room], &slots, DType::U32)?,
             places: Tensor::zeros(gpu, &[PLACES_HEAD + room], DType::U32)?,
             layout,
             room,
@@ -324,15 +324,8 @@ impl Explicit {
             let append = AppendArgs { kv: &self.rows, slots: &self.slots, cos_sin: &self.rows, tokens: round.tokens };
             self.gpu.record(|pass| self.append.encode(&self.gpu, pass, &self.scratch, append))?;
             let other = round.joined.map(|_| self.decode.output(round.plan.tokens())).transpose()?;
-            let args = DecodeArgs {
-                plan: &round.plan,
-                layer: &self.scratch,
-                q,
-                softmax_scale,
-                sinks: None,
-                output: other.as_ref().unwrap_or(output),
-            };
-            self.gpu.record(|pass| self.decode.encode(pass, args))?;
+            let args = DecodeArgs::new(&round.plan, &self.scratch, q, softmax_scale);
+            self.gpu.record(|pass| self.decode.encode(pass, args, other.as_ref().unwrap_or(output)))?;
             if let (Some(other), Some(count)) = (other, round.joined) {
                 let buffers = [&self.places, &other.out, &other.lse, &output.out, &output.lse].map(|t| &t.buffer);
                 let grid = (count as u32, self.layout.heads.q_heads() as u32, 1);

@@ -26,7 +26,7 @@ pub struct AttentionOptions {
     /// read. 0 for none; more only with a window.
     pub keep_first: usize,
     /// Whether a learned logit per query head takes part in the softmax, as one more token whose value is zero. It is given
-    /// with the queries ([`Decode::run_with_sinks`](super::Decode::run_with_sinks)), since each layer has its own.
+    /// with the queries ([`DecodeArgs::sinks`](super::DecodeArgs::sinks)), since each layer has its own.
     ///
     /// The log-sum-exp of the results includes it, as FlashAttention's and FlashInfer's do: so `(out, lse)` stays a state
     /// that merges with others over further tokens, as long as only one of them has the sink.

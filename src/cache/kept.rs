@@ -32,7 +32,7 @@ impl PagedKvCache {
         }
     }
 
-    /// Called after every change: what was lost concerns nobody once there is no reservation left.
+    /// Called after every change by which a reservation may go: what was lost concerns nobody once there is none left.
     pub(super) fn forget_losses(&self) {
         let lost = self.has_losses();
         if self.unsure.load(Ordering::Relaxed) {

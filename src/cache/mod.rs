@@ -3,6 +3,7 @@
 mod copy;
 mod file;
 mod kept;
+mod options;
 mod rebuild;
 mod sharing;
 mod slabs;
@@ -18,34 +19,23 @@ pub(crate) use file::not_regular;
 pub(crate) use file::PageRowsParams;
 pub(crate) use file::{pages_rows_spec, Direction};
 pub use file::{saved_info, LoadedSequence, Save, SaveSequence, SavedInfo, SavedSequence};
+pub use options::{CacheOptions, Pages};
 pub use rebuild::EmptiedSequence;
 pub(crate) use table::check_pages;
-pub use table::{CacheStats, PageCopy, SeqId, SeqTable};
+pub use table::{CacheStats, PageCopy, SeqId, SeqTable, SequenceOptions};
 
 use crate::error::{ErrorKind, Result};
 use crate::kv::append::{frequencies_text, Append, AppendArgs};
 use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::view::Resident;
 use crate::kv::{HeadLayout, KvBatch, KvSource};
-use crate::rope::{cos_sin_table, Rotation};
+use crate::rope::{cos_sin_table, Rope, RopePairs};
 use copy::CopyPages;
 use slabs::{Cut, SlabLimits, Slabs};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use wide::Wide;
 
 use crate::gpu::{DType, Gpu, Tensor};
-
-/// How much a cache holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pages {
-    /// Pages per layer.
-    pub count: usize,
-    /// Tokens per page: a power of two, 1 to 4096.
-    pub size: usize,
-    /// Layers; each has its own pool of `count` pages, and one page table serves them all.
-    pub layers: usize,
-}
 
 /// The KV cache of a model: pools on the device, sequences and page tables on the host.
 ///
@@ -60,8 +50,6 @@ pub struct PagedKvCache {
     dtype: DType,
     layout: StateLayout,
     table: SeqTable,
-    /// The table's generation, shared with every view.
-    live_generation: Arc<AtomicU64>,
     slabs: Slabs,
     pages: Pages,
     grows: bool,
@@ -87,58 +75,51 @@ struct StepBuffers {
     cos_sin: Tensor,
 }
 
+/// Layers of a cache, at most.
+const MOST_LAYERS: usize = 1 << 16;
 /// Tokens of a step before its buffers have to grow.
 const STEP_TOKENS: usize = 256;
 
 impl PagedKvCache {
-    /// Allocates the pools; nothing is allocated later but for steps of more than 256 tokens, or more than 256 pages to
-    /// copy in one.
+    /// Allocates the pools and compiles the kernels; nothing is allocated later but for steps of more than 256 tokens, for more
+    /// than 256 pages to copy in one, and where the cache grows.
     ///
     /// A layer's pages are one buffer where the device can bind so large a one, else up to
-    /// [`Capabilities::max_slabs`](super::Capabilities::max_slabs) slabs, which kernels tell apart at some cost.
+    /// [`Capabilities::max_slabs`](crate::Capabilities) slabs, which kernels tell apart at some cost.
     ///
-    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where one layer's pages exceed what the
-    /// device can bind in slabs ([`Capabilities::max_binding_bytes`](super::Capabilities)), [`ErrorKind::OutOfMemory`],
-    /// [`ErrorKind::DType`] for U32, and for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16.
-    /// Caches of those hold rows as they come; for I8 and I4 see [`StateLayout`].
-    pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
-        Self::allocate(gpu, heads, dtype, pages, false)
-    }
-
-    /// A cache that starts with a part of its memory and grows up to `pages`, by slabs: as many of equal size as the device
-    /// can bind ([`Capabilities::max_slabs`](super::Capabilities::max_slabs), or one per page where there are fewer), one at
-    /// first. No page moves. [`PagedKvCache::reserve`] allocates a slab, in all layers, where the pages that are there are
-    /// in use or kept; [`PagedKvCache::shrink`] gives slabs back.
+    /// # Errors
     ///
-    /// Errors: as [`PagedKvCache::new`].
-    pub fn new_growing(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> Result<Self> {
-        Self::allocate(gpu, heads, dtype, pages, true)
-    }
-
-    fn allocate(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages, grows: bool) -> Result<Self> {
+    /// [`ErrorKind::Argument`] for zero sizes; [`ErrorKind::Shape`] for a rope of another width than
+    /// [`HeadLayout::rotated_dim`]; [`ErrorKind::TooLarge`] where one layer's pages exceed what the device can bind in slabs
+    /// ([`Capabilities::max_binding_bytes`](crate::Capabilities)); [`ErrorKind::OutOfMemory`]; [`ErrorKind::DType`] for U32, and
+    /// for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16. Caches of those hold rows as they come;
+    /// for I8 and I4 see [`StateLayout`].
+    pub fn new(gpu: &Gpu, heads: HeadLayout, options: CacheOptions) -> Result<Self> {
+        let CacheOptions { dtype, pages, grows, rope } = options;
         // Checks the pages' number and size before anything is made of them.
         check_pages(["pages.count", "pages.size"], pages.count, pages.size)?;
-        if pages.layers == 0 || pages.layers > 1 << 16 {
-            return Err(ErrorKind::argument("pages.layers", format!("{} is not in 1..=65536", pages.layers)));
+        if pages.layers == 0 || pages.layers > MOST_LAYERS {
+            let why = format!("{} is not in 1..={MOST_LAYERS}", pages.layers);
+            return Err(ErrorKind::argument("pages.layers", why));
         }
-        let append = Append::new(gpu, heads, dtype, pages.size, Rotation::None)?;
+        let Rope { inv_freq, pairs } = rope.unwrap_or_default();
+        let append = Append::new(gpu, heads, dtype, pages.size, pairs)?;
+        if 2 * inv_freq.len() != append.rotated_dim() {
+            return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], frequencies_text(&heads, pairs)));
+        }
         let layout = StateLayout::new(&heads, dtype);
         let page_words = pages.size * layout.row_words(heads.groups());
         let copy = CopyPages::new(gpu, page_words)?;
         let cut = Cut::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
         let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
         let slabs = Slabs::new(gpu, cut, pages.layers, if grows { 1 } else { cut.slabs() })?;
-        let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, 2)?;
-        let inv_freq = Vec::new();
-        let live_generation = Arc::new(AtomicU64::new(table.generation()));
-        let gpu = gpu.clone();
+        let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, append.rotated_dim().max(2))?;
         let this = Self {
-            gpu,
+            gpu: gpu.clone(),
             heads,
             dtype,
             layout,
             table,
-            live_generation,
             slabs,
             pages,
             grows,
@@ -156,33 +137,16 @@ impl PagedKvCache {
         Ok(this)
     }
 
-    /// Lets `append` rotate the key part of each row to its token's position: the rope key, or for GQA the key of
-    /// every head. `inv_freq` holds one angular frequency (radians per token) per pair.
-    ///
-    /// Errors: [`ErrorKind::Shape`] where `inv_freq` has not half the width of what is rotated.
-    pub fn with_rotation(mut self, rotation: Rotation, inv_freq: &[f32]) -> Result<Self> {
-        let append = Append::new(&self.gpu, self.heads, self.dtype, self.pages.size, rotation)?;
-        append.prepare(&self.gpu, &self.layer(0)?)?;
-        if inv_freq.len() != append.rotated_dim() / 2 {
-            return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], frequencies_text(&self.heads, rotation)));
-        }
-        self.step_buffers = StepBuffers::new(&self.gpu, STEP_TOKENS, append.rotated_dim().max(2))?;
-        (self.append, self.inv_freq, self.step) = (append, inv_freq.to_vec(), None);
-        Ok(self)
-    }
-
     /// Adds an empty sequence that will share no prefix. See [`PagedKvCache::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
-        let id = self.table.insert();
-        self.changed();
-        id
+        self.table.insert()
     }
 
     /// Removes a sequence and gives up its pages; those whose tokens are known are kept until their room is needed.
     /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.table.remove(id)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -194,6 +158,11 @@ impl PagedKvCache {
     /// As [`SeqTable::reserved`].
     pub(crate) fn reserved(&self, id: SeqId) -> Result<usize> {
         self.table.reserved(id)
+    }
+
+    /// As [`SeqTable::check_ids`].
+    pub(crate) fn check_ids(&self, ids: &[SeqId]) -> Result<()> {
+        self.table.check_ids(ids)
     }
 
     /// Makes room for `n` more tokens in each sequence, beside those reserved already.
@@ -218,8 +187,8 @@ impl PagedKvCache {
         let made = made.and_then(|()| if copies.is_empty() { Ok(()) } else { self.expect_pages_kept() });
         if made.is_err() {
             self.table.undo_reserve(wanted, &copies);
+            self.forget_losses();
         }
-        self.changed();
         made
     }
 
@@ -245,7 +214,7 @@ impl PagedKvCache {
             self.expect_written()?;
         }
         self.table.commit(ids, n)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -254,14 +223,8 @@ impl PagedKvCache {
     /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.table.truncate(id, len)?;
-        self.changed();
-        Ok(())
-    }
-
-    /// Tells the views that are out: plans made before now are stale.
-    fn changed(&self) {
-        self.live_generation.store(self.table.generation(), Ordering::Release);
         self.forget_losses();
+        Ok(())
     }
 
     /// How full the cache is, and what sharing does for it.
@@ -305,7 +268,7 @@ impl PagedKvCache {
         if let Some(step) = self.step.as_ref().filter(|s| s.generation == generation && s.sequences == ids) {
             return Ok(step.tokens);
         }
-        let batch = self.table.batch(ids)?;
+        let batch = self.table.new_tokens(ids)?;
         let tokens = batch.tokens();
         if tokens == 0 {
             return Err(ErrorKind::argument("ids", "no token is reserved"));
@@ -335,7 +298,7 @@ impl PagedKvCache {
             dtype: self.dtype,
             page_size: self.pages.size,
             wide: self.wide.as_ref().and_then(|wide| wide.layers.get(layer).cloned()),
-            live_generation: self.live_generation.clone(),
+            live_generation: self.table.live_generation(),
         })
     }
 
@@ -347,6 +310,13 @@ impl PagedKvCache {
     /// Element type of the cached rows.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The options that another cache like this one is made with.
+    pub fn options(&self) -> CacheOptions {
+        let pairs = self.append.rotation();
+        let rope = (pairs != RopePairs::None).then(|| Rope { inv_freq: self.inv_freq.clone(), pairs });
+        CacheOptions { dtype: self.dtype, pages: self.pages, grows: self.grows, rope }
     }
 
     /// Pages, tokens per page and layers.

@@ -4,8 +4,6 @@ use super::{PagedKvCache, SeqId, SeqTable};
 use crate::cache::table::sequence::{Known, PageList, Sequence};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::rope::Rotation;
-use std::sync::atomic::Ordering;
 
 /// A sequence whose cached rows are gone. It is empty, and has its id still.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +64,7 @@ impl PagedKvCache {
     ///
     /// [`ErrorKind::DeviceLost`]: crate::ErrorKind::DeviceLost
     pub fn rebuild(&mut self, gpu: &Gpu) -> Result<Vec<EmptiedSequence>> {
-        let mut fresh = Self::allocate(gpu, self.heads, self.dtype, self.pages, self.grows)?;
-        if self.append.rotation() != Rotation::None {
-            fresh = fresh.with_rotation(self.append.rotation(), &self.inv_freq)?;
-        }
+        let mut fresh = Self::new(gpu, self.heads, self.options())?;
         if let Some(wide) = &self.wide {
             fresh = fresh.with_wide_channels(&wide.channels)?;
         }
@@ -77,9 +72,9 @@ impl PagedKvCache {
         // The other device may cut the pages into other slabs.
         self.table.store = self.table.store.emptied(Some(fresh.slabs.slab_pages()));
         std::mem::swap(&mut fresh.table, &mut self.table);
-        fresh.changed();
-        // No plan is of this moment: a view of the old memory must not be taken for one of the new.
-        self.live_generation.store(u64::MAX, Ordering::Release);
+        // A view of the old memory must not be taken for one of the new.
+        fresh.table.disown_views();
+        fresh.forget_losses();
         *self = fresh;
         Ok(emptied)
     }

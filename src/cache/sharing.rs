@@ -1,62 +1,43 @@
 //! Sequences that share pages, and how much of the cache they may take: what [`SeqTable`](super::SeqTable) does, on a
 //! cache with memory.
 
-use super::{PagedKvCache, Pages, SavedSequence, SeqId};
-use crate::error::{ErrorKind, Result};
-use crate::gpu::DType;
-use crate::kv::layout::StateLayout;
-use crate::kv::HeadLayout;
+#[cfg(doc)]
+use super::Pages;
+use super::{PagedKvCache, SavedSequence, SeqId, SequenceOptions};
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
 
 impl PagedKvCache {
-    /// Adds an empty sequence for attention through a sliding window ([`AttentionOptions::window`]): pages wholly before the
-    /// `window` tokens that the next token sees, its own included, are given back when tokens are committed, and leave the
-    /// plan. A `Decode` that sees more is refused such a sequence. It shares by forks, no prefix.
+    /// Adds an empty sequence that will share no prefix, as [`PagedKvCache::insert`] does, for attention that sees less than all
+    /// of it. A `Decode` that sees more is refused such a sequence. It shares by forks.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a window of 0.
+    /// # Errors
     ///
-    /// [`AttentionOptions::window`]: crate::AttentionOptions::window
-    pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
-        self.insert_windowed_keeping(window, 0)
+    /// [`ErrorKind::Argument`] for a window of 0, or first tokens without a window.
+    pub fn insert_with(&mut self, options: SequenceOptions) -> Result<SeqId> {
+        self.table.insert_with(options)
     }
 
-    /// [`PagedKvCache::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens, for
-    /// a `Decode` that sees no more of them ([`AttentionOptions::keep_first`]): it holds
-    /// `keep_first / page size + window / page size + 3` pages at most between its steps, however long it grows.
-    ///
-    /// Errors: as there.
-    ///
-    /// [`AttentionOptions::keep_first`]: crate::AttentionOptions::keep_first
-    pub fn insert_windowed_keeping(&mut self, window: usize, keep_first: usize) -> Result<SeqId> {
-        let id = self.table.insert_windowed_keeping(window, keep_first)?;
-        self.changed();
-        Ok(id)
-    }
-
-    /// The same with a window of 0 for none.
-    pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
-        let id = self.table.insert_seeing(window, keep_first);
-        self.changed();
-        id
+    /// The same of options that are known to be good.
+    pub(crate) fn insert_seeing(&mut self, options: SequenceOptions) -> SeqId {
+        self.table.insert_seeing(options)
     }
 
     /// As [`SeqTable::insert_saved`](super::SeqTable).
     pub(super) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
-        let id = self.table.insert_saved(saved);
-        self.changed();
-        id
+        self.table.insert_saved(saved)
     }
 
     /// As [`SeqTable::see`](super::SeqTable).
-    pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
-        self.table.see(id, window, keep_first)?;
-        self.changed();
-        Ok(())
+    pub(crate) fn see(&mut self, id: SeqId, seen: SequenceOptions) -> Result<()> {
+        self.table.see(id, seen)
     }
 
     /// As [`SeqTable::take_back`](super::SeqTable).
     pub(crate) fn take_back(&mut self, id: SeqId, fork: SeqId) -> Result<()> {
         self.table.take_back(id, fork)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -66,14 +47,14 @@ impl PagedKvCache {
     }
 
     /// As [`SeqTable::pages_held`](super::SeqTable).
-    pub(crate) fn pages_held(&self, seen: (usize, usize), len: usize, tokens: usize) -> usize {
+    pub(crate) fn pages_held(&self, seen: SequenceOptions, len: usize, tokens: usize) -> usize {
         self.table.pages_held(seen, len, tokens)
     }
 
     /// As [`SeqTable::discard`](super::SeqTable).
     pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.table.discard(id, len)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -83,9 +64,7 @@ impl PagedKvCache {
     ///
     /// Errors: [`ErrorKind::UnknownSequence`].
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
-        let fork = self.table.fork(id)?;
-        self.changed();
-        Ok(fork)
+        self.table.fork(id)
     }
 
     /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages, committed before with
@@ -96,9 +75,7 @@ impl PagedKvCache {
     /// A salt separates what must not be shared though the tokens are equal: models, adapters, images, users. Tokens are
     /// compared, never hashes alone.
     pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
-        let id = self.table.match_prefix(tokens, salt);
-        self.changed();
-        id
+        self.table.match_prefix(tokens, salt)
     }
 
     /// Keeps the first reserved tokens of each sequence, as many as are given here, and gives back the rest of its
@@ -116,7 +93,7 @@ impl PagedKvCache {
             self.expect_written()?;
         }
         self.table.commit_tokens(accepted)?;
-        self.changed();
+        self.forget_losses();
         Ok(())
     }
 
@@ -163,28 +140,5 @@ impl PagedKvCache {
     pub fn set_byte_budget(&mut self, bytes: u64) -> Result<()> {
         let pages = bytes / self.page_bytes();
         self.table.set_page_limit(usize::try_from(pages).unwrap_or(usize::MAX))
-    }
-}
-
-impl Pages {
-    /// As many pages of `size` tokens as fit `bytes` over all layers: a cache of these allocates no more than that for its
-    /// pools.
-    ///
-    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where not one page fits.
-    pub fn within(bytes: u64, heads: &HeadLayout, dtype: DType, size: usize, layers: usize) -> Result<Self> {
-        for (name, value) in [("size", size), ("layers", layers)] {
-            if value == 0 {
-                return Err(ErrorKind::argument(name, "must not be 0"));
-            }
-        }
-        let row_bytes = 16 * StateLayout::new(heads, dtype).row_words(heads.groups()) as u64;
-        let page_bytes = row_bytes.saturating_mul(size as u64).saturating_mul(layers as u64);
-        let count = bytes / page_bytes;
-        if count == 0 {
-            let what = format!("one page of {size} tokens in {layers} layers");
-            return Err(ErrorKind::TooLarge { what, needed_bytes: page_bytes, limit_bytes: bytes }.into());
-        }
-        // What 32 bits do not address is refused when the cache is made.
-        Ok(Pages { count: usize::try_from(count).unwrap_or(usize::MAX), size, layers })
     }
 }

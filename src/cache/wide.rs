@@ -31,7 +31,7 @@ impl PagedKvCache {
         let upload = |layer| {
             let words = channels.words(layer);
             let tensor = Tensor::zeros(&self.gpu, &[words.len()], DType::U32)?;
-            self.gpu.upload_u32(&tensor, &words)?;
+            self.gpu.upload(&tensor, &words)?;
             Ok(tensor)
         };
         let layers = (0..channels.layers()).map(upload).collect::<Result<_>>()?;

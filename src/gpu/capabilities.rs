@@ -71,7 +71,11 @@ pub(crate) const MOST_WORKGROUPS: usize = 1 << 20;
 /// What the kernels need at the least: WebGPU's defaults, but the workgroup memory of wgpu's downlevel ones.
 const MIN_STORAGE_BUFFERS: u32 = 8;
 const MIN_INVOCATIONS: u32 = 256;
-const MIN_WORKGROUP_STORAGE: u32 = 16352;
+/// Bytes of workgroup memory that kernels may take on every device: WebGPU's 16 KiB, but for 32 bytes that some drivers keep for
+/// themselves.
+pub(crate) const PORTABLE_WORKGROUP_BYTES: usize = 16352;
+/// And on devices that multiply matrices: more than this has hung one that claimed to have it.
+pub(crate) const MATRIX_WORKGROUP_BYTES: usize = 48 << 10;
 
 impl Capabilities {
     /// `matrices`: whether the adapter multiplies 16 x 16 matrices of f16 into f32.
@@ -81,7 +85,11 @@ impl Capabilities {
             ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, MIN_STORAGE_BUFFERS),
             ("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, MIN_INVOCATIONS),
             ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, MIN_INVOCATIONS),
-            ("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size, MIN_WORKGROUP_STORAGE),
+            (
+                "max_compute_workgroup_storage_size",
+                limits.max_compute_workgroup_storage_size,
+                PORTABLE_WORKGROUP_BYTES as u32,
+            ),
         ] {
             if got < want {
                 let what = format!("{name} is {got}, latten needs {want} (WebGPU's default limits give it)");

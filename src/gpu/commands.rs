@@ -28,6 +28,10 @@ pub(super) struct Commands {
     batch: AtomicU64,
     /// What that batch is to write.
     written: Mutex<Vec<Arc<Fate>>>,
+    /// The submit, by its number, since which the device was asked whether it lives: [`Gpu::check_alive_for_next`].
+    asked_alive: AtomicU64,
+    /// How often an app said that its passes are submitted.
+    passes_submitted: AtomicU64,
     /// Batches that were lost.
     losses: AtomicU64,
     last_loss: Mutex<String>,
@@ -96,14 +100,25 @@ impl Gpu {
         self.check_flag()?;
         let mut pending = self.lock(&self.inner.commands.pending);
         if pending.encoder.is_none() {
-            // Once per batch: a device that is lost later is noticed when the batch is sent.
-            self.check_alive()?;
+            self.check_alive_for_next()?;
         }
         let Pending { pass, encoder } = &mut *pending;
         let encoder = encoder.get_or_insert_with(|| self.inner.device.create_command_encoder(&Default::default()));
         let pass = pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
         self.inner.commands.own_pass.store(address(pass), Ordering::Relaxed);
         commands(pass)
+    }
+
+    /// [`Gpu::check_alive`], once for all that goes with the next submit, commands and writes: asking costs as much as a
+    /// dispatch. A device that is lost later is noticed when they are sent, and before a result is read.
+    pub(super) fn check_alive_for_next(&self) -> Result<()> {
+        let submits = self.inner.counters.submits.load(Ordering::Relaxed) + 1;
+        if self.inner.commands.asked_alive.load(Ordering::Relaxed) == submits {
+            return self.check_flag();
+        }
+        self.check_alive()?;
+        self.inner.commands.asked_alive.store(submits, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Called by each dispatch, before it is recorded: refuses what would read buffers whose content is lost, and lists what
@@ -123,6 +138,10 @@ impl Gpu {
             let renewed = |buffer: &Buffer| whole.iter().any(|b| b.id() == buffer.id());
             self.expect_kept(buffers.iter().filter(|b| !renewed(b)).copied())?;
             whole.iter().for_each(|buffer| buffer.renew());
+        }
+        if !own {
+            let round = commands.passes_submitted.load(Ordering::Relaxed) + 1;
+            buffers.iter().for_each(|buffer| buffer.lend(round));
         }
         let batch = commands.batch.load(Ordering::Relaxed);
         let is_in = |buffer: &&Buffer| buffer.fate().is_some_and(|fate| fate.is_in(batch));
@@ -190,10 +209,31 @@ impl Gpu {
             let entries = [wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }];
             device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
         });
-        self.check_alive()?;
+        self.check_alive_for_next()?;
         group.map_err(|e| ErrorKind::argument("tensor", format!("{buffer:?} cannot be used: {e}")))?;
         fate.note_asked(batch);
         Ok(())
+    }
+
+    /// Says that every pass of the app's own into which something was encoded so far, on whichever thread, is submitted or
+    /// dropped. latten cannot see that. Until it is told, it reuses no memory that such a pass refers to: a
+    /// [`Plan`](crate::Plan) or [`DecodeOutput`](crate::DecodeOutput) that is dropped gives its memory back to the device, and
+    /// the next one allocates. So a loop that encodes into passes of its own calls this after each of its submits.
+    ///
+    /// Called too early it lets a later plan or result overwrite what the pass reads: wrong numbers, and nothing worse.
+    pub fn passes_submitted(&self) {
+        let _no_pass_is_noted_meanwhile = self.lock(&self.inner.commands.pending);
+        self.inner.commands.passes_submitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a pass of an app's own may refer to this buffer and not be submitted yet.
+    pub(crate) fn is_lent(&self, buffer: &Buffer) -> bool {
+        self.is_out(buffer.lent())
+    }
+
+    /// [`Gpu::is_lent`] of a buffer that was lent in this round.
+    pub(super) fn is_out(&self, round: u64) -> bool {
+        round > self.inner.commands.passes_submitted.load(Ordering::Relaxed)
     }
 
     /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read

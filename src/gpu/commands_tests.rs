@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attention::{AttentionOptions, Decode};
-use crate::cache::{PagedKvCache, Pages};
+use crate::cache::{CacheOptions, PagedKvCache, Pages};
 use crate::gpu::{DType, Tensor};
 use crate::kv::{Gqa, HeadLayout};
 use crate::nn::SwiGlu;
@@ -54,9 +54,9 @@ fn a_loss_that_becomes_known_late_is_told_to_whom_it_concerns() {
     assert!(y.buffer.is_unanswered());
     // A wait that is dropped takes no answer with it.
     drop(gpu.answered());
-    block_on(gpu.download(&bystander)).unwrap();
+    block_on(gpu.download::<f32>(&bystander)).unwrap();
     assert!(gpu.losses() > before && !y.buffer.is_unanswered());
-    assert!(is_lost(block_on(gpu.download(&y))));
+    assert!(is_lost(block_on(gpu.download::<f32>(&y))));
     assert!(is_lost(gpu.expect_no_loss(before, "a step")));
     // A copy that is refused is the loss of who wanted it, whoever hears of it first.
     let gone = tensor(2);
@@ -64,7 +64,7 @@ fn a_loss_that_becomes_known_late_is_told_to_whom_it_concerns() {
     let ticket = gpu.submit_with(&[&gone.buffer], |encoder| {
         encoder.copy_buffer_to_buffer(gone.wgpu_buffer(), 0, bystander.wgpu_buffer(), 0, 8);
     });
-    block_on(gpu.download(&x)).unwrap();
+    block_on(gpu.download::<f32>(&x)).unwrap();
     assert!(is_lost(ticket.unwrap().check(&gpu)));
 }
 
@@ -72,7 +72,9 @@ fn a_loss_that_becomes_known_late_is_told_to_whom_it_concerns() {
 #[test]
 fn a_cache_that_counted_too_early_is_refused() {
     let gpu = noop();
-    let mut cache = PagedKvCache::new(&gpu, heads(), DType::F32, Pages { count: 8, size: 4, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(&gpu, heads(), CacheOptions::new(DType::F32, Pages { count: 8, size: 4, layers: 1 }))
+            .unwrap();
     let kv = Tensor::zeros(&gpu, &[1, heads().kv_dim()], DType::F32).unwrap();
     gpu.answer_late();
     let id = cache.insert();
@@ -83,7 +85,7 @@ fn a_cache_that_counted_too_early_is_refused() {
             doom(&gpu);
         }
         cache.commit(&[id], 1).unwrap();
-        block_on(gpu.download(&kv)).unwrap();
+        block_on(gpu.download::<f32>(&kv)).unwrap();
         cache.truncate(id, 0).unwrap();
     }
     cache.reserve(&[id], 1).unwrap();
@@ -96,7 +98,7 @@ fn a_cache_that_counted_too_early_is_refused() {
     cache.reserve(&[id], 1).unwrap();
     cache.append(0, &[id], &kv).unwrap();
     cache.commit(&[id], 1).unwrap();
-    block_on(gpu.download(&kv)).unwrap();
+    block_on(gpu.download::<f32>(&kv)).unwrap();
 }
 
 /// Kernels that nobody holds: the last ones asked for, and no bind groups of others.

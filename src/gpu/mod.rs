@@ -3,6 +3,7 @@
 mod capabilities;
 mod commands;
 mod device;
+mod element;
 pub(crate) mod elements;
 #[cfg(test)]
 mod emulation_tests;
@@ -22,16 +23,17 @@ mod tensor;
 mod timing;
 mod web;
 
-pub(crate) use capabilities::MOST_WORKGROUPS;
 pub use capabilities::{Capabilities, Tier};
+pub(crate) use capabilities::{MATRIX_WORKGROUP_BYTES, MOST_WORKGROUPS, PORTABLE_WORKGROUP_BYTES};
 pub use device::{GpuOptions, LimitsChoice};
+pub use element::Element;
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub use parallelism::Parallelism;
 pub use profile::DispatchTime;
 pub(crate) use readback::{Arrived, HostBuffer, Reading, Run};
 pub(crate) use shader::{number, part, Const, Consts, Part};
 pub(crate) use tensor::Buffer;
-use tensor::{not_floats, Kind};
+use tensor::Kind;
 pub use tensor::{DType, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -303,7 +305,8 @@ impl Gpu {
         self.send_recorded()?;
         let loss = buffer.loss();
         let parts = || parts.iter().filter(|(_, bytes)| !bytes.is_empty());
-        self.scoped("write", || {
+        self.check_alive_for_next()?;
+        self.scoped_in("write", &[], || {
             for (offset, bytes) in parts() {
                 self.inner.queue.write_buffer(buffer.raw(), *offset, bytes);
             }
@@ -328,41 +331,19 @@ impl Gpu {
         }
     }
 
-    /// Copies values into a whole tensor, F32 or (rounded to nearest even) F16 or BF16, after everything recorded so far, which
-    /// is submitted. U32 has [`Gpu::upload_u32`].
+    /// Copies values into a whole tensor, after everything recorded so far, which is submitted: [`f32`] into F32 or (rounded
+    /// to nearest even) F16 or BF16, [`u32`] into U32.
     ///
-    /// Errors: [`ErrorKind::Shape`] where `values` has not the tensor's element count, [`ErrorKind::DType`],
-    /// [`ErrorKind::Argument`] for an app's buffer without `COPY_DST`, those of the device.
-    pub fn upload(&self, tensor: &Tensor, values: &[f32]) -> Result<()> {
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`] where `values` has not the tensor's element count, [`ErrorKind::DType`], [`ErrorKind::Argument`] for
+    /// an app's buffer without `COPY_DST`, those of the device.
+    pub fn upload<T: Element>(&self, tensor: &Tensor, values: &[T]) -> Result<()> {
         if values.len() != tensor.len() {
             return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
         }
-        self.write_f32(tensor, "tensor", values)
-    }
-
-    /// Writes values converted to the tensor's dtype; `name` is whose dtype an error speaks of.
-    pub(crate) fn write_f32(&self, tensor: &Tensor, name: &'static str, values: &[f32]) -> Result<()> {
-        let packed = |bits: fn(f32) -> u16| {
-            let mut halves: Vec<u16> = values.iter().map(|&v| bits(v)).collect();
-            halves.resize(halves.len().next_multiple_of(2), 0);
-            halves
-        };
-        let halves = match tensor.dtype() {
-            DType::F32 => return self.write(&tensor.buffer, 0, bytemuck::cast_slice(values)),
-            DType::F16 => packed(|v| half::f16::from_f32(v).to_bits()),
-            DType::BF16 => packed(|v| half::bf16::from_f32(v).to_bits()),
-            dtype => return Err(not_floats(name, dtype)),
-        };
-        self.write(&tensor.buffer, 0, bytemuck::cast_slice(&halves))
-    }
-
-    /// [`Gpu::upload`] for a U32 tensor.
-    pub fn upload_u32(&self, tensor: &Tensor, values: &[u32]) -> Result<()> {
-        tensor.expect("tensor", tensor.shape(), DType::U32)?;
-        if values.len() != tensor.len() {
-            return Err(ErrorKind::shape("values", &[values.len()], crate::error::shape_text(tensor.shape())));
-        }
-        self.write(&tensor.buffer, 0, bytemuck::cast_slice(values))
+        T::check("tensor", tensor.dtype())?;
+        T::write(self, tensor, values)
     }
 }
 

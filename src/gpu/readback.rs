@@ -1,8 +1,8 @@
 //! Reading results: one copy, one submit, one wait; and streams of copies through host memory of a fixed size.
 
 use super::commands::Ticket;
-use super::tensor::{not_floats, Buffer};
-use super::{DType, Gpu, Tensor};
+use super::tensor::Buffer;
+use super::{Element, Gpu, Tensor};
 use crate::error::{ErrorKind, Result};
 use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -15,30 +15,17 @@ use std::task::{Context, Poll, Waker};
 const KEPT: usize = 4;
 
 impl Gpu {
-    /// The values of an F32, F16 or BF16 tensor, after everything recorded so far. Submits and waits.
+    /// The values of a tensor, after everything recorded so far: as [`f32`] those of F32, F16 and BF16, as [`u32`] those of
+    /// U32. Submits and waits.
     ///
-    /// Errors: [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`]; [`ErrorKind::CommandsLost`] where commands
-    /// that were to write the tensor are lost; [`ErrorKind::Argument`] for a tensor of another [`Gpu`], or an app's buffer
-    /// without `COPY_SRC`.
-    pub async fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        let dtype = tensor.dtype();
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(not_floats("tensor", dtype));
-        }
-        let bytes = self.read(tensor).await?;
-        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        Ok(match dtype {
-            DType::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-            DType::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        })
-    }
-
-    /// [`Gpu::download`] for a U32 tensor.
-    pub async fn download_u32(&self, tensor: &Tensor) -> Result<Vec<u32>> {
-        tensor.expect("tensor", tensor.shape(), DType::U32)?;
-        let bytes = self.read(tensor).await?;
-        Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    /// # Errors
+    ///
+    /// [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`], [`ErrorKind::DType`]; [`ErrorKind::CommandsLost`] where commands that were
+    /// to write the tensor are lost; [`ErrorKind::Argument`] for a tensor of another [`Gpu`], or an app's buffer without
+    /// `COPY_SRC`.
+    pub async fn download<T: Element>(&self, tensor: &Tensor) -> Result<Vec<T>> {
+        T::check("tensor", tensor.dtype())?;
+        Ok(T::read(tensor.dtype(), &self.read(tensor).await?))
     }
 
     async fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {

@@ -1,9 +1,10 @@
 //! Buffers and tensors: device memory with a shape and a dtype.
 
 use super::fate::Fate;
-use super::{Gpu, Inner};
+use super::{Element, Gpu, Inner};
 use crate::error::{shape_text, Error, ErrorKind, Result};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Element type of a tensor or a KV cache.
@@ -32,6 +33,14 @@ impl DType {
             DType::F16 | DType::BF16 => 16,
             DType::I8 => 8,
             DType::I4 => 4,
+        }
+    }
+
+    /// Fails unless this is `want`; `name` is whose dtype it is.
+    pub(crate) fn expect(self, name: &'static str, want: DType) -> Result<()> {
+        match self == want {
+            true => Ok(()),
+            false => Err(ErrorKind::DType { name, got: self.to_string(), want: want.to_string() }.into()),
         }
     }
 
@@ -79,6 +88,8 @@ struct BufferInner {
     kind: Kind,
     /// Of a buffer that commands write.
     fate: Option<Arc<Fate>>,
+    /// See [`Buffer::lend`].
+    lent: AtomicU64,
     id: u64,
     // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
     gpu: Weak<Inner>,
@@ -90,7 +101,10 @@ impl Drop for BufferInner {
         if let Some(gpu) = &gpu {
             gpu.forget_buffer(self.id);
         }
-        if cfg!(target_arch = "wasm32") && matches!(self.kind, Kind::Own | Kind::Scratch) {
+        let lent = *self.lent.get_mut();
+        // A pass of an app's that is not submitted yet would fail on it.
+        let lent = gpu.as_ref().map_or(lent > 0, |gpu| gpu.is_out(lent));
+        if cfg!(target_arch = "wasm32") && matches!(self.kind, Kind::Own | Kind::Scratch) && !lent {
             super::web::retire(gpu.as_ref(), &self.buffer);
         }
     }
@@ -100,7 +114,18 @@ impl Buffer {
     pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, kind: Kind) -> Self {
         let (id, gpu) = (gpu.next_id(), Arc::downgrade(&gpu.inner));
         let fate = matches!(kind, Kind::App | Kind::Own).then(Arc::default);
-        Buffer { inner: Arc::new(BufferInner { buffer, kind, fate, id, gpu }) }
+        Buffer { inner: Arc::new(BufferInner { buffer, kind, fate, lent: AtomicU64::new(0), id, gpu }) }
+    }
+
+    /// A pass of an app's own now refers to it: until that is submitted, nobody else may write it. `round` is the number that
+    /// [`Gpu::is_out`] compares.
+    pub(super) fn lend(&self, round: u64) {
+        self.inner.lent.store(round, Ordering::Relaxed);
+    }
+
+    /// The round of [`Buffer::lend`], 0 if there was none.
+    pub(super) fn lent(&self) -> u64 {
+        self.inner.lent.load(Ordering::Relaxed)
     }
 
     pub(super) fn fate(&self) -> Option<&Arc<Fate>> {
@@ -213,22 +238,17 @@ impl Tensor {
         Ok(Self { buffer, shape: shape.to_vec(), dtype })
     }
 
-    /// A tensor of f32 values, converted to `dtype` (F32, F16 or BF16, rounding to nearest even).
+    /// A tensor of these values: [`f32`] for a `dtype` of F32, F16 or BF16 (rounded to nearest even), [`u32`] for U32.
     ///
-    /// Errors: as [`Tensor::zeros`]; [`ErrorKind::Shape`] where `values` has not the shape's element count,
-    /// [`ErrorKind::DType`] for U32.
-    pub fn from_f32(gpu: &Gpu, shape: &[usize], values: &[f32], dtype: DType) -> Result<Self> {
+    /// # Errors
+    ///
+    /// As [`Tensor::zeros`]; [`ErrorKind::Shape`] where `values` has not the shape's element count, [`ErrorKind::DType`] for a
+    /// `dtype` of other elements.
+    pub fn from_slice<T: Element>(gpu: &Gpu, shape: &[usize], values: &[T], dtype: DType) -> Result<Self> {
         check_len("values", shape, values.len())?;
         let tensor = Self::zeros(gpu, shape, dtype)?;
-        gpu.write_f32(&tensor, "dtype", values)?;
-        Ok(tensor)
-    }
-
-    /// A tensor of u32 values. Errors: as [`Tensor::from_f32`].
-    pub fn from_u32(gpu: &Gpu, shape: &[usize], values: &[u32]) -> Result<Self> {
-        check_len("values", shape, values.len())?;
-        let tensor = Self::zeros(gpu, shape, DType::U32)?;
-        gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(values))?;
+        T::check("dtype", dtype)?;
+        T::write(gpu, &tensor, values)?;
         Ok(tensor)
     }
 
@@ -299,10 +319,7 @@ impl Tensor {
         if !fits {
             return Err(ErrorKind::shape(name, &self.shape, wanted_text(shape)));
         }
-        if self.dtype != dtype {
-            return Err(ErrorKind::DType { name, got: self.dtype.to_string(), want: dtype.to_string() }.into());
-        }
-        Ok(())
+        self.dtype.expect(name, dtype)
     }
 }
 

@@ -6,7 +6,7 @@ use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::elements::cache_part;
 use crate::gpu::{number, part, Access, DType, Gpu, KernelSpec, Tensor};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 
 /// The append kernel of one head layout, dtype and page size.
 #[derive(Clone)]
@@ -15,7 +15,7 @@ pub struct Append {
     heads: HeadLayout,
     dtype: DType,
     page_size: usize,
-    rotation: Rotation,
+    rotation: RopePairs,
     /// Workgroups per token.
     x: u32,
 }
@@ -36,7 +36,7 @@ pub struct AppendArgs<'a> {
     /// `(tokens)` u32: `page * page_size + offset`.
     pub slots: &'a Tensor,
     /// `(tokens, rotated_dim / 2, 2)` f32 cosines and sines at the tokens' positions ([`Append::rotated_dim`],
-    /// [`cos_sin_table`](crate::rope::cos_sin_table)); for [`Rotation::None`] any f32 tensor.
+    /// [`cos_sin_table`](crate::rope::cos_sin_table)); for [`RopePairs::None`] any f32 tensor.
     pub cos_sin: &'a Tensor,
     /// Tokens to append; the tensors may be longer.
     pub tokens: usize,
@@ -47,7 +47,7 @@ impl Append {
     ///
     /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width, or a page size that is no power of two up to 4096;
     /// [`ErrorKind::DType`], also for wide channels ([`HeadLayout::gqa_wide`]) in a dtype that is not of integers.
-    pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: Rotation) -> Result<Self> {
+    pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: RopePairs) -> Result<Self> {
         let spec = append_spec(&heads, dtype, page_size, rotation)?;
         let layout = StateLayout::new(&heads, dtype);
         let x = match layout.spans {
@@ -59,7 +59,7 @@ impl Append {
     }
 
     /// Elements that are rotated: the rope key, or where there is none the whole key of each head (GQA) or nothing (a
-    /// tied state); 0 for [`Rotation::None`].
+    /// tied state); 0 for [`RopePairs::None`].
     pub fn rotated_dim(&self) -> usize {
         rotated_dim(&self.heads, self.rotation)
     }
@@ -73,7 +73,7 @@ impl Append {
     }
 
     /// How keys are rotated on their way.
-    pub(crate) fn rotation(&self) -> Rotation {
+    pub(crate) fn rotation(&self) -> RopePairs {
         self.rotation
     }
 
@@ -133,22 +133,22 @@ impl Append {
 }
 
 /// Elements that are rotated: [`Append::rotated_dim`].
-pub(crate) fn rotated_dim(heads: &HeadLayout, rotation: Rotation) -> usize {
+pub(crate) fn rotated_dim(heads: &HeadLayout, rotation: RopePairs) -> usize {
     match rotation {
-        Rotation::None => 0,
-        Rotation::Half | Rotation::Interleaved => heads.rotated_dim(),
+        RopePairs::None => 0,
+        RopePairs::Half | RopePairs::Interleaved => heads.rotated_dim(),
     }
 }
 
 /// What frequencies a rotation of a layout wants, and whence.
-pub(crate) fn frequencies_text(heads: &HeadLayout, rotation: Rotation) -> String {
+pub(crate) fn frequencies_text(heads: &HeadLayout, rotation: RopePairs) -> String {
     let what = match (rotation, heads.narrow().rope_dim()) {
-        (Rotation::None, _) => "none with Rotation::None".into(),
+        (RopePairs::None, _) => "none with RopePairs::None".into(),
         (_, 0) if heads.rotated_dim() == 0 => "none: this layout has no rope key, and its states are values too".into(),
         (_, 0) => format!("half of head_dim {}: GQA rotates the whole key of a head", heads.rotated_dim()),
         (_, rope_dim) => format!("half of rope_dim {rope_dim}"),
     };
-    let pairs = if rotation == Rotation::None { 0 } else { heads.rotated_dim() / 2 };
+    let pairs = if rotation == RopePairs::None { 0 } else { heads.rotated_dim() / 2 };
     format!("({pairs}), {what}; HeadLayout::rotated_dim() is what Rope::new takes")
 }
 
@@ -159,7 +159,7 @@ pub(crate) fn append_spec(
     heads: &HeadLayout,
     dtype: DType,
     page_size: usize,
-    rotation: Rotation,
+    rotation: RopePairs,
 ) -> Result<KernelSpec> {
     if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
         let why = format!("{page_size} is not a power of two up to {MAX_PAGE_SIZE}");
@@ -177,8 +177,8 @@ pub(crate) fn append_spec(
     let (rotated_state, rotated_rope) = if heads.narrow().rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
     let elements = cache_part(dtype)?;
     let rope = match rotation {
-        Rotation::Interleaved => part!("rope/interleaved.wgsl"),
-        Rotation::None | Rotation::Half => part!("rope/half.wgsl"),
+        RopePairs::Interleaved => part!("rope/interleaved.wgsl"),
+        RopePairs::None | RopePairs::Half => part!("rope/half.wgsl"),
     };
     let scaled = layout.spans > 0;
     let (name, main) = match scaled {

@@ -107,7 +107,7 @@ impl HeadLayout {
     ///
     /// The f16 of all KV heads lie where other layouts have the rope key, `kv_heads * wide` elements (2 bytes each): queries
     /// have as many elements more, in the place of their KV head the channels once more, in the others' zeros
-    /// ([`nn::RotateWide`](crate::nn::RotateWide) makes them). Rows to append are those of [`HeadLayout::gqa`]. Multiples of 4
+    /// ([`nn::RopeWideKernel`](crate::nn::RopeWideKernel) makes them). Rows to append are those of [`HeadLayout::gqa`]. Multiples of 4
     /// are fastest.
     ///
     /// Errors: as all constructors; for a `wide` that is 0, odd or above `head_dim`, or `kv_heads * wide` above 16,384.
@@ -234,7 +234,7 @@ impl HeadLayout {
     }
     /// Elements that are rotated to a token's position, of queries and keys: the rope key; without one the whole key of each
     /// head (GQA), or nothing where that is the value too (GTA and GLA with a `rope_dim` of 0). What
-    /// [`nn::Rope::new`](crate::nn::Rope::new) takes.
+    /// [`Rope::new`](crate::rope::Rope::new) takes.
     pub fn rotated_dim(&self) -> usize {
         match self.narrow().rope_dim {
             // A tied state must not turn with the key.

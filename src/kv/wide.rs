@@ -4,7 +4,7 @@ use super::HeadLayout;
 use crate::error::{ErrorKind, Result};
 
 /// The wide channels of a [`HeadLayout::gqa_wide`], by layer and KV head: those of its keys, after rotation, that are much
-/// larger than the others. Rotation mixes the two channels of a pair, so name both (`i` and `i + head_dim / 2`, or `2i` and
+/// larger than the others. RopePairs mixes the two channels of a pair, so name both (`i` and `i + head_dim / 2`, or `2i` and
 /// `2i + 1`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WideChannels {

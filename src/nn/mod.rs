@@ -17,16 +17,16 @@ pub use activation::SwiGlu;
 pub use embedding::Embedding;
 pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Route, RouteShape};
 pub(crate) use linear::{largest_magnitude, WeightWriter};
-pub use linear::{measure_dispatch_flop, quantise, Linear, LinearTuning, MatrixTile, Weight};
+pub use linear::{measure_dispatch_flop, quantise, Linear, LinearArgs, LinearTuning, MatrixTile, Weight};
 pub use norm::{NormShape, RmsNorm};
-pub use rope::{Rope, Rotate, RotateShape};
-pub use rope_wide::RotateWide;
+pub use rope::{RopeKernel, RopeShape};
+pub use rope_wide::{RopeWideArgs, RopeWideKernel};
 pub use sample::{Sample, Sampling};
 pub use span::Span;
 
 use crate::error::Result;
 use crate::gpu::{DType, KernelSpec};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 
 /// A kernel's uniform block: a host struct, and its fields' names and offsets for the test that compares it with WGSL.
 macro_rules! params {
@@ -65,8 +65,8 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
         experts::route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), experts::route::spec(shape))),
     );
     all.extend([("norm".into(), norm::spec()), ("swiglu".into(), activation::spec())]);
-    all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
-    all.extend([Rotation::Half, Rotation::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
+    all.extend([RopePairs::Half, RopePairs::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
+    all.extend([RopePairs::Half, RopePairs::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
     all.extend([100, 100_000].map(|vocab| (format!("vocabulary of {vocab}"), sample::spec(vocab))));
     Ok(all)
 }
@@ -74,6 +74,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::{MATRIX_WORKGROUP_BYTES, PORTABLE_WORKGROUP_BYTES};
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     /// What every WebGPU device has: unpack2x16float.
@@ -126,7 +127,8 @@ mod tests {
             let of = |space| module.global_variables.iter().filter(move |(_, v)| v.space == space);
             let bytes: usize = of(naga::AddressSpace::WorkGroup).map(|(_, v)| layouter[v.ty].size as usize).sum();
             assert_eq!(bytes, spec.workgroup_bytes, "{}", spec.name);
-            let most = if spec.tier() == crate::Tier::Matrix { 49152 } else { 16352 };
+            let most =
+                if spec.tier() == crate::Tier::Matrix { MATRIX_WORKGROUP_BYTES } else { PORTABLE_WORKGROUP_BYTES };
             assert!(bytes <= most, "{}: {bytes} bytes", spec.name);
             let bound = module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
             assert_eq!(bound, spec.bindings.len() + 1, "{}", spec.name);

@@ -5,8 +5,7 @@ use super::span::Extent;
 use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
-use crate::rope::RopeScaling;
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use crate::sizes::{sum_of_products, MOST_ROW};
 
 params!(Params {
@@ -24,50 +23,26 @@ params!(Params {
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
 /// The slot that says which elements are a pair.
-pub(super) fn pairs_part(rotation: Rotation) -> Part {
-    match rotation {
-        Rotation::Interleaved => part!("rope/interleaved.wgsl"),
-        Rotation::None | Rotation::Half => part!("rope/half.wgsl"),
+pub(super) fn pairs_part(pairs: RopePairs) -> Part {
+    match pairs {
+        RopePairs::Interleaved => part!("rope/interleaved.wgsl"),
+        RopePairs::None | RopePairs::Half => part!("rope/half.wgsl"),
     }
 }
 
-pub(super) fn spec(rotation: Rotation) -> KernelSpec {
+pub(super) fn spec(pairs: RopePairs) -> KernelSpec {
     KernelSpec {
         name: "rope",
         consts: vec![],
-        parts: vec![pairs_part(rotation), part!("nn/rope.wgsl")],
+        parts: vec![pairs_part(pairs), part!("nn/rope.wgsl")],
         bindings: vec![Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 0,
     }
 }
 
-/// The frequencies of a rotation, and which elements it pairs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Radians per position of each pair: `rope_dim / 2` of them, see [`RopeScaling::inv_freq`](crate::rope::RopeScaling).
-    pub inv_freq: Vec<f32>,
-    /// Which elements are a pair.
-    pub rotation: Rotation,
-}
-
-impl Rope {
-    /// `inv_freq[i] = theta^(-2 i / rope_dim)`. `rope_dim` is what the layout rotates,
-    /// [`HeadLayout::rotated_dim`](crate::HeadLayout::rotated_dim): of GQA the whole head.
-    ///
-    /// Errors: as [`RopeScaling::inv_freq`].
-    pub fn new(rope_dim: usize, theta: f64, rotation: Rotation) -> Result<Self> {
-        Ok(Rope { inv_freq: RopeScaling::None.inv_freq(rope_dim, theta)?, rotation })
-    }
-
-    /// Elements that are rotated.
-    pub fn rope_dim(&self) -> usize {
-        self.inv_freq.len().saturating_mul(2)
-    }
-}
-
-/// What a [`Rotate`] does with each head.
+/// What a [`RopeKernel`] does with each head.
 #[derive(Debug, Clone, Copy)]
-pub struct RotateShape {
+pub struct RopeShape {
     /// Heads per row.
     pub heads: usize,
     /// Leading elements of a head, copied as they are.
@@ -75,26 +50,26 @@ pub struct RotateShape {
     /// Elements behind them, rotated. Even.
     pub rope_dim: usize,
     /// Which elements are rotated together.
-    pub rotation: Rotation,
+    pub pairs: RopePairs,
 }
 
 /// `y[r, h, :] = [ x[r, h, ..copy_dim] | rotated x[r, h, copy_dim..copy_dim + rope_dim] ]`
 /// (Su et al., "RoFormer", arXiv 2104.09864). For the queries: keys are rotated by
 /// [`PagedKvCache::append`](crate::PagedKvCache::append).
 #[derive(Clone)]
-pub struct Rotate {
+pub struct RopeKernel {
     gpu: Gpu,
-    shape: RotateShape,
+    shape: RopeShape,
     /// Elements of a head.
     width: usize,
     kernel: Kernel,
 }
 
-impl Rotate {
+impl RopeKernel {
     /// Compiles the kernel.
     ///
     /// Errors: [`ErrorKind::Argument`] for no heads, a `rope_dim` that is 0 or odd, or rows of 2^32 elements or more.
-    pub fn new(gpu: &Gpu, shape: RotateShape) -> Result<Self> {
+    pub fn new(gpu: &Gpu, shape: RopeShape) -> Result<Self> {
         if shape.heads == 0 {
             return Err(ErrorKind::argument("heads", "0 heads"));
         }
@@ -103,7 +78,7 @@ impl Rotate {
         }
         let width = sum_of_products("shape", &[&[shape.copy_dim], &[shape.rope_dim]], MOST_ROW)?;
         sum_of_products("shape", &[&[shape.heads, width]], MOST_ROW)?;
-        Ok(Rotate { gpu: gpu.clone(), shape, width, kernel: gpu.kernel(spec(shape.rotation))? })
+        Ok(RopeKernel { gpu: gpu.clone(), shape, width, kernel: gpu.kernel(spec(shape.pairs))? })
     }
 
     /// Records `rows` rows. `cos_sin` is (at least rows, rope_dim / 2, 2) F32, from
@@ -120,7 +95,7 @@ impl Rotate {
         x: Span<'_>,
         y: Span<'_>,
     ) -> Result<()> {
-        let RotateShape { heads, copy_dim, rope_dim, .. } = self.shape;
+        let RopeShape { heads, copy_dim, rope_dim, .. } = self.shape;
         cos_sin.expect("cos_sin", &[0, rope_dim / 2, 2], DType::F32)?;
         if cos_sin.shape().first().is_none_or(|there| *there < rows) {
             return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
@@ -144,7 +119,7 @@ impl Rotate {
         self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole(extent).as_slice())
     }
 
-    /// [`Rotate::encode`] into the [`Gpu`]'s own pass.
+    /// [`RopeKernel::encode`] into the [`Gpu`]'s own pass.
     pub fn run(&self, rows: usize, cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, rows, cos_sin, x, y))
     }

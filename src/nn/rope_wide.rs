@@ -6,7 +6,7 @@ use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use crate::kv::{HeadLayout, KvView};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 
 params!(Params {
     heads: u32,
@@ -25,7 +25,7 @@ params!(Params {
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
-pub(super) fn spec(rotation: Rotation) -> KernelSpec {
+pub(super) fn spec(rotation: RopePairs) -> KernelSpec {
     KernelSpec {
         name: "rope_wide",
         consts: vec![],
@@ -39,49 +39,59 @@ pub(super) fn spec(rotation: Rotation) -> KernelSpec {
 /// queries of a cache of [`HeadLayout::gqa_wide`], whose keys [`PagedKvCache::append`](crate::PagedKvCache::append)
 /// rotates.
 #[derive(Clone)]
-pub struct RotateWide {
+pub struct RopeWideKernel {
     gpu: Gpu,
     heads: HeadLayout,
-    rotation: Rotation,
+    rotation: RopePairs,
     kernel: Kernel,
 }
 
-impl RotateWide {
-    /// Compiles the kernel. `rotation` is that of the cache, [`Rotation::None`] for queries that come rotated.
+/// Arguments of [`RopeWideKernel::run`] and [`RopeWideKernel::encode`].
+#[derive(Debug, Clone, Copy)]
+pub struct RopeWideArgs<'a> {
+    /// Rows of queries.
+    pub rows: usize,
+    /// A layer of the cache, which knows its wide channels.
+    pub layer: &'a KvView,
+    /// (at least rows, head_dim / 2, 2) F32, from [`PagedKvCache::cos_sin`](crate::PagedKvCache::cos_sin), or without a
+    /// rotation any F32 tensor.
+    pub cos_sin: &'a Tensor,
+    /// (rows, heads, head_dim) F32.
+    pub x: Span<'a>,
+    /// (rows, heads, q_dim) F32, in another buffer.
+    pub y: Span<'a>,
+}
+
+impl RopeWideKernel {
+    /// Compiles the kernel. `rotation` is that of the cache, [`RopePairs::None`] for queries that come rotated.
     ///
     /// Errors: [`ErrorKind::Argument`] for a layout without wide channels, or a `head_dim` that is odd and to be rotated.
-    pub fn new(gpu: &Gpu, heads: HeadLayout, rotation: Rotation) -> Result<Self> {
+    pub fn new(gpu: &Gpu, heads: HeadLayout, rotation: RopePairs) -> Result<Self> {
         if heads.wide_dim() == 0 {
             let why = "has no wide channels: HeadLayout::gqa_wide makes such a layout";
             return Err(ErrorKind::argument("heads", why));
         }
-        if rotation != Rotation::None && !heads.nope_dim().is_multiple_of(2) {
+        if rotation != RopePairs::None && !heads.nope_dim().is_multiple_of(2) {
             let why = format!("{} elements cannot be rotated in pairs", heads.nope_dim());
             return Err(ErrorKind::argument("head_dim", why));
         }
-        Ok(RotateWide { gpu: gpu.clone(), heads, rotation, kernel: gpu.kernel(spec(rotation))? })
+        Ok(RopeWideKernel { gpu: gpu.clone(), heads, rotation, kernel: gpu.kernel(spec(rotation))? })
     }
 
-    /// Records `rows` rows for a layer of the cache, which knows its wide channels. `cos_sin` is (at least rows,
-    /// head_dim / 2, 2) F32, from [`PagedKvCache::cos_sin`](crate::PagedKvCache::cos_sin), or without a rotation any F32
-    /// tensor; `x` is (rows, heads, head_dim), `y` (rows, heads, q_dim), in two buffers.
+    /// Records the rotation of queries into a pass of the caller's, on the same device.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer, for a
-    /// layer of another layout, or one whose wide channels nobody has named.
-    pub fn encode(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        (rows, layer): (usize, &KvView),
-        cos_sin: &Tensor,
-        x: Span<'_>,
-        y: Span<'_>,
-    ) -> Result<()> {
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer, for a layer of
+    /// another layout, or one whose wide channels nobody has named.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: RopeWideArgs<'_>) -> Result<()> {
+        let RopeWideArgs { rows, layer, cos_sin, x, y } = args;
         let (heads, key_dim) = (self.heads, self.heads.nope_dim());
         if *layer.heads() != heads {
             return Err(ErrorKind::argument("layer", format!("is {:?}, made for {heads:?}", layer.heads())));
         }
         let wide = layer.wide()?;
-        let rotated = if self.rotation == Rotation::None { 0 } else { key_dim };
+        let rotated = if self.rotation == RopePairs::None { 0 } else { key_dim };
         if rotated > 0 {
             cos_sin.expect("cos_sin", &[0, rotated / 2, 2], DType::F32)?;
         }
@@ -110,8 +120,12 @@ impl RotateWide {
         self.gpu.dispatch(pass, &self.kernel, &params, &buffers, grid)
     }
 
-    /// [`RotateWide::encode`] into the [`Gpu`]'s own pass.
-    pub fn run(&self, rows: (usize, &KvView), cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
-        self.gpu.record(|pass| self.encode(pass, rows, cos_sin, x, y))
+    /// [`RopeWideKernel::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`RopeWideKernel::encode`].
+    pub fn run(&self, args: RopeWideArgs<'_>) -> Result<()> {
+        self.gpu.record(|pass| self.encode(pass, args))
     }
 }

@@ -3,7 +3,7 @@
 //! Source: arXiv 2505.21487, §3.3.1 (GTA: the tied state is never rotated, the one rope key is) and §3.3.2 (GLA: latents
 //! are cached after their norm, beside the rotated key). Where the row is written is the cache's business, not arithmetic.
 
-use super::{expect_shape, rope, Rotation};
+use super::{expect_shape, rope, Rope};
 use crate::error::Result;
 use crate::kv::heads::HeadLayout;
 
@@ -17,7 +17,7 @@ use crate::kv::heads::HeadLayout;
 /// | rope_dim > 0 (GTA, GLA, MLA) | the rope key, the last rope_dim elements |
 /// | rope_dim = 0 or wide channels, key apart from the value (GQA) | the first nope_dim elements of every state |
 /// | rope_dim = 0, value overlaps the key (GTA, GLA without a rope key) | nothing: rotating would change the value |
-pub fn append(layout: &HeadLayout, kv: &mut [f64], position: u32, rotation: &Rotation) -> Result<()> {
+pub fn append(layout: &HeadLayout, kv: &mut [f64], position: u32, rotation: &Rope) -> Result<()> {
     expect_shape("kv", kv.len(), &[layout.kv_dim()])?;
     let (states, rope_key) = kv.split_at_mut(layout.groups() * layout.state_dim());
     if layout.narrow().rope_dim() > 0 {

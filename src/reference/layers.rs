@@ -7,7 +7,7 @@
 //! ```
 //! Source: arXiv 2505.21487, §3.3.1 (GTA); Ainslie et al., arXiv 2305.13245, §2 (GQA).
 
-use super::{append, decode, expect_shape, linear, rope, DecodeInputs, Rotation};
+use super::{append, decode, expect_shape, linear, rope, DecodeInputs, Rope};
 use crate::error::{ErrorKind, Result};
 use crate::kv::heads::{Gqa, Gta, HeadLayout};
 
@@ -30,8 +30,8 @@ pub struct LayerConfig {
     pub q_latent_dim: usize,
     /// Added to the mean square in the norms of the latents (GLA, MLA).
     pub eps: f64,
-    /// Rotation over head_dim (GQA) or rope_dim (all others).
-    pub rotation: Rotation,
+    /// Rope over head_dim (GQA) or rope_dim (all others).
+    pub rotation: Rope,
 }
 
 /// Weights of a GQA layer.

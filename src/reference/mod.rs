@@ -48,7 +48,7 @@ pub use layers::{gqa_layer, gta_layer, gta_project, GqaWeights, GtaWeights, Laye
 pub use linear::{embedding, linear, norm_linear, quantised, swiglu};
 pub use norm::rms_norm;
 pub use pages::pages_rows;
-pub use rope::{inv_freq, rope, Angles, Pairs, Rotation};
+pub use rope::{inv_freq, rope, Angles, Rope, RopePairs};
 pub use route::{route, Routing};
 pub use sample::sample;
 pub use wide::{keep_wide, wide_queries};

@@ -2,14 +2,14 @@
 //!
 //! Equation: for pair i of a head x (rope_dim,) at position p: `angle = p * inv_freq[i]`,
 //! `(a, b) <- (a cos - b sin, b cos + a sin)`, `inv_freq[i] = theta^(-2i / rope_dim)`.
-//! Source: Su et al., "RoFormer", arXiv 2104.09864, §3.2; which elements are a pair: [`Pairs`].
+//! Source: Su et al., "RoFormer", arXiv 2104.09864, §3.2; which elements are a pair: [`RopePairs`].
 
 use super::{expect_result, expect_shape};
 use crate::error::Result;
 
 /// Which two elements of a head rotate together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairs {
+pub enum RopePairs {
     /// `(i, i + rope_dim / 2)`: NeoX, the paper's models, Llama checkpoints of Hugging Face.
     Half,
     /// `(2i, 2i + 1)`: DeepSeek checkpoints.
@@ -28,24 +28,24 @@ pub enum Angles {
 
 /// Everything about a rotation but the position.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rotation {
+pub struct Rope {
     /// Radians per position of each pair: (rope_dim / 2,). [`inv_freq`], or a scaled form of it (YaRN).
     pub inv_freq: Vec<f64>,
     /// Which elements are a pair.
-    pub pairs: Pairs,
+    pub pairs: RopePairs,
     /// How the angle is rounded.
     pub angles: Angles,
 }
 
-impl Rotation {
+impl Rope {
     /// The unscaled rotation of heads of width `rope_dim`, with the kernels' f32 angles.
-    pub fn new(theta: f64, rope_dim: usize, pairs: Pairs) -> Result<Self> {
-        Ok(Rotation { inv_freq: inv_freq(theta, rope_dim)?, pairs, angles: Angles::F32 })
+    pub fn new(theta: f64, rope_dim: usize, pairs: RopePairs) -> Result<Self> {
+        Ok(Rope { inv_freq: inv_freq(theta, rope_dim)?, pairs, angles: Angles::F32 })
     }
 
     /// The same rotation with angles in f64, for comparison with the oracle.
     pub fn exact(self) -> Self {
-        Rotation { angles: Angles::Exact, ..self }
+        Rope { angles: Angles::Exact, ..self }
     }
 }
 
@@ -58,7 +58,7 @@ pub fn inv_freq(theta: f64, rope_dim: usize) -> Result<Vec<f64>> {
 /// Rotates one head in place to `position`.
 ///
 /// - `x`: (rope_dim,), where rope_dim is twice the length of `rotation.inv_freq`
-pub fn rope(x: &mut [f64], position: u32, rotation: &Rotation) -> Result<()> {
+pub fn rope(x: &mut [f64], position: u32, rotation: &Rope) -> Result<()> {
     let half = rotation.inv_freq.len();
     expect_shape("x", x.len(), &[2 * half])?;
     for (i, &inv_freq) in rotation.inv_freq.iter().enumerate() {
@@ -67,8 +67,8 @@ pub fn rope(x: &mut [f64], position: u32, rotation: &Rotation) -> Result<()> {
             Angles::Exact => f64::from(position) * inv_freq,
         };
         let (a, b) = match rotation.pairs {
-            Pairs::Half => (i, i + half),
-            Pairs::Interleaved => (2 * i, 2 * i + 1),
+            RopePairs::Half => (i, i + half),
+            RopePairs::Interleaved => (2 * i, 2 * i + 1),
         };
         let (sin, cos) = angle.sin_cos();
         (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);

@@ -1,7 +1,7 @@
 //! Rotary positions as numbers. Pure; the kernel is in `nn`.
 
-mod rotation;
+mod angles;
 mod scaling;
 
-pub use rotation::{cos_sin_table, Rotation};
+pub use angles::{cos_sin_table, Rope, RopePairs};
 pub use scaling::RopeScaling;

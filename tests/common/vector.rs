@@ -18,7 +18,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Pairs, Rotation};
+use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Rope, RopePairs};
 use latten::{Error, ErrorKind, Gla, Gqa, Gta, HeadLayout, Result};
 
 /// A vector of either kind.
@@ -74,7 +74,7 @@ pub struct KernelVector {
 pub struct LayerVector {
     /// The variant.
     pub variant: Variant,
-    /// Its numbers; the rotation has the kernels' f32 angles, the oracle has [`Rotation::exact`] ones.
+    /// Its numbers; the rotation has the kernels' f32 angles, the oracle has [`Rope::exact`] ones.
     pub config: LayerConfig,
     /// Base of the rotation.
     pub theta: f64,
@@ -148,7 +148,7 @@ impl LayerVector {
         let raw: RawLayer = serde_json::from_value(value).map_err(malformed)?;
         let dims = raw.dims;
         let layout = dims.layout(raw.variant)?;
-        let pairs = if raw.interleaved { Pairs::Interleaved } else { Pairs::Half };
+        let pairs = if raw.interleaved { RopePairs::Interleaved } else { RopePairs::Half };
         let theta = positive("theta", raw.theta)?;
         let len = length("x", &raw.x)?;
         if len == 0 {
@@ -169,7 +169,7 @@ impl LayerVector {
                 state_dim: dims.state,
                 q_latent_dim: dims.q_latent,
                 eps: positive("eps", raw.eps)?,
-                rotation: Rotation::new(theta, dims.rope, pairs)?,
+                rotation: Rope::new(theta, dims.rope, pairs)?,
             },
             theta,
             weights,

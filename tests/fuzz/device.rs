@@ -5,8 +5,8 @@ use crate::pure::{DTYPES, ROTATIONS};
 use latten::cache::{Save, SaveSequence};
 use latten::kv::{Append, AppendArgs};
 use latten::{
-    wgpu, DType, Decode, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Rotation, SeqId,
-    Tensor,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache,
+    Pages, Rope, RopePairs, SeqId, SequenceOptions, Tensor,
 };
 
 /// What is made once, since it compiles.
@@ -42,18 +42,10 @@ pub fn case(g: &mut Gen, world: &World) {
     let heads = g.pick(&world.heads);
     let dtype = if g.one_in(20) { DType::U32 } else { g.pick(&[DType::F32, DType::F16, DType::I8]) };
     let pages = Pages { count: g.held(8, 16), size: if g.one_in(20) { g.size() } else { 4 }, layers: g.held(2, 3) };
-    let made = match g.one_in(3) {
-        true => PagedKvCache::new_growing(&world.gpu, heads, dtype, pages),
-        false => PagedKvCache::new(&world.gpu, heads, dtype, pages),
-    };
-    let Some(mut cache) = g.call("PagedKvCache::new", made) else { return };
-    if g.one_in(2) {
-        let (rotation, inv_freq) = (g.pick(&ROTATIONS), g.f32s(heads.rotated_dim() / 2));
-        match g.call("PagedKvCache::with_rotation", cache.with_rotation(rotation, &inv_freq)) {
-            Some(turning) => cache = turning,
-            None => return,
-        }
-    }
+    let rope =
+        g.one_in(2).then(|| Rope { pairs: g.pick(&ROTATIONS), inv_freq: g.f32s(heads.rotated_dim() / 2).to_vec() });
+    let options = CacheOptions { grows: g.one_in(3), rope, ..CacheOptions::new(dtype, pages) };
+    let Some(mut cache) = g.call("PagedKvCache::new", PagedKvCache::new(&world.gpu, heads, options)) else { return };
     let mut ids = vec![cache.insert(), cache.insert()];
     for _ in 0..g.below(6) {
         step(g, world, &mut cache, &mut ids);
@@ -73,7 +65,10 @@ fn step(g: &mut Gen, world: &World, cache: &mut PagedKvCache, ids: &mut Vec<SeqI
         }
         4 => {
             let (window, keep_first) = (g.near(5), g.near(2));
-            ids.extend(g.call("PagedKvCache::insert_windowed", cache.insert_windowed_keeping(window, keep_first)));
+            ids.extend(g.call(
+                "PagedKvCache::insert_with",
+                cache.insert_with(SequenceOptions { window: Some(window), keep_first }),
+            ));
         }
         5 => ids.extend(g.call("PagedKvCache::fork", cache.fork(id))),
         6 => {
@@ -107,7 +102,7 @@ fn attend(g: &mut Gen, gpu: &Gpu, cache: &mut PagedKvCache, id: SeqId) {
     let Some(plan) = g.call("Decode::plan", decode.plan(cache, &[id])) else { return };
     let Some(view) = g.call("PagedKvCache::layer", cache.layer(layer)) else { return };
     let (q, scale) = (zeros(gpu, &[g.len(tokens).max(1), heads.q_heads(), heads.q_dim()], DType::F32), g.float(0.5));
-    g.call("Decode::run", decode.run(&plan, &view, &q, scale as f32));
+    g.call("Decode::run", decode.run(DecodeArgs::new(&plan, &view, &q, scale as f32)));
     gpu.submit().unwrap();
 }
 
@@ -152,16 +147,18 @@ fn tensors(g: &mut Gen, gpu: &Gpu) {
     let dtype = g.pick(&DTYPES);
     let values = g.f32s(16);
     let words: Vec<u32> = values.iter().map(|v| *v as u32).collect();
-    g.call("Tensor::from_f32", Tensor::from_f32(gpu, &shape, &values, dtype));
-    g.call("Tensor::from_u32", Tensor::from_u32(gpu, &shape, &words));
+    g.call("Tensor::from_slice", Tensor::from_slice(gpu, &shape, &values, dtype));
+    let of_words = g.pick(&[dtype, DType::U32]);
+    g.call("Tensor::from_slice", Tensor::from_slice(gpu, &shape, &words, of_words));
     let Some(tensor) = g.call("Tensor::zeros", Tensor::zeros(gpu, &shape, dtype)) else { return };
     let view: Vec<usize> = shape.iter().map(|n| g.near(*n)).collect();
     if let Some(view) = g.call("Tensor::view", tensor.view(&view)) {
         let _ = (view.len(), view.is_empty());
     }
     g.call("Gpu::upload", gpu.upload(&tensor, &values));
-    g.call("Gpu::upload_u32", gpu.upload_u32(&tensor, &words));
-    g.call("Gpu::download", pollster::block_on(gpu.download(&tensor)));
+    g.call("Gpu::upload", gpu.upload(&tensor, &words));
+    g.call("Gpu::download", pollster::block_on(gpu.download::<f32>(&tensor)));
+    g.call("Gpu::download", pollster::block_on(gpu.download::<u32>(&tensor)));
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 64,
@@ -169,5 +166,5 @@ fn tensors(g: &mut Gen, gpu: &Gpu) {
         mapped_at_creation: false,
     });
     g.call("Tensor::from_wgpu", Tensor::from_wgpu(gpu, buffer, &shape, dtype));
-    let _ = Rotation::default();
+    let _ = RopePairs::default();
 }

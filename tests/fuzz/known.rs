@@ -9,13 +9,14 @@ use latten::model::{
     generate_speculative, AttentionConfig, Config, Drafter, ExplicitPrefill, GenerateOptions, PrefillPath,
     SpeculativeOptions,
 };
-use latten::nn::{Linear, MatrixTile, NormShape, RmsNorm, Rope, Rotate, RotateShape, Span, Weight};
+use latten::nn::{Linear, MatrixTile, NormShape, RmsNorm, RopeKernel, RopeShape, Span, Weight};
 use latten::reference as r;
-use latten::reference::{Pairs, Routing};
+use latten::reference::Routing;
+use latten::rope::Rope;
 use latten::rope::RopeScaling;
 use latten::{
-    DType, Decode, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache, Pages, Result, Rotation,
-    Session, SessionOptions, SplitPolicy, Tensor,
+    CacheOptions, DType, Decode, DecodeArgs, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache,
+    Pages, Result, RopePairs, Session, SessionOptions, SplitPolicy, Tensor,
 };
 use safetensors::tensor::Dtype;
 use std::ops::ControlFlow;
@@ -93,13 +94,19 @@ fn a_source_of_an_apps_own_is_checked() {
         refused!(plan(&short), Argument { name: "positions", .. }, "0 of 1");
     }
     // Pages of another size than the plan's would be read as if they were its.
-    let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 8, size: 8, layers: 1 }).unwrap();
+    let cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F16, Pages { count: 8, size: 8, layers: 1 })).unwrap();
     let decode = Decode::new(&gpu, heads, DType::F16).unwrap().with_target_workgroups(MAX);
     let mut own = own(SeqView { gap_last: 0, kv_len: 5, ..view });
     own.batch.generation = cache.generation();
     let plan = decode.plan(&own, &[0]).unwrap();
     let q = zeros(&gpu, &[1, heads.q_heads(), heads.q_dim()], DType::F32);
-    refused!(decode.run(&plan, &cache.layer(0).unwrap(), &q, 1.0), Argument { name: "layer", .. }, 8, 4);
+    refused!(
+        decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 1.0)),
+        Argument { name: "layer", .. },
+        8,
+        4
+    );
     // A number of workgroups is taken into what can be counted with.
     for policy in [SplitPolicy::Auto, SplitPolicy::Count(MAX), SplitPolicy::FixedTokens(MAX)] {
         let decode = Decode::new(&gpu, heads, DType::F16).unwrap().with_policy(policy).with_target_workgroups(MAX);
@@ -119,17 +126,17 @@ fn regions_of_another_array_of_page_tables_are_refused() {
 #[test]
 fn frequencies_are_of_widths_that_layouts_have() {
     for width in [MAX, MAX - 1, 1 << 44, (1 << 14) + 2, 7] {
-        refused!(Rope::new(width, 1e4, Rotation::Half), Argument { name: "rope_dim", .. }, width);
+        refused!(Rope::new(width, 1e4, RopePairs::Half), Argument { name: "rope_dim", .. }, width);
         refused!(RopeScaling::None.inv_freq(width, 1e4), Argument { name: "rope_dim", .. }, width);
     }
     for width in [MAX, 1 << 44] {
         refused!(r::inv_freq(1e4, width), Shape { .. }, width);
-        refused!(r::Rotation::new(1e4, width, Pairs::Half), Shape { .. }, width);
+        refused!(r::Rope::new(1e4, width, r::RopePairs::Half), Shape { .. }, width);
     }
     for theta in [f64::NAN, 0.0, -2.0] {
-        refused!(Rope::new(8, theta, Rotation::Half), Argument { name: "theta", .. }, theta);
+        refused!(Rope::new(8, theta, RopePairs::Half), Argument { name: "theta", .. }, theta);
     }
-    assert!(Rope::new(0, 1e4, Rotation::Half).unwrap().inv_freq.is_empty());
+    assert!(Rope::new(0, 1e4, RopePairs::Half).unwrap().inv_freq.is_empty());
 }
 
 /// The loop of the README, with its `Rope`, for every variant.
@@ -139,24 +146,24 @@ fn a_layout_says_what_it_rotates() {
     let gqa = HeadLayout::gqa(Gqa { q_heads: 4, kv_heads: 2, head_dim: 8 }).unwrap();
     let gta = |rope_dim| HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 8, rope_dim }).unwrap();
     let mla = |rope_dim| HeadLayout::mla(Mla { q_heads: 4, latent_dim: 8, rope_dim }).unwrap();
+    let options = CacheOptions::new(DType::F16, Pages { count: 2, size: 4, layers: 1 });
     for (heads, rotated) in [(gqa, 8), (gta(4), 4), (gta(0), 0), (mla(2), 2), (mla(0), 0)] {
         assert_eq!(heads.rotated_dim(), rotated, "{heads:?}");
-        let rope = Rope::new(heads.rotated_dim(), 1e4, Rotation::Half).unwrap();
-        let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 2, size: 4, layers: 1 }).unwrap();
-        cache.with_rotation(rope.rotation, &rope.inv_freq).unwrap();
+        let rope = Some(Rope::new(heads.rotated_dim(), 1e4, RopePairs::Half).unwrap());
+        PagedKvCache::new(&gpu, heads, CacheOptions { rope, ..options.clone() }).unwrap();
     }
-    let error = |heads: HeadLayout, rotation| {
-        let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 2, size: 4, layers: 1 }).unwrap();
-        cache.with_rotation(rotation, &[1.0; 3]).err().unwrap().to_string()
+    let error = |heads: HeadLayout, pairs| {
+        let rope = Some(Rope { inv_freq: vec![1.0; 3], pairs });
+        PagedKvCache::new(&gpu, heads, CacheOptions { rope, ..options.clone() }).err().unwrap().to_string()
     };
     assert_eq!(
-        error(gqa, Rotation::Half),
+        error(gqa, RopePairs::Half),
         "inv_freq has shape (3), wanted (4), half of head_dim 8: GQA rotates the whole key of a head; \
          HeadLayout::rotated_dim() is what Rope::new takes"
     );
-    assert!(error(gta(4), Rotation::Half).contains("wanted (2), half of rope_dim 4"));
-    assert!(error(gta(0), Rotation::Half).contains("wanted (0), none: this layout has no rope key"));
-    assert!(error(gqa, Rotation::None).contains("wanted (0), none with Rotation::None"));
+    assert!(error(gta(4), RopePairs::Half).contains("wanted (2), half of rope_dim 4"));
+    assert!(error(gta(0), RopePairs::Half).contains("wanted (0), none: this layout has no rope key"));
+    assert!(error(gqa, RopePairs::None).contains("wanted (0), none with RopePairs::None"));
 }
 
 #[test]
@@ -185,13 +192,13 @@ fn shapes_of_nn_fit_32_bits() {
         refused!(RmsNorm::new(&gpu, &gain, shape), Argument { name: "shape", .. }, tail, "1 * 4");
     }
     for (heads, copy_dim, rope_dim) in [(4, MAX, 4), (MAX, 4, 4), (4, 4, MAX - 1), (1 << 31, 1, 2)] {
-        let shape = RotateShape { heads, copy_dim, rope_dim, rotation: Rotation::Half };
-        refused!(Rotate::new(&gpu, shape), Argument { name: "shape", .. });
+        let shape = RopeShape { heads, copy_dim, rope_dim, pairs: RopePairs::Half };
+        refused!(RopeKernel::new(&gpu, shape), Argument { name: "shape", .. });
     }
     let weight = Weight::new(&gpu, [1, 4, 4], &[1.0; 16], DType::F32).unwrap();
     let linear = Linear::new(&gpu, &weight, None).unwrap();
-    refused!(linear.clone().with_tail(MAX - 1, Rotation::Half), Argument { name: "rope_dim", .. }, MAX - 1);
-    assert_eq!(linear.clone().with_tail(2, Rotation::Half).unwrap().outputs(), 6);
+    refused!(linear.clone().with_tail(MAX - 1, RopePairs::Half), Argument { name: "rope_dim", .. }, MAX - 1);
+    assert_eq!(linear.clone().with_tail(2, RopePairs::Half).unwrap().outputs(), 6);
     let tile = MatrixTile { row_tiles: 1, out_tiles: 2, row_groups: 1, out_groups: 4, step_words: 8, ahead: 1 << 63 };
     refused!(linear.with_matrix_tile(tile), Argument { name: "tile", .. });
     for shape in [[1, 1, MAX], [1, MAX, 1], [MAX, 1, 1]] {
@@ -254,7 +261,8 @@ fn a_prompt_of_nothing_and_scratch_for_everything() {
         refused!(pollster::block_on(made), Argument { name: "prompt", .. }, 0);
     }
     let heads = config.layout().unwrap();
-    let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 8, size: 4, layers: 1 }).unwrap();
+    let cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F16, Pages { count: 8, size: 4, layers: 1 })).unwrap();
     let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
     let prefill = || ExplicitPrefill::new(&gpu, &config, &cache, &decode, PrefillPath::Explicit).unwrap();
     for tokens in [MAX, MAX / 2, (1 << 24) + 1] {

@@ -9,7 +9,9 @@ use latten::model::{
     ExplicitPrefill, GenerateOptions, PrefillPath, Request, Scheduler, SpeculativeOptions, Want,
 };
 use latten::nn::Sampling;
-use latten::{DType, Decode, Decoder, Gpu, PagedKvCache, Pages, SeqId, Session, SessionOptions, SplitPolicy};
+use latten::{
+    CacheOptions, DType, Decode, Decoder, Gpu, PagedKvCache, Pages, SeqId, Session, SessionOptions, SplitPolicy,
+};
 use pollster::block_on;
 use safetensors::tensor::Dtype;
 use std::ops::ControlFlow;
@@ -69,7 +71,7 @@ fn prefill(g: &mut Gen, world: &World) {
         return;
     }
     let pages = Pages { count: 4, size: 4, layers: 1 };
-    let cache = PagedKvCache::new(&world.gpu, heads, DType::F16, pages).unwrap();
+    let cache = PagedKvCache::new(&world.gpu, heads, CacheOptions::new(DType::F16, pages)).unwrap();
     let decode = Decode::new(&world.gpu, heads, DType::F16).unwrap();
     let path = match g.below(4) {
         0 => PrefillPath::Auto,

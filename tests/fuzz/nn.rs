@@ -4,10 +4,10 @@ use crate::device::{zeros, World};
 use crate::numbers::Gen;
 use crate::pure::{DTYPES, ROTATIONS};
 use latten::nn::{
-    Embedding, ExpertArgs, ExpertTuning, Experts, Linear, LinearTuning, MatrixTile, NormShape, RmsNorm, Rotate,
-    RotateShape, Route, RouteShape, Sample, Span, SwiGlu, Weight,
+    Embedding, ExpertArgs, ExpertTuning, Experts, Linear, LinearArgs, LinearTuning, MatrixTile, NormShape, RmsNorm,
+    RopeKernel, RopeShape, Route, RouteShape, Sample, Span, SwiGlu, Weight,
 };
-use latten::{DType, Gpu, Rotation, Tensor};
+use latten::{DType, Gpu, RopePairs, Tensor};
 
 pub fn case(g: &mut Gen, world: &World) {
     let gpu = &world.gpu;
@@ -88,7 +88,7 @@ fn linear(g: &mut Gen, gpu: &Gpu) {
             1 => g.call("Linear::with_swiglu", linear.with_swiglu()),
             2 => {
                 tail = g.near(4);
-                g.call("Linear::with_tail", linear.with_tail(tail, Rotation::Half))
+                g.call("Linear::with_tail", linear.with_tail(tail, RopePairs::Half))
             }
             3 => {
                 let shape = NormShape { groups: 1, dim: 4, tail: g.near(2), eps: 1e-6 };
@@ -112,17 +112,16 @@ fn linear(g: &mut Gen, gpu: &Gpu) {
     let cos_sin = zeros(gpu, &[g.len(rows.min(9)).max(1), (tail.min(64) / 2).max(1), 2], DType::F32);
     let beside = zeros(gpu, &[rows.clamp(1, 9), rest.clamp(1, 99)], DType::F32);
     let accumulate = g.one_in(2);
-    g.call(
-        "Linear::run",
-        match (tail, rest) {
-            (0, 0) => linear.run(rows, x, y, accumulate),
-            (_, 0) => linear.run_tailed(rows, &cos_sin, x, y),
-            _ => linear.run_with_rest(rows, x, y, &beside),
-        },
-    );
+    // Now and then given or missing where it should not be.
+    let cos_sin = ((tail > 0) != g.one_in(20)).then_some(&cos_sin);
+    let rest = ((rest > 0) != g.one_in(20)).then_some(&beside);
+    let args = LinearArgs { accumulate, cos_sin, rest, ..LinearArgs::new(rows, x, y) };
+    g.call("Linear::run", linear.run(args));
     let _ = (linear.matrix_tile(rows), linear.tuning(rows));
+    let dense = zeros(gpu, &[g.len(4).max(1), heads, width], DType::F32);
+    g.call("Linear::forward", linear.forward(&dense));
     let rows = g.size();
-    g.call("Linear::run of any rows", linear.run(rows, x, y, false));
+    g.call("Linear::run of any rows", linear.run(LinearArgs::new(rows, x, y)));
 }
 
 fn tunings(g: &mut Gen, linear: Linear) {
@@ -155,13 +154,12 @@ fn norm(g: &mut Gen, gpu: &Gpu) {
 }
 
 fn rotate(g: &mut Gen, gpu: &Gpu) {
-    let shape =
-        RotateShape { heads: g.near(2), copy_dim: g.near(2), rope_dim: g.near(4), rotation: g.pick(&ROTATIONS) };
-    let Some(rotate) = g.call("Rotate::new", Rotate::new(gpu, shape)) else { return };
+    let shape = RopeShape { heads: g.near(2), copy_dim: g.near(2), rope_dim: g.near(4), pairs: g.pick(&ROTATIONS) };
+    let Some(rotate) = g.call("RopeKernel::new", RopeKernel::new(gpu, shape)) else { return };
     let (x, y) = (zeros(gpu, &[3, 2, 6], DType::F32), zeros(gpu, &[3, 2, 6], DType::F32));
     let cos_sin = zeros(gpu, &[3, 2, 2], DType::F32);
     let (rows, x, y) = (g.near(3), span(g, &x), span(g, &y));
-    g.call("Rotate::run", rotate.run(rows, &cos_sin, x, y));
+    g.call("RopeKernel::run", rotate.run(rows, &cos_sin, x, y));
 }
 
 fn table(g: &mut Gen, gpu: &Gpu) {
@@ -173,7 +171,8 @@ fn table(g: &mut Gen, gpu: &Gpu) {
     let Some(embedding) = g.call("Embedding::new", Embedding::new(gpu, &weight)) else { return };
     let ids = [g.near(3) as u32, 0];
     g.call("Embedding::check_ids", embedding.check_ids(&ids));
-    let (ids, y) = (Tensor::from_u32(gpu, &[2], &ids).unwrap(), zeros(gpu, &[g.len(2).max(1), 6], DType::F32));
+    let (ids, y) =
+        (Tensor::from_slice(gpu, &[2], &ids, DType::U32).unwrap(), zeros(gpu, &[g.len(2).max(1), 6], DType::F32));
     g.call("Embedding::run", embedding.run(&ids, &y));
 }
 

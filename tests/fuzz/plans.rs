@@ -4,7 +4,7 @@ use crate::device::{zeros, World};
 use crate::numbers::Gen;
 use latten::attention::AttentionOptions;
 use latten::kv::{KvBatch, SeqView};
-use latten::{DType, Decode, KvSource, PagedKvCache, Pages, Result, SplitPolicy};
+use latten::{CacheOptions, DType, Decode, DecodeArgs, KvSource, PagedKvCache, Pages, Result, SplitPolicy};
 
 struct Own {
     batch: KvBatch,
@@ -106,7 +106,8 @@ pub fn case(g: &mut Gen, world: &World) {
     let Some(decode) = g.call("Decode::with_options", made) else { return };
     let (policy, workgroups) = (policy(g), g.near(64));
     let decode = decode.with_policy(policy).with_target_workgroups(workgroups);
-    let cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count: 8, size: 4, layers: 1 }).unwrap();
+    let cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count: 8, size: 4, layers: 1 })).unwrap();
     let page_size = g.pick(&[1, 4, 4, 64, 4096]);
     let mut own = Own { batch: batch(g, page_size, if options.tree { 60 } else { 90 }), page_size };
     own.batch.generation = cache.generation();
@@ -130,6 +131,6 @@ pub fn case(g: &mut Gen, world: &World) {
     assert!(plan.tokens() == tokens && plan.items() <= plan.workgroups());
     let layer = cache.layer(0).unwrap();
     let q = zeros(gpu, &[g.len(tokens).max(1), heads.q_heads(), heads.q_dim()], DType::F32);
-    g.call("Decode::run of an own source", decode.run(&plan, &layer, &q, 0.5));
+    g.call("Decode::run of an own source", decode.run(DecodeArgs::new(&plan, &layer, &q, 0.5)));
     gpu.submit().unwrap();
 }

@@ -4,13 +4,14 @@ use crate::numbers::Gen;
 use latten::cache::saved_info;
 use latten::kv::StateLayout;
 use latten::model::{AttentionConfig, Config, ExpertsConfig, PrefillPath, TensorNames, Utf8Stream};
-use latten::nn::{quantise, ExpertShape, ExpertTuning, Rope, RouteShape, Sampling};
+use latten::nn::{quantise, ExpertShape, ExpertTuning, RouteShape, Sampling};
 use latten::rope::cos_sin_table;
+use latten::rope::Rope;
 use latten::rope::RopeScaling;
-use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, Pages, Rotation};
+use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, Pages, RopePairs};
 
 pub const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4, DType::U32];
-pub const ROTATIONS: [Rotation; 3] = [Rotation::None, Rotation::Half, Rotation::Interleaved];
+pub const ROTATIONS: [RopePairs; 3] = [RopePairs::None, RopePairs::Half, RopePairs::Interleaved];
 
 pub fn case(g: &mut Gen) {
     match g.below(8) {

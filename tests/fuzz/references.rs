@@ -2,7 +2,7 @@
 
 use crate::numbers::Gen;
 use latten::reference as r;
-use latten::reference::{DecodeInputs, DecodeOptions, Form, Pairs, Rotation, Routing};
+use latten::reference::{DecodeInputs, DecodeOptions, Form, Rope, RopePairs, Routing};
 use latten::{Gla, Gqa, Gta, HeadLayout};
 
 pub fn case(g: &mut Gen) {
@@ -56,13 +56,13 @@ fn parts(g: &mut Gen) {
     let scores = if g.one_in(4) { &[][..] } else { &scores };
     let values = g.f64s(4 * scores.len());
     g.call("reference::attend", r::attend(scores, &values, v_dim));
-    let (theta, rope_dim, pairs) = (g.float(1e4), g.near(4), g.pick(&[Pairs::Half, Pairs::Interleaved]));
+    let (theta, rope_dim, pairs) = (g.float(1e4), g.near(4), g.pick(&[RopePairs::Half, RopePairs::Interleaved]));
     g.call("reference::inv_freq", r::inv_freq(theta, rope_dim));
-    let Some(rotation) = g.call("reference::Rotation::new", Rotation::new(theta, rope_dim, pairs)) else { return };
+    let Some(rotation) = g.call("reference::Rope::new", Rope::new(theta, rope_dim, pairs)) else { return };
     let (mut x, position) = (g.f64s(4), g.word());
     g.call("reference::rope", r::rope(&mut x, position, &rotation));
     let layout = g.pick(&layouts());
-    let rotation = Rotation::new(1e4, layout.rotated_dim(), pairs).unwrap();
+    let rotation = Rope::new(1e4, layout.rotated_dim(), pairs).unwrap();
     let mut kv = g.f64s(layout.kv_dim());
     g.call("reference::append", r::append(&layout, &mut kv, position, &rotation));
     g.call("reference::round_to_i8", r::round_to_i8(&layout, &mut kv));
@@ -82,7 +82,7 @@ fn config(g: &mut Gen, rotated: usize) -> r::LayerConfig {
         state_dim: g.near(4),
         q_latent_dim: g.near(6),
         eps: g.float(1e-6),
-        rotation: Rotation::new(1e4, rotated, Pairs::Half).unwrap(),
+        rotation: Rope::new(1e4, rotated, RopePairs::Half).unwrap(),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::numbers::Gen;
 use latten::cache::SeqTable;
 use latten::kv::tables::{PageTables, Region};
-use latten::{KvSource, SeqId};
+use latten::{KvSource, SeqId, SequenceOptions};
 
 pub fn case(g: &mut Gen) {
     if g.one_in(8) {
@@ -27,7 +27,10 @@ fn step(g: &mut Gen, table: &mut SeqTable, ids: &mut Vec<SeqId>) {
         0 => ids.push(table.insert()),
         1 => {
             let (window, keep_first) = (g.near(5), g.near(2));
-            ids.extend(g.call("SeqTable::insert_windowed", table.insert_windowed_keeping(window, keep_first)));
+            ids.extend(g.call(
+                "SeqTable::insert_with",
+                table.insert_with(SequenceOptions { window: Some(window), keep_first }),
+            ));
         }
         2..=6 => {
             g.call("SeqTable::reserve", table.reserve(ids_of_call, n));

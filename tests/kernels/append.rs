@@ -4,8 +4,9 @@ use crate::common::{gpu, layouts, small, wait, Rng};
 use half::{bf16, f16};
 use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference;
-use latten::reference::Pairs;
-use latten::{DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rotation, SeqId, Tensor};
+use latten::{
+    CacheOptions, DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rope, RopePairs, SeqId, Tensor,
+};
 
 /// The bits of a layer's pool, slab after slab.
 pub fn pool(gpu: &Gpu, cache: &PagedKvCache, layer: usize) -> Vec<u32> {
@@ -13,7 +14,7 @@ pub fn pool(gpu: &Gpu, cache: &PagedKvCache, layer: usize) -> Vec<u32> {
     for slab in cache.layer(layer).unwrap().wgpu_buffers() {
         let words = slab.size() as usize / 4;
         let tensor = Tensor::from_wgpu(gpu, slab, &[words], DType::U32).unwrap();
-        all.extend(wait(gpu.download_u32(&tensor)).unwrap());
+        all.extend(wait(gpu.download::<u32>(&tensor)).unwrap());
     }
     assert_eq!(all.len(), cache.pool_bytes() / cache.pages().layers / 4);
     all
@@ -51,7 +52,7 @@ struct Check {
     heads: HeadLayout,
     dtype: DType,
     page_size: usize,
-    rotation: Rotation,
+    rotation: RopePairs,
 }
 
 impl Check {
@@ -61,7 +62,6 @@ impl Check {
         let Check { heads, dtype, page_size, rotation } = *self;
         let gpu = gpu();
         let count = positions.iter().map(|p| (p + new).div_ceil(page_size)).sum::<usize>() + 1;
-        let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count, size: page_size, layers: 2 }).unwrap();
         let width = match heads.rope_dim() {
             0 if heads.v_offset() == 0 => 0,
             0 => heads.nope_dim(),
@@ -69,9 +69,9 @@ impl Check {
         };
         let table = reference::inv_freq(10_000.0, width).unwrap();
         let inv_freq: Vec<f32> = table.iter().map(|v| *v as f32).collect();
-        if rotation != Rotation::None {
-            cache = cache.with_rotation(rotation, &inv_freq).unwrap();
-        }
+        let rope = (rotation != RopePairs::None).then_some(Rope { inv_freq, pairs: rotation });
+        let options = CacheOptions::new(dtype, Pages { count, size: page_size, layers: 2 });
+        let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..options }).unwrap();
         for layer in 0..2 {
             let view = cache.layer(layer).unwrap();
             let slab = &view.wgpu_buffers()[0];
@@ -86,17 +86,21 @@ impl Check {
         let mut rng = Rng(41);
         let tokens = ids.len() * new;
         let kv: Vec<f32> = (0..tokens * heads.kv_dim()).map(|_| values(&mut rng)).collect();
-        let tensor = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let tensor = Tensor::from_slice(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
         cache.append(1, &ids, &tensor).unwrap();
         assert!(pool(gpu, &cache, 0).iter().all(|w| *w == 0xa5a5_a5a5), "the other layer was written");
 
-        let pairs = if rotation == Rotation::Interleaved { Pairs::Interleaved } else { Pairs::Half };
-        let rotate = reference::Rotation { inv_freq: table, pairs, angles: reference::Angles::F32 };
+        let pairs = if rotation == RopePairs::Interleaved {
+            reference::RopePairs::Interleaved
+        } else {
+            reference::RopePairs::Half
+        };
+        let rotate = reference::Rope { inv_freq: table, pairs, angles: reference::Angles::F32 };
         let (mut got, batch) = (pool(gpu, &cache, 1), cache.batch(&ids).unwrap());
         let mut uneven = 0;
         for (t, row) in kv.chunks_exact(heads.kv_dim()).enumerate() {
             let mut want: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
-            if rotation != Rotation::None {
+            if rotation != RopePairs::None {
                 reference::append(&heads, &mut want, batch.positions[t], &rotate).unwrap();
             }
             for (at, half, element) in places(&heads, dtype, page_size, batch.slots[t] as usize) {
@@ -177,7 +181,7 @@ fn every_layout_rotation_and_dtype_writes_its_rows_and_nothing_else() {
     let mut uneven = 0;
     for heads in layouts_to_append() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for rotation in [Rotation::None, Rotation::Half, Rotation::Interleaved] {
+            for rotation in [RopePairs::None, RopePairs::Half, RopePairs::Interleaved] {
                 for page_size in [1, 8] {
                     let check = Check { heads, dtype, page_size, rotation };
                     uneven += check.run(&[0, 7, 8, 900], 3, Rng::value);
@@ -191,7 +195,7 @@ fn every_layout_rotation_and_dtype_writes_its_rows_and_nothing_else() {
 #[test]
 fn far_positions_are_rotated_exactly() {
     for heads in [small(), HeadLayout::mha(1, 16).unwrap()] {
-        for rotation in [Rotation::Half, Rotation::Interleaved] {
+        for rotation in [RopePairs::Half, RopePairs::Interleaved] {
             let check = Check { heads, dtype: DType::F32, page_size: 64, rotation };
             check.run(&[65_535, 100_000], 2, Rng::value);
         }
@@ -201,7 +205,7 @@ fn far_positions_are_rotated_exactly() {
 /// f16 over its whole range: subnormals, halfway cases, and values beyond it, which become its largest.
 #[test]
 fn f16_is_rounded_to_nearest_even_and_clamped() {
-    let check = Check { heads: layouts()[5], dtype: DType::F16, page_size: 4, rotation: Rotation::None };
+    let check = Check { heads: layouts()[5], dtype: DType::F16, page_size: 4, rotation: RopePairs::None };
     let uneven = check.run(&[0, 5], 64, |rng| {
         let sign = if rng.below(2) == 0 { 1.0 } else { -1.0 };
         let halfway = (2049 + 2 * rng.below(1000)) as f32 * 2f32.powi(-11);
@@ -220,7 +224,7 @@ fn f16_is_rounded_to_nearest_even_and_clamped() {
 /// bf16 over its whole range: halfway cases to both sides, subnormals, the largest, infinities and NaN.
 #[test]
 fn bf16_is_rounded_to_nearest_even_and_clamped() {
-    let check = Check { heads: layouts()[5], dtype: DType::BF16, page_size: 4, rotation: Rotation::None };
+    let check = Check { heads: layouts()[5], dtype: DType::BF16, page_size: 4, rotation: RopePairs::None };
     check.run(&[0, 5], 64, |rng| {
         // Upper half: any; lower half: around nothing, the middle and the end.
         let low = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff][rng.below(6)];
@@ -240,20 +244,21 @@ fn bf16_is_rounded_to_nearest_even_and_clamped() {
 #[test]
 fn every_token_past_a_grid_dimension_is_written_once() {
     let heads = HeadLayout::mha(1, 4).unwrap();
-    Check { heads, dtype: DType::F16, page_size: 64, rotation: Rotation::None }.run(&[5], 70_001, Rng::value);
+    Check { heads, dtype: DType::F16, page_size: 64, rotation: RopePairs::None }.run(&[5], 70_001, Rng::value);
 }
 
 /// A slot that is none ends up in the pool's last one: never outside, never at a place that arithmetic makes up.
 #[test]
 fn slots_past_the_pool_are_clamped_to_its_last() {
     let (gpu, heads, size) = (gpu(), small(), 8);
-    let cache = PagedKvCache::new(gpu, heads, DType::F32, Pages { count: 5, size, layers: 1 }).unwrap();
-    let append = Append::new(gpu, heads, DType::F32, size, Rotation::None).unwrap();
-    let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
+    let cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F32, Pages { count: 5, size, layers: 1 })).unwrap();
+    let append = Append::new(gpu, heads, DType::F32, size, RopePairs::None).unwrap();
+    let kv = Tensor::from_slice(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
     for slot in [40, 41, 1 << 20, u32::MAX] {
         let before = vec![0u32; cache.pool_bytes() / 4];
         gpu.queue().write_buffer(&cache.layer(0).unwrap().wgpu_buffers()[0], 0, bytemuck::cast_slice(&before));
-        let slots = Tensor::from_u32(gpu, &[1], &[slot]).unwrap();
+        let slots = Tensor::from_slice(gpu, &[1], &[slot], DType::U32).unwrap();
         let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let layer = cache.layer(0).unwrap();

@@ -6,7 +6,10 @@ use crate::integers::{held, INTEGERS};
 use latten::attention::AttentionOptions;
 use latten::kv::KvSource;
 use latten::reference;
-use latten::{DType, Decode, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, Gla, Gpu, Gta, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy,
+    Tensor, Tier,
+};
 
 /// One decode to check: a ragged batch of `(cached tokens with the new ones, new tokens)`.
 #[derive(Debug, Clone)]
@@ -76,7 +79,7 @@ impl Case {
     pub fn fill(&self, gpu: &Gpu, sequences: &[Sequence], poison: u8) -> (PagedKvCache, Vec<SeqId>) {
         let pages: usize = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum::<usize>() + 3;
         let pages = Pages { count: pages, size: self.page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
+        let mut cache = PagedKvCache::new(gpu, self.heads, CacheOptions::new(self.dtype, pages)).unwrap();
         for slab in cache.layer(0).unwrap().wgpu_buffers() {
             gpu.queue().write_buffer(&slab, 0, &vec![poison; slab.size() as usize]);
         }
@@ -101,7 +104,7 @@ impl Case {
                 done[i] += n;
             }
             let tokens = kv.len() / kv_dim;
-            let kv = Tensor::from_f32(gpu, &[tokens, kv_dim], &kv, DType::F32).unwrap();
+            let kv = Tensor::from_slice(gpu, &[tokens, kv_dim], &kv, DType::F32).unwrap();
             let names: Vec<SeqId> = active.iter().map(|&i| ids[i]).collect();
             cache.append(0, &names, &kv).unwrap();
             for (&i, n) in active.iter().zip(step) {
@@ -140,7 +143,7 @@ impl Case {
     pub fn run_at_once(&self, gpu: &Gpu, decode: &Decode, sequences: Vec<Sequence>) -> Vec<Sequence> {
         let count = self.lengths.iter().map(|l| l.0.div_ceil(self.page_size)).sum();
         let pages = Pages { count, size: self.page_size, layers: 1 };
-        let mut cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
+        let mut cache = PagedKvCache::new(gpu, self.heads, CacheOptions::new(self.dtype, pages)).unwrap();
         let ids: Vec<SeqId> = sequences.iter().map(|_| cache.insert()).collect();
         let mut rows = Vec::new();
         for ((id, s), (kv_len, q_len)) in ids.iter().zip(&sequences).zip(&self.lengths) {
@@ -148,7 +151,7 @@ impl Case {
             rows.extend_from_slice(&s.rows[..(kv_len - q_len) * self.heads.kv_dim()]);
         }
         let tokens = rows.len() / self.heads.kv_dim();
-        let kv = Tensor::from_f32(gpu, &[tokens, self.heads.kv_dim()], &rows, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[tokens, self.heads.kv_dim()], &rows, DType::F32).unwrap();
         cache.append(0, &ids, &kv).unwrap();
         for (id, (kv_len, q_len)) in ids.iter().zip(&self.lengths) {
             cache.commit(&[*id], kv_len - q_len).unwrap();
@@ -175,8 +178,8 @@ impl Case {
             kv.extend_from_slice(&s.rows[(kv_len - q_len) * heads.kv_dim()..]);
         }
         let tokens = kv.len() / heads.kv_dim();
-        let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let kv = Tensor::from_f32(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
         let plan = match extra.trees.concat() {
             masks if masks.is_empty() => decode.plan(&cache, &ids).unwrap(),
             masks => decode.plan_tree(&cache, &ids, &masks).unwrap(),
@@ -188,13 +191,10 @@ impl Case {
         gpu.upload(&output.lse, &vec![f32::NAN; output.lse.len()]).unwrap();
         drop(output);
         let layer = cache.layer(0).unwrap();
-        let result = if extra.options.sinks {
-            let sinks = Tensor::from_f32(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap();
-            decode.run_with_sinks(&plan, &layer, &q, scale(heads), &sinks)
-        } else {
-            decode.run(&plan, &layer, &q, scale(heads))
-        };
-        let result = result.unwrap();
+        let sinks =
+            extra.options.sinks.then(|| Tensor::from_slice(gpu, &[heads.q_heads()], &extra.sinks, DType::F32).unwrap());
+        let args = DecodeArgs::new(&plan, &layer, &q, scale(heads));
+        let result = decode.run(DecodeArgs { sinks: sinks.as_ref(), ..args }).unwrap();
         let out = wait(gpu.download(&result.out)).unwrap();
         let lse = wait(gpu.download(&result.lse)).unwrap();
         let batch = cache.batch(&ids).unwrap();

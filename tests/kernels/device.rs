@@ -4,7 +4,8 @@ use crate::case::Case;
 use crate::common::{bits, gpu, gpu_with, small, wait, Rng};
 use latten::gpu::{Counters, LimitsChoice};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rotation, SplitPolicy, Tensor, Tier,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, Rope, RopePairs,
+    SplitPolicy, Tensor, Tier,
 };
 
 /// A slice of the decode tests on a device of its own.
@@ -154,14 +155,14 @@ const BATCH: usize = 2;
 impl Loop {
     fn new(gpu: Gpu) -> Self {
         let heads = small();
-        let inv_freq = [1.0, 0.1, 0.01, 0.001];
-        let cache = PagedKvCache::new(&gpu, heads, DType::F16, Pages { count: 512, size: 4, layers: 2 }).unwrap();
-        let mut cache = cache.with_rotation(Rotation::Half, &inv_freq).unwrap();
+        let rope = Some(Rope { inv_freq: vec![1.0, 0.1, 0.01, 0.001], pairs: RopePairs::Half });
+        let options = CacheOptions::new(DType::F16, Pages { count: 512, size: 4, layers: 2 });
+        let mut cache = PagedKvCache::new(&gpu, heads, CacheOptions { rope, ..options }).unwrap();
         let decode = Decode::new(&gpu, heads, DType::F16).unwrap();
         let mut rng = Rng(63);
-        let kv = Tensor::from_f32(&gpu, &[BATCH, heads.kv_dim()], &rng.values(BATCH * heads.kv_dim()), DType::F32);
+        let kv = Tensor::from_slice(&gpu, &[BATCH, heads.kv_dim()], &rng.values(BATCH * heads.kv_dim()), DType::F32);
         let q = rng.values(BATCH * heads.q_heads() * heads.q_dim());
-        let q = Tensor::from_f32(&gpu, &[BATCH, heads.q_heads(), heads.q_dim()], &q, DType::F32);
+        let q = Tensor::from_slice(&gpu, &[BATCH, heads.q_heads(), heads.q_dim()], &q, DType::F32);
         let sequences = (0..BATCH).map(|_| cache.insert()).collect();
         Loop { gpu, cache, decode, kv: kv.unwrap(), q: q.unwrap(), sequences }
     }
@@ -172,7 +173,7 @@ impl Loop {
         let mut results = vec![];
         for layer in 0..2 {
             self.cache.append(layer, &self.sequences, &self.kv)?;
-            let result = self.decode.run(&plan, &self.cache.layer(layer)?, &self.q, 0.25)?;
+            let result = self.decode.run(DecodeArgs::new(&plan, &self.cache.layer(layer)?, &self.q, 0.25))?;
             if layer == 1 {
                 results = wait(self.gpu.download(&result.out))?;
             }
@@ -282,22 +283,16 @@ fn passes_are_timed() {
         return;
     }
     let heads = small();
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count: 4, size: 64, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count: 4, size: 64, layers: 1 })).unwrap();
     let decode = Decode::new(gpu, heads, DType::F16).unwrap();
     let id = cache.insert();
     cache.reserve(&[id], 200).unwrap();
     let q = Tensor::zeros(gpu, &[200, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
     let (plan, output, layer) =
         (decode.plan(&cache, &[id]).unwrap(), decode.output(200).unwrap(), cache.layer(0).unwrap());
-    let args = latten::attention::DecodeArgs {
-        plan: &plan,
-        layer: &layer,
-        q: &q,
-        softmax_scale: 1.0,
-        sinks: None,
-        output: &output,
-    };
-    let times = wait(gpu.time_passes(3, |pass, _| decode.encode(pass, args))).unwrap();
+    let args = DecodeArgs::new(&plan, &layer, &q, 1.0);
+    let times = wait(gpu.time_passes(3, |pass, _| decode.encode(pass, args, &output))).unwrap();
     assert_eq!(times.len(), 3);
     assert!(times.iter().all(|t| *t > 0.0 && *t < 60e6), "{times:?} us");
     for passes in [0, 513, usize::MAX] {
@@ -341,15 +336,15 @@ fn everything_is_lost(mut work: Loop) {
     is_lost("plan", plan.map(|_| ()));
     let kv = work.kv.clone();
     is_lost("append", work.cache.append(0, &work.sequences, &kv));
-    is_lost("download", wait(gpu.download(&work.q)));
+    is_lost("download", wait(gpu.download::<f32>(&work.q)));
     is_lost("upload", gpu.upload(&work.q, &vec![0.0; work.q.len()]));
     is_lost("zeros", Tensor::zeros(&gpu, &[rows, 5], DType::F32));
-    is_lost("from_f32", Tensor::from_f32(&gpu, &[2], &[1.0, 2.0], DType::F16));
-    is_lost("from_u32", Tensor::from_u32(&gpu, &[2], &[1, 2]));
+    is_lost("from_f32", Tensor::from_slice(&gpu, &[2], &[1.0, 2.0], DType::F16));
+    is_lost("from_u32", Tensor::from_slice(&gpu, &[2], &[1, 2], DType::U32));
     is_lost("output", work.decode.output(100_000));
     is_lost("Decode::new", Decode::new(&gpu, heads, DType::F32).map(|_| ()));
     let pages = Pages { count: 2, size: 4, layers: 1 };
-    is_lost("PagedKvCache::new", PagedKvCache::new(&gpu, heads, DType::F32, pages).map(|_| ()));
+    is_lost("PagedKvCache::new", PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, pages)).map(|_| ()));
     is_lost("step", work.step());
     if gpu.capabilities().timestamps {
         is_lost("time_passes", wait(gpu.time_passes(1, |_, _| Ok(()))));
@@ -376,10 +371,10 @@ fn a_destroyed_device_is_lost_for_every_call() {
     let plan = work.decode.plan(&work.cache, &work.sequences).unwrap();
     let kv = work.kv.clone();
     work.cache.append(0, &work.sequences, &kv).unwrap();
-    let result = work.decode.run(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25).unwrap();
+    let result = work.decode.run(DecodeArgs::new(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25)).unwrap();
     work.gpu.device().destroy();
-    is_lost("download of recorded work", wait(work.gpu.download(&result.out)));
-    is_lost("run", work.decode.run(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25));
+    is_lost("download of recorded work", wait(work.gpu.download::<f32>(&result.out)));
+    is_lost("run", work.decode.run(DecodeArgs::new(&plan, &work.cache.layer(0).unwrap(), &work.q, 0.25)));
     everything_is_lost(work);
 }
 

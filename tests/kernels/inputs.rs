@@ -6,8 +6,8 @@ use latten::attention::{AttentionOptions, DecodeArgs, DecodeOutput};
 use latten::cache::SeqTable;
 use latten::kv::{Append, AppendArgs, KvSource};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Rotation, SeqId,
-    SplitPolicy, Tensor,
+    wgpu, CacheOptions, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Rope,
+    RopePairs, SeqId, SplitPolicy, Tensor,
 };
 use proptest::prelude::*;
 
@@ -56,26 +56,27 @@ fn tensors() {
             // Past the limit of the device, or past what is counted at all.
             refused!(Tensor::zeros(gpu, &[n, 3], DType::F32), Shape { .. } | TooLarge { .. });
             refused!(Tensor::zeros(gpu, &[n, n, n], DType::U32), Shape { .. });
-            refused!(Tensor::from_f32(gpu, &[n, n], &[1.0], DType::F16), Shape { .. });
+            refused!(Tensor::from_slice(gpu, &[n, n], &[1.0], DType::F16), Shape { .. });
         }
-        refused!(Tensor::from_f32(gpu, &[2, 3], &[0.0; 5], DType::F32), Shape { .. }, "(2,3)", 5);
-        refused!(Tensor::from_f32(gpu, &[5], &[0.0; 5], DType::U32), ErrorKind::DType { .. }, "u32");
+        refused!(Tensor::from_slice(gpu, &[2, 3], &[0.0; 5], DType::F32), Shape { .. }, "(2,3)", 5);
+        refused!(Tensor::from_slice(gpu, &[5], &[0.0; 5], DType::U32), ErrorKind::DType { .. }, "u32");
         // Only caches have it, since rows of it may end within a byte.
         refused!(Tensor::zeros(gpu, &[4], DType::I4), ErrorKind::DType { .. }, "i4", "or u32");
-        refused!(Tensor::from_f32(gpu, &[5], &[0.0; 5], DType::I4), ErrorKind::DType { .. }, "i4");
-        refused!(Tensor::from_u32(gpu, &[2, 3], &[0; 7]), Shape { .. }, 7);
-        refused!(Tensor::from_f32(gpu, &[], &[], DType::F32), Shape { .. });
+        refused!(Tensor::from_slice(gpu, &[5], &[0.0; 5], DType::I4), ErrorKind::DType { .. }, "i4");
+        refused!(Tensor::from_slice(gpu, &[2, 3], &[0; 7], DType::U32), Shape { .. }, 7);
+        refused!(Tensor::from_slice::<f32>(gpu, &[], &[], DType::F32), Shape { .. });
+        refused!(Tensor::from_slice::<u32>(gpu, &[2], &[1, 2], DType::F16), ErrorKind::DType { .. }, "f16", "u32");
         let t = Tensor::zeros(gpu, &[2, 3], DType::F32).unwrap();
         refused!(t.view(&[1000]), Shape { .. }, 1000);
         refused!(t.view(&[0]), Shape { .. });
         refused!(t.view(&[usize::MAX, 2]), Shape { .. });
         refused!(gpu.upload(&t, &[1.0]), Shape { .. }, 1, "(2,3)");
-        refused!(gpu.upload_u32(&t, &[0; 6]), ErrorKind::DType { .. }, "f32", "u32");
-        let u = Tensor::from_u32(gpu, &[2], &[1, 2]).unwrap();
+        refused!(gpu.upload(&t, &[0; 6]), ErrorKind::DType { .. }, "f32", "u32");
+        let u = Tensor::from_slice(gpu, &[2], &[1, 2], DType::U32).unwrap();
         refused!(gpu.upload(&u, &[1.0, 2.0]), ErrorKind::DType { .. });
-        refused!(gpu.upload_u32(&u, &[1]), Shape { .. });
-        refused!(wait(gpu.download(&u)), ErrorKind::DType { .. }, "u32");
-        refused!(wait(gpu.download_u32(&t)), ErrorKind::DType { .. }, "f32");
+        refused!(gpu.upload(&u, &[1]), Shape { .. });
+        refused!(wait(gpu.download::<f32>(&u)), ErrorKind::DType { .. }, "u32");
+        refused!(wait(gpu.download::<u32>(&t)), ErrorKind::DType { .. }, "f32");
         let buffer = |usage| {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: None,
@@ -90,9 +91,9 @@ fn tensors() {
         refused!(Tensor::from_wgpu(gpu, buffer(uniform), &[16], DType::F32), Argument { .. }, "STORAGE");
         // An app's buffer that cannot be copied from: an error of its own, and the device goes on.
         let closed = Tensor::from_wgpu(gpu, buffer(storage), &[16], DType::F32).unwrap();
-        refused!(wait(gpu.download(&closed)), ErrorKind::Gpu { .. } | Argument { .. });
+        refused!(wait(gpu.download::<f32>(&closed)), ErrorKind::Gpu { .. } | Argument { .. });
         refused!(gpu.upload(&closed, &[0.0; 16]), ErrorKind::Gpu { .. } | Argument { .. });
-        assert_eq!(wait(gpu.download(&t)).unwrap().len(), 6);
+        assert_eq!(wait(gpu.download::<f32>(&t)).unwrap().len(), 6);
     }
 }
 
@@ -104,7 +105,7 @@ fn odd_f16_tensors_of_an_apps_buffer() {
     let desc = wgpu::BufferDescriptor { label: None, size: 8, usage, mapped_at_creation: false };
     let t = Tensor::from_wgpu(gpu, gpu.device().create_buffer(&desc), &[3], DType::F16).unwrap();
     gpu.upload(&t, &[1.0, 2.0, 3.0]).unwrap();
-    assert_eq!(wait(gpu.download(&t)).unwrap(), [1.0, 2.0, 3.0]);
+    assert_eq!(wait(gpu.download::<f32>(&t)).unwrap(), [1.0, 2.0, 3.0]);
 }
 
 struct Ready {
@@ -114,7 +115,8 @@ struct Ready {
 }
 
 fn ready(gpu: &Gpu) -> Ready {
-    let mut cache = PagedKvCache::new(gpu, small(), DType::F16, Pages { count: 8, size: 4, layers: 2 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, small(), CacheOptions::new(DType::F16, Pages { count: 8, size: 4, layers: 2 })).unwrap();
     let decode = Decode::new(gpu, small(), DType::F16).unwrap();
     let id = cache.insert();
     Ready { cache, decode, id }
@@ -123,13 +125,18 @@ fn ready(gpu: &Gpu) -> Ready {
 #[test]
 fn caches() {
     for gpu in [&noop(), gpu()] {
-        let new = |count, size, layers| PagedKvCache::new(gpu, small(), DType::F16, Pages { count, size, layers });
+        let new = |count, size, layers| {
+            PagedKvCache::new(gpu, small(), CacheOptions::new(DType::F16, Pages { count, size, layers }))
+        };
         refused!(new(0, 4, 1), Argument { name: "pages.count", .. }, 0);
         refused!(new(4, 0, 1), Argument { name: "pages.size", .. }, 0);
         refused!(new(4, 3, 1), Argument { name: "pages.size", .. }, 3);
         refused!(new(4, 8192, 1), Argument { name: "pages.size", .. }, 8192);
         refused!(new(4, 4, 0), Argument { name: "pages.layers", .. }, 0);
-        refused!(PagedKvCache::new(gpu, small(), DType::U32, new(1, 1, 1).unwrap().pages()), ErrorKind::DType { .. });
+        refused!(
+            PagedKvCache::new(gpu, small(), CacheOptions::new(DType::U32, new(1, 1, 1).unwrap().pages())),
+            ErrorKind::DType { .. }
+        );
         for n in HUGE {
             refused!(new(n, 4, 1), Argument { .. } | TooLarge { .. });
             refused!(new(4, n, 1), Argument { .. }, n);
@@ -172,7 +179,11 @@ fn caches() {
         refused!(cache.append(0, &[id], &kv(&[2, small().kv_dim()], DType::F16)), ErrorKind::DType { .. }, "f16");
         assert_eq!(cache.generation(), generation);
         cache.append(0, &[id], &good).unwrap();
-        refused!(cache.with_rotation(Rotation::Half, &[1.0; 3]), Shape { name: "inv_freq", .. }, 3, 4);
+        for (pairs, wanted) in [(RopePairs::Half, 4), (RopePairs::Interleaved, 4), (RopePairs::None, 0)] {
+            let rope = Some(Rope { inv_freq: vec![1.0; 3], pairs });
+            let options = CacheOptions { rope, ..cache.options() };
+            refused!(PagedKvCache::new(gpu, small(), options), Shape { name: "inv_freq", .. }, 3, wanted);
+        }
     }
 }
 
@@ -180,13 +191,13 @@ fn caches() {
 fn rotations() {
     let gpu = noop();
     let odd = HeadLayout::mha(2, 5).unwrap();
-    refused!(Append::new(&gpu, odd, DType::F32, 4, Rotation::Half), Argument { .. }, 5);
-    Append::new(&gpu, odd, DType::F32, 4, Rotation::None).unwrap();
+    refused!(Append::new(&gpu, odd, DType::F32, 4, RopePairs::Half), Argument { .. }, 5);
+    Append::new(&gpu, odd, DType::F32, 4, RopePairs::None).unwrap();
     // A tied state without a rope key has nothing that may be rotated: its value would turn with it.
     let tied = HeadLayout::mla(Mla { q_heads: 2, latent_dim: 8, rope_dim: 0 }).unwrap();
-    assert_eq!(Append::new(&gpu, tied, DType::F32, 4, Rotation::Half).unwrap().rotated_dim(), 0);
+    assert_eq!(Append::new(&gpu, tied, DType::F32, 4, RopePairs::Half).unwrap().rotated_dim(), 0);
     for page_size in [0, 3, 1 << 20, usize::MAX] {
-        refused!(Append::new(&gpu, small(), DType::F32, page_size, Rotation::None), Argument { .. }, page_size);
+        refused!(Append::new(&gpu, small(), DType::F32, page_size, RopePairs::None), Argument { .. }, page_size);
     }
 }
 
@@ -223,44 +234,62 @@ fn decodes() {
         for shape in [&[2, heads, dim][..], &[3, heads + 1, dim], &[3, heads, dim - 1], &[3, heads * dim]] {
             let text: Vec<String> = shape.iter().map(usize::to_string).collect();
             let wanted = format!("(3,{heads},{dim})");
-            refused!(decode.run(&plan, &layer, &q(shape, DType::F32), 1.0), Shape { .. }, text.join(","), wanted);
+            refused!(
+                decode.run(DecodeArgs::new(&plan, &layer, &q(shape, DType::F32), 1.0)),
+                Shape { .. },
+                text.join(","),
+                wanted
+            );
         }
-        refused!(decode.run(&plan, &layer, &q(&[3, heads, dim], DType::F16), 1.0), ErrorKind::DType { .. }, "f16");
+        refused!(
+            decode.run(DecodeArgs::new(&plan, &layer, &q(&[3, heads, dim], DType::F16), 1.0)),
+            ErrorKind::DType { .. },
+            "f16"
+        );
         for scale in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            refused!(decode.run(&plan, &layer, &good, scale), Argument { name: "softmax_scale", .. }, scale);
+            refused!(
+                decode.run(DecodeArgs::new(&plan, &layer, &good, scale)),
+                Argument { name: "softmax_scale", .. },
+                scale
+            );
         }
         // A cache of another dtype, of another layout.
         for (heads, dtype) in [(small(), DType::F32), (HeadLayout::mha(4, 16).unwrap(), DType::F16)] {
-            let mut foreign = PagedKvCache::new(gpu, heads, dtype, Pages { count: 8, size: 4, layers: 1 }).unwrap();
+            let mut foreign =
+                PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 8, size: 4, layers: 1 }))
+                    .unwrap();
             let id = foreign.insert();
             foreign.reserve(&[id], 3).unwrap();
             let plan = decode.plan(&foreign, &[id]).unwrap();
-            refused!(decode.run(&plan, &foreign.layer(0).unwrap(), &good, 1.0), Argument { name: "layer", .. }, dtype);
+            refused!(
+                decode.run(DecodeArgs::new(&plan, &foreign.layer(0).unwrap(), &good, 1.0)),
+                Argument { name: "layer", .. },
+                dtype
+            );
         }
         // Results of another size, into a pass of the caller's.
         let output = decode.output(3).unwrap();
         let small_out = DecodeOutput { out: output.out.view(&[2, heads, 16]).unwrap(), lse: output.lse.clone() };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        let args =
-            DecodeArgs { plan: &plan, layer: &layer, q: &good, softmax_scale: 1.0, sinks: None, output: &small_out };
-        refused!(decode.encode(&mut pass, args), Shape { name: "out", .. }, "(2,");
-        decode.encode(&mut pass, DecodeArgs { output: &output, ..args }).unwrap();
-        let append = Append::new(gpu, small(), DType::F16, 4, Rotation::None).unwrap();
+        let args = DecodeArgs::new(&plan, &layer, &good, 1.0);
+        refused!(decode.encode(&mut pass, args, &small_out), Shape { name: "out", .. }, "(2,");
+        decode.encode(&mut pass, args, &output).unwrap();
+        let append = Append::new(gpu, small(), DType::F16, 4, RopePairs::None).unwrap();
         let (kv, slots) = (q(&[3, small().kv_dim()], DType::F32), q(&[3], DType::U32));
         let good = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 3 };
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: 4, ..good }), Shape { .. }, 4);
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: usize::MAX, ..good }), Shape { .. });
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { slots: &kv, ..good }), Shape { .. });
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { kv: &slots, ..good }), Shape { .. });
-        let rotated = Append::new(gpu, small(), DType::F16, 4, Rotation::Half).unwrap();
+        let rotated = Append::new(gpu, small(), DType::F16, 4, RopePairs::Half).unwrap();
         let short = q(&[1, 1, 2], DType::F32);
         refused!(
             rotated.encode(gpu, &mut pass, &layer, AppendArgs { cos_sin: &short, ..good }),
             Shape { .. },
             "(1,1,2)"
         );
-        let paged = Append::new(gpu, small(), DType::F16, 8, Rotation::None).unwrap();
+        let paged = Append::new(gpu, small(), DType::F16, 8, RopePairs::None).unwrap();
         refused!(paged.encode(gpu, &mut pass, &layer, good), Argument { name: "layer", .. }, 4, 8);
         append.encode(gpu, &mut pass, &layer, good).unwrap();
     }
@@ -276,17 +305,21 @@ fn tensors_of_another_device() {
     let kv = |gpu: &Gpu| Tensor::zeros(gpu, &[1, small().kv_dim()], DType::F32).unwrap();
     let plan = decode.plan(&cache, &[id]).unwrap();
     let layer = cache.layer(0).unwrap();
-    refused!(decode.run(&plan, &layer, &q(&there), 1.0), Argument { name: "tensor", .. }, "another Gpu");
+    refused!(
+        decode.run(DecodeArgs::new(&plan, &layer, &q(&there), 1.0)),
+        Argument { name: "tensor", .. },
+        "another Gpu"
+    );
     refused!(cache.append(0, &[id], &kv(&there)), Argument { name: "tensor", .. }, "another Gpu");
-    refused!(wait(here.download(&q(&there))), Argument { name: "tensor", .. }, "another Gpu");
+    refused!(wait(here.download::<f32>(&q(&there))), Argument { name: "tensor", .. }, "another Gpu");
     refused!(
         here.upload(&q(&there), &vec![0.0; small().q_heads() * small().q_dim()]),
         Argument { name: "tensor", .. },
         "another Gpu"
     );
     cache.append(0, &[id], &kv(&here)).unwrap();
-    let result = decode.run(&plan, &layer, &q(&here), 1.0).unwrap();
-    wait(here.download(&result.out)).unwrap();
+    let result = decode.run(DecodeArgs::new(&plan, &layer, &q(&here), 1.0)).unwrap();
+    wait(here.download::<f32>(&result.out)).unwrap();
 }
 
 fn any_size() -> impl Strategy<Value = usize> {
@@ -312,7 +345,7 @@ proptest! {
                 let _ = Decode::new(&gpu, heads, DType::F16);
             }
             for dtype in [DType::F32, DType::F16, DType::U32] {
-                if let Err(e) = PagedKvCache::new(&gpu, heads, dtype, Pages { count: d, size: e, layers: 1 }) {
+                if let Err(e) = PagedKvCache::new(&gpu, heads, CacheOptions::new(dtype, Pages { count: d, size: e, layers: 1 })) {
                     let own = matches!(e.kind(), ErrorKind::Gpu { .. });
                     prop_assert!(!own, "{heads:?} {dtype} {d} pages of {e:?}");
                 }
@@ -339,10 +372,12 @@ fn attention_options() {
         let q = Tensor::zeros(gpu, &[3, heads, small().q_dim()], DType::F32).unwrap();
         let sinks = |n, dtype| Tensor::zeros(gpu, &[n], dtype).unwrap();
         let plan = plain.plan(&cache, &[id]).unwrap();
-        let with_sinks = |d: &Decode, plan, sinks| d.run_with_sinks(plan, &layer, &q, 1.0, &sinks);
+        let with_sinks = |d: &Decode, plan, sinks: Tensor| {
+            d.run(DecodeArgs { sinks: Some(&sinks), ..DecodeArgs::new(plan, &layer, &q, 1.0) })
+        };
         refused!(with_sinks(&plain, &plan, sinks(heads, DType::F32)), Argument { name: "sinks", .. });
         let plan = sinking.plan(&cache, &[id]).unwrap();
-        refused!(sinking.run(&plan, &layer, &q, 1.0), Argument { name: "sinks", .. });
+        refused!(sinking.run(DecodeArgs::new(&plan, &layer, &q, 1.0)), Argument { name: "sinks", .. });
         refused!(with_sinks(&sinking, &plan, sinks(heads + 1, DType::F32)), Shape { name: "sinks", .. }, heads + 1);
         refused!(with_sinks(&sinking, &plan, sinks(heads, DType::F16)), ErrorKind::DType { name: "sinks", .. }, "f16");
         with_sinks(&sinking, &plan, sinks(heads, DType::F32)).unwrap();

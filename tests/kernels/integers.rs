@@ -7,8 +7,9 @@ use half::f16;
 use latten::attention::AttentionOptions;
 use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
 use latten::reference;
-use latten::reference::Pairs;
-use latten::{DType, Decode, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rotation, SeqId, SplitPolicy, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rope, RopePairs, SeqId, SplitPolicy, Tensor,
+};
 
 pub const INTEGERS: [DType; 2] = [DType::I8, DType::I4];
 
@@ -107,7 +108,7 @@ pub fn held(heads: HeadLayout, dtype: DType, page_size: usize, pool: &[u32], slo
 fn check(
     (heads, dtype): (HeadLayout, DType),
     page_size: usize,
-    rotation: Rotation,
+    rotation: RopePairs,
     values: impl Fn(&mut Rng) -> f32,
 ) -> usize {
     check_many((heads, dtype), page_size, rotation, 3, values)
@@ -117,32 +118,29 @@ fn check(
 fn check_many(
     (heads, dtype): (HeadLayout, DType),
     page_size: usize,
-    rotation: Rotation,
+    rotation: RopePairs,
     new: usize,
     values: impl Fn(&mut Rng) -> f32,
 ) -> usize {
     const PATTERN: u32 = 0xa5a5_a5a5;
     let gpu = gpu();
     let pages = Pages { count: 3 * (new + 30).div_ceil(page_size), size: page_size, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu, heads, dtype, pages).unwrap();
     let wide = (heads.wide_dim() > 0).then(|| crate::wide::channels(&heads, 1));
-    if let Some(wide) = &wide {
-        cache = cache.with_wide_channels(wide).unwrap();
-    }
     let (layout, page) = (StateLayout::new(&heads, dtype), Page::new(heads, dtype, page_size));
     let levels = if dtype == DType::I4 { reference::I4_LEVELS } else { reference::I8_LEVELS };
     assert_eq!((layout.state_words, layout.rope_words), (page.state_words(), page.rope_words()));
     let width = match (rotation, heads.rope_dim()) {
-        (Rotation::None, _) => 0,
+        (RopePairs::None, _) => 0,
         _ if wide.is_some() => heads.nope_dim(),
         (_, 0) if heads.v_offset() == 0 => 0,
         (_, 0) => heads.nope_dim(),
         (_, rope_dim) => rope_dim,
     };
     let table = reference::inv_freq(10_000.0, width).unwrap();
-    if rotation != Rotation::None {
-        let inv_freq: Vec<f32> = table.iter().map(|v| *v as f32).collect();
-        cache = cache.with_rotation(rotation, &inv_freq).unwrap();
+    let rope = Some(Rope { inv_freq: table.iter().map(|v| *v as f32).collect(), pairs: rotation });
+    let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..CacheOptions::new(dtype, pages) }).unwrap();
+    if let Some(wide) = &wide {
+        cache = cache.with_wide_channels(wide).unwrap();
     }
     let view = cache.layer(0).unwrap();
     let slab = &view.wgpu_buffers()[0];
@@ -158,15 +156,16 @@ fn check_many(
     if let Some(wide) = &wide {
         crate::wide::enlarge(wide, &mut kv, 300.0);
     }
-    cache.append(0, &ids, &Tensor::from_f32(gpu, &[3 * new, heads.kv_dim()], &kv, DType::F32).unwrap()).unwrap();
+    cache.append(0, &ids, &Tensor::from_slice(gpu, &[3 * new, heads.kv_dim()], &kv, DType::F32).unwrap()).unwrap();
 
-    let pairs = if rotation == Rotation::Interleaved { Pairs::Interleaved } else { Pairs::Half };
-    let rotate = reference::Rotation { inv_freq: table, pairs, angles: reference::Angles::F32 };
+    let pairs =
+        if rotation == RopePairs::Interleaved { reference::RopePairs::Interleaved } else { reference::RopePairs::Half };
+    let rotate = reference::Rope { inv_freq: table, pairs, angles: reference::Angles::F32 };
     let (mut got, batch) = (pool(gpu, &cache, 0), cache.batch(&ids).unwrap());
     let mut off_by_one = 0;
     for (t, row) in kv.chunks_exact(heads.kv_dim()).enumerate() {
         let mut want: Vec<f64> = row.iter().map(|v| f64::from(v.clamp(f32::MIN, f32::MAX))).collect();
-        if rotation != Rotation::None {
+        if rotation != RopePairs::None {
             reference::append(&heads, &mut want, batch.positions[t], &rotate).unwrap();
         }
         let at = page.places(batch.slots[t] as usize);
@@ -225,7 +224,7 @@ fn append_writes_rows_scales_and_nothing_else() {
     for dtype in INTEGERS {
         let (mut off, mut all) = (0, 0);
         for heads in layouts_to_append() {
-            for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 8), (Rotation::Interleaved, 64)] {
+            for (rotation, page_size) in [(RopePairs::None, 1), (RopePairs::Half, 8), (RopePairs::Interleaved, 64)] {
                 // Not on a grid, where every other quotient would be half-way between two integers.
                 let value = |rng: &mut Rng| (rng.value() * 0.731 + rng.uniform()) * 1.037;
                 off += check((heads, dtype), page_size, rotation, value);
@@ -243,7 +242,7 @@ fn append_keeps_wide_channels_apart() {
     for dtype in INTEGERS {
         for (q_heads, kv_heads, head_dim, wide) in [(8, 2, 32, 4), (3, 3, 20, 2), (4, 1, 128, 32), (2, 1, 6, 2)] {
             let heads = HeadLayout::gqa_wide(Gqa { q_heads, kv_heads, head_dim }, wide).unwrap();
-            for (rotation, page_size) in [(Rotation::None, 1), (Rotation::Half, 8), (Rotation::Interleaved, 64)] {
+            for (rotation, page_size) in [(RopePairs::None, 1), (RopePairs::Half, 8), (RopePairs::Interleaved, 64)] {
                 let value = |rng: &mut Rng| (rng.value() * 0.731 + rng.uniform()) * 1.037;
                 check((heads, dtype), page_size, rotation, value);
             }
@@ -256,7 +255,7 @@ fn append_keeps_wide_channels_apart() {
 fn append_of_any_size() {
     for dtype in INTEGERS {
         let check = |layout: usize, values: &dyn Fn(&mut Rng) -> f32| {
-            check((layouts()[layout], dtype), 8, Rotation::None, values);
+            check((layouts()[layout], dtype), 8, RopePairs::None, values);
         };
         for size in [0.0f32, 1e-36, 1e-28, 1e-5, 3e4, 1e30, 8e37] {
             check(1, &|rng| rng.value() * size);
@@ -273,7 +272,7 @@ fn append_of_any_size() {
 fn every_token_past_a_grid_dimension_is_written_once() {
     let heads = HeadLayout::mha(1, 4).unwrap();
     for dtype in INTEGERS {
-        check_many((heads, dtype), 64, Rotation::None, 23_335, |rng| rng.uniform());
+        check_many((heads, dtype), 64, RopePairs::None, 23_335, |rng| rng.uniform());
     }
 }
 
@@ -281,14 +280,15 @@ fn every_token_past_a_grid_dimension_is_written_once() {
 #[test]
 fn slots_past_the_pool_are_clamped_to_its_last() {
     let (gpu, heads, size) = (gpu(), layouts()[3], 8);
-    let kv = Tensor::from_f32(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
     for dtype in INTEGERS {
-        let cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 5, size, layers: 1 }).unwrap();
-        let append = Append::new(gpu, heads, dtype, size, Rotation::None).unwrap();
+        let cache =
+            PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 5, size, layers: 1 })).unwrap();
+        let append = Append::new(gpu, heads, dtype, size, RopePairs::None).unwrap();
         for slot in [40, 41, 1 << 20, u32::MAX] {
             let layer = cache.layer(0).unwrap();
             gpu.queue().write_buffer(&layer.wgpu_buffers()[0], 0, &vec![0; cache.pool_bytes()]);
-            let slots = Tensor::from_u32(gpu, &[1], &[slot]).unwrap();
+            let slots = Tensor::from_slice(gpu, &[1], &[slot], DType::U32).unwrap();
             let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             append.encode(gpu, &mut encoder.begin_compute_pass(&Default::default()), &layer, args).unwrap();

@@ -3,7 +3,7 @@
 use crate::case::{Case, Sequence};
 use crate::common::{bits, gpu, layouts, small, wait, Rng};
 use crate::integers::INTEGERS;
-use latten::{DType, Decode, PagedKvCache, Pages, SplitPolicy, Tensor};
+use latten::{CacheOptions, DType, Decode, DecodeArgs, PagedKvCache, Pages, SplitPolicy, Tensor};
 
 fn result_bits(s: &Sequence) -> (Vec<u32>, Vec<u32>) {
     (bits(&s.out), bits(&s.lse))
@@ -38,11 +38,12 @@ fn a_thousand_repeats_give_the_same_bits() {
     let gpu = gpu();
     let (heads, size) = (small(), 8);
     let mut rng = Rng(11);
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, Pages { count: 64, size, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count: 64, size, layers: 1 })).unwrap();
     let ids = [cache.insert(), cache.insert(), cache.insert()];
     for (id, n) in ids.iter().zip([150, 3, 41]) {
         cache.reserve(&[*id], n).unwrap();
-        let kv = Tensor::from_f32(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
         cache.append(0, &[*id], &kv).unwrap();
         cache.commit(&[*id], n - 1).unwrap();
         cache.reserve(&[*id], 1).unwrap();
@@ -52,11 +53,11 @@ fn a_thousand_repeats_give_the_same_bits() {
     let plan = decode.plan(&cache, &ids).unwrap();
     assert!(plan.is_split());
     let q = rng.values(tokens * heads.q_heads() * heads.q_dim());
-    let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+    let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
     let layer = cache.layer(0).unwrap();
     let mut first = None;
     for repeat in 0..1000 {
-        let result = decode.run(&plan, &layer, &q, 0.3).unwrap();
+        let result = decode.run(DecodeArgs::new(&plan, &layer, &q, 0.3)).unwrap();
         let got = (bits(&wait(gpu.download(&result.out)).unwrap()), bits(&wait(gpu.download(&result.lse)).unwrap()));
         assert!(*first.get_or_insert_with(|| got.clone()) == got, "repeat {repeat} differs from the first");
     }

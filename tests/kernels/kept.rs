@@ -4,7 +4,10 @@
 use crate::case::{check, Case, Extra};
 use crate::common::{bits, gpu, layouts, small, tiers, wait, Rng};
 use latten::attention::AttentionOptions;
-use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SequenceOptions,
+    SplitPolicy, Tensor,
+};
 
 fn kept(window: usize, keep_first: usize) -> AttentionOptions {
     AttentionOptions { window: Some(window), keep_first, ..Default::default() }
@@ -92,11 +95,11 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, ids: &[SeqId], n: usize, seed
     let plan = decode.plan(cache, ids).unwrap();
     let mut rng = Rng(seed);
     let kv = rng.values(tokens * heads.kv_dim());
-    let kv = Tensor::from_f32(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
     cache.append(0, ids, &kv).unwrap();
     let q = rng.values(tokens * heads.q_heads() * heads.q_dim());
-    let q = Tensor::from_f32(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-    let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
+    let q = Tensor::from_slice(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+    let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.25)).unwrap();
     let mut all = bits(&wait(gpu().download(&got.out)).unwrap());
     all.extend(bits(&wait(gpu().download(&got.lse)).unwrap()));
     cache.commit(ids, n).unwrap();
@@ -115,7 +118,7 @@ fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
         for page_size in [1, 16, 64] {
             let cache = |count| {
                 let pages = Pages { count, size: page_size, layers: 1 };
-                let cache = PagedKvCache::new(gpu(), heads, dtype, pages).unwrap();
+                let cache = PagedKvCache::new(gpu(), heads, CacheOptions::new(dtype, pages)).unwrap();
                 let bytes = vec![0xff; cache.pool_bytes()];
                 gpu().submit().unwrap();
                 gpu().queue().write_buffer(&cache.layer(0).unwrap().wgpu_buffers()[0], 0, &bytes);
@@ -126,8 +129,9 @@ fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
             let mut whole = cache(3 * 400usize.div_ceil(page_size));
             let mut freed = cache(3 * (most + 40usize.div_ceil(page_size)));
             let mut all = vec![whole.insert(), whole.insert()];
-            let mut gaps: Vec<SeqId> =
-                (0..2).map(|_| freed.insert_windowed_keeping(window, keep_first).unwrap()).collect();
+            let mut gaps: Vec<SeqId> = (0..2)
+                .map(|_| freed.insert_with(SequenceOptions { window: Some(window), keep_first }).unwrap())
+                .collect();
             for (i, n) in [3, 40, 1, 1, 17, 40, 1, 25, 40, 40, 1, 1, 9, 1].into_iter().enumerate() {
                 let want = step(&mut whole, &decode, &all, n, i as u64);
                 let got = step(&mut freed, &decode, &gaps, n, i as u64);
@@ -154,12 +158,12 @@ fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
 #[test]
 fn a_decode_that_sees_more_than_is_kept_is_refused() {
     let pages = Pages { count: 30, size: 8, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu(), small(), DType::F16, pages).unwrap();
+    let mut cache = PagedKvCache::new(gpu(), small(), CacheOptions::new(DType::F16, pages)).unwrap();
     assert!(matches!(
-        cache.insert_windowed_keeping(0, 3).unwrap_err().kind(),
+        cache.insert_with(SequenceOptions { window: Some(0), keep_first: 3 }).unwrap_err().kind(),
         ErrorKind::Argument { name: "window", .. }
     ));
-    let id = cache.insert_windowed_keeping(16, 3).unwrap();
+    let id = cache.insert_with(SequenceOptions { window: Some(16), keep_first: 3 }).unwrap();
     cache.reserve(&[id], 100).unwrap();
     cache.commit(&[id], 100).unwrap();
     cache.reserve(&[id], 1).unwrap();

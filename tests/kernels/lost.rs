@@ -2,7 +2,10 @@
 
 use crate::common::{bits, gpu_with, small, wait, Rng};
 use latten::nn::SwiGlu;
-use latten::{wgpu, DType, Decode, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId,
+    Tensor,
+};
 
 fn lose_a_batch(gpu: &Gpu) {
     let (size, usage) = (16, wgpu::BufferUsages::STORAGE);
@@ -32,22 +35,24 @@ const TOKENS: usize = 8;
 impl Work {
     fn new() -> Self {
         let (gpu, heads) = (gpu_with(GpuOptions::default()), small());
-        let cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 32, size: 4, layers: 2 }).unwrap();
+        let cache =
+            PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, Pages { count: 32, size: 4, layers: 2 }))
+                .unwrap();
         let decode = Decode::new(&gpu, heads, DType::F32).unwrap();
         let q = Rng(5).values(TOKENS * heads.q_heads() * heads.q_dim());
-        let q = Tensor::from_f32(&gpu, &[TOKENS, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(&gpu, &[TOKENS, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         Work { gpu, cache, decode, q }
     }
 
     fn append(&mut self, id: SeqId, seed: u64) -> latten::Result<()> {
         let dim = small().kv_dim();
-        let kv = Tensor::from_f32(&self.gpu, &[TOKENS, dim], &Rng(seed).values(TOKENS * dim), DType::F32)?;
+        let kv = Tensor::from_slice(&self.gpu, &[TOKENS, dim], &Rng(seed).values(TOKENS * dim), DType::F32)?;
         (0..2).try_for_each(|layer| self.cache.append(layer, &[id], &kv))
     }
 
     fn attend(&self, id: SeqId) -> latten::Result<Vec<u32>> {
         let plan = self.decode.plan(&self.cache, &[id])?;
-        let result = self.decode.run(&plan, &self.cache.layer(1)?, &self.q, 0.25)?;
+        let result = self.decode.run(DecodeArgs::new(&plan, &self.cache.layer(1)?, &self.q, 0.25))?;
         Ok(bits(&wait(self.gpu.download(&result.out))?))
     }
 

@@ -14,6 +14,7 @@ mod isolation;
 mod kept;
 mod lost;
 mod options;
+mod own_pass;
 mod pairwise;
 mod rebuild;
 mod save;

@@ -5,7 +5,8 @@ use crate::device::poor_device;
 use crate::slabs::step;
 use latten::cache::{EmptiedSequence, Save, SaveSequence};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, Rotation, SeqId, SplitPolicy,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, KvSource, PagedKvCache, Pages, Rope,
+    RopePairs, SeqId, SplitPolicy,
 };
 
 const PAGES: Pages = Pages { count: 40, size: 4, layers: 2 };
@@ -15,8 +16,8 @@ fn decode(gpu: &Gpu) -> Decode {
 }
 
 fn rotated(gpu: &Gpu, grows: bool) -> PagedKvCache {
-    let new = if grows { PagedKvCache::new_growing } else { PagedKvCache::new };
-    new(gpu, small(), DType::F16, PAGES).unwrap().with_rotation(Rotation::Half, &[1.0, 0.5, 0.25, 0.125]).unwrap()
+    let rope = Some(Rope { inv_freq: vec![1.0, 0.5, 0.25, 0.125], pairs: RopePairs::Half });
+    PagedKvCache::new(gpu, small(), CacheOptions { grows, rope, ..CacheOptions::new(DType::F16, PAGES) }).unwrap()
 }
 
 /// Tokens one by one; the bits of the last.
@@ -72,7 +73,7 @@ fn sequences_go_on_where_they_are_fed_again() {
         cache.reserve(&[plain], 1).unwrap();
         let plan = own.plan(&cache, &[plain]).unwrap();
         let q = latten::Tensor::zeros(second, &[1, 4, small().q_dim()], DType::F32).unwrap();
-        let error = own.run(&plan, &view, &q, 0.25).unwrap_err();
+        let error = own.run(DecodeArgs::new(&plan, &view, &q, 0.25)).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::StalePlan { .. }), "{error}");
     }
 }
@@ -81,7 +82,7 @@ fn sequences_go_on_where_they_are_fed_again() {
 #[test]
 fn saved_sequences_come_back_on_a_device_of_other_limits() {
     let (first, pages) = (gpu(), Pages { count: 400, size: 64, layers: 2 });
-    let mut cache = PagedKvCache::new(first, small(), DType::F16, pages).unwrap();
+    let mut cache = PagedKvCache::new(first, small(), CacheOptions::new(DType::F16, pages)).unwrap();
     let own = decode(first);
     let id = cache.insert();
     let tokens: Vec<u32> = (0..30).collect();
@@ -103,7 +104,7 @@ fn saved_sequences_come_back_on_a_device_of_other_limits() {
 #[test]
 fn a_device_too_small_changes_nothing() {
     let pages = Pages { count: 4000, size: 64, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu(), small(), DType::F16, pages).unwrap();
+    let mut cache = PagedKvCache::new(gpu(), small(), CacheOptions::new(DType::F16, pages)).unwrap();
     let own = decode(gpu());
     let (id, same) = (cache.insert(), cache.insert());
     let tokens: Vec<u32> = (0..13).collect();

@@ -6,14 +6,14 @@ use crate::common::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::{saved_info, LoadedSequence, Progress, Save, SaveSequence};
 use latten::kv::{KvSource, StateLayout};
 use latten::{
-    reference, DType, Decode, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation, SeqId,
-    SplitPolicy, Tensor,
+    reference, CacheOptions, DType, Decode, DecodeArgs, Error, ErrorKind, Gla, Gpu, GpuOptions, HeadLayout,
+    PagedKvCache, Pages, Rope, RopePairs, SeqId, SequenceOptions, SplitPolicy, Tensor,
 };
 
 pub const MODEL: &[u8] = b"some model";
 
 pub fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, pages: Pages) -> PagedKvCache {
-    PagedKvCache::new(gpu, heads, dtype, pages).unwrap()
+    PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages)).unwrap()
 }
 
 /// Puts random bits everywhere, so that every word counts, NaN among them, and nothing is where it should not be.
@@ -207,20 +207,20 @@ fn decode_after_a_load_gives_the_same_bits() {
     let kept: Vec<SeqId> = lengths.iter().map(|_| stayed.insert()).collect();
     for (id, n) in kept.iter().zip(lengths) {
         stayed.reserve(&[*id], n).unwrap();
-        let kv = Tensor::from_f32(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[n, heads.kv_dim()], &rng.values(n * heads.kv_dim()), DType::F32).unwrap();
         stayed.append(0, &[*id], &kv).unwrap();
         stayed.commit(&[*id], n).unwrap();
     }
     let bytes = saved(&stayed, &kept).unwrap();
     let q = rng.values(2 * heads.q_heads() * heads.q_dim());
-    let q = Tensor::from_f32(gpu, &[2, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-    let kv = Tensor::from_f32(gpu, &[2, heads.kv_dim()], &rng.values(2 * heads.kv_dim()), DType::F32).unwrap();
+    let q = Tensor::from_slice(gpu, &[2, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[2, heads.kv_dim()], &rng.values(2 * heads.kv_dim()), DType::F32).unwrap();
     let step = |cache: &mut PagedKvCache, ids: &[SeqId]| {
         cache.reserve(ids, 1).unwrap();
         let plan = decode.plan(cache, ids).unwrap();
         assert!(plan.is_split());
         cache.append(0, ids, &kv).unwrap();
-        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.3).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.3)).unwrap();
         (bits(&wait(gpu.download(&got.out)).unwrap()), bits(&wait(gpu.download(&got.lse)).unwrap()))
     };
     let want = step(&mut stayed, &kept);
@@ -237,12 +237,13 @@ fn decode_after_a_load_gives_the_same_bits() {
 fn a_save_is_of_all_that_was_committed() {
     let (gpu, heads, mut rng) = (gpu(), small(), Rng(8));
     let pages = Pages { count: 20, size: 4, layers: 1 };
-    let inv_freq: Vec<f32> = reference::inv_freq(100.0, heads.rope_dim()).unwrap().iter().map(|v| *v as f32).collect();
-    let turning = || cache(gpu, heads, DType::F16, pages).with_rotation(Rotation::Half, &inv_freq).unwrap();
+    let rope = Some(Rope::new(heads.rope_dim(), 100.0, RopePairs::Half).unwrap());
+    let options = CacheOptions { rope, ..CacheOptions::new(DType::F16, pages) };
+    let turning = || PagedKvCache::new(gpu, heads, options.clone()).unwrap();
     let mut source = turning();
     let id = source.insert();
     source.reserve(&[id], 9).unwrap();
-    let kv = Tensor::from_f32(gpu, &[9, heads.kv_dim()], &rng.values(9 * heads.kv_dim()), DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[9, heads.kv_dim()], &rng.values(9 * heads.kv_dim()), DType::F32).unwrap();
     source.append(0, &[id], &kv).unwrap();
     source.commit(&[id], 6).unwrap();
     source.reserve(&[id], 5).unwrap();
@@ -278,7 +279,7 @@ fn a_sequence_that_its_window_has_cut_is_saved_with_what_it_holds() {
     let sequences = [(8, 0, 200), (20, 5, 203), (1, 17, 100), (30, 9, 33)];
     let mut kept = Vec::new();
     for (window, keep_first, len) in sequences {
-        let id = source.insert_windowed_keeping(window, keep_first).unwrap();
+        let id = source.insert_with(SequenceOptions { window: Some(window), keep_first }).unwrap();
         (0..len).for_each(|_| step(&mut source, id, 1));
         kept.push(id);
     }

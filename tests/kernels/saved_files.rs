@@ -4,7 +4,8 @@ use crate::common::{gpu, gpu_with, small, wait, Rng};
 use crate::save::{all_rows, cache, grow, ids, load, saved, scramble, MODEL};
 use latten::cache::{Progress, Save, SaveSequence};
 use latten::{
-    reference, DType, Error, ErrorKind, Gla, GpuOptions, HeadLayout, PagedKvCache, Pages, Rotation, SavedFault,
+    CacheOptions, DType, Error, ErrorKind, Gla, GpuOptions, HeadLayout, PagedKvCache, Pages, Rope, RopePairs,
+    SavedFault,
 };
 use std::io::{Error as IoError, Write};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -62,8 +63,8 @@ fn refused_files_change_nothing() {
         "saved cache from a reader: its layer count is 3, here it is 2"
     );
     let turning = |base: f64| {
-        let table: Vec<f32> = reference::inv_freq(base, heads.rope_dim()).unwrap().iter().map(|v| *v as f32).collect();
-        cache(gpu, heads, DType::F16, pages).with_rotation(Rotation::Half, &table).unwrap()
+        let rope = Some(Rope::new(heads.rope_dim(), base, RopePairs::Half).unwrap());
+        PagedKvCache::new(gpu, heads, CacheOptions { rope, ..CacheOptions::new(DType::F16, pages) }).unwrap()
     };
     assert_eq!(name(refused(&mut other, &foreign(turning(1e4)))), "rotation");
     let text = load(&mut turning(1e4), &foreign(turning(1e6))).unwrap_err().to_string();

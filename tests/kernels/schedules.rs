@@ -6,7 +6,10 @@
 
 use crate::common::{bits, tiers, wait, Rng};
 use latten::kv::{KvSource, StateLayout};
-use latten::{wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, Gla, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy,
+    Tensor,
+};
 use std::time::Instant;
 
 /// Of one cache.
@@ -89,7 +92,7 @@ impl Side {
         let Setting { heads, dtype, page_size, .. } = *setting;
         // About two thirds of what they would take.
         let pages = Pages { count: SCHEDULES * 36 / page_size, size: page_size, layers: 1 };
-        let cache = PagedKvCache::new(gpu, heads, dtype, pages).unwrap();
+        let cache = PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages)).unwrap();
         let pool = cache.layer(0).unwrap().wgpu_buffers()[0].clone();
         let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let desc = wgpu::BufferDescriptor { label: None, size: pool.size(), usage, mapped_at_creation: false };
@@ -280,9 +283,9 @@ impl Twins {
         let tokens: Vec<usize> = (0..count).map(|_| self.rng.below(ALPHABET)).collect();
         let asked: Vec<usize> = (0..count).map(|_| self.rng.below(QUERIES)).collect();
         let kv = gather(&self.rows, heads.kv_dim(), &tokens);
-        let kv = Tensor::from_f32(self.gpu, &[count, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(self.gpu, &[count, heads.kv_dim()], &kv, DType::F32).unwrap();
         let q = gather(&self.queries, heads.q_heads() * heads.q_dim(), &asked);
-        let q = Tensor::from_f32(self.gpu, &[count, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(self.gpu, &[count, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let grown: Vec<_> = wanted.iter().filter(|(_, n)| *n > 0).collect();
         let ids = [0, 1].map(|side| wanted.iter().map(|(both, _)| both[side]).collect::<Vec<_>>());
         let tables = |cache: &PagedKvCache| -> Vec<Vec<u32>> {
@@ -317,7 +320,7 @@ impl Twins {
         let plan = self.decode.plan(&side.cache, ids).unwrap();
         self.seen.split += usize::from(plan.is_split());
         side.hide(self.gpu, &held);
-        let got = self.decode.run(&plan, &side.cache.layer(0).unwrap(), q, 0.3).unwrap();
+        let got = self.decode.run(DecodeArgs::new(&plan, &side.cache.layer(0).unwrap(), q, 0.3)).unwrap();
         let out = wait(self.gpu.download(&got.out)).unwrap();
         let lse = wait(self.gpu.download(&got.lse)).unwrap();
         side.show(self.gpu);

@@ -4,8 +4,8 @@ use crate::append::pool;
 use crate::common::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use latten::cache::PageCopy;
 use latten::{
-    reference, AttentionOptions, DType, Decode, ErrorKind, GpuOptions, HeadLayout, KvSource, PagedKvCache, Pages,
-    SeqId, SplitPolicy, Tensor,
+    reference, AttentionOptions, CacheOptions, DType, Decode, DecodeArgs, ErrorKind, GpuOptions, HeadLayout, KvSource,
+    PagedKvCache, Pages, SeqId, SequenceOptions, SplitPolicy, Tensor,
 };
 
 const SIZE: usize = 8;
@@ -13,7 +13,8 @@ const LAYERS: usize = 3;
 
 /// A cache of several layers whose every slot holds `fill`.
 fn cache(heads: HeadLayout, dtype: DType, count: usize, fill: u8) -> PagedKvCache {
-    let cache = PagedKvCache::new(gpu(), heads, dtype, Pages { count, size: SIZE, layers: LAYERS }).unwrap();
+    let cache =
+        PagedKvCache::new(gpu(), heads, CacheOptions::new(dtype, Pages { count, size: SIZE, layers: LAYERS })).unwrap();
     let bytes = vec![fill; cache.pool_bytes() / LAYERS];
     gpu().submit().unwrap();
     for layer in 0..LAYERS {
@@ -37,12 +38,12 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId, u32)]) -> Vec<
     let mut all = vec![Vec::new(); new.len()];
     for layer in 0..LAYERS {
         let kv: Vec<f32> = new.iter().flat_map(|(_, token)| row(&heads, u64::from(*token), layer)).collect();
-        let kv = Tensor::from_f32(gpu(), &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu(), &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
         cache.append(layer, &ids, &kv).unwrap();
         let width = heads.q_heads() * heads.q_dim();
         let q: Vec<f32> = new.iter().flat_map(|(_, token)| Rng(u64::from(*token) + 99).values(width)).collect();
-        let q = Tensor::from_f32(gpu(), &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let got = decode.run(&plan, &cache.layer(layer).unwrap(), &q, 0.25).unwrap();
+        let q = Tensor::from_slice(gpu(), &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(layer).unwrap(), &q, 0.25)).unwrap();
         let out = wait(gpu().download(&got.out)).unwrap();
         let lse = wait(gpu().download(&got.lse)).unwrap();
         for (i, all) in all.iter_mut().enumerate() {
@@ -135,7 +136,7 @@ fn one_page_is_copied_and_no_other_byte_changes() {
 fn long_pages_are_copied_whole() {
     let heads = HeadLayout::mha(4, 128).unwrap();
     let pages = Pages { count: 3, size: 1024, layers: 1 };
-    let mut cache = PagedKvCache::new(gpu(), heads, DType::F16, pages).unwrap();
+    let mut cache = PagedKvCache::new(gpu(), heads, CacheOptions::new(DType::F16, pages)).unwrap();
     let words = cache.pool_bytes() / 4;
     assert!(words / 3 / 4 > 64 * 1024, "{words} u32s");
     let root = cache.insert();
@@ -206,7 +207,10 @@ fn a_windowed_sequence_gives_the_bits_of_one_that_keeps_all() {
             // Two sequences, so that the second's entries come after entries of the first.
             let mut freed = cache(heads, dtype, 8, 0xff);
             let kept = [whole.insert(), whole.insert()];
-            let moving = [freed.insert_windowed(window).unwrap(), freed.insert_windowed(window).unwrap()];
+            let moving = [
+                freed.insert_with(SequenceOptions { window: Some(window), keep_first: 0 }).unwrap(),
+                freed.insert_with(SequenceOptions { window: Some(window), keep_first: 0 }).unwrap(),
+            ];
             for i in 0..5 * SIZE as u32 {
                 let want = step(&mut whole, &decode, &[(kept[0], i), (kept[1], 500 + i)]);
                 let got = step(&mut freed, &decode, &[(moving[0], i), (moving[1], 500 + i)]);
@@ -218,7 +222,7 @@ fn a_windowed_sequence_gives_the_bits_of_one_that_keeps_all() {
     }
     let heads = small();
     let mut cache = cache(heads, DType::F16, 8, 0);
-    let id = cache.insert_windowed(SIZE).unwrap();
+    let id = cache.insert_with(SequenceOptions { window: Some(SIZE), keep_first: 0 }).unwrap();
     cache.reserve(&[id], 3 * SIZE).unwrap();
     cache.commit(&[id], 3 * SIZE).unwrap();
     cache.reserve(&[id], 1).unwrap();
@@ -237,7 +241,7 @@ fn a_windowed_sequence_gives_the_bits_of_one_that_keeps_all() {
 fn budgets_and_refusals() {
     let heads = small();
     let pages = Pages::within(1 << 20, &heads, DType::F16, SIZE, LAYERS).unwrap();
-    let mut cache = PagedKvCache::new(gpu(), heads, DType::F16, pages).unwrap();
+    let mut cache = PagedKvCache::new(gpu(), heads, CacheOptions::new(DType::F16, pages)).unwrap();
     let page_bytes = cache.page_bytes();
     assert!(cache.pool_bytes() <= 1 << 20 && cache.pool_bytes() as u64 + page_bytes > 1 << 20);
     assert_eq!(pages.count as u64 * page_bytes, cache.pool_bytes() as u64);
@@ -260,7 +264,9 @@ fn budgets_and_refusals() {
     cache.set_byte_budget(u64::MAX).unwrap();
     cache.check_reserve(&wanted).unwrap();
     let stats = cache.stats();
-    let mut other = PagedKvCache::new(gpu(), heads, DType::F16, Pages { count: 2, size: SIZE, layers: 1 }).unwrap();
+    let mut other =
+        PagedKvCache::new(gpu(), heads, CacheOptions::new(DType::F16, Pages { count: 2, size: SIZE, layers: 1 }))
+            .unwrap();
     let foreign = other.insert();
     for result in [
         cache.fork(foreign).map(drop),
@@ -284,7 +290,7 @@ fn budgets_and_refusals() {
 fn a_lost_device_leaves_shared_pages_as_they_were() {
     let gpu = gpu_with(GpuOptions::default());
     let pages = Pages { count: 4, size: SIZE, layers: 1 };
-    let mut cache = PagedKvCache::new(&gpu, small(), DType::F16, pages).unwrap();
+    let mut cache = PagedKvCache::new(&gpu, small(), CacheOptions::new(DType::F16, pages)).unwrap();
     let root = cache.insert();
     cache.reserve(&[root], 3).unwrap();
     cache.commit(&[root], 3).unwrap();

@@ -6,7 +6,8 @@ use crate::common::{bits, gpu, gpu_with, layouts, small, wait, Rng};
 use crate::device::poor_device;
 use latten::cache::{Save, SaveSequence};
 use latten::{
-    wgpu, DType, Decode, ErrorKind, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
+    wgpu, CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, GpuOptions, HeadLayout, PagedKvCache, Pages, SeqId,
+    SplitPolicy, Tensor,
 };
 use std::sync::OnceLock;
 
@@ -29,7 +30,7 @@ fn narrow() -> &'static [Gpu; 2] {
 /// A ragged batch whose pages, so many bytes of them, are more than one binding.
 fn case(heads: HeadLayout, dtype: DType, page_size: usize, bytes: u64) -> Case {
     let pages = Pages { count: 1, size: page_size, layers: 1 };
-    let token = PagedKvCache::new(gpu(), heads, dtype, pages).unwrap().token_bytes() as u64;
+    let token = PagedKvCache::new(gpu(), heads, CacheOptions::new(dtype, pages)).unwrap().token_bytes() as u64;
     let tokens = (bytes / token) as usize;
     let lengths = vec![(tokens / 2, 3), (1, 1), (tokens / 3, 1), (tokens / 12, 0), (tokens / 12, 16)];
     Case { heads, dtype, page_size, lengths, policy: SplitPolicy::FixedTokens(512), seed: 5 }
@@ -71,15 +72,12 @@ fn more_than_the_slabs_hold_is_refused() {
         let heads = small();
         let page = {
             let pages = Pages { count: 1, size: 64, layers: 1 };
-            PagedKvCache::new(gpu, heads, DType::F16, pages).unwrap().page_bytes()
+            PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, pages)).unwrap().page_bytes()
         };
         let most = (MIB / page * slabs) as usize;
         let new = |count, grows: bool| {
             let pages = Pages { count, size: 64, layers: 2 };
-            match grows {
-                true => PagedKvCache::new_growing(gpu, heads, DType::F16, pages),
-                false => PagedKvCache::new(gpu, heads, DType::F16, pages),
-            }
+            PagedKvCache::new(gpu, heads, CacheOptions { grows, ..CacheOptions::new(DType::F16, pages) })
         };
         assert!(new(most, false).is_ok() && new(most, true).is_ok());
         for grows in [false, true] {
@@ -92,7 +90,11 @@ fn more_than_the_slabs_hold_is_refused() {
             }
         }
         // A page that no slab holds.
-        let error = PagedKvCache::new(gpu, layouts()[5], DType::F32, Pages { count: 1, size: 4096, layers: 1 });
+        let error = PagedKvCache::new(
+            gpu,
+            layouts()[5],
+            CacheOptions::new(DType::F32, Pages { count: 1, size: 4096, layers: 1 }),
+        );
         assert!(matches!(error.err().unwrap().kind(), ErrorKind::TooLarge { limit_bytes: 0, .. }));
     }
 }
@@ -107,11 +109,11 @@ pub fn step(gpu: &Gpu, cache: &mut PagedKvCache, decode: &Decode, new: &[(SeqId,
     for layer in 0..cache.pages().layers {
         let values = |seed: u64, width| new.iter().flat_map(move |(_, t)| Rng(t * 7 + seed).values(width));
         let kv: Vec<f32> = values(layer as u64, heads.kv_dim()).collect();
-        let kv = Tensor::from_f32(gpu, &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu, &[new.len(), heads.kv_dim()], &kv, DType::F32).unwrap();
         cache.append(layer, &ids, &kv).unwrap();
         let q: Vec<f32> = values(99, heads.q_heads() * heads.q_dim()).collect();
-        let q = Tensor::from_f32(gpu, &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let got = decode.run(&plan, &cache.layer(layer).unwrap(), &q, 0.25).unwrap();
+        let q = Tensor::from_slice(gpu, &[new.len(), heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(layer).unwrap(), &q, 0.25)).unwrap();
         all.extend(bits(&wait(gpu.download(&got.out)).unwrap()));
     }
     cache.commit(&ids, 1).unwrap();
@@ -129,8 +131,9 @@ fn decode(gpu: &Gpu) -> Decode {
 #[test]
 fn a_cache_grows_by_slabs_and_no_page_moves() {
     let gpu = gpu_with(GpuOptions::default());
-    let mut growing = PagedKvCache::new_growing(&gpu, small(), DType::F16, PAGES).unwrap();
-    let mut fixed = PagedKvCache::new(&gpu, small(), DType::F16, PAGES).unwrap();
+    let mut growing =
+        PagedKvCache::new(&gpu, small(), CacheOptions { grows: true, ..CacheOptions::new(DType::F16, PAGES) }).unwrap();
+    let mut fixed = PagedKvCache::new(&gpu, small(), CacheOptions::new(DType::F16, PAGES)).unwrap();
     let slab_bytes = |slabs: usize| PAGES.layers * growing_pages(slabs) * fixed_page_bytes(&gpu);
     assert_eq!((growing.pool_bytes(), fixed.pool_bytes()), (slab_bytes(1), slab_bytes(4)));
     let early = growing.layer(1).unwrap();
@@ -170,14 +173,16 @@ fn growing_pages(slabs: usize) -> usize {
 }
 
 fn fixed_page_bytes(gpu: &Gpu) -> usize {
-    PagedKvCache::new(gpu, small(), DType::F16, Pages { layers: 1, ..PAGES }).unwrap().page_bytes() as usize
+    PagedKvCache::new(gpu, small(), CacheOptions::new(DType::F16, Pages { layers: 1, ..PAGES })).unwrap().page_bytes()
+        as usize
 }
 
 /// Slabs that nothing needs go, what is held stays where it is, and what went comes again.
 #[test]
 fn a_cache_shrinks_and_grows_again() {
     let gpu = gpu();
-    let mut cache = PagedKvCache::new_growing(gpu, small(), DType::F16, PAGES).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, small(), CacheOptions { grows: true, ..CacheOptions::new(DType::F16, PAGES) }).unwrap();
     let decode = decode(gpu);
     let slab_bytes = |slabs: usize| PAGES.layers * growing_pages(slabs) * fixed_page_bytes(gpu);
     let first = cache.insert();
@@ -212,7 +217,7 @@ fn a_cache_shrinks_and_grows_again() {
     assert_eq!(cache.shrink().unwrap() as usize, slab_bytes(4) - slab_bytes(1));
     assert_eq!((cache.stats().used, cache.stats().evictable, cache.pool_bytes()), (0, 0, slab_bytes(1)));
     // One buffer has nothing to give.
-    let mut whole = PagedKvCache::new(gpu, small(), DType::F16, PAGES).unwrap();
+    let mut whole = PagedKvCache::new(gpu, small(), CacheOptions::new(DType::F16, PAGES)).unwrap();
     assert_eq!((whole.shrink().unwrap(), whole.pool_bytes()), (0, slab_bytes(4)));
 }
 
@@ -220,7 +225,8 @@ fn a_cache_shrinks_and_grows_again() {
 #[test]
 fn a_failed_growth_changes_nothing() {
     let gpu = gpu_with(GpuOptions::default());
-    let mut cache = PagedKvCache::new_growing(&gpu, small(), DType::F16, PAGES).unwrap();
+    let mut cache =
+        PagedKvCache::new(&gpu, small(), CacheOptions { grows: true, ..CacheOptions::new(DType::F16, PAGES) }).unwrap();
     let ids = [cache.insert(), cache.insert()];
     cache.reserve(&ids, 10).unwrap();
     cache.commit(&ids, 10).unwrap();
@@ -236,7 +242,8 @@ fn a_failed_growth_changes_nothing() {
 fn a_save_does_not_know_of_slabs() {
     let gpu = gpu();
     for (heads, dtype) in [(small(), DType::F16), (layouts()[4], DType::I8)] {
-        let mut source = PagedKvCache::new_growing(gpu, heads, dtype, PAGES).unwrap();
+        let mut source =
+            PagedKvCache::new(gpu, heads, CacheOptions { grows: true, ..CacheOptions::new(dtype, PAGES) }).unwrap();
         let decode = Decode::new(gpu, heads, dtype).unwrap().with_policy(SplitPolicy::FixedTokens(8));
         let id = source.insert();
         for token in 0..85 {
@@ -249,9 +256,11 @@ fn a_save_does_not_know_of_slabs() {
             bytes
         };
         let bytes = save(&source, id);
-        let mut whole = PagedKvCache::new(gpu, heads, dtype, Pages { count: 2, size: 64, layers: 2 }).unwrap();
+        let mut whole =
+            PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 2, size: 64, layers: 2 })).unwrap();
         let copy = wait(whole.load(b"m", &bytes[..], |_| {})).unwrap()[0].id;
-        let mut again = PagedKvCache::new_growing(gpu, heads, dtype, PAGES).unwrap();
+        let mut again =
+            PagedKvCache::new(gpu, heads, CacheOptions { grows: true, ..CacheOptions::new(dtype, PAGES) }).unwrap();
         let back = wait(again.load(b"m", &save(&whole, copy)[..], |_| {})).unwrap()[0].id;
         assert!(save(&again, back) == bytes, "{dtype}");
         let want = step(gpu, &mut source, &decode, &[(id, 85)]);

@@ -4,7 +4,9 @@
 use crate::append::pool;
 use crate::case::{halves, scale, Case, Sequence};
 use crate::common::{bits, gpu, small, wait, Rng};
-use latten::{DType, Decode, ErrorKind, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, HeadLayout, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor,
+};
 
 const SIZE: usize = 8;
 
@@ -21,7 +23,7 @@ impl World {
     fn new(seed: u64, count: usize) -> Self {
         let heads = small();
         let pages = Pages { count, size: SIZE, layers: 1 };
-        let cache = PagedKvCache::new(gpu(), heads, DType::F16, pages).unwrap();
+        let cache = PagedKvCache::new(gpu(), heads, CacheOptions::new(DType::F16, pages)).unwrap();
         let decode = Decode::new(gpu(), heads, DType::F16).unwrap().with_policy(SplitPolicy::FixedTokens(32));
         World { heads, cache, decode, sequences: vec![], rng: Rng(seed) }
     }
@@ -43,11 +45,11 @@ impl World {
             results.push(Sequence { rows: [&rows[..], &added].concat(), q: queries, ..Default::default() });
         }
         let tokens: usize = new.iter().sum();
-        let q = Tensor::from_f32(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
-        let kv = Tensor::from_f32(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu(), &[tokens, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu(), &[tokens, heads.kv_dim()], &kv, DType::F32).unwrap();
         let plan = self.decode.plan(&self.cache, &ids).unwrap();
         self.cache.append(0, &ids, &kv).unwrap();
-        let got = self.decode.run(&plan, &self.cache.layer(0).unwrap(), &q, scale(&heads)).unwrap();
+        let got = self.decode.run(DecodeArgs::new(&plan, &self.cache.layer(0).unwrap(), &q, scale(&heads))).unwrap();
         let (out, lse) = (wait(gpu().download(&got.out)).unwrap(), wait(gpu().download(&got.lse)).unwrap());
         let mut first = 0;
         for (s, n) in results.iter_mut().zip(new) {
@@ -119,12 +121,12 @@ fn reused_pages_are_as_good_as_new() {
         let id = world.sequences[0].0;
         world.cache.reserve(&[id], 1).unwrap();
         let q = world.rng.values(heads.q_heads() * heads.q_dim());
-        let q = Tensor::from_f32(gpu(), &[1, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
+        let q = Tensor::from_slice(gpu(), &[1, heads.q_heads(), heads.q_dim()], &q, DType::F32).unwrap();
         let kv = world.rng.values(heads.kv_dim());
-        let kv = Tensor::from_f32(gpu(), &[1, heads.kv_dim()], &kv, DType::F32).unwrap();
+        let kv = Tensor::from_slice(gpu(), &[1, heads.kv_dim()], &kv, DType::F32).unwrap();
         world.cache.append(0, &[id], &kv).unwrap();
         let plan = world.decode.plan(&world.cache, &[id]).unwrap();
-        let got = world.decode.run(&plan, &world.cache.layer(0).unwrap(), &q, 0.25).unwrap();
+        let got = world.decode.run(DecodeArgs::new(&plan, &world.cache.layer(0).unwrap(), &q, 0.25)).unwrap();
         bits(&wait(gpu().download(&got.out)).unwrap())
     };
     let mut fresh = World::new(52, 9);
@@ -149,19 +151,19 @@ fn stale_and_foreign_plans_are_refused() {
     let plan = world.decode.plan(&world.cache, &[id]).unwrap();
     let q = Tensor::zeros(gpu(), &[1, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
     let before = world.cache.layer(0).unwrap();
-    world.decode.run(&plan, &before, &q, 1.0).unwrap();
+    world.decode.run(DecodeArgs::new(&plan, &before, &q, 1.0)).unwrap();
 
     // Any change of any sequence, whether the view was taken before it or after.
     world.cache.commit(&[id], 1).unwrap();
     let after = world.cache.layer(0).unwrap();
-    let error = world.decode.run(&plan, &after, &q, 1.0).unwrap_err();
+    let error = world.decode.run(DecodeArgs::new(&plan, &after, &q, 1.0)).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::StalePlan { plan, cache } if plan < cache), "{error}");
-    let error = world.decode.run(&plan, &before, &q, 1.0).unwrap_err();
+    let error = world.decode.run(DecodeArgs::new(&plan, &before, &q, 1.0)).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::StalePlan { plan, cache } if plan < cache), "the older view: {error}");
     world.cache.reserve(&[id], 1).unwrap();
     let fresh = world.decode.plan(&world.cache, &[id]).unwrap();
     // A view has no moment of its own: the older one serves the newer plan.
-    world.decode.run(&fresh, &after, &q, 1.0).unwrap();
+    world.decode.run(DecodeArgs::new(&fresh, &after, &q, 1.0)).unwrap();
 
     // A plan of another cache with the same history, and of another Decode.
     let mut other = World::new(54, 20);
@@ -169,13 +171,13 @@ fn stale_and_foreign_plans_are_refused() {
     other.step(&[9], &[9]);
     let other_id = other.sequences[0].0;
     other.cache.reserve(&[other_id], 1).unwrap();
-    let error = world.decode.run(&fresh, &other.cache.layer(0).unwrap(), &q, 1.0).unwrap_err();
+    let error = world.decode.run(DecodeArgs::new(&fresh, &other.cache.layer(0).unwrap(), &q, 1.0)).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::StalePlan { .. }), "another cache: {error}");
-    let error = other.decode.run(&fresh, &world.cache.layer(0).unwrap(), &q, 1.0).unwrap_err();
+    let error = other.decode.run(DecodeArgs::new(&fresh, &world.cache.layer(0).unwrap(), &q, 1.0)).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Argument { name: "plan", .. }), "another Decode: {error}");
     let error = world.decode.plan(&other.cache, &[id]).err().unwrap();
     assert!(matches!(error.kind(), ErrorKind::UnknownSequence { .. }), "an id of another cache: {error}");
-    world.decode.run(&fresh, &world.cache.layer(0).unwrap(), &q, 1.0).unwrap();
+    world.decode.run(DecodeArgs::new(&fresh, &world.cache.layer(0).unwrap(), &q, 1.0)).unwrap();
 }
 
 #[test]

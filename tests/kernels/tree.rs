@@ -3,7 +3,7 @@
 use crate::case::{check, Case, Extra};
 use crate::common::{bits, gpu, layouts, small, tiers, Rng};
 use latten::attention::AttentionOptions;
-use latten::{DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy};
+use latten::{CacheOptions, DType, Decode, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy};
 
 const TREE: AttentionOptions =
     AttentionOptions { softcap: None, window: None, keep_first: 0, sinks: false, tree: true };
@@ -98,7 +98,9 @@ fn any_visibility() {
 
 #[test]
 fn bad_masks_are_refused() {
-    let mut cache = PagedKvCache::new(gpu(), small(), DType::F32, Pages { count: 40, size: 4, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu(), small(), CacheOptions::new(DType::F32, Pages { count: 40, size: 4, layers: 1 }))
+            .unwrap();
     let (a, b) = (cache.insert(), cache.insert());
     cache.reserve(&[a], 3).unwrap();
     cache.reserve(&[b], 2).unwrap();

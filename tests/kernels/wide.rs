@@ -5,12 +5,12 @@ use crate::common::{gpu, nmse, wait, Rng};
 use crate::integers::{held, INTEGERS};
 use latten::cache::{Save, SaveSequence};
 use latten::kv::{Append, KvSource};
-use latten::nn::{RotateWide, Span};
+use latten::nn::{RopeWideArgs, RopeWideKernel, Span};
 use latten::reference;
-use latten::reference::{Angles, DecodeInputs, Pairs};
+use latten::reference::{Angles, DecodeInputs};
 use latten::{
-    DType, Decode, ErrorKind, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, Rotation, SavedFault, SeqId, SplitPolicy,
-    Tensor, WideChannels,
+    CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, Gqa, HeadLayout, PagedKvCache, Pages, Rope, RopePairs,
+    SavedFault, SeqId, SplitPolicy, Tensor, WideChannels,
 };
 
 /// Whole pairs where the width allows it, others in every layer and group.
@@ -49,7 +49,7 @@ struct World {
     heads: HeadLayout,
     dtype: DType,
     wide: WideChannels,
-    rotation: Rotation,
+    rotation: RopePairs,
     inv_freq: Vec<f64>,
     /// (tokens, kv_dim), not rotated
     rows: Vec<f32>,
@@ -60,13 +60,13 @@ struct World {
 
 impl World {
     /// Normal rows of so many tokens, whose wide channels have a bias of this size.
-    fn new(heads: HeadLayout, dtype: DType, rotation: Rotation, (tokens, q_len): (usize, usize), size: f32) -> World {
+    fn new(heads: HeadLayout, dtype: DType, rotation: RopePairs, (tokens, q_len): (usize, usize), size: f32) -> World {
         let (mut rng, wide) = (Rng(7), channels(&heads, 1));
         let mut rows = rng.values(tokens * heads.kv_dim());
         enlarge(&wide, &mut rows, size);
         let q = rng.values(q_len * heads.q_heads() * heads.nope_dim()).into_iter().map(|v| v * 1.5).collect();
         let inv_freq = match rotation {
-            Rotation::None => Vec::new(),
+            RopePairs::None => Vec::new(),
             _ => reference::inv_freq(1e6, heads.nope_dim()).unwrap(),
         };
         World { heads, dtype, wide, rotation, inv_freq, rows, q, q_len }
@@ -82,20 +82,21 @@ impl World {
 
     fn cache(&self, gpu: &Gpu, page_size: usize) -> PagedKvCache {
         let pages = Pages { count: self.tokens() / page_size + 2, size: page_size, layers: 1 };
-        let cache = PagedKvCache::new(gpu, self.heads, self.dtype, pages).unwrap();
-        let cache = cache.with_wide_channels(&self.wide).unwrap();
-        let inv_freq: Vec<f32> = self.inv_freq.iter().map(|v| *v as f32).collect();
-        match self.rotation {
-            Rotation::None => cache,
-            rotation => cache.with_rotation(rotation, &inv_freq).unwrap(),
-        }
+        let cache = PagedKvCache::new(gpu, self.heads, self.options(self.dtype, pages)).unwrap();
+        cache.with_wide_channels(&self.wide).unwrap()
+    }
+
+    fn options(&self, dtype: DType, pages: Pages) -> CacheOptions {
+        let inv_freq = self.inv_freq.iter().map(|v| *v as f32).collect();
+        let rope = (self.rotation != RopePairs::None).then_some(Rope { inv_freq, pairs: self.rotation });
+        CacheOptions { rope, ..CacheOptions::new(dtype, pages) }
     }
 
     /// Tokens `from..` of the rows.
     fn kv(&self, gpu: &Gpu, tokens: std::ops::Range<usize>) -> Tensor {
         let width = self.heads.kv_dim();
         let rows = &self.rows[tokens.start * width..tokens.end * width];
-        Tensor::from_f32(gpu, &[tokens.len(), width], rows, DType::F32).unwrap()
+        Tensor::from_slice(gpu, &[tokens.len(), width], rows, DType::F32).unwrap()
     }
 
     /// All but the new tokens.
@@ -110,25 +111,30 @@ impl World {
     /// Out and LSE of the new tokens.
     fn step(&self, gpu: &Gpu, cache: &mut PagedKvCache, id: SeqId) -> (Vec<f32>, Vec<f32>) {
         let decode = Decode::new(gpu, self.heads, self.dtype).unwrap().with_policy(SplitPolicy::FixedTokens(64));
-        let rotate = RotateWide::new(gpu, self.heads, self.rotation).unwrap();
+        let rotate = RopeWideKernel::new(gpu, self.heads, self.rotation).unwrap();
         cache.reserve(&[id], self.q_len).unwrap();
         let (plan, cos_sin) = (decode.plan(cache, &[id]).unwrap(), cache.cos_sin(&[id]).unwrap());
         let (heads, rows) = (self.heads, self.q_len);
-        let x = Tensor::from_f32(gpu, &[rows, heads.q_heads(), heads.nope_dim()], &self.q, DType::F32).unwrap();
+        let x = Tensor::from_slice(gpu, &[rows, heads.q_heads(), heads.nope_dim()], &self.q, DType::F32).unwrap();
         let q = Tensor::zeros(gpu, &[rows, heads.q_heads(), heads.q_dim()], DType::F32).unwrap();
         let layer = cache.layer(0).unwrap();
-        rotate.run((rows, &layer), &cos_sin, Span::of(&x), Span::of(&q)).unwrap();
+        let (x, y) = (Span::of(&x), Span::of(&q));
+        rotate.run(RopeWideArgs { rows, layer: &layer, cos_sin: &cos_sin, x, y }).unwrap();
         cache.append(0, &[id], &self.kv(gpu, self.tokens() - rows..self.tokens())).unwrap();
-        let got = decode.run(&plan, &layer, &q, self.scale()).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &layer, &q, self.scale())).unwrap();
         (wait(gpu.download(&got.out)).unwrap(), wait(gpu.download(&got.lse)).unwrap())
     }
 
     fn turn(&self, key: &mut [f64], position: usize) {
-        if self.rotation == Rotation::None {
+        if self.rotation == RopePairs::None {
             return;
         }
-        let pairs = if self.rotation == Rotation::Interleaved { Pairs::Interleaved } else { Pairs::Half };
-        let rotation = reference::Rotation { inv_freq: self.inv_freq.clone(), pairs, angles: Angles::F32 };
+        let pairs = if self.rotation == RopePairs::Interleaved {
+            reference::RopePairs::Interleaved
+        } else {
+            reference::RopePairs::Half
+        };
+        let rotation = reference::Rope { inv_freq: self.inv_freq.clone(), pairs, angles: Angles::F32 };
         reference::rope(key, position as u32, &rotation).unwrap();
     }
 
@@ -180,7 +186,7 @@ fn slots(cache: &PagedKvCache, tokens: usize) -> Vec<u32> {
 }
 
 /// The kernels against the reference over what the cache holds: rows of all kernels, with and without rotation.
-fn compare(heads: HeadLayout, (dtype, rotation, q_len, size): (DType, Rotation, usize, f32)) {
+fn compare(heads: HeadLayout, (dtype, rotation, q_len, size): (DType, RopePairs, usize, f32)) {
     let (gpu, world) = (gpu(), World::new(heads, dtype, rotation, (200 + q_len, q_len), size));
     let mut cache = world.cache(gpu, 16);
     let id = world.fill(gpu, &mut cache);
@@ -196,8 +202,11 @@ fn compare(heads: HeadLayout, (dtype, rotation, q_len, size): (DType, Rotation, 
     }
 }
 
-const CASES: [(DType, Rotation, usize, f32); 3] =
-    [(DType::I8, Rotation::Half, 1, 40.0), (DType::I8, Rotation::None, 9, 3.0), (DType::I4, Rotation::Half, 2, 40.0)];
+const CASES: [(DType, RopePairs, usize, f32); 3] = [
+    (DType::I8, RopePairs::Half, 1, 40.0),
+    (DType::I8, RopePairs::None, 9, 3.0),
+    (DType::I4, RopePairs::Half, 2, 40.0),
+];
 
 #[test]
 fn decode_reads_wide_channels() {
@@ -221,7 +230,7 @@ fn large_biases_cost_nothing() {
     let gqa = Gqa { q_heads: 4, kv_heads: 1, head_dim: 128 };
     let heads = HeadLayout::gqa_wide(gqa, 4).unwrap();
     for dtype in INTEGERS {
-        for rotation in [Rotation::None, Rotation::Half] {
+        for rotation in [RopePairs::None, RopePairs::Half] {
             let error = |size: f32| {
                 let (gpu, world) = (gpu(), World::new(heads, dtype, rotation, (256, 1), size));
                 let mut cache = world.cache(gpu, 64);
@@ -238,7 +247,7 @@ fn large_biases_cost_nothing() {
         }
     }
     // What the same rows are in a plain cache: that the test can fail.
-    let world = World::new(heads, DType::I8, Rotation::None, (256, 1), 400.0);
+    let world = World::new(heads, DType::I8, RopePairs::None, (256, 1), 400.0);
     let plain = HeadLayout::gqa(gqa).unwrap();
     let mut states: Vec<f64> = world.rows.iter().map(|v| f64::from(*v)).collect();
     states.chunks_exact_mut(plain.kv_dim()).for_each(|row| reference::round_to_i8(&plain, row).unwrap());
@@ -276,7 +285,7 @@ fn saved_with_its_channels() {
     let gpu = gpu();
     let heads = HeadLayout::gqa_wide(Gqa { q_heads: 4, kv_heads: 2, head_dim: 16 }, 4).unwrap();
     for dtype in INTEGERS {
-        let world = World::new(heads, dtype, Rotation::Half, (50, 2), 90.0);
+        let world = World::new(heads, dtype, RopePairs::Half, (50, 2), 90.0);
         let mut cache = world.cache(gpu, 8);
         let id = world.fill(gpu, &mut cache);
         let (mut file, sequences) = (Vec::new(), [SaveSequence { id, tokens: &[] }]);
@@ -291,10 +300,8 @@ fn saved_with_its_channels() {
         }
 
         let pages = Pages { count: 20, size: 8, layers: 1 };
-        let fresh = |heads: HeadLayout| {
-            let rotation: Vec<f32> = world.inv_freq.iter().map(|v| *v as f32).collect();
-            PagedKvCache::new(gpu, heads, dtype, pages).unwrap().with_rotation(Rotation::Half, &rotation).unwrap()
-        };
+        assert_eq!(world.rotation, RopePairs::Half);
+        let fresh = |heads: HeadLayout| PagedKvCache::new(gpu, heads, world.options(dtype, pages)).unwrap();
         let refused = |mut cache: PagedKvCache, name: &str| {
             let error = wait(cache.load(b"m", &file[..], |_| {})).unwrap_err();
             let ErrorKind::Saved { fault: SavedFault::Other { name: got, .. }, .. } = error.kind() else {
@@ -319,15 +326,14 @@ fn saved_with_its_channels() {
 fn slabs_and_wide_channels() {
     let gpu = gpu();
     let heads = HeadLayout::gqa_wide(Gqa { q_heads: 4, kv_heads: 2, head_dim: 16 }, 4).unwrap();
-    let world = World::new(heads, DType::I8, Rotation::Half, (50, 2), 90.0);
+    let world = World::new(heads, DType::I8, RopePairs::Half, (50, 2), 90.0);
     let mut whole = world.cache(gpu, 4);
     let id = world.fill(gpu, &mut whole);
     let want = world.step(gpu, &mut whole, id);
     let pages = Pages { count: 14, size: 4, layers: 1 };
-    let cache = PagedKvCache::new_growing(gpu, heads, DType::I8, pages).unwrap();
-    let inv_freq: Vec<f32> = world.inv_freq.iter().map(|v| *v as f32).collect();
-    let cache = cache.with_rotation(Rotation::Half, &inv_freq).unwrap().with_wide_channels(&world.wide);
-    let mut cache = cache.unwrap();
+    assert_eq!(world.rotation, RopePairs::Half);
+    let options = CacheOptions { grows: true, ..world.options(DType::I8, pages) };
+    let mut cache = PagedKvCache::new(gpu, heads, options).unwrap().with_wide_channels(&world.wide).unwrap();
     let id = world.fill(gpu, &mut cache);
     assert!(world.step(gpu, &mut cache, id) == want);
     assert!(cache.layer(0).unwrap().wgpu_buffers().len() > 1);
@@ -364,11 +370,11 @@ fn what_does_not_fit_is_refused() {
 
     let (gpu, pages) = (gpu(), Pages { count: 4, size: 4, layers: 1 });
     for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let error = PagedKvCache::new(gpu, heads, dtype, pages).err().unwrap();
+        let error = PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages)).err().unwrap();
         assert!(matches!(error.kind(), ErrorKind::DType { .. }), "{error}");
     }
-    assert!(Append::new(gpu, heads, DType::F16, 4, Rotation::None).is_err());
-    let cache = || PagedKvCache::new(gpu, heads, DType::I8, pages).unwrap();
+    assert!(Append::new(gpu, heads, DType::F16, 4, RopePairs::None).is_err());
+    let cache = || PagedKvCache::new(gpu, heads, CacheOptions::new(DType::I8, pages)).unwrap();
     for other in [channels(&heads, 2), channels(&HeadLayout::gqa_wide(gqa, 2).unwrap(), 1)] {
         let error = cache().with_wide_channels(&other).err().unwrap();
         assert!(matches!(error.kind(), ErrorKind::Argument { name: "channels", .. }), "{error}");
@@ -382,12 +388,13 @@ fn what_does_not_fit_is_refused() {
     let kv = Tensor::zeros(gpu, &[1, 64], DType::F32).unwrap();
     let error = cache.append(0, &[id], &kv).unwrap_err();
     assert!(error.to_string().contains("4 wide channels per KV head are not named"), "{error}");
-    let rotate = RotateWide::new(gpu, heads, Rotation::Half).unwrap();
+    let rotate = RopeWideKernel::new(gpu, heads, RopePairs::Half).unwrap();
     let (x, y) =
         (Tensor::zeros(gpu, &[1, 4, 16], DType::F32).unwrap(), Tensor::zeros(gpu, &[1, 4, 24], DType::F32).unwrap());
     let layer = cache.layer(0).unwrap();
-    assert!(rotate.run((1, &layer), &kv, Span::of(&x), Span::of(&y)).is_err());
-    assert!(RotateWide::new(gpu, plain, Rotation::Half).is_err());
+    let (x, y) = (Span::of(&x), Span::of(&y));
+    assert!(rotate.run(RopeWideArgs { rows: 1, layer: &layer, cos_sin: &kv, x, y }).is_err());
+    assert!(RopeWideKernel::new(gpu, plain, RopePairs::Half).is_err());
     assert!(cache.batch(&[id]).is_ok());
 }
 
@@ -404,7 +411,9 @@ fn time_of_wide_channels() {
                     continue;
                 }
                 let heads = if wide == 0 { HeadLayout::gqa(gqa) } else { HeadLayout::gqa_wide(gqa, wide) }.unwrap();
-                let cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 66, size: 64, layers: 1 }).unwrap();
+                let cache =
+                    PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 66, size: 64, layers: 1 }))
+                        .unwrap();
                 let mut cache = match wide {
                     0 => cache,
                     _ => cache.with_wide_channels(&channels(&heads, 1)).unwrap(),
@@ -412,7 +421,7 @@ fn time_of_wide_channels() {
                 let id = cache.insert();
                 cache.reserve(&[id], 4096).unwrap();
                 let rows = Rng(3).values(4096 * heads.kv_dim());
-                let kv = Tensor::from_f32(gpu, &[4096, heads.kv_dim()], &rows, DType::F32).unwrap();
+                let kv = Tensor::from_slice(gpu, &[4096, heads.kv_dim()], &rows, DType::F32).unwrap();
                 cache.append(0, &[id], &kv).unwrap();
                 cache.commit(&[id], 4095).unwrap();
                 cache.reserve(&[id], 1).unwrap();
@@ -422,8 +431,8 @@ fn time_of_wide_channels() {
                 let mut best = f64::INFINITY;
                 for _ in 0..12 {
                     let start = std::time::Instant::now();
-                    let out = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.1).unwrap();
-                    wait(gpu.download(&out.out)).unwrap();
+                    let out = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.1)).unwrap();
+                    wait(gpu.download::<f32>(&out.out)).unwrap();
                     best = best.min(start.elapsed().as_secs_f64());
                 }
                 let bytes = cache.token_bytes();

@@ -8,10 +8,11 @@ use latten::model::{
     Session, SessionOptions, TensorNames, Want,
 };
 use latten::reference;
-use latten::reference::{Angles, Form, GlaWeights, LayerConfig, Pairs};
+use latten::reference::{Angles, Form, GlaWeights, LayerConfig, RopePairs};
 use latten::rope::RopeScaling;
 use latten::{
-    AttentionOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SplitPolicy, Tensor, Tier,
+    AttentionOptions, CacheOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SequenceOptions,
+    SplitPolicy, Tensor, Tier,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -152,7 +153,7 @@ impl Layer {
             panic!()
         };
         let (q_width, kv_width) = (q_heads * (head_dim + rope_dim), groups * latent_dim + rope_dim);
-        let pairs = if self.config.rope_interleaved { Pairs::Interleaved } else { Pairs::Half };
+        let pairs = if self.config.rope_interleaved { RopePairs::Interleaved } else { RopePairs::Half };
         let config = LayerConfig {
             model_dim: HIDDEN,
             q_heads,
@@ -162,7 +163,7 @@ impl Layer {
             state_dim: latent_dim,
             q_latent_dim: Q_LATENT,
             eps: 1e-6f32.into(),
-            rotation: reference::Rotation {
+            rotation: reference::Rope {
                 inv_freq: self.config.rope().unwrap().inv_freq.iter().map(|f| f64::from(*f)).collect(),
                 pairs,
                 angles: Angles::F32,
@@ -208,14 +209,17 @@ impl Batch {
         let gpu = gpu();
         let heads = layer.config.layout().unwrap();
         let count = lengths.iter().map(|(before, new)| (before + new).div_ceil(page_size) + 1).sum::<usize>() + 3;
-        let rope = layer.config.rope().unwrap();
-        let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count, size: page_size, layers: 1 }).unwrap();
-        cache = cache.with_rotation(rope.rotation, &rope.inv_freq).unwrap();
+        let rope = Some(layer.config.rope().unwrap());
+        let fixed = CacheOptions::new(dtype, Pages { count, size: page_size, layers: 1 });
+        let mut cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..fixed }).unwrap();
         poison(&cache);
         let decode = Decode::with_options(gpu, heads, dtype, options).unwrap();
         let mut rng = Rng(7);
         let ids: Vec<SeqId> = match options.window {
-            Some(window) => lengths.iter().map(|_| cache.insert_windowed(window).unwrap()).collect(),
+            Some(window) => lengths
+                .iter()
+                .map(|_| cache.insert_with(SequenceOptions { window: Some(window), keep_first: 0 }).unwrap())
+                .collect(),
             None => lengths.iter().map(|_| cache.insert()).collect(),
         };
         let inputs: Vec<Vec<f32>> = lengths.iter().map(|(b, n)| rng.normals((b + n) * HIDDEN, 1.0)).collect();

@@ -2,8 +2,8 @@
 
 use crate::common::{f64s, Rng};
 use latten::reference;
-use latten::reference::Rotation;
-use latten::reference::{DecodeInputs, DecodeOptions, Form, GlaWeights, GtaWeights, LayerConfig, Pairs, Projected};
+use latten::reference::Rope;
+use latten::reference::{DecodeInputs, DecodeOptions, Form, GlaWeights, GtaWeights, LayerConfig, Projected, RopePairs};
 use latten::{Gla, Gta, HeadLayout};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{json, Map, Value};
@@ -237,7 +237,8 @@ impl Tiny {
         let get = |part: &str| self.get(&format!("{name}.{part}"));
         let rope_dim = self.config.get("rope_dim").and_then(Value::as_u64).unwrap_or(0) as usize;
         let rotated = if rope_dim == 0 { HEAD_DIM } else { rope_dim };
-        let pairs = if self.config["rope_interleaved"] == json!(true) { Pairs::Interleaved } else { Pairs::Half };
+        let pairs =
+            if self.config["rope_interleaved"] == json!(true) { RopePairs::Interleaved } else { RopePairs::Half };
         let mut config = LayerConfig {
             model_dim: HIDDEN,
             q_heads: HEADS,
@@ -247,7 +248,7 @@ impl Tiny {
             state_dim: HEAD_DIM,
             q_latent_dim: 0,
             eps: f64::from(1e-6f32),
-            rotation: Rotation::new(1e4, rotated, pairs).unwrap(),
+            rotation: Rope::new(1e4, rotated, pairs).unwrap(),
         };
         match self.variant() {
             "gqa" => self.gqa(name, x, &config.rotation, seen),
@@ -300,7 +301,7 @@ impl Tiny {
     }
 
     /// As `reference::gqa_layer`, with biases on all four projections.
-    fn gqa(&self, name: &str, x: &[f64], rotation: &Rotation, seen: &DecodeOptions<'_>) -> Vec<f64> {
+    fn gqa(&self, name: &str, x: &[f64], rotation: &Rope, seen: &DecodeOptions<'_>) -> Vec<f64> {
         let project = |part: &str, row: &[f64]| self.linear(&format!("{name}.{part}"), row);
         let last = x.len() / HIDDEN - 1;
         let mut values = Vec::new();

@@ -6,8 +6,7 @@ use crate::common::*;
 use crate::tiny::Tiny;
 use latten::cache::SaveSequence;
 use latten::model::{Attention, Config, Decoder, Session, SessionOptions, Want};
-use latten::nn::Rope;
-use latten::{DType, Decode, ErrorKind, Gqa, HeadLayout, PagedKvCache, Pages, WideChannels};
+use latten::{CacheOptions, DType, Decode, ErrorKind, Gqa, HeadLayout, PagedKvCache, Pages, WideChannels};
 use pollster::block_on;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
@@ -136,9 +135,9 @@ fn a_layer_by_itself_with_wide_channels() {
     assert_eq!(large, [vec![], vec![2, 5]]);
 
     let forward = |heads: HeadLayout, dtype, wide: Option<&WideChannels>| {
-        let Rope { rotation, inv_freq } = config.rope().unwrap();
-        let cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 4, size: 8, layers: 1 }).unwrap();
-        let cache = cache.with_rotation(rotation, &inv_freq).unwrap();
+        let rope = Some(config.rope().unwrap());
+        let options = CacheOptions::new(dtype, Pages { count: 4, size: 8, layers: 1 });
+        let cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..options }).unwrap();
         let mut cache = match wide {
             Some(wide) => cache.with_wide_channels(wide).unwrap(),
             None => cache,

@@ -1,7 +1,7 @@
 //! The `encode` forms in a pass of the app's own.
 
 use crate::common::*;
-use latten::nn::{Embedding, Linear, NormShape, RmsNorm, Span, SwiGlu, Weight};
+use latten::nn::{Embedding, Linear, LinearArgs, NormShape, RmsNorm, Span, SwiGlu, Weight};
 use latten::{reference, DType, Tensor};
 
 #[test]
@@ -22,14 +22,14 @@ fn kernels_recorded_into_the_apps_own_pass_run_in_order() {
     let swiglu = SwiGlu::new(gpu).unwrap();
     let t = |dim| Tensor::zeros(gpu, &[4, dim], DType::F32).unwrap();
     let (x, normed, gate_up, y) = (t(dim), t(dim), t(2 * ffn), t(ffn));
-    let ids = Tensor::from_u32(gpu, &[4], &ids).unwrap();
+    let ids = Tensor::from_slice(gpu, &[4], &ids, DType::U32).unwrap();
 
     gpu.submit().unwrap();
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
     embedding.encode(&mut pass, &ids, &x).unwrap();
     norm.encode(&mut pass, 4, Span::of(&x), Span::of(&normed)).unwrap();
-    linear.encode(&mut pass, 4, Span::of(&normed), Span::of(&gate_up), false).unwrap();
+    linear.encode(&mut pass, LinearArgs::new(4, Span::of(&normed), Span::of(&gate_up))).unwrap();
     swiglu.encode(&mut pass, &gate_up, &y).unwrap();
     drop(pass);
     gpu.queue().submit([encoder.finish()]);

@@ -32,11 +32,11 @@ const V3: RouteShape = RouteShape {
 fn choose(shape: RouteShape, logits: &[f32], bias: &[f32]) -> (Vec<u32>, Vec<f32>) {
     let gpu = gpu();
     let rows = logits.len() / shape.experts;
-    let ids = Tensor::from_u32(gpu, &[rows, shape.top], &vec![u32::MAX; rows * shape.top]).unwrap();
+    let ids = Tensor::from_slice(gpu, &[rows, shape.top], &vec![u32::MAX; rows * shape.top], DType::U32).unwrap();
     let weights = tensor(gpu, &[rows, shape.top], &vec![f32::NAN; rows * shape.top]);
     let route = Route::new(gpu, &tensor(gpu, &[shape.experts], bias), shape).unwrap();
     route.run(&tensor(gpu, &[rows, shape.experts], logits), &ids, &weights).unwrap();
-    (pollster::block_on(gpu.download_u32(&ids)).unwrap(), download(gpu, &weights))
+    (pollster::block_on(gpu.download::<u32>(&ids)).unwrap(), download(gpu, &weights))
 }
 
 fn routing(s: RouteShape) -> Routing {
@@ -182,7 +182,7 @@ impl Layer {
         };
         let x = tensor(gpu, &[count, dim + GAP], &spread(&rows.x));
         let y = tensor(gpu, &[count, dim + GAP], &spread(&vec![BEFORE; count * dim]));
-        let ids = Tensor::from_u32(gpu, &[count, top], &rows.ids).unwrap();
+        let ids = Tensor::from_slice(gpu, &[count, top], &rows.ids, DType::U32).unwrap();
         let weights = tensor(gpu, &[count, top], &rows.weights);
         let scratch = experts.scratch(count + extra).unwrap();
         experts

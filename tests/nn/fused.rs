@@ -3,11 +3,11 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{quantise, Linear, LinearTuning, NormShape, RmsNorm, Rope, Span, Weight};
+use latten::nn::{quantise, Linear, LinearArgs, LinearTuning, NormShape, RmsNorm, Span, Weight};
 use latten::reference;
-use latten::reference::Pairs;
 use latten::rope::cos_sin_table;
-use latten::rope::Rotation;
+use latten::rope::Rope;
+use latten::rope::RopePairs;
 use latten::{DType, ErrorKind, Gpu, Tensor, Tier};
 
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +87,7 @@ fn linear(gpu: &Gpu, c: &Case, w: &[f32], b: &[f32], gain: &[f32]) -> Linear {
         linear = linear.with_swiglu().unwrap();
     }
     if let Some((dim, interleaved)) = c.tail {
-        linear = linear.with_tail(dim, if interleaved { Rotation::Interleaved } else { Rotation::Half }).unwrap();
+        linear = linear.with_tail(dim, if interleaved { RopePairs::Interleaved } else { RopePairs::Half }).unwrap();
     }
     match c.tuning {
         Some(tuning) => linear.with_tuning(tuning).unwrap(),
@@ -106,8 +106,8 @@ fn check(c: Case) {
     let (tail_dim, interleaved) = c.tail.unwrap_or((0, false));
     let outputs = c.out_dim / if c.swiglu { 2 } else { 1 } + tail_dim;
     assert_eq!(linear.outputs(), outputs);
-    let pairs = if interleaved { Pairs::Interleaved } else { Pairs::Half };
-    let by_reference = reference::Rotation::new(1e4, tail_dim, pairs).unwrap();
+    let pairs = if interleaved { reference::RopePairs::Interleaved } else { reference::RopePairs::Half };
+    let by_reference = reference::Rope::new(1e4, tail_dim, pairs).unwrap();
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| r * 37).collect();
 
     let (x_head, y_head) = (c.in_dim + tail_dim + c.gap, outputs + c.gap);
@@ -143,11 +143,11 @@ fn check(c: Case) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if tail_dim > 0 {
-        let rope = Rope::new(tail_dim, 1e4, Rotation::Half).unwrap();
+        let rope = Rope::new(tail_dim, 1e4, RopePairs::Half).unwrap();
         let table = tensor(gpu, &[c.rows, tail_dim / 2, 2], &cos_sin_table(&rope.inv_freq, &positions));
-        linear.run_tailed(c.rows, &table, from, to).unwrap();
+        linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {
-        linear.run(c.rows, from, to, false).unwrap();
+        linear.run(LinearArgs::new(c.rows, from, to)).unwrap();
     }
     assert_close(&format!("{c:?}"), &download(gpu, &y), &want, 2e-5, 1e-9);
 }
@@ -209,7 +209,8 @@ fn check_rest((in_dim, out_dim, groups, dim, tail): (usize, usize, usize, usize,
     want.resize(want.len() + out_dim, f64::NAN);
     want_rest.resize(want_rest.len() + width, f64::NAN);
     let from = Span::of(&x).offset(c.gap).row_stride(stride);
-    linear.run_with_rest(rows, from, Span::of(&y), &rest.view(&[rows, width]).unwrap()).unwrap();
+    let rest_rows = rest.view(&[rows, width]).unwrap();
+    linear.run(LinearArgs { rest: Some(&rest_rows), ..LinearArgs::new(rows, from, Span::of(&y)) }).unwrap();
     let case = format!("{rows} rows, {groups} x {dim} + {tail} beside {c:?}");
     assert_close(&case, &download(gpu, &y), &want, 2e-5, 1e-9);
     assert_close(&case, &download(gpu, &rest), &want_rest, 2e-5, 1e-9);
@@ -270,7 +271,7 @@ fn eight_bit_weights_are_near_the_unrounded_ones() {
     let weight = Weight::new(gpu, [1, out_dim, in_dim], &w, DType::I8).unwrap();
     assert_eq!(weight.size_bytes(), out_dim * in_dim + 4 * out_dim);
     let (x, y) = (tensor(gpu, &[rows, in_dim], &x), tensor(gpu, &[rows, out_dim], &vec![0.0; rows * out_dim]));
-    Linear::new(gpu, &weight, None).unwrap().run(rows, Span::of(&x), Span::of(&y), false).unwrap();
+    Linear::new(gpu, &weight, None).unwrap().run(LinearArgs::new(rows, Span::of(&x), Span::of(&y))).unwrap();
     let got = download(gpu, &y);
     let error: f64 = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
     let nmse = error / want.iter().map(|w| w * w).sum::<f64>();
@@ -290,9 +291,9 @@ fn bad_fusions_are_typed_errors() {
     assert_kind!(of(4).with_norm(&t(&[1, 7]), 1e-6), ErrorKind::Shape { .. });
     assert_kind!(of(4).with_norm(&t(&[1, 8]), 0.0), ErrorKind::Argument { .. });
     assert_kind!(of(3).with_swiglu(), ErrorKind::Shape { .. });
-    assert_kind!(of(4).with_tail(3, Rotation::Half), ErrorKind::Argument { .. });
-    assert_kind!(of(4).with_swiglu().unwrap().with_tail(2, Rotation::Half), ErrorKind::Argument { .. });
-    assert_kind!(of(4).with_tail(2, Rotation::Half).unwrap().with_swiglu(), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_tail(3, RopePairs::Half), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_swiglu().unwrap().with_tail(2, RopePairs::Half), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_tail(2, RopePairs::Half).unwrap().with_swiglu(), ErrorKind::Argument { .. });
     let good = of(4).tuning(1);
     for bad in [
         LinearTuning { in_lanes: 12, ..good },
@@ -309,36 +310,41 @@ fn bad_fusions_are_typed_errors() {
     let one = LinearTuning { outs: 1, ..good };
     assert_kind!(of(4).with_swiglu().unwrap().with_tuning(one), ErrorKind::Argument { .. });
 
-    let tailed = of(4).with_tail(2, Rotation::Half).unwrap();
+    let tailed = of(4).with_tail(2, RopePairs::Half).unwrap();
     let (x, y) = (t(&[3, 1, 10]), t(&[3, 1, 6]));
-    tailed.run_tailed(3, &t(&[3, 1, 2]), Span::of(&x), Span::of(&y)).unwrap();
-    let short = tailed.run_tailed(3, &t(&[2, 1, 2]), Span::of(&x), Span::of(&y));
+    let args = LinearArgs::new(3, Span::of(&x), Span::of(&y));
+    let (cos_sin, short) = (t(&[3, 1, 2]), t(&[2, 1, 2]));
+    tailed.run(LinearArgs { cos_sin: Some(&cos_sin), ..args }).unwrap();
+    let short = tailed.run(LinearArgs { cos_sin: Some(&short), ..args });
     assert_eq!(message(short), "cos_sin has shape (2,1,2), wanted at least 3 rows");
-    assert_kind!(tailed.run(3, Span::of(&x), Span::of(&y), false), ErrorKind::Argument { .. });
-    assert_kind!(of(4).run_tailed(3, &t(&[3, 1, 2]), Span::of(&x), Span::of(&y)), ErrorKind::Argument { .. });
+    assert_kind!(tailed.run(args), ErrorKind::Argument { .. });
+    assert_kind!(of(4).run(LinearArgs { cos_sin: Some(&cos_sin), ..args }), ErrorKind::Argument { .. });
 
     let rest = |eps| RmsNorm::new(gpu, &t(&[1, 2]), NormShape { groups: 1, dim: 2, tail: 0, eps }).unwrap();
-    assert_kind!(of(4).with_tail(2, Rotation::Half).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
-    assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_tail(2, Rotation::Half), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_tail(2, RopePairs::Half).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
+    assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_tail(2, RopePairs::Half), ErrorKind::Argument { .. });
     assert_kind!(of(4).with_rest(rest(1e-6)).unwrap().with_norm(&t(&[1, 8]), 1e-6), ErrorKind::Argument { .. });
     assert_kind!(of(4).with_norm(&t(&[1, 8]), 1e-5).unwrap().with_rest(rest(1e-6)), ErrorKind::Argument { .. });
     let with_rest = of(4).with_rest(rest(1e-6)).unwrap();
     for rows in [3, 40] {
         let (x, y) = (t(&[rows, 10]), t(&[rows, 4]));
-        let run = |x: &Tensor, rest: &Tensor| with_rest.run_with_rest(rows, Span::of(x), Span::of(&y), rest);
+        let run = |x: &Tensor, rest: &Tensor| {
+            with_rest.run(LinearArgs { rest: Some(rest), ..LinearArgs::new(rows, Span::of(x), Span::of(&y)) })
+        };
         run(&x, &t(&[rows, 2])).unwrap();
         assert_kind!(run(&x, &t(&[rows, 3])), ErrorKind::Shape { .. });
         assert_kind!(run(&t(&[rows, 9]), &t(&[rows, 2])), ErrorKind::Shape { .. });
         assert_kind!(run(&x, &y.view(&[rows, 2]).unwrap()), ErrorKind::Argument { .. });
         assert_kind!(run(&x, &x.view(&[rows, 2]).unwrap()), ErrorKind::Argument { .. });
-        assert_kind!(with_rest.run(rows, Span::of(&x), Span::of(&y), false), ErrorKind::Argument { .. });
-        assert_kind!(of(4).run_with_rest(rows, Span::of(&x), Span::of(&y), &t(&[rows, 2])), ErrorKind::Argument { .. });
+        let (args, rest) = (LinearArgs::new(rows, Span::of(&x), Span::of(&y)), t(&[rows, 2]));
+        assert_kind!(with_rest.run(args), ErrorKind::Argument { .. });
+        assert_kind!(of(4).run(LinearArgs { rest: Some(&rest), ..args }), ErrorKind::Argument { .. });
     }
     assert_kind!(quantise(&[1.0, f32::NAN], 2), ErrorKind::Argument { .. });
     assert_kind!(quantise(&[1.0, 2.0, 3.0], 2), ErrorKind::Shape { .. });
     assert_kind!(quantise(&[], 0), ErrorKind::Shape { .. });
     assert_eq!(quantise(&[0.0, 0.0, -2.0, 0.5], 2).unwrap().0, [0, 0, -127, 32]);
     let ints = Tensor::zeros(gpu, &[4], DType::I8).unwrap();
-    assert_kind!(pollster::block_on(gpu.download(&ints)), ErrorKind::DType { .. });
+    assert_kind!(pollster::block_on(gpu.download::<f32>(&ints)), ErrorKind::DType { .. });
     assert_kind!(gpu.upload(&ints, &[0.0; 4]), ErrorKind::DType { .. });
 }

@@ -2,8 +2,8 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{Linear, Span, Weight};
-use latten::{reference, DType, ErrorKind, Tensor};
+use latten::nn::{Linear, LinearArgs, Span, Weight};
+use latten::{reference, DType, ErrorKind, RopePairs, Tensor};
 
 /// One call. Rows and heads lie `*_gap` elements apart beyond their own width, and begin at an offset.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +86,8 @@ fn run(c: &Case, seed: u64) -> (Vec<f32>, Vec<f64>) {
     let bias = c.bias.then(|| tensor(gpu, &[c.heads, c.out_dim], &b));
     let linear = Linear::new(gpu, &weight, bias.as_ref()).unwrap();
     let (x, y) = (tensor(gpu, &[1, x.len()], &x), tensor(gpu, &[1, y.len()], &y));
-    linear.run(c.rows, x_lay.span(&x), y_lay.span(&y), c.accumulate).unwrap();
+    let args = LinearArgs::new(c.rows, x_lay.span(&x), y_lay.span(&y));
+    linear.run(LinearArgs { accumulate: c.accumulate, ..args }).unwrap();
     (download(gpu, &y), want)
 }
 
@@ -139,7 +140,7 @@ fn a_row_does_not_depend_on_the_other_rows() {
         let mut x = rng.normals(rows * in_dim, 1e3);
         x[at * in_dim..][..in_dim].copy_from_slice(&row);
         let (x, y) = (tensor(gpu, &[rows, in_dim], &x), tensor(gpu, &[rows, out_dim], &vec![0.0; rows * out_dim]));
-        linear.run(rows, Span::of(&x), Span::of(&y), false).unwrap();
+        linear.run(LinearArgs::new(rows, Span::of(&x), Span::of(&y))).unwrap();
         let got = download(gpu, &y)[at * out_dim..][..out_dim].to_vec();
         let alone = &mut alone[usize::from(rows > few)];
         if alone.is_empty() {
@@ -161,8 +162,26 @@ fn an_output_does_not_depend_on_the_weights_of_others() {
         want.iter_mut().skip(2).step_by(5).for_each(|v| *v = f64::NAN);
         let weight = Weight::new(gpu, [1, 5, in_dim], &w, DType::F32).unwrap();
         let (x, y) = (tensor(gpu, &[rows, in_dim], &x), tensor(gpu, &[rows, 5], &vec![0.0; rows * 5]));
-        Linear::new(gpu, &weight, None).unwrap().run(rows, Span::of(&x), Span::of(&y), false).unwrap();
+        Linear::new(gpu, &weight, None).unwrap().run(LinearArgs::new(rows, Span::of(&x), Span::of(&y))).unwrap();
         assert_close(&format!("{rows} rows of {in_dim}"), &download(gpu, &y), &want, 2e-5, f64::INFINITY);
+    }
+}
+
+/// In memory of its own, as `run` writes into memory that is there.
+#[test]
+fn forward_makes_its_output() {
+    let gpu = exact_gpu();
+    let mut rng = Rng(17);
+    for (heads, shape) in [(1, vec![5, 12]), (1, vec![5, 1, 12]), (3, vec![5, 3, 12])] {
+        let weight = Weight::new(gpu, [heads, 7, 12], &rng.normals(heads * 7 * 12, 1.0), DType::F32).unwrap();
+        let linear = Linear::new(gpu, &weight, None).unwrap();
+        let x = Tensor::from_slice(gpu, &shape, &rng.normals(5 * heads * 12, 1.0), DType::F32).unwrap();
+        let y = Tensor::zeros(gpu, &[5, heads, 7], DType::F32).unwrap();
+        linear.run(LinearArgs::new(5, Span::of(&x), Span::of(&y))).unwrap();
+        let got = linear.forward(&x).unwrap();
+        assert_eq!(got.shape(), [&shape[..shape.len() - 1], &[7]].concat());
+        let [got, want] = [&got, &y].map(|tensor| pollster::block_on(gpu.download::<f32>(tensor)).unwrap());
+        assert!(got == want && got.iter().any(|value| *value != 0.0), "{shape:?}");
     }
 }
 
@@ -180,15 +199,25 @@ fn bad_calls_are_typed_errors_with_the_numbers() {
     assert_kind!(Linear::new(gpu, &weight, Some(&t(&[2, 4]))), ErrorKind::Shape { .. });
     let linear = Linear::new(gpu, &weight, None).unwrap();
     let (x, y) = (t(&[4, 2, 8]), t(&[4, 2, 3]));
-    linear.run(4, Span::of(&x), Span::of(&y), false).unwrap();
-    let short = linear.run(5, Span::of(&x), Span::of(&y), false);
+    linear.run(LinearArgs::new(4, Span::of(&x), Span::of(&y))).unwrap();
+    let short = linear.run(LinearArgs::new(5, Span::of(&x), Span::of(&y)));
     assert_eq!(message(short), "x has shape (4,2,8), wanted (5,2,8) at offset 0 with strides 16 and 8");
-    assert_kind!(linear.run(0, Span::of(&x), Span::of(&y), false), ErrorKind::Argument { .. });
-    assert_kind!(linear.run(4, Span::of(&x).offset(1), Span::of(&y), false), ErrorKind::Shape { .. });
-    assert_kind!(linear.run(4, Span::of(&x).offset(usize::MAX), Span::of(&y), false), ErrorKind::Shape { .. });
-    assert_kind!(linear.run(4, Span::of(&x).row_stride(usize::MAX), Span::of(&y), false), ErrorKind::Shape { .. });
-    assert_kind!(linear.run(4, Span::of(&x), Span::of(&y).head_stride(2), false), ErrorKind::Argument { .. });
-    assert_kind!(linear.run(1, Span::of(&x), Span::of(&x).offset(32), false), ErrorKind::Argument { .. });
+    assert_kind!(linear.run(LinearArgs::new(0, Span::of(&x), Span::of(&y))), ErrorKind::Argument { .. });
+    assert_kind!(linear.run(LinearArgs::new(4, Span::of(&x).offset(1), Span::of(&y))), ErrorKind::Shape { .. });
+    assert_kind!(
+        linear.run(LinearArgs::new(4, Span::of(&x).offset(usize::MAX), Span::of(&y))),
+        ErrorKind::Shape { .. }
+    );
+    assert_kind!(
+        linear.run(LinearArgs::new(4, Span::of(&x).row_stride(usize::MAX), Span::of(&y))),
+        ErrorKind::Shape { .. }
+    );
+    assert_kind!(linear.run(LinearArgs::new(4, Span::of(&x), Span::of(&y).head_stride(2))), ErrorKind::Argument { .. });
+    assert_kind!(linear.run(LinearArgs::new(1, Span::of(&x), Span::of(&x).offset(32))), ErrorKind::Argument { .. });
     let ids = Tensor::zeros(gpu, &[4, 2, 8], DType::U32).unwrap();
-    assert_kind!(linear.run(4, Span::of(&ids), Span::of(&y), false), ErrorKind::DType { .. });
+    assert_kind!(linear.run(LinearArgs::new(4, Span::of(&ids), Span::of(&y))), ErrorKind::DType { .. });
+    assert_kind!(linear.forward(&ids), ErrorKind::DType { .. });
+    assert_eq!(message(linear.forward(&t(&[4, 8]))), "x has shape (4,8), wanted (_,2,8)");
+    let beside = Linear::new(gpu, &weight, None).unwrap().with_tail(2, RopePairs::Half).unwrap();
+    assert_kind!(beside.forward(&x), ErrorKind::Argument { .. });
 }

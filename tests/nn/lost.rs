@@ -38,14 +38,14 @@ fn refused_calls(gpu: &Gpu, other: &Gpu) {
     let swiglu = SwiGlu::new(gpu).unwrap();
     let (x, y) = (tensor(gpu, &[1, 4], &[1.0; 4]), tensor(gpu, &[1, 2], &[0.0; 2]));
     let plain = apps(gpu, &[1, 4], Usages::empty());
-    let text = argument(block_on(gpu.download(&plain)));
+    let text = argument(block_on(gpu.download::<f32>(&plain)));
     assert!(text.contains("BufferUsages(STORAGE)") && text.contains("COPY_SRC"), "{text}");
     let text = argument(gpu.upload(&plain, &[1.0; 4]));
     assert!(text.contains("BufferUsages(STORAGE)") && text.contains("COPY_DST"), "{text}");
 
     let foreign = tensor(other, &[1, 4], &[1.0; 4]);
     for text in [
-        argument(block_on(gpu.download(&foreign))),
+        argument(block_on(gpu.download::<f32>(&foreign))),
         argument(gpu.upload(&foreign, &[1.0; 4])),
         argument(swiglu.run(&foreign, &y)),
     ] {
@@ -54,7 +54,7 @@ fn refused_calls(gpu: &Gpu, other: &Gpu) {
 
     let gone = apps(gpu, &[1, 4], Usages::COPY_SRC | Usages::COPY_DST);
     gone.wgpu_buffer().destroy();
-    assert!(block_on(gpu.download(&gone)).is_err());
+    assert!(block_on(gpu.download::<f32>(&gone)).is_err());
     assert!(gpu.upload(&gone, &[1.0; 4]).is_err());
     for _ in 0..2 {
         let text = argument(swiglu.run(&gone, &y));
@@ -64,7 +64,7 @@ fn refused_calls(gpu: &Gpu, other: &Gpu) {
     assert!(swiglu.run(&y, &x).is_err(), "wrong shapes");
     assert!(swiglu.run(&x, &x.view(&[1, 2]).unwrap()).is_err(), "one buffer");
     assert!(gpu.upload(&x, &[1.0; 3]).is_err());
-    assert!(gpu.upload_u32(&x, &[1; 4]).is_err());
+    assert!(gpu.upload(&x, &[1; 4]).is_err());
 }
 
 /// The fault's own program, and every other refused call between recording and reading.
@@ -93,7 +93,7 @@ fn lose_a_batch(gpu: &Gpu) {
     doomed.wgpu_buffer().destroy();
     // Whoever submits it, and another may have done so in time.
     let _ = gpu.submit();
-    if let Err(error) = block_on(gpu.download(&out)) {
+    if let Err(error) = block_on(gpu.download::<f32>(&out)) {
         assert!(matches!(error.kind(), ErrorKind::CommandsLost { .. }), "{error:?}");
     }
 }
@@ -117,16 +117,16 @@ fn whoever_asks_for_what_is_lost_is_told_until_it_is_written_again() {
         doomed.wgpu_buffer().destroy();
         // Who reads something else is served, though it is he who sends it.
         assert_eq!(download(&gpu, &other), [7.0, 7.0]);
-        assert_lost("x", block_on(gpu.download(&x)));
-        assert_lost("y", block_on(gpu.download(&y)));
-        assert_lost("again", block_on(gpu.download(&y)));
+        assert_lost("x", block_on(gpu.download::<f32>(&x)));
+        assert_lost("y", block_on(gpu.download::<f32>(&y)));
+        assert_lost("again", block_on(gpu.download::<f32>(&y)));
         assert_lost("what would read it", swiglu.run(&y, &z));
     };
     lose();
     // A part does not do; a refused upload neither.
     gpu.upload(&x.view(&[1, 3]).unwrap(), &[1.0; 3]).unwrap_or(());
     assert!(gpu.upload(&y, &[0.0; 3]).is_err());
-    assert_lost("still", block_on(gpu.download(&y)));
+    assert_lost("still", block_on(gpu.download::<f32>(&y)));
     // The same work once more writes all of both.
     swiglu.run(&wide, &x).unwrap();
     swiglu.run(&x, &y).unwrap();
@@ -136,7 +136,7 @@ fn whoever_asks_for_what_is_lost_is_told_until_it_is_written_again() {
     lose();
     gpu.upload(&x, &[50.0, 50.0, 1.0, 1.0]).unwrap();
     assert_eq!(download(&gpu, &x), [50.0, 50.0, 1.0, 1.0]);
-    assert_lost("y", block_on(gpu.download(&y)));
+    assert_lost("y", block_on(gpu.download::<f32>(&y)));
     drop(doomed);
 }
 
@@ -165,7 +165,7 @@ fn what_an_apps_pass_makes_of_lost_work_is_lost() {
     });
     gpu.submit().unwrap();
     gpu.queue().submit([encoder.finish()]);
-    assert_lost("y", block_on(gpu.download(&y)));
+    assert_lost("y", block_on(gpu.download::<f32>(&y)));
     assert_eq!(download(&gpu, &z), [150.0, 100.0]);
 }
 
@@ -189,7 +189,7 @@ fn mixed(duration: Duration, losses: bool) -> (usize, usize) {
                 .upload(&x, &[50.0, 50.0, gate, 2.0])
                 .and_then(|()| swiglu.run(&x, &y))
                 .and_then(|()| swiglu.run(&y, &z))
-                .and_then(|()| block_on(gpu.download(&z)));
+                .and_then(|()| block_on(gpu.download::<f32>(&z)));
             match result {
                 Ok(z) if z == [50.0 * gate * 100.0] => right.fetch_add(1, Ordering::Relaxed),
                 Err(e) if losses && matches!(e.kind(), ErrorKind::CommandsLost { .. }) => {

@@ -3,11 +3,11 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{quantise, Linear, MatrixTile, NormShape, RmsNorm, Rope, Span, Weight};
+use latten::nn::{quantise, Linear, LinearArgs, MatrixTile, NormShape, RmsNorm, Span, Weight};
 use latten::reference;
-use latten::reference::Pairs;
 use latten::rope::cos_sin_table;
-use latten::rope::Rotation;
+use latten::rope::Rope;
+use latten::rope::RopePairs;
 use latten::{DType, ErrorKind, Gpu, GpuOptions, Tensor, Tier};
 use std::sync::OnceLock;
 
@@ -109,7 +109,7 @@ fn linear(gpu: &Gpu, c: &Case, w: &[f32], b: &[f32], gain: &[f32]) -> Linear {
         linear = linear.with_swiglu().unwrap();
     }
     if let Some((dim, interleaved)) = c.tail {
-        linear = linear.with_tail(dim, if interleaved { Rotation::Interleaved } else { Rotation::Half }).unwrap();
+        linear = linear.with_tail(dim, if interleaved { RopePairs::Interleaved } else { RopePairs::Half }).unwrap();
     }
     if let Some(tile) = c.tile {
         linear = linear.with_matrix_tile(tile).unwrap();
@@ -157,8 +157,8 @@ fn check(c: Case) {
     let linear = linear(gpu, &c, &w, &b, &gain);
     let (tail_dim, interleaved) = c.tail.unwrap_or((0, false));
     let outputs = linear.outputs();
-    let pairs = if interleaved { Pairs::Interleaved } else { Pairs::Half };
-    let by_reference = reference::Rotation::new(1e4, tail_dim, pairs).unwrap();
+    let pairs = if interleaved { reference::RopePairs::Interleaved } else { reference::RopePairs::Half };
+    let by_reference = reference::Rope::new(1e4, tail_dim, pairs).unwrap();
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| r * 37).collect();
 
     let (x_head, y_head) = (c.in_dim + tail_dim + c.gap, outputs + c.gap);
@@ -196,11 +196,11 @@ fn check(c: Case) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if tail_dim > 0 {
-        let rope = Rope::new(tail_dim, 1e4, Rotation::Half).unwrap();
+        let rope = Rope::new(tail_dim, 1e4, RopePairs::Half).unwrap();
         let table = tensor(gpu, &[c.rows, tail_dim / 2, 2], &cos_sin_table(&rope.inv_freq, &positions));
-        linear.run_tailed(c.rows, &table, from, to).unwrap();
+        linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {
-        linear.run(c.rows, from, to, c.accumulate).unwrap();
+        linear.run(LinearArgs { accumulate: c.accumulate, ..LinearArgs::new(c.rows, from, to) }).unwrap();
     }
     let got = download(gpu, &y);
     // Row by row, each against its own size.
@@ -271,7 +271,7 @@ fn rows_of_any_size_keep_their_precision() {
     let bias = Rng(3).normals(40, 1.0);
     let linear = Linear::new(gpu, &weight, Some(&tensor(gpu, &[1, 40], &bias))).unwrap();
     let (x, y) = (tensor(gpu, &[50, 32], &[0.0; 50 * 32]), tensor(gpu, &[50, 40], &[7.0; 50 * 40]));
-    linear.run(50, Span::of(&x), Span::of(&y), false).unwrap();
+    linear.run(LinearArgs::new(50, Span::of(&x), Span::of(&y))).unwrap();
     assert!(linear.matrix_tile(50).is_some());
     assert!(download(gpu, &y).chunks_exact(40).all(|row| row == bias));
 }
@@ -295,7 +295,7 @@ fn a_norm_beside_a_product_is_a_dispatch_of_its_own() {
     let t = |dim: usize| Tensor::zeros(gpu, &[rows, dim], DType::F32).unwrap();
     let (y, rest) = (t(out_dim), t(width));
     let before = gpu.counters().dispatches;
-    linear.run_with_rest(rows, Span::of(&x), Span::of(&y), &rest).unwrap();
+    linear.run(LinearArgs { rest: Some(&rest), ..LinearArgs::new(rows, Span::of(&x), Span::of(&y)) }).unwrap();
     assert_eq!(gpu.counters().dispatches - before, 3, "norm, packing, product");
     assert_close("product", &download(gpu, &y), &want, 2e-5, 1e-9);
     assert_close("norm", &download(gpu, &rest), &want_rest, 2e-5, 1e-9);
@@ -316,7 +316,7 @@ fn a_row_does_not_depend_on_the_other_rows() {
             x[..in_dim].fill(f32::NAN);
             x[at * in_dim..][..in_dim].copy_from_slice(&row);
             let (x, y) = (tensor(gpu, &[rows, in_dim], &x), tensor(gpu, &[rows, out_dim], &vec![0.0; rows * out_dim]));
-            linear.run(rows, Span::of(&x), Span::of(&y), false).unwrap();
+            linear.run(LinearArgs::new(rows, Span::of(&x), Span::of(&y))).unwrap();
             let got = download(gpu, &y)[at * out_dim..][..out_dim].to_vec();
             if alone.is_empty() {
                 alone.clone_from(&got);

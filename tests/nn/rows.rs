@@ -2,11 +2,11 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{Embedding, NormShape, RmsNorm, Rope, Rotate, RotateShape, Span, SwiGlu, Weight};
+use latten::nn::{Embedding, NormShape, RmsNorm, RopeKernel, RopeShape, Span, SwiGlu, Weight};
 use latten::reference;
-use latten::reference::Pairs;
 use latten::rope::cos_sin_table;
-use latten::rope::Rotation;
+use latten::rope::Rope;
+use latten::rope::RopePairs;
 use latten::{DType, ErrorKind, Tensor};
 
 #[test]
@@ -71,7 +71,7 @@ fn embedding_gathers_exactly_and_clamps_what_the_host_did_not_check() {
             let bad = message(embedding.check_ids(&ids));
             assert_eq!(bad, format!("ids: entry 4 is {table_rows}, the table has {table_rows} rows"));
             let y = tensor(gpu, &[7, dim], &vec![f32::NAN; 7 * dim]);
-            let ids = Tensor::from_u32(gpu, &[6], &ids).unwrap();
+            let ids = Tensor::from_slice(gpu, &[6], &ids, DType::U32).unwrap();
             embedding.run(&ids, &y.view(&[6, dim]).unwrap()).unwrap();
             let got = download(gpu, &y);
             assert_eq!(f64s(&got[..4 * dim]), want, "{dtype} {table_rows} x {dim}");
@@ -88,17 +88,19 @@ fn rows_of_an_activation_are_gathered() {
     let values = Rng(8).normals(9 * 12, 1.0);
     let rows = Embedding::new(gpu, &Weight::from_rows(&tensor(gpu, &[9, 12], &values)).unwrap()).unwrap();
     let y = tensor(gpu, &[2, 12], &[f32::NAN; 24]);
-    rows.run(&Tensor::from_u32(gpu, &[2], &[8, 3]).unwrap(), &y).unwrap();
+    rows.run(&Tensor::from_slice(gpu, &[2], &[8, 3], DType::U32).unwrap(), &y).unwrap();
     assert_eq!(download(gpu, &y), [&values[96..], &values[36..48]].concat());
 }
 
 #[test]
 fn rotation_matches_the_reference_up_to_large_positions() {
     let gpu = gpu();
-    for (rotation, pairs) in [(Rotation::Half, Pairs::Half), (Rotation::Interleaved, Pairs::Interleaved)] {
+    for (rotation, pairs) in
+        [(RopePairs::Half, reference::RopePairs::Half), (RopePairs::Interleaved, reference::RopePairs::Interleaved)]
+    {
         for (heads, copy_dim, rope_dim, gap) in [(1, 0, 2, 0), (8, 0, 32, 0), (8, 16, 16, 3), (3, 5, 6, 64)] {
             let rope = Rope::new(rope_dim, 1e4, rotation).unwrap();
-            let by_reference = reference::Rotation::new(1e4, rope_dim, pairs).unwrap();
+            let by_reference = reference::Rope::new(1e4, rope_dim, pairs).unwrap();
             let positions = [0, 1, 7, 1023, 131_071, 1_000_003];
             let mut rng = Rng(9);
             let (width, rows) = (copy_dim + rope_dim, positions.len());
@@ -117,7 +119,7 @@ fn rotation_matches_the_reference_up_to_large_positions() {
             }
             let (x, y) = (tensor(gpu, &[1, x.len()], &x), tensor(gpu, &[1, want.len()], &vec![f32::NAN; want.len()]));
             let table = tensor(gpu, &[rows, rope_dim / 2, 2], &cos_sin_table(&rope.inv_freq, &positions));
-            let rotate = Rotate::new(gpu, RotateShape { heads, copy_dim, rope_dim, rotation }).unwrap();
+            let rotate = RopeKernel::new(gpu, RopeShape { heads, copy_dim, rope_dim, pairs: rotation }).unwrap();
             let from = Span::of(&x).offset(1).row_stride(x_row).head_stride(x_head);
             let to = Span::of(&y).offset(3).row_stride(y_row).head_stride(y_head);
             rotate.run(rows, &table, from, to).unwrap();
@@ -155,11 +157,11 @@ fn bad_calls_are_typed_errors() {
     assert_kind!(embedding.run(&ids, &t(&[3, 8])), ErrorKind::Shape { .. });
     assert_kind!(embedding.run(&t(&[4]), &t(&[4, 8])), ErrorKind::DType { .. });
 
-    let shape = RotateShape { heads: 2, copy_dim: 1, rope_dim: 4, rotation: Rotation::Half };
-    assert_kind!(Rotate::new(gpu, RotateShape { rope_dim: 3, ..shape }), ErrorKind::Argument { .. });
-    assert_kind!(Rotate::new(gpu, RotateShape { rope_dim: 0, ..shape }), ErrorKind::Argument { .. });
-    assert_kind!(Rotate::new(gpu, RotateShape { heads: 0, ..shape }), ErrorKind::Argument { .. });
-    let rotate = Rotate::new(gpu, shape).unwrap();
+    let shape = RopeShape { heads: 2, copy_dim: 1, rope_dim: 4, pairs: RopePairs::Half };
+    assert_kind!(RopeKernel::new(gpu, RopeShape { rope_dim: 3, ..shape }), ErrorKind::Argument { .. });
+    assert_kind!(RopeKernel::new(gpu, RopeShape { rope_dim: 0, ..shape }), ErrorKind::Argument { .. });
+    assert_kind!(RopeKernel::new(gpu, RopeShape { heads: 0, ..shape }), ErrorKind::Argument { .. });
+    let rotate = RopeKernel::new(gpu, shape).unwrap();
     let (x, y) = (t(&[3, 2, 5]), t(&[3, 2, 5]));
     assert_kind!(rotate.run(3, &t(&[2, 2, 2]), Span::of(&x), Span::of(&y)), ErrorKind::Shape { .. });
     assert_kind!(rotate.run(3, &t(&[3, 4]), Span::of(&x), Span::of(&y)), ErrorKind::Shape { .. });

@@ -11,9 +11,9 @@ fn draw(vocab: usize, logits: &[f32], samplers: &[[f32; 4]]) -> Vec<u32> {
     let rows = samplers.len();
     let logits = tensor(gpu, &[rows, vocab], logits);
     let samplers = tensor(gpu, &[rows, 4], samplers.as_flattened());
-    let tokens = Tensor::from_u32(gpu, &[rows], &vec![u32::MAX; rows]).unwrap();
+    let tokens = Tensor::from_slice(gpu, &[rows], &vec![u32::MAX; rows], DType::U32).unwrap();
     Sample::new(gpu, vocab).unwrap().run(Span::of(&logits), &samplers, &tokens).unwrap();
-    pollster::block_on(gpu.download_u32(&tokens)).unwrap()
+    pollster::block_on(gpu.download::<u32>(&tokens)).unwrap()
 }
 
 /// Whether a change of `top_p` or `u` by 1e-5 leaves the reference's answer as it is.

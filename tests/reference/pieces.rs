@@ -2,7 +2,7 @@
 
 use latten::reference::{
     append, attend, decode, embedding, gqa_layer, inv_freq, linear, merge, rms_norm, rope, swiglu, Angles, Attended,
-    DecodeInputs, GqaWeights, LayerConfig, Pairs, Rotation,
+    DecodeInputs, GqaWeights, LayerConfig, Rope, RopePairs,
 };
 use latten::{ErrorKind, Gla, Gqa, Gta, HeadLayout, Mla};
 use proptest::prelude::*;
@@ -21,15 +21,15 @@ proptest! {
     fn pieces_interleaved_rope_is_permuted_half_rope(half in 1..9usize, position in 0..200_000u32, seed: u64) {
         let mut interleaved = Rng(seed).many_signed(2 * half);
         let mut permuted = halves(&interleaved);
-        rope(&mut interleaved, position, &Rotation::new(1e4, 2 * half, Pairs::Interleaved).unwrap()).unwrap();
-        rope(&mut permuted, position, &Rotation::new(1e4, 2 * half, Pairs::Half).unwrap()).unwrap();
+        rope(&mut interleaved, position, &Rope::new(1e4, 2 * half, RopePairs::Interleaved).unwrap()).unwrap();
+        rope(&mut permuted, position, &Rope::new(1e4, 2 * half, RopePairs::Half).unwrap()).unwrap();
         prop_assert_eq!(halves(&interleaved), permuted);
     }
 
     /// A score depends on the distance of two positions alone.
     #[test]
     fn pieces_rope_scores_are_relative(half in 1..9usize, a in 0..500u32, b in 0..500u32, by in 0..500u32, seed: u64) {
-        let rotation = Rotation::new(1e4, 2 * half, Pairs::Half).unwrap().exact();
+        let rotation = Rope::new(1e4, 2 * half, RopePairs::Half).unwrap().exact();
         let score = |a, b| {
             let mut draw = Rng(seed);
             let (mut q, mut k) = (draw.many_signed(2 * half), draw.many_signed(2 * half));
@@ -49,19 +49,23 @@ fn pieces_rope_by_hand() {
     let (s2, c2) = (0.03f64.sin(), 0.03f64.cos());
     let rotated = |pairs| {
         let mut x = [1.0, 2.0, 3.0, 4.0];
-        rope(&mut x, 3, &Rotation::new(1e4, 4, pairs).unwrap().exact()).unwrap();
+        rope(&mut x, 3, &Rope::new(1e4, 4, pairs).unwrap().exact()).unwrap();
         x
     };
-    assert_close("half", &rotated(Pairs::Half), &[c - 3.0 * s, 2.0 * c2 - 4.0 * s2, 3.0 * c + s, 4.0 * c2 + 2.0 * s2]);
+    assert_close(
+        "half",
+        &rotated(RopePairs::Half),
+        &[c - 3.0 * s, 2.0 * c2 - 4.0 * s2, 3.0 * c + s, 4.0 * c2 + 2.0 * s2],
+    );
     let interleaved = [c - 2.0 * s, 2.0 * c + s, 3.0 * c2 - 4.0 * s2, 4.0 * c2 + 3.0 * s2];
-    assert_close("interleaved", &rotated(Pairs::Interleaved), &interleaved);
+    assert_close("interleaved", &rotated(RopePairs::Interleaved), &interleaved);
 }
 
 /// At far positions the rounding of f32 angles shows, and the default is the kernels' one product in f32.
 #[test]
 fn pieces_rope_angles_are_rounded_to_f32() {
     let (position, theta) = (100_003, 5e5);
-    let rotation = Rotation::new(theta, 4, Pairs::Half).unwrap();
+    let rotation = Rope::new(theta, 4, RopePairs::Half).unwrap();
     assert_eq!(rotation.angles, Angles::F32);
     let angle = f64::from(100_003f32 * theta.powf(-0.5) as f32);
     let mut x = [0.0, 1.0, 0.0, 0.0];
@@ -74,7 +78,7 @@ fn pieces_rope_angles_are_rounded_to_f32() {
 
 #[test]
 fn pieces_append_rotates_the_key_part_only() {
-    let rotation = Rotation::new(1e4, 2, Pairs::Half).unwrap();
+    let rotation = Rope::new(1e4, 2, RopePairs::Half).unwrap();
     let turn = |a: f64, b: f64| {
         let (s, c) = f64::from(5f32).sin_cos();
         [a * c - b * s, b * c + a * s]
@@ -129,7 +133,7 @@ fn pieces_gqa_layer_is_textbook_attention() {
         w_o: draw.many_signed(model_dim * q_heads * head_dim),
     };
     let x = draw.many_signed(len * model_dim);
-    let rotation = Rotation::new(1e4, head_dim, Pairs::Interleaved).unwrap();
+    let rotation = Rope::new(1e4, head_dim, RopePairs::Interleaved).unwrap();
     let config = LayerConfig {
         rotation: rotation.clone(),
         eps: 0.0,
@@ -167,7 +171,7 @@ fn pieces_wrong_shapes_are_errors_with_the_numbers() {
     let step =
         DecodeInputs { q: &[0.0; 10], states: &[0.0; 6], rope_keys: &[0.0; 4], softmax_scale: 1.0, causal: true };
     decode(&layout, &step).unwrap();
-    let rotation = Rotation::new(1e4, 2, Pairs::Half).unwrap();
+    let rotation = Rope::new(1e4, 2, RopePairs::Half).unwrap();
     let partial = Attended { out: vec![0.0; 6], lse: vec![0.0; 3] };
     let errors = [
         decode(&layout, &DecodeInputs { q: &[0.0; 9], ..step }).unwrap_err(),
@@ -178,7 +182,7 @@ fn pieces_wrong_shapes_are_errors_with_the_numbers() {
         attend(&[1.0], &[1.0], 2).unwrap_err(),
         rope(&mut [0.0; 3], 0, &rotation).unwrap_err(),
         append(&layout, &mut [0.0; 6], 0, &rotation).unwrap_err(),
-        append(&layout, &mut [0.0; 5], 0, &Rotation::new(1e4, 4, Pairs::Half).unwrap()).unwrap_err(),
+        append(&layout, &mut [0.0; 5], 0, &Rope::new(1e4, 4, RopePairs::Half).unwrap()).unwrap_err(),
         linear(&[0.0; 4], &[0.0; 6], None, 3).unwrap_err(),
         linear(&[0.0; 3], &[0.0; 6], Some(&[0.0; 3]), 3).unwrap_err(),
         linear(&[], &[], None, 0).unwrap_err(),

@@ -167,8 +167,10 @@ fn measure(args: &Args, gpu: &Gpu, folder: &Path, out: &mut impl Write) -> Resul
             let start = Instant::now();
             let decoder = Decoder::load_with(gpu, folder, options).map_err(text)?;
             // Not before all is on the device.
-            pollster::block_on(gpu.download_u32(&latten::Tensor::from_u32(gpu, &[1], &[0]).map_err(text)?))
-                .map_err(text)?;
+            pollster::block_on(
+                gpu.download::<u32>(&latten::Tensor::from_slice(gpu, &[1], &[0], DType::U32).map_err(text)?),
+            )
+            .map_err(text)?;
             best[1] = best[1].min(start.elapsed().as_secs_f64());
             drop(decoder);
             extra = extra.max(noted.into_inner().most);

@@ -6,7 +6,7 @@
 use crate::common::arguments::{count, Checked};
 use crate::common::disk;
 use latten::cache::{Save, SaveSequence};
-use latten::{DType, Error, Gla, Gpu, HeadLayout, PagedKvCache, Pages, SeqId};
+use latten::{CacheOptions, DType, Error, Gla, Gpu, HeadLayout, PagedKvCache, Pages, SeqId};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,7 @@ fn full(gpu: &Gpu, args: &Args) -> Result<(PagedKvCache, Vec<SeqId>), Error> {
     let token_bytes = 1152 * LAYERS;
     let count = (args.mib << 20) / (token_bytes * args.page_size);
     let pages = Pages { count: count.max(1), size: args.page_size, layers: LAYERS };
-    let mut cache = PagedKvCache::new(gpu, heads, DType::F16, pages)?;
+    let mut cache = PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, pages))?;
     let mut random = fastrand::Rng::with_seed(1);
     for layer in 0..LAYERS {
         for slab in cache.layer(layer)?.wgpu_buffers() {

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::error::{argument, busy, Result, Thrown};
 use crate::layout::{dtype, layout};
 use crate::options::{object, Options};
-use latten::{CacheStats, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, Tensor};
 use latten::{DType, ErrorKind};
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
@@ -59,7 +59,7 @@ impl KvCache {
         let o = Options::new("options", &options, &["pages", "pageSize", "layers"])?;
         let size = |key, default| Ok::<_, JsValue>(o.size(key, 1..=1 << 30)?.unwrap_or(default));
         let pages = Pages { count: o.needed("pages")?, size: size("pageSize", 64)?, layers: size("layers", 1)? };
-        let made = PagedKvCache::new(&device.gpu, layout(&heads)?, dtype(&elements)?, pages);
+        let made = PagedKvCache::new(&device.gpu, layout(&heads)?, CacheOptions::new(dtype(&elements)?, pages));
         let inner = Inner { cache: made.map_err(Thrown::from)?, sequences: HashMap::new(), next: 0 };
         Ok(KvCache { device: device.clone(), inner: RefCell::new(inner) })
     }
@@ -127,7 +127,7 @@ impl KvCache {
             return Err(argument("rows", format!("{} numbers are no rows of {width}", rows.len())).into());
         }
         let append = |inner: &mut Inner| {
-            let kv = Tensor::from_f32(&self.device.gpu, &[rows.len() / width, width], rows, DType::F32)?;
+            let kv = Tensor::from_slice(&self.device.gpu, &[rows.len() / width, width], rows, DType::F32)?;
             inner.cache.append(layer as usize, &ids, &kv)
         };
         Ok(append(&mut inner).map_err(Thrown::from)?)

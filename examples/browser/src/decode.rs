@@ -6,7 +6,7 @@ use crate::error::{Result, Thrown};
 use crate::layout::{dtype, layout};
 use crate::options::{object, Options};
 use js_sys::{Float32Array, Promise};
-use latten::{AttentionOptions, DType, DecodeOutput, SplitPolicy, Tensor};
+use latten::{AttentionOptions, DType, DecodeArgs, DecodeOutput, SplitPolicy, Tensor};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -31,8 +31,8 @@ impl Decode {
         let (ids, heads) = (inner.ids(sequences)?, self.decode.heads());
         let plan = self.decode.plan(&inner.cache, &ids)?;
         let shape = [plan.tokens(), heads.q_heads(), heads.q_dim()];
-        let q = Tensor::from_f32(&self.device.gpu, &shape, q, DType::F32)?;
-        Ok(self.decode.run(&plan, &inner.cache.layer(layer)?, &q, scale)?)
+        let q = Tensor::from_slice(&self.device.gpu, &shape, q, DType::F32)?;
+        Ok(self.decode.run(DecodeArgs::new(&plan, &inner.cache.layer(layer)?, &q, scale))?)
     }
 }
 

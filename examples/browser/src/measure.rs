@@ -7,7 +7,9 @@ use crate::options::{object, Options};
 use js_sys::{Date, Promise};
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeOutput, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, Tensor};
+use latten::{
+    CacheOptions, DType, Decode, DecodeArgs, DecodeOutput, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, Tensor,
+};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -32,7 +34,8 @@ impl Case {
     /// A full cache: each sequence has its last token reserved.
     fn cache(&self, gpu: &Gpu, dtype: DType) -> Result<(PagedKvCache, Vec<SeqId>)> {
         let (width, count) = (self.heads.kv_dim(), self.sequences * self.tokens.div_ceil(PAGE_SIZE));
-        let mut cache = PagedKvCache::new(gpu, self.heads, dtype, Pages { count, size: PAGE_SIZE, layers: 1 })?;
+        let mut cache =
+            PagedKvCache::new(gpu, self.heads, CacheOptions::new(dtype, Pages { count, size: PAGE_SIZE, layers: 1 }))?;
         let ids: Vec<SeqId> = (0..self.sequences).map(|_| cache.insert()).collect();
         for (sequence, id) in ids.iter().enumerate() {
             let mut first = 0;
@@ -42,7 +45,7 @@ impl Case {
                 cache.reserve(&[*id], now)?;
                 let start = (sequence * self.tokens + first) * width;
                 let rows: Vec<f32> = (start..start + now * width).map(value).collect();
-                cache.append(0, &[*id], &Tensor::from_f32(gpu, &[now, width], &rows, DType::F32)?)?;
+                cache.append(0, &[*id], &Tensor::from_slice(gpu, &[now, width], &rows, DType::F32)?)?;
                 if !last {
                     cache.commit(&[*id], now)?;
                 }
@@ -59,7 +62,7 @@ impl Case {
 
     /// Largest error of the first and the last head of the last sequence.
     async fn check(&self, gpu: &Gpu, output: &DecodeOutput) -> Result<f64> {
-        let (h, out) = (&self.heads, gpu.download(&output.out).await?);
+        let (h, out) = (&self.heads, gpu.download::<f32>(&output.out).await?);
         let (states_dim, sequence) = (h.groups() * h.state_dim(), self.sequences - 1);
         let (mut states, mut rope_keys) = (Vec::new(), Vec::new());
         for t in 0..self.tokens {
@@ -90,10 +93,10 @@ async fn measure(gpu: &Gpu, case: Case, dtype: DType, milliseconds: f64) -> Resu
     let h = &case.heads;
     let decode = Decode::new(gpu, *h, dtype)?;
     let q: Vec<f32> = (0..case.sequences * h.q_heads() * h.q_dim()).map(|i| case.query(i)).collect();
-    let q = Tensor::from_f32(gpu, &[case.sequences, h.q_heads(), h.q_dim()], &q, DType::F32)?;
+    let q = Tensor::from_slice(gpu, &[case.sequences, h.q_heads(), h.q_dim()], &q, DType::F32)?;
     let plan = decode.plan(&cache, &ids)?;
     let layer = cache.layer(0)?;
-    let output = decode.run(&plan, &layer, &q, case.scale)?;
+    let output = decode.run(DecodeArgs::new(&plan, &layer, &q, case.scale))?;
     let error = case.check(gpu, &output).await?;
     // Wall clock over as many decodes as fill the time: browsers round timestamps. One result read at the end is the wait.
     let (mut count, mut elapsed) = (1, 0.0);
@@ -101,9 +104,9 @@ async fn measure(gpu: &Gpu, case: Case, dtype: DType, milliseconds: f64) -> Resu
         count = (count as f64 * (1.5 * milliseconds / f64::max(elapsed, 1.0)).clamp(2.0, 16.0)) as usize;
         let start = Date::now();
         for _ in 0..count {
-            drop(decode.run(&plan, &layer, &q, case.scale)?);
+            drop(decode.run(DecodeArgs::new(&plan, &layer, &q, case.scale))?);
         }
-        gpu.download(&output.lse).await?;
+        gpu.download::<f32>(&output.lse).await?;
         elapsed = Date::now() - start;
     }
     let (us, token_bytes) = (1e3 * elapsed / count as f64, cache.token_bytes());

@@ -171,6 +171,7 @@ pub(crate) struct Arrays {
 mod tests {
     use super::*;
     use crate::gpu::DType;
+    use crate::gpu::MATRIX_WORKGROUP_BYTES;
     use crate::kv::{Gla, Mla};
 
     /// `benches/results/2026-11-25-h100.md`: the fastest of those timed on an H100.
@@ -182,10 +183,10 @@ mod tests {
             [(gla(16), 16, 2, 1, 4), (gla(128), 64, 2, 2, 2), (mla(16), 16, 2, 1, 4), (mla(128), 64, 1, 4, 2)]
         {
             let layout = StateLayout::new(&heads, DType::F16);
-            let shape = MatrixShape::choose(&heads, &layout, rows, 48 << 10).unwrap();
+            let shape = MatrixShape::choose(&heads, &layout, rows, MATRIX_WORKGROUP_BYTES).unwrap();
             let got = (shape.token_tiles, shape.row_groups, shape.key_splits);
             assert_eq!(got, (token_tiles, row_groups, key_splits), "{heads:?}: {shape:?}");
-            assert!(shape.workgroup_bytes(&layout) <= 48 << 10);
+            assert!(shape.workgroup_bytes(&layout) <= MATRIX_WORKGROUP_BYTES);
         }
     }
 
@@ -193,9 +194,11 @@ mod tests {
     fn odd_dimensions_and_little_memory_get_none() {
         let odd = HeadLayout::mla(Mla { q_heads: 64, latent_dim: 100, rope_dim: 64 }).unwrap();
         let even = HeadLayout::mla(Mla { q_heads: 64, latent_dim: 512, rope_dim: 64 }).unwrap();
-        for (heads, dtype, bytes) in
-            [(odd, DType::F16, 48 << 10), (even, DType::F32, 48 << 10), (even, DType::F16, 16 << 10)]
-        {
+        for (heads, dtype, bytes) in [
+            (odd, DType::F16, MATRIX_WORKGROUP_BYTES),
+            (even, DType::F32, MATRIX_WORKGROUP_BYTES),
+            (even, DType::F16, 16 << 10),
+        ] {
             let layout = StateLayout::new(&heads, dtype);
             assert_eq!(MatrixShape::choose(&heads, &layout, 64, bytes), None, "{heads:?} {dtype}");
         }

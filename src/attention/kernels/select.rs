@@ -134,6 +134,7 @@ impl KernelShape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::{MATRIX_WORKGROUP_BYTES, PORTABLE_WORKGROUP_BYTES};
     use crate::kv::{Gla, Gqa, Gta, Mla};
     #[test]
     fn heights_ascend_and_lanes_suffice() {
@@ -165,7 +166,7 @@ mod tests {
 
     fn check(heads: &HeadLayout, dtype: DType, subgroup: usize) {
         let layout = StateLayout::of_decode(heads, dtype);
-        let limits = ShapeLimits { workgroup_bytes: 16352, subgroup_size: subgroup };
+        let limits = ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size: subgroup };
         let device = Device { limits, tier: Tier::Subgroup, subgroup_min: subgroup };
         let shapes = KernelShape::all(heads, dtype, &device).unwrap();
         assert!(!shapes.is_empty() && shapes.len() <= MAX_CLASSES);
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn few_rows_are_the_row_kernels_where_there_are_subgroups() {
         let gta = HeadLayout::gta(Gta { q_heads: 32, kv_heads: 8, head_dim: 128, rope_dim: 64 }).unwrap();
-        let limits = ShapeLimits { workgroup_bytes: 49152, subgroup_size: 32 };
+        let limits = ShapeLimits { workgroup_bytes: MATRIX_WORKGROUP_BYTES, subgroup_size: 32 };
         let all = |tier| {
             let device = Device { limits, tier, subgroup_min: 32 };
             KernelShape::all(&gta, DType::F16, &device).unwrap()

@@ -21,6 +21,19 @@ const MAX_FETCHES: usize = 8;
 /// More rows than this are not read together: their sums would not fit in registers.
 const MAX_ROWS: usize = 64;
 
+// Of the model of a multiprocessor (SM): an H200's sizes, and fitted clocks.
+const SM_LANES: f64 = 128.0;
+const SM_REGISTERS: usize = 1 << 16;
+const SM_WORKGROUP_BYTES: usize = 200 << 10;
+/// Workgroups that are counted as running side by side, at most: more hide no more latency.
+const MOST_SIDE_BY_SIDE: usize = 8;
+/// Registers of a lane beside those that it holds across steps.
+const OTHER_REGISTERS: usize = 80;
+/// Clocks of a block's softmax beside its rows, of its barriers per subgroup, and of all else that a block takes.
+const SOFTMAX_CLOCKS: usize = 60;
+const BARRIER_CLOCKS: usize = 400;
+const BLOCK_CLOCKS: usize = 480;
+
 /// Constants of one variant of the decode kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct DecodeShape {
@@ -193,19 +206,19 @@ impl DecodeShape {
         let query_load = if self.query_in_registers { 0 } else { 5 * elems * rows };
         let score = self.words_per_split * (query_load + self.tokens / self.score_lanes * product);
         let reduce = 8 * self.key_splits * (1 + rows);
-        let softmax = self.tokens * (1 + rows) + 60;
+        let softmax = self.tokens * (1 + rows) + SOFTMAX_CLOCKS;
         let output = self.units_per_lane * (self.tokens / self.token_splits * (product + 2 + rows) + 10);
         let fetch = (self.state_fetches + self.rope_fetches) * 16 + 20;
-        let barriers = 400 * self.threads.div_ceil(subgroup_size);
+        let barriers = BARRIER_CLOCKS * self.threads.div_ceil(subgroup_size);
 
         // Lanes that sit out still occupy their subgroup, but whole subgroups that sit out cost nothing.
         let softmax_lanes = (self.row_blocks * self.tokens).next_multiple_of(subgroup_size.min(self.threads));
         let issue = self.threads * (score + output + fetch) + softmax_lanes * (reduce + softmax);
-        let latency = score + reduce + softmax + output + fetch + barriers + 480;
-        let by_registers = 65536 / ((self.registers + 80) * self.threads);
-        let by_memory = (200 << 10) / self.workgroup_bytes;
-        let side_by_side = by_registers.min(by_memory).clamp(1, 8);
-        (issue as f64 / 128.0 + latency as f64 / side_by_side as f64) / self.tokens as f64
+        let latency = score + reduce + softmax + output + fetch + barriers + BLOCK_CLOCKS;
+        let by_registers = SM_REGISTERS / ((self.registers + OTHER_REGISTERS) * self.threads);
+        let by_memory = SM_WORKGROUP_BYTES / self.workgroup_bytes;
+        let side_by_side = by_registers.min(by_memory).clamp(1, MOST_SIDE_BY_SIDE);
+        (issue as f64 / SM_LANES + latency as f64 / side_by_side as f64) / self.tokens as f64
     }
 }
 
@@ -217,9 +230,10 @@ fn floor_power_of_two(n: usize) -> usize {
 mod tests {
     use super::*;
     use crate::gpu::DType;
+    use crate::gpu::PORTABLE_WORKGROUP_BYTES;
     use crate::kv::{Gla, Gqa, Gta, Mla};
 
-    const LIMITS: ShapeLimits = ShapeLimits { workgroup_bytes: 16352, subgroup_size: 32 };
+    const LIMITS: ShapeLimits = ShapeLimits { workgroup_bytes: PORTABLE_WORKGROUP_BYTES, subgroup_size: 32 };
 
     fn layouts() -> Vec<HeadLayout> {
         let mut all = Vec::new();
@@ -243,7 +257,7 @@ mod tests {
                 let shapes = DecodeShape::all(&heads, &layout, LIMITS).unwrap();
                 assert!(!shapes.is_empty() && shapes.len() <= 3);
                 for s in shapes {
-                    assert!(s.workgroup_bytes <= 16352);
+                    assert!(s.workgroup_bytes <= PORTABLE_WORKGROUP_BYTES);
                     assert!(s.key_splits * s.row_blocks * s.score_lanes <= s.threads, "{s:?}");
                     assert!(s.row_blocks * s.tokens <= s.threads, "{s:?}");
                     assert_eq!(s.tokens % s.score_lanes, 0);

@@ -80,17 +80,19 @@ fn take(gpu: &Gpu, home: &Home, head: usize, after: usize, resident: Option<&Pag
     let mut free = home.lock().unwrap_or_else(PoisonError::into_inner);
     let id = resident.map(PageTables::id);
     let same = |b: &PlanBuffer| b.tables.map(|(id, _)| id) == id;
-    if let Some(i) =
-        free.iter().rposition(|b| id.is_some() && same(b) && b.pages_first >= head && fits(b, b.pages_first))
-    {
+    // A pass of an app's that reads it may not be submitted yet, and what is written now would come before it.
+    let lent = |b: &PlanBuffer| gpu.is_lent(&b.buffer);
+    let has_tables = |b: &PlanBuffer| id.is_some() && same(b) && b.pages_first >= head && fits(b, b.pages_first);
+    if let Some(i) = free.iter().rposition(|b| has_tables(b) && !lent(b)) {
         return Ok(free.remove(i));
     }
     // One of other tables only where there are several: two caches may take turns.
     let most = free.len() >= KEPT;
-    if let Some(i) = free.iter().position(|b| (most || b.tables.is_none() || same(b)) && fits(b, first)) {
+    let other = |b: &PlanBuffer| (most || b.tables.is_none() || same(b)) && fits(b, first);
+    if let Some(i) = free.iter().position(|b| other(b) && !lent(b)) {
         return Ok(PlanBuffer { pages_first: first, tables: None, ..free.remove(i) });
     }
-    free.retain(|b| !same(b)); // too small
+    free.retain(|b| !same(b) || lent(b)); // too small
     if free.len() >= KEPT {
         free.remove(0);
     }

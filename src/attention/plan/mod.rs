@@ -2,6 +2,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod buffer;
+mod cut;
 pub(crate) mod gap;
 pub(crate) mod planner;
 pub(crate) mod shape;

@@ -16,7 +16,9 @@ use std::sync::PoisonError;
 
 /// The work of one step: which workgroup reads which tokens of which sequence. Made once, used by every layer.
 ///
-/// Keep it until the passes that use it are submitted: dropped, its buffer serves the next plan.
+/// Dropped, its buffer serves the next plan; after [`Decode::encode`] only when
+/// [`Gpu::passes_submitted`](crate::Gpu::passes_submitted) was called.
+#[derive(Debug)]
 pub struct Plan {
     pub(crate) buffer: Option<PlanBuffer>,
     pub(crate) home: Home,

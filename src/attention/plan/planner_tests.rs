@@ -1,8 +1,9 @@
 //! What only the crate can reach: the plan buffer's tail, the scratch's size, and the cost of a check.
 
 use super::*;
+use crate::attention::decode::DecodeArgs;
 use crate::attention::plan::work::plan;
-use crate::cache::{PagedKvCache, Pages, SeqId};
+use crate::cache::{CacheOptions, PagedKvCache, Pages, SeqId};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::{Gta, HeadLayout, KvBatch};
 use proptest::prelude::*;
@@ -33,18 +34,19 @@ impl KvSource for Own<'_> {
 fn the_tail_of_a_plan_buffer_does_not_matter() {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
     let heads = small();
-    let mut cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 64, size: 8, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, Pages { count: 64, size: 8, layers: 1 })).unwrap();
     let ids = [cache.insert(), cache.insert(), cache.insert()];
     for (id, n) in ids.iter().zip([200, 5, 33]) {
         cache.reserve(&[*id], n).unwrap();
         let rows: Vec<f32> = (0..n * heads.kv_dim()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
-        let kv = Tensor::from_f32(&gpu, &[n, heads.kv_dim()], &rows, DType::F32).unwrap();
+        let kv = Tensor::from_slice(&gpu, &[n, heads.kv_dim()], &rows, DType::F32).unwrap();
         cache.append(0, &[*id], &kv).unwrap();
         cache.commit(&[*id], n - 1).unwrap();
         cache.reserve(&[*id], 1).unwrap();
     }
     let q: Vec<f32> = (0..3 * 4 * heads.q_dim()).map(|i| (i % 17) as f32 / 16.0).collect();
-    let q = Tensor::from_f32(&gpu, &[3, 4, heads.q_dim()], &q, DType::F32).unwrap();
+    let q = Tensor::from_slice(&gpu, &[3, 4, heads.q_dim()], &q, DType::F32).unwrap();
     let run = |tail: u32, policy, stay: bool| {
         let decode = Decode::new(&gpu, heads, DType::F32).unwrap().with_policy(policy);
         let used = decode.plan(&Own(&cache), &ids).unwrap();
@@ -53,8 +55,8 @@ fn the_tail_of_a_plan_buffer_does_not_matter() {
         drop(used);
         let plan = if stay { decode.plan(&cache, &ids) } else { decode.plan(&Own(&cache), &ids) }.unwrap();
         assert_eq!(plan.buffer.as_ref().unwrap().buffer.id(), buffer.id(), "another buffer");
-        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
-        let values = pollster::block_on(gpu.download(&got.out)).unwrap();
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.25)).unwrap();
+        let values = pollster::block_on(gpu.download::<f32>(&got.out)).unwrap();
         values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
     };
     for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32)] {
@@ -72,23 +74,24 @@ fn the_tail_of_a_plan_buffer_does_not_matter() {
 fn a_corrupted_page_table_stays_inside_the_pool() {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
     let heads = small();
-    let mut cache = PagedKvCache::new(&gpu, heads, DType::F32, Pages { count: 6, size: 8, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(&gpu, heads, CacheOptions::new(DType::F32, Pages { count: 6, size: 8, layers: 1 })).unwrap();
     let id = cache.insert();
     cache.reserve(&[id], 41).unwrap();
     let rows: Vec<f32> = (0..41 * heads.kv_dim()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
-    let kv = Tensor::from_f32(&gpu, &[41, heads.kv_dim()], &rows, DType::F32).unwrap();
+    let kv = Tensor::from_slice(&gpu, &[41, heads.kv_dim()], &rows, DType::F32).unwrap();
     cache.append(0, &[id], &kv).unwrap();
     cache.commit(&[id], 40).unwrap();
     cache.reserve(&[id], 1).unwrap();
-    let q = Tensor::from_f32(&gpu, &[1, 4, heads.q_dim()], &vec![0.5; 4 * heads.q_dim()], DType::F32).unwrap();
+    let q = Tensor::from_slice(&gpu, &[1, 4, heads.q_dim()], &vec![0.5; 4 * heads.q_dim()], DType::F32).unwrap();
     let decode = Decode::new(&gpu, heads, DType::F32).unwrap().with_policy(SplitPolicy::Off);
     let run = |page: u32| {
         let plan = decode.plan(&cache, &[id]).unwrap();
         let buffer = plan.buffer.as_ref().unwrap();
         let second_page = 4 * (buffer.pages_first as u64 + 1); // of the only table
         gpu.write(&buffer.buffer, second_page, &page.to_le_bytes()).unwrap();
-        let got = decode.run(&plan, &cache.layer(0).unwrap(), &q, 0.25).unwrap();
-        pollster::block_on(gpu.download(&got.out)).unwrap()
+        let got = decode.run(DecodeArgs::new(&plan, &cache.layer(0).unwrap(), &q, 0.25)).unwrap();
+        pollster::block_on(gpu.download::<f32>(&got.out)).unwrap()
     };
     let last = run(5);
     assert_ne!(last, run(1));

@@ -3,6 +3,9 @@
 use super::work::SplitPolicy;
 use crate::error::{ErrorKind, Result};
 
+/// Most tokens of a tile, and most rows: far more than any kernel has, and few enough to count with.
+const MOST_OF_TILE: usize = 1 << 16;
+
 /// What the planner knows of the kernels and the device.
 #[derive(Debug, Clone)]
 pub(crate) struct PlanShape {
@@ -57,14 +60,14 @@ impl PlanShape {
                 return Err(ErrorKind::argument(name, "must not be 0"));
             }
         }
-        if !self.token_tile.is_power_of_two() || self.token_tile > 1 << 16 {
-            let why = format!("{} is not a power of two up to 65536", self.token_tile);
+        if !self.token_tile.is_power_of_two() || self.token_tile > MOST_OF_TILE {
+            let why = format!("{} is not a power of two up to {MOST_OF_TILE}", self.token_tile);
             return Err(ErrorKind::argument("token_tile", why));
         }
         let ascending = self.row_tiles.windows(2).all(|pair| pair[0] < pair[1]);
-        let in_range = |tile: Option<&usize>| tile.is_some_and(|&tile| tile > 0 && tile <= 1 << 16);
+        let in_range = |tile: Option<&usize>| tile.is_some_and(|&tile| tile > 0 && tile <= MOST_OF_TILE);
         if !ascending || !in_range(self.row_tiles.first()) || !in_range(self.row_tiles.last()) {
-            let why = format!("{:?} are not ascending heights of 1..=65536", self.row_tiles);
+            let why = format!("{:?} are not ascending heights of 1..={MOST_OF_TILE}", self.row_tiles);
             return Err(ErrorKind::argument("row_tiles", why));
         }
         let divides = |n: &usize| *n > 0 && self.groups.is_multiple_of(*n);

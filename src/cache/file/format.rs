@@ -20,6 +20,7 @@
 //! the page size: a cache of any other reads the file. Layers come one after the other, so that a block is of one pool. The
 //! seeds make a block of another file, or of another place in this one, a damaged block.
 
+use super::codes::{dtype, dtype_code, rotation, rotation_code, Cursor};
 use super::input::Input;
 pub use super::saved_sequence::SavedSequence;
 use crate::error::{Result, SavedFault};
@@ -28,7 +29,7 @@ use crate::io::xxh64;
 use crate::kv::append::rotated_dim;
 use crate::kv::layout::StateLayout;
 use crate::kv::{Gqa, HeadLayout, WideChannels};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"lattenKV";
@@ -53,7 +54,7 @@ pub struct SavedInfo {
     /// Element type of its rows.
     pub dtype: DType,
     /// How the cache rotated keys.
-    pub rotation: Rotation,
+    pub rotation: RopePairs,
     /// The rotation's frequencies, radians per token.
     pub inv_freq: Vec<f32>,
     /// Which channels of keys are in f16 beside their integers, of a layout that has such.
@@ -348,63 +349,9 @@ pub(crate) fn malformed(name: &'static str, value: u64, why: &'static str) -> Sa
     SavedFault::Malformed { name, value, why }
 }
 
-/// U32 is no dtype of a cache and has code 0.
-fn dtype_code(dtype: DType) -> u32 {
-    match dtype {
-        DType::U32 => 0,
-        DType::F32 => 1,
-        DType::F16 => 2,
-        DType::BF16 => 3,
-        DType::I8 => 4,
-        DType::I4 => 5,
-    }
-}
-
-fn dtype(code: u32) -> Result<DType, SavedFault> {
-    let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
-    all.into_iter().find(|d| dtype_code(*d) == code).ok_or(malformed("dtype", code.into(), "no code of a dtype"))
-}
-
-fn rotation_code(rotation: Rotation) -> u32 {
-    match rotation {
-        Rotation::None => 0,
-        Rotation::Half => 1,
-        Rotation::Interleaved => 2,
-    }
-}
-
-fn rotation(code: u32) -> Result<Rotation, SavedFault> {
-    let all = [Rotation::None, Rotation::Half, Rotation::Interleaved];
-    let found = all.into_iter().find(|r| rotation_code(*r) == code);
-    found.ok_or(malformed("rotation", code.into(), "no code of a rotation"))
-}
-
 /// Of four bytes that are there.
 fn u32_at(bytes: &[u8; HEAD_BYTES], at: usize) -> u32 {
     bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
-}
-
-/// A table being read.
-struct Cursor<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, bytes: u64) -> Result<&'a [u8], SavedFault> {
-        let split = usize::try_from(bytes).ok().and_then(|bytes| self.rest.split_at_checked(bytes));
-        let (taken, rest) = split.ok_or(malformed("table entry", bytes, "more bytes than are left of the table"))?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn u64(&mut self) -> Result<u64, SavedFault> {
-        Ok(self.take(8)?.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)))
-    }
-
-    fn u32s(&mut self, count: u64) -> Result<impl Iterator<Item = u32> + 'a, SavedFault> {
-        let bytes = self.take(count.saturating_mul(4))?;
-        Ok(bytes.chunks_exact(4).map(|b| b.first_chunk().map_or(0, |b| u32::from_le_bytes(*b))))
-    }
 }
 
 /// Reads the head of a saved cache, and no more: what it is of, how long its sequences are, and their tokens.

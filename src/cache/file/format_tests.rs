@@ -10,7 +10,7 @@ fn info() -> SavedInfo {
     SavedInfo {
         heads,
         dtype: DType::I8,
-        rotation: Rotation::Interleaved,
+        rotation: RopePairs::Interleaved,
         inv_freq: vec![1.0, 0.01],
         wide: None,
         page_size: 16,
@@ -100,7 +100,7 @@ fn what_is_written_is_read() {
     assert_eq!(blocks.len(), 2 * 3 + 2 * 2);
     assert_eq!(blocks[5], Block { sequence: 0, layer: 1, first: 4, tokens: 1 });
     assert_eq!(blocks[6], Block { sequence: 2, layer: 0, first: 0, tokens: 2 });
-    let rotation = Rotation::None;
+    let rotation = RopePairs::None;
     let none = SavedInfo { sequences: vec![], fingerprint: vec![], rotation, inv_freq: vec![], ..info() };
     assert_eq!(read(&file(&none)).unwrap(), (none, vec![]));
 }
@@ -395,7 +395,7 @@ fn readers_may_be_slow_or_fail() {
 fn blocks_are_a_mebibyte_or_a_row() {
     assert_eq!((block_tokens(16), block_tokens(1152), block_tokens(2 << 20)), (65536, 910, 1));
     let heads = HeadLayout::gqa(Gqa { q_heads: 1024, kv_heads: 1024, head_dim: 8192 }).unwrap();
-    let (rotation, inv_freq) = (Rotation::None, vec![]);
+    let (rotation, inv_freq) = (RopePairs::None, vec![]);
     let large =
         SavedInfo { heads, dtype: DType::F32, rotation, inv_freq, block_tokens: 1, sequences: vec![], ..info() };
     assert_eq!(saved_info(&large.encode().0[..]).unwrap(), large);

@@ -1,5 +1,6 @@
 //! Saved caches: their bytes, and the way of rows into a file and back.
 
+mod codes;
 mod format;
 mod input;
 mod load;

@@ -1,7 +1,7 @@
 //! Every way that blocks go, on the device that is there, against the reference: the choice between them never shows.
 
 use super::*;
-use crate::cache::{Pages, SeqId};
+use crate::cache::{CacheOptions, Pages, SeqId};
 use crate::kv::{Gla, Gqa, KvSource};
 use crate::reference;
 
@@ -11,7 +11,8 @@ const LEN: usize = 70;
 /// A cache with two sequences whose pages alternate, but for some that follow each other, down and then up; every word of it
 /// another number.
 fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, size: usize) -> (PagedKvCache, Vec<u32>, SeqId) {
-    let mut cache = PagedKvCache::new(gpu, heads, dtype, Pages { count: 3 * LEN, size, layers: 1 }).unwrap();
+    let mut cache =
+        PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 3 * LEN, size, layers: 1 })).unwrap();
     let gone = cache.insert();
     cache.reserve(&[gone], 60).unwrap();
     cache.remove(gone).unwrap();
@@ -100,7 +101,7 @@ fn every_way_into_pages_writes_the_same_and_nothing_else() {
                     &[want.len()],
                     DType::U32,
                 );
-                let got = pollster::block_on(gpu.download_u32(&pool.unwrap())).unwrap();
+                let got = pollster::block_on(gpu.download::<u32>(&pool.unwrap())).unwrap();
                 let wrong = got.iter().zip(&want).position(|(got, want)| got != want);
                 assert_eq!(wrong, None, "{choice:?} {heads:?} {dtype}, pages of {size}, {block:?}");
             }

@@ -45,7 +45,7 @@ impl PagedKvCache {
     /// tokens. Every block is one call of `write_all`. Submits what is
     /// recorded. Dropping the future stops it and leaves the cache as it was.
     ///
-    /// Of a windowed sequence ([`PagedKvCache::insert_windowed`]) what it holds is saved, however long it has become, and it
+    /// Of a windowed sequence ([`PagedKvCache::insert_with`]) what it holds is saved, however long it has become, and it
     /// is windowed again when it is loaded.
     ///
     /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for tokens that are some, but fewer than the sequence

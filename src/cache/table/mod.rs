@@ -4,22 +4,29 @@
 //! What fails changes nothing. What succeeds raises the generation, by which a plan of an earlier state is known.
 //! Forks, known prefixes and pins: `sharing.rs`.
 
+mod batch;
+mod generation;
 mod pages;
 mod prefix;
+mod reserve;
 pub(super) mod sequence;
 mod sharing;
 mod stats;
 mod store;
+mod windows;
 
 pub use stats::{CacheStats, PageCopy};
+pub use windows::SequenceOptions;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use crate::kv::append::MAX_PAGE_SIZE;
 use crate::kv::tables::{PageTables, Region};
-use crate::kv::view::{KvBatch, KvSource, Resident, SeqView};
+use batch::check_distinct;
+use generation::Generation;
 use sequence::Sequence;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -70,7 +77,7 @@ pub struct SeqTable {
     pub(super) page_size: usize,
     /// Which table of the process this is.
     id: u64,
-    generation: u64,
+    generation: Generation,
     /// For [`CacheStats`].
     pub(super) hits: u64,
     pub(super) misses: u64,
@@ -100,7 +107,7 @@ impl SeqTable {
         let store = Store::new(page_count as u32, slab_pages); // no truncation: at most `most`
         let id = TABLES.fetch_add(1, Ordering::Relaxed);
         // Each table counts from a place of its own, so that a plan of another cache is known as such.
-        let generation = id << 40;
+        let generation = Generation::starting_at(id << 40);
         let (slots, vacant, pins) = (Vec::new(), Vec::new(), HashMap::new());
         let (tables, resident) = (PageTables::default(), true);
         Ok(Self { slots, vacant, store, tables, resident, pins, page_size, id, generation, hits: 0, misses: 0 })
@@ -118,8 +125,9 @@ impl SeqTable {
         });
         let slot = &mut self.slots[index];
         slot.sequence = Some(sequence);
-        self.generation += 1;
-        SeqId { table: self.id, slot: index as u32, generation: slot.generation }
+        let generation = slot.generation;
+        self.changed();
+        SeqId { table: self.id, slot: index as u32, generation }
         // no truncation: far fewer slots
     }
 
@@ -128,7 +136,7 @@ impl SeqTable {
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.sequence(id)?;
         self.vacate(id.index());
-        self.generation += 1;
+        self.changed();
         Ok(())
     }
 
@@ -141,7 +149,7 @@ impl SeqTable {
             self.store.release(page);
         }
         self.store.drop_kept();
-        self.generation += 1;
+        self.changed();
     }
 
     /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
@@ -187,107 +195,6 @@ impl SeqTable {
         Ok(())
     }
 
-    /// Makes room for `n` more tokens of each sequence, on top of what they have reserved.
-    ///
-    /// Returns the pages to be copied, in every layer, before anything is written to the new tokens' slots: a sequence that
-    /// shares its last, partly filled page with others gets a copy of it to write to. No page is both read and written.
-    ///
-    /// Errors: [`ErrorKind::CacheFull`] where the pages do not suffice, evictable ones counted as free: no sequence gets any,
-    /// and it counts the pages of the whole call. [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`],
-    /// [`ErrorKind::Argument`] for 0.
-    pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<Vec<PageCopy>> {
-        self.reserve_each(&each(ids, n))
-    }
-
-    /// [`SeqTable::reserve`] with a number of tokens for each sequence.
-    pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<Vec<PageCopy>> {
-        let needed = self.pages_needed(wanted)?;
-        let free = self.store.available();
-        let Some(pages) = self.store.take(needed) else {
-            return Err(ErrorKind::CacheFull { needed, free }.into());
-        };
-        let mut pages = pages.into_iter();
-        let mut copies = Vec::new();
-        let page_size = self.page_size;
-        for &(id, n) in wanted {
-            let Some(sequence) = self.slots[id.index()].sequence.as_mut() else { continue };
-            if let Some(tail) = sequence.tail(page_size) {
-                let source = sequence.pages[tail];
-                if self.store.pages.holders(source) == 1 {
-                    self.store.forget(source);
-                } else if let Some(target) = pages.next() {
-                    copies.push(PageCopy { source, target });
-                    sequence.pages.set(tail, target);
-                    self.store.release(source);
-                }
-            }
-            sequence.reserved += n;
-            let all = sequence.pages_of(sequence.tokens(), page_size);
-            sequence.pages.extend(pages.by_ref().take(all - sequence.pages.len()));
-            debug_assert_eq!(sequence.pages.len(), all, "counted above");
-        }
-        debug_assert_eq!(pages.len(), 0, "counted above");
-        self.write_tables(wanted);
-        self.generation += 1;
-        Ok(copies)
-    }
-
-    /// Pages that [`SeqTable::reserve_each`] would take.
-    ///
-    /// Errors: as it has, but for [`ErrorKind::CacheFull`].
-    pub fn pages_needed(&self, wanted: &[(SeqId, usize)]) -> Result<usize> {
-        check_distinct(wanted.iter().map(|(id, _)| *id))?;
-        let mut needed = 0usize;
-        let mut tails = Vec::new();
-        for &(id, n) in wanted {
-            if n == 0 {
-                return Err(ErrorKind::argument("n", "0 tokens to reserve"));
-            }
-            let sequence = self.sequence(id)?;
-            // Saturating: a length past usize needs more pages than any cache has, and is refused later.
-            let pages = sequence.pages_of(sequence.tokens().saturating_add(n), self.page_size);
-            needed = needed.saturating_add(pages - sequence.pages.len());
-            let tail = sequence.tail(self.page_size).map(|tail| sequence.pages[tail]);
-            tails.extend(tail.filter(|page| self.store.pages.holders(*page) > 1));
-        }
-        // Of the holders of a page that all write to it, the last has it for itself.
-        tails.sort_unstable();
-        let copies = |run: &[u32]| run.len().min(self.store.pages.holders(run[0]) - 1);
-        Ok(needed.saturating_add(tails.chunk_by(|a, b| a == b).map(copies).sum()))
-    }
-
-    /// Takes back what [`SeqTable::reserve_each`] did, as long as nothing else was done since: for a caller whose copies
-    /// failed. What it has evicted stays evicted.
-    pub(super) fn undo_reserve(&mut self, wanted: &[(SeqId, usize)], copies: &[PageCopy]) {
-        let mut copies = copies.iter().peekable();
-        for &(id, n) in wanted {
-            let Some(sequence) = self.slots[id.index()].sequence.as_mut() else { continue };
-            if let Some(tail) = sequence.tail(self.page_size) {
-                if let Some(copy) = copies.next_if(|copy| copy.target == sequence.pages[tail]) {
-                    self.store.retain(copy.source);
-                    sequence.pages.set(tail, copy.source);
-                    self.store.release(copy.target);
-                }
-            }
-            sequence.reserved -= n;
-            for page in sequence.pages.cut(sequence.pages_of(sequence.tokens(), self.page_size)..) {
-                self.store.release(page);
-            }
-        }
-        self.write_tables(wanted);
-        self.generation += 1;
-    }
-
-    /// Brings the page tables of these sequences up to date.
-    fn write_tables(&mut self, sequences: &[(SeqId, usize)]) {
-        for (id, _) in sequences {
-            let slot = &mut self.slots[id.index()];
-            let Some(sequence) = slot.sequence.as_mut() else { continue };
-            let same = sequence.pages.written();
-            self.resident &= self.tables.write(&mut slot.region, &sequence.pages, same).is_some();
-        }
-    }
-
     /// Keeps the first `n` reserved tokens of each sequence and drops the rest of its reservation.
     ///
     /// A sequence whose tokens were known shares what it has so far, and nothing later: see [`SeqTable::commit_tokens`].
@@ -299,7 +206,7 @@ impl SeqTable {
         for &id in ids {
             self.commit_one(id, n, None);
         }
-        self.generation += 1;
+        self.changed();
         Ok(())
     }
 
@@ -320,7 +227,7 @@ impl SeqTable {
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
             sequence.commit(n, tokens, self.page_size, &mut self.store);
             if n > 0 {
-                sequence.committed_at = self.generation;
+                sequence.committed_at = self.generation.now();
             }
         }
     }
@@ -343,7 +250,7 @@ impl SeqTable {
         if let Some(sequence) = self.slots[id.index()].sequence.as_mut() {
             sequence.truncate(len, self.page_size, &mut self.store);
         }
-        self.generation += 1;
+        self.changed();
         Ok(())
     }
 
@@ -371,7 +278,17 @@ impl SeqTable {
 
     /// Tells plans of earlier states.
     pub(super) fn changed(&mut self) {
-        self.generation += 1;
+        self.generation.rise();
+    }
+
+    /// The generation as it will be, for views that are compared with plans.
+    pub(super) fn live_generation(&self) -> Arc<AtomicU64> {
+        self.generation.live()
+    }
+
+    /// Views that are out are of no state of this table from now on.
+    pub(super) fn disown_views(&mut self) {
+        self.generation.disown();
     }
 
     /// Empties a slot, if it holds a sequence, and makes the ids given out for it unknown.
@@ -405,80 +322,6 @@ pub(crate) fn check_pages(names: [&'static str; 2], count: usize, size: usize) -
         return Err(ErrorKind::argument(names[0], why));
     }
     Ok(())
-}
-
-pub(super) fn check_distinct(ids: impl Iterator<Item = SeqId>) -> Result<()> {
-    let mut sorted: Vec<SeqId> = ids.collect();
-    sorted.sort_unstable();
-    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(ErrorKind::RepeatedSequence { id: pair[0].number() }.into()),
-        None => Ok(()),
-    }
-}
-
-impl KvSource for SeqTable {
-    type Id = SeqId;
-
-    fn batch(&self, sequences: &[SeqId]) -> Result<KvBatch> {
-        let mut batch = self.batch_in_tables(sequences)?;
-        for (view, id) in batch.sequences.iter_mut().zip(sequences) {
-            view.page_table_first = index_u32(batch.page_table.len())?;
-            batch.page_table.extend_from_slice(&self.sequence(*id)?.pages);
-        }
-        Ok(batch)
-    }
-
-    fn resident(&self, sequences: &[SeqId]) -> Result<Option<Resident<'_>>> {
-        if !self.resident {
-            return Ok(None);
-        }
-        let batch = self.batch_in_tables(sequences)?;
-        Ok(Some(Resident { batch, tables: &self.tables, most_page: self.store.pages.most_page() }))
-    }
-
-    fn page_size(&self) -> usize {
-        self.page_size
-    }
-
-    fn generation(&self) -> u64 {
-        self.generation
-    }
-}
-
-impl SeqTable {
-    /// A batch whose page tables are in `tables`.
-    fn batch_in_tables(&self, sequences: &[SeqId]) -> Result<KvBatch> {
-        check_distinct(sequences.iter().copied())?;
-        let mut batch = KvBatch { generation: self.generation, ..KvBatch::default() };
-        for &id in sequences {
-            let sequence = self.sequence(id)?;
-            let region = self.slots[id.index()].region;
-            debug_assert!(
-                sequence.reserved == 0 || !self.resident || self.tables.holds(region, &sequence.pages),
-                "sequence {id}"
-            );
-            let gap = sequence.gap(self.page_size);
-            batch.sequences.push(SeqView {
-                page_table_first: region.first(),
-                q_token_first: index_u32(batch.slots.len())?,
-                q_len: index_u32(sequence.reserved)?,
-                kv_len: index_u32(sequence.tokens())?,
-                gap_first: index_u32(gap.start)?,
-                gap_last: index_u32(gap.end)?,
-            });
-            for position in sequence.len..sequence.tokens() {
-                let page = sequence.pages[position / self.page_size - sequence.freed] as usize;
-                batch.slots.push(index_u32(page * self.page_size + position % self.page_size)?);
-                batch.positions.push(index_u32(position)?);
-            }
-        }
-        Ok(batch)
-    }
-}
-
-/// An index as kernels hold it. [`SeqTable::new`] keeps every length and slot inside 32 bits.
-fn index_u32(index: usize) -> Result<u32> {
-    u32::try_from(index).map_err(|_| ErrorKind::argument("sequences", format!("index {index} is past 32 bits")))
 }
 
 #[cfg(test)]

@@ -3,87 +3,14 @@
 use super::prefix::Parent;
 use super::sequence::{Known, PageList, Sequence};
 use super::{SeqId, SeqTable};
-use crate::cache::SavedSequence;
-use crate::error::{ErrorKind, Result};
-use std::ops::Range;
+use crate::error::Result;
 
 impl SeqTable {
-    /// Adds an empty sequence for attention through a sliding window: pages wholly before the `window` tokens that the next
-    /// token sees, its own included, are given back when tokens are committed. It shares by forks, no prefix.
-    ///
-    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a window of 0.
-    pub fn insert_windowed(&mut self, window: usize) -> Result<SeqId> {
-        self.insert_windowed_keeping(window, 0)
-    }
-
-    /// [`SeqTable::insert_windowed`] of a sequence that also keeps the pages of its first `keep_first` tokens.
-    ///
-    /// Errors: as there.
-    pub fn insert_windowed_keeping(&mut self, window: usize, keep_first: usize) -> Result<SeqId> {
-        if window == 0 {
-            return Err(ErrorKind::argument("window", "a token sees itself, so at least 1"));
-        }
-        Ok(self.insert_seeing(window, keep_first))
-    }
-
-    /// The same with a window of 0 for none.
-    pub(crate) fn insert_seeing(&mut self, window: usize, keep_first: usize) -> SeqId {
-        self.insert_as(Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() })
-    }
-
-    /// What is saved of a sequence, without its tokens.
-    pub(crate) fn to_save(&self, id: SeqId) -> Result<SavedSequence> {
-        let sequence = self.sequence(id)?;
-        let &Sequence { len, window, kept, .. } = sequence;
-        let keep_first = if window > 0 { kept * self.page_size } else { 0 };
-        Ok(SavedSequence { len, window, keep_first, gap: sequence.gap(self.page_size), tokens: Vec::new() })
-    }
-
-    /// Adds an empty sequence that is what was saved once its tokens, those of the gap among them, are reserved and
-    /// committed. The gap is whole pages here.
-    pub(crate) fn insert_saved(&mut self, saved: &SavedSequence) -> SeqId {
-        let freed = saved.gap.len() / self.page_size;
-        let kept = self.kept_pages(saved.keep_first);
-        self.insert_as(Sequence { window: saved.window, kept, freed, ..Sequence::default() })
-    }
-
-    /// Lets a sequence that has lost no page give pages back from now on, as one of [`SeqTable::insert_seeing`] does. One
-    /// that has a window keeps that.
-    pub(crate) fn see(&mut self, id: SeqId, window: usize, keep_first: usize) -> Result<()> {
-        let kept = self.kept_pages(keep_first);
-        let sequence = self.sequence_mut(id)?;
-        if sequence.window > 0 {
-            return Ok(());
-        }
-        (sequence.window, sequence.kept, sequence.known) = (window, kept, None);
-        self.changed();
-        Ok(())
-    }
-
     /// Tells whether a sequence got tokens since: another number each time that it does. What is cut off changes it not.
     ///
     /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub(crate) fn committed_at(&self, id: SeqId) -> Result<u64> {
         Ok(self.sequence(id)?.committed_at)
-    }
-
-    /// Pages that a sequence of this window (0 for none) and these first tokens holds, that has `len` tokens, while it gets
-    /// as many as to have `tokens`.
-    pub(crate) fn pages_held(&self, (window, keep_first): (usize, usize), len: usize, tokens: usize) -> usize {
-        let mut sequence = Sequence { window, kept: self.kept_pages(keep_first), ..Sequence::default() };
-        sequence.freed = sequence.unseen(len, self.page_size);
-        sequence.pages_of(tokens, self.page_size)
-    }
-
-    /// Pages of the first tokens. No sequence has more tokens than 32 bits count.
-    fn kept_pages(&self, keep_first: usize) -> usize {
-        keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size)
-    }
-
-    /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds
-    /// all. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
-    pub fn gap(&self, id: SeqId) -> Result<Range<usize>> {
-        Ok(self.sequence(id)?.gap(self.page_size))
     }
 
     /// A new sequence of the same committed tokens. It shares all pages and copies none: whoever first adds tokens to a

@@ -18,9 +18,10 @@ use keys::Keys;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
-use crate::nn::{Rope, RouteShape};
+use crate::nn::RouteShape;
+use crate::rope::Rope;
+use crate::rope::RopePairs;
 use crate::rope::RopeScaling;
-use crate::rope::Rotation;
 
 /// The numbers of a model. The names are those of the keys of this crate's own `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -225,15 +226,15 @@ impl Config {
     /// Errors: as [`RopeScaling::inv_freq`].
     pub fn rope(&self) -> Result<Rope> {
         let inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
-        Ok(Rope { inv_freq, rotation: self.rotation() })
+        Ok(Rope { inv_freq, pairs: self.rotation() })
     }
 
     /// Which elements rotate together.
-    pub(super) fn rotation(&self) -> Rotation {
+    pub(super) fn rotation(&self) -> RopePairs {
         if self.rope_interleaved {
-            Rotation::Interleaved
+            RopePairs::Interleaved
         } else {
-            Rotation::Half
+            RopePairs::Half
         }
     }
 

@@ -4,7 +4,7 @@ use super::explicit::{ExplicitPrefill, Step};
 use super::large_keys::LargeBiases;
 use super::projections::{Forms, Projections};
 use crate::attention::explicit::ExplicitPlan;
-use crate::attention::{Decode, DecodeOutput, Plan};
+use crate::attention::{Decode, DecodeArgs, DecodeOutput, Plan};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
@@ -15,7 +15,7 @@ use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::reader::Source;
 use crate::model::weights::safetensors::Store;
 use crate::model::weights::split::Split;
-use crate::nn::{RotateWide, Span};
+use crate::nn::{LinearArgs, RopeWideKernel, Span};
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -58,7 +58,7 @@ pub(crate) struct AttentionStep<'a> {
     pub(crate) sequences: &'a [SeqId],
     pub(crate) cos_sin: &'a Tensor,
     /// Of a cache with wide channels.
-    pub(crate) wide: Option<&'a RotateWide>,
+    pub(crate) wide: Option<&'a RopeWideKernel>,
     pub(crate) softmax_scale: f32,
 }
 
@@ -155,8 +155,8 @@ impl Attention {
         let cos_sin = cache.cos_sin(sequences)?;
         let heads = *cache.heads();
         let scratch = AttentionScratch::new(&self.gpu, (&self.config, &heads), (rows, planned.explicit().is_some()))?;
-        let rotation = self.config.rope()?.rotation;
-        let wide = (heads.wide_dim() > 0).then(|| RotateWide::new(&self.gpu, heads, rotation)).transpose()?;
+        let rotation = self.config.rope()?.pairs;
+        let wide = (heads.wide_dim() > 0).then(|| RopeWideKernel::new(&self.gpu, heads, rotation)).transpose()?;
         let y = Tensor::zeros(&self.gpu, &[rows, hidden], DType::F32)?;
         let mut step = AttentionStep {
             rows,
@@ -192,7 +192,10 @@ impl Attention {
         let wide = step.wide.map(|rotate| (rotate, &view));
         self.projections.project(s, rows, input, (step.cos_sin, wide), forms)?;
         step.cache.append(layer, step.sequences, &s.kv)?;
-        let attended = step.plan.map(|plan| step.decode.run(plan, &view, &s.q, step.softmax_scale)).transpose()?;
+        let attended = step
+            .plan
+            .map(|plan| step.decode.run(DecodeArgs::new(plan, &view, &s.q, step.softmax_scale)))
+            .transpose()?;
         let values = match &attended {
             // Of rows in the explicit form this is nothing: what follows writes them.
             Some(attended) => self.projections.values(s, rows, &attended.out)?,
@@ -204,7 +207,7 @@ impl Attention {
                 up.run(rows, latents, kv)
             })?;
         }
-        self.o.run(rows, Span::of(values), x, true)
+        self.o.run(LinearArgs { accumulate: true, ..LinearArgs::new(rows, Span::of(values), x) })
     }
 }
 

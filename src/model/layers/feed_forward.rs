@@ -7,7 +7,7 @@ use crate::model::config::{Config, ExpertsConfig};
 use crate::model::weights::reader::{Matrix, Source};
 use crate::model::weights::split::Split;
 use crate::nn::{
-    ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Linear, NormShape, RmsNorm, Route, Span,
+    ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Linear, LinearArgs, NormShape, RmsNorm, Route, Span,
 };
 
 pub(crate) enum FeedForward {
@@ -91,8 +91,8 @@ impl Dense {
 
     fn run(&self, rows: usize, input: Span<'_>, s: &Scratch) -> Result<()> {
         let ffn = Span::of(&s.ffn);
-        self.gate_up.run(rows, input, ffn, false)?;
-        self.down.run(rows, ffn, Span::of(&s.x), true)
+        self.gate_up.run(LinearArgs::new(rows, input, ffn))?;
+        self.down.run(LinearArgs { accumulate: true, ..LinearArgs::new(rows, ffn, Span::of(&s.x)) })
     }
 }
 
@@ -128,7 +128,7 @@ impl Mixture {
         let (m, x) = (&s.mixture, Span::of(&s.x));
         let normed = Span::of(&m.normed);
         self.norm.run(rows, x, normed)?;
-        self.router.run(rows, normed, Span::of(&m.logits), false)?;
+        self.router.run(LinearArgs::new(rows, normed, Span::of(&m.logits)))?;
         self.route.run(&m.logits, &m.ids, &m.weights)?;
         self.experts.run(normed, x, ExpertArgs { ids: &m.ids, weights: &m.weights, scratch: &m.experts })?;
         match &self.shared {

@@ -8,7 +8,7 @@ use crate::kv::KvView;
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::reader::{Matrix, Source};
 use crate::model::weights::split::Split;
-use crate::nn::{Linear, NormShape, RmsNorm, Rotate, RotateShape, RotateWide, Span};
+use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span};
 
 /// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
 pub(crate) enum Projections {
@@ -23,7 +23,7 @@ pub(crate) struct Direct {
     /// All that is cached of a token, in the order of a cached row.
     kv: Split,
     /// None where there is no rope key.
-    rotate: Option<Rotate>,
+    rotate: Option<RopeKernel>,
     biases: LargeBiases,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct ExplicitUp {
     /// Per latent head `[W_UK | W_UV]` of each of its query heads, with the value's bias.
     up: Linear,
     /// Of `[nope | rope]`.
-    rotate: Rotate,
+    rotate: RopeKernel,
 }
 
 /// The forms that a step's tokens take.
@@ -91,7 +91,7 @@ impl Projections {
         s: &AttentionScratch,
         rows: usize,
         input: Span<'_>,
-        (cos_sin, wide): (&Tensor, Option<(&RotateWide, &KvView)>),
+        (cos_sin, wide): (&Tensor, Option<(&RopeWideKernel, &KvView)>),
         forms: Forms,
     ) -> Result<()> {
         let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
@@ -99,23 +99,23 @@ impl Projections {
             Projections::Direct(direct) => {
                 match (&direct.rotate, wide) {
                     (_, Some((rotate, layer))) => {
-                        direct.q.run(rows, input, q_raw, false)?;
-                        rotate.run((rows, layer), cos_sin, q_raw, q)?;
+                        direct.q.run(LinearArgs::new(rows, input, q_raw))?;
+                        rotate.run(RopeWideArgs { rows, layer, cos_sin, x: q_raw, y: q })?;
                     }
                     (Some(rotate), None) => {
-                        direct.q.run(rows, input, q_raw, false)?;
+                        direct.q.run(LinearArgs::new(rows, input, q_raw))?;
                         rotate.run(rows, cos_sin, q_raw, q)?;
                     }
-                    (None, None) => direct.q.run(rows, input, q, false)?,
+                    (None, None) => direct.q.run(LinearArgs::new(rows, input, q))?,
                 }
-                direct.kv.run(rows, input, Span::of(&s.kv), false)
+                direct.kv.run(LinearArgs::new(rows, input, Span::of(&s.kv)))
             }
             Projections::Latent(latent) => {
                 let down = Span::of(&s.down);
-                latent.down.run(rows, input, down, false)?;
+                latent.down.run(LinearArgs::new(rows, input, down))?;
                 let q_raw = match &latent.queries {
                     Queries::Latent(up) => {
-                        up.run_with_rest(rows, down, q_raw, &s.kv)?;
+                        up.run(LinearArgs { rest: Some(&s.kv), ..LinearArgs::new(rows, down, q_raw) })?;
                         q_raw
                     }
                     Queries::Direct { kv_norm, heads, dim } => {
@@ -130,10 +130,8 @@ impl Projections {
                     return Ok(());
                 }
                 // [nope | rope] -> [absorbed | rotated]
-                match latent.rotates {
-                    true => latent.absorb.run_tailed(rows, cos_sin, q_raw, q),
-                    false => latent.absorb.run(rows, q_raw, q, false),
-                }
+                let cos_sin = latent.rotates.then_some(cos_sin);
+                latent.absorb.run(LinearArgs { cos_sin, ..LinearArgs::new(rows, q_raw, q) })
             }
         }
     }
@@ -159,7 +157,7 @@ impl Projections {
         match self {
             Projections::Direct(_) => Ok(attended),
             Projections::Latent(latent) => {
-                latent.unabsorb.run(rows, Span::of(attended), Span::of(&s.values), false)?;
+                latent.unabsorb.run(LinearArgs::new(rows, Span::of(attended), Span::of(&s.values)))?;
                 Ok(&s.values)
             }
         }
@@ -175,7 +173,7 @@ impl ExplicitUp {
     /// Keys and values of `rows` latents, (rows, groups, latent_dim), in rows of `kv`, whose ends are not touched.
     pub(crate) fn run(&self, rows: usize, latents: &Tensor, kv: &Tensor) -> Result<()> {
         let width = self.up.outputs();
-        self.up.run(rows, Span::of(latents), Span::of(kv).head_stride(width), false)
+        self.up.run(LinearArgs::new(rows, Span::of(latents), Span::of(kv).head_stride(width)))
     }
 }
 
@@ -227,10 +225,10 @@ impl Load<'_> {
         Ok(matrix)
     }
 
-    fn rotate(&self, copy_dim: usize) -> Result<Option<Rotate>> {
+    fn rotate(&self, copy_dim: usize) -> Result<Option<RopeKernel>> {
         let (heads, rope_dim) = (self.config.q_heads, self.config.rope_dim());
-        let shape = RotateShape { heads, copy_dim, rope_dim, rotation: self.config.rotation() };
-        (rope_dim > 0).then(|| Rotate::new(self.source.gpu(), shape)).transpose()
+        let shape = RopeShape { heads, copy_dim, rope_dim, pairs: self.config.rotation() };
+        (rope_dim > 0).then(|| RopeKernel::new(self.source.gpu(), shape)).transpose()
     }
 
     fn gqa(&self, kv_heads: usize) -> Result<Direct> {
@@ -315,7 +313,7 @@ impl Load<'_> {
     }
 
     /// Per latent head the rows of its query heads, in the order of explicit keys and values.
-    fn explicit(&self, up: &Matrix, groups: usize, rotate: Rotate) -> Result<ExplicitUp> {
+    fn explicit(&self, up: &Matrix, groups: usize, rotate: RopeKernel) -> Result<ExplicitUp> {
         let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
         let (both, per_group) = (head_dim + v_head_dim, heads / groups);
         let group = |g: usize| up.cut(g * per_group * both..(g + 1) * per_group * both).without_bias(both, 0..head_dim);

@@ -6,13 +6,13 @@ use crate::gpu::{DType, Tensor};
 use crate::kv::HeadLayout;
 use crate::model::decoder::Decoder;
 use crate::model::layers::block::Scratch;
-use crate::nn::{Embedding, RotateWide, Weight};
+use crate::nn::{Embedding, RopeWideKernel, Weight};
 
 /// The tensors of a session's steps.
 pub(crate) struct Buffers {
     pub(crate) scratch: Scratch,
     /// Of a cache with wide channels.
-    pub(crate) rotate_wide: Option<RotateWide>,
+    pub(crate) rotate_wide: Option<RopeWideKernel>,
     /// (capacity) U32
     pub(crate) ids: Tensor,
     /// Row of the last token of each sequence that ends in a step: (max_batch) U32
@@ -45,8 +45,8 @@ impl Buffers {
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;
         // Written anew by every step, which looks whether commands were lost while it was under way.
         let tensor = |shape: &[usize], dtype| Tensor::scratch(gpu, shape, dtype);
-        let rotation = config.rope()?.rotation;
-        let rotate_wide = || RotateWide::new(gpu, *layout, rotation);
+        let rotation = config.rope()?.pairs;
+        let rotate_wide = || RopeWideKernel::new(gpu, *layout, rotation);
         Ok(Buffers {
             scratch,
             rotate_wide: (layout.wide_dim() > 0).then(rotate_wide).transpose()?,

@@ -95,7 +95,7 @@ impl Session {
                 };
                 block.attention().run(0, &scratch, &mut step, Span::of(&x), Span::of(&x))?;
             }
-            gpu.download(&x.view(&[1, 4])?).await?;
+            gpu.download::<f32>(&x.view(&[1, 4])?).await?;
             best = if repeats > 1 { best.min(start.elapsed().as_secs_f64() / repeats as f64) } else { best };
         }
         Ok(best)

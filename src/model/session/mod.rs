@@ -26,8 +26,7 @@ pub use want::{Draw, Fed, Want};
 use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
-use crate::kv::KvSource;
-use crate::nn::Span;
+use crate::nn::{LinearArgs, Span};
 use rollback::Unfinished;
 
 /// Sequences of one [`Decoder`].
@@ -105,7 +104,7 @@ impl Session {
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
-        self.cache.insert_seeing(self.options.window.unwrap_or(0), self.options.keep_first)
+        self.cache.insert_seeing(self.seen())
     }
 
     /// Removes a sequence and gives up its part of the cache, which is kept until its room is needed where its tokens can be
@@ -214,7 +213,7 @@ impl Session {
         }
         // Unknown or repeated sequences.
         let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
-        self.cache.batch(&ids)?;
+        self.cache.check_ids(&ids)?;
         let most = self.max_positions();
         for (id, tokens) in batch {
             let len = self.cache.len(*id)?;
@@ -281,7 +280,7 @@ impl Session {
                 _ if ending.is_empty() => gpu.submitted().await?,
                 _ => {
                     if drawn {
-                        let tokens = gpu.download_u32(&self.buffers.tokens.view(&[ending.len()])?).await?;
+                        let tokens = gpu.download::<u32>(&self.buffers.tokens.view(&[ending.len()])?).await?;
                         ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
                         self.check_drawn(batch, &ending, &fed, undrawn)?;
                     }
@@ -344,9 +343,9 @@ impl Session {
         // All writes come before all commands, so that the step is one submit.
         let (rows, ending, b) = (ids.len(), last_rows.len(), &self.buffers);
         let id_rows = b.ids.view(&[rows])?;
-        gpu.upload_u32(&id_rows, &ids)?;
+        gpu.upload(&id_rows, &ids)?;
         if ending > 0 && !all_logits {
-            gpu.upload_u32(&b.last_rows.view(&[ending])?, &last_rows)?;
+            gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
             if !samplers.is_empty() {
                 gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
             }
@@ -371,14 +370,14 @@ impl Session {
         }
         let logits = Span::of(&b.logits);
         if all_logits {
-            model.head.run(rows, Span::of(&scratch.x), logits, false)?;
+            model.head.run(LinearArgs::new(rows, Span::of(&scratch.x), logits))?;
         } else if ending > 0 {
             // Where every row is a last one (plain decode), there is nothing to gather.
             let last = if ending == rows { &scratch.x } else { &b.last };
             if ending < rows {
                 b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
             }
-            model.head.run(ending, Span::of(last), logits, false)?;
+            model.head.run(LinearArgs::new(ending, Span::of(last), logits))?;
             if !samplers.is_empty() {
                 model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
             }

@@ -1,7 +1,7 @@
 //! What a session is made of, by its options: its cache, and what its prompts in the explicit form need.
 
 use super::SessionOptions;
-use crate::cache::{check_pages, PagedKvCache, Pages};
+use crate::cache::{check_pages, CacheOptions, PagedKvCache, Pages};
 use crate::error::{ErrorKind, Result};
 use crate::model::decoder::Decoder;
 use crate::model::layers::explicit::ExplicitPrefill;
@@ -15,8 +15,8 @@ pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<Paged
     let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
     let wide = decoder.inner.large_keys.in_cache(options.kv_dtype)?;
     let heads = wide.map_or_else(|| config.layout(), |wide| Ok(*wide.heads()))?;
-    let rope = config.rope()?;
-    let cache = PagedKvCache::new(gpu, heads, options.kv_dtype, pages)?.with_rotation(rope.rotation, &rope.inv_freq)?;
+    let rope = Some(config.rope()?);
+    let cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..CacheOptions::new(options.kv_dtype, pages) })?;
     match wide {
         Some(wide) => cache.with_wide_channels(wide),
         None => Ok(cache),

@@ -1,8 +1,14 @@
 //! Pages that sequences are going to need, with and without a window.
 
 use super::Session;
+use crate::cache::SequenceOptions;
 
 impl Session {
+    /// How this session makes its sequences.
+    pub(super) fn seen(&self) -> SequenceOptions {
+        SequenceOptions { window: self.window().map(|(window, _)| window), keep_first: self.options.keep_first }
+    }
+
     /// Whether a sequence of so many tokens has given pages back to its window. One that never does may share its prefix
     /// with others at no cost.
     pub(crate) fn frees(&self, tokens: usize) -> bool {
@@ -11,7 +17,7 @@ impl Session {
 
     /// Pages of a sequence that has `len` tokens, while it gets those up to `tokens`.
     fn pages_between(&self, len: usize, tokens: usize) -> usize {
-        self.cache().pages_held(self.window().unwrap_or((0, 0)), len, tokens)
+        self.cache().pages_held(self.seen(), len, tokens)
     }
 
     /// Most pages that one sequence holds at a time: a prompt goes in steps that are as large as they can be, then come

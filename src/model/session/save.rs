@@ -64,8 +64,9 @@ impl Session {
 
     /// Loaded sequences as this session's own: with its window.
     fn see_window(&mut self, loaded: Vec<LoadedSequence>) -> Result<Vec<LoadedSequence>> {
-        if let Some((window, keep_first)) = self.window() {
-            loaded.iter().try_for_each(|sequence| self.cache_mut().see(sequence.id, window, keep_first))?;
+        let seen = self.seen();
+        if seen.window.is_some() {
+            loaded.iter().try_for_each(|sequence| self.cache_mut().see(sequence.id, seen))?;
         }
         Ok(loaded)
     }

@@ -318,7 +318,7 @@ impl<'a> Source<'a> {
     pub(crate) fn normed(&self, linear: Split, name: &str, eps: f32) -> Result<Split> {
         let dim = linear.in_dim();
         let gain = self.values(&format!("{name}.weight"), &[dim])?;
-        let gain = Tensor::from_f32(self.gpu, &[1, dim], &gain, DType::F32)?;
+        let gain = Tensor::from_slice(self.gpu, &[1, dim], &gain, DType::F32)?;
         linear.map(|linear| linear.with_norm(&gain, eps))
     }
 
@@ -345,7 +345,7 @@ impl<'a> Source<'a> {
         let mut weight = self.writer(shape, self.dtype, heads)?;
         heads.iter().try_for_each(|head| self.write(&mut weight, head))?;
         let bias = Matrix::stack(heads).bias;
-        let bias = bias.map(|b| Tensor::from_f32(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
+        let bias = bias.map(|b| Tensor::from_slice(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
         Linear::new(self.gpu, &weight.finish()?, bias.as_ref())
     }
 
@@ -365,7 +365,7 @@ impl<'a> Source<'a> {
 
     /// A tensor (dim) in F32.
     pub(crate) fn vector(&self, name: &str, dim: usize) -> Result<Tensor> {
-        Tensor::from_f32(self.gpu, &[dim], &self.values(name, &[dim])?, DType::F32)
+        Tensor::from_slice(self.gpu, &[dim], &self.values(name, &[dim])?, DType::F32)
     }
 
     /// `{name}.weight` (rows, dim) as a table of rows, in as many parts as the device needs; in F16 where matrices are in I8.
@@ -406,7 +406,7 @@ impl<'a> Source<'a> {
         let wanted = if wanted[0] == 1 { &wanted[1..] } else { &wanted };
         let gains = names.iter().map(|name| self.values(&format!("{name}.weight"), wanted));
         let gains = gains.collect::<Result<Vec<_>>>()?.concat();
-        let gains = Tensor::from_f32(self.gpu, &[shape.groups, shape.dim], &gains, DType::F32)?;
+        let gains = Tensor::from_slice(self.gpu, &[shape.groups, shape.dim], &gains, DType::F32)?;
         RmsNorm::new(self.gpu, &gains, shape)
     }
 

@@ -1,8 +1,8 @@
 //! A matrix that is more than the device binds at once: several products, each of some of its rows.
 
 use crate::error::Result;
-use crate::gpu::{Capabilities, DType, Tensor};
-use crate::nn::{Linear, Span};
+use crate::gpu::{Capabilities, DType};
+use crate::nn::{Linear, LinearArgs};
 use std::ops::Range;
 
 /// One linear, or several whose outputs lie one behind the other. An output is the same, to the bit, however many there
@@ -35,25 +35,12 @@ impl Split {
         self.parts.first().map_or(0, |part| part.weight().in_dim())
     }
 
-    /// [`Linear::run`].
-    pub(crate) fn run(&self, rows: usize, x: Span<'_>, y: Span<'_>, accumulate: bool) -> Result<()> {
-        self.each(y, |_, part, y| part.run(rows, x, y, accumulate))
-    }
-
-    /// [`Linear::run_with_rest`] of one whose first part has a rest.
-    pub(crate) fn run_with_rest(&self, rows: usize, x: Span<'_>, y: Span<'_>, rest: &Tensor) -> Result<()> {
-        self.each(y, |i, part, y| match i {
-            0 => part.run_with_rest(rows, x, y, rest),
-            _ => part.run(rows, x, y, false),
-        })
-    }
-
-    /// Every part with its place in `y`.
-    fn each<'a>(&self, y: Span<'a>, mut run: impl FnMut(usize, &Linear, Span<'a>) -> Result<()>) -> Result<()> {
-        let mut to = y;
-        for (i, part) in self.parts.iter().enumerate() {
-            run(i, part, to)?;
-            to = to.offset(to.offset.saturating_add(part.outputs()));
+    /// [`Linear::run`] of each part. A rest is that of the first.
+    pub(crate) fn run(&self, args: LinearArgs<'_>) -> Result<()> {
+        let mut next = args;
+        for part in &self.parts {
+            part.run(next)?;
+            next = LinearArgs { y: next.y.offset(next.y.offset.saturating_add(part.outputs())), rest: None, ..next };
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::nn::{Linear, Span, Weight};
+use crate::nn::{Linear, LinearArgs, Span, Weight};
 use std::time::Instant;
 
 /// What the app calls no pause, in seconds: of which attention, slower per FLOP than products, gets half.
@@ -26,7 +26,7 @@ pub async fn measure_dispatch_flop(gpu: &Gpu) -> Result<u64> {
     }
     let values: Vec<f32> = (0..WIDTH * WIDTH).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
     let linear = Linear::new(gpu, &Weight::new(gpu, [1, WIDTH, WIDTH], &values, DType::F16)?, None)?;
-    let input = Tensor::from_f32(gpu, &[ROWS, WIDTH], &values[..ROWS * WIDTH], DType::F32)?;
+    let input = Tensor::from_slice(gpu, &[ROWS, WIDTH], &values[..ROWS * WIDTH], DType::F32)?;
     let output = Tensor::zeros(gpu, &[ROWS, WIDTH], DType::F32)?;
     let mut count = 1;
     // The first run compiles.
@@ -34,9 +34,9 @@ pub async fn measure_dispatch_flop(gpu: &Gpu) -> Result<u64> {
     loop {
         let start = Instant::now();
         for _ in 0..count {
-            linear.run(ROWS, Span::of(&input), Span::of(&output), false)?;
+            linear.run(LinearArgs::new(ROWS, Span::of(&input), Span::of(&output)))?;
         }
-        gpu.download(&output.view(&[1, 4])?).await?;
+        gpu.download::<f32>(&output.view(&[1, 4])?).await?;
         let seconds = start.elapsed().as_secs_f64();
         if warm && (seconds >= ENOUGH || count >= MOST) {
             let flop = 2.0 * (count * ROWS * WIDTH * WIDTH) as f64;

@@ -2,14 +2,14 @@
 
 use super::shape::Fusion;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{number, part, Access, Capabilities, Const, Consts, DType, KernelSpec, Part, Tier};
+use crate::gpu::{
+    number, part, Access, Capabilities, Const, Consts, DType, KernelSpec, Part, Tier, MATRIX_WORKGROUP_BYTES,
+};
 
 /// Lanes of a subgroup: what the kernel is written for, and [`Tier::Matrix`] promises.
 const SUBGROUP: usize = 32;
 /// Words that rows of packed input are padded to: whole steps of any tile.
 const ROW_ALIGN: usize = 16;
-/// Workgroup memory; more than this has hung a device that claimed to have it.
-const WORKGROUP_BYTES: usize = 48 << 10;
 /// Packed input of one call; with more the portable kernel takes over, rather than hold so much memory.
 const MAX_PACKED_BYTES: usize = 512 << 20;
 
@@ -82,7 +82,7 @@ impl MatrixTile {
             && ahead * step_words <= ROW_ALIGN
             && (self.rows() * step_words).is_multiple_of(self.threads())
             && (self.matrix_rows() * step_words / 2).is_multiple_of(self.threads())
-            && self.workgroup_bytes() <= WORKGROUP_BYTES;
+            && self.workgroup_bytes() <= MATRIX_WORKGROUP_BYTES;
         if !fits {
             return Err(ErrorKind::argument("tile", format!("{self:?} makes no kernel")));
         }

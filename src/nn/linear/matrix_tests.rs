@@ -2,9 +2,10 @@
 //! staging, steps, slots, clamps, stores. Against the f64 reference with the input rounded as `linear_pack.wgsl` says.
 
 use super::*;
-use crate::nn::{quantise, Rope};
+use crate::nn::{quantise, Span};
 use crate::reference;
 use crate::rope::cos_sin_table;
+use crate::rope::Rope;
 use half::f16;
 
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +68,7 @@ fn packed(row: &[f32]) -> Vec<f64> {
 
 fn check(c: Case, tile: MatrixTile) {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
-    let tensor = |values: &[f32]| Tensor::from_f32(&gpu, &[1, values.len()], values, DType::F32).unwrap();
+    let tensor = |values: &[f32]| Tensor::from_slice(&gpu, &[1, values.len()], values, DType::F32).unwrap();
     tile.check().unwrap();
     let size = c.out_dim * c.in_dim;
     let w = numbers(c.heads * size, 1, (c.in_dim as f32).powf(-0.5));
@@ -90,7 +91,7 @@ fn check(c: Case, tile: MatrixTile) {
         linear = linear.with_swiglu().unwrap();
     }
     if c.tail_dim > 0 {
-        linear = linear.with_tail(c.tail_dim, Rotation::Half).unwrap();
+        linear = linear.with_tail(c.tail_dim, RopePairs::Half).unwrap();
     }
     let tuning = LinearTuning { max_rows: 1, ..linear.tuning(2) };
     let linear = Linear { tiles: vec![tile], ..linear.with_tuning(tuning).unwrap() }.without_kernels();
@@ -100,7 +101,7 @@ fn check(c: Case, tile: MatrixTile) {
     let (x_head, y_head) = (c.in_dim + c.tail_dim + c.gap, outputs + c.gap);
     let (x_row, y_row) = (c.heads * x_head, c.heads * y_head);
     let positions: Vec<u32> = (0..c.rows as u32).map(|r| 3 * r).collect();
-    let by_reference = reference::Rotation::new(1e4, c.tail_dim, reference::Pairs::Half).unwrap();
+    let by_reference = reference::Rope::new(1e4, c.tail_dim, reference::RopePairs::Half).unwrap();
     // NaN where nobody owns an element; a row more behind.
     let mut x = vec![f32::NAN; c.gap + (c.rows + 1) * x_row];
     let mut old = vec![f32::NAN; c.gap + (c.rows + 1) * y_row];
@@ -138,13 +139,13 @@ fn check(c: Case, tile: MatrixTile) {
     let from = Span::of(&x).offset(c.gap).row_stride(x_row).head_stride(x_head);
     let to = Span::of(&y).offset(c.gap).row_stride(y_row).head_stride(y_head);
     if c.tail_dim > 0 {
-        let rope = Rope::new(c.tail_dim, 1e4, Rotation::Half).unwrap();
+        let rope = Rope::new(c.tail_dim, 1e4, RopePairs::Half).unwrap();
         let table = tensor(&cos_sin_table(&rope.inv_freq, &positions)).view(&[c.rows, c.tail_dim / 2, 2]).unwrap();
-        linear.run_tailed(c.rows, &table, from, to).unwrap();
+        linear.run(LinearArgs { cos_sin: Some(&table), ..LinearArgs::new(c.rows, from, to) }).unwrap();
     } else {
-        linear.run(c.rows, from, to, c.accumulate).unwrap();
+        linear.run(LinearArgs { accumulate: c.accumulate, ..LinearArgs::new(c.rows, from, to) }).unwrap();
     }
-    let got = pollster::block_on(gpu.download(&y)).unwrap();
+    let got = pollster::block_on(gpu.download::<f32>(&y)).unwrap();
     for (i, rows) in want.chunks(y_row).enumerate() {
         let finite = || rows.iter().filter(|v| v.is_finite());
         let size = (finite().map(|v| v * v).sum::<f64>() / finite().count().max(1) as f64).sqrt();
@@ -174,7 +175,7 @@ fn a_large_tile_is_taken_where_it_fills_the_device() {
         tier: crate::Tier::Matrix,
         target_workgroups: 1024,
         dispatch_flop: u64::MAX,
-        workgroup_storage_bytes: 48 << 10,
+        workgroup_storage_bytes: crate::gpu::MATRIX_WORKGROUP_BYTES as u32,
         max_workgroups: 65_535,
         ..gpu.capabilities().clone()
     };

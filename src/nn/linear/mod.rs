@@ -3,46 +3,27 @@
 
 mod dispatch_flop;
 pub(super) mod matrix;
+mod run;
 pub(super) mod shape;
 pub(super) mod weight;
 
 pub use dispatch_flop::measure_dispatch_flop;
 pub use matrix::MatrixTile;
+pub use run::LinearArgs;
+#[cfg(test)]
+pub(super) use run::PARAM_FIELDS;
 pub use shape::LinearTuning;
 pub(crate) use weight::{largest_magnitude, WeightWriter};
 pub use weight::{quantise, Weight};
 
-use super::span::{check_apart, Extent};
-use super::{params, word, RmsNorm, Span};
+use super::RmsNorm;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::pieces::pieces;
 use crate::gpu::{DType, Gpu, Kernel, Tensor};
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 use crate::sizes::{sum_of_products, MOST_ROW};
-use matrix::{pack_spec, packed_bytes};
+use matrix::pack_spec;
 use shape::{Fusion, Shape};
 use std::sync::{Arc, OnceLock};
-
-params!(Params {
-    rows: u32,
-    out_dim: u32,
-    in_dim: u32,
-    row_vec4: u32,
-    x_offset: u32,
-    x_row_stride: u32,
-    x_head_stride: u32,
-    y_offset: u32,
-    y_row_stride: u32,
-    y_head_stride: u32,
-    flags: u32,
-    tail_dim: u32,
-    eps: f32,
-    rest_groups: u32,
-    rest_dim: u32,
-    rest_tail: u32,
-});
-#[cfg(test)]
-pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
 /// A linear layer on the device: `y[r, h, :] (+)= W[h] x[r, h, :] + b[h]`.
 ///
@@ -61,7 +42,7 @@ pub struct Linear {
     norm: Option<(Tensor, f32)>,
     swiglu: bool,
     /// Elements behind the input of each head that are rotated behind its output.
-    tail: Option<(usize, Rotation)>,
+    tail: Option<(usize, RopePairs)>,
     /// A norm of what lies behind the input.
     rest: Option<RmsNorm>,
     /// Of one row of input, and of more.
@@ -72,17 +53,6 @@ pub struct Linear {
     shapes: Vec<Shape>,
     /// Per shape: for input at multiples of 4 elements, then for any; last those that pack input. Shared by clones.
     kernels: Arc<[[OnceLock<Kernel>; 2]]>,
-}
-
-/// One call of a [`Linear`].
-#[derive(Clone, Copy)]
-struct Call<'a> {
-    rows: usize,
-    x: Span<'a>,
-    y: Span<'a>,
-    accumulate: bool,
-    cos_sin: Option<&'a Tensor>,
-    rest: Option<&'a Tensor>,
 }
 
 impl Linear {
@@ -146,12 +116,12 @@ impl Linear {
 
     /// The same with rotated elements behind each head's output: those that lie behind the head's input, `rope_dim` of
     /// them, at the row's position. So absorbed queries are made of plain ones, `[nope | rope]`:
-    /// `y[r, h, :] = [ W[h] x[r, h, ..in_dim] | RoPE(x[r, h, in_dim..in_dim + rope_dim]) ]`. Run it by
-    /// [`Linear::run_tailed`].
+    /// `y[r, h, :] = [ W[h] x[r, h, ..in_dim] | RoPE(x[r, h, in_dim..in_dim + rope_dim]) ]`. Each call
+    /// gives [`LinearArgs::cos_sin`].
     ///
     /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, or beside SwiGLU or a
     /// rest.
-    pub fn with_tail(self, rope_dim: usize, rotation: Rotation) -> Result<Self> {
+    pub fn with_tail(self, rope_dim: usize, rotation: RopePairs) -> Result<Self> {
         if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
         }
@@ -165,7 +135,7 @@ impl Linear {
     }
 
     /// The same with a norm beside it, of what lies behind the input of each row: `rest[r, :] = norm(x[r, in_dim..])`, in
-    /// the same dispatch for few rows and in one of its own for many. Run it by [`Linear::run_with_rest`].
+    /// the same dispatch for few rows and in one of its own for many. Each call gives [`LinearArgs::rest`].
     ///
     /// Errors: [`ErrorKind::Argument`] for several heads, beside a tail, or where the norm before the product has
     /// another `eps`.
@@ -281,164 +251,6 @@ impl Linear {
             let shape = self.shapes[choice];
             shape.spec(&self.tuning(shape.rows()), self.weight.dtype(), aligned, fusion)
         })
-    }
-
-    /// Records `rows` rows. `x` is (rows, heads, in_dim), `y` (rows, heads, outputs), in another buffer;
-    /// `accumulate` adds to what `y` holds.
-    ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an output that overlaps itself or
-    /// shares the buffer of `x`, or for a linear with a tail.
-    pub fn encode(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        rows: usize,
-        x: Span<'_>,
-        y: Span<'_>,
-        accumulate: bool,
-    ) -> Result<()> {
-        self.dispatch(pass, Call { rows, x, y, accumulate, cos_sin: None, rest: None })
-    }
-
-    /// [`Linear::encode`] into the [`Gpu`]'s own pass.
-    pub fn run(&self, rows: usize, x: Span<'_>, y: Span<'_>, accumulate: bool) -> Result<()> {
-        self.gpu.record(|pass| self.encode(pass, rows, x, y, accumulate))
-    }
-
-    /// [`Linear::encode`] of one with a tail: `x` is (rows, heads, in_dim + rope_dim), `y` (rows, heads, out_dim +
-    /// rope_dim); `cos_sin` as [`Rotate::encode`](super::Rotate::encode) has it.
-    ///
-    /// Errors: as [`Linear::encode`], and [`ErrorKind::Argument`] for a linear without a tail.
-    pub fn encode_tailed(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        rows: usize,
-        cos_sin: &Tensor,
-        x: Span<'_>,
-        y: Span<'_>,
-    ) -> Result<()> {
-        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: Some(cos_sin), rest: None })
-    }
-
-    /// [`Linear::encode_tailed`] into the [`Gpu`]'s own pass.
-    pub fn run_tailed(&self, rows: usize, cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
-        self.gpu.record(|pass| self.encode_tailed(pass, rows, cos_sin, x, y))
-    }
-
-    /// [`Linear::encode`] of one with a rest: `x` is (rows, in_dim + the norm's width), `rest` (rows, the norm's width) F32
-    /// in a third buffer.
-    ///
-    /// Errors: as [`Linear::encode`], and [`ErrorKind::Argument`] for a linear without a rest.
-    pub fn encode_with_rest(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        rows: usize,
-        x: Span<'_>,
-        y: Span<'_>,
-        rest: &Tensor,
-    ) -> Result<()> {
-        self.dispatch(pass, Call { rows, x, y, accumulate: false, cos_sin: None, rest: Some(rest) })
-    }
-
-    /// [`Linear::encode_with_rest`] into the [`Gpu`]'s own pass.
-    pub fn run_with_rest(&self, rows: usize, x: Span<'_>, y: Span<'_>, rest: &Tensor) -> Result<()> {
-        self.gpu.record(|pass| self.encode_with_rest(pass, rows, x, y, rest))
-    }
-
-    /// Checks what is beside a product, and records the norm of the rest where that is a dispatch of its own.
-    fn check_rest(&self, pass: &mut wgpu::ComputePass<'_>, call: &Call<'_>, shape: Shape) -> Result<()> {
-        match (&self.rest, call.rest) {
-            (None, None) => Ok(()),
-            (None, Some(_)) => Err(ErrorKind::argument("rest", "this linear has none")),
-            (Some(_), None) => Err(ErrorKind::argument("rest", "this linear has one, which needs a tensor")),
-            (Some(norm), Some(rest)) => {
-                check_apart("rest", rest, &[call.y.tensor, &self.weight.tensor])?;
-                rest.expect("rest", &[call.rows, norm.width()], DType::F32)?;
-                let x = call.x.offset(call.x.offset.saturating_add(self.weight.in_dim()));
-                match shape {
-                    Shape::Tile(_) | Shape::Matrix(_) => norm.encode(pass, call.rows, x, Span::of(rest)),
-                    Shape::Rows(_) => norm.check(call.rows, x, Span::of(rest)),
-                }
-            }
-        }
-    }
-
-    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, call: Call<'_>) -> Result<()> {
-        let Call { rows, x, y, accumulate, cos_sin, .. } = call;
-        let w = &self.weight;
-        let (heads, in_dim, tail_dim) = (w.heads(), w.in_dim(), self.tail_dim());
-        match (cos_sin, tail_dim) {
-            (None, 0) => {}
-            (Some(_), 0) => return Err(ErrorKind::argument("cos_sin", "this linear has no tail")),
-            (None, _) => return Err(ErrorKind::argument("cos_sin", "this linear has a tail, which needs it")),
-            (Some(cos_sin), _) => {
-                cos_sin.expect("cos_sin", &[0, tail_dim / 2, 2], DType::F32)?;
-                if cos_sin.shape()[0] < rows {
-                    return Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows")));
-                }
-            }
-        }
-        x.check("x", Extent { rows, heads, dim: in_dim + tail_dim })?;
-        let any = &w.tensor;
-        let bias = self.bias.as_ref().unwrap_or(any);
-        let gain = self.norm.as_ref().map_or(any, |(gain, _)| gain);
-        let scales = w.scales.as_ref().unwrap_or(any);
-        let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin.unwrap_or(any)];
-        y.check_output("y", Extent { rows, heads, dim: self.outputs() }, &inputs)?;
-        let choice = self.choose(rows);
-        let shape = self.shapes[choice];
-        self.check_rest(pass, &call, shape)?;
-        let rest_shape = self.rest.as_ref().map(RmsNorm::shape);
-        let params = Params {
-            rows: word(rows),
-            out_dim: word(w.out_dim()),
-            in_dim: word(in_dim),
-            row_vec4: word(w.row_vec4()),
-            x_offset: word(x.offset),
-            x_row_stride: word(x.row_stride),
-            x_head_stride: word(x.head_stride),
-            y_offset: word(y.offset),
-            y_row_stride: word(y.row_stride),
-            y_head_stride: word(y.head_stride),
-            flags: u32::from(self.bias.is_some()) + 2 * u32::from(accumulate),
-            tail_dim: word(tail_dim),
-            eps: self.norm.as_ref().map(|(_, eps)| *eps).or(rest_shape.map(|s| s.eps)).unwrap_or(0.0),
-            rest_groups: word(rest_shape.map_or(0, |s| s.groups)),
-            rest_dim: word(rest_shape.map_or(0, |s| s.dim)),
-            rest_tail: word(rest_shape.map_or(0, |s| s.tail)),
-        };
-        let aligned = x.is_vec4() && in_dim.is_multiple_of(4);
-        let kernel = self.kernel(choice, aligned)?;
-        let packed = match shape {
-            Shape::Matrix(_) => Some(self.gpu.scratch(packed_bytes(rows, heads, in_dim) as u64)?),
-            _ => None,
-        };
-        if let Some(packed) = &packed {
-            let (pack, buffers) = (self.pack_kernel(aligned)?, [packed, &x.tensor.buffer, &gain.buffer]);
-            self.gpu.dispatch(pass, pack, &params, &buffers, (word(rows), 1, word(heads)))?;
-        }
-        let gain = packed.as_ref().unwrap_or(&gain.buffer);
-        let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
-        buffers.extend(cos_sin.map(|table| &table.buffer));
-        let outs = self.outputs().div_ceil(shape.outputs(&self.tuning(shape.rows()), self.swiglu));
-        let row_groups = word(rows.div_ceil(shape.rows()));
-        let mut grid = match shape {
-            Shape::Matrix(_) => (row_groups, word(outs), word(heads)),
-            _ => (word(outs), row_groups, word(heads)),
-        };
-        if let (Some(norm), Some(rest), Shape::Rows(n)) = (&self.rest, call.rest, shape) {
-            buffers.extend([&norm.gain().buffer, &rest.buffer]);
-            grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
-        }
-        let extent = Extent { rows, heads, dim: self.outputs() };
-        let whole = y.whole(extent).filter(|_| !accumulate);
-        // 2 FLOP per weight of the workgroup's matrix rows and row of input.
-        let outputs = shape.outputs(&self.tuning(shape.rows()), self.swiglu) * if self.swiglu { 2 } else { 1 };
-        let flop = 2 * (in_dim * shape.rows() * outputs) as u64;
-        for (first, size) in pieces(grid, flop, self.gpu.capabilities().dispatch_flop) {
-            let params = Params { flags: params.flags | first.1 << 2 | first.0 << 16, ..params };
-            self.gpu.dispatch_over(pass, kernel, &params, &buffers, size, whole.as_slice())?;
-        }
-        Ok(())
     }
 }
 

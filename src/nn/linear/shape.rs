@@ -3,10 +3,10 @@
 use super::matrix::{pack_spec, MatrixTile};
 use super::weight::weight_parts;
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier};
+use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier, PORTABLE_WORKGROUP_BYTES};
 use crate::nn::rope::pairs_part;
 use crate::nn::Weight;
-use crate::rope::Rotation;
+use crate::rope::RopePairs;
 
 /// The numbers of a [`Linear`](crate::nn::Linear)'s kernels for few rows (`shaders/nn/linear_rows.wgsl`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct LinearTuning {
 pub(crate) struct Fusion {
     pub(crate) norm: bool,
     pub(crate) swiglu: bool,
-    pub(crate) tail: Option<Rotation>,
+    pub(crate) tail: Option<RopePairs>,
     /// Of few rows only.
     pub(crate) rest: bool,
     /// Rows by a list of those of each expert ([`Experts`](crate::nn::Experts)); of [`Shape::Tile`] alone.
@@ -55,8 +55,6 @@ const LEAST_SUBGROUP: usize = 8;
 const LONE_LANES: usize = 16;
 /// Workgroup memory that the sums over lanes may take at once; the rest is left to the results.
 const PASS_BYTES: usize = 12 << 10;
-/// What every device has.
-const PORTABLE_BYTES: usize = 16352;
 
 impl LinearTuning {
     /// A software adapter runs few lanes at once, and those that meet at a barrier as coroutines: each goes along whole rows.
@@ -98,7 +96,7 @@ impl LinearTuning {
             && one_of(max_rows, 16)
             && !(swiglu && outs == 1);
         let fusion = Fusion { norm: true, swiglu, ..Default::default() };
-        if !fits || self.sums(max_rows, fusion).bytes > PORTABLE_BYTES {
+        if !fits || self.sums(max_rows, fusion).bytes > PORTABLE_WORKGROUP_BYTES {
             return Err(ErrorKind::argument("tuning", format!("{self:?} makes no kernel")));
         }
         if subgroups && capabilities.tier < Tier::Subgroup {
@@ -261,7 +259,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     let norm = Fusion { norm: true, ..plain };
     let both = Fusion { swiglu: true, ..norm };
     let rest = Fusion { rest: true, ..norm };
-    let tails = [Rotation::Half, Rotation::Interleaved].map(|r| Fusion { tail: Some(r), ..plain });
+    let tails = [RopePairs::Half, RopePairs::Interleaved].map(|r| Fusion { tail: Some(r), ..plain });
     let mut all = Vec::new();
     let mut add = |shape: Shape, tuning: &LinearTuning, dtype: DType, vec4: bool, fusion: Fusion| {
         shape.spec(tuning, dtype, vec4, fusion).map(|spec| all.push((dtype.to_string(), spec)))

@@ -36,12 +36,12 @@ impl Weight {
             let (integers, scales) = quantise(values, in_dim)?;
             let tensor = zeros(gpu, shape, dtype)?;
             gpu.write(&tensor.buffer, 0, bytemuck::cast_slice(&padded_rows(&integers, in_dim, padded)))?;
-            (tensor, Some(Tensor::from_f32(gpu, &[heads, out_dim], &scales, DType::F32)?))
+            (tensor, Some(Tensor::from_slice(gpu, &[heads, out_dim], &scales, DType::F32)?))
         } else if padded == in_dim {
-            (Tensor::from_f32(gpu, &device_shape, values, dtype).map_err(|e| e.of(&weight_text(shape, dtype)))?, None)
+            (Tensor::from_slice(gpu, &device_shape, values, dtype).map_err(|e| e.of(&weight_text(shape, dtype)))?, None)
         } else {
             let values = padded_rows(values, in_dim, padded);
-            let tensor = Tensor::from_f32(gpu, &device_shape, &values, dtype);
+            let tensor = Tensor::from_slice(gpu, &device_shape, &values, dtype);
             (tensor.map_err(|e| e.of(&weight_text(shape, dtype)))?, None)
         };
         Ok(Weight { tensor, scales, heads, out_dim, in_dim })
@@ -70,7 +70,7 @@ impl Weight {
             scales.extend(own);
         }
         let scales = match dtype {
-            DType::I8 => Some(Tensor::from_f32(gpu, &[heads, out_dim], &scales, DType::F32)?),
+            DType::I8 => Some(Tensor::from_slice(gpu, &[heads, out_dim], &scales, DType::F32)?),
             _ => None,
         };
         Ok(Weight { tensor, scales, heads, out_dim, in_dim })
@@ -214,7 +214,7 @@ impl WeightWriter {
             return Err(ErrorKind::argument("values", why));
         }
         let scales = match tensor.dtype() {
-            DType::I8 => Some(Tensor::from_f32(&self.gpu, &[*heads, *out_dim], &self.scales, DType::F32)?),
+            DType::I8 => Some(Tensor::from_slice(&self.gpu, &[*heads, *out_dim], &self.scales, DType::F32)?),
             _ => None,
         };
         Ok(Weight { scales, ..self.weight })

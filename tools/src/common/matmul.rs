@@ -55,7 +55,7 @@ async fn rate(gpu: &Gpu, subgroups: u32) -> Result<f64, String> {
         return Err(error.to_string());
     }
     let us = median_us(gpu, |pass| bench.dispatch(pass, GROUPS)).await.map_err(|e| e.to_string())?;
-    let got = gpu.download(&tensor).await.map_err(|e| e.to_string())?;
+    let got = gpu.download::<f32>(&tensor).await.map_err(|e| e.to_string())?;
     let want = expected();
     if let Some(i) = (0..got.len()).find(|i| got[*i] != want[*i % 256]) {
         return Err(format!("wrong product: element {i} is {}, wanted {}", got[i], want[i % 256]));

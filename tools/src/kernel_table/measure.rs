@@ -6,7 +6,9 @@ use crate::common::timing::{random, times_us, Block, WARM};
 use latten::attention::DecodeArgs;
 use latten::reference;
 use latten::reference::DecodeInputs;
-use latten::{DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result};
+use latten::{
+    CacheOptions, DType, Decode, DecodeOutput, ErrorKind, Gpu, HeadLayout, KvSource, PagedKvCache, Pages, Result,
+};
 use latten::{SeqId, Tensor};
 
 /// Off by more than this from the f64 reference is a wrong result (outputs are of order 0.1 and below).
@@ -22,7 +24,7 @@ pub struct Measured {
 pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured> {
     let (heads, dtype) = (shape.heads, block.dtype());
     let pages = Pages { count: shape.pages(), size: shape.page_size, layers: shape.pools(dtype) };
-    let mut cache = PagedKvCache::new(gpu, heads, dtype, pages)?;
+    let mut cache = PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, pages))?;
     let mut ids = Vec::new();
     for &length in &shape.lengths {
         let id = cache.insert();
@@ -41,15 +43,15 @@ pub async fn measure(gpu: &Gpu, shape: &Shape, block: &Block) -> Result<Measured
     let decode = Decode::new(gpu, heads, dtype)?;
     let tokens = ids.len() * shape.q_len;
     let q_values = random(tokens * heads.q_heads() * heads.q_dim(), 99);
-    let q = Tensor::from_f32(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q_values, DType::F32)?;
+    let q = Tensor::from_slice(gpu, &[tokens, heads.q_heads(), heads.q_dim()], &q_values, DType::F32)?;
     let plan = decode.plan(&cache, &ids)?;
     let softmax_scale = (heads.q_dim() as f32).powf(-0.5);
-    let output = decode.run(&plan, &layers[0], &q, softmax_scale)?;
+    let output = decode.run(DecodeArgs::new(&plan, &layers[0], &q, softmax_scale))?;
     let sample = Sample { cache: &cache, ids: &ids, q: &q_values, softmax_scale, contents: &contents, shape };
     let max_error = sample.check(gpu, &output).await?;
     let times = times_us(gpu, WARM, |pass, i| {
         let layer = &layers[i % layers.len()];
-        decode.encode(pass, DecodeArgs { plan: &plan, layer, q: &q, softmax_scale, sinks: None, output: &output })
+        decode.encode(pass, DecodeArgs::new(&plan, layer, &q, softmax_scale), &output)
     })
     .await?;
     let spread_us = times[times.len() * 9 / 10] - times[times.len() / 10];
@@ -69,7 +71,7 @@ struct Sample<'a> {
 impl Sample<'_> {
     /// The largest absolute error against the reference of some rows: first and last sequence, head and query token.
     async fn check(&self, gpu: &Gpu, output: &DecodeOutput) -> Result<f64> {
-        let out = gpu.download(&output.out).await?;
+        let out = gpu.download::<f32>(&output.out).await?;
         let (heads, q_len) = (&self.shape.heads, self.shape.q_len);
         let batch = self.cache.batch(self.ids)?;
         let mut worst = 0.0f64;

@@ -82,9 +82,9 @@ impl<'a> Layer<'a> {
         };
         let ids: Vec<u32> = draws.chunks_exact(experts).flat_map(choose).collect();
         Ok(Rows {
-            x: Tensor::from_f32(self.gpu, &[count, dim], &random(count * dim, 9), DType::F32)?,
-            ids: Tensor::from_u32(self.gpu, &[count, top], &ids)?,
-            weights: Tensor::from_f32(self.gpu, &[count, top], &vec![SCALE; count * top], DType::F32)?,
+            x: Tensor::from_slice(self.gpu, &[count, dim], &random(count * dim, 9), DType::F32)?,
+            ids: Tensor::from_slice(self.gpu, &[count, top], &ids, DType::U32)?,
+            weights: Tensor::from_slice(self.gpu, &[count, top], &vec![SCALE; count * top], DType::F32)?,
         })
     }
 

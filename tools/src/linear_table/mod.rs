@@ -18,7 +18,7 @@ use crate::common::facts::Facts;
 use crate::common::{ceilings, timing};
 use ceilings::Ceilings;
 use experts::Layer;
-use latten::nn::{quantise, ExpertShape, Linear, LinearTuning, MatrixTile, Span, Weight};
+use latten::nn::{quantise, ExpertShape, Linear, LinearArgs, LinearTuning, MatrixTile, Span, Weight};
 use latten::{reference, wgpu, DType, ErrorKind, Gpu, GpuOptions, Result, Tensor, Tier};
 use std::time::Duration;
 use timing::{random, times_us, Block, WARM};
@@ -233,14 +233,14 @@ impl<'a> Bench<'a> {
 
     /// Median microseconds: of a product among dependent ones (all write one output), and of one alone.
     async fn time(&self, linears: &[Linear], rows: usize, warm: Duration) -> Result<Timed> {
-        let input = Tensor::from_f32(self.gpu, &[rows, self.inputs], &random(rows * self.inputs, 9), DType::F32)?;
+        let input = Tensor::from_slice(self.gpu, &[rows, self.inputs], &random(rows * self.inputs, 9), DType::F32)?;
         let output = Tensor::zeros(self.gpu, &[rows, self.outputs], DType::F32)?;
         let (x, y) = (Span::of(&input), Span::of(&output));
         let each = if rows > 16 { 1 } else { 2 * linears.len() };
         let mut next = 0;
         let mut one = |pass: &mut wgpu::ComputePass<'_>| {
             next += 1;
-            linears[next % linears.len()].encode(pass, rows, x, y, false)
+            linears[next % linears.len()].encode(pass, LinearArgs::new(rows, x, y))
         };
         let median = |times: Vec<f64>| times[times.len() / 2];
         let together = times_us(self.gpu, warm, |pass, _| (0..each).try_for_each(|_| one(pass))).await?;
@@ -252,10 +252,10 @@ impl<'a> Bench<'a> {
     /// The largest error of 16 sampled outputs of each row, which must be small.
     async fn error(&self, linear: &Linear, rows: usize) -> Result<f64> {
         let x_values = random(rows * self.inputs, 9);
-        let input = Tensor::from_f32(self.gpu, &[rows, self.inputs], &x_values, DType::F32)?;
+        let input = Tensor::from_slice(self.gpu, &[rows, self.inputs], &x_values, DType::F32)?;
         let output = Tensor::zeros(self.gpu, &[rows, self.outputs], DType::F32)?;
-        linear.run(rows, Span::of(&input), Span::of(&output), false)?;
-        let got = self.gpu.download(&output).await?;
+        linear.run(LinearArgs::new(rows, Span::of(&input), Span::of(&output)))?;
+        let got = self.gpu.download::<f32>(&output).await?;
         let f64s = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
         let x_values = f64s(&x_values);
         let mut worst = 0.0f64;

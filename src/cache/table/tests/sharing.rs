@@ -1,6 +1,6 @@
 //! Forks, prefixes, pins and eviction, call by call. Any order of calls: `machine_tests.rs`.
 
-use crate::cache::table::{SeqId, SeqTable};
+use crate::cache::table::{SeqId, SeqTable, SequenceOptions};
 use crate::cache::{CacheStats, PageCopy};
 use crate::error::ErrorKind;
 use crate::kv::view::KvSource;
@@ -253,8 +253,11 @@ fn a_limit_evicts_and_refuses() {
 #[test]
 fn pages_outside_a_window_are_freed_at_once() {
     let mut table = table(8, 4);
-    assert!(matches!(table.insert_windowed(0).unwrap_err().kind(), ErrorKind::Argument { name: "window", .. }));
-    let a = table.insert_windowed(5).unwrap();
+    assert!(matches!(
+        table.insert_with(SequenceOptions { window: Some(0), keep_first: 0 }).unwrap_err().kind(),
+        ErrorKind::Argument { name: "window", .. }
+    ));
+    let a = table.insert_with(SequenceOptions { window: Some(5), keep_first: 0 }).unwrap();
     let step = |table: &mut SeqTable, n: usize| {
         table.reserve(&[a], n).unwrap();
         table.commit(&[a], n).unwrap();
@@ -291,11 +294,13 @@ fn pages_outside_a_window_are_freed_at_once() {
 #[test]
 fn first_tokens_stay_beside_a_window() {
     let mut table = table(12, 4);
+    let unseen = table.insert_with(SequenceOptions { window: None, keep_first: 5 }).unwrap_err();
+    assert_eq!(unseen.to_string(), "keep_first: 5 without a window");
     assert!(matches!(
-        table.insert_windowed_keeping(0, 5).unwrap_err().kind(),
+        table.insert_with(SequenceOptions { window: Some(0), keep_first: 5 }).unwrap_err().kind(),
         ErrorKind::Argument { name: "window", .. }
     ));
-    let a = table.insert_windowed_keeping(6, 5).unwrap();
+    let a = table.insert_with(SequenceOptions { window: Some(6), keep_first: 5 }).unwrap();
     let step = |table: &mut SeqTable, n: usize| {
         table.reserve(&[a], n).unwrap();
         table.commit(&[a], n).unwrap();
@@ -335,7 +340,7 @@ fn first_tokens_stay_beside_a_window() {
     table.commit(&[a], 1).unwrap();
     assert_eq!(step(&mut table, 9), (8..12, 4));
     // More first tokens than there can be are all.
-    let c = table.insert_windowed_keeping(1, usize::MAX).unwrap();
+    let c = table.insert_with(SequenceOptions { window: Some(1), keep_first: usize::MAX }).unwrap();
     table.reserve(&[c], 9).unwrap();
     table.commit(&[c], 9).unwrap();
     assert_eq!((table.gap(c).unwrap(), pages(&table, c).len()), (0..0, 3));
@@ -348,7 +353,7 @@ fn first_tokens_stay_beside_a_window() {
 #[test]
 fn a_sequence_is_taken_back_to_its_fork() {
     let mut table = table(12, 4);
-    let a = table.insert_windowed_keeping(5, 1).unwrap();
+    let a = table.insert_with(SequenceOptions { window: Some(5), keep_first: 1 }).unwrap();
     table.reserve(&[a], 10).unwrap();
     table.commit(&[a], 10).unwrap();
     let before = (table.len(a).unwrap(), table.gap(a).unwrap(), pages(&table, a), table.stats());

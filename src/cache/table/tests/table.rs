@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::kv::view::{KvSource, SeqView};
 
 fn table(page_count: usize, page_size: usize) -> SeqTable {
     SeqTable::new(page_count, page_size).unwrap()

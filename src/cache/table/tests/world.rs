@@ -11,7 +11,7 @@ mod should;
 use should::{chain, Should};
 
 use super::{Op, Sizes, MOST_SEQUENCES, SALTS};
-use crate::cache::table::{SeqId, SeqTable};
+use crate::cache::table::{SeqId, SeqTable, SequenceOptions};
 use crate::kv::view::KvSource;
 
 pub(super) struct World {
@@ -137,10 +137,7 @@ impl World {
                 true
             }
             Op::InsertWindowed(window, keep_first) if self.live().count() < MOST_SEQUENCES => {
-                let id = match keep_first {
-                    0 => self.table.insert_windowed(window),
-                    _ => self.table.insert_windowed_keeping(window, keep_first),
-                };
+                let id = self.table.insert_with(SequenceOptions { window: Some(window), keep_first });
                 assert_eq!(id.is_ok(), window > 0);
                 self.salts += 1;
                 let should = Should { salt: self.salts, window, keep_first, ..Should::default() };

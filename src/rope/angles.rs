@@ -1,8 +1,11 @@
 //! How keys and queries are rotated to their positions, and the angles. Pure.
 
+use super::RopeScaling;
+use crate::error::Result;
+
 /// How the key part of an appended row is rotated to its position (RoPE).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Rotation {
+pub enum RopePairs {
     /// Not at all: the rows come rotated.
     #[default]
     None,
@@ -10,6 +13,32 @@ pub enum Rotation {
     Half,
     /// Pairs `(2i, 2i + 1)` (DeepSeek checkpoints, GPT-J).
     Interleaved,
+}
+
+/// The frequencies of a rotation, and which elements it pairs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rope {
+    /// Radians per position of each pair: `rope_dim / 2` of them, see [`RopeScaling::inv_freq`].
+    pub inv_freq: Vec<f32>,
+    /// Which elements are a pair.
+    pub pairs: RopePairs,
+}
+
+impl Rope {
+    /// `inv_freq[i] = theta^(-2 i / rope_dim)`. `rope_dim` is what the layout rotates,
+    /// [`HeadLayout::rotated_dim`](crate::HeadLayout::rotated_dim): of GQA the whole head.
+    ///
+    /// # Errors
+    ///
+    /// As [`RopeScaling::inv_freq`].
+    pub fn new(rope_dim: usize, theta: f64, pairs: RopePairs) -> Result<Self> {
+        Ok(Rope { inv_freq: RopeScaling::None.inv_freq(rope_dim, theta)?, pairs })
+    }
+
+    /// Elements that are rotated.
+    pub fn rope_dim(&self) -> usize {
+        self.inv_freq.len().saturating_mul(2)
+    }
 }
 
 /// `(positions, pairs, 2)` cosines and sines, from frequencies in radians per position. The angle is one f32 product, as
