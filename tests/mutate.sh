@@ -98,12 +98,12 @@ decode-store-state  ~attention/decode_tile.wgsl~if (token < TOKENS) {\n         
 decode-store-rope   ~attention/decode_tile.wgsl~if (token < TOKENS) {\n            tile[token * TILE_STRIDE + KEY~if (true) {\n            tile[token * TILE_STRIDE + KEY~D~dies
 decode-score-lanes  ~attention/decode_tile.wgsl~if (token_lane >= SCORE_LANES)~if (false)~D~dies
 decode-key-end      ~attention/decode_tile.wgsl~if (word < QUERY_WORDS)~if (true)~D~dies
-decode-score-mask   ~attention/decode_tile.wgsl~select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + softmax_token))~score_transform(wide[j])~D~dies
-decode-weight-mask  ~attention/decode_tile.wgsl~select(0.0, wide[j], sees(visible[j], first + softmax_token))~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
+decode-score-mask   ~attention/decode_tile.wgsl~select(NEGATIVE, score_transform(wide[j]), sees(visible[j], first + token))~score_transform(wide[j])~D~dies
+decode-weight-mask  ~attention/decode_tile.wgsl~select(0.0, wide[j], sees(visible[j], first + token))~wide[j]~D~same: a row that sees nothing of a tile has weights exp2(0) until the next maximum rescales them by 0, and LSE NEGATIVE, which the merge skips, if none comes
 decode-output-units ~attention/decode_tile.wgsl~unit < VALUE_UNITS && token_split < TOKEN_SPLITS~true~D~same: a unit past the end is never written
-decode-write-units  ~attention/decode_tile.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (token_split == 0u)~D~dies
-decode-write-split  ~attention/decode_tile.wgsl~if (unit < VALUE_UNITS && token_split == 0u)~if (unit < VALUE_UNITS)~D~dies
-decode-write-row    ~attention/decode_tile.wgsl~                if (row < item.q_len * HEADS_PER_GROUP) {~                if (true) {~D~dies
+decode-write-units  ~attention/decode_tile.wgsl~if (unit < VALUE_UNITS && token_split_of(lane) == 0u)~if (token_split_of(lane) == 0u)~D~dies
+decode-write-split  ~attention/decode_tile.wgsl~if (unit < VALUE_UNITS && token_split_of(lane) == 0u)~if (unit < VALUE_UNITS)~D~dies
+decode-write-row    ~attention/decode_tile.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
 decode-write-dim    ~attention/decode_tile.wgsl~if (first_dim + e < V_DIM)~if (true)~D~dies
 decode-merge-units  ~attention/decode_tile.wgsl~if (lane < VALUE_UNITS) {~if (true) {~D~same: only lanes below VALUE_UNITS write
 mask-window         ~attention/mask/causal.wgsl~(WINDOW == 0u || token >= visible.first || token < KEEP_FIRST)~true~O~dies
@@ -135,7 +135,7 @@ query-stream-row    ~attention/query/stream.wgsl~min(row, item.q_len * HEADS_PER
 rows-item-end       ~attention/decode_rows.wgsl~if (index >= work_item_count(params.class_index))~if (false)~G~dies
 rows-token-held     ~attention/pages/each.wgsl~min(step + team + u * TEAMS, item.token_last - 1u)~(step + team + u * TEAMS)~D~dies
 rows-joint-held     ~attention/pages/joint.wgsl~min(step + team + u * TEAMS, item.token_last - 1u)~(step + team + u * TEAMS)~D~dies
-rows-state-end      ~attention/decode_rows.wgsl~words[u * SLOTS + i] = pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u))~words[u * SLOTS + i] = pool_word(base.x + lane + i * TEAM)~D~dies
+rows-state-end      ~attention/decode_rows.wgsl~words[(half * TOKENS + u) * SLOTS + i] = pool_word(base.x + min(lane + i * TEAM, STATE_WORDS - 1u))~words[(half * TOKENS + u) * SLOTS + i] = pool_word(base.x + lane + i * TEAM)~D~dies
 rows-query-held     ~attention/decode_rows.wgsl~held && row < item.q_len~row < item.q_len~D~dies
 rows-clear          ~attention/decode_rows.wgsl~let masked = now < clear.x || now + STEP > clear.y;~let masked = false;~D~dies
 rows-clear-rows     ~attention/decode_rows.wgsl~        if (item.row_first + r < item.q_len * HEADS_PER_GROUP) {~        if (true) {~D~same: saves time
@@ -150,9 +150,9 @@ rows-value-scale    ~attention/row_scales/token.wgsl~return weight * scales.y~re
 rows-scale-group    ~attention/row_scales/token.wgsl~let key = group * SPANS~let key = group~I~dies
 merge-item-end      ~attention/merge.wgsl~if (index >= merge_item_count(params.class_index))~if (false)~G~dies
 merge-row-end       ~attention/merge.wgsl~if (tile_row >= item.rows)~if (false)~D~dies
-merge-weight        ~attention/merge.wgsl~select(0.0, exp2(part[i] - next), part[i] > 0.5 * NEGATIVE)~exp2(part[i] - next)~D~same: such a part weighs 0 beside any score, and its own sums are 0
+merge-weight        ~attention/softmax.wgsl~select(0.0, exp2(lse2 - m), lse2 > FLOOR)~exp2(lse2 - m)~D~same: such a part weighs 0 beside any score, and its own sums are 0
 lse2-empty          ~attention/softmax.wgsl~select(NEGATIVE, m + log2(max(l, 1.0e-38)), l > 0.0)~m + log2(max(l, 1.0e-38))~D~same: m is NEGATIVE then
-lse-bits-empty      ~attention/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= 0.5 * NEGATIVE)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
+lse-bits-empty      ~attention/softmax.wgsl~select(bitcast<u32>(lse2 * LN_2), MINUS_INFINITY_BITS, lse2 <= FLOOR)~bitcast<u32>(lse2 * LN_2)~D~same: every row sees a token
 inverse-empty       ~attention/softmax.wgsl~select(0.0, 1.0 / max(l, 1.0e-38), l > 0.0)~1.0 / l~D~dies
 requests-next       ~src/model/session/room.rs~tokens.saturating_add(1).div_ceil(size)~tokens.div_ceil(size)~H~dies
 requests-batch      ~src/model/serve/scheduler.rs~running >= self.session.max_batch()~false~H~dies

@@ -1,0 +1,114 @@
+//! A slot of the shaders is a folder, and whoever names one of its files may name any other: all define the same functions, with
+//! the same parameters, and what only some define is nobody's but their own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Functions of one file by name: parameters and result, with widths left out (`array<vec4<f32>, 2>` and `vec2<u32>` are
+/// `array<vec<f32>, _>` and `vec<u32>`), since a slot may be a choice of widths. Of an entry point only that it is there: its
+/// builtins are the choice's own.
+fn functions(text: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("\nfn ") {
+        let (before, after) = (&rest[..at], &rest[at + 4..]);
+        let (signature, _) = after.split_once('{').unwrap();
+        let (name, parameters) = signature.split_once('(').unwrap();
+        let entry = before.lines().last().is_some_and(|line| line.starts_with("@compute"));
+        found.insert(name.into(), if entry { "entry point".into() } else { without_widths(parameters) });
+        rest = after;
+    }
+    found
+}
+
+fn without_widths(parameters: &str) -> String {
+    let mut text: String = parameters.split_whitespace().collect();
+    for width in ["vec2<", "vec3<", "vec4<"] {
+        text = text.replace(width, "vec<");
+    }
+    // The length of an array: what stands between the last comma and a closing bracket.
+    let mut parts = text.split('>');
+    let mut whole = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        if let Some((before, length)) = whole.rsplit_once(',') {
+            if !length.is_empty() && length.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_') {
+                whole = format!("{before},_");
+            }
+        }
+        whole = format!("{whole}>{part}");
+    }
+    whole
+}
+
+fn shaders(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match entry.is_dir() {
+            true => shaders(&entry, found),
+            false => found.push(entry),
+        }
+    }
+}
+
+/// Does a text call this function?
+fn calls(text: &str, function: &str) -> bool {
+    text.match_indices(&format!("{function}("))
+        .any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') && !text[..at].ends_with("fn "))
+}
+
+#[test]
+fn all_choices_of_a_slot_define_the_same_functions() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let mut all = Vec::new();
+    shaders(&root, &mut all);
+    let texts: BTreeMap<&Path, String> = all.iter().map(|f| (f.as_path(), fs::read_to_string(f).unwrap())).collect();
+    let mut slots: BTreeMap<&Path, Vec<&Path>> = BTreeMap::new();
+    for file in texts.keys() {
+        let folder = file.parent().unwrap();
+        // `rope` is a slot without a room; the folders of the other rooms hold kernels.
+        if folder.strip_prefix(&root).unwrap().components().count() == 2 || folder.ends_with("rope") {
+            slots.entry(folder).or_default().push(file);
+        }
+    }
+    assert!(slots.len() > 20, "only {} slots", slots.len());
+    let mut wrong = Vec::new();
+    for (slot, files) in &slots {
+        let defined: Vec<_> = files.iter().map(|file| functions(&texts[file])).collect();
+        assert!(files.len() > 1, "{} has one choice", slot.display());
+        for (file, own) in files.iter().zip(&defined) {
+            for (name, signature) in own {
+                let elsewhere = defined.iter().filter(|other| other.get(name) == Some(signature)).count();
+                let used = texts.iter().any(|(other, text)| other != file && calls(text, name));
+                if elsewhere < files.len() && (used || defined.iter().filter(|other| other.contains_key(name)).count() > 1) {
+                    wrong.push(format!("{}: {name}({signature} is not in all of its siblings", file.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn mains_have_at_most_120_lines() {
+    let mut all = Vec::new();
+    shaders(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders"), &mut all);
+    let mut long = Vec::new();
+    for file in &all {
+        let text = fs::read_to_string(file).unwrap();
+        let Some((_, main)) = text.split_once("\nfn main(") else { continue };
+        let lines = main.lines().position(|line| line == "}").unwrap() + 1;
+        if lines > 120 {
+            long.push(format!("{}: {lines} lines of main", file.display()));
+        }
+    }
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+#[test]
+fn widths_are_left_out_and_nothing_else() {
+    let text = "\nfn f(raw: vec4<u32>) -> array<vec4<f32>, 2> {\n\nfn g(a: u32) {\n@compute @workgroup_size(4)\nfn main(x: u32) {";
+    let found = functions(text);
+    assert_eq!(found["f"], "raw:vec<u32>)->array<vec<f32>,_>");
+    assert_eq!(found["g"], "a:u32)");
+    assert_eq!(found["main"], "entry point");
+}
