@@ -1,7 +1,7 @@
 //! `--beams` and `--best-of`: several texts of one prompt, the best first.
 
 use super::{number, open, Args, Opened, Stop};
-use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation, Want};
+use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation};
 use latten::Gpu;
 use std::io::Write;
 use std::time::Instant;
@@ -114,7 +114,7 @@ pub(crate) async fn run_model(
     // All but the last token ahead, so that the search is timed without the prompt.
     let (before, last) = input.split_at(input.len().saturating_sub(1));
     if !before.is_empty() {
-        session.feed(&[(sequence, before)], Want::Logits).await?;
+        session.logits(&[(sequence, before)]).await?;
     }
     let stop_tokens = if args.stop.is_empty() { tokenizer.end_tokens() } else { &args.stop };
     let prefilled = Instant::now();

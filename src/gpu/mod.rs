@@ -30,7 +30,7 @@ pub use element::Element;
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub use parallelism::Parallelism;
 pub use profile::DispatchTime;
-pub(crate) use readback::{Arrived, HostBuffer, Reading, Run};
+pub(crate) use readback::{elements, Arrived, Download, HostBuffer, Reading, Run};
 pub(crate) use shader::{number, part, Const, Consts, Part};
 pub(crate) use tensor::Buffer;
 use tensor::Kind;

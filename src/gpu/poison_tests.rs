@@ -5,7 +5,7 @@
 mod checkout;
 
 use super::{Gpu, GpuOptions};
-use crate::model::{Decoder, Draw, Session, SessionOptions, Want};
+use crate::model::{Decoder, Draw, Session, SessionOptions};
 use crate::DType;
 use std::sync::atomic::Ordering;
 
@@ -51,10 +51,9 @@ fn bits(variant: &str, kv_dtype: DType, poison: bool) -> Vec<u32> {
     let greedy = [Draw::default()];
     let mut last;
     for _ in 0..3 {
-        let fed = pollster::block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap();
-        out.extend(fed.logits.iter().flatten().map(|l| l.to_bits()));
-        let fed = pollster::block_on(session.feed(&[(id, &[32])], Want::Token(&greedy))).unwrap();
-        last = fed.tokens;
+        let logits = pollster::block_on(session.logits(&[(id, tokens)])).unwrap();
+        out.extend(logits.iter().flatten().map(|l| l.to_bits()));
+        last = pollster::block_on(session.next_tokens(&[(id, &[32])], &greedy)).unwrap();
         out.extend(&last);
         tokens = &last;
     }

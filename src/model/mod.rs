@@ -94,5 +94,5 @@ pub use generate::{
 };
 pub use layers::{Attention, ExplicitPrefill, PrefillPath};
 pub use serve::{Event, Finished, Request, RequestId, Scheduler};
-pub use session::{Draw, Fed, Session, SessionOptions, Want};
+pub use session::{Draw, Session, SessionOptions, TokensAndLogits};
 pub use text::{TextStream, Tokenizer, Utf8Stream};

@@ -3,7 +3,7 @@
 use crate::assert_kind;
 use crate::common::{gpu, gpu_with, message};
 use crate::model::{config_text, file, Vectors};
-use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Config, Decoder, Session, SessionOptions};
 use latten::{wgpu, DType, ErrorKind, Gpu, GpuOptions, SplitPolicy, Tier};
 use pollster::block_on;
 use safetensors::tensor::Dtype;
@@ -78,8 +78,7 @@ impl Wide {
         let mut session = Session::new(&decoder, options).unwrap().with_policy(SplitPolicy::FixedTokens(64));
         let id = session.insert();
         let prompt: Vec<u32> = (0..21).map(|i| i * 139 % 3000).collect();
-        let mut feed =
-            |tokens: &[u32]| block_on(session.feed(&[(id, tokens)], Want::AllLogits)).unwrap().logits.concat();
+        let mut feed = |tokens: &[u32]| block_on(session.all_logits(&[(id, tokens)])).unwrap().concat();
         let mut all = feed(&prompt);
         let before = gpu.counters().dispatches;
         all.extend(feed(&[2999]));

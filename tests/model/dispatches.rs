@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Config, Decoder, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions};
 use safetensors::tensor::Dtype;
 
@@ -15,9 +15,7 @@ fn logits(gpu: &Gpu, tiny: &Tiny) -> (Vec<f32>, u64) {
     let mut session = Session::new(&decoder, options).unwrap();
     let ids = [session.insert(), session.insert()];
     let prompt: Vec<u32> = (0..30).map(|i| i * 7 % 256).collect();
-    let mut feed = |batch: &[(latten::SeqId, &[u32])]| {
-        pollster::block_on(session.feed(batch, Want::AllLogits)).unwrap().logits.concat()
-    };
+    let mut feed = |batch: &[(latten::SeqId, &[u32])]| pollster::block_on(session.all_logits(batch)).unwrap().concat();
     let before = gpu.counters().dispatches;
     let mut all = feed(&[(ids[0], &prompt), (ids[1], &prompt[..5])]);
     all.extend(feed(&[(ids[0], &[3]), (ids[1], &[4])]));

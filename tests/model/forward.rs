@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Config, Decoder, Session, SessionOptions};
 use latten::nn::quantise;
 use latten::{DType, Gpu};
 use safetensors::tensor::Dtype;
@@ -18,9 +18,9 @@ fn all_logits(decoder: &Decoder, kv_dtype: DType, chunk: usize) -> Vec<f32> {
     let options = SessionOptions { kv_dtype, chunk, page_size: 4, cache_tokens: 16, ..Default::default() };
     let mut session = Session::new(decoder, options).unwrap();
     let sequence = session.insert();
-    let mut fed = pollster::block_on(session.feed(&[(sequence, &TOKENS)], Want::AllLogits)).unwrap();
-    assert!(fed.tokens.is_empty() && fed.logits.len() == 1);
-    fed.logits.remove(0)
+    let mut logits = pollster::block_on(session.all_logits(&[(sequence, &TOKENS)])).unwrap();
+    assert_eq!(logits.len(), 1);
+    logits.remove(0)
 }
 
 #[test]

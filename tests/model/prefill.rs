@@ -5,7 +5,7 @@ use crate::common::checkout::checkout;
 use crate::common::*;
 use latten::model::{
     generate, Attention, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions, LoadOptions, PrefillPath,
-    Session, SessionOptions, TensorNames, Want,
+    Session, SessionOptions, TensorNames,
 };
 use latten::reference;
 use latten::reference::{Angles, Form, GlaWeights, LayerConfig, RopePairs};
@@ -429,7 +429,7 @@ fn a_prompt_in_the_explicit_form_goes_on_as_one_fed_token_by_token() {
         // The logits, too: the other form's, but not its bits.
         let logits = |session: &mut Session| {
             let id = session.insert();
-            pollster::block_on(session.feed(&[(id, &prompt)], Want::Logits)).unwrap().logits.remove(0)
+            pollster::block_on(session.logits(&[(id, &prompt)])).unwrap().remove(0)
         };
         let absorbed = logits(&mut session(PrefillPath::Absorbed, 200));
         let explicit = logits(&mut session(PrefillPath::Explicit, 200));
@@ -477,9 +477,8 @@ fn the_break_even_is_measured() {
     let options = SessionOptions { page_size: 16, chunk: 100, cache_tokens: 320, ..Default::default() };
     let mut session = Session::new(&decoder, options).unwrap();
     let id = session.insert();
-    let feed = |session: &mut Session, tokens: &[u32]| {
-        pollster::block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap().logits.remove(0)
-    };
+    let feed =
+        |session: &mut Session, tokens: &[u32]| pollster::block_on(session.logits(&[(id, tokens)])).unwrap().remove(0);
     feed(&mut session, &[1, 2, 3]);
     let stats = session.stats();
     let measured = pollster::block_on(session.measure_prefill()).unwrap();
@@ -488,8 +487,8 @@ fn the_break_even_is_measured() {
     assert_eq!((session.stats(), session.len(id).unwrap()), (stats, 3));
     let mut other = Session::new(&decoder, options).unwrap();
     let same = other.insert();
-    pollster::block_on(other.feed(&[(same, &[1, 2, 3])], Want::Logits)).unwrap();
-    let want = pollster::block_on(other.feed(&[(same, &[4])], Want::Logits)).unwrap().logits.remove(0);
+    pollster::block_on(other.logits(&[(same, &[1, 2, 3])])).unwrap();
+    let want = pollster::block_on(other.logits(&[(same, &[4])])).unwrap().remove(0);
     assert_eq!(feed(&mut session, &[4]), want);
     // Nothing to choose from.
     let gqa = shipped("gqa", LoadOptions::default());

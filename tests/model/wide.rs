@@ -5,7 +5,7 @@ use crate::common::checkout::checkout;
 use crate::common::*;
 use crate::tiny::Tiny;
 use latten::cache::SaveSequence;
-use latten::model::{Attention, Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Attention, Config, Decoder, Session, SessionOptions};
 use latten::{CacheOptions, DType, Decode, ErrorKind, Gqa, HeadLayout, PagedKvCache, Pages, WideChannels};
 use pollster::block_on;
 use safetensors::tensor::{Dtype, TensorView};
@@ -34,8 +34,7 @@ fn options(kv_dtype: DType) -> SessionOptions {
 
 fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
     let id = session.insert();
-    let fed = block_on(session.feed(&[(id, tokens)], Want::AllLogits)).unwrap();
-    fed.logits.concat()
+    block_on(session.all_logits(&[(id, tokens)])).unwrap().concat()
 }
 
 fn nmse(got: &[f32], want: &[f64]) -> f64 {
@@ -84,16 +83,16 @@ fn sessions_are_saved_with_wide_channels() {
     let decoder = decoder(&biased(&[2], 200.0));
     let mut session = Session::new(&decoder, options(DType::I8)).unwrap();
     let id = session.insert();
-    block_on(session.feed(&[(id, &TOKENS[..20])], Want::Logits)).unwrap();
+    block_on(session.logits(&[(id, &TOKENS[..20])])).unwrap();
     let mut file = Vec::new();
     block_on(session.save(&[SaveSequence { id, tokens: &TOKENS[..20] }], &mut file, |_| {})).unwrap();
-    let want = block_on(session.feed(&[(id, &TOKENS[20..])], Want::Logits)).unwrap();
+    let want = block_on(session.logits(&[(id, &TOKENS[20..])])).unwrap();
     let mut other = Session::new(&decoder, SessionOptions { page_size: 4, ..options(DType::I8) }).unwrap();
     let loaded = block_on(other.load(&file[..], |_| {})).unwrap().remove(0);
-    assert_eq!(block_on(other.feed(&[(loaded.id, &TOKENS[20..])], Want::Logits)).unwrap(), want);
+    assert_eq!(block_on(other.logits(&[(loaded.id, &TOKENS[20..])])).unwrap(), want);
     session.rebuild(&decoder).unwrap();
-    block_on(session.feed(&[(id, &TOKENS[..20])], Want::Logits)).unwrap();
-    assert_eq!(block_on(session.feed(&[(id, &TOKENS[20..])], Want::Logits)).unwrap(), want);
+    block_on(session.logits(&[(id, &TOKENS[..20])])).unwrap();
+    assert_eq!(block_on(session.logits(&[(id, &TOKENS[20..])])).unwrap(), want);
 }
 
 /// More large channels than find room, or values that are large: refused where noise would be left, else told in the log.
@@ -232,7 +231,7 @@ fn bits_per_byte(decoder: &Decoder, tokens: &[u32], kv_dtype: DType) -> f64 {
     let (mut bits, mut count) = (0.0, 0);
     for window in tokens.chunks(512) {
         let id = session.insert();
-        let rows = block_on(session.feed(&[(id, window)], Want::AllLogits)).unwrap().logits.concat();
+        let rows = block_on(session.all_logits(&[(id, window)])).unwrap().concat();
         for (row, next) in rows.chunks_exact(256).zip(&window[1..]) {
             let top = row.iter().fold(f32::MIN, |top, x| top.max(*x));
             let sum: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();

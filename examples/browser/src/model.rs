@@ -6,7 +6,7 @@ use crate::error::{argument, busy, Result, Thrown};
 use crate::layout::CACHE_DTYPES;
 use crate::options::{object, Options};
 use js_sys::{Float32Array, Function, Promise, Uint32Array, Uint8Array};
-use latten::model::{Config, Decoder, Draw, Session, SessionOptions, SplitMix64, Utf8Stream, Want};
+use latten::model::{Config, Decoder, Draw, Session, SessionOptions, SplitMix64, Utf8Stream};
 use latten::nn::Sampling;
 use latten::{CacheStats, DType, ErrorKind, GpuOptions};
 use std::cell::{Cell, RefCell};
@@ -252,11 +252,11 @@ async fn continued(
     while tokens.len() < g.max_new_tokens {
         let input = tokens.last().map_or(prompt, std::slice::from_ref);
         let draw = Draw { sampling: g.sampling, u: random.uniform() };
-        let fed = session.feed(&[(sequence, input)], Want::Token(&[draw])).await?;
+        let drawn = session.next_tokens(&[(sequence, input)], &[draw]).await?;
         inner.stats.set(session.stats());
-        tokens.extend(&fed.tokens);
+        tokens.extend(&drawn);
         let mut goes_on = true;
-        for &token in &fed.tokens {
+        for token in drawn {
             let complete = if bytes { stream.push(token) } else { String::new() };
             text.push_str(&complete);
             goes_on &= told(on_token, &complete, token)?;
@@ -273,9 +273,9 @@ async fn logits(inner: Rc<Inner>, tokens: Vec<u32>) -> Result<JsValue> {
     let mut taken = Taken::from(&inner)?;
     let session = taken.session()?;
     let sequence = session.insert();
-    let fed = session.feed(&[(sequence, &tokens)], Want::AllLogits).await;
+    let logits = session.all_logits(&[(sequence, &tokens)]).await;
     session.remove(sequence)?;
-    let logits = fed?.logits.pop().unwrap_or_default();
+    let logits = logits?.pop().unwrap_or_default();
     Ok(Float32Array::from(&logits[..]).into())
 }
 

@@ -14,7 +14,7 @@ pub use continuation::Continuation;
 pub use random::SplitMix64;
 pub use speculative::{generate_speculative, Drafter, Speculated, SpeculativeOptions};
 
-use super::session::{Draw, Session, Want};
+use super::session::{Draw, Session};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use crate::model::session::owned::Owned;
@@ -42,7 +42,7 @@ impl Default for GenerateOptions {
 /// may stop. Returns the new tokens.
 ///
 /// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed
-/// [`Session::max_positions`]; else as [`Session::feed`].
+/// [`Session::max_positions`]; else as [`Session::next_tokens`].
 pub async fn generate(
     session: &mut Session,
     prompt: &[u32],
@@ -72,9 +72,9 @@ pub async fn continue_sequence(
     while tokens.len() < options.max_new_tokens {
         let input = tokens.last().map_or(input, std::slice::from_ref);
         let draw = Draw { sampling: options.sampling, u: random.uniform() };
-        let fed = session.feed(&[(sequence, input)], Want::Token(&[draw])).await?;
-        tokens.extend(&fed.tokens);
-        if fed.tokens.iter().any(|&token| on_token(token).is_break()) {
+        let drawn = session.next_tokens(&[(sequence, input)], &[draw]).await?;
+        tokens.extend(&drawn);
+        if drawn.into_iter().any(|token| on_token(token).is_break()) {
             break;
         }
     }

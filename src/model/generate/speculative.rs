@@ -7,7 +7,7 @@ use super::{check_positions, GenerateOptions};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use crate::model::session::owned::{pause, Owned};
-use crate::model::session::{Session, Want};
+use crate::model::session::Session;
 use std::ops::ControlFlow;
 
 /// Rows by which vocabularies of the same tokens may differ: they are padded to multiples of up to this, as Qwen2.5's of
@@ -185,8 +185,12 @@ async fn judge(
     input.extend(proposals.iter().map(|proposal| proposal.token));
     let vocab = own.session.decoder().config().vocab_size;
     // Of a prompt, the last row alone.
-    let want = if proposals.is_empty() { Want::Logits } else { Want::AllLogits };
-    let logits = own.session.feed(&[(sequence, &input)], want).await?.logits.pop().unwrap_or_default();
+    let batch: [(SeqId, &[u32]); 1] = [(sequence, &input)];
+    let logits = match proposals {
+        [] => own.session.logits(&batch).await?,
+        _ => own.session.all_logits(&batch).await?,
+    };
+    let logits = logits.into_iter().next().unwrap_or_default();
     let first = (logits.len() / vocab).saturating_sub(proposals.len() + 1);
     let rows = logits.chunks_exact(vocab).skip(first);
     verify(rows.map(|row| Distribution::new(row, options.generate.sampling)), proposals, random)
@@ -229,7 +233,7 @@ impl<'a> Drafts<'a> {
         let last = (own.session.decoder().config().vocab_size as u32).saturating_sub(1); // no truncation: tokens are u32
         let mut input: Vec<u32> = tokens[same..].iter().map(|token| last.min(*token)).collect();
         for _ in 0..k {
-            let logits = own.session.feed(&[(sequence, &input)], Want::Logits).await?.logits.pop().unwrap_or_default();
+            let logits = own.session.logits(&[(sequence, &input)]).await?.pop().unwrap_or_default();
             // What the target does not have has no probability here.
             let q = Distribution::new(logits.get(..vocab).unwrap_or(&logits), options.generate.sampling)?;
             let token = q.draw(random);

@@ -3,8 +3,8 @@
 use super::request::{Active, Event, Finished, Request, RequestId};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
-use crate::model::session::want::{no_probabilities, Undrawn};
-use crate::model::session::{Draw, Session, Want};
+use crate::model::session::feed::{no_probabilities, Undrawn, Want};
+use crate::model::session::{Draw, Session};
 use crate::model::text::tokenizer::Tokenizer;
 use crate::model::text::words::Words;
 use crate::nn::Sample;
@@ -17,7 +17,7 @@ type TokenBytes = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
 /// Requests over one [`Session`], as many at a time as its `max_batch`.
 ///
-/// A step is one [`Session::feed`] of at most the session's chunk of tokens: one of each request that is past its prompt,
+/// A step is one [`Session::next_tokens`] of at most the session's chunk of tokens: one of each request that is past its prompt,
 /// and of the prompts as much as there is room for, the oldest first. Requests are taken up in the order they came. Where
 /// the cache is full, the youngest gives up its part and waits; later it is computed again, from what it had. A request
 /// alone gives the tokens of [`generate()`](crate::model::generate()) with its seed. Among others, and after it was
@@ -158,7 +158,7 @@ impl Scheduler {
     /// got a token or ended, by age of the request, after those of requests that were cancelled. Steps that only feed parts
     /// of prompts give none.
     ///
-    /// Errors: those of the device, as [`Session::feed`].
+    /// Errors: those of the device, as [`Session::next_tokens`].
     pub async fn step(&mut self) -> Result<Vec<Event>> {
         self.advance().await?;
         Ok(self.events.drain(..).collect())
@@ -206,7 +206,7 @@ impl Scheduler {
         let draw = |part: &Part| if ends(part) { self.requests[part.request].draw() } else { Draw::default() };
         let draws: Vec<Draw> = parts.iter().map(draw).collect();
         let drawn: Vec<bool> = parts.iter().map(ends).collect();
-        let fed = self.session.feed_or(&batch, Want::Token(&draws), Undrawn::IsTold(&drawn)).await?;
+        let fed = self.session.feed(&batch, Want::Tokens(&draws), Undrawn::IsTold(&drawn)).await?;
         // All of it first, then the callback, which may panic.
         for ((part, token), drawn) in parts.iter().zip(fed.tokens).zip(drawn) {
             let request = &mut self.requests[part.request];
