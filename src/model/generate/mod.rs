@@ -23,6 +23,7 @@ use std::ops::ControlFlow;
 
 /// How to continue a prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct GenerateOptions {
     /// Tokens to make, unless the callback stops before.
     pub max_new_tokens: usize,

@@ -33,6 +33,7 @@ pub enum Drafter<'a> {
 
 /// How [`generate_speculative`] goes on.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct SpeculativeOptions {
     /// How many tokens, and how they are drawn.
     pub generate: GenerateOptions,

@@ -16,6 +16,7 @@ use std::ops::Range;
 /// Chosen per sequence and step, so a step may have both. Windows hold in both forms; first tokens beside a window
 /// ([`keep_first`](crate::AttentionOptions::keep_first)) are absorbed only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum PrefillPath {
     /// Whichever form has fewer multiply-adds, counted for the sequence's new tokens and those that they see; absorbed
     /// below 64 new tokens, which is a tile of the explicit kernel. Over a long context explicit is from
