@@ -11,6 +11,7 @@ use crate::model::layers::large_keys::LargeKeys;
 use crate::model::weights::reader::Source;
 use crate::model::weights::safetensors::{regular, Store};
 use crate::model::weights::split::Split;
+use crate::model::weights::WeightBytes;
 use crate::nn::{Embedding, Linear, Sample};
 use std::fmt;
 use std::path::Path;
@@ -97,9 +98,9 @@ impl Decoder {
         Self::from_store(gpu, config, store, options)
     }
 
-    /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of a safetensors file.
+    /// [`Decoder::load`] without a file system.
     /// Errors: as there, but [`ErrorKind::Io`]; and [`ErrorKind::Argument`] for a config whose fields no file could have.
-    pub fn from_bytes(gpu: &Gpu, config: Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
+    pub fn from_bytes(gpu: &Gpu, config: Config, weights: WeightBytes<'_>, dtype: DType) -> Result<Self> {
         Self::from_bytes_with(gpu, config, weights, LoadOptions { dtype, ..Default::default() })
     }
 
@@ -107,10 +108,10 @@ impl Decoder {
     pub fn from_bytes_with(
         gpu: &Gpu,
         config: Config,
-        weights: (&str, &[u8]),
+        weights: WeightBytes<'_>,
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        Self::from_store(gpu, config, Store::from_bytes(weights.0, weights.1)?, options)
+        Self::from_store(gpu, config, Store::from_bytes(weights.name, weights.bytes)?, options)
     }
 
     fn from_store<'a>(gpu: &'a Gpu, config: Config, store: Store<'a>, options: LoadOptions<'a>) -> Result<Self> {

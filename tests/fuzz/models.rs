@@ -6,7 +6,7 @@ use crate::pure::config;
 use crate::tiny::Tiny;
 use latten::model::{
     beam_search, best_of, generate, generate_speculative, Attention, BeamOptions, BestOfOptions, Config, Drafter, Draw,
-    ExplicitPrefill, GenerateOptions, PrefillPath, Request, Scheduler, SpeculativeOptions,
+    ExplicitPrefill, GenerateOptions, PrefillPath, Request, Scheduler, SpeculativeOptions, WeightBytes,
 };
 use latten::nn::Sampling;
 use latten::{
@@ -33,7 +33,7 @@ fn files() -> &'static [(&'static str, Config, Vec<u8>)] {
 
 pub fn decoders(gpu: &Gpu) -> Vec<(&'static str, Decoder)> {
     let load = |(variant, config, bytes): &(&'static str, Config, Vec<u8>)| {
-        (*variant, Decoder::from_bytes(gpu, config.clone(), (variant, bytes), DType::F16).unwrap())
+        (*variant, Decoder::from_bytes(gpu, config.clone(), WeightBytes { name: variant, bytes }, DType::F16).unwrap())
     };
     files().iter().map(load).collect()
 }
@@ -51,8 +51,11 @@ fn loaded(g: &mut Gen, gpu: &Gpu) {
     let (name, valid, bytes) = &files()[g.below(VARIANTS.len())];
     let config = config(g, valid);
     let dtype = g.pick(&[DType::F16, DType::F32, DType::I8, DType::U32]);
-    g.call("Attention::from_bytes", Attention::from_bytes(gpu, &config, (name, &layer(bytes)), dtype));
-    g.call("Decoder::from_bytes", Decoder::from_bytes(gpu, config, (name, bytes), dtype));
+    g.call(
+        "Attention::from_bytes",
+        Attention::from_bytes(gpu, &config, WeightBytes { name, bytes: &layer(bytes) }, dtype),
+    );
+    g.call("Decoder::from_bytes", Decoder::from_bytes(gpu, config, WeightBytes { name, bytes }, dtype));
 }
 
 /// The tensors of the first layer's attention by themselves.

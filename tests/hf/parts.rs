@@ -3,7 +3,7 @@
 use crate::assert_kind;
 use crate::common::{gpu, gpu_with, message};
 use crate::model::{config_text, file, Vectors};
-use latten::model::{Config, Decoder, Session, SessionOptions};
+use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::{wgpu, DType, ErrorKind, Gpu, GpuOptions, SplitPolicy, Tier};
 use pollster::block_on;
 use safetensors::tensor::Dtype;
@@ -68,7 +68,7 @@ impl Wide {
 
     fn load(&self, gpu: &Gpu, dtype: DType) -> latten::Result<Decoder> {
         let config = Config::parse("c", &self.config.to_string())?;
-        Decoder::from_bytes(gpu, config, ("w", &file(&self.tensors, Dtype::F32)), dtype)
+        Decoder::from_bytes(gpu, config, WeightBytes { name: "w", bytes: &file(&self.tensors, Dtype::F32) }, dtype)
     }
 
     /// Logits of a prompt and of a token after it, and the dispatches of that one.

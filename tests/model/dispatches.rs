@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Config, Decoder, Session, SessionOptions};
+use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::{DType, Gpu, GpuOptions};
 use safetensors::tensor::Dtype;
 
@@ -10,7 +10,8 @@ use safetensors::tensor::Dtype;
 fn logits(gpu: &Gpu, tiny: &Tiny) -> (Vec<f32>, u64) {
     let config = Config::parse("config.json", &tiny.config_json()).unwrap();
     let bytes = tiny.bytes(Dtype::F32);
-    let decoder = Decoder::from_bytes(gpu, config, ("model.safetensors", &bytes), DType::F32).unwrap();
+    let decoder =
+        Decoder::from_bytes(gpu, config, WeightBytes { name: "model.safetensors", bytes: &bytes }, DType::F32).unwrap();
     let options = SessionOptions { kv_dtype: DType::F32, page_size: 4, max_batch: 2, ..Default::default() };
     let mut session = Session::new(&decoder, options).unwrap();
     let ids = [session.insert(), session.insert()];

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Config, Decoder, Session, SessionOptions};
+use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::nn::quantise;
 use latten::{DType, Gpu};
 use safetensors::tensor::Dtype;
@@ -11,7 +11,8 @@ const TOKENS: [u32; 11] = [0, 256, 17, 17, 99, 3, 200, 45, 17, 128, 1];
 
 fn decoder(gpu: &Gpu, tiny: &Tiny, file: Dtype, device: DType) -> Decoder {
     let config = Config::parse("config.json", &tiny.config_json()).unwrap();
-    Decoder::from_bytes(gpu, config, ("model.safetensors", &tiny.bytes(file)), device).unwrap()
+    Decoder::from_bytes(gpu, config, WeightBytes { name: "model.safetensors", bytes: &tiny.bytes(file) }, device)
+        .unwrap()
 }
 
 fn all_logits(decoder: &Decoder, kv_dtype: DType, chunk: usize) -> Vec<f32> {

@@ -6,7 +6,7 @@ use crate::error::{argument, busy, Result, Thrown};
 use crate::layout::CACHE_DTYPES;
 use crate::options::{object, Options};
 use js_sys::{Float32Array, Function, Promise, Uint32Array, Uint8Array};
-use latten::model::{Config, Decoder, Draw, Session, SessionOptions, SplitMix64, Utf8Stream};
+use latten::model::{Config, Decoder, Draw, Session, SessionOptions, SplitMix64, Utf8Stream, WeightBytes};
 use latten::nn::Sampling;
 use latten::{CacheStats, DType, ErrorKind, GpuOptions};
 use std::cell::{Cell, RefCell};
@@ -111,7 +111,7 @@ impl Load {
         })
     }
 
-    fn session_on(&self, device: &Device, config: Config, weights: (&str, &[u8])) -> Result<Session> {
+    fn session_on(&self, device: &Device, config: Config, weights: WeightBytes<'_>) -> Result<Session> {
         let cache_tokens = self.cache_tokens.unwrap_or(config.max_positions.min(CACHE_TOKENS));
         let decoder = Decoder::from_bytes(&device.gpu, config, weights, self.weights)?;
         Ok(Session::new(&decoder, SessionOptions { cache_tokens, ..self.session })?)
@@ -127,7 +127,8 @@ impl Model {
             Some(device) => (device.clone(), false),
             None => (Device::open(GpuOptions::default()).await?, true),
         };
-        let made = load.session_on(&device, config, (&format!("{name}model.safetensors"), &weights));
+        let file = WeightBytes { name: &format!("{name}model.safetensors"), bytes: &weights };
+        let made = load.session_on(&device, config, file);
         let mut session = match made {
             Ok(session) => session,
             Err(error) => {

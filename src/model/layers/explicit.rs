@@ -11,14 +11,14 @@ use crate::model::config::{AttentionConfig, Config};
 use crate::sizes::expect_in;
 
 /// The explicit form of GLA and MLA for prompts ([`PrefillPath`]): kernels and scratch memory, one for all layers of a model.
-/// A [`Session`](crate::model::Session) has its own; by itself it goes with [`Attention::forward_prefill`].
+/// A [`Session`](crate::model::Session) has its own; by itself it goes with [`Attention::forward`].
 ///
 /// A context longer than the scratch memory, 4,096 tokens or what 256 MiB hold, is taken in parts, whose results are
 /// merged by their log-sum-exp: so memory is bounded, and reading the queries once per part costs little beside the
 /// products with so many tokens. Explicit keys and values are F32, or F16 where the device multiplies f16 matrices
 /// ([`Tier::Matrix`](crate::Tier)) and the cache is no wider.
 ///
-/// [`Attention::forward_prefill`]: crate::model::Attention::forward_prefill
+/// [`Attention::forward`]: crate::model::Attention::forward
 pub struct ExplicitPrefill {
     gpu: Gpu,
     choice: Choice,
