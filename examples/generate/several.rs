@@ -130,7 +130,7 @@ pub(crate) async fn run_model(
 
     writeln!(out, "--- {variant} ---\n{}", tokenizer.decode(&tokens))?;
     for (i, continuation) in found.iter().enumerate() {
-        let Continuation { tokens: made, log_probability, score, stopped } = continuation;
+        let Continuation { tokens: made, log_probability, score, stopped, .. } = continuation;
         let end = if *stopped { ", stopped" } else { "" };
         writeln!(
             out,

@@ -228,14 +228,15 @@ impl Gpu {
 
     /// What wgpu says, as an error of this crate.
     fn error_of(&self, context: &str, error: wgpu::Error) -> Error {
-        if let wgpu::Error::OutOfMemory { source } = error {
-            return ErrorKind::OutOfMemory { message: format!("{context}: {source}") }.into();
+        if let wgpu::Error::OutOfMemory { source } = &error {
+            let kind = ErrorKind::OutOfMemory { message: format!("{context}: {source}") };
+            return Error::from(kind).caused_by(error);
         }
         let message = error.to_string();
         if message.contains("is lost") || message.contains("device lost") {
             return self.mark_lost(message);
         }
-        ErrorKind::Gpu { context: context.into(), message }.into()
+        Error::from(ErrorKind::Gpu { context: context.into(), message }).caused_by(error)
     }
 
     fn mark_lost(&self, message: String) -> Error {

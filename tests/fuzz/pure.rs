@@ -147,6 +147,7 @@ pub fn config(g: &mut Gen, valid: &Config) -> Config {
         (12, _) => c.rope_gain = g.float(f64::INFINITY) as f32,
         (13, _) => c.score_gain = g.float(1e30) as f32,
         (14, _) => c.rope_scaling = scaling(g),
+        (15, _) => c.rope_interleaved = !c.rope_interleaved,
         (16, _) => {
             let route = RouteShape {
                 experts: g.near(8),
@@ -171,6 +172,7 @@ pub fn config(g: &mut Gen, valid: &Config) -> Config {
             1 => *q_latent_dim = Some(n),
             _ => *q_latent_dim = None,
         },
+        (_, new) => unreachable!("{new:?} has no numbers here yet"),
     }
     c
 }

@@ -130,6 +130,7 @@ pub struct ExpertsConfig {
 
 /// What the variants of attention differ in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionConfig {
     /// `"gqa"`: grouped-query; the whole head rotates.
     Gqa {
@@ -189,7 +190,9 @@ impl Config {
     /// Reads the text of a `config.json`, this crate's own (`"model_type": "latten"`) or one of the published families
     /// that the [module](super) names; `path` is for messages.
     ///
-    /// Errors: [`ErrorKind::Config`], naming the key and its value.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
         let keys = Keys::parse(path, json)?;
         let families = ["latten", "llama", "mistral", "qwen2", "deepseek_v2", "deepseek_v3"];
@@ -263,6 +266,10 @@ impl Config {
     }
 
     /// The numbers by which cache and kernels know the attention.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for numbers that no variant of attention has.
     pub fn layout(&self) -> Result<HeadLayout> {
         let (q_heads, head_dim) = (self.q_heads, self.head_dim);
         match self.attention {
@@ -289,7 +296,9 @@ impl Config {
 
     /// Frequencies and pairs of the rotation.
     ///
-    /// Errors: as [`RopeScaling::inv_freq`].
+    /// # Errors
+    ///
+    /// As [`RopeScaling::inv_freq`].
     pub fn rope(&self) -> Result<Rope> {
         let inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
         Ok(Rope { inv_freq, pairs: self.rotation() })

@@ -55,7 +55,9 @@ struct Candidate {
 /// as it is: to go on with a continuation, feed it `input` and the continuation's tokens. All other sequences are gone
 /// at the end, after an error, and when the future is dropped, which it can be between steps.
 ///
-/// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
+/// # Errors
+///
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
 /// tokens exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::logits`]'s, as
 /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) at any step.
 pub async fn beam_search(

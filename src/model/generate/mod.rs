@@ -42,7 +42,9 @@ impl Default for GenerateOptions {
 /// Continues a prompt in a sequence of its own, which is gone at the end. `on_token` gets each token as it comes and
 /// may stop. Returns the new tokens.
 ///
-/// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed
+/// # Errors
+///
+/// [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed
 /// [`Session::max_positions`]; else as [`Session::next_tokens`].
 pub async fn generate(
     session: &mut Session,
@@ -59,7 +61,9 @@ pub async fn generate(
 /// caller's. The last token returned is not fed: it belongs before the next input, and at the end of the tokens that
 /// [`Session::save`] is given. After an error the sequence holds what was fed.
 ///
-/// Errors: as [`generate()`]; [`ErrorKind::UnknownSequence`].
+/// # Errors
+///
+/// As [`generate()`]; [`ErrorKind::UnknownSequence`].
 pub async fn continue_sequence(
     session: &mut Session,
     sequence: SeqId,

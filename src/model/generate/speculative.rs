@@ -16,6 +16,8 @@ use std::ops::ControlFlow;
 const MOST_PADDING: usize = 1024;
 
 /// Who guesses the tokens.
+#[derive(Debug)]
+#[non_exhaustive]
 pub enum Drafter<'a> {
     /// A smaller model of the same tokens. Its sequence is the call's own. It draws with the same temperature and nucleus.
     /// Where one of the two vocabularies has more rows, as padding, up to 1024, tokens that only one of them has are never
@@ -50,6 +52,7 @@ impl Default for SpeculativeOptions {
 
 /// What [`generate_speculative`] made, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Speculated {
     /// The new tokens.
     pub tokens: Vec<u32>,
@@ -77,7 +80,9 @@ pub struct Speculated {
 /// It is faster only where a step of several tokens costs about as much as one of a single token, as on GPUs that wait
 /// for memory, and the drafter costs little.
 ///
-/// Errors: [`ErrorKind::Argument`] for a drafter whose vocabulary is of another size, by more than padding, a session with a window, its own or the model's, a
+/// # Errors
+///
+/// [`ErrorKind::Argument`] for a drafter whose vocabulary is of another size, by more than padding, a session with a window, its own or the model's, a
 /// `max_draft` of 0, a `min_ngram` of 0 or above `max_ngram`, a bad sampling, or where the model's logits are no numbers;
 /// else as `generate`.
 pub async fn generate_speculative(

@@ -17,6 +17,7 @@ use crate::model::weights::safetensors::Store;
 use crate::model::weights::split::Split;
 use crate::model::weights::WeightBytes;
 use crate::nn::{LinearArgs, RopeWideKernel, Span};
+use std::fmt;
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -79,13 +80,30 @@ pub(crate) struct AttentionStep<'a> {
     pub(crate) softmax_scale: f32,
 }
 
+impl fmt::Debug for AttentionArgs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AttentionArgs { x, layer, sequences, prefill, .. } = self;
+        let mut fields = f.debug_struct("AttentionArgs");
+        fields.field("x", x).field("layer", layer).field("sequences", sequences).field("prefill", prefill);
+        fields.finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Attention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attention").field("config", &self.config).field("gpu", &self.gpu).finish_non_exhaustive()
+    }
+}
+
 impl Attention {
     /// The layer whose weights a safetensors file holds under a block's names without the block's prefix: `q_proj.weight`,
     /// `kv_b_proj.bias`, .. Of `config` the numbers of the
     /// attention count and `hidden_size`, and what it says of names and biases; a `window` is for the `decode` that it runs with. `dtype` (F16,
     /// F32 or I8) is how matrices are kept on the device.
     ///
-    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have;
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have;
     /// [`ErrorKind::Weights`](crate::ErrorKind::Weights), as [`Decoder::load`](crate::model::Decoder::load) has it, also for a
     /// tensor that is not part of the layer; [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).

@@ -30,6 +30,7 @@ pub struct RequestId(pub(crate) u64);
 
 /// What a step gave to one request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Event {
     /// Whose it is.
     pub id: RequestId,

@@ -9,6 +9,7 @@ use crate::model::text::tokenizer::Tokenizer;
 use crate::model::text::words::Words;
 use crate::nn::Sample;
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -54,6 +55,15 @@ struct Part {
     to: usize,
 }
 
+impl fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scheduler { session, requests, preemptions, .. } = self;
+        let mut fields = f.debug_struct("Scheduler");
+        fields.field("requests", &requests.len()).field("preemptions", preemptions).field("session", session);
+        fields.finish_non_exhaustive()
+    }
+}
+
 impl Scheduler {
     /// Takes a session; other sequences in it stay as they are, and what they hold is not given to requests. Tokens
     /// below 256 are bytes, others have none: see [`Scheduler::with_tokenizer`] and
@@ -88,7 +98,9 @@ impl Scheduler {
 
     /// Adds a request; the next steps take it up.
     ///
-    /// Errors: [`ErrorKind::Argument`] for an empty prompt, no tokens to make, a token not in the vocabulary, an empty stop
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for an empty prompt, no tokens to make, a token not in the vocabulary, an empty stop
     /// string, a bad sampling, or more tokens than [`Session::max_positions`]; [`ErrorKind::CacheFull`] where the whole
     /// cache could not hold it, or what the session's window shows of it.
     pub fn add(&mut self, request: Request) -> Result<RequestId> {
@@ -102,7 +114,9 @@ impl Scheduler {
 
     /// Ends a request. Its last event, with the text that was held back, comes with the next step.
     ///
-    /// Errors: [`ErrorKind::Argument`] for one that has ended.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for one that has ended.
     pub fn cancel(&mut self, id: RequestId) -> Result<()> {
         let Some(place) = self.requests.iter().position(|request| request.id == id) else {
             return Err(ErrorKind::argument("id", format!("request {} is not under way", id.0)));
@@ -146,6 +160,10 @@ impl Scheduler {
     }
 
     /// The session without the requests, which end without an event.
+    ///
+    /// # Errors
+    ///
+    /// None today: the session comes back whatever its requests are at.
     pub fn into_session(mut self) -> Result<Session> {
         self.session.roll_back();
         while !self.requests.is_empty() {
@@ -158,7 +176,9 @@ impl Scheduler {
     /// got a token or ended, by age of the request, after those of requests that were cancelled. Steps that only feed parts
     /// of prompts give none.
     ///
-    /// Errors: those of the device, as [`Session::next_tokens`].
+    /// # Errors
+    ///
+    /// Those of the device, as [`Session::next_tokens`].
     pub async fn step(&mut self) -> Result<Vec<Event>> {
         self.advance().await?;
         Ok(self.events.drain(..).collect())
@@ -166,7 +186,9 @@ impl Scheduler {
 
     /// Steps until all requests have ended, or `on_event` stops, after which more steps go on.
     ///
-    /// Errors: those of [`Scheduler::step`].
+    /// # Errors
+    ///
+    /// Those of [`Scheduler::step`].
     pub async fn run(&mut self, mut on_event: impl FnMut(Event) -> ControlFlow<()>) -> Result<()> {
         while !self.is_idle() {
             if self.events.is_empty() {

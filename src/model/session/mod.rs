@@ -25,6 +25,7 @@ use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
 use rollback::Unfinished;
+use std::fmt;
 
 /// Sequences of one [`Decoder`].
 pub struct Session {
@@ -39,10 +40,24 @@ pub struct Session {
     pub(super) unfinished: Vec<Unfinished>,
 }
 
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Session { options, cache, decoder, .. } = self;
+        let mut fields = f.debug_struct("Session");
+        fields
+            .field("options", options)
+            .field("stats", &cache.stats())
+            .field("decoder", decoder)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Session {
     /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
     /// window, [`PrefillPath::Explicit`](crate::model::PrefillPath::Explicit) or [`PrefillPath::From`](crate::model::PrefillPath::From) of what has no explicit form or does not keep it
     /// ([`LoadOptions::explicit`](super::LoadOptions)); [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device, or a `kv_dtype` of integers under biases that are too
@@ -105,13 +120,21 @@ impl Session {
     }
 
     /// Removes a sequence and gives up its part of the cache, which is kept until its room is needed where its tokens can be
-    /// found by [`Session::match_prefix`]. Errors: [`ErrorKind::UnknownSequence`].
+    /// found by [`Session::match_prefix`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.roll_back();
         self.cache.remove(id)
     }
 
-    /// Cuts a sequence to its first `len` tokens. Errors: [`ErrorKind::Argument`] where it has fewer, or where the next
+    /// Cuts a sequence to its first `len` tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] where it has fewer, or where the next
     /// would see some that a window has freed; [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.roll_back();
@@ -126,7 +149,11 @@ impl Session {
         })
     }
 
-    /// Tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
+    /// Tokens of a sequence.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn len(&self, id: SeqId) -> Result<usize> {
         self.cache.len(id)
     }

@@ -21,7 +21,9 @@ impl Session {
     /// compiling does; a pipeline cache ([`GpuOptions::pipeline_cache`](crate::GpuOptions)) shortens it from the second
     /// time on, and is written here.
     ///
-    /// Errors: those of the device. The session is as it was.
+    /// # Errors
+    ///
+    /// Those of the device. The session is as it was.
     pub async fn warm_up(&mut self) -> Result<()> {
         let most = self.capacity().min(self.max_positions());
         let (page_size, free) = (self.cache().pages().size, self.stats().free);

@@ -108,6 +108,7 @@ impl Size {
                     add("kv_a_layernorm", &[latent_heads, latent_dim]);
                     add("kv_b_proj", &[heads * 2 * head_dim, latent_dim]);
                 }
+                other => unreachable!("{other:?} has no tensors here yet"),
             }
         }
         all
