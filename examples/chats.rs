@@ -12,7 +12,7 @@ mod warnings;
 
 use arguments::{count, dtypes, CACHE_DTYPES, VARIANTS};
 use clap::Parser;
-use latten::model::{Decoder, Draw, Session, SessionOptions, SplitMix64, Want};
+use latten::model::{Decoder, Draw, Session, SessionOptions, SplitMix64};
 use latten::nn::Sampling;
 use latten::{DType, Gpu, SeqId};
 use std::error::Error;
@@ -97,7 +97,7 @@ impl Chats {
         let id = self.session.match_prefix(&tokens, SALT);
         let rest = &tokens[self.session.len(id)?..];
         (self.prompt_tokens, self.computed) = (self.prompt_tokens + tokens.len(), self.computed + rest.len());
-        self.session.feed(&[(id, rest)], Want::Logits).await?;
+        self.session.logits(&[(id, rest)]).await?;
         self.session.pin(id)?;
         self.session.remove(id)
     }
@@ -122,8 +122,8 @@ impl Chats {
         for chat in &self.open {
             batch.push((chat.id, &chat.tokens[self.session.len(chat.id)?..]));
         }
-        let fed = self.session.feed(&batch, Want::Token(&draws)).await?;
-        self.open.iter_mut().zip(fed.tokens).for_each(|(chat, token)| chat.tokens.push(token));
+        let drawn = self.session.next_tokens(&batch, &draws).await?;
+        self.open.iter_mut().zip(drawn).for_each(|(chat, token)| chat.tokens.push(token));
         Ok(())
     }
 

@@ -11,10 +11,17 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// After an error of the device ([`ErrorKind::OutOfMemory`], [`ErrorKind::DeviceLost`], [`ErrorKind::Gpu`]) commands
 /// recorded and not yet submitted may be gone: whoever asks for what they were to write gets [`ErrorKind::CommandsLost`],
 /// whichever thread or call it was that failed. Sequences and pages are as they were.
+///
+/// [`source`](std::error::Error::source) is the [`std::io::Error`] behind [`ErrorKind::Io`], and the [`wgpu::Error`] behind
+/// [`ErrorKind::Gpu`] and [`ErrorKind::OutOfMemory`], where there is one. Its words are in the message, too.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
     kind: Box<ErrorKind>,
+    /// The error of the system or of wgpu that this one tells of.
+    source: Option<Cause>,
 }
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,7 +38,7 @@ impl Error {
 
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
-        Error { kind: Box::new(kind) }
+        Error { kind: Box::new(kind), source: None }
     }
 }
 
@@ -265,17 +272,21 @@ pub enum SavedFault {
 }
 
 impl Error {
+    /// The same, with the error that is behind it.
+    pub(crate) fn caused_by(self, source: impl Into<Cause>) -> Error {
+        Error { source: Some(source.into()), ..self }
+    }
+
     /// The same, which says that it is of this: where memory is asked for, only the caller knows what for.
     pub(crate) fn of(self, name: &str) -> Error {
-        match *self.kind {
+        let kind = match *self.kind {
             ErrorKind::TooLarge { needed_bytes, limit_bytes, .. } => {
-                ErrorKind::TooLarge { what: name.into(), needed_bytes, limit_bytes }.into()
+                ErrorKind::TooLarge { what: name.into(), needed_bytes, limit_bytes }
             }
-            ErrorKind::OutOfMemory { message } => {
-                ErrorKind::OutOfMemory { message: format!("{name}: {message}") }.into()
-            }
-            kind => kind.into(),
-        }
+            ErrorKind::OutOfMemory { message } => ErrorKind::OutOfMemory { message: format!("{name}: {message}") },
+            kind => kind,
+        };
+        Error { kind: Box::new(kind), source: self.source }
     }
 }
 
@@ -302,8 +313,9 @@ impl ErrorKind {
     }
 
     /// An [`ErrorKind::Io`] as an [`Error`].
-    pub(crate) fn io(path: impl AsRef<std::path::Path>, error: &std::io::Error) -> Error {
-        ErrorKind::Io { path: path.as_ref().display().to_string(), message: error.to_string() }.into()
+    pub(crate) fn io(path: impl AsRef<std::path::Path>, error: std::io::Error) -> Error {
+        let kind = ErrorKind::Io { path: path.as_ref().display().to_string(), message: error.to_string() };
+        Error::from(kind).caused_by(error)
     }
 
     /// An [`ErrorKind::Shape`] as an [`Error`].
@@ -316,4 +328,23 @@ impl ErrorKind {
 pub(crate) fn shape_text(shape: &[usize]) -> String {
     let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
     format!("({})", dims.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn what_is_behind_an_error_is_kept() {
+        let cause = || std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let error = ErrorKind::io("a/file", cause());
+        let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+        assert_eq!(source.map(std::io::Error::kind), Some(std::io::ErrorKind::PermissionDenied));
+        assert_eq!(error.to_string(), format!("a/file: {}", cause()));
+        assert!(ErrorKind::argument("x", "y").source().is_none());
+        let memory = Error::from(ErrorKind::OutOfMemory { message: "full".into() }).caused_by(cause());
+        let named = memory.of("a tensor");
+        assert!(named.source().is_some() && named.to_string().contains("a tensor: full"), "{named}");
+    }
 }

@@ -42,6 +42,10 @@ pub struct Variant {
 /// assert!(merges.count() > 0);
 /// # Ok::<(), latten::Error>(())
 /// ```
+///
+/// # Errors
+///
+/// Those of a constructor of [`HeadLayout`]; none is known.
 pub fn variants() -> Result<Vec<Variant>> {
     let mut all = attention()?;
     let copy = crate::cache::copy_spec();

@@ -89,6 +89,12 @@
 //!
 //! `vulkan`, `metal`, `dx12` and `webgpu`, wgpu's backends, all on by default; each compiles to nothing on a platform
 //! that lacks it. OpenGL is refused: it has no bounds checks. wgpu itself is re-exported as [`wgpu`].
+//!
+//! `model`, on by default: the module of that name. Without it the crate is attention, cache and the other kernels of a layer, and
+//! depends on no JSON and no safetensors. `tokenizers`, off: `tokenizer.json` of published models, for `model::Tokenizer`.
+
+// What only `model` uses stays where it belongs. The default build tells what nobody uses.
+#![cfg_attr(not(feature = "model"), allow(dead_code, unused_imports, rustdoc::broken_intra_doc_links))]
 
 pub mod attention;
 pub mod cache;
@@ -97,6 +103,7 @@ pub mod gpu;
 pub mod inspect;
 mod io;
 pub mod kv;
+#[cfg(feature = "model")]
 pub mod model;
 pub mod nn;
 pub mod reference;
@@ -110,12 +117,13 @@ pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, SequenceOp
 pub use error::{Error, ErrorKind, Result, SavedFault};
 pub use gpu::{Capabilities, DType, DispatchTime, Element, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
 pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};
+#[cfg(feature = "model")]
 pub use model::{Decoder, Session, SessionOptions};
 pub use rope::{Rope, RopePairs};
 pub use wgpu;
 
 /// The programs of the README and of the guides compile.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "model"))]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/guide/own-device.md")]
 #[doc = include_str!("../docs/guide/saving.md")]

@@ -7,7 +7,9 @@ use crate::self_test;
 impl Gpu {
     /// The best adapter: a discrete GPU, else an integrated or virtual one, else a software one.
     ///
-    /// Errors: [`ErrorKind::NoAdapter`] with what was found and what to install; [`ErrorKind::Unsupported`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoAdapter`] with what was found and what to install; [`ErrorKind::Unsupported`].
     pub async fn new() -> Result<Self> {
         Self::with_options(GpuOptions::default()).await
     }
@@ -19,7 +21,9 @@ impl Gpu {
     /// a kernel does not compile, or the device is lost over it, the kernels of [`Tier::Subgroup`] are used instead: the
     /// log has a warning with the numbers, and [`Capabilities::tier`] is below [`Capabilities::device_tier`].
     ///
-    /// Errors: as [`Gpu::new`]; [`ErrorKind::NoAdapter`] also where none fits the name, [`ErrorKind::Unsupported`] also
+    /// # Errors
+    ///
+    /// As [`Gpu::new`]; [`ErrorKind::NoAdapter`] also where none fits the name, [`ErrorKind::Unsupported`] also
     /// where the device refuses the limits; [`ErrorKind::OutOfMemory`] in the self-test.
     ///
     /// [`Capabilities::tier`]: super::Capabilities::tier
@@ -42,7 +46,9 @@ impl Gpu {
     /// [`Gpu::with_options`]; else with those it has. For an app's own device ([`Gpu::from_wgpu`]), before anything is made on
     /// it: tensors, caches and kernels of `self` are refused by the result.
     ///
-    /// Errors: those of the device, [`ErrorKind::DeviceLost`] among them.
+    /// # Errors
+    ///
+    /// Those of the device, [`ErrorKind::DeviceLost`] among them.
     pub async fn with_matrix_kernels(self) -> Result<Self> {
         let tier = self.capabilities().tier;
         if tier >= Tier::Matrix || self.capabilities().device_tier < Tier::Matrix {

@@ -4,10 +4,9 @@ use super::kernel::{narrow, rounded, wide};
 use super::report::{Bound, Report};
 use super::vector::{LayerVector, LayerWeights, Variant};
 use latten::kv::StateLayout;
-use latten::model::{Attention, AttentionConfig, Config, TensorNames};
+use latten::model::{Attention, AttentionArgs, AttentionConfig, Config, WeightBytes};
 use latten::reference;
 use latten::reference::{DecodeInputs, GlaWeights, GtaWeights, LayerConfig, Projected, RopePairs};
-use latten::rope::RopeScaling;
 use latten::{
     CacheOptions, DType, Decode, ErrorKind, Gla, Gpu, Gta, HeadLayout, KvSource, PagedKvCache, Pages, Result, SeqId,
     SplitPolicy, Tensor,
@@ -60,7 +59,8 @@ fn check_dtype(gpu: &Gpu, vector: &LayerVector, dtype: DType, report: &mut Repor
         return report.not_run(dtype, "a weight, an input or a cached row");
     }
     let config = model_config(vector);
-    let attention = Attention::from_bytes(gpu, &config, ("vector", &case.safetensors()?), dtype)?;
+    let attention =
+        Attention::from_bytes(gpu, &config, WeightBytes { name: "vector", bytes: &case.safetensors()? }, dtype)?;
     for (policy, page_size) in RUNS {
         let device = Device { gpu, attention: &attention, config: &config, dtype };
         let run = format!("{dtype}, page {page_size}, {policy:?}");
@@ -215,37 +215,19 @@ impl Reference<'_> {
 /// The vector's numbers as a model has them. What is not about attention does not matter.
 fn model_config(vector: &LayerVector) -> Config {
     let LayerConfig { model_dim, q_heads, groups, head_dim, rope_dim, state_dim, q_latent_dim, .. } = vector.config;
-    Config {
-        attention: match vector.variant {
-            Variant::Gta => AttentionConfig::Gta { kv_heads: groups, rope_dim },
-            _ => AttentionConfig::Latent {
-                latent_heads: groups,
-                latent_dim: state_dim,
-                q_latent_dim: Some(q_latent_dim),
-                rope_dim,
-            },
-        },
-        vocab_size: 256,
-        hidden_size: model_dim,
-        layers: 1,
-        q_heads,
-        head_dim,
-        v_head_dim: head_dim,
-        intermediate_size: 1,
-        experts: None,
-        rms_norm_eps: vector.config.eps as f32,
-        latent_norm_eps: vector.config.eps as f32,
-        rope_theta: vector.theta,
-        rope_scaling: RopeScaling::None,
-        rope_gain: 1.0,
-        rope_interleaved: vector.config.rotation.pairs == RopePairs::Interleaved,
-        score_gain: 1.0,
-        max_positions: vector.x.len() / model_dim,
-        window: None,
-        tied: true,
-        names: TensorNames::Published,
-        biases: None,
-    }
+    let attention = match vector.variant {
+        Variant::Gta => AttentionConfig::Gta { kv_heads: groups, rope_dim },
+        _ => {
+            let q_latent_dim = Some(q_latent_dim);
+            AttentionConfig::Latent { latent_heads: groups, latent_dim: state_dim, q_latent_dim, rope_dim }
+        }
+    };
+    let mut config = Config::new(attention, model_dim, q_heads, head_dim);
+    (config.rms_norm_eps, config.latent_norm_eps) = (vector.config.eps as f32, vector.config.eps as f32);
+    config.rope_theta = vector.theta;
+    config.rope_interleaved = vector.config.rotation.pairs == RopePairs::Interleaved;
+    config.max_positions = vector.x.len() / model_dim;
+    config
 }
 
 /// The layer on the GPU.
@@ -274,7 +256,9 @@ impl Device<'_> {
             cache.reserve(&[seq, neighbour], count)?;
             let rows = &x[first * model_dim..(first + count) * model_dim];
             let rows = Tensor::from_slice(self.gpu, &[count, model_dim], rows, DType::F32)?;
-            let y = self.attention.forward(&rows, (&mut cache, 0), &decode, &[seq])?;
+            let (x, decode) = (&rows, &decode);
+            let args = AttentionArgs { x, cache: &mut cache, layer: 0, decode, sequences: &[seq], prefill: None };
+            let y = self.attention.forward(args)?;
             cache.commit(&[seq, neighbour], count)?;
             first += count;
             if first == len {

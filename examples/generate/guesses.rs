@@ -99,7 +99,7 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
 
 pub(crate) fn print(out: &mut impl Write, lines: &[Line]) -> io::Result<()> {
     for Line { variant, who, made, rates: [rate, plain], same } in lines {
-        let Speculated { tokens, steps, drafted, accepted } = made;
+        let Speculated { tokens, steps, drafted, accepted, .. } = made;
         let share = 100.0 * *accepted as f64 / (*drafted).max(1) as f64;
         writeln!(
             out,

@@ -1,7 +1,7 @@
 //! `--beams` and `--best-of`: several texts of one prompt, the best first.
 
 use super::{open, Args, Opened, Stop};
-use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation, Want};
+use latten::model::{beam_search, best_of, BeamOptions, BestOfOptions, Continuation};
 use latten::Gpu;
 use std::io::Write;
 use std::time::Instant;
@@ -49,7 +49,7 @@ pub(crate) async fn run_model(
     // All but the last token ahead, so that the search is timed without the prompt.
     let (before, last) = input.split_at(input.len().saturating_sub(1));
     if !before.is_empty() {
-        session.feed(&[(sequence, before)], Want::Logits).await?;
+        session.logits(&[(sequence, before)]).await?;
     }
     let stop_tokens = if args.stop.is_empty() { tokenizer.end_tokens() } else { &args.stop };
     let prefilled = Instant::now();
@@ -65,7 +65,7 @@ pub(crate) async fn run_model(
 
     writeln!(out, "--- {variant} ---\n{}", tokenizer.decode(&tokens))?;
     for (i, continuation) in found.iter().enumerate() {
-        let Continuation { tokens: made, log_probability, score, stopped } = continuation;
+        let Continuation { tokens: made, log_probability, score, stopped, .. } = continuation;
         let end = if *stopped { ", stopped" } else { "" };
         writeln!(
             out,

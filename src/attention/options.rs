@@ -14,6 +14,7 @@ use crate::gpu::{part, Access, Const, Consts, Part};
 /// let gemma = AttentionOptions { softcap: Some(50.0), window: Some(4096), ..Default::default() };
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct AttentionOptions {
     /// Scores become `cap * tanh(score / cap)` before the softmax; from 1e-3 to 1e6.
     pub softcap: Option<f32>,

@@ -6,6 +6,7 @@ use crate::error::{ErrorKind, Result};
 /// Which kernels may run: each tier has those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Tier {
     /// Workgroup memory and f32 arithmetic alone: every device.
     Portable,

@@ -9,7 +9,7 @@
 //!   gets a result that was not computed: whoever asks for it hears of the loss. A pass of an app's own is not in a batch, but
 //!   what it makes of buffers that one writes is listed too.
 //! - A count of lost batches ([`Gpu::losses`]) serves who writes the same scratch memory again and again and knows where
-//!   a piece of work begins and ends ([`Session::feed`](crate::model::Session::feed)). That memory has no fate.
+//!   a piece of work begins and ends (a step of a session). That memory has no fate.
 
 use super::fate::Fate;
 use super::{Access, Buffer, Gpu};
@@ -254,12 +254,6 @@ impl Gpu {
     /// The same, even of nothing: sends what was written to tensors, which else stays on the host until then.
     pub(crate) fn flush(&self) -> Result<()> {
         self.send(None, true).rest
-    }
-
-    /// [`Gpu::submit`], and in browsers waits for what they have to say about it, which natively is known at once.
-    pub(crate) async fn submitted(&self) -> Result<()> {
-        self.submit()?;
-        self.answered().await
     }
 
     /// Sends what was recorded, and behind it, in the same submit, commands that read `reads`.

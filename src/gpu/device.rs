@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 /// Which limits to ask the device for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum LimitsChoice {
     /// All that the adapter has.
     #[default]
@@ -29,6 +30,7 @@ pub enum LimitsChoice {
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct GpuOptions {
     /// Take the adapter whose description ([`Capabilities::adapter`]) contains this, whatever its case; of several the
     /// best. Default: the environment variable `LATTEN_ADAPTER`, if it is set and not empty.

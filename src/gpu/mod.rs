@@ -30,7 +30,7 @@ pub use element::Element;
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub use parallelism::Parallelism;
 pub use profile::DispatchTime;
-pub(crate) use readback::{Arrived, HostBuffer, Reading, Run};
+pub(crate) use readback::{elements, Arrived, Download, HostBuffer, Reading, Run};
 pub(crate) use shader::{number, part, Const, Consts, Part};
 pub(crate) use tensor::Buffer;
 use tensor::Kind;
@@ -228,14 +228,15 @@ impl Gpu {
 
     /// What wgpu says, as an error of this crate.
     fn error_of(&self, context: &str, error: wgpu::Error) -> Error {
-        if let wgpu::Error::OutOfMemory { source } = error {
-            return ErrorKind::OutOfMemory { message: format!("{context}: {source}") }.into();
+        if let wgpu::Error::OutOfMemory { source } = &error {
+            let kind = ErrorKind::OutOfMemory { message: format!("{context}: {source}") };
+            return Error::from(kind).caused_by(error);
         }
         let message = error.to_string();
         if message.contains("is lost") || message.contains("device lost") {
             return self.mark_lost(message);
         }
-        ErrorKind::Gpu { context: context.into(), message }.into()
+        Error::from(ErrorKind::Gpu { context: context.into(), message }).caused_by(error)
     }
 
     fn mark_lost(&self, message: String) -> Error {

@@ -5,7 +5,8 @@
 mod checkout;
 
 use super::{Gpu, GpuOptions};
-use crate::model::{Decoder, Draw, Session, SessionOptions, Want};
+#[cfg(feature = "model")]
+use crate::model::{Decoder, Draw, Session, SessionOptions};
 use crate::DType;
 use std::sync::atomic::Ordering;
 
@@ -38,6 +39,7 @@ pub(super) fn poisoned(wgsl: &str) -> String {
 
 /// Logits of a prompt in two chunks and of three single tokens, and tokens drawn: every kernel that has workgroup
 /// memory (decode of few and many rows, both linears, norm, sample).
+#[cfg(feature = "model")]
 fn bits(variant: &str, kv_dtype: DType, poison: bool) -> Vec<u32> {
     let gpu = pollster::block_on(Gpu::with_options(GpuOptions::default())).expect("a GPU adapter");
     gpu.inner.poison_workgroup.store(poison, Ordering::Relaxed);
@@ -51,10 +53,9 @@ fn bits(variant: &str, kv_dtype: DType, poison: bool) -> Vec<u32> {
     let greedy = [Draw::default()];
     let mut last;
     for _ in 0..3 {
-        let fed = pollster::block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap();
-        out.extend(fed.logits.iter().flatten().map(|l| l.to_bits()));
-        let fed = pollster::block_on(session.feed(&[(id, &[32])], Want::Token(&greedy))).unwrap();
-        last = fed.tokens;
+        let logits = pollster::block_on(session.logits(&[(id, tokens)])).unwrap();
+        out.extend(logits.iter().flatten().map(|l| l.to_bits()));
+        last = pollster::block_on(session.next_tokens(&[(id, &[32])], &greedy)).unwrap();
         out.extend(&last);
         tokens = &last;
     }
@@ -62,6 +63,7 @@ fn bits(variant: &str, kv_dtype: DType, poison: bool) -> Vec<u32> {
     out
 }
 
+#[cfg(feature = "model")]
 #[test]
 fn workgroup_memory_is_written_before_it_is_read() {
     // Grouped states with separate keys and values, and latents with a rope key; i8 has scales and an append of its

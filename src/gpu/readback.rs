@@ -2,9 +2,10 @@
 
 use super::commands::Ticket;
 use super::tensor::Buffer;
-use super::{Element, Gpu, Tensor};
+use super::{DType, Element, Gpu, Tensor};
 use crate::error::{ErrorKind, Result};
 use std::future::Future;
+use std::ops::Range;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -29,14 +30,29 @@ impl Gpu {
     }
 
     async fn read(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        let download = self.start_download(&[tensor])?;
+        Ok(self.finish_download(download).await?.swap_remove(0))
+    }
+
+    /// Submits what is recorded and, in the same submit, copies of tensors (one at least) for the host. While they are under
+    /// way the host may do something else, and submit more.
+    pub(crate) fn start_download(&self, tensors: &[&Tensor]) -> Result<Download> {
         self.check_alive()?;
-        let (from, bytes) = (&tensor.buffer, tensor.len() * tensor.dtype().size_bits() / 8);
-        from.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a download")?;
-        self.expect_there(from)?;
-        let size = (bytes as u64).next_multiple_of(4);
+        let (mut runs, mut size) = (Vec::with_capacity(tensors.len()), 0);
+        for tensor in tensors {
+            tensor.buffer.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a download")?;
+            self.expect_there(&tensor.buffer)?;
+            let bytes = (tensor.len() * tensor.dtype().size_bits() / 8) as u64;
+            runs.push(size..size + bytes);
+            size += bytes.next_multiple_of(4);
+        }
         let staging = self.staging(size)?;
-        let sent = self.submit_with(&[from], |encoder| {
-            encoder.copy_buffer_to_buffer(from.raw(), 0, &staging, 0, size);
+        let buffers: Vec<&Buffer> = tensors.iter().map(|tensor| &tensor.buffer).collect();
+        let sent = self.submit_with(&buffers, |encoder| {
+            for (from, run) in buffers.iter().zip(&runs) {
+                let bytes = (run.end - run.start).next_multiple_of(4);
+                encoder.copy_buffer_to_buffer(from.raw(), 0, &staging, run.start, bytes);
+            }
         });
         let ticket = match sent {
             Ok(ticket) => ticket,
@@ -45,12 +61,22 @@ impl Gpu {
                 return Err(error);
             }
         };
-        let data = self.map(&staging, size).await?;
-        self.lock(&self.inner.readback).push(staging);
+        let answer = self.start_map(&staging, size)?;
+        let reading = Reading { into: HostBuffer { buffer: staging }, answer, size, ticket };
+        Ok(Download { buffers: buffers.into_iter().cloned().collect(), reading, runs })
+    }
+
+    /// Waits for the bytes of each tensor.
+    pub(crate) async fn finish_download(&self, download: Download) -> Result<Vec<Vec<u8>>> {
+        let Download { buffers, reading: Reading { into, answer, size, ticket }, runs } = download;
+        self.mapped(answer).await?;
+        let bytes = |all: &[u8]| runs.iter().map(|run| all[run.start as usize..run.end as usize].to_vec()).collect();
+        let data = with_mapped(&into.buffer, size, bytes)?;
+        self.lock(&self.inner.readback).push(into.buffer);
         ticket.check(self)?;
         // Where errors come late, this one has come by now.
-        self.expect_kept([from])?;
-        Ok(data[..bytes].to_vec())
+        self.expect_kept(&buffers)?;
+        Ok(data)
     }
 
     /// A staging buffer of at least `size` bytes, from the last ones used if one fits.
@@ -195,6 +221,19 @@ pub(crate) struct Reading {
     answer: Answer<Result<(), String>>,
     size: u64,
     ticket: Ticket,
+}
+
+/// Tensors on their way to the host. Dropped, it takes its host memory with it.
+pub(crate) struct Download {
+    buffers: Vec<Buffer>,
+    reading: Reading,
+    /// Each tensor's bytes in the host memory.
+    runs: Vec<Range<u64>>,
+}
+
+/// The bytes of a downloaded tensor of this dtype, as its elements.
+pub(crate) fn elements<T: Element>(dtype: DType, bytes: &[u8]) -> Vec<T> {
+    T::read(dtype, bytes)
 }
 
 /// A copy that has arrived.

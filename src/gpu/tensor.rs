@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 /// Element type of a tensor or a KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum DType {
     /// 32-bit float.
     F32,

@@ -123,7 +123,7 @@ impl Gpu {
 
     /// Waits for all error scopes so far. The first error among them that belongs to no batch; those of batches are losses,
     /// of which those are told whom they concern.
-    pub(super) async fn answered(&self) -> Result<()> {
+    pub(crate) async fn answered(&self) -> Result<()> {
         let closed = self.lock(&self.inner.web.scopes).closed;
         poll_fn(|cx| self.poll_answers(cx, closed)).await;
         // A lost device answers with nothing; its own error says more than what followed from it.

@@ -64,14 +64,14 @@ fn form_of(name: &str) -> Option<&'static str> {
 }
 
 /// The error of a file of a model's folder that could not be opened: it says what the folder has in its place.
-pub(crate) fn missing(file: &Path, error: &std::io::Error) -> Error {
+pub(crate) fn missing(file: &Path, error: std::io::Error) -> Error {
     let folder = file.parent().unwrap_or(Path::new("."));
     let indexed = folder.join(INDEX).exists();
     let message = match indexed && file.extension().is_some_and(|end| end == "safetensors") {
         true => format!("{error}; {INDEX} names this file"),
         false => format!("{error}; {}{READS}", found_in(folder, indexed)),
     };
-    ErrorKind::Io { path: file.display().to_string(), message }.into()
+    Error::from(ErrorKind::Io { path: file.display().to_string(), message }).caused_by(error)
 }
 
 fn found_in(folder: &Path, indexed: bool) -> String {

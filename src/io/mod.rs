@@ -1,7 +1,9 @@
 //! Files: read ahead, their checksums, and how far a reader or writer has come.
 
+#[cfg(feature = "model")]
 pub(crate) mod foreign;
 mod progress;
+#[cfg(feature = "model")]
 pub(crate) mod read_ahead;
 pub(crate) mod temporary;
 

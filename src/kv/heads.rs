@@ -3,11 +3,14 @@
 //! Source: Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, §3.3.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+#[cfg(feature = "serde")]
+use super::heads_serde::HeadNumbers;
 use crate::error::{ErrorKind, Result};
 use crate::sizes::MAX_DIM;
 
 /// Grouped-Query Attention; `kv_heads == q_heads` is MHA, `kv_heads == 1` is MQA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Gqa {
     /// Query heads.
     pub q_heads: usize,
@@ -19,6 +22,7 @@ pub struct Gqa {
 
 /// Grouped-Tied Attention (§3.3.1): one state per group serves as key and value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Gta {
     /// Query heads.
     pub q_heads: usize,
@@ -32,6 +36,7 @@ pub struct Gta {
 
 /// Grouped Latent Attention (§3.3.2). Here "GLA" is never Gated Linear Attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Gla {
     /// Query heads.
     pub q_heads: usize,
@@ -45,6 +50,7 @@ pub struct Gla {
 
 /// Multi-head Latent Attention: GLA with a single latent head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Mla {
     /// Query heads.
     pub q_heads: usize,
@@ -61,6 +67,11 @@ pub struct Mla {
 /// [`HeadLayout::gqa_wide`]. For query head `h` in group `h / heads_per_group`:
 /// score = q[..nope_dim]·state[..nope_dim] + q[nope_dim..]·rope_key, value = state[v_offset..v_offset+v_dim].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "HeadNumbers", into = "HeadNumbers")
+)]
 pub struct HeadLayout {
     pub(crate) q_heads: usize,
     pub(crate) groups: usize,

@@ -2,6 +2,8 @@
 
 pub mod append;
 pub mod heads;
+#[cfg(feature = "serde")]
+mod heads_serde;
 pub mod layout;
 pub(crate) mod pool;
 pub mod tables;

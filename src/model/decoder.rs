@@ -11,6 +11,7 @@ use crate::model::layers::large_keys::LargeKeys;
 use crate::model::weights::reader::Source;
 use crate::model::weights::safetensors::{regular, Store};
 use crate::model::weights::split::Split;
+use crate::model::weights::WeightBytes;
 use crate::nn::{Embedding, Linear, Sample};
 use std::fmt;
 use std::path::Path;
@@ -52,6 +53,14 @@ pub struct LoadOptions<'a> {
     pub leave_out: bool,
 }
 
+impl fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { gpu, config, fingerprint, .. } = &*self.inner;
+        let fingerprint = format_args!("{fingerprint:016x}");
+        f.debug_struct("Decoder").field("config", config).field("fingerprint", &fingerprint).field("gpu", gpu).finish()
+    }
+}
+
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
         LoadOptions { dtype: DType::F16, explicit: true, progress: None, leave_out: false }
@@ -82,14 +91,20 @@ impl Decoder {
     /// Rows go to the device as they are read: host memory holds some tens of MiB of them, whatever the model's size, while one
     /// thread reads and another converts and uploads.
     ///
-    /// Errors: [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
     /// tensor, one that looks like a weight and has no place in the model ([`LoadOptions::leave_out`]), or a broken file;
     /// [`ErrorKind::TooLarge`] and [`ErrorKind::OutOfMemory`], which name the tensor.
     pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, dtype: DType) -> Result<Self> {
         Self::load_with(gpu, folder, LoadOptions { dtype, ..Default::default() })
     }
 
-    /// [`Decoder::load`] with options. Errors: as there.
+    /// [`Decoder::load`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn load_with(gpu: &Gpu, folder: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config = Config::parse(&path.display().to_string(), &config_text(&path)?)?;
@@ -97,20 +112,27 @@ impl Decoder {
         Self::from_store(gpu, config, store, options)
     }
 
-    /// [`Decoder::load`] without a file system: `weights` is a name for messages and the bytes of a safetensors file.
-    /// Errors: as there, but [`ErrorKind::Io`]; and [`ErrorKind::Argument`] for a config whose fields no file could have.
-    pub fn from_bytes(gpu: &Gpu, config: Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
+    /// [`Decoder::load`] without a file system.
+    ///
+    /// # Errors
+    ///
+    /// As there, but [`ErrorKind::Io`]; and [`ErrorKind::Argument`] for a config whose fields no file could have.
+    pub fn from_bytes(gpu: &Gpu, config: Config, weights: WeightBytes<'_>, dtype: DType) -> Result<Self> {
         Self::from_bytes_with(gpu, config, weights, LoadOptions { dtype, ..Default::default() })
     }
 
-    /// [`Decoder::from_bytes`] with options. Errors: as there.
+    /// [`Decoder::from_bytes`] with options.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn from_bytes_with(
         gpu: &Gpu,
         config: Config,
-        weights: (&str, &[u8]),
+        weights: WeightBytes<'_>,
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        Self::from_store(gpu, config, Store::from_bytes(weights.0, weights.1)?, options)
+        Self::from_store(gpu, config, Store::from_bytes(weights.name, weights.bytes)?, options)
     }
 
     fn from_store<'a>(gpu: &'a Gpu, config: Config, store: Store<'a>, options: LoadOptions<'a>) -> Result<Self> {
@@ -174,12 +196,12 @@ impl Decoder {
 
 /// The text of a folder's config.json.
 fn config_text(path: &Path) -> Result<String> {
-    let (file, len) = regular(path).map_err(|e| missing(path, &e))?;
+    let (file, len) = regular(path).map_err(|e| missing(path, e))?;
     if len > MAX_BYTES {
         let message = format!("{len} bytes, a config has at most {MAX_BYTES}");
         return Err(ErrorKind::Config { path: path.display().to_string(), message }.into());
     }
-    std::io::read_to_string(file).map_err(|e| ErrorKind::io(path, &e))
+    std::io::read_to_string(file).map_err(|e| ErrorKind::io(path, e))
 }
 
 /// Of the weights, and of every other number that a cached row depends on.

@@ -15,9 +15,9 @@
 //! |---|---|---|
 //! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]) |
 //! | `deepseek_v2`, `deepseek_v3` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
-//! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors ([`TensorNames::Authors`]) |
+//! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors, by their names of tensors (below) |
 //!
-//! Biases are those that a family has, or that `attention_bias` and `mlp_bias` ask for ([`Config::biases`]): a missing one
+//! Biases are those that a family has, or that `attention_bias` and `mlp_bias` ask for: a missing one
 //! is an error. Where biases of Qwen2's keys are much larger than the rest, caches of integers keep those channels apart
 //! ([`SessionOptions::kv_dtype`]).
 //!
@@ -86,13 +86,14 @@ mod session;
 mod text;
 mod weights;
 
-pub use config::{AttentionConfig, Config, ExpertsConfig, TensorNames};
+pub use config::{AttentionConfig, Config, ExpertsConfig};
 pub use decoder::{Decoder, LoadOptions};
 pub use generate::{
     beam_search, best_of, continue_sequence, generate, generate_speculative, BeamOptions, BestOfOptions, Continuation,
     Drafter, GenerateOptions, Speculated, SpeculativeOptions, SplitMix64,
 };
-pub use layers::{Attention, ExplicitPrefill, PrefillPath};
+pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
 pub use serve::{Event, Finished, Request, RequestId, Scheduler};
-pub use session::{Draw, Fed, Session, SessionOptions, Want};
+pub use session::{Draw, Session, SessionOptions, TokensAndLogits};
 pub use text::{TextStream, Tokenizer, Utf8Stream};
+pub use weights::WeightBytes;

@@ -23,6 +23,7 @@ pub(super) fn spec(vocab: usize) -> KernelSpec {
 
 /// How a token is drawn from logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct Sampling {
     /// Divides the logits; 0 takes the largest one, the lowest index among equals.
     pub temperature: f32,

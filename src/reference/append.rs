@@ -17,6 +17,10 @@ use crate::kv::heads::HeadLayout;
 /// | rope_dim > 0 (GTA, GLA, MLA) | the rope key, the last rope_dim elements |
 /// | rope_dim = 0 or wide channels, key apart from the value (GQA) | the first nope_dim elements of every state |
 /// | rope_dim = 0, value overlaps the key (GTA, GLA without a rope key) | nothing: rotating would change the value |
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a row that is not of `kv_dim` elements.
 pub fn append(layout: &HeadLayout, kv: &mut [f64], position: u32, rotation: &Rope) -> Result<()> {
     expect_shape("kv", kv.len(), &[layout.kv_dim()])?;
     let (states, rope_key) = kv.split_at_mut(layout.groups() * layout.state_dim());
@@ -60,11 +64,19 @@ pub fn quantise_span(values: &[f64], levels: u32) -> (Vec<f64>, f64) {
 /// each state, or a state that is both, by [`quantise_span`]; the rope key to f16.
 ///
 /// - `kv`: (groups * state_dim + rope_dim,); where keys have wide channels, from [`keep_wide`](super::keep_wide)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a row that is not of the layout.
 pub fn round_to_i8(layout: &HeadLayout, kv: &mut [f64]) -> Result<()> {
     round_to_integers(layout, kv, I8_LEVELS)
 }
 
 /// [`round_to_i8`] for an i4 cache.
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a row that is not of the layout.
 pub fn round_to_i4(layout: &HeadLayout, kv: &mut [f64]) -> Result<()> {
     round_to_integers(layout, kv, I4_LEVELS)
 }

@@ -7,7 +7,9 @@ use crate::error::{ErrorKind, Result};
 /// - `pool`: (pages, page), `page` elements each
 /// - `copies`: page numbers; no page is both a source and a target, none is twice a target
 ///
-/// Errors: [`ErrorKind::Shape`] for a pool that is not whole pages, [`ErrorKind::Argument`] for copies that depend on
+/// # Errors
+///
+/// [`ErrorKind::Shape`] for a pool that is not whole pages, [`ErrorKind::Argument`] for copies that depend on
 /// their order, or a page that is not there. Then nothing is copied.
 ///
 /// ```

@@ -58,6 +58,10 @@ pub struct Attended {
 /// - `scores`: (n,)
 /// - `values`: (n, v_dim)
 /// - returns: the mean (v_dim,) and the natural-log LSE
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a slice that is not of the shape said above.
 pub fn attend(scores: &[f64], values: &[f64], v_dim: usize) -> Result<(Vec<f64>, f64)> {
     expect_shape("values", values.len(), &[scores.len(), v_dim])?;
     if scores.is_empty() {
@@ -83,11 +87,20 @@ pub fn attend(scores: &[f64], values: &[f64], v_dim: usize) -> Result<(Vec<f64>,
 }
 
 /// Attention over the whole cache of one sequence.
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for slices that do not fit the layout.
 pub fn decode(layout: &HeadLayout, step: &DecodeInputs<'_>) -> Result<Attended> {
     decode_with(layout, step, &DecodeOptions::default())
 }
 
 /// [`decode`] with options.
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for slices that do not fit the layout, or sinks that are not one per
+/// head.
 pub fn decode_with(layout: &HeadLayout, step: &DecodeInputs<'_>, options: &DecodeOptions<'_>) -> Result<Attended> {
     let mut attended = decode_range(layout, step, options, 0..usize::MAX)?;
     if !options.sinks.is_empty() {
@@ -100,6 +113,10 @@ pub fn decode_with(layout: &HeadLayout, step: &DecodeInputs<'_>, options: &Decod
 /// Attention over each range of tokens alone: one partial per range, in the order given, for [`merge`].
 ///
 /// - `ranges`: of token indices, disjoint; what lies past the last visible token is ignored
+///
+/// # Errors
+///
+/// As [`decode`].
 pub fn decode_split(layout: &HeadLayout, step: &DecodeInputs<'_>, ranges: &[Range<usize>]) -> Result<Vec<Attended>> {
     let options = DecodeOptions::default();
     ranges.iter().map(|range| decode_range(layout, step, &options, range.clone())).collect()
@@ -155,6 +172,10 @@ fn decode_range(
 /// ```
 /// - `attended`: out (rows, v_dim) and lse (rows,), rows = q_len * q_heads, head fastest
 /// - `sinks`: (q_heads,)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for sinks or outputs that are not those of whole tokens.
 pub fn add_sinks(attended: &mut Attended, sinks: &[f64], v_dim: usize) -> Result<()> {
     count_rows("lse", attended.lse.len(), sinks.len())?;
     expect_shape("out", attended.out.len(), &[attended.lse.len(), v_dim])?;
@@ -180,6 +201,10 @@ pub fn add_sinks(attended: &mut Attended, sinks: &[f64], v_dim: usize) -> Result
 /// M = max_s lse_s,  w_s = exp(lse_s - M),  out = sum_s w_s out_s / sum_s w_s,  lse = M + ln sum_s w_s
 /// ```
 /// - `partials`: each with out (rows, v_dim) and lse (rows,); rows = q_len * q_heads
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a partial result of another size.
 pub fn merge(partials: &[Attended], rows: usize, v_dim: usize) -> Result<Attended> {
     if partials.is_empty() {
         expect_result("rows", &[rows, v_dim.saturating_add(1)])?;

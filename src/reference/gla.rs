@@ -83,6 +83,10 @@ fn checked_layout(config: &LayerConfig, weights: &GlaWeights) -> Result<HeadLayo
 /// The projections before the attention, and what they cache.
 ///
 /// - `x`: (len, model_dim), len at least 1, at positions 0..len
+///
+/// # Errors
+///
+/// As [`gla_layer`].
 pub fn gla_project(config: &LayerConfig, weights: &GlaWeights, x: &[f64]) -> Result<Projected> {
     let LayerConfig { model_dim, head_dim, rope_dim, state_dim, q_latent_dim, .. } = *config;
     let layout = checked_layout(config, weights)?;
@@ -113,6 +117,10 @@ pub fn gla_project(config: &LayerConfig, weights: &GlaWeights, x: &[f64]) -> Res
 ///
 /// - `q`: (q_heads, head_dim + rope_dim)
 /// - returns: (q_heads, state_dim + rope_dim)
+///
+/// # Errors
+///
+/// As [`gla_layer`]; [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a `q` of another size.
 pub fn absorb_query(config: &LayerConfig, weights: &GlaWeights, q: &[f64]) -> Result<Vec<f64>> {
     let LayerConfig { q_heads, head_dim, rope_dim, state_dim, .. } = *config;
     checked_layout(config, weights)?;
@@ -133,6 +141,10 @@ pub fn absorb_query(config: &LayerConfig, weights: &GlaWeights, q: &[f64]) -> Re
 ///
 /// - `out`: (q_heads, state_dim)
 /// - returns: (q_heads, head_dim)
+///
+/// # Errors
+///
+/// As [`gla_layer`]; [`ErrorKind::Shape`](crate::ErrorKind::Shape) for an `out` of another size.
 pub fn unabsorb_values(config: &LayerConfig, weights: &GlaWeights, out: &[f64]) -> Result<Vec<f64>> {
     let LayerConfig { q_heads, head_dim, state_dim, .. } = *config;
     checked_layout(config, weights)?;
@@ -150,6 +162,11 @@ pub fn unabsorb_values(config: &LayerConfig, weights: &GlaWeights, out: &[f64]) 
 ///
 /// - `x`: (len, model_dim), len at least 1
 /// - returns: (model_dim,), the same for both forms up to rounding
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a matrix or an `x` that does not fit the config;
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config that is no layer.
 pub fn gla_layer(config: &LayerConfig, weights: &GlaWeights, x: &[f64], form: Form) -> Result<Vec<f64>> {
     let layout = checked_layout(config, weights)?;
     let projected = gla_project(config, weights, x)?;

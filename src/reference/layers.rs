@@ -87,6 +87,11 @@ pub(super) fn last_position(config: &LayerConfig, x: &[f64]) -> Result<(usize, u
 ///
 /// - `x`: (len, model_dim), len at least 1
 /// - returns: (model_dim,)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a matrix or an `x` that does not fit the config;
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config that is no layer.
 pub fn gqa_layer(config: &LayerConfig, weights: &GqaWeights, x: &[f64]) -> Result<Vec<f64>> {
     let LayerConfig { model_dim, q_heads, groups, head_dim, .. } = *config;
     let layout = HeadLayout::gqa(Gqa { q_heads, kv_heads: groups, head_dim })?;
@@ -132,6 +137,10 @@ fn checked_layout(config: &LayerConfig, weights: &GtaWeights) -> Result<HeadLayo
 /// The projections of a GTA layer before the attention, and what they cache.
 ///
 /// - `x`: (len, model_dim), len at least 1, at positions 0..len
+///
+/// # Errors
+///
+/// As [`gta_layer`].
 pub fn gta_project(config: &LayerConfig, weights: &GtaWeights, x: &[f64]) -> Result<Projected> {
     let LayerConfig { model_dim, groups, head_dim, rope_dim, .. } = *config;
     let (len, last) = last_position(config, x)?;
@@ -157,6 +166,11 @@ pub fn gta_project(config: &LayerConfig, weights: &GtaWeights, x: &[f64]) -> Res
 ///
 /// - `x`: (len, model_dim), len at least 1
 /// - returns: (model_dim,)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a matrix or an `x` that does not fit the config;
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config that is no layer.
 pub fn gta_layer(config: &LayerConfig, weights: &GtaWeights, x: &[f64]) -> Result<Vec<f64>> {
     let layout = checked_layout(config, weights)?;
     let Projected { q, states, rope_keys } = gta_project(config, weights, x)?;

@@ -11,6 +11,10 @@ use crate::error::{ErrorKind, Result};
 /// - `weight`: (out_dim, in_dim)
 /// - `bias`: (out_dim,), or none
 /// - returns: (rows, out_dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a slice that is not of the shape said above.
 pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, in_dim: usize) -> Result<Vec<f64>> {
     count_rows("x", x.len(), in_dim)?;
     let out_dim = count_rows("weight", weight.len(), in_dim)?;
@@ -30,6 +34,10 @@ pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, in_dim: usize) ->
 ///
 /// - `x`: (rows, in_dim), `gain`: (in_dim,)
 /// - returns: (rows, out_dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a slice that is not of the shape said above.
 pub fn norm_linear(x: &[f64], gain: &[f64], eps: f64, weight: &[f64], bias: Option<&[f64]>) -> Result<Vec<f64>> {
     linear(&rms_norm(x, gain, gain.len(), eps)?, weight, bias, gain.len())
 }
@@ -38,6 +46,10 @@ pub fn norm_linear(x: &[f64], gain: &[f64], eps: f64, weight: &[f64], bias: Opti
 /// over 127.
 ///
 /// - returns: (out_dim, in_dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a weight that is not whole rows.
 pub fn quantised(weight: &[f64], in_dim: usize) -> Result<Vec<f64>> {
     count_rows("weight", weight.len(), in_dim)?;
     let mut rounded = Vec::new();
@@ -52,6 +64,10 @@ pub fn quantised(weight: &[f64], in_dim: usize) -> Result<Vec<f64>> {
 ///
 /// - `gate_up`: (rows, 2 * ffn_dim), each row `[gate | up]`
 /// - returns: (rows, ffn_dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a slice that is not of the shape said above.
 pub fn swiglu(gate_up: &[f64], ffn_dim: usize) -> Result<Vec<f64>> {
     let row_dim = ffn_dim.saturating_mul(2);
     count_rows("gate_up", gate_up.len(), row_dim)?;
@@ -70,6 +86,11 @@ pub fn swiglu(gate_up: &[f64], ffn_dim: usize) -> Result<Vec<f64>> {
 /// - `table`: (vocab, dim)
 /// - `tokens`: (rows,), each below vocab
 /// - returns: (rows, dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a table that is not whole rows,
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a token that is not in it.
 pub fn embedding(table: &[f64], tokens: &[u32], dim: usize) -> Result<Vec<f64>> {
     let vocab = count_rows("table", table.len(), dim)?;
     let mut y = Vec::new();

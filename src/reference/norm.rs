@@ -10,6 +10,10 @@ use crate::error::Result;
 /// - `x`: (rows, groups, dim)
 /// - `gain`: (groups, dim)
 /// - returns: (rows, groups, dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a slice that is not of the shape said above.
 pub fn rms_norm(x: &[f64], gain: &[f64], dim: usize, eps: f64) -> Result<Vec<f64>> {
     count_rows("gain", gain.len(), dim)?;
     count_rows("x", x.len(), gain.len())?;

@@ -11,6 +11,11 @@ use crate::error::{ErrorKind, Result};
 /// - `planes`: u32s of one token in each plane
 /// - `pages`: the sequence's page ids, in token order
 /// - `pool`: (pages of the cache, page_size * sum of planes), the last not 0
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a pool that is not whole pages or too few pages,
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a page that the pool has not.
 pub fn pages_rows<T: Copy>(
     planes: &[usize],
     page_size: usize,

@@ -39,6 +39,10 @@ pub struct Rope {
 
 impl Rope {
     /// The unscaled rotation of heads of width `rope_dim`, with the kernels' f32 angles.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a `rope_dim` above 2^22.
     pub fn new(theta: f64, rope_dim: usize, pairs: RopePairs) -> Result<Self> {
         Ok(Rope { inv_freq: inv_freq(theta, rope_dim)?, pairs, angles: Angles::F32 })
     }
@@ -50,6 +54,10 @@ impl Rope {
 }
 
 /// `theta^(-2i / rope_dim)` for each pair i: (rope_dim / 2,).
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a `rope_dim` above 2^22.
 pub fn inv_freq(theta: f64, rope_dim: usize) -> Result<Vec<f64>> {
     expect_result("rope_dim", &[rope_dim])?;
     Ok((0..rope_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rope_dim as f64)).collect())
@@ -58,6 +66,10 @@ pub fn inv_freq(theta: f64, rope_dim: usize) -> Result<Vec<f64>> {
 /// Rotates one head in place to `position`.
 ///
 /// - `x`: (rope_dim,), where rope_dim is twice the length of `rotation.inv_freq`
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for an `x` that is not two elements per frequency.
 pub fn rope(x: &mut [f64], position: u32, rotation: &Rope) -> Result<()> {
     let half = rotation.inv_freq.len();
     expect_shape("x", x.len(), &[2 * half])?;

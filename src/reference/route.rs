@@ -34,6 +34,11 @@ pub struct Routing {
 ///
 /// - `logits`, `bias`: (experts,), not NaN
 /// - returns: (top,)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for logits that are not equal groups or a bias of another length,
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a shape that such experts cannot have or a NaN.
 pub fn route(logits: &[f64], bias: &[f64], shape: &Routing) -> Result<Vec<(usize, f64)>> {
     let size = super::count_rows("logits", logits.len(), shape.groups)?;
     if size == 0 {

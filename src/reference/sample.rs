@@ -16,6 +16,11 @@ use crate::error::{ErrorKind, Result};
 /// - `temperature`: finite, not negative
 /// - `top_p`: not negative
 /// - `u`: uniform in [0, 1)
+///
+/// # Errors
+///
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for logits that give no probabilities (a NaN, +infinity, or none
+/// finite), a temperature, nucleus or `u` out of its range.
 pub fn sample(logits: &[f64], temperature: f64, top_p: f64, u: f64) -> Result<usize> {
     let mut best = 0;
     for (i, &logit) in logits.iter().enumerate() {

@@ -17,6 +17,10 @@ use crate::kv::WideChannels;
 /// - `kv`: (groups * state_dim,), keys rotated
 /// - returns: (groups * state_dim + rope_dim,), the states with what f16 leaves of their wide channels, then those in f16, by
 ///   group: what [`round_to_i8`](super::round_to_i8) takes
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a row that is not of the layout.
 pub fn keep_wide(channels: &WideChannels, layer: usize, kv: &[f64]) -> Result<Vec<f64>> {
     let heads = channels.heads();
     expect_shape("kv", kv.len(), &[heads.kv_dim()])?;
@@ -37,6 +41,10 @@ pub fn keep_wide(channels: &WideChannels, layer: usize, kv: &[f64]) -> Result<Ve
 ///
 /// - `q`: (rows, q_heads, head_dim), rotated
 /// - returns: (rows, q_heads, head_dim + groups * wide), the wide channels of a head once more in the place of its group
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for queries that are not whole tokens.
 pub fn wide_queries(channels: &WideChannels, layer: usize, q: &[f64]) -> Result<Vec<f64>> {
     let heads = channels.heads();
     count_rows("q", q.len(), heads.q_heads() * heads.nope_dim())?;

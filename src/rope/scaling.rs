@@ -7,6 +7,7 @@ use std::f64::consts::TAU;
 
 /// What becomes of the frequencies `theta^(-2 i / rope_dim)`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum RopeScaling {
     /// Nothing.
     #[default]

@@ -253,3 +253,65 @@ fn the_helpers_see_what_they_should() {
     assert!(program("tests", "docs") && !program("tests", "no_such_test"));
     assert!(tool("save_speed") && tool("kernel_table") && !tool("no_such_tool"));
 }
+
+/// Rooms of `src` whose fallible functions do not all have the heading yet: a room that has them goes from here.
+const WITHOUT_HEADINGS: [&str; 7] = ["attention", "cache", "gpu", "io", "kv", "nn", "rope"];
+
+/// Lines of the documentation of each public function that returns a `Result`, with its declaration's line.
+fn fallible(text: &str) -> Vec<(usize, &str, bool)> {
+    let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
+    let lines: Vec<&str> = code.lines().collect();
+    let mut found = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let declared = line.trim_start();
+        if !["pub fn ", "pub async fn ", "pub const fn "].iter().any(|word| declared.starts_with(word)) {
+            continue;
+        }
+        let rest = lines[i..].iter().position(|line| line.ends_with('{')).map_or(lines.len(), |end| i + end + 1);
+        if !lines[i..rest].concat().contains("-> Result<") {
+            continue;
+        }
+        let above = lines[..i].iter().rev().map(|line| line.trim_start());
+        let mut above = above.take_while(|line| line.starts_with("///") || line.starts_with("#["));
+        found.push((i + 1, declared, above.any(|line| line == "/// # Errors")));
+    }
+    found
+}
+
+#[test]
+fn fallible_functions_say_when_they_fail() {
+    let mut sources = Vec::new();
+    rust_files(&root().join("src"), &mut sources);
+    let (mut faults, mut functions) = (Vec::new(), 0);
+    for file in sources {
+        let name = file.strip_prefix(root().join("src")).unwrap().to_string_lossy().replace('\\', "/");
+        let open = WITHOUT_HEADINGS.iter().any(|room| name.starts_with(&format!("{room}/")));
+        if open || name.contains("test") && name != "self_test.rs" {
+            continue;
+        }
+        for (line, declared, says) in fallible(&fs::read_to_string(&file).unwrap()) {
+            functions += 1;
+            if !says {
+                faults.push(format!("src/{name}:{line}: {declared}: no heading `# Errors`"));
+            }
+        }
+    }
+    assert!(functions > 70, "only {functions} functions");
+    no_faults(&faults);
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match path.is_dir() {
+            true => rust_files(&path, found),
+            false if path.extension().is_some_and(|end| end == "rs") => found.push(path),
+            false => {}
+        }
+    }
+}
+
+#[test]
+fn headings_are_found() {
+    let text = "/// Good.\n///\n/// # Errors\n///\n/// Some.\n#[inline]\npub fn good(\n    x: u8,\n) -> Result<u8> {\n}\n\n/// Bad. Errors: some.\npub async fn bad() -> Result<()> {\n}\npub fn cannot_fail() {\n}\n";
+    assert_eq!(fallible(text), [(7, "pub fn good(", true), (13, "pub async fn bad() -> Result<()> {", false)]);
+}

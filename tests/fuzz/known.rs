@@ -7,7 +7,7 @@ use latten::kv::tables::{PageTables, Region};
 use latten::kv::{KvBatch, SeqView};
 use latten::model::{
     generate_speculative, AttentionConfig, Config, Drafter, ExplicitPrefill, GenerateOptions, PrefillPath,
-    SpeculativeOptions,
+    SpeculativeOptions, WeightBytes,
 };
 use latten::nn::{Linear, MatrixTile, NormShape, RmsNorm, RopeKernel, RopeShape, Span, Weight};
 use latten::reference as r;
@@ -210,6 +210,13 @@ fn shapes_of_nn_fit_32_bits() {
     refused!(norm.run(2, Span::of(&x), Span::of(&y)), Argument { name: "y", .. }, "overlaps itself");
 }
 
+/// A config with a change.
+fn with(config: &Config, change: impl FnOnce(&mut Config)) -> Config {
+    let mut changed = config.clone();
+    change(&mut changed);
+    changed
+}
+
 fn tiny(variant: &str) -> (Config, Vec<u8>) {
     let tiny = Tiny::new(variant, 5);
     (Config::parse("config.json", &tiny.config_json()).unwrap(), tiny.bytes(Dtype::F32))
@@ -224,26 +231,30 @@ fn fields_of_a_config_are_those_that_a_file_could_have() {
     let latent = |latent_dim| AttentionConfig::Latent { latent_heads, latent_dim, q_latent_dim, rope_dim };
     assert!(latent(latent_dim) == gla.attention);
     for (words, config) in [
-        ("rope_dim: 8 exceeds", Config { attention: AttentionConfig::Gta { kv_heads: 2, rope_dim: 8 }, ..gta.clone() }),
-        ("q_heads: 9223372036854775808", Config { q_heads: 1 << 63, ..gta.clone() }),
+        ("rope_dim: 8 exceeds", with(&gta, |c| c.attention = AttentionConfig::Gta { kv_heads: 2, rope_dim: 8 })),
+        ("q_heads: 9223372036854775808", with(&gta, |c| c.q_heads = 1 << 63)),
         (
             "head_dim: 9223372036854775808",
-            Config { attention: AttentionConfig::Gqa { kv_heads: 2 }, head_dim: 1 << 63, ..gta.clone() },
+            with(&gta, |c| (c.attention, c.head_dim) = (AttentionConfig::Gqa { kv_heads: 2 }, 1 << 63)),
         ),
-        ("latent_dim: 18446744073709551615", Config { attention: latent(MAX), ..gla.clone() }),
-        ("head_dim: 18446744073709551615", Config { head_dim: MAX, ..gla.clone() }),
-        ("v_head_dim: 18446744073709551615", Config { v_head_dim: MAX, ..gla.clone() }),
-        ("v_head_dim: 4, of gta it is head_dim, 6", Config { v_head_dim: 4, ..gta.clone() }),
-        ("hidden_size: 18446744073709551612", Config { hidden_size: MAX - 3, ..gta.clone() }),
-        ("hidden_size: 18 is not a multiple of 4", Config { hidden_size: 18, ..gta.clone() }),
-        ("intermediate_size: 0", Config { intermediate_size: 0, ..gta.clone() }),
-        ("layers: 18446744073709551615", Config { layers: MAX, ..gta.clone() }),
-        ("vocab_size: 0", Config { vocab_size: 0, ..gta.clone() }),
-        ("max_positions: 0", Config { max_positions: 0, ..gta.clone() }),
-        ("theta: ", Config { rope_theta: f64::NAN, ..gta.clone() }),
+        ("latent_dim: 18446744073709551615", with(&gla, |c| c.attention = latent(MAX))),
+        ("head_dim: 18446744073709551615", with(&gla, |c| c.head_dim = MAX)),
+        ("v_head_dim: 18446744073709551615", with(&gla, |c| c.v_head_dim = MAX)),
+        ("v_head_dim: 4, of gta it is head_dim, 6", with(&gta, |c| c.v_head_dim = 4)),
+        ("hidden_size: 18446744073709551612", with(&gta, |c| c.hidden_size = MAX - 3)),
+        ("hidden_size: 18 is not a multiple of 4", with(&gta, |c| c.hidden_size = 18)),
+        ("intermediate_size: 0", with(&gta, |c| c.intermediate_size = 0)),
+        ("layers: 18446744073709551615", with(&gta, |c| c.layers = MAX)),
+        ("vocab_size: 0", with(&gta, |c| c.vocab_size = 0)),
+        ("max_positions: 0", with(&gta, |c| c.max_positions = 0)),
+        ("theta: ", with(&gta, |c| c.rope_theta = f64::NAN)),
     ] {
         let _ = (config.softmax_scale(), config.prefill_break_even(), config.rope_dim());
-        refused!(Decoder::from_bytes(&gpu, config, ("w", &bytes), DType::F16), Argument { .. }, words);
+        refused!(
+            Decoder::from_bytes(&gpu, config, WeightBytes { name: "w", bytes: &bytes }, DType::F16),
+            Argument { .. },
+            words
+        );
     }
 }
 
@@ -251,7 +262,8 @@ fn fields_of_a_config_are_those_that_a_file_could_have() {
 fn a_prompt_of_nothing_and_scratch_for_everything() {
     let gpu = World::new().gpu;
     let (config, bytes) = tiny("gla");
-    let decoder = Decoder::from_bytes(&gpu, config.clone(), ("w", &bytes), DType::F16).unwrap();
+    let decoder =
+        Decoder::from_bytes(&gpu, config.clone(), WeightBytes { name: "w", bytes: &bytes }, DType::F16).unwrap();
     let session = || Session::new(&decoder, SessionOptions::default()).unwrap();
     let (mut target, mut draft) = (session(), session());
     let options =

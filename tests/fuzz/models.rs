@@ -6,7 +6,7 @@ use crate::pure::config;
 use crate::tiny::Tiny;
 use latten::model::{
     beam_search, best_of, generate, generate_speculative, Attention, BeamOptions, BestOfOptions, Config, Drafter, Draw,
-    ExplicitPrefill, GenerateOptions, PrefillPath, Request, Scheduler, SpeculativeOptions, Want,
+    ExplicitPrefill, GenerateOptions, PrefillPath, Request, Scheduler, SpeculativeOptions, WeightBytes,
 };
 use latten::nn::Sampling;
 use latten::{
@@ -33,7 +33,7 @@ fn files() -> &'static [(&'static str, Config, Vec<u8>)] {
 
 pub fn decoders(gpu: &Gpu) -> Vec<(&'static str, Decoder)> {
     let load = |(variant, config, bytes): &(&'static str, Config, Vec<u8>)| {
-        (*variant, Decoder::from_bytes(gpu, config.clone(), (variant, bytes), DType::F16).unwrap())
+        (*variant, Decoder::from_bytes(gpu, config.clone(), WeightBytes { name: variant, bytes }, DType::F16).unwrap())
     };
     files().iter().map(load).collect()
 }
@@ -51,8 +51,11 @@ fn loaded(g: &mut Gen, gpu: &Gpu) {
     let (name, valid, bytes) = &files()[g.below(VARIANTS.len())];
     let config = config(g, valid);
     let dtype = g.pick(&[DType::F16, DType::F32, DType::I8, DType::U32]);
-    g.call("Attention::from_bytes", Attention::from_bytes(gpu, &config, (name, &layer(bytes)), dtype));
-    g.call("Decoder::from_bytes", Decoder::from_bytes(gpu, config, (name, bytes), dtype));
+    g.call(
+        "Attention::from_bytes",
+        Attention::from_bytes(gpu, &config, WeightBytes { name, bytes: &layer(bytes) }, dtype),
+    );
+    g.call("Decoder::from_bytes", Decoder::from_bytes(gpu, config, WeightBytes { name, bytes }, dtype));
 }
 
 /// The tensors of the first layer's attention by themselves.
@@ -130,8 +133,16 @@ fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Deco
     match g.below(10) {
         0..=2 => {
             let draws = vec![Draw { sampling: sampling(g), u: g.float(0.5) as f32 }; g.len(1)];
-            let want = g.pick(&[Want::Token(&draws), Want::Logits, Want::TokenAndLogits(&draws), Want::AllLogits]);
-            g.call("Session::feed", block_on(session.feed(&[(id, &input)], want)));
+            let batch: [(SeqId, &[u32]); 1] = [(id, &input)];
+            match g.below(4) {
+                0 => drop(g.call("Session::next_tokens", block_on(session.next_tokens(&batch, &draws)))),
+                1 => drop(g.call("Session::logits", block_on(session.logits(&batch)))),
+                2 => {
+                    let both = block_on(session.next_tokens_and_logits(&batch, &draws));
+                    g.call("Session::next_tokens_and_logits", both);
+                }
+                _ => drop(g.call("Session::all_logits", block_on(session.all_logits(&batch)))),
+            }
         }
         3 => ids.extend(g.call("Session::fork", session.fork(id))),
         4 => {

@@ -3,7 +3,7 @@
 use crate::numbers::Gen;
 use latten::cache::saved_info;
 use latten::kv::StateLayout;
-use latten::model::{AttentionConfig, Config, ExpertsConfig, PrefillPath, TensorNames, Utf8Stream};
+use latten::model::{AttentionConfig, Config, ExpertsConfig, PrefillPath, Utf8Stream};
 use latten::nn::{quantise, ExpertShape, ExpertTuning, RouteShape, Sampling};
 use latten::rope::cos_sin_table;
 use latten::rope::Rope;
@@ -147,7 +147,7 @@ pub fn config(g: &mut Gen, valid: &Config) -> Config {
         (12, _) => c.rope_gain = g.float(f64::INFINITY) as f32,
         (13, _) => c.score_gain = g.float(1e30) as f32,
         (14, _) => c.rope_scaling = scaling(g),
-        (15, _) => c.names = TensorNames::Authors,
+        (15, _) => c.rope_interleaved = !c.rope_interleaved,
         (16, _) => {
             let route = RouteShape {
                 experts: g.near(8),
@@ -172,6 +172,7 @@ pub fn config(g: &mut Gen, valid: &Config) -> Config {
             1 => *q_latent_dim = Some(n),
             _ => *q_latent_dim = None,
         },
+        (_, new) => unreachable!("{new:?} has no numbers here yet"),
     }
     c
 }

@@ -3,7 +3,7 @@
 use crate::common::{gpu, message};
 use crate::model::{config_text, file, folder, Model, Vectors};
 use crate::{assert_kind, in_pieces, TOLERANCE};
-use latten::model::{AttentionConfig, Config, Decoder, TensorNames};
+use latten::model::{AttentionConfig, Config, Decoder, WeightBytes};
 use latten::{DType, ErrorKind};
 use safetensors::tensor::Dtype;
 use serde_json::{json, Value};
@@ -214,7 +214,12 @@ fn tensors_of_experts_are_asked_for_by_name() {
     let config = Config::parse("c", &config_text("deepseek_v3_experts")).unwrap();
     let tensors = Vectors::read("deepseek_v3_experts").tensors;
     let load = |tensors: &BTreeMap<String, Vec<usize>>| {
-        Decoder::from_bytes(gpu(), config.clone(), ("w", &file(tensors, Dtype::F32)), DType::F16)
+        Decoder::from_bytes(
+            gpu(),
+            config.clone(),
+            WeightBytes { name: "w", bytes: &file(tensors, Dtype::F32) },
+            DType::F16,
+        )
     };
     assert!(load(&tensors).is_ok());
     for name in tensors.keys().filter(|name| name.starts_with("model.layers.1.mlp")) {
@@ -253,7 +258,7 @@ fn a_window_is_that_of_all_layers() {
 fn biases_are_those_of_the_config() {
     let load = |case: &str, tensors: &BTreeMap<String, Vec<usize>>| {
         let config = Config::parse("c", &config_text(case)).unwrap();
-        Decoder::from_bytes(gpu(), config, ("w", &file(tensors, Dtype::F32)), DType::F32)
+        Decoder::from_bytes(gpu(), config, WeightBytes { name: "w", bytes: &file(tensors, Dtype::F32) }, DType::F32)
     };
     for (case, count) in [
         ("llama", 7),
@@ -297,13 +302,18 @@ fn the_authors_layers_are_known_by_their_names() {
             let mut fewer = tensors.clone();
             fewer.remove(name);
             let bytes = file(&fewer, Dtype::F32);
-            let text = message(Decoder::from_bytes(gpu(), config.clone(), ("w", &bytes), DType::F16));
+            let text = message(Decoder::from_bytes(
+                gpu(),
+                config.clone(),
+                WeightBytes { name: "w", bytes: &bytes },
+                DType::F16,
+            ));
             assert!(text.starts_with(&format!("model weights w: tensor {name}: missing")), "{text}");
         }
     }
     let gla = Config::parse("c", &config_text("authors_gla")).unwrap();
     let latent = AttentionConfig::Latent { latent_heads: 2, latent_dim: 32, q_latent_dim: Some(128), rope_dim: 8 };
-    assert_eq!((gla.attention, gla.names, gla.latent_norm_eps), (latent, TensorNames::Authors, 0.03));
+    assert_eq!((gla.attention, gla.latent_norm_eps), (latent, 0.03));
     let gta = Config::parse("c", &config_text("authors_gta")).unwrap();
     assert_eq!(gta.attention, AttentionConfig::Gta { kv_heads: 2, rope_dim: 8 });
 }

@@ -12,7 +12,7 @@ mod parts;
 mod unused;
 
 use common::gpu;
-use latten::model::{Draw, Want};
+use latten::model::Draw;
 use latten::DType;
 use model::{Logits, Model};
 use pollster::block_on;
@@ -24,7 +24,7 @@ const TOLERANCE: f32 = 2e-3;
 fn in_pieces(model: &Model, piece: usize) -> Logits {
     let mut session = model.session(1, 64);
     let sequence = session.insert();
-    let feed = |tokens| block_on(session.feed(&[(sequence, tokens)], Want::AllLogits)).unwrap().logits.concat();
+    let feed = |tokens| block_on(session.all_logits(&[(sequence, tokens)])).unwrap().concat();
     model.vectors.fed().chunks(piece).flat_map(feed).collect()
 }
 
@@ -34,7 +34,7 @@ fn batched(model: &Model) -> Logits {
     let tokens = model.vectors.fed();
     let others: [Vec<u32>; 2] = [tokens[3..14].to_vec(), tokens.iter().rev().copied().collect()];
     let batch = [(session.insert(), &others[0][..]), (session.insert(), &tokens), (session.insert(), &others[1])];
-    block_on(session.feed(&batch, Want::AllLogits)).unwrap().logits.swap_remove(1)
+    block_on(session.all_logits(&batch)).unwrap().swap_remove(1)
 }
 
 /// Cut back from tokens that it was not to have, and fed again.
@@ -43,7 +43,7 @@ fn after_truncate(model: &Model) -> Logits {
     let sequence = session.insert();
     let tokens = model.vectors.fed();
     let feed = |session: &mut latten::Session, tokens: &[u32]| {
-        block_on(session.feed(&[(sequence, tokens)], Want::AllLogits)).unwrap().logits.concat()
+        block_on(session.all_logits(&[(sequence, tokens)])).unwrap().concat()
     };
     let mut logits = feed(&mut session, &tokens[..10]);
     // A window frees pages that a shorter sequence would see.
@@ -59,10 +59,10 @@ fn after_fork(model: &Model) -> Logits {
     let mut session = model.session(2, 64);
     let origin = session.insert();
     let tokens = model.vectors.fed();
-    let mut logits = block_on(session.feed(&[(origin, &tokens[..11])], Want::AllLogits)).unwrap().logits.concat();
+    let mut logits = block_on(session.all_logits(&[(origin, &tokens[..11])])).unwrap().concat();
     let fork = session.fork(origin).unwrap();
     let batch = [(origin, &tokens[20..25]), (fork, &tokens[11..])];
-    logits.extend(block_on(session.feed(&batch, Want::AllLogits)).unwrap().logits.swap_remove(1));
+    logits.extend(block_on(session.all_logits(&batch)).unwrap().swap_remove(1));
     logits
 }
 
@@ -72,8 +72,8 @@ fn greedy(model: &Model, chunk: usize) -> Vec<u32> {
     let mut made: Vec<u32> = Vec::new();
     while made.len() < model.vectors.greedy.len() {
         let input = made.last().map_or(&model.vectors.prompt[..], std::slice::from_ref);
-        let fed = block_on(session.feed(&[(sequence, input)], Want::Token(&[Draw::default()]))).unwrap();
-        made.extend(fed.tokens);
+        let fed = block_on(session.next_tokens(&[(sequence, input)], &[Draw::default()])).unwrap();
+        made.extend(fed);
     }
     made
 }

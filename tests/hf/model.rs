@@ -1,7 +1,7 @@
 //! A case of `tests/vectors/hf` as a model.
 
 use crate::common::gpu;
-use latten::model::{Config, Decoder, LoadOptions, PrefillPath, Session, SessionOptions, SplitMix64};
+use latten::model::{Config, Decoder, LoadOptions, PrefillPath, Session, SessionOptions, SplitMix64, WeightBytes};
 use latten::{DType, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
@@ -73,7 +73,12 @@ impl Model {
 
     fn load(config: Config, vectors: Vectors, options: LoadOptions<'_>) -> Result<Model> {
         let bytes = file(&vectors.tensors, Dtype::F32);
-        let decoder = Decoder::from_bytes_with(gpu(), config.clone(), ("model.safetensors", &bytes), options)?;
+        let decoder = Decoder::from_bytes_with(
+            gpu(),
+            config.clone(),
+            WeightBytes { name: "model.safetensors", bytes: &bytes },
+            options,
+        )?;
         Ok(Model { config, vectors, decoder })
     }
 

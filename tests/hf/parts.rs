@@ -3,7 +3,7 @@
 use crate::assert_kind;
 use crate::common::{gpu, gpu_with, message};
 use crate::model::{config_text, file, Vectors};
-use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::{wgpu, DType, ErrorKind, Gpu, GpuOptions, SplitPolicy, Tier};
 use pollster::block_on;
 use safetensors::tensor::Dtype;
@@ -68,7 +68,7 @@ impl Wide {
 
     fn load(&self, gpu: &Gpu, dtype: DType) -> latten::Result<Decoder> {
         let config = Config::parse("c", &self.config.to_string())?;
-        Decoder::from_bytes(gpu, config, ("w", &file(&self.tensors, Dtype::F32)), dtype)
+        Decoder::from_bytes(gpu, config, WeightBytes { name: "w", bytes: &file(&self.tensors, Dtype::F32) }, dtype)
     }
 
     /// Logits of a prompt and of a token after it, and the dispatches of that one.
@@ -78,8 +78,7 @@ impl Wide {
         let mut session = Session::new(&decoder, options).unwrap().with_policy(SplitPolicy::FixedTokens(64));
         let id = session.insert();
         let prompt: Vec<u32> = (0..21).map(|i| i * 139 % 3000).collect();
-        let mut feed =
-            |tokens: &[u32]| block_on(session.feed(&[(id, tokens)], Want::AllLogits)).unwrap().logits.concat();
+        let mut feed = |tokens: &[u32]| block_on(session.all_logits(&[(id, tokens)])).unwrap().concat();
         let mut all = feed(&prompt);
         let before = gpu.counters().dispatches;
         all.extend(feed(&[2999]));

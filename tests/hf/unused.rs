@@ -3,7 +3,7 @@
 use crate::common::{gpu, message};
 use crate::model::{config_text, file, Model, Vectors};
 use crate::{assert_kind, in_pieces, TOLERANCE};
-use latten::model::{Config, Decoder, LoadOptions};
+use latten::model::{Config, Decoder, LoadOptions, WeightBytes};
 use latten::{DType, ErrorKind, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::json;
@@ -41,7 +41,7 @@ fn load(case: &str, tied: bool, bytes: &[u8]) -> Result<Decoder> {
     let mut config: serde_json::Value = serde_json::from_str(&config_text(case)).unwrap();
     config["tie_word_embeddings"] = json!(tied);
     let config = Config::parse("c", &config.to_string()).unwrap();
-    Decoder::from_bytes(gpu(), config, ("w", bytes), DType::F32)
+    Decoder::from_bytes(gpu(), config, WeightBytes { name: "w", bytes }, DType::F32)
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -117,7 +117,7 @@ fn what_looks_like_a_weight_and_is_not_used_is_an_error() {
         // Who knows better may say so.
         let config = Config::parse("c", &config_text(case)).unwrap();
         let options = LoadOptions { dtype: DType::F32, leave_out: true, ..Default::default() };
-        let left = Decoder::from_bytes_with(gpu(), config, ("w", &more), options).unwrap();
+        let left = Decoder::from_bytes_with(gpu(), config, WeightBytes { name: "w", bytes: &more }, options).unwrap();
         assert_eq!(left.fingerprint(), load(case, tied, &with(case, &[])).unwrap().fingerprint(), "{name}");
     }
     let two = ["model.layers.1.self_attn.q_norm.weight", "model.layers.0.self_attn.q_norm.weight"];

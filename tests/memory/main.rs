@@ -1,7 +1,7 @@
 //! What reading a model's header takes of the host's memory: some times its size, whatever stands in it.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
-use latten::model::{Config, Decoder};
+use latten::model::{Config, Decoder, WeightBytes};
 use latten::{wgpu, DType, Gpu};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -143,7 +143,9 @@ fn a_header_takes_some_times_its_size() {
             let most = most(|| {
                 let result = match from_file {
                     true => Decoder::load(&gpu, &folder, DType::F16),
-                    false => Decoder::from_bytes(&gpu, config.clone(), ("w", &bytes), DType::F16),
+                    false => {
+                        Decoder::from_bytes(&gpu, config.clone(), WeightBytes { name: "w", bytes: &bytes }, DType::F16)
+                    }
                 };
                 text = result.err().map(|e| e.to_string()).unwrap_or_default();
             });

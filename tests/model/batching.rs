@@ -4,7 +4,7 @@ use crate::assert_kind;
 use crate::common::checkout::checkout;
 use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
-use latten::model::{generate, Decoder, Draw, GenerateOptions, Session, SessionOptions, Want};
+use latten::model::{generate, Decoder, Draw, GenerateOptions, Session, SessionOptions};
 use latten::nn::Sampling;
 use latten::{DType, ErrorKind, Gpu, GpuOptions, Tier};
 use pollster::block_on;
@@ -39,7 +39,7 @@ fn batched(decoder: &Decoder, prompts: &[&[u32]], chunk: usize) -> Vec<Vec<u32>>
     for _ in 0..NEW {
         let batch: Vec<_> = ids.iter().copied().zip(next.iter().map(Vec::as_slice)).collect();
         let draws = vec![Draw::default(); prompts.len()];
-        let tokens = block_on(session.feed(&batch, Want::Token(&draws))).unwrap().tokens;
+        let tokens = block_on(session.next_tokens(&batch, &draws)).unwrap();
         made.iter_mut().zip(&tokens).for_each(|(made, token)| made.push(*token));
         next = tokens.into_iter().map(|token| vec![token]).collect();
     }
@@ -74,20 +74,25 @@ fn greedy_tokens_do_not_depend_on_chunks_or_batch() {
 fn tokens_logits_and_all_logits_agree_in_a_ragged_batch() {
     let decoder = decoder(gpu(), "gla", "wants");
     let vocab = decoder.config().vocab_size;
-    let run = |want: Want<'_>, chunk| {
+    let draws = [Draw::default(); 3];
+    let fresh = |chunk| {
         let mut session = session(&decoder, 3, chunk);
         let batch: Vec<_> = PROMPTS.iter().map(|p| (session.insert(), *p)).collect();
-        block_on(session.feed(&batch, want)).unwrap()
+        (session, batch)
     };
     // All logits at once are a product of many rows, whose input cooperative matrices round to f16, by 2^-12 on the mean:
     // of logits of about 1.
     let (tolerance, nmse) = if gpu().capabilities().tier == Tier::Matrix { (1e-3, 1e-6) } else { (1e-5, 1e-10) };
     for chunk in [4, 64] {
-        let tokens = run(Want::Token(&[Draw::default(); 3]), chunk).tokens;
-        let last = run(Want::Logits, chunk).logits;
-        let both = run(Want::TokenAndLogits(&[Draw::default(); 3]), chunk);
+        let (mut session, batch) = fresh(chunk);
+        let tokens = block_on(session.next_tokens(&batch, &draws)).unwrap();
+        let (mut session, batch) = fresh(chunk);
+        let last = block_on(session.logits(&batch)).unwrap();
+        let (mut session, batch) = fresh(chunk);
+        let both = block_on(session.next_tokens_and_logits(&batch, &draws)).unwrap();
         assert_eq!((&both.tokens, &both.logits), (&tokens, &last), "chunks of {chunk}");
-        let all = run(Want::AllLogits, chunk).logits;
+        let (mut session, batch) = fresh(chunk);
+        let all = block_on(session.all_logits(&batch)).unwrap();
         for i in 0..3 {
             assert_eq!(all[i].len(), PROMPTS[i].len() * vocab);
             let end = f64s(&all[i][all[i].len() - vocab..]);
@@ -107,7 +112,7 @@ fn a_decode_loop_creates_nothing_and_waits_once_per_step() {
         let ids = [session.insert(), session.insert()];
         let step = |session: &mut Session, token: u32| {
             let (t, draws) = ([token], [Draw { sampling: Sampling { temperature: 1.0, top_p: 0.9 }, u: 0.3 }; 2]);
-            block_on(session.feed(&[(ids[0], &t), (ids[1], &t)], Want::Token(&draws))).unwrap()
+            block_on(session.next_tokens(&[(ids[0], &t), (ids[1], &t)], &draws)).unwrap()
         };
         step(&mut session, 1);
         let before = gpu.counters();
@@ -132,10 +137,10 @@ fn after_a_warm_up_the_first_token_makes_nothing() {
         let before = gpu.counters();
         let ids = [session.insert(), session.insert(), session.insert()];
         for tokens in [PROMPTS[0], PROMPTS[1], &[4, 4]] {
-            block_on(session.feed(&[(ids[0], tokens)], Want::Token(&[Draw::default()]))).unwrap();
+            block_on(session.next_tokens(&[(ids[0], tokens)], &[Draw::default()])).unwrap();
         }
         let batch: Vec<_> = ids.iter().map(|id| (*id, PROMPTS[1])).collect();
-        block_on(session.feed(&batch, Want::Token(&[Draw::default(); 3]))).unwrap();
+        block_on(session.next_tokens(&batch, &[Draw::default(); 3])).unwrap();
         let after = gpu.counters();
         assert_eq!(after.pipelines, before.pipelines, "{variant}");
         assert_eq!(after.bind_groups, before.bind_groups, "{variant}");
@@ -153,7 +158,7 @@ fn after_a_warm_up_logits_of_all_tokens_compile_nothing() {
         let before = gpu.counters().pipelines;
         let id = session.insert();
         for tokens in [12, 1, 2, 3, 4, 5] {
-            block_on(session.feed(&[(id, &vec![3; tokens])], Want::AllLogits)).unwrap();
+            block_on(session.all_logits(&[(id, &vec![3; tokens])])).unwrap();
         }
         assert_eq!(gpu.counters().pipelines, before, "{variant}");
     }
@@ -172,11 +177,11 @@ fn after_a_warm_up_the_first_merge_makes_nothing() {
         block_on(session.warm_up()).unwrap();
         let before = gpu.counters();
         let ids = [session.insert(), session.insert()];
-        block_on(session.feed(&[(ids[0], &[32; 400])], Want::Token(&[Draw::default()]))).unwrap();
+        block_on(session.next_tokens(&[(ids[0], &[32; 400])], &[Draw::default()])).unwrap();
         // A decode step and a prompt in one step, both of them split.
         for prompt in [400, 3, 1] {
             let batch: [(_, &[u32]); 2] = [(ids[0], &[32]), (ids[1], &vec![32; prompt])];
-            block_on(session.feed(&batch, Want::Token(&[Draw::default(); 2]))).unwrap();
+            block_on(session.next_tokens(&batch, &[Draw::default(); 2])).unwrap();
         }
         let after = gpu.counters();
         let layers = decoder.config().layers as u64;
@@ -199,7 +204,7 @@ fn a_layer_is_at_most_ten_dispatches() {
         let id = session.insert();
         let mut dispatches = |tokens: &[u32]| {
             let before = gpu.counters().dispatches;
-            block_on(session.feed(&[(id, tokens)], Want::Token(&[Draw::default()]))).unwrap();
+            block_on(session.next_tokens(&[(id, tokens)], &[Draw::default()])).unwrap();
             (gpu.counters().dispatches - before) as usize
         };
         // Beside the layers: embedding, head with its norm, sampling.
@@ -228,34 +233,36 @@ fn bad_calls_are_typed_errors_and_change_nothing() {
     let mut reference = Session::new(&decoder, options).unwrap();
     let r = reference.insert();
     let start: &[u32] = &[9, 8, 7, 6, 5];
-    block_on(session.feed(&[(a, start)], Want::Logits)).unwrap();
-    block_on(reference.feed(&[(r, start)], Want::Logits)).unwrap();
+    block_on(session.logits(&[(a, start)])).unwrap();
+    block_on(reference.logits(&[(r, start)])).unwrap();
     let state = (5, 0, session.stats());
     let (one, greedy) = ([1u32], [Draw::default()]);
     let long = vec![1; MAX_POSITIONS];
-    let mut fails = |batch: &[(latten::SeqId, &[u32])], want: Want<'_>| {
-        let result = block_on(session.feed(batch, want));
-        assert_eq!((session.len(a).unwrap(), session.len(b).unwrap(), session.stats()), state);
-        result
-    };
-    assert_kind!(fails(&[], Want::Logits), ErrorKind::Argument { .. });
-    assert_kind!(fails(&[(a, &one), (b, &one), (a, &one)], Want::Logits), ErrorKind::Argument { .. });
-    assert_kind!(fails(&[(a, &one), (a, &one)], Want::Logits), ErrorKind::RepeatedSequence { .. });
-    assert_kind!(fails(&[(a, &one), (gone, &one)], Want::Logits), ErrorKind::UnknownSequence { .. });
-    assert_kind!(fails(&[(a, &one), (b, &[])], Want::Logits), ErrorKind::Argument { .. });
-    assert_kind!(fails(&[(a, &one), (b, &[1, 257])], Want::Logits), ErrorKind::Argument { .. });
-    assert_kind!(fails(&[(a, &one)], Want::Token(&[])), ErrorKind::Shape { .. });
-    assert_kind!(fails(&[(a, &one)], Want::TokenAndLogits(&[])), ErrorKind::Shape { .. });
+    macro_rules! fails {
+        ($call:ident, $($argument:expr),+) => {{
+            let result = block_on(session.$call($($argument),+)).map(drop);
+            assert_eq!((session.len(a).unwrap(), session.len(b).unwrap(), session.stats()), state);
+            result
+        }};
+    }
+    assert_kind!(fails!(logits, &[]), ErrorKind::Argument { .. });
+    assert_kind!(fails!(logits, &[(a, &one), (b, &one), (a, &one)]), ErrorKind::Argument { .. });
+    assert_kind!(fails!(logits, &[(a, &one), (a, &one)]), ErrorKind::RepeatedSequence { .. });
+    assert_kind!(fails!(logits, &[(a, &one), (gone, &one)]), ErrorKind::UnknownSequence { .. });
+    assert_kind!(fails!(logits, &[(a, &one), (b, &[])]), ErrorKind::Argument { .. });
+    assert_kind!(fails!(logits, &[(a, &one), (b, &[1, 257])]), ErrorKind::Argument { .. });
+    assert_kind!(fails!(next_tokens, &[(a, &one)], &[]), ErrorKind::Shape { .. });
+    assert_kind!(fails!(next_tokens_and_logits, &[(a, &one)], &[]), ErrorKind::Shape { .. });
     let hot = [Draw { sampling: Sampling { temperature: f32::NAN, top_p: 1.0 }, u: 0.0 }];
-    assert_kind!(fails(&[(a, &one)], Want::Token(&hot)), ErrorKind::Argument { .. });
-    assert_kind!(fails(&[(a, &one)], Want::Token(&[Draw { u: 1.0, ..greedy[0] }])), ErrorKind::Argument { .. });
-    let too_long = message(fails(&[(a, &long)], Want::Token(&greedy)));
+    assert_kind!(fails!(next_tokens, &[(a, &one)], &hot), ErrorKind::Argument { .. });
+    assert_kind!(fails!(next_tokens, &[(a, &one)], &[Draw { u: 1.0, ..greedy[0] }]), ErrorKind::Argument { .. });
+    let too_long = message(fails!(next_tokens, &[(a, &long)], &greedy));
     let wanted = format!("batch: sequence {a} has 5 tokens and gets 40, the model's max_position_embeddings is 40");
     assert_eq!(too_long, wanted);
     // 5 + 35 and 40 tokens are five pages each, of eight in all.
-    assert_kind!(fails(&[(a, &long[..35]), (b, &long)], Want::Logits), ErrorKind::CacheFull { needed: 9, free: 7 });
-    let after = block_on(session.feed(&[(a, &one)], Want::Logits)).unwrap();
-    assert_eq!(after, block_on(reference.feed(&[(r, &one)], Want::Logits)).unwrap());
+    assert_kind!(fails!(logits, &[(a, &long[..35]), (b, &long)]), ErrorKind::CacheFull { needed: 9, free: 7 });
+    let after = block_on(session.logits(&[(a, &one)])).unwrap();
+    assert_eq!(after, block_on(reference.logits(&[(r, &one)])).unwrap());
 
     for bad in [
         SessionOptions { max_batch: 0, ..options },
@@ -275,10 +282,10 @@ fn a_lost_device_is_an_error_and_the_sequences_stay_as_they_were() {
     let gpu = gpu_with(GpuOptions::default());
     let mut session = session(&decoder(&gpu, "mla", "lost"), 1, 4);
     let a = session.insert();
-    block_on(session.feed(&[(a, &[1, 2, 3, 4, 5, 6])], Want::Logits)).unwrap();
+    block_on(session.logits(&[(a, &[1, 2, 3, 4, 5, 6])])).unwrap();
     gpu.device().destroy();
     for _ in 0..2 {
-        let result = block_on(session.feed(&[(a, &[7, 8, 9, 10, 11])], Want::Token(&[Draw::default()])));
+        let result = block_on(session.next_tokens(&[(a, &[7, 8, 9, 10, 11])], &[Draw::default()]));
         assert_kind!(result, ErrorKind::DeviceLost { .. });
         assert_eq!(session.len(a).unwrap(), 6);
     }

@@ -5,7 +5,7 @@ use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::model::{
     beam_search, best_of, generate, BeamOptions, BestOfOptions, Continuation, Decoder, Draw, GenerateOptions, Session,
-    SessionOptions, SplitMix64, Want,
+    SessionOptions, SplitMix64,
 };
 use latten::nn::Sampling;
 use latten::{DType, ErrorKind, Gpu, GpuOptions, SeqId};
@@ -45,7 +45,7 @@ fn log_probability(logits: &[f32], token: u32) -> f64 {
 /// The logits after each token of `tokens`, from a new sequence.
 fn all_logits(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
     let id = session.insert();
-    let logits = block_on(session.feed(&[(id, tokens)], Want::AllLogits)).unwrap().logits.remove(0);
+    let logits = block_on(session.all_logits(&[(id, tokens)])).unwrap().remove(0);
     session.remove(id).unwrap();
     logits.chunks_exact(session.decoder().config().vocab_size).map(<[f32]>::to_vec).collect()
 }
@@ -249,11 +249,11 @@ fn samples_share_the_pages_of_the_prompt() {
     let page_bytes = session.cache().page_bytes();
     let prompt: Vec<u32> = (0..3 * PAGE as u32 + 3).collect();
     let root = session.insert();
-    block_on(session.feed(&[(root, &prompt)], Want::Logits)).unwrap();
+    block_on(session.logits(&[(root, &prompt)])).unwrap();
     let forks: Vec<SeqId> = (0..8).map(|_| session.fork(root).unwrap()).collect();
     assert_eq!((session.stats().used, session.stats().shared, session.stats().bytes), (4, 4, 4 * page_bytes));
     let batch: Vec<(SeqId, &[u32])> = forks.iter().map(|id| (*id, &[1u32][..])).collect();
-    block_on(session.feed(&batch, Want::Token(&[Draw::default(); 8]))).unwrap();
+    block_on(session.next_tokens(&batch, &[Draw::default(); 8])).unwrap();
     let stats = session.stats();
     assert_eq!((stats.used, stats.shared, stats.bytes), (3 + 1 + 8, 3, 12 * page_bytes));
     forks.into_iter().for_each(|id| session.remove(id).unwrap());
@@ -284,7 +284,7 @@ fn samples_share_the_pages_of_the_prompt() {
 /// Bits of what a sequence says next.
 fn next_logits(session: &mut Session, id: SeqId) -> Vec<u32> {
     let len = session.len(id).unwrap();
-    let logits = block_on(session.feed(&[(id, &[77])], Want::Logits)).unwrap().logits;
+    let logits = block_on(session.logits(&[(id, &[77])])).unwrap();
     session.truncate(id, len).unwrap();
     logits[0].iter().map(|l| l.to_bits()).collect()
 }
@@ -293,7 +293,7 @@ fn next_logits(session: &mut Session, id: SeqId) -> Vec<u32> {
 fn busy(decoder: &Decoder) -> (Session, SeqId) {
     let mut session = session(decoder, 4);
     let (id, other) = (session.insert(), session.insert());
-    block_on(session.feed(&[(id, PROMPT), (other, &PROMPT[..3])], Want::Logits)).unwrap();
+    block_on(session.logits(&[(id, PROMPT), (other, &PROMPT[..3])])).unwrap();
     (session, id)
 }
 

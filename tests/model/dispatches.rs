@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::{DType, Gpu, GpuOptions};
 use safetensors::tensor::Dtype;
 
@@ -10,14 +10,13 @@ use safetensors::tensor::Dtype;
 fn logits(gpu: &Gpu, tiny: &Tiny) -> (Vec<f32>, u64) {
     let config = Config::parse("config.json", &tiny.config_json()).unwrap();
     let bytes = tiny.bytes(Dtype::F32);
-    let decoder = Decoder::from_bytes(gpu, config, ("model.safetensors", &bytes), DType::F32).unwrap();
+    let decoder =
+        Decoder::from_bytes(gpu, config, WeightBytes { name: "model.safetensors", bytes: &bytes }, DType::F32).unwrap();
     let options = SessionOptions { kv_dtype: DType::F32, page_size: 4, max_batch: 2, ..Default::default() };
     let mut session = Session::new(&decoder, options).unwrap();
     let ids = [session.insert(), session.insert()];
     let prompt: Vec<u32> = (0..30).map(|i| i * 7 % 256).collect();
-    let mut feed = |batch: &[(latten::SeqId, &[u32])]| {
-        pollster::block_on(session.feed(batch, Want::AllLogits)).unwrap().logits.concat()
-    };
+    let mut feed = |batch: &[(latten::SeqId, &[u32])]| pollster::block_on(session.all_logits(batch)).unwrap().concat();
     let before = gpu.counters().dispatches;
     let mut all = feed(&[(ids[0], &prompt), (ids[1], &prompt[..5])]);
     all.extend(feed(&[(ids[0], &[3]), (ids[1], &[4])]));

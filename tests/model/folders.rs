@@ -3,7 +3,7 @@
 use crate::assert_kind;
 use crate::common::*;
 use crate::tiny::{Folder, Tiny, VARIANTS};
-use latten::model::{Config, Decoder, LoadOptions};
+use latten::model::{Config, Decoder, LoadOptions, WeightBytes};
 use latten::{DType, ErrorKind};
 use safetensors::tensor::Dtype;
 use serde_json::{json, Value};
@@ -14,7 +14,12 @@ fn parse(tiny: &Tiny) -> Result<Config, latten::Error> {
 }
 
 fn load(tiny: &Tiny) -> Result<Decoder, latten::Error> {
-    Decoder::from_bytes(gpu(), parse(tiny)?, ("here/model.safetensors", &tiny.bytes(Dtype::F32)), DType::F16)
+    Decoder::from_bytes(
+        gpu(),
+        parse(tiny)?,
+        WeightBytes { name: "here/model.safetensors", bytes: &tiny.bytes(Dtype::F32) },
+        DType::F16,
+    )
 }
 
 #[test]
@@ -108,9 +113,12 @@ fn values_and_dtypes_that_cannot_be_used_are_refused() {
     let mut tiny = good.clone();
     tiny.tensors.get_mut(name).unwrap().1[5] = 7e4;
     let bytes = tiny.bytes(Dtype::F32);
-    assert!(Decoder::from_bytes(gpu(), parse(&tiny).unwrap(), ("w", &bytes), DType::F32).is_ok());
+    assert!(
+        Decoder::from_bytes(gpu(), parse(&tiny).unwrap(), WeightBytes { name: "w", bytes: &bytes }, DType::F32).is_ok()
+    );
     let integers = good.bytes(Dtype::I32);
-    let result = Decoder::from_bytes(gpu(), parse(&good).unwrap(), ("w", &integers), DType::F16);
+    let result =
+        Decoder::from_bytes(gpu(), parse(&good).unwrap(), WeightBytes { name: "w", bytes: &integers }, DType::F16);
     assert!(message(result).contains("has dtype I32, wanted F32, F16 or BF16"));
 }
 
@@ -119,7 +127,12 @@ fn broken_files_and_folders_are_typed_errors() {
     let tiny = Tiny::new("gqa", 1);
     let bytes = tiny.bytes(Dtype::F32);
     for end in [0, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
-        let result = Decoder::from_bytes(gpu(), parse(&tiny).unwrap(), ("w", &bytes[..end]), DType::F16);
+        let result = Decoder::from_bytes(
+            gpu(),
+            parse(&tiny).unwrap(),
+            WeightBytes { name: "w", bytes: &bytes[..end] },
+            DType::F16,
+        );
         assert_kind!(result, ErrorKind::Weights { .. });
     }
     let folder = Folder::new("broken");
@@ -159,7 +172,8 @@ fn loading_tells_how_far_it_is() {
             let told = RefCell::new(Vec::new());
             let tell = |p: latten::cache::Progress| told.borrow_mut().push((p.bytes, p.total_bytes));
             let options = LoadOptions { dtype, progress: Some(&tell), leave_out: layers == 1, ..Default::default() };
-            Decoder::from_bytes_with(gpu(), parse(&tiny).unwrap(), ("x", &bytes), options).unwrap();
+            Decoder::from_bytes_with(gpu(), parse(&tiny).unwrap(), WeightBytes { name: "x", bytes: &bytes }, options)
+                .unwrap();
             let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
             let total: u64 = tensors.tensors().iter().map(|(_, tensor)| tensor.data().len() as u64).sum();
             let told = told.into_inner();

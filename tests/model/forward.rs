@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::nn::quantise;
 use latten::{DType, Gpu};
 use safetensors::tensor::Dtype;
@@ -11,16 +11,17 @@ const TOKENS: [u32; 11] = [0, 256, 17, 17, 99, 3, 200, 45, 17, 128, 1];
 
 fn decoder(gpu: &Gpu, tiny: &Tiny, file: Dtype, device: DType) -> Decoder {
     let config = Config::parse("config.json", &tiny.config_json()).unwrap();
-    Decoder::from_bytes(gpu, config, ("model.safetensors", &tiny.bytes(file)), device).unwrap()
+    Decoder::from_bytes(gpu, config, WeightBytes { name: "model.safetensors", bytes: &tiny.bytes(file) }, device)
+        .unwrap()
 }
 
 fn all_logits(decoder: &Decoder, kv_dtype: DType, chunk: usize) -> Vec<f32> {
     let options = SessionOptions { kv_dtype, chunk, page_size: 4, cache_tokens: 16, ..Default::default() };
     let mut session = Session::new(decoder, options).unwrap();
     let sequence = session.insert();
-    let mut fed = pollster::block_on(session.feed(&[(sequence, &TOKENS)], Want::AllLogits)).unwrap();
-    assert!(fed.tokens.is_empty() && fed.logits.len() == 1);
-    fed.logits.remove(0)
+    let mut logits = pollster::block_on(session.all_logits(&[(sequence, &TOKENS)])).unwrap();
+    assert_eq!(logits.len(), 1);
+    logits.remove(0)
 }
 
 #[test]

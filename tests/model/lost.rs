@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::Tiny;
-use latten::model::{Decoder, Session, SessionOptions, Want};
+use latten::model::{Decoder, Session, SessionOptions};
 use latten::nn::SwiGlu;
 use latten::{wgpu, DType, ErrorKind, Gpu, GpuOptions, SeqId, Tensor};
 use pollster::block_on;
@@ -25,8 +25,8 @@ fn lose_a_batch(gpu: &Gpu, swiglu: &SwiGlu, out: &Tensor) {
 /// The logits of a prompt and of three tokens after it, each step until it goes well, and how often one was lost.
 fn logits(session: &mut Session, id: SeqId, tokens: &[u32], lost: &mut usize) -> Vec<u32> {
     loop {
-        match block_on(session.feed(&[(id, tokens)], Want::Logits)) {
-            Ok(fed) => return fed.logits[0].iter().map(|l| l.to_bits()).collect(),
+        match block_on(session.logits(&[(id, tokens)])) {
+            Ok(logits) => return logits[0].iter().map(|l| l.to_bits()).collect(),
             Err(e) if matches!(e.kind(), ErrorKind::CommandsLost { .. } | ErrorKind::Gpu { .. }) => *lost += 1,
             Err(e) => panic!("{e:?}"),
         }

@@ -6,7 +6,7 @@ use crate::scheduler::{request, All, PAGE};
 use crate::tiny::Tiny;
 use latten::model::{
     beam_search, best_of, continue_sequence, generate, generate_speculative, BeamOptions, BestOfOptions, Decoder,
-    Drafter, Draw, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions, SpeculativeOptions, Want,
+    Drafter, Draw, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions, SpeculativeOptions,
 };
 use latten::{DType, Error, ErrorKind};
 use pollster::block_on;
@@ -62,10 +62,14 @@ fn no_token_comes_of_logits_that_are_no_numbers() {
             let (id, other) = (session.match_prefix(&[1], 7), session.insert());
             let good: Vec<u32> = (30..41).collect();
             let draw = [Draw { sampling: options.sampling, u: 0.5 }; 2];
-            block_on(session.feed(&[(id, &good), (other, &[5])], Want::Token(&draw))).unwrap();
+            block_on(session.next_tokens(&[(id, &good), (other, &[5])], &draw)).unwrap();
             let (used, len) = (session.stats().used, session.len(id).unwrap());
-            for want in [Want::Token(&draw), Want::TokenAndLogits(&draw)] {
-                let error = block_on(session.feed(&[(other, &[6]), (id, &prompt)], want)).unwrap_err();
+            let batch: [(latten::SeqId, &[u32]); 2] = [(other, &[6]), (id, &prompt)];
+            for with_logits in [false, true] {
+                let error = match with_logits {
+                    false => block_on(session.next_tokens(&batch, &draw)).unwrap_err(),
+                    true => block_on(session.next_tokens_and_logits(&batch, &draw)).unwrap_err(),
+                };
                 assert!(
                     text(&error).contains(&format!("of sequence {id}, after its token {}:", len + prompt.len() - 1))
                 );
@@ -77,16 +81,13 @@ fn no_token_comes_of_logits_that_are_no_numbers() {
             // Nor is what was computed on the way found by others.
             let found = session.match_prefix(&[&good[..], &prompt, &[1]].concat(), 7);
             assert_eq!(session.len(found).unwrap(), 8);
-            let next = block_on(session.feed(&[(id, &[9]), (other, &[6])], Want::Token(&draw))).unwrap().tokens;
+            let next = block_on(session.next_tokens(&[(id, &[9]), (other, &[6])], &draw)).unwrap();
             let (fresh, second) = (session.insert(), session.insert());
-            block_on(session.feed(&[(fresh, &good), (second, &[5])], Want::Token(&draw))).unwrap();
-            assert_eq!(
-                block_on(session.feed(&[(fresh, &[9]), (second, &[6])], Want::Token(&draw))).unwrap().tokens,
-                next
-            );
+            block_on(session.next_tokens(&[(fresh, &good), (second, &[5])], &draw)).unwrap();
+            assert_eq!(block_on(session.next_tokens(&[(fresh, &[9]), (second, &[6])], &draw)).unwrap(), next);
 
             // Whoever asks for logits gets them.
-            let logits = block_on(session.feed(&[(id, &[BAD])], Want::Logits)).unwrap().logits.remove(0);
+            let logits = block_on(session.logits(&[(id, &[BAD])])).unwrap().remove(0);
             assert!(logits.iter().any(|logit| !logit.is_finite()));
             let error = block_on(continue_sequence(&mut session, id, &[BAD], options, go_on)).unwrap_err();
             text(&error);

@@ -4,12 +4,11 @@ use crate::assert_kind;
 use crate::common::checkout::checkout;
 use crate::common::*;
 use latten::model::{
-    generate, Attention, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions, LoadOptions, PrefillPath,
-    Session, SessionOptions, TensorNames, Want,
+    generate, Attention, AttentionArgs, AttentionConfig, Config, Decoder, ExplicitPrefill, GenerateOptions,
+    LoadOptions, PrefillPath, Session, SessionOptions, WeightBytes,
 };
 use latten::reference;
 use latten::reference::{Angles, Form, GlaWeights, LayerConfig, RopePairs};
-use latten::rope::RopeScaling;
 use latten::{
     AttentionOptions, CacheOptions, DType, Decode, ErrorKind, KvSource, PagedKvCache, Pages, SeqId, SequenceOptions,
     SplitPolicy, Tensor, Tier,
@@ -69,34 +68,14 @@ struct Layer {
 impl Shape {
     fn layer(&self, seed: u64) -> Layer {
         let Shape { q_heads, groups, latent, head, v_head, rope, .. } = *self;
-        let config = Config {
-            attention: AttentionConfig::Latent {
-                latent_heads: groups,
-                latent_dim: latent,
-                q_latent_dim: self.q_latent.then_some(Q_LATENT),
-                rope_dim: rope,
-            },
-            vocab_size: 256,
-            hidden_size: HIDDEN,
-            layers: 1,
-            q_heads,
-            head_dim: head,
-            v_head_dim: v_head,
-            intermediate_size: 1,
-            experts: None,
-            rms_norm_eps: 1e-6,
-            latent_norm_eps: 1e-6,
-            rope_theta: 1e4,
-            rope_scaling: RopeScaling::None,
-            rope_gain: 1.0,
-            rope_interleaved: self.interleaved,
-            score_gain: 1.0,
-            max_positions: 4096,
-            window: None,
-            tied: true,
-            names: TensorNames::Published,
-            biases: None,
+        let attention = AttentionConfig::Latent {
+            latent_heads: groups,
+            latent_dim: latent,
+            q_latent_dim: self.q_latent.then_some(Q_LATENT),
+            rope_dim: rope,
         };
+        let mut config = Config::new(attention, HIDDEN, q_heads, head);
+        (config.v_head_dim, config.rope_interleaved, config.max_positions) = (v_head, self.interleaved, 4096);
         let mut rng = Rng(seed);
         let mut tensors = BTreeMap::new();
         let mut add = |name, shape: &[usize]| {
@@ -139,7 +118,7 @@ impl Layer {
         let tensors: Vec<_> = self.tensors.iter().map(|(name, (shape, v))| (name, shape.clone(), bytes(v))).collect();
         let views = tensors.iter().map(|(n, shape, b)| (n, TensorView::new(Dtype::F32, shape.clone(), b).unwrap()));
         let file = safetensors::serialize(views, None).unwrap();
-        Attention::from_bytes(gpu(), &self.config, ("layer", &file), DType::F32).unwrap()
+        Attention::from_bytes(gpu(), &self.config, WeightBytes { name: "layer", bytes: &file }, DType::F32).unwrap()
     }
 
     fn get(&self, name: &str, len: usize) -> Vec<f64> {
@@ -231,7 +210,9 @@ impl Batch {
                 if first < last {
                     cache.reserve(&[*id], last - first).unwrap();
                     let x = tensor(gpu, &[last - first, HIDDEN], &input[first * HIDDEN..last * HIDDEN]);
-                    attention.forward(&x, (&mut cache, 0), &decode, &[*id]).unwrap();
+                    let (cache, decode) = (&mut cache, &decode);
+                    let args = AttentionArgs { x: &x, cache, layer: 0, decode, sequences: &[*id], prefill: None };
+                    attention.forward(args).unwrap();
                     cache.commit(&[*id], last - first).unwrap();
                 }
             }
@@ -246,8 +227,7 @@ impl Batch {
     }
 
     fn absorbed(&mut self, attention: &Attention) -> Vec<f32> {
-        let y = attention.forward(&self.x, (&mut self.cache, 0), &self.decode, &self.ids).unwrap();
-        download(gpu(), &y)
+        download(gpu(), &attention.forward(self.args(None)).unwrap())
     }
 
     fn prefill(&self, layer: &Layer, path: PrefillPath, scratch: usize) -> ExplicitPrefill {
@@ -256,9 +236,12 @@ impl Batch {
     }
 
     fn by(&mut self, attention: &Attention, prefill: &mut ExplicitPrefill) -> Vec<f32> {
-        let step = (&mut self.cache, 0);
-        let y = attention.forward_prefill(&self.x, step, &self.decode, &self.ids, prefill).unwrap();
-        download(gpu(), &y)
+        download(gpu(), &attention.forward(self.args(Some(prefill))).unwrap())
+    }
+
+    fn args<'a>(&'a mut self, prefill: Option<&'a mut ExplicitPrefill>) -> AttentionArgs<'a> {
+        let Batch { x, cache, decode, ids, .. } = self;
+        AttentionArgs { x, cache, layer: 0, decode, sequences: ids, prefill }
     }
 }
 
@@ -385,7 +368,8 @@ fn what_has_no_explicit_form_is_refused() {
         ExplicitPrefill::new(gpu(), config, &batch.cache, &batch.decode, path).map(drop)
     };
     assert_kind!(new(&plain, &layer.config, PrefillPath::Absorbed), ErrorKind::Argument { name: "path", .. });
-    let gqa = Config { attention: AttentionConfig::Gqa { kv_heads: 2 }, ..layer.config.clone() };
+    let mut gqa = layer.config.clone();
+    gqa.attention = AttentionConfig::Gqa { kv_heads: 2 };
     assert_kind!(new(&plain, &gqa, PrefillPath::Explicit), ErrorKind::Argument { name: "path", .. });
     let options = AttentionOptions { window: Some(8), keep_first: 2, ..Default::default() };
     let kept = batch(options);
@@ -393,8 +377,7 @@ fn what_has_no_explicit_form_is_refused() {
     // A cache of another dtype than the prefill was made for.
     let mut prefill = plain.prefill(&layer, PrefillPath::Explicit, 64);
     let mut other = Batch::new(&layer, &attention, (DType::F16, 16), AttentionOptions::default(), &[(0, 3)]);
-    let step = (&mut other.cache, 0);
-    let refused = attention.forward_prefill(&other.x, step, &other.decode, &other.ids, &mut prefill);
+    let refused = attention.forward(other.args(Some(&mut prefill)));
     assert_kind!(refused, ErrorKind::Argument { name: "layer", .. });
     assert_eq!(other.cache.batch(&other.ids).unwrap().tokens(), 3);
 }
@@ -429,7 +412,7 @@ fn a_prompt_in_the_explicit_form_goes_on_as_one_fed_token_by_token() {
         // The logits, too: the other form's, but not its bits.
         let logits = |session: &mut Session| {
             let id = session.insert();
-            pollster::block_on(session.feed(&[(id, &prompt)], Want::Logits)).unwrap().logits.remove(0)
+            pollster::block_on(session.logits(&[(id, &prompt)])).unwrap().remove(0)
         };
         let absorbed = logits(&mut session(PrefillPath::Absorbed, 200));
         let explicit = logits(&mut session(PrefillPath::Explicit, 200));
@@ -477,9 +460,8 @@ fn the_break_even_is_measured() {
     let options = SessionOptions { page_size: 16, chunk: 100, cache_tokens: 320, ..Default::default() };
     let mut session = Session::new(&decoder, options).unwrap();
     let id = session.insert();
-    let feed = |session: &mut Session, tokens: &[u32]| {
-        pollster::block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap().logits.remove(0)
-    };
+    let feed =
+        |session: &mut Session, tokens: &[u32]| pollster::block_on(session.logits(&[(id, tokens)])).unwrap().remove(0);
     feed(&mut session, &[1, 2, 3]);
     let stats = session.stats();
     let measured = pollster::block_on(session.measure_prefill()).unwrap();
@@ -488,8 +470,8 @@ fn the_break_even_is_measured() {
     assert_eq!((session.stats(), session.len(id).unwrap()), (stats, 3));
     let mut other = Session::new(&decoder, options).unwrap();
     let same = other.insert();
-    pollster::block_on(other.feed(&[(same, &[1, 2, 3])], Want::Logits)).unwrap();
-    let want = pollster::block_on(other.feed(&[(same, &[4])], Want::Logits)).unwrap().logits.remove(0);
+    pollster::block_on(other.logits(&[(same, &[1, 2, 3])])).unwrap();
+    let want = pollster::block_on(other.logits(&[(same, &[4])])).unwrap().remove(0);
     assert_eq!(feed(&mut session, &[4]), want);
     // Nothing to choose from.
     let gqa = shipped("gqa", LoadOptions::default());

@@ -4,9 +4,7 @@ use crate::assert_kind;
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
 use latten::cache::SaveSequence;
-use latten::model::{
-    continue_sequence, generate, Decoder, GenerateOptions, PrefillPath, Session, SessionOptions, Want,
-};
+use latten::model::{continue_sequence, generate, Decoder, GenerateOptions, PrefillPath, Session, SessionOptions};
 use latten::{DType, ErrorKind, GpuOptions, SavedFault, SeqId};
 use pollster::block_on;
 use std::ops::ControlFlow;
@@ -62,14 +60,14 @@ fn a_loaded_session_goes_on_as_if_it_had_stayed() {
             let page_size = [1, 16, 32, 4][i];
             let mut second = Session::new(&decoder, SessionOptions { page_size, ..options }).unwrap();
             let other = second.insert();
-            block_on(second.feed(&[(other, &[1, 2, 3])], Want::Logits)).unwrap();
+            block_on(second.logits(&[(other, &[1, 2, 3])])).unwrap();
             let loaded = block_on(second.load(&bytes[..], |_| {})).unwrap();
             let [loaded] = &loaded[..] else { panic!("{loaded:?}") };
             assert_eq!((&loaded.tokens, second.len(loaded.id).unwrap()), (&tokens, tokens.len() - 1));
             let input = &loaded.tokens[second.len(loaded.id).unwrap()..];
             // The logits of the same token there and here, then back.
-            let stayed = block_on(first.feed(&[(id, input)], Want::Logits)).unwrap().logits;
-            let came = block_on(second.feed(&[(loaded.id, input)], Want::Logits)).unwrap().logits;
+            let stayed = block_on(first.logits(&[(id, input)])).unwrap();
+            let came = block_on(second.logits(&[(loaded.id, input)])).unwrap();
             let bits = |logits: &[Vec<f32>]| logits[0].iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&stayed), bits(&came), "{variant} {kv_dtype} pages of {page_size}");
             second.truncate(loaded.id, tokens.len() - 1).unwrap();
@@ -85,9 +83,9 @@ fn a_session_saves_the_tokens_that_it_knows() {
     let decoder = decoder("gta", 9, DType::F16);
     let mut first = Session::new(&decoder, OPTIONS).unwrap();
     let id = first.match_prefix(PROMPT, 0);
-    block_on(first.feed(&[(id, PROMPT)], Want::Logits)).unwrap();
+    block_on(first.logits(&[(id, PROMPT)])).unwrap();
     let fork = first.fork(id).unwrap();
-    block_on(first.feed(&[(fork, &[40, 41, 42])], Want::Logits)).unwrap();
+    block_on(first.logits(&[(fork, &[40, 41, 42])])).unwrap();
     let sequences = [id, fork].map(|id| SaveSequence { id, tokens: &[] });
     let mut bytes = Vec::new();
     block_on(first.save(&sequences, &mut bytes, |_| {})).unwrap();
@@ -95,7 +93,7 @@ fn a_session_saves_the_tokens_that_it_knows() {
     let loaded = block_on(second.load(&bytes[..], |_| {})).unwrap();
     assert_eq!(loaded[0].tokens, PROMPT);
     assert_eq!(loaded[1].tokens, [PROMPT, &[40, 41, 42]].concat());
-    let next = |session: &mut Session, id| block_on(session.feed(&[(id, &[50])], Want::Logits)).unwrap();
+    let next = |session: &mut Session, id| block_on(session.logits(&[(id, &[50])])).unwrap();
     assert_eq!(next(&mut first, fork), next(&mut second, loaded[1].id));
     let tokens = [PROMPT, &[40, 41, 43]].concat();
     let wrong = block_on(first.save(&[SaveSequence { id: fork, tokens: &tokens }], &mut Vec::new(), |_| {}));
@@ -107,7 +105,7 @@ fn sessions_of_other_models_are_refused() {
     let mine = decoder("gqa", 1, DType::F16);
     let mut session = Session::new(&mine, OPTIONS).unwrap();
     let id = session.insert();
-    block_on(session.feed(&[(id, PROMPT)], Want::Logits)).unwrap();
+    block_on(session.logits(&[(id, PROMPT)])).unwrap();
     let bytes = save(&mut session, id, PROMPT);
     assert_eq!(decoder("gqa", 1, DType::F16).fingerprint(), mine.fingerprint());
     let mut other_eps = Tiny::new("gqa", 1);
@@ -170,12 +168,12 @@ fn a_session_outlives_its_device() {
     let decoder = Decoder::load(&doomed, folder.path(), DType::F16).unwrap();
     let mut session = Session::new(&decoder, OPTIONS).unwrap();
     let (fed, saved) = (session.match_prefix(PROMPT, 0), session.insert());
-    block_on(session.feed(&[(fed, PROMPT), (saved, PROMPT)], Want::Logits)).unwrap();
+    block_on(session.logits(&[(fed, PROMPT), (saved, PROMPT)])).unwrap();
     let file = save(&mut session, saved, PROMPT);
-    let want = block_on(session.feed(&[(fed, &[3])], Want::Logits)).unwrap();
+    let want = block_on(session.logits(&[(fed, &[3])])).unwrap();
 
     doomed.device().destroy();
-    let error = block_on(session.feed(&[(fed, &[4])], Want::Logits)).unwrap_err();
+    let error = block_on(session.logits(&[(fed, &[4])])).unwrap_err();
     assert_kind!(Err::<(), _>(error), ErrorKind::DeviceLost { .. });
     let other = Decoder::load(gpu(), Tiny::new("gla", 6).write("lost-other").path(), DType::F16).unwrap();
     assert_kind!(session.rebuild(&other), ErrorKind::Argument { name: "decoder", .. });
@@ -187,8 +185,8 @@ fn a_session_outlives_its_device() {
     assert_eq!(emptied.iter().map(|e| (e.id, e.len)).collect::<Vec<_>>(), [(fed, 8), (saved, 7)]);
     assert_eq!((&emptied[0].tokens, &emptied[1].tokens), (&Some(tokens), &None));
     let back = block_on(session.load(&file[..], |_| {})).unwrap().remove(0);
-    block_on(session.feed(&[(fed, PROMPT)], Want::Logits)).unwrap();
-    let got = block_on(session.feed(&[(fed, &[3]), (back.id, &[3])], Want::Logits)).unwrap();
+    block_on(session.logits(&[(fed, PROMPT)])).unwrap();
+    let got = block_on(session.logits(&[(fed, &[3]), (back.id, &[3])])).unwrap();
     let bits = |logits: &[f32]| logits.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    assert!(got.logits.iter().all(|logits| bits(logits) == bits(&want.logits[0])));
+    assert!(got.iter().all(|logits| bits(logits) == bits(&want[0])));
 }

@@ -5,7 +5,6 @@ use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
     generate, Decoder, Draw, Event, Finished, GenerateOptions, Request, RequestId, Scheduler, Session, SessionOptions,
-    Want,
 };
 use latten::nn::Sampling;
 use latten::{DType, ErrorKind, GpuOptions};
@@ -308,7 +307,7 @@ fn what_cannot_run_is_refused_and_what_has_no_room_alone_ends_with_an_error() {
     // The caller's own sequence has the room.
     let own = scheduler.session_mut().insert();
     let tokens = [5; 4 * PAGE];
-    block_on(scheduler.session_mut().feed(&[(own, &tokens)], Want::Token(&[Draw::default()]))).unwrap();
+    block_on(scheduler.session_mut().next_tokens(&[(own, &tokens)], &[Draw::default()])).unwrap();
     let (long, short) = (with(&|r| r.generate.max_new_tokens = 18), with(&|r| r.generate.max_new_tokens = 2));
     let ids = [long, short.clone()].map(|request| scheduler.add(request).unwrap());
     let mut all = All::default();

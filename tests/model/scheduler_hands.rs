@@ -3,7 +3,7 @@
 
 use crate::assert_kind;
 use crate::scheduler::{alone, decoder, request, session, All, PAGE};
-use latten::model::{Decoder, Event, Finished, Request, RequestId, Scheduler, Session, SessionOptions, Want};
+use latten::model::{Decoder, Event, Finished, Request, RequestId, Scheduler, Session, SessionOptions};
 use latten::{DType, ErrorKind, SeqId};
 use pollster::block_on;
 use std::ops::ControlFlow;
@@ -25,14 +25,14 @@ use Becomes::{Same, Strange, Unknown};
 type Deed = fn(&mut Session, SeqId, &[u32], &Decoder);
 
 fn feed(session: &mut Session, id: SeqId, tokens: &[u32]) {
-    block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap();
+    block_on(session.logits(&[(id, tokens)])).unwrap();
 }
 
 /// A session whose calls are not begun, or fail.
 fn fail(session: &mut Session, id: SeqId) {
-    drop(session.feed(&[(id, &[1, 2])], Want::Logits));
-    assert!(block_on(session.feed(&[(id, &[1 << 20])], Want::Logits)).is_err());
-    assert!(block_on(session.feed(&[(id, &[1]), (id, &[1])], Want::Logits)).is_err());
+    drop(session.logits(&[(id, &[1, 2])]));
+    assert!(block_on(session.logits(&[(id, &[1 << 20])])).is_err());
+    assert!(block_on(session.logits(&[(id, &[1]), (id, &[1])])).is_err());
 }
 
 const DEEDS: [(&str, Becomes, Deed); 20] = [
@@ -174,7 +174,7 @@ fn the_same_with_a_window() {
         ("calls that fail", Same, |s, id, _, _| fail(s, id)),
         ("a call that fails half way", Same, |s, id, _, _| {
             s.set_byte_budget((s.stats().used as u64 + 2) * s.cache().page_bytes()).unwrap();
-            assert!(block_on(s.feed(&[(id, &[3; 70])], Want::Logits)).is_err());
+            assert!(block_on(s.logits(&[(id, &[3; 70])])).is_err());
             s.set_byte_budget(u64::MAX).unwrap();
         }),
         ("rebuild", Same, |s, _, _, decoder| drop(s.rebuild(decoder).unwrap())),

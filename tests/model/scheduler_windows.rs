@@ -4,7 +4,7 @@ use crate::assert_kind;
 use crate::common::*;
 use crate::scheduler::{request, All, PAGE};
 use crate::tiny::Tiny;
-use latten::model::{generate, Decoder, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions, Want};
+use latten::model::{generate, Decoder, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions};
 use latten::{DType, ErrorKind, SplitPolicy};
 use pollster::block_on;
 use std::ops::ControlFlow;
@@ -163,7 +163,7 @@ fn a_request_alone_takes_smaller_steps_where_there_is_less_room() {
         let mut scheduler = Scheduler::new(session(&decoder, 12, Some(WINDOW), 0));
         let own = scheduler.session_mut().match_prefix(&[1], 5);
         let tokens = vec![8; (12 - room) * PAGE];
-        block_on(scheduler.session_mut().feed(&[(own, &tokens)], Want::Logits)).unwrap();
+        block_on(scheduler.session_mut().logits(&[(own, &tokens)])).unwrap();
         let id = scheduler.add(request.clone()).unwrap();
         let mut all = All::default();
         let steps = all.steps(&mut scheduler, 100);

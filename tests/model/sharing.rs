@@ -3,7 +3,7 @@
 use crate::assert_kind;
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Decoder, Draw, Session, SessionOptions, Want};
+use latten::model::{Decoder, Draw, Session, SessionOptions};
 use latten::{DType, ErrorKind, SeqId, SplitPolicy};
 use pollster::block_on;
 
@@ -18,8 +18,8 @@ fn session(variant: &str, test: &str) -> Session {
 }
 
 fn logits(session: &mut Session, id: SeqId, tokens: &[u32]) -> Vec<u32> {
-    let fed = block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap();
-    fed.logits[0].iter().map(|l| l.to_bits()).collect()
+    let logits = block_on(session.logits(&[(id, tokens)])).unwrap();
+    logits[0].iter().map(|l| l.to_bits()).collect()
 }
 
 /// Steps are a page here, so that a prompt is cut at the same places whether its pages are found or computed: then logits
@@ -68,8 +68,8 @@ fn with_fixed_tokens_a_hit_gives_the_logits_of_a_miss_among_others() {
             }
             let mut all = Vec::new();
             let mut step = |rest: &[u32], tokens: &[u32]| {
-                let fed = block_on(session.feed(&[(other, tokens), (id, rest)], Want::Logits)).unwrap();
-                all.extend(fed.logits[1].iter().map(|l| l.to_bits()));
+                let logits = block_on(session.logits(&[(other, tokens), (id, rest)])).unwrap();
+                all.extend(logits[1].iter().map(|l| l.to_bits()));
             };
             step(&prompt[3 * PAGE..], &before[..1]);
             (0..6).for_each(|i| step(&[60 + i], &before[1..2]));
@@ -130,11 +130,11 @@ fn a_step_that_does_not_fit_copies_nothing_and_pins_outlive_sequences() {
     let stats = session.stats();
     // Both write to the shared page: one copy.
     let batch = [(root, &[1u32][..]), (fork, &[2])];
-    let fed = block_on(session.feed(&batch, Want::Token(&[Draw::default(); 2])));
+    let fed = block_on(session.next_tokens(&batch, &[Draw::default(); 2]));
     assert_kind!(fed, ErrorKind::CacheFull { needed: 1, free: 0 });
     assert_eq!((session.stats(), session.len(root).unwrap()), (stats, prompt.len()));
     session.set_byte_budget(u64::MAX).unwrap();
-    block_on(session.feed(&batch, Want::Token(&[Draw::default(); 2]))).unwrap();
+    block_on(session.next_tokens(&batch, &[Draw::default(); 2])).unwrap();
 
     session.pin(root).unwrap();
     session.remove(root).unwrap();

@@ -6,7 +6,7 @@ use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
     generate, generate_speculative, Decoder, Drafter, GenerateOptions, Session, SessionOptions, Speculated,
-    SpeculativeOptions, Want,
+    SpeculativeOptions,
 };
 use latten::nn::Sampling;
 use latten::{DType, ErrorKind, Gpu, GpuOptions};
@@ -94,7 +94,7 @@ fn drawn_tokens_repeat_with_their_seed_and_have_the_models_probabilities() {
     options.generate.sampling = Sampling { temperature: 0.35, top_p: 0.9 };
     let logits = |session: &mut Session, tokens: &[u32]| {
         let id = session.insert();
-        let logits = block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap().logits.remove(0);
+        let logits = block_on(session.logits(&[(id, tokens)])).unwrap().remove(0);
         session.remove(id).unwrap();
         logits
     };
@@ -140,9 +140,8 @@ fn a_cut_sequence_that_others_may_share_holds_the_text_that_stood() {
     let decoder = decoder(gpu(), "gqa", 5);
     let mut session = session(&decoder, 64);
     let text: Vec<u32> = (20..29).collect();
-    let feed = |session: &mut Session, id, tokens: &[u32]| {
-        block_on(session.feed(&[(id, tokens)], Want::AllLogits)).unwrap().logits.remove(0)
-    };
+    let feed =
+        |session: &mut Session, id, tokens: &[u32]| block_on(session.all_logits(&[(id, tokens)])).unwrap().remove(0);
     for cut in 1..9 {
         let id = session.match_prefix(&[0], cut as u64);
         feed(&mut session, id, &[&text[..cut], &[90, 91, 92, 93, 94, 95]].concat());

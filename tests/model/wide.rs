@@ -5,7 +5,7 @@ use crate::common::checkout::checkout;
 use crate::common::*;
 use crate::tiny::Tiny;
 use latten::cache::SaveSequence;
-use latten::model::{Attention, Config, Decoder, Session, SessionOptions, Want};
+use latten::model::{Attention, AttentionArgs, Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::{CacheOptions, DType, Decode, ErrorKind, Gqa, HeadLayout, PagedKvCache, Pages, WideChannels};
 use pollster::block_on;
 use safetensors::tensor::{Dtype, TensorView};
@@ -25,7 +25,8 @@ fn biased(pairs: &[usize], size: f32) -> Tiny {
 
 fn decoder(tiny: &Tiny) -> Decoder {
     let config = Config::parse("config.json", &tiny.config_json()).unwrap();
-    Decoder::from_bytes(exact_gpu(), config, ("tiny", &tiny.bytes(Dtype::F32)), DType::F32).unwrap()
+    Decoder::from_bytes(exact_gpu(), config, WeightBytes { name: "tiny", bytes: &tiny.bytes(Dtype::F32) }, DType::F32)
+        .unwrap()
 }
 
 fn options(kv_dtype: DType) -> SessionOptions {
@@ -34,8 +35,7 @@ fn options(kv_dtype: DType) -> SessionOptions {
 
 fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
     let id = session.insert();
-    let fed = block_on(session.feed(&[(id, tokens)], Want::AllLogits)).unwrap();
-    fed.logits.concat()
+    block_on(session.all_logits(&[(id, tokens)])).unwrap().concat()
 }
 
 /// A model without large biases has the cache that it always had.
@@ -79,16 +79,16 @@ fn sessions_are_saved_with_wide_channels() {
     let decoder = decoder(&biased(&[2], 200.0));
     let mut session = Session::new(&decoder, options(DType::I8)).unwrap();
     let id = session.insert();
-    block_on(session.feed(&[(id, &TOKENS[..20])], Want::Logits)).unwrap();
+    block_on(session.logits(&[(id, &TOKENS[..20])])).unwrap();
     let mut file = Vec::new();
     block_on(session.save(&[SaveSequence { id, tokens: &TOKENS[..20] }], &mut file, |_| {})).unwrap();
-    let want = block_on(session.feed(&[(id, &TOKENS[20..])], Want::Logits)).unwrap();
+    let want = block_on(session.logits(&[(id, &TOKENS[20..])])).unwrap();
     let mut other = Session::new(&decoder, SessionOptions { page_size: 4, ..options(DType::I8) }).unwrap();
     let loaded = block_on(other.load(&file[..], |_| {})).unwrap().remove(0);
-    assert_eq!(block_on(other.feed(&[(loaded.id, &TOKENS[20..])], Want::Logits)).unwrap(), want);
+    assert_eq!(block_on(other.logits(&[(loaded.id, &TOKENS[20..])])).unwrap(), want);
     session.rebuild(&decoder).unwrap();
-    block_on(session.feed(&[(id, &TOKENS[..20])], Want::Logits)).unwrap();
-    assert_eq!(block_on(session.feed(&[(id, &TOKENS[20..])], Want::Logits)).unwrap(), want);
+    block_on(session.logits(&[(id, &TOKENS[..20])])).unwrap();
+    assert_eq!(block_on(session.logits(&[(id, &TOKENS[20..])])).unwrap(), want);
 }
 
 /// More large channels than find room, or values that are large: refused where noise would be left, else told in the log.
@@ -130,7 +130,9 @@ fn a_layer_by_itself_with_wide_channels() {
     let own =
         tiny.tensors.iter().filter_map(|(name, values)| Some((name.strip_prefix(prefix)?.to_string(), values.clone())));
     let layer = Tiny { config: tiny.config.clone(), tensors: own.collect() };
-    let attention = Attention::from_bytes(gpu, &config, ("layer", &layer.bytes(Dtype::F32)), DType::F32).unwrap();
+    let attention =
+        Attention::from_bytes(gpu, &config, WeightBytes { name: "layer", bytes: &layer.bytes(Dtype::F32) }, DType::F32)
+            .unwrap();
     let large = attention.large_key_channels();
     assert_eq!(large, [vec![], vec![2, 5]]);
 
@@ -146,7 +148,9 @@ fn a_layer_by_itself_with_wide_channels() {
         let id = cache.insert();
         cache.reserve(&[id], 20).unwrap();
         let x = tensor(gpu, &[20, 20], &Rng(3).normals(400, 1.0));
-        download(gpu, &attention.forward(&x, (&mut cache, 0), &decode, &[id]).unwrap())
+        let (cache, decode) = (&mut cache, &decode);
+        let args = AttentionArgs { x: &x, cache, layer: 0, decode, sequences: &[id], prefill: None };
+        download(gpu, &attention.forward(args).unwrap())
     };
     let heads = Gqa { q_heads: config.q_heads, kv_heads: 2, head_dim: config.head_dim };
     let want = f64s(&forward(HeadLayout::gqa(heads).unwrap(), DType::F32, None));
@@ -171,7 +175,13 @@ fn the_shipped_model_with_large_biases() {
     println!("| bias | norm | f32 | f16 | i8 | i4 |");
     for size in [0.0f32, 10.0, 50.0, 150.0, 400.0] {
         let weights = edited(&file, config.layers, size);
-        let decoder = Decoder::from_bytes(exact_gpu(), config.clone(), ("edited", &weights), DType::F32).unwrap();
+        let decoder = Decoder::from_bytes(
+            exact_gpu(),
+            config.clone(),
+            WeightBytes { name: "edited", bytes: &weights },
+            DType::F32,
+        )
+        .unwrap();
         let bits =
             [DType::F32, DType::F16, DType::I8, DType::I4].map(|kv_dtype| bits_per_byte(&decoder, &tokens, kv_dtype));
         println!(
@@ -227,7 +237,7 @@ fn bits_per_byte(decoder: &Decoder, tokens: &[u32], kv_dtype: DType) -> f64 {
     let (mut bits, mut count) = (0.0, 0);
     for window in tokens.chunks(512) {
         let id = session.insert();
-        let rows = block_on(session.feed(&[(id, window)], Want::AllLogits)).unwrap().logits.concat();
+        let rows = block_on(session.all_logits(&[(id, window)])).unwrap().concat();
         for (row, next) in rows.chunks_exact(256).zip(&window[1..]) {
             let top = row.iter().fold(f32::MIN, |top, x| top.max(*x));
             let sum: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();

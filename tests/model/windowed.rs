@@ -5,7 +5,7 @@ use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{
     best_of, continue_sequence, generate_speculative, BestOfOptions, Decoder, Drafter, Draw, GenerateOptions, Session,
-    SessionOptions, SpeculativeOptions, Want,
+    SessionOptions, SpeculativeOptions,
 };
 use latten::reference::DecodeOptions;
 use latten::{DType, ErrorKind, GpuOptions, SeqId};
@@ -41,7 +41,7 @@ fn tokens(count: usize) -> Vec<u32> {
 }
 
 fn logits(session: &mut Session, id: SeqId, tokens: &[u32]) -> Vec<f32> {
-    block_on(session.feed(&[(id, tokens)], Want::Logits)).unwrap().logits.remove(0)
+    block_on(session.logits(&[(id, tokens)])).unwrap().remove(0)
 }
 
 /// A prompt longer than the cache, in several steps, then token by token, past the model's positions.
@@ -60,7 +60,7 @@ fn logits_are_those_of_the_masked_forward() {
         let mut session = Session::new(&decoder, SessionOptions { keep_first, ..options() }).unwrap();
         let id = session.insert();
         let prompt = PAGES * PAGE + 3;
-        let mut got = block_on(session.feed(&[(id, &tokens[..prompt])], Want::AllLogits)).unwrap().logits.remove(0);
+        let mut got = block_on(session.all_logits(&[(id, &tokens[..prompt])])).unwrap().remove(0);
         for token in &tokens[prompt..] {
             got.extend(logits(&mut session, id, &[*token]));
         }
@@ -78,9 +78,9 @@ fn memory_is_flat_over_two_thousand_tokens() {
     let mut session = Session::new(&decoder, options()).unwrap();
     let id = session.insert();
     let mut counters = None;
-    let mut token = block_on(session.feed(&[(id, &tokens(100))], Want::Token(&[Draw::default()]))).unwrap().tokens[0];
+    let mut token = block_on(session.next_tokens(&[(id, &tokens(100))], &[Draw::default()])).unwrap()[0];
     for i in 0..1900 {
-        token = block_on(session.feed(&[(id, &[token])], Want::Token(&[Draw::default()]))).unwrap().tokens[0];
+        token = block_on(session.next_tokens(&[(id, &[token])], &[Draw::default()])).unwrap()[0];
         // Between steps the next token sees 9 of the sequence.
         assert!(session.stats().used <= 2 + 3, "{:?}", session.stats());
         if i == 20 {
@@ -112,7 +112,7 @@ fn a_call_is_undone_across_freed_pages() {
     let mut failed = 0;
     for pages in before.used..=20 {
         session.set_byte_budget(pages as u64 * session.cache().page_bytes()).unwrap();
-        let fed = block_on(session.feed(&[(id, &tokens[20..])], Want::Logits));
+        let fed = block_on(session.logits(&[(id, &tokens[20..])]));
         let Err(error) = fed else { break };
         assert!(matches!(error.kind(), ErrorKind::CacheFull { .. }), "{error}");
         assert_eq!((session.len(id).unwrap(), session.stats().used), (20, before.used));
@@ -127,7 +127,7 @@ fn a_call_is_undone_across_freed_pages() {
     let id = session.insert();
     logits(&mut session, id, &tokens[..20]);
     session.set_byte_budget((before.used as u64 + 3) * session.cache().page_bytes()).unwrap();
-    block_on(session.feed(&[(id, &tokens[20..])], Want::Logits)).unwrap_err();
+    block_on(session.logits(&[(id, &tokens[20..])])).unwrap_err();
     session.set_byte_budget(u64::MAX).unwrap();
     assert_eq!((session.len(id).unwrap(), session.stats().used), (20, before.used));
     assert_eq!(logits(&mut session, id, &tokens[20..22]), want);
@@ -236,7 +236,7 @@ fn a_models_own_window() {
         let mut session = session(window, keep_first);
         assert_eq!(session.max_positions(), 1 << 24);
         let id = session.insert();
-        let got = block_on(session.feed(&[(id, &tokens)], Want::AllLogits)).unwrap().logits.remove(0);
+        let got = block_on(session.all_logits(&[(id, &tokens)])).unwrap().remove(0);
         let seen = DecodeOptions { window: Some(sees), keep_first, ..Default::default() };
         let want = tiny.forward_seeing(&tokens, &seen).concat();
         assert_close(&format!("{window:?}, {keep_first} first"), &got, &want, 3e-5, 1e-10);

@@ -5,7 +5,7 @@
 mod common;
 
 use common::gpu;
-use latten::model::{Decoder, Draw, Session, SessionOptions, Want};
+use latten::model::{Decoder, Draw, Session, SessionOptions};
 use latten::{DType, SeqId, Tier};
 use pollster::block_on;
 use serde::Deserialize;
@@ -71,7 +71,7 @@ impl Model {
         for _ in 0..self.vectors.greedy.tokens.len() {
             let input = |i: usize| made[i].last().map_or(prompts[i], std::slice::from_ref);
             let batch: Vec<(SeqId, &[u32])> = ids.iter().enumerate().map(|(i, id)| (*id, input(i))).collect();
-            let tokens = block_on(session.feed(&batch, Want::Token(&draws))).unwrap().tokens;
+            let tokens = block_on(session.next_tokens(&batch, &draws)).unwrap();
             made.iter_mut().zip(tokens).for_each(|(made, token)| made.push(token));
         }
         made
@@ -84,9 +84,9 @@ impl Model {
             for chunk in [128, 7] {
                 let mut session = self.session(1, chunk);
                 let sequence = session.insert();
-                let fed = block_on(session.feed(&[(sequence, &prompt.tokens)], Want::AllLogits)).unwrap();
+                let fed = block_on(session.all_logits(&[(sequence, &prompt.tokens)])).unwrap();
                 for (&position, want) in prompt.positions.iter().zip(&prompt.logits) {
-                    let got = &fed.logits[0][position * vocab..][..vocab];
+                    let got = &fed[0][position * vocab..][..vocab];
                     assert_eq!(got.len(), want.len());
                     for (token, (g, w)) in got.iter().zip(want).enumerate() {
                         let length = prompt.tokens.len();
@@ -125,10 +125,10 @@ impl Model {
         let mut made = Vec::new();
         let mut input = prompt.clone();
         for i in 0..prompt.len() + tokens.len() - 1 {
-            let fed = block_on(session.feed(&[(sequence, &input[i..=i])], Want::Token(&[Draw::default()]))).unwrap();
+            let fed = block_on(session.next_tokens(&[(sequence, &input[i..=i])], &[Draw::default()])).unwrap();
             if i + 1 >= prompt.len() {
-                made.push(fed.tokens[0]);
-                input.push(fed.tokens[0]);
+                made.push(fed[0]);
+                input.push(fed[0]);
             }
         }
         made

@@ -6,7 +6,7 @@
 
 use crate::common::arguments::{count, dtypes, Checked, CACHE_DTYPES};
 use crate::common::repository;
-use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions, Want};
+use latten::model::{generate, Decoder, GenerateOptions, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions};
 use std::ops::ControlFlow;
 
@@ -68,13 +68,14 @@ async fn follow(args: &Args, count: usize) -> latten::Result<Vec<u32>> {
 pub(crate) async fn run(args: &Args) -> latten::Result<Vec<Vec<f32>>> {
     let mut session = session(args).await?;
     let sequence = session.insert();
-    let want = if args.all { Want::AllLogits } else { Want::Logits };
     let (mut rest, mut rows) = (&args.tokens[..], Vec::new());
     let whole = [args.tokens.len()];
     for chunk in if args.chunks.is_empty() { &whole[..] } else { &args.chunks } {
         let (tokens, after) = rest.split_at(*chunk);
         rest = after;
-        for logits in session.feed(&[(sequence, tokens)], want).await?.logits {
+        let batch = [(sequence, tokens)];
+        let fed = if args.all { session.all_logits(&batch).await? } else { session.logits(&batch).await? };
+        for logits in fed {
             rows.extend(logits.chunks_exact(session.decoder().config().vocab_size).map(<[f32]>::to_vec));
         }
     }

@@ -6,7 +6,7 @@ use crate::error::{argument, busy, Result, Thrown};
 use crate::layout::CACHE_DTYPES;
 use crate::options::{object, Options};
 use js_sys::{Float32Array, Function, Promise, Uint32Array, Uint8Array};
-use latten::model::{Config, Decoder, Draw, Session, SessionOptions, SplitMix64, Utf8Stream, Want};
+use latten::model::{Config, Decoder, Draw, Session, SessionOptions, SplitMix64, Utf8Stream, WeightBytes};
 use latten::nn::Sampling;
 use latten::{CacheStats, DType, ErrorKind, GpuOptions};
 use std::cell::{Cell, RefCell};
@@ -111,7 +111,7 @@ impl Load {
         })
     }
 
-    fn session_on(&self, device: &Device, config: Config, weights: (&str, &[u8])) -> Result<Session> {
+    fn session_on(&self, device: &Device, config: Config, weights: WeightBytes<'_>) -> Result<Session> {
         let cache_tokens = self.cache_tokens.unwrap_or(config.max_positions.min(CACHE_TOKENS));
         let decoder = Decoder::from_bytes(&device.gpu, config, weights, self.weights)?;
         Ok(Session::new(&decoder, SessionOptions { cache_tokens, ..self.session })?)
@@ -127,7 +127,8 @@ impl Model {
             Some(device) => (device.clone(), false),
             None => (Device::open(GpuOptions::default()).await?, true),
         };
-        let made = load.session_on(&device, config, (&format!("{name}model.safetensors"), &weights));
+        let file = WeightBytes { name: &format!("{name}model.safetensors"), bytes: &weights };
+        let made = load.session_on(&device, config, file);
         let mut session = match made {
             Ok(session) => session,
             Err(error) => {
@@ -252,11 +253,11 @@ async fn continued(
     while tokens.len() < g.max_new_tokens {
         let input = tokens.last().map_or(prompt, std::slice::from_ref);
         let draw = Draw { sampling: g.sampling, u: random.uniform() };
-        let fed = session.feed(&[(sequence, input)], Want::Token(&[draw])).await?;
+        let drawn = session.next_tokens(&[(sequence, input)], &[draw]).await?;
         inner.stats.set(session.stats());
-        tokens.extend(&fed.tokens);
+        tokens.extend(&drawn);
         let mut goes_on = true;
-        for &token in &fed.tokens {
+        for token in drawn {
             let complete = if bytes { stream.push(token) } else { String::new() };
             text.push_str(&complete);
             goes_on &= told(on_token, &complete, token)?;
@@ -273,9 +274,9 @@ async fn logits(inner: Rc<Inner>, tokens: Vec<u32>) -> Result<JsValue> {
     let mut taken = Taken::from(&inner)?;
     let session = taken.session()?;
     let sequence = session.insert();
-    let fed = session.feed(&[(sequence, &tokens)], Want::AllLogits).await;
+    let logits = session.all_logits(&[(sequence, &tokens)]).await;
     session.remove(sequence)?;
-    let logits = fed?.logits.pop().unwrap_or_default();
+    let logits = logits?.pop().unwrap_or_default();
     Ok(Float32Array::from(&logits[..]).into())
 }
 

@@ -28,7 +28,7 @@ impl<'a, R: Read> Input<'a, R> {
                 }
                 Ok(n) => (filled, self.at) = (filled + n.min(bytes.len() - filled), self.at + n as u64),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.io(&e)),
+                Err(e) => return Err(self.io(e)),
             }
         }
         Ok(())
@@ -38,7 +38,7 @@ impl<'a, R: Read> Input<'a, R> {
     pub(crate) fn vec(&mut self, count: u64, part: &str) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let read = self.reader.by_ref().take(count).read_to_end(&mut bytes);
-        read.map_err(|e| self.io(&e))?;
+        read.map_err(|e| self.io(e))?;
         self.at += bytes.len() as u64;
         match count - bytes.len() as u64 {
             0 => Ok(bytes),
@@ -72,7 +72,7 @@ impl<'a, R: Read> Input<'a, R> {
         ErrorKind::Saved { path: self.path.into(), fault }.into()
     }
 
-    fn io(&self, e: &std::io::Error) -> Error {
-        ErrorKind::Io { path: self.path.into(), message: e.to_string() }.into()
+    fn io(&self, e: std::io::Error) -> Error {
+        Error::from(ErrorKind::Io { path: self.path.into(), message: e.to_string() }).caused_by(e)
     }
 }

@@ -57,7 +57,7 @@ impl PagedKvCache {
         progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
         let path = path.as_ref().display().to_string();
-        let file = File::open(&path).map_err(|e| ErrorKind::io(&path, &e))?;
+        let file = File::open(&path).map_err(|e| ErrorKind::io(&path, e))?;
         self.load_from(fingerprint, Input::new(file, &path), progress).await
     }
 

@@ -85,7 +85,7 @@ impl PagedKvCache {
         let (head, seed) = info.encode();
         let blocks_bytes = info.blocks_bytes().unwrap_or(u64::MAX);
         let mut done = Progress { bytes: head.len() as u64, total_bytes: head.len() as u64 + blocks_bytes };
-        writer.write_all(&head).map_err(|e| ErrorKind::io(path, &e))?;
+        writer.write_all(&head).map_err(|e| ErrorKind::io(path, e))?;
         progress(done);
 
         let mut rows = RowReader::new(self, &info, what)?;
@@ -98,12 +98,12 @@ impl PagedKvCache {
                 Ok(bytes.len() as u64 + 8)
             })?;
             rows.free.push(memory);
-            done.bytes += written.map_err(|e| ErrorKind::io(path, &e))?;
+            done.bytes += written.map_err(|e| ErrorKind::io(path, e))?;
             progress(done);
             index += 1;
         }
         rows.free.drain(..).for_each(|memory| self.gpu.keep(memory));
-        writer.flush().map_err(|e| ErrorKind::io(path, &e))
+        writer.flush().map_err(|e| ErrorKind::io(path, e))
     }
 
     /// The head of the file that this makes.
@@ -224,7 +224,7 @@ struct NewFile {
 impl NewFile {
     fn create(path: &Path) -> Result<NewFile> {
         // Two saves to one path: each has a file of its own, and the last to end stays.
-        let (file, temporary) = create_beside(path).map_err(|e| ErrorKind::io(path, &e))?;
+        let (file, temporary) = create_beside(path).map_err(|e| ErrorKind::io(path, e))?;
         Ok(NewFile { temporary, file: Some(file) })
     }
 
@@ -241,7 +241,7 @@ impl NewFile {
         if named.is_ok() {
             self.temporary = PathBuf::new();
         }
-        named.map_err(|e| ErrorKind::io(path, &e))
+        named.map_err(|e| ErrorKind::io(path, e))
     }
 }
 

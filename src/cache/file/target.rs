@@ -12,7 +12,7 @@ const MOST_LINKS: usize = 40;
 ///
 /// Errors: [`ErrorKind::Io`](crate::ErrorKind::Io) for a folder, a pipe, a device or a socket, and what names no file.
 pub(crate) fn target(path: &Path) -> Result<PathBuf> {
-    followed(path).map_err(|e| crate::error::ErrorKind::io(path, &e))
+    followed(path).map_err(|e| crate::error::ErrorKind::io(path, e))
 }
 
 fn followed(path: &Path) -> Result<PathBuf, Error> {

@@ -10,9 +10,8 @@ mod names;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod published;
 
-pub use names::TensorNames;
-
 use keys::Keys;
+use names::TensorNames;
 
 #[cfg(doc)]
 use crate::error::ErrorKind;
@@ -22,9 +21,11 @@ use crate::nn::RouteShape;
 use crate::rope::Rope;
 use crate::rope::RopePairs;
 use crate::rope::RopeScaling;
+use std::fmt;
 
-/// The numbers of a model. The names are those of the keys of this crate's own `config.json`.
-#[derive(Debug, Clone, PartialEq)]
+/// The numbers of a model. The names are those of the keys of this crate's own `config.json`. [`Config::parse`] reads them from
+/// a file; [`Config::new`] begins with few of them, for a layer by itself.
+#[derive(Clone, PartialEq)]
 pub struct Config {
     /// `attention` and the keys that go with it.
     pub attention: AttentionConfig,
@@ -67,12 +68,49 @@ pub struct Config {
     /// `tie_word_embeddings`: the embedding table is the output matrix too, unless the files have an `lm_head.weight` that
     /// differs from it, which is used then (as in transformers).
     pub tied: bool,
+    /// What the files of the weights are like, which is no number of the model.
+    pub(crate) files: FileFacts,
+}
+
+/// What a `config.json` says of the files of the weights.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct FileFacts {
     /// What the attention's tensors are called.
-    pub names: TensorNames,
+    pub(crate) names: TensorNames,
     /// The projections that have a bias, by the last part of their names (`q_proj`): one that is missing in the files is
     /// an error, and so is one of others that is not all 0 ([`LoadOptions::leave_out`](super::LoadOptions)). None for those
     /// that the files have.
-    pub biases: Option<Vec<&'static str>>,
+    pub(crate) biases: Option<Vec<&'static str>>,
+}
+
+/// [`Decoder::fingerprint`](super::Decoder::fingerprint) is made of this text, so it may not change: saved sessions would be
+/// refused.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("attention", &self.attention)
+            .field("vocab_size", &self.vocab_size)
+            .field("hidden_size", &self.hidden_size)
+            .field("layers", &self.layers)
+            .field("q_heads", &self.q_heads)
+            .field("head_dim", &self.head_dim)
+            .field("v_head_dim", &self.v_head_dim)
+            .field("intermediate_size", &self.intermediate_size)
+            .field("experts", &self.experts)
+            .field("rms_norm_eps", &self.rms_norm_eps)
+            .field("latent_norm_eps", &self.latent_norm_eps)
+            .field("rope_theta", &self.rope_theta)
+            .field("rope_scaling", &self.rope_scaling)
+            .field("rope_gain", &self.rope_gain)
+            .field("rope_interleaved", &self.rope_interleaved)
+            .field("score_gain", &self.score_gain)
+            .field("max_positions", &self.max_positions)
+            .field("window", &self.window)
+            .field("tied", &self.tied)
+            .field("names", &self.files.names)
+            .field("biases", &self.files.biases)
+            .finish()
+    }
 }
 
 /// A mixture of experts with shared experts, as DeepSeek's models have it.
@@ -92,6 +130,7 @@ pub struct ExpertsConfig {
 
 /// What the variants of attention differ in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionConfig {
     /// `"gqa"`: grouped-query; the whole head rotates.
     Gqa {
@@ -119,10 +158,41 @@ pub enum AttentionConfig {
 }
 
 impl Config {
+    /// A model of these numbers, of which the others are a plain Llama's, to be set where they differ: one layer of a vocabulary
+    /// of 256, `v_head_dim` as `head_dim`, an `intermediate_size` of 4 times the hidden one, no experts, epsilons of 1e-6, a
+    /// `rope_theta` of 10,000 in halves and without scaling, 2,048 positions, no window, embeddings that are not tied. Its tensors
+    /// have the names of published models, and the biases that the files have. Numbers are checked where the config is used.
+    pub fn new(attention: AttentionConfig, hidden_size: usize, q_heads: usize, head_dim: usize) -> Self {
+        Config {
+            attention,
+            vocab_size: 256,
+            hidden_size,
+            layers: 1,
+            q_heads,
+            head_dim,
+            v_head_dim: head_dim,
+            intermediate_size: hidden_size.saturating_mul(4),
+            experts: None,
+            rms_norm_eps: 1e-6,
+            latent_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            rope_gain: 1.0,
+            rope_interleaved: false,
+            score_gain: 1.0,
+            max_positions: 2048,
+            window: None,
+            tied: false,
+            files: FileFacts::default(),
+        }
+    }
+
     /// Reads the text of a `config.json`, this crate's own (`"model_type": "latten"`) or one of the published families
     /// that the [module](super) names; `path` is for messages.
     ///
-    /// Errors: [`ErrorKind::Config`], naming the key and its value.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
         let keys = Keys::parse(path, json)?;
         let families = ["latten", "llama", "mistral", "qwen2", "deepseek_v2", "deepseek_v3"];
@@ -167,8 +237,7 @@ impl Config {
                 false => None,
             },
             tied: keys.flag("tie_word_embeddings")?,
-            names: TensorNames::Published,
-            biases: None,
+            files: FileFacts::default(),
         };
         if config.vocab_size < 256 {
             return Err(keys.bad("vocab_size", "is below 256, the tokens of tokenizer \"bytes\""));
@@ -197,6 +266,10 @@ impl Config {
     }
 
     /// The numbers by which cache and kernels know the attention.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for numbers that no variant of attention has.
     pub fn layout(&self) -> Result<HeadLayout> {
         let (q_heads, head_dim) = (self.q_heads, self.head_dim);
         match self.attention {
@@ -223,7 +296,9 @@ impl Config {
 
     /// Frequencies and pairs of the rotation.
     ///
-    /// Errors: as [`RopeScaling::inv_freq`].
+    /// # Errors
+    ///
+    /// As [`RopeScaling::inv_freq`].
     pub fn rope(&self) -> Result<Rope> {
         let inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
         Ok(Rope { inv_freq, pairs: self.rotation() })
@@ -280,4 +355,24 @@ fn own_attention(keys: &Keys<'_>) -> Result<AttentionConfig> {
             }
         }
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    /// Saved sessions know their model by a sum of this text.
+    #[test]
+    fn the_text_that_fingerprints_are_made_of_stays() {
+        let mut config = Config::new(AttentionConfig::Gta { kv_heads: 2, rope_dim: 8 }, 64, 4, 16);
+        let want = "Config { attention: Gta { kv_heads: 2, rope_dim: 8 }, vocab_size: 256, hidden_size: 64, layers: 1, q_heads: 4, \
+                    head_dim: 16, v_head_dim: 16, intermediate_size: 256, experts: None, rms_norm_eps: 1e-6, \
+                    latent_norm_eps: 1e-6, rope_theta: 10000.0, rope_scaling: None, rope_gain: 1.0, rope_interleaved: false, \
+                    score_gain: 1.0, max_positions: 2048, window: None, tied: false, names: Published, biases: None }";
+        assert_eq!(format!("{config:?}"), want);
+        config.files = FileFacts { names: TensorNames::Authors, biases: Some(vec!["W_rope_k"]) };
+        let end = "tied: false, names: Authors, biases: Some([\"W_rope_k\"]) }";
+        assert!(format!("{config:?}").ends_with(end), "{config:?}");
+    }
 }

@@ -2,7 +2,7 @@
 
 /// What the tensors of an attention layer are called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum TensorNames {
+pub(crate) enum TensorNames {
     /// As in the table of the [module](crate::model), which has the names of published models.
     #[default]
     Published,

@@ -5,7 +5,7 @@
 use super::authors;
 use super::keys::Keys;
 use super::names::TensorNames;
-use super::{AttentionConfig, Config, ExpertsConfig};
+use super::{AttentionConfig, Config, ExpertsConfig, FileFacts};
 use crate::error::Result;
 use crate::nn::RouteShape;
 use crate::rope::RopeScaling;
@@ -56,8 +56,10 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         max_positions,
         window: window(keys, family, layers)?.filter(|window| *window < max_positions),
         tied: keys.flag_or("tie_word_embeddings", false)?,
-        names: if authors { TensorNames::Authors } else { TensorNames::Published },
-        biases: Some(biases),
+        files: FileFacts {
+            names: if authors { TensorNames::Authors } else { TensorNames::Published },
+            biases: Some(biases),
+        },
     })
 }
 

@@ -5,7 +5,7 @@ use super::continuation::{log_sum_exp, score, Common, Continuation};
 use crate::cache::SeqId;
 use crate::error::Result;
 use crate::model::session::owned::{pause, Owned};
-use crate::model::session::{Session, Want};
+use crate::model::session::Session;
 use std::slice::from_ref;
 
 /// How [`beam_search`] looks for continuations.
@@ -55,8 +55,10 @@ struct Candidate {
 /// as it is: to go on with a continuation, feed it `input` and the continuation's tokens. All other sequences are gone
 /// at the end, after an error, and when the future is dropped, which it can be between steps.
 ///
-/// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
-/// tokens exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::feed`]'s, as
+/// # Errors
+///
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
+/// tokens exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::logits`]'s, as
 /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) at any step.
 pub async fn beam_search(
     session: &mut Session,
@@ -72,7 +74,7 @@ pub async fn beam_search(
     let mut ended = Vec::new();
     for made in 1..=max_new_tokens {
         let fed = live.iter().map(|beam| (beam.id, beam.tokens.last().map_or(input, from_ref)));
-        let logits = own.session.feed(&fed.collect::<Vec<_>>(), Want::Logits).await?.logits;
+        let logits = own.session.logits(&fed.collect::<Vec<_>>()).await?;
         // Each beam has so many ways to end, and as many as beams are left beside all of them.
         let candidates = candidates(&live, &logits, beams.saturating_mul(1 + stop_tokens.len()))?;
         let ends = |c: &Candidate| stop_tokens.contains(&c.token);

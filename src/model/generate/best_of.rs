@@ -6,7 +6,7 @@ use super::{check_positions, GenerateOptions};
 use crate::cache::SeqId;
 use crate::error::Result;
 use crate::model::session::owned::{pause, Owned};
-use crate::model::session::{Draw, Session, Want};
+use crate::model::session::{Draw, Session};
 use std::slice::from_ref;
 
 /// How [`best_of`] makes its samples.
@@ -51,8 +51,10 @@ struct Sample {
 /// stays as it is: to go on with a sample, feed it `input` and the sample's tokens. All other sequences are gone at the
 /// end, after an error, and when the future is dropped, which it can be between steps.
 ///
-/// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
-/// tokens exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::feed`]'s, as
+/// # Errors
+///
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for options out of their range, an empty input, where
+/// tokens exceed the model's `max_position_embeddings`, or where its logits are no numbers; [`Session::next_tokens`]'s, as
 /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) at any step.
 pub async fn best_of(
     session: &mut Session,
@@ -71,7 +73,7 @@ pub async fn best_of(
     // What a window has freed a sequence cut by a token may still see, so there all part before that token.
     let windowed = own.session.window().is_some() && samples > 1;
     if windowed && !before.is_empty() {
-        own.session.feed(&[(root, before)], Want::Logits).await?;
+        own.session.logits(&[(root, before)]).await?;
     }
     let mut live = vec![Sample::new(0, root, generate.seed)];
     if !windowed {
@@ -120,7 +122,7 @@ impl BestOfOptions<'_> {
         let sampling = self.generate.sampling;
         let draws: Vec<Draw> = samples.iter_mut().map(|s| Draw { sampling, u: s.random.uniform() }).collect();
         let fed = samples.iter().map(|s| (s.id, s.tokens.last().map_or(input, from_ref)));
-        let fed = own.session.feed(&fed.collect::<Vec<_>>(), Want::TokenAndLogits(&draws)).await?;
+        let fed = own.session.next_tokens_and_logits(&fed.collect::<Vec<_>>(), &draws).await?;
         for ((sample, token), logits) in samples.iter_mut().zip(fed.tokens).zip(fed.logits) {
             let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
             sample.log_probability += f64::from(logit) - log_sum_exp(&logits)?;

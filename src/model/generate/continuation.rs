@@ -6,6 +6,7 @@ use crate::model::session::Session;
 
 /// A continuation of a prompt, with what the model says of it.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Continuation {
     /// Its tokens, the stop token included if it ends with one.
     pub tokens: Vec<u32>,

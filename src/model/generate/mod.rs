@@ -14,7 +14,7 @@ pub use continuation::Continuation;
 pub use random::SplitMix64;
 pub use speculative::{generate_speculative, Drafter, Speculated, SpeculativeOptions};
 
-use super::session::{Draw, Session, Want};
+use super::session::{Draw, Session};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use crate::model::session::owned::Owned;
@@ -23,6 +23,7 @@ use std::ops::ControlFlow;
 
 /// How to continue a prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct GenerateOptions {
     /// Tokens to make, unless the callback stops before.
     pub max_new_tokens: usize,
@@ -41,8 +42,10 @@ impl Default for GenerateOptions {
 /// Continues a prompt in a sequence of its own, which is gone at the end. `on_token` gets each token as it comes and
 /// may stop. Returns the new tokens.
 ///
-/// Errors: [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed
-/// [`Session::max_positions`]; else as [`Session::feed`].
+/// # Errors
+///
+/// [`ErrorKind::Argument`] for an empty prompt, or where prompt and new tokens exceed
+/// [`Session::max_positions`]; else as [`Session::next_tokens`].
 pub async fn generate(
     session: &mut Session,
     prompt: &[u32],
@@ -58,7 +61,9 @@ pub async fn generate(
 /// caller's. The last token returned is not fed: it belongs before the next input, and at the end of the tokens that
 /// [`Session::save`] is given. After an error the sequence holds what was fed.
 ///
-/// Errors: as [`generate()`]; [`ErrorKind::UnknownSequence`].
+/// # Errors
+///
+/// As [`generate()`]; [`ErrorKind::UnknownSequence`].
 pub async fn continue_sequence(
     session: &mut Session,
     sequence: SeqId,
@@ -72,9 +77,9 @@ pub async fn continue_sequence(
     while tokens.len() < options.max_new_tokens {
         let input = tokens.last().map_or(input, std::slice::from_ref);
         let draw = Draw { sampling: options.sampling, u: random.uniform() };
-        let fed = session.feed(&[(sequence, input)], Want::Token(&[draw])).await?;
-        tokens.extend(&fed.tokens);
-        if fed.tokens.iter().any(|&token| on_token(token).is_break()) {
+        let drawn = session.next_tokens(&[(sequence, input)], &[draw]).await?;
+        tokens.extend(&drawn);
+        if drawn.into_iter().any(|token| on_token(token).is_break()) {
             break;
         }
     }

@@ -7,7 +7,7 @@ use super::{check_positions, GenerateOptions};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use crate::model::session::owned::{pause, Owned};
-use crate::model::session::{Session, Want};
+use crate::model::session::Session;
 use std::ops::ControlFlow;
 
 /// Rows by which vocabularies of the same tokens may differ: they are padded to multiples of up to this, as Qwen2.5's of
@@ -16,6 +16,8 @@ use std::ops::ControlFlow;
 const MOST_PADDING: usize = 1024;
 
 /// Who guesses the tokens.
+#[derive(Debug)]
+#[non_exhaustive]
 pub enum Drafter<'a> {
     /// A smaller model of the same tokens. Its sequence is the call's own. It draws with the same temperature and nucleus.
     /// Where one of the two vocabularies has more rows, as padding, up to 1024, tokens that only one of them has are never
@@ -33,6 +35,7 @@ pub enum Drafter<'a> {
 
 /// How [`generate_speculative`] goes on.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct SpeculativeOptions {
     /// How many tokens, and how they are drawn.
     pub generate: GenerateOptions,
@@ -49,6 +52,7 @@ impl Default for SpeculativeOptions {
 
 /// What [`generate_speculative`] made, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Speculated {
     /// The new tokens.
     pub tokens: Vec<u32>,
@@ -76,7 +80,9 @@ pub struct Speculated {
 /// It is faster only where a step of several tokens costs about as much as one of a single token, as on GPUs that wait
 /// for memory, and the drafter costs little.
 ///
-/// Errors: [`ErrorKind::Argument`] for a drafter whose vocabulary is of another size, by more than padding, a session with a window, its own or the model's, a
+/// # Errors
+///
+/// [`ErrorKind::Argument`] for a drafter whose vocabulary is of another size, by more than padding, a session with a window, its own or the model's, a
 /// `max_draft` of 0, a `min_ngram` of 0 or above `max_ngram`, a bad sampling, or where the model's logits are no numbers;
 /// else as `generate`.
 pub async fn generate_speculative(
@@ -185,8 +191,12 @@ async fn judge(
     input.extend(proposals.iter().map(|proposal| proposal.token));
     let vocab = own.session.decoder().config().vocab_size;
     // Of a prompt, the last row alone.
-    let want = if proposals.is_empty() { Want::Logits } else { Want::AllLogits };
-    let logits = own.session.feed(&[(sequence, &input)], want).await?.logits.pop().unwrap_or_default();
+    let batch: [(SeqId, &[u32]); 1] = [(sequence, &input)];
+    let logits = match proposals {
+        [] => own.session.logits(&batch).await?,
+        _ => own.session.all_logits(&batch).await?,
+    };
+    let logits = logits.into_iter().next().unwrap_or_default();
     let first = (logits.len() / vocab).saturating_sub(proposals.len() + 1);
     let rows = logits.chunks_exact(vocab).skip(first);
     verify(rows.map(|row| Distribution::new(row, options.generate.sampling)), proposals, random)
@@ -229,7 +239,7 @@ impl<'a> Drafts<'a> {
         let last = (own.session.decoder().config().vocab_size as u32).saturating_sub(1); // no truncation: tokens are u32
         let mut input: Vec<u32> = tokens[same..].iter().map(|token| last.min(*token)).collect();
         for _ in 0..k {
-            let logits = own.session.feed(&[(sequence, &input)], Want::Logits).await?.logits.pop().unwrap_or_default();
+            let logits = own.session.logits(&[(sequence, &input)]).await?.pop().unwrap_or_default();
             // What the target does not have has no probability here.
             let q = Distribution::new(logits.get(..vocab).unwrap_or(&logits), options.generate.sampling)?;
             let token = q.draw(random);

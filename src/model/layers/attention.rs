@@ -15,7 +15,9 @@ use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::reader::Source;
 use crate::model::weights::safetensors::Store;
 use crate::model::weights::split::Split;
+use crate::model::weights::WeightBytes;
 use crate::nn::{LinearArgs, RopeWideKernel, Span};
+use std::fmt;
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
 /// each block; by itself it serves apps that have blocks of their own.
@@ -26,6 +28,22 @@ pub struct Attention {
     config: Config,
     projections: Projections,
     o: Split,
+}
+
+/// What an [`Attention::forward`] works on.
+pub struct AttentionArgs<'a> {
+    /// (tokens, hidden_size) F32, in the order of the sequences.
+    pub x: &'a Tensor,
+    /// Of the layout and rotation of the layer's [`Config`], or that layout with wide channels.
+    pub cache: &'a mut PagedKvCache,
+    /// Which layer of the cache.
+    pub layer: usize,
+    /// What attends, of the cache's layout and dtype.
+    pub decode: &'a Decode,
+    /// The sequences, whose new tokens are reserved.
+    pub sequences: &'a [SeqId],
+    /// Chooses the form in which GLA and MLA take new tokens; none for the absorbed one.
+    pub prefill: Option<&'a mut ExplicitPrefill>,
 }
 
 /// The tensors of a step's attention, F32, one row per token.
@@ -62,19 +80,36 @@ pub(crate) struct AttentionStep<'a> {
     pub(crate) softmax_scale: f32,
 }
 
+impl fmt::Debug for AttentionArgs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AttentionArgs { x, layer, sequences, prefill, .. } = self;
+        let mut fields = f.debug_struct("AttentionArgs");
+        fields.field("x", x).field("layer", layer).field("sequences", sequences).field("prefill", prefill);
+        fields.finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Attention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attention").field("config", &self.config).field("gpu", &self.gpu).finish_non_exhaustive()
+    }
+}
+
 impl Attention {
     /// The layer whose weights a safetensors file holds under a block's names without the block's prefix: `q_proj.weight`,
-    /// `kv_b_proj.bias`, .. `weights` is a name for messages and the bytes of the file. Of `config` the numbers of the
-    /// attention count, `hidden_size`, `names` and `biases`; a `window` is for the `decode` that it runs with. `dtype` (F16,
+    /// `kv_b_proj.bias`, .. Of `config` the numbers of the
+    /// attention count and `hidden_size`, and what it says of names and biases; a `window` is for the `decode` that it runs with. `dtype` (F16,
     /// F32 or I8) is how matrices are kept on the device.
     ///
-    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have;
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a config whose fields no file could have;
     /// [`ErrorKind::Weights`](crate::ErrorKind::Weights), as [`Decoder::load`](crate::model::Decoder::load) has it, also for a
     /// tensor that is not part of the layer; [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge),
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
-    pub fn from_bytes(gpu: &Gpu, config: &Config, weights: (&str, &[u8]), dtype: DType) -> Result<Self> {
+    pub fn from_bytes(gpu: &Gpu, config: &Config, weights: WeightBytes<'_>, dtype: DType) -> Result<Self> {
         config.check_attention()?;
-        let source = Source::new(gpu, config, Store::from_bytes(weights.0, weights.1)?, dtype);
+        let source = Source::new(gpu, config, Store::from_bytes(weights.name, weights.bytes)?, dtype);
         let attention = Self::from_source(&source, config, "", None)?;
         source.check_unused(None)?;
         Ok(attention)
@@ -108,46 +143,15 @@ impl Attention {
         self.projections.explicit().is_some()
     }
 
-    /// Appends the reserved tokens of `sequences` to one layer of the cache and attends from them, in the absorbed form
-    /// where there are two.
+    /// Appends the reserved tokens of the sequences to one layer of the cache and attends from them. Returns (tokens, hidden_size)
+    /// F32, new memory.
     ///
-    /// - `x`: (tokens, hidden_size) F32, in the order of the sequences
-    /// - `cache`: of the layout and rotation of the layer's [`Config`], or that layout with wide channels
-    /// - returns: (tokens, hidden_size) F32, new memory
+    /// # Errors
     ///
-    /// Errors: those of [`Decode::plan`], [`PagedKvCache::append`] and [`Decode::run`].
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        (cache, layer): (&mut PagedKvCache, usize),
-        decode: &Decode,
-        sequences: &[SeqId],
-    ) -> Result<Tensor> {
-        self.forward_with(x, (cache, layer), decode, sequences, None)
-    }
-
-    /// [`Attention::forward`] with prompts in the form that `prefill` chooses.
-    ///
-    /// Errors: as there, and [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a `prefill` of another layout or dtype.
-    pub fn forward_prefill(
-        &self,
-        x: &Tensor,
-        (cache, layer): (&mut PagedKvCache, usize),
-        decode: &Decode,
-        sequences: &[SeqId],
-        prefill: &mut ExplicitPrefill,
-    ) -> Result<Tensor> {
-        self.forward_with(x, (cache, layer), decode, sequences, Some(prefill))
-    }
-
-    fn forward_with(
-        &self,
-        x: &Tensor,
-        (cache, layer): (&mut PagedKvCache, usize),
-        decode: &Decode,
-        sequences: &[SeqId],
-        prefill: Option<&mut ExplicitPrefill>,
-    ) -> Result<Tensor> {
+    /// Those of [`Decode::plan`], [`PagedKvCache::append`] and [`Decode::run`];
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a `prefill` of another layout or dtype.
+    pub fn forward(&self, args: AttentionArgs<'_>) -> Result<Tensor> {
+        let AttentionArgs { x, cache, layer, decode, sequences, prefill } = args;
         let losses = self.gpu.losses();
         let planned = StepPlans::new(decode, cache, sequences, prefill.filter(|_| self.keeps_explicit()))?;
         let (rows, hidden) = (planned.tokens, self.config.hidden_size);

@@ -9,16 +9,17 @@ use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::{KvSource, KvView};
 use crate::model::config::{AttentionConfig, Config};
 use crate::sizes::expect_in;
+use std::fmt;
 
 /// The explicit form of GLA and MLA for prompts ([`PrefillPath`]): kernels and scratch memory, one for all layers of a model.
-/// A [`Session`](crate::model::Session) has its own; by itself it goes with [`Attention::forward_prefill`].
+/// A [`Session`](crate::model::Session) has its own; by itself it goes with [`Attention::forward`].
 ///
 /// A context longer than the scratch memory, 4,096 tokens or what 256 MiB hold, is taken in parts, whose results are
 /// merged by their log-sum-exp: so memory is bounded, and reading the queries once per part costs little beside the
 /// products with so many tokens. Explicit keys and values are F32, or F16 where the device multiplies f16 matrices
 /// ([`Tier::Matrix`](crate::Tier)) and the cache is no wider.
 ///
-/// [`Attention::forward_prefill`]: crate::model::Attention::forward_prefill
+/// [`Attention::forward`]: crate::model::Attention::forward
 pub struct ExplicitPrefill {
     gpu: Gpu,
     choice: Choice,
@@ -54,12 +55,22 @@ pub(crate) struct Step<'a> {
     plan: &'a ExplicitPlan,
 }
 
+impl fmt::Debug for ExplicitPrefill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ExplicitPrefill { choice, dtype, room, .. } = self;
+        let mut fields = f.debug_struct("ExplicitPrefill");
+        fields.field("choice", choice).field("dtype", dtype).field("scratch_tokens", room).finish_non_exhaustive()
+    }
+}
+
 impl ExplicitPrefill {
     /// For caches and options like those given: of `cache` the layout and dtype count, of `decode` its
     /// [`AttentionOptions`](crate::AttentionOptions), policy and parallelism. Memory is allocated and kernels are compiled
     /// here.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a config that is not GLA or MLA or has no rope key or fields that no file could have, for first tokens beside a
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a config that is not GLA or MLA or has no rope key or fields that no file could have, for first tokens beside a
     /// window, sinks or trees, a `path` that never is explicit; those of [`Decode::new`].
     pub fn new(gpu: &Gpu, config: &Config, cache: &PagedKvCache, decode: &Decode, path: PrefillPath) -> Result<Self> {
         config.check_attention()?;
@@ -74,7 +85,9 @@ impl ExplicitPrefill {
 
     /// The same with scratch memory for so many tokens, rounded up to a multiple of 64. `decode` as before.
     ///
-    /// Errors: [`ErrorKind::Argument`] for more than 2^24; those of the device.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for more than 2^24; those of the device.
     pub fn with_scratch_tokens(mut self, decode: &Decode, tokens: usize) -> Result<Self> {
         expect_in("tokens", tokens, 0..=MOST_SCRATCH)?;
         self.room = tokens;

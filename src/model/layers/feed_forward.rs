@@ -4,7 +4,8 @@ use super::block::Scratch;
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::{Config, ExpertsConfig};
-use crate::model::weights::reader::{Matrix, Source};
+use crate::model::weights::matrix::Matrix;
+use crate::model::weights::reader::Source;
 use crate::model::weights::split::Split;
 use crate::nn::{
     ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Linear, LinearArgs, NormShape, RmsNorm, Route, Span,

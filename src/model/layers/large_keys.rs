@@ -11,7 +11,8 @@ use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
 use crate::kv::{Gqa, HeadLayout, WideChannels};
 use crate::model::config::{AttentionConfig, Config};
-use crate::model::weights::reader::{Matrix, Source};
+use crate::model::weights::matrix::Matrix;
+use crate::model::weights::reader::Source;
 
 /// A pair of channels whose bias is more sizes than this is large.
 const LARGE: f32 = 4.0;

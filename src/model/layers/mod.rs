@@ -8,6 +8,6 @@ pub(crate) mod large_keys;
 pub(crate) mod prefill;
 pub(crate) mod projections;
 
-pub use attention::Attention;
+pub use attention::{Attention, AttentionArgs};
 pub use explicit::ExplicitPrefill;
 pub use prefill::PrefillPath;

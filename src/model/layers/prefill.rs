@@ -1,9 +1,12 @@
 //! Which form of latent attention a sequence's new tokens take: absorbed or explicit. Pure.
 
 use crate::attention::explicit::PART_PAGE;
+use crate::error::{Error, ErrorKind, Result};
 use crate::kv::SeqView;
 use crate::model::config::{AttentionConfig, Config};
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 
 /// In which of its two forms latent attention (GLA, MLA) takes the new tokens of a prompt. Both give the same result up
 /// to rounding; GQA and GTA have one form.
@@ -16,6 +19,8 @@ use std::ops::Range;
 /// Chosen per sequence and step, so a step may have both. Windows hold in both forms; first tokens beside a window
 /// ([`keep_first`](crate::AttentionOptions::keep_first)) are absorbed only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum PrefillPath {
     /// Whichever form has fewer multiply-adds, counted for the sequence's new tokens and those that they see; absorbed
     /// below 64 new tokens, which is a tile of the explicit kernel. Over a long context explicit is from
@@ -29,6 +34,42 @@ pub enum PrefillPath {
     /// Explicit from so many new tokens on, whatever the context: what was measured on an adapter
     /// ([`Session::measure_prefill`](crate::model::Session::measure_prefill)).
     From(usize),
+}
+
+/// `auto`, `absorbed`, `explicit`, or `from 300`: what [`PrefillPath::from_str`] reads.
+impl fmt::Display for PrefillPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PrefillPath::Auto => f.write_str("auto"),
+            PrefillPath::Absorbed => f.write_str("absorbed"),
+            PrefillPath::Explicit => f.write_str("explicit"),
+            PrefillPath::From(tokens) => write!(f, "from {tokens}"),
+        }
+    }
+}
+
+impl FromStr for PrefillPath {
+    type Err = Error;
+
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for other words.
+    fn from_str(word: &str) -> Result<Self> {
+        match word {
+            "auto" => Ok(PrefillPath::Auto),
+            "absorbed" => Ok(PrefillPath::Absorbed),
+            "explicit" => Ok(PrefillPath::Explicit),
+            _ => match word.strip_prefix("from ").map(str::parse) {
+                Some(Ok(tokens)) => Ok(PrefillPath::From(tokens)),
+                _ => {
+                    let why = format!(
+                        "{word:?} is not \"auto\", \"absorbed\", \"explicit\" or \"from\" and a number of tokens"
+                    );
+                    Err(ErrorKind::argument("prefill", why))
+                }
+            },
+        }
+    }
 }
 
 /// Below, a tile of the explicit kernel, whose rows are new tokens of one head, is not full.

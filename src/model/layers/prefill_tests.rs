@@ -85,3 +85,14 @@ fn paths_are_what_they_say() {
     assert_eq!(explicit(PrefillPath::From(0), 1, 60), None);
     assert_eq!(explicit(PrefillPath::From(0), 0, 60), None);
 }
+
+#[test]
+fn words_are_read_as_they_are_printed() {
+    for path in [PrefillPath::Auto, PrefillPath::Absorbed, PrefillPath::Explicit, PrefillPath::From(300)] {
+        assert_eq!(path.to_string().parse::<PrefillPath>().unwrap(), path);
+    }
+    for bad in ["", "Auto", "from", "from ", "from -1", "from x", "explicit "] {
+        let error = bad.parse::<PrefillPath>().unwrap_err();
+        assert!(error.to_string().contains(&format!("{bad:?} is not")), "{error}");
+    }
+}

@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::gpu::Tensor;
 use crate::kv::KvView;
 use crate::model::config::{AttentionConfig, Config};
-use crate::model::weights::reader::{Matrix, Source};
+use crate::model::weights::matrix::Matrix;
+use crate::model::weights::reader::Source;
 use crate::model::weights::split::Split;
 use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span};
 
@@ -188,12 +189,12 @@ struct Load<'a> {
 impl Load<'_> {
     /// The name of what is published as `part`.
     fn name(&self, part: &'static str) -> String {
-        format!("{}{}", self.prefix, self.config.names.of(part))
+        format!("{}{}", self.prefix, self.config.files.names.of(part))
     }
 
     /// The names of what is published as `part`, where there may be one per latent head.
     fn names(&self, part: &'static str, latent_heads: usize) -> Vec<String> {
-        let names = self.config.names.of_latents(part, latent_heads);
+        let names = self.config.files.names.of_latents(part, latent_heads);
         names.into_iter().map(|name| format!("{}{name}", self.prefix)).collect()
     }
 

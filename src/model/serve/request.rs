@@ -30,6 +30,7 @@ pub struct RequestId(pub(crate) u64);
 
 /// What a step gave to one request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Event {
     /// Whose it is.
     pub id: RequestId,
@@ -56,7 +57,7 @@ pub enum Finished {
     Cancelled,
     /// It cannot go on, alone as it is. The others do. [`ErrorKind::CacheFull`] where other sequences of the session, pins
     /// or a lower byte budget leave it no room; [`ErrorKind::Argument`] named `logits` where its logits give no
-    /// probabilities, as in [`Session::feed`]; [`ErrorKind::UnknownSequence`] and [`ErrorKind::Argument`] named `sequence`
+    /// probabilities, as in [`Session::next_tokens`]; [`ErrorKind::UnknownSequence`] and [`ErrorKind::Argument`] named `sequence`
     /// where its sequence was removed, or given other tokens, through
     /// [`Scheduler::session_mut`](crate::model::Scheduler::session_mut); [`ErrorKind::Argument`] named `token_bytes` where that
     /// function has panicked twice for one token; and what [`Scheduler::add`](crate::model::Scheduler::add) would say of it, where

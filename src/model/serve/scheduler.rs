@@ -3,12 +3,13 @@
 use super::request::{Active, Event, Finished, Request, RequestId};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
-use crate::model::session::want::{no_probabilities, Undrawn};
-use crate::model::session::{Draw, Session, Want};
+use crate::model::session::feed::{no_probabilities, Undrawn, Want};
+use crate::model::session::{Draw, Session};
 use crate::model::text::tokenizer::Tokenizer;
 use crate::model::text::words::Words;
 use crate::nn::Sample;
 use std::collections::VecDeque;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ type TokenBytes = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
 /// Requests over one [`Session`], as many at a time as its `max_batch`.
 ///
-/// A step is one [`Session::feed`] of at most the session's chunk of tokens: one of each request that is past its prompt,
+/// A step is one [`Session::next_tokens`] of at most the session's chunk of tokens: one of each request that is past its prompt,
 /// and of the prompts as much as there is room for, the oldest first. Requests are taken up in the order they came. Where
 /// the cache is full, the youngest gives up its part and waits; later it is computed again, from what it had. A request
 /// alone gives the tokens of [`generate()`](crate::model::generate()) with its seed. Among others, and after it was
@@ -54,6 +55,15 @@ struct Part {
     to: usize,
 }
 
+impl fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scheduler { session, requests, preemptions, .. } = self;
+        let mut fields = f.debug_struct("Scheduler");
+        fields.field("requests", &requests.len()).field("preemptions", preemptions).field("session", session);
+        fields.finish_non_exhaustive()
+    }
+}
+
 impl Scheduler {
     /// Takes a session; other sequences in it stay as they are, and what they hold is not given to requests. Tokens
     /// below 256 are bytes, others have none: see [`Scheduler::with_tokenizer`] and
@@ -88,7 +98,9 @@ impl Scheduler {
 
     /// Adds a request; the next steps take it up.
     ///
-    /// Errors: [`ErrorKind::Argument`] for an empty prompt, no tokens to make, a token not in the vocabulary, an empty stop
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for an empty prompt, no tokens to make, a token not in the vocabulary, an empty stop
     /// string, a bad sampling, or more tokens than [`Session::max_positions`]; [`ErrorKind::CacheFull`] where the whole
     /// cache could not hold it, or what the session's window shows of it.
     pub fn add(&mut self, request: Request) -> Result<RequestId> {
@@ -102,7 +114,9 @@ impl Scheduler {
 
     /// Ends a request. Its last event, with the text that was held back, comes with the next step.
     ///
-    /// Errors: [`ErrorKind::Argument`] for one that has ended.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for one that has ended.
     pub fn cancel(&mut self, id: RequestId) -> Result<()> {
         let Some(place) = self.requests.iter().position(|request| request.id == id) else {
             return Err(ErrorKind::argument("id", format!("request {} is not under way", id.0)));
@@ -146,6 +160,10 @@ impl Scheduler {
     }
 
     /// The session without the requests, which end without an event.
+    ///
+    /// # Errors
+    ///
+    /// None today: the session comes back whatever its requests are at.
     pub fn into_session(mut self) -> Result<Session> {
         self.session.roll_back();
         while !self.requests.is_empty() {
@@ -158,7 +176,9 @@ impl Scheduler {
     /// got a token or ended, by age of the request, after those of requests that were cancelled. Steps that only feed parts
     /// of prompts give none.
     ///
-    /// Errors: those of the device, as [`Session::feed`].
+    /// # Errors
+    ///
+    /// Those of the device, as [`Session::next_tokens`].
     pub async fn step(&mut self) -> Result<Vec<Event>> {
         self.advance().await?;
         Ok(self.events.drain(..).collect())
@@ -166,7 +186,9 @@ impl Scheduler {
 
     /// Steps until all requests have ended, or `on_event` stops, after which more steps go on.
     ///
-    /// Errors: those of [`Scheduler::step`].
+    /// # Errors
+    ///
+    /// Those of [`Scheduler::step`].
     pub async fn run(&mut self, mut on_event: impl FnMut(Event) -> ControlFlow<()>) -> Result<()> {
         while !self.is_idle() {
             if self.events.is_empty() {
@@ -206,7 +228,7 @@ impl Scheduler {
         let draw = |part: &Part| if ends(part) { self.requests[part.request].draw() } else { Draw::default() };
         let draws: Vec<Draw> = parts.iter().map(draw).collect();
         let drawn: Vec<bool> = parts.iter().map(ends).collect();
-        let fed = self.session.feed_or(&batch, Want::Token(&draws), Undrawn::IsTold(&drawn)).await?;
+        let fed = self.session.feed(&batch, Want::Tokens(&draws), Undrawn::IsTold(&drawn)).await?;
         // All of it first, then the callback, which may panic.
         for ((part, token), drawn) in parts.iter().zip(fed.tokens).zip(drawn) {
             let request = &mut self.requests[part.request];

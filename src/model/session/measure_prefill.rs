@@ -24,7 +24,9 @@ impl Session {
     /// an adapter. None where it never is within a step's tokens, or is not kept. By the host's clock: measure on an idle
     /// device.
     ///
-    /// Errors: [`ErrorKind::Unsupported`] in browsers, whose clock is not read; those of the device. The session is as it
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] in browsers, whose clock is not read; those of the device. The session is as it
     /// was.
     pub async fn measure_prefill(&mut self) -> Result<Option<usize>> {
         if cfg!(target_arch = "wasm32") {

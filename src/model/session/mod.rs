@@ -1,12 +1,10 @@
 //! Sequences being decoded: their KV cache, and the buffers of a step.
 
 use super::decoder::Decoder;
-use crate::model::layers::attention::{AttentionStep, StepPlans};
 use crate::model::layers::explicit::ExplicitPrefill;
 use buffers::Buffers;
-use schedule::{schedule, Part};
-use want::Undrawn;
 pub(crate) mod buffers;
+pub(crate) mod feed;
 mod measure_prefill;
 mod options;
 pub(crate) mod owned;
@@ -17,17 +15,17 @@ mod room;
 mod save;
 mod schedule;
 mod sharing;
-pub(crate) mod want;
+mod step;
 mod warm_up;
 
+pub use feed::{Draw, TokensAndLogits};
 pub use options::SessionOptions;
-pub use want::{Draw, Fed, Want};
 
 use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
-use crate::nn::{LinearArgs, Span};
 use rollback::Unfinished;
+use std::fmt;
 
 /// Sequences of one [`Decoder`].
 pub struct Session {
@@ -42,10 +40,24 @@ pub struct Session {
     pub(super) unfinished: Vec<Unfinished>,
 }
 
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Session { options, cache, decoder, .. } = self;
+        let mut fields = f.debug_struct("Session");
+        fields
+            .field("options", options)
+            .field("stats", &cache.stats())
+            .field("decoder", decoder)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Session {
     /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
     /// window, [`PrefillPath::Explicit`](crate::model::PrefillPath::Explicit) or [`PrefillPath::From`](crate::model::PrefillPath::From) of what has no explicit form or does not keep it
     /// ([`LoadOptions::explicit`](super::LoadOptions)); [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device, or a `kv_dtype` of integers under biases that are too
@@ -108,13 +120,21 @@ impl Session {
     }
 
     /// Removes a sequence and gives up its part of the cache, which is kept until its room is needed where its tokens can be
-    /// found by [`Session::match_prefix`]. Errors: [`ErrorKind::UnknownSequence`].
+    /// found by [`Session::match_prefix`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.roll_back();
         self.cache.remove(id)
     }
 
-    /// Cuts a sequence to its first `len` tokens. Errors: [`ErrorKind::Argument`] where it has fewer, or where the next
+    /// Cuts a sequence to its first `len` tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] where it has fewer, or where the next
     /// would see some that a window has freed; [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.roll_back();
@@ -129,7 +149,11 @@ impl Session {
         })
     }
 
-    /// Tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
+    /// Tokens of a sequence.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn len(&self, id: SeqId) -> Result<usize> {
         self.cache.len(id)
     }
@@ -164,144 +188,9 @@ impl Session {
         self.cache.stats()
     }
 
-    /// Adds tokens to sequences, any number to each, and returns what comes after them.
-    ///
-    /// Tokens beyond `chunk` go in several steps. Each step is one submit, and one wait if results come with it (two of
-    /// each for [`Want::TokenAndLogits`]).
-    /// Whatever fails has changed nothing; a call that is dropped before it ends is undone by the next. With a window,
-    /// a prompt may be longer than the cache: what it needs is then known step by step, and a call of several steps
-    /// holds what its sequences had before, and a copy of their last pages, until it ends.
-    ///
-    /// Errors: [`ErrorKind::Argument`] for an empty batch or no tokens, a token not in the vocabulary, a sequence that
-    /// would exceed [`Session::max_positions`], a bad [`Draw`]; [`ErrorKind::UnknownSequence`],
-    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::CacheFull`]; [`ErrorKind::CommandsLost`] where commands that were recorded
-    /// on this [`Gpu`](crate::Gpu) were lost during a step, maybe those of others: call it again; those of the device.
-    /// [`ErrorKind::Argument`] named `logits`, with the sequence and the position of its last token, where a token is wanted
-    /// and the logits give no probabilities: one is NaN or +infinity, or none is finite (-infinity forbids a token).
-    /// [`Want::Logits`] and [`Want::AllLogits`] return them as they are.
-    pub async fn feed(&mut self, batch: &[(SeqId, &[u32])], want: Want<'_>) -> Result<Fed> {
-        self.feed_or(batch, want, Undrawn::Fails).await
-    }
-
-    /// [`Session::feed`], with a say in what becomes of a sequence for which no token can be drawn.
-    pub(super) async fn feed_or(
-        &mut self,
-        batch: &[(SeqId, &[u32])],
-        want: Want<'_>,
-        undrawn: Undrawn<'_>,
-    ) -> Result<Fed> {
-        self.roll_back();
-        let samplers = self.check(batch, &want)?;
-        self.begin(batch)?;
-        let fed = self.feed_checked(batch, (&want, undrawn), &samplers).await;
-        match fed {
-            Ok(_) => self.finish(),
-            Err(_) => self.roll_back(),
-        }
-        fed
-    }
-
     /// The KV cache to write to.
     pub(super) fn cache_mut(&mut self) -> &mut PagedKvCache {
         &mut self.cache
-    }
-
-    fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<Vec<[f32; 4]>> {
-        if batch.is_empty() || batch.len() > self.options.max_batch {
-            let why = format!("{} sequences, wanted 1..={}", batch.len(), self.options.max_batch);
-            return Err(ErrorKind::argument("batch", why));
-        }
-        // Unknown or repeated sequences.
-        let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
-        self.cache.check_ids(&ids)?;
-        let most = self.max_positions();
-        for (id, tokens) in batch {
-            let len = self.cache.len(*id)?;
-            if tokens.is_empty() {
-                return Err(ErrorKind::argument("batch", format!("no tokens for sequence {id}")));
-            }
-            if len + tokens.len() > most {
-                let why = format!(
-                    "sequence {id} has {len} tokens and gets {}, {} is {most}",
-                    tokens.len(),
-                    self.what_is_most()
-                );
-                return Err(ErrorKind::argument("batch", why));
-            }
-            self.decoder.inner.embedding.check_ids(tokens)?;
-        }
-        let wanted: Vec<(SeqId, usize)> = batch.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
-        if !self.frees_between_steps(batch) {
-            self.cache.check_reserve(&wanted)?;
-        }
-        match want.draws() {
-            Some(draws) if draws.len() != batch.len() => {
-                Err(ErrorKind::shape("draws", &[draws.len()], format!("({})", batch.len())))
-            }
-            Some(draws) => draws.iter().map(|d| d.sampling.row(d.u)).collect(),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    async fn feed_checked(
-        &mut self,
-        batch: &[(SeqId, &[u32])],
-        (want, undrawn): (&Want<'_>, Undrawn<'_>),
-        samplers: &[[f32; 4]],
-    ) -> Result<Fed> {
-        let vocab = self.decoder.config().vocab_size;
-        let lengths: Vec<usize> = batch.iter().map(|(_, tokens)| tokens.len()).collect();
-        let steps = schedule(&lengths, self.capacity());
-        if matches!(want, Want::AllLogits) {
-            let most = steps.iter().map(|s| s.iter().map(|p| p.tokens.len()).sum::<usize>()).max();
-            self.buffers.grow_logits(&self.decoder, most.unwrap_or(1))?;
-        }
-        let (drawn, read) = (want.draws().is_some(), !matches!(want, Want::Token(_)));
-        let mut fed = Fed {
-            tokens: vec![0; if drawn { batch.len() } else { 0 }],
-            logits: vec![Vec::new(); if read { batch.len() } else { 0 }],
-        };
-        for parts in steps {
-            let ending: Vec<&Part> = parts.iter().filter(|p| p.last).collect();
-            let samplers: Vec<[f32; 4]> = ending.iter().filter_map(|p| samplers.get(p.sequence).copied()).collect();
-            let losses = self.decoder.gpu().losses();
-            let rows = self.record_step(batch, &parts, matches!(want, Want::AllLogits), &samplers)?;
-            let gpu = self.decoder.gpu();
-            match want {
-                Want::AllLogits => {
-                    let values = gpu.download(&self.buffers.logits.view(&[rows, vocab])?).await?;
-                    let mut first = 0;
-                    for part in &parts {
-                        let end = first + part.tokens.len() * vocab;
-                        fed.logits[part.sequence].extend_from_slice(&values[first..end]);
-                        first = end;
-                    }
-                }
-                _ if ending.is_empty() => gpu.submitted().await?,
-                _ => {
-                    if drawn {
-                        let tokens = gpu.download::<u32>(&self.buffers.tokens.view(&[ending.len()])?).await?;
-                        ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
-                        self.check_drawn(batch, &ending, &fed, undrawn)?;
-                    }
-                    if read {
-                        let values = gpu.download(&self.buffers.logits.view(&[ending.len(), vocab])?).await?;
-                        let each = ending.iter().zip(values.chunks_exact(vocab));
-                        each.for_each(|(p, row)| fed.logits[p.sequence] = row.to_vec());
-                    }
-                }
-            }
-            // Whoever lost them: nothing of this step counts.
-            gpu.expect_no_loss(losses, "this step")?;
-            let tokens = |part: &Part| {
-                let (id, tokens) = batch[part.sequence];
-                // What no token came of is not kept.
-                let kept = if undrawn.spoils(part, &fed) { 0..0 } else { part.tokens.clone() };
-                (id, &tokens[kept])
-            };
-            self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())?;
-        }
-        Ok(fed)
     }
 
     /// What every token sees, where that is not all: the last tokens, and the first ones.
@@ -314,74 +203,8 @@ impl Session {
         self.options.chunk.max(self.options.max_batch)
     }
 
-    /// Makes room for [`Want::AllLogits`] of so many tokens in one step.
+    /// Makes room for the logits of so many tokens in one step ([`Session::all_logits`]).
     pub(super) fn reserve_logits(&mut self, rows: usize) -> Result<()> {
         self.buffers.grow_logits(&self.decoder, rows)
-    }
-
-    /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
-    fn record_step(
-        &mut self,
-        batch: &[(SeqId, &[u32])],
-        parts: &[Part],
-        all_logits: bool,
-        samplers: &[[f32; 4]],
-    ) -> Result<usize> {
-        let model = &*self.decoder.inner;
-        let gpu = &model.gpu;
-        let (mut ids, mut sequences, mut last_rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for part in parts {
-            let (id, tokens) = batch[part.sequence];
-            wanted.push((id, part.tokens.len()));
-            sequences.push(id);
-            ids.extend_from_slice(&tokens[part.tokens.clone()]);
-            if part.last {
-                last_rows.push(ids.len() as u32 - 1);
-            }
-        }
-        self.cache.reserve_each(&wanted)?;
-        // All writes come before all commands, so that the step is one submit.
-        let (rows, ending, b) = (ids.len(), last_rows.len(), &self.buffers);
-        let id_rows = b.ids.view(&[rows])?;
-        gpu.upload(&id_rows, &ids)?;
-        if ending > 0 && !all_logits {
-            gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
-            if !samplers.is_empty() {
-                gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
-            }
-        }
-        let plans = StepPlans::new(&self.decode, &self.cache, &sequences, self.prefill.as_mut())?;
-        let cos_sin = self.cache.cos_sin(&sequences)?;
-        let scratch = b.scratch.first(rows)?;
-        model.embedding.run(&id_rows, &scratch.x)?;
-        let mut step = AttentionStep {
-            rows,
-            cache: &mut self.cache,
-            decode: &self.decode,
-            plan: plans.absorbed.as_ref(),
-            explicit: plans.explicit(),
-            sequences: &sequences,
-            cos_sin: &cos_sin,
-            wide: b.rotate_wide.as_ref(),
-            softmax_scale: model.config.softmax_scale(),
-        };
-        for (i, block) in model.blocks.iter().enumerate() {
-            block.run(i, &scratch, &mut step)?;
-        }
-        let logits = Span::of(&b.logits);
-        if all_logits {
-            model.head.run(LinearArgs::new(rows, Span::of(&scratch.x), logits))?;
-        } else if ending > 0 {
-            // Where every row is a last one (plain decode), there is nothing to gather.
-            let last = if ending == rows { &scratch.x } else { &b.last };
-            if ending < rows {
-                b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
-            }
-            model.head.run(LinearArgs::new(ending, Span::of(last), logits))?;
-            if !samplers.is_empty() {
-                model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
-            }
-        }
-        Ok(rows)
     }
 }

@@ -9,6 +9,7 @@ use crate::model::Session;
 
 /// What a [`Session`] makes room for, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct SessionOptions {
     /// Most sequences in one call.
     pub max_batch: usize,

@@ -10,7 +10,9 @@ impl Session {
     /// there. Sequences keep their ids and lose their tokens ([`PagedKvCache::rebuild`](crate::PagedKvCache::rebuild));
     /// those that had any are returned: feed them again, or [`Session::load`] what was saved.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a decoder of another fingerprint, [`ErrorKind::TooLarge`],
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a decoder of another fingerprint, [`ErrorKind::TooLarge`],
     /// [`ErrorKind::OutOfMemory`]; then the session is as it was.
     pub fn rebuild(&mut self, decoder: &Decoder) -> Result<Vec<EmptiedSequence>> {
         let (got, want) = (decoder.fingerprint(), self.decoder().fingerprint());

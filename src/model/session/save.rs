@@ -14,7 +14,9 @@ impl Session {
     /// and of each sequence those not fed yet, as the last one drawn, after all that were. A
     /// sequence that is longer than its window is saved with what it holds, for sessions whose pages are not larger.
     ///
-    /// Errors: as there.
+    /// # Errors
+    ///
+    /// As there.
     pub async fn save(
         &mut self,
         sequences: &[SaveSequence<'_>],
@@ -27,7 +29,11 @@ impl Session {
     }
 
     /// [`Session::save`] to a file, which appears whole or not at all:
-    /// [`PagedKvCache::save_file`](crate::PagedKvCache::save_file). Errors: as there.
+    /// [`PagedKvCache::save_file`](crate::PagedKvCache::save_file).
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub async fn save_file(
         &mut self,
         sequences: &[SaveSequence<'_>],
@@ -43,7 +49,9 @@ impl Session {
     /// [`PagedKvCache::load`](crate::PagedKvCache::load). They go on bit for bit as if they had never been away. For each,
     /// feed what its tokens have past [`Session::len`], and then anything new.
     ///
-    /// Errors: as there; a file of another model, of the same in other dtypes or of a session with another window, is
+    /// # Errors
+    ///
+    /// As there; a file of another model, of the same in other dtypes or of a session with another window, is
     /// [`SavedFault::Other`](crate::SavedFault).
     pub async fn load(&mut self, reader: impl Read, progress: impl FnMut(Progress)) -> Result<Vec<LoadedSequence>> {
         let fingerprint = self.fingerprint();
@@ -51,7 +59,11 @@ impl Session {
         self.see_window(loaded)
     }
 
-    /// [`Session::load`] from a file, which errors then name. Errors: as there.
+    /// [`Session::load`] from a file, which errors then name.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub async fn load_file(
         &mut self,
         path: impl AsRef<Path>,

@@ -8,7 +8,9 @@ impl Session {
     /// A new sequence of the same tokens, for parallel samples and beams. It shares the cache of the first and computes
     /// nothing; one page is copied when either gets its next token, unless the last page is full.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
         self.roll_back();
         self.cache.fork(id)
@@ -30,7 +32,9 @@ impl Session {
     /// sequences. For benchmarks of long contexts, which write the pages themselves
     /// ([`KvView::wgpu_buffers`](crate::kv::KvView::wgpu_buffers)).
     ///
-    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument) for 0 tokens or more than [`Session::max_positions`],
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for 0 tokens or more than [`Session::max_positions`],
     /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull).
     #[doc(hidden)]
     pub fn insert_uncomputed(&mut self, len: usize) -> Result<SeqId> {
@@ -51,12 +55,18 @@ impl Session {
     /// Keeps the full pages that a sequence from [`Session::match_prefix`] has now from eviction, also after its removal:
     /// a system prompt. See [`PagedKvCache::pin`](crate::PagedKvCache::pin).
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn pin(&mut self, id: SeqId) -> Result<()> {
         self.cache.pin(id)
     }
 
-    /// Gives up a pin. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) where there is none.
+    /// Gives up a pin.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) where there is none.
     pub fn unpin(&mut self, id: SeqId) -> Result<()> {
         self.cache.unpin(id)
     }
@@ -64,7 +74,9 @@ impl Session {
     /// Lets the cache take at most `bytes` of what it has. See
     /// [`PagedKvCache::set_byte_budget`](crate::PagedKvCache::set_byte_budget).
     ///
-    /// Errors: [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) where more is in use.
+    /// # Errors
+    ///
+    /// [`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull) where more is in use.
     pub fn set_byte_budget(&mut self, bytes: u64) -> Result<()> {
         self.cache.set_byte_budget(bytes)
     }

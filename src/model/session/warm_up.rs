@@ -1,8 +1,8 @@
 //! Everything that a session's first steps would compile, ahead of them.
 
+use super::feed::{Undrawn, Want};
 use super::owned::Owned;
-use super::want::Undrawn;
-use super::{Draw, Session, Want};
+use super::{Draw, Session};
 use crate::cache::SeqId;
 use crate::error::Result;
 use crate::gpu::Tier;
@@ -21,7 +21,9 @@ impl Session {
     /// compiling does; a pipeline cache ([`GpuOptions::pipeline_cache`](crate::GpuOptions)) shortens it from the second
     /// time on, and is written here.
     ///
-    /// Errors: those of the device. The session is as it was.
+    /// # Errors
+    ///
+    /// Those of the device. The session is as it was.
     pub async fn warm_up(&mut self) -> Result<()> {
         let most = self.capacity().min(self.max_positions());
         let (page_size, free) = (self.cache().pages().size, self.stats().free);
@@ -64,7 +66,7 @@ impl Session {
         let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
         let batch: Vec<(SeqId, &[u32])> = ids.iter().zip(tokens).map(|(id, n)| (*id, &zeros[..*n])).collect();
         // Whatever the logits are.
-        let want = Want::Token(&vec![Draw::default(); tokens.len()]);
-        own.session.feed_or(&batch, want, Undrawn::IsTold(&[])).await.map(drop)
+        let want = Want::Tokens(&vec![Draw::default(); tokens.len()]);
+        own.session.feed(&batch, want, Undrawn::IsTold(&[])).await.map(drop)
     }
 }

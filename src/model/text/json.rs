@@ -17,7 +17,7 @@ pub(crate) struct Json {
 
 impl Json {
     pub(crate) fn read(file: &Path) -> Result<Self> {
-        let text = std::fs::read(file).map_err(|e| ErrorKind::io(file, &e))?;
+        let text = std::fs::read(file).map_err(|e| ErrorKind::io(file, e))?;
         let refused = |e: String| bad(file, format!("not a tokenizer: {e}"));
         // The crate counts on this in its decoders' part.
         serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|e| refused(e.to_string()))?;

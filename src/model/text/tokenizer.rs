@@ -6,6 +6,7 @@ use super::json::Json;
 use super::Utf8Stream;
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
+use std::fmt;
 use std::path::Path;
 
 /// The words of one model: what text its tokens are.
@@ -31,6 +32,17 @@ enum Kind {
     Json(Box<Json>),
 }
 
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.kind {
+            Kind::Bytes => "bytes",
+            #[cfg(feature = "tokenizers")]
+            Kind::Json(_) => "tokenizer.json",
+        };
+        f.debug_struct("Tokenizer").field("kind", &kind).field("end_tokens", &self.end).finish()
+    }
+}
+
 impl Tokenizer {
     /// Tokens 0 to 255 are the bytes of the text, and nothing ends it.
     pub fn bytes() -> Self {
@@ -44,7 +56,9 @@ impl Tokenizer {
     /// `special_tokens_map.json` (a string, or an object with `content`), in which the end of a chat's turn often stands
     /// alone. A name that the tokenizer does not know is left out with a warning in the log.
     ///
-    /// Errors: [`ErrorKind::Io`]; [`ErrorKind::Config`] for a folder with neither, for a `tokenizer.json` that cannot be
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`]; [`ErrorKind::Config`] for a folder with neither, for a `tokenizer.json` that cannot be
     /// read, or at all without the feature `tokenizers`, for an `eos_token_id` that is no token, and for an `eos_token`
     /// that is no name.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
@@ -66,7 +80,9 @@ impl Tokenizer {
     /// The tokens of a text, with those that the model wants around it (a first token, say). Those that the text spells
     /// itself, as one that a chat template made does, are not there twice.
     ///
-    /// Errors: [`ErrorKind::Argument`] for what is no UTF-8, unless tokens are bytes, or what the tokenizer refuses.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for what is no UTF-8, unless tokens are bytes, or what the tokenizer refuses.
     pub fn encode(&self, text: impl AsRef<[u8]>) -> Result<Vec<u32>> {
         self.encoded(text.as_ref(), Encode::Whole)
     }
@@ -74,7 +90,9 @@ impl Tokenizer {
     /// The tokens of a text, without those that the model wants around one. A space that the tokenizer has before the
     /// first word of every text is there.
     ///
-    /// Errors: as [`Tokenizer::encode`].
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`].
     pub fn encode_plain(&self, text: impl AsRef<[u8]>) -> Result<Vec<u32>> {
         self.encoded(text.as_ref(), Encode::Plain)
     }
@@ -84,7 +102,9 @@ impl Tokenizer {
     /// space before its first word that is not the text's own; but for a tokenizer that has one after every special
     /// token, where `before` ends with such.
     ///
-    /// Errors: as [`Tokenizer::encode`].
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`].
     pub fn encode_after(&self, before: &[u32], text: impl AsRef<[u8]>) -> Result<Vec<u32>> {
         let how = if before.is_empty() { Encode::Whole } else { Encode::After(before) };
         self.encoded(text.as_ref(), how)
@@ -195,6 +215,12 @@ pub(crate) enum Held {
     Pieces(super::decoding::Chain),
 }
 
+impl fmt::Debug for TextStream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextStream").field("tokenizer", self.tokenizer).finish_non_exhaustive()
+    }
+}
+
 impl TextStream<'_> {
     /// Takes a token and returns the text that is now complete, maybe none.
     pub fn push(&mut self, token: u32) -> String {
@@ -243,7 +269,7 @@ fn read(file: &Path) -> Result<Kind> {
 }
 
 pub(crate) fn object(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).map_err(|e| ErrorKind::io(path, &e))?;
+    let text = std::fs::read(path).map_err(|e| ErrorKind::io(path, e))?;
     serde_json::from_slice(&text).map_err(|e| bad(path, format!("not JSON: {e}")))
 }
 

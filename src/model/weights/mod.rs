@@ -1,6 +1,22 @@
 //! A model's tensors, from files to the device.
 
+/// A safetensors file in memory.
+#[derive(Clone, Copy)]
+pub struct WeightBytes<'a> {
+    /// What errors call it.
+    pub name: &'a str,
+    /// The whole file.
+    pub bytes: &'a [u8],
+}
+
+impl std::fmt::Debug for WeightBytes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WeightBytes").field("name", &self.name).field("bytes", &self.bytes.len()).finish()
+    }
+}
+
 pub(crate) mod header;
+pub(crate) mod matrix;
 pub(crate) mod reader;
 pub(crate) mod safetensors;
 pub(crate) mod split;

@@ -92,12 +92,12 @@ impl<'a> Store<'a> {
             return Ok(store);
         }
         store.path = index.display().to_string();
-        let (mut file, len) = regular(&index).map_err(|e| ErrorKind::io(&index, &e))?;
+        let (mut file, len) = regular(&index).map_err(|e| ErrorKind::io(&index, e))?;
         if len > MAX_HEADER_BYTES {
             return Err(store.bad("", format!("{len} bytes, an index has at most {MAX_HEADER_BYTES}")));
         }
         let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(|e| ErrorKind::io(&index, &e))?;
+        file.read_to_end(&mut text).map_err(|e| ErrorKind::io(&index, e))?;
         let mut opened = HashMap::new();
         let read = each_entry_of(&text, "weight_map", &mut |tensor, name| {
             store.add_indexed(folder, &mut opened, &tensor, name)
@@ -160,7 +160,7 @@ impl<'a> Store<'a> {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let (file, len) = regular(path).map_err(|e| missing(path, &e))?;
+        let (file, len) = regular(path).map_err(|e| missing(path, e))?;
         self.add(&path.display().to_string(), Data::File(RefCell::new(file)), len)
     }
 
@@ -326,7 +326,7 @@ impl<'a> Source<'a> {
                 let mut file = file.borrow_mut();
                 let mut read = vec![0; bytes];
                 let done = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut read));
-                done.map_err(|e| ErrorKind::io(&self.path, &e))?;
+                done.map_err(|e| ErrorKind::io(&self.path, e))?;
                 Ok(Cow::Owned(read))
             }
         }
@@ -345,7 +345,7 @@ impl Source<'_> {
         match &self.data {
             Data::Bytes(_) => self.read(offset, bytes)?.chunks(part_bytes).try_for_each(each),
             Data::File(file) => {
-                let failed = |e: std::io::Error| ErrorKind::io(&self.path, &e);
+                let failed = |e: std::io::Error| ErrorKind::io(&self.path, e);
                 let mut file = file.borrow_mut();
                 file.seek(SeekFrom::Start(offset)).map_err(failed)?;
                 read_ahead(&mut file, bytes, part_bytes, |part| each(part.map_err(failed)?))

@@ -6,7 +6,7 @@
 
 use crate::common::arguments::{count, dtypes, forms, Checked, CACHE_DTYPES, VARIANTS};
 use crate::common::{loading, repository};
-use latten::model::{PrefillPath, Session, SessionOptions, Tokenizer, Want};
+use latten::model::{PrefillPath, Session, SessionOptions, Tokenizer};
 use latten::{DType, Gpu, GpuOptions, SeqId};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -188,13 +188,13 @@ async fn read_windows(
             open.iter().map(|(id, w)| (*id, &tokens[w.input.start + at..end(w)])).collect();
         // Where all is context, nothing is read back but a row.
         let counts = open.iter().any(|(_, w)| end(w) > w.first);
-        let want = if counts { Want::AllLogits } else { Want::Logits };
-        let fed = session.feed(&batch, want).await.map_err(|e| e.to_string())?;
+        let fed = if counts { session.all_logits(&batch).await } else { session.logits(&batch).await };
+        let fed = fed.map_err(|e| e.to_string())?;
         report.cache_bytes = report.cache_bytes.max(session.stats().used * page_bytes);
         if !counts {
             continue;
         }
-        for ((_, w), logits) in open.iter().zip(&fed.logits) {
+        for ((_, w), logits) in open.iter().zip(&fed) {
             for (row, logits) in
                 (w.input.start + at..).zip(logits.chunks_exact(vocab)).filter(|(row, _)| *row >= w.first)
             {

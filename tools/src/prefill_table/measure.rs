@@ -3,7 +3,7 @@
 use super::models::Size;
 use crate::common::timing::{Block, WARM};
 use latten::kv::StateLayout;
-use latten::model::{Config, Decoder, Draw, Session, SessionOptions, Want};
+use latten::model::{Config, Decoder, Draw, Session, SessionOptions};
 use latten::{DType, DispatchTime, Gpu, Result, SeqId};
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,7 @@ pub async fn prefill(
     let mut once = async || {
         let id = session.insert();
         let start = Instant::now();
-        session.feed(&[(id, &prompt)], Want::Token(&[Draw::default()])).await?;
+        session.next_tokens(&[(id, &prompt)], &[Draw::default()]).await?;
         let seconds = start.elapsed().as_secs_f64();
         session.remove(id)?;
         Ok::<_, latten::Error>(seconds)
@@ -110,12 +110,12 @@ pub async fn decode(session: &mut Session, batch: usize, length: usize, repeats:
         let fed: Vec<(SeqId, &[u32])> =
             ids.iter().zip(&tokens).map(|(id, token)| (*id, std::slice::from_ref(token))).collect();
         let start = Instant::now();
-        let out = session.feed(&fed, Want::Token(&draws)).await?;
+        let out = session.next_tokens(&fed, &draws).await?;
         // The first two compile.
         if step >= 2 {
             seconds.push(start.elapsed().as_secs_f64());
         }
-        tokens = out.tokens;
+        tokens = out;
     }
     ids.iter().try_for_each(|id| session.remove(*id))?;
     Ok(median(seconds))

@@ -1,6 +1,6 @@
 //! The paper's model shapes with random weights: one Llama-style decoder per variant of attention.
 
-use latten::model::{AttentionConfig, Config, Decoder};
+use latten::model::{AttentionConfig, Config, Decoder, WeightBytes};
 use latten::{DType, Gpu, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
@@ -108,6 +108,7 @@ impl Size {
                     add("kv_a_layernorm", &[latent_heads, latent_dim]);
                     add("kv_b_proj", &[heads * 2 * head_dim, latent_dim]);
                 }
+                other => unreachable!("{other:?} has no tensors here yet"),
             }
         }
         all
@@ -153,6 +154,7 @@ impl Weights {
         });
         let views = views.collect::<Result<Vec<_>, String>>()?;
         let bytes = safetensors::serialize(views, None).map_err(|e| e.to_string())?;
-        Decoder::from_bytes(gpu, config.clone(), ("random", &bytes), DType::F16).map_err(|e| e.to_string())
+        Decoder::from_bytes(gpu, config.clone(), WeightBytes { name: "random", bytes: &bytes }, DType::F16)
+            .map_err(|e| e.to_string())
     }
 }

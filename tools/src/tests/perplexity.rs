@@ -2,7 +2,7 @@
 
 use super::{checkout, complaint, parsed};
 use crate::perplexity;
-use latten::model::{Decoder, Session, SessionOptions, Want};
+use latten::model::{Decoder, Session, SessionOptions};
 use latten::{DType, Gpu};
 use pollster::block_on;
 
@@ -34,8 +34,8 @@ fn bits(variant: &str, text: &[u8], window: usize, stride: usize) -> f64 {
         }
         let mut logits = Vec::new();
         for token in &text[fed.end..target] {
-            let fed = block_on(session.feed(&[(sequence, &[u32::from(*token)])], Want::Logits)).unwrap();
-            logits = fed.logits[0].iter().map(|l| f64::from(*l)).collect();
+            let fed = block_on(session.logits(&[(sequence, &[u32::from(*token)])])).unwrap();
+            logits = fed[0].iter().map(|l| f64::from(*l)).collect();
         }
         fed.end = target;
         let probability = logits[text[target] as usize].exp() / logits.iter().map(|l| l.exp()).sum::<f64>();

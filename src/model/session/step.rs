@@ -1,0 +1,156 @@
+//! One step of a call: its commands are submitted, and later its results are read. Between the two the host is free.
+
+use super::feed::{no_probabilities, Call, TokensAndLogits, Undrawn};
+use super::schedule::Part;
+use super::Session;
+use crate::error::Result;
+use crate::gpu::{elements, DType, Download};
+use crate::model::layers::attention::{AttentionStep, StepPlans};
+use crate::nn::{LinearArgs, Span};
+
+/// A step that is with the device: its pages are reserved, not committed.
+pub(super) struct Submitted {
+    parts: Vec<Part>,
+    /// Batches that were lost before it was recorded.
+    losses: u64,
+    /// Tokens first, then logits, as far as the call wants them; none where the step ends no sequence and nothing of it is
+    /// wanted.
+    results: Option<Download>,
+}
+
+impl Session {
+    /// Reserves, uploads, records and submits one step, with copies of the results that are wanted: one submit.
+    pub(super) fn submit_step(&mut self, call: &Call<'_>, parts: Vec<Part>) -> Result<Submitted> {
+        let ending = parts.iter().filter(|p| p.last);
+        let samplers: Vec<[f32; 4]> = ending.filter_map(|p| call.samplers.get(p.sequence).copied()).collect();
+        let losses = self.decoder.gpu().losses();
+        let rows = self.record_step(call, &parts, &samplers)?;
+        let (gpu, b) = (self.decoder.gpu(), &self.buffers);
+        let ending = parts.iter().filter(|p| p.last).count();
+        let all = call.want.all_logits();
+        let mut wanted = Vec::with_capacity(2);
+        if call.want.tokens() && ending > 0 {
+            wanted.push(b.tokens.view(&[ending])?);
+        }
+        if call.want.logits() && (ending > 0 || all) {
+            wanted.push(b.logits.view(&[if all { rows } else { ending }, self.decoder.config().vocab_size])?);
+        }
+        let results = match wanted.as_slice() {
+            [] => gpu.submit().map(|()| None)?,
+            wanted => Some(gpu.start_download(&wanted.iter().collect::<Vec<_>>())?),
+        };
+        Ok(Submitted { parts, losses, results })
+    }
+
+    /// Waits for a step, adds its results to those of the call, and commits its tokens.
+    pub(super) async fn read_step(
+        &mut self,
+        call: &Call<'_>,
+        step: Submitted,
+        fed: &mut TokensAndLogits,
+    ) -> Result<()> {
+        let Submitted { parts, losses, results } = step;
+        let (gpu, vocab) = (self.decoder.gpu(), self.decoder.config().vocab_size);
+        let mut read = match results {
+            Some(results) => gpu.finish_download(results).await?.into_iter(),
+            // In browsers errors come late.
+            None => gpu.answered().await.map(|()| Vec::new().into_iter())?,
+        };
+        let ending: Vec<&Part> = parts.iter().filter(|p| p.last).collect();
+        if call.want.tokens() && !ending.is_empty() {
+            let tokens: Vec<u32> = elements(DType::U32, &read.next().unwrap_or_default());
+            ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
+            self.check_drawn(call, &ending, &fed.tokens)?;
+        }
+        let mut values = elements::<f32>(DType::F32, &read.next().unwrap_or_default()).into_iter();
+        let all = call.want.all_logits();
+        for part in parts.iter().filter(|p| call.want.logits() && (all || p.last)) {
+            let rows = if all { part.tokens.len() } else { 1 };
+            fed.logits[part.sequence].extend(values.by_ref().take(rows * vocab));
+        }
+        // Whoever lost them: nothing of this step counts.
+        gpu.expect_no_loss(losses, "this step")?;
+        let tokens = |part: &Part| {
+            let (id, tokens) = call.batch[part.sequence];
+            // What no token came of is not kept.
+            let kept = if call.undrawn.spoils(part, &fed.tokens) { 0..0 } else { part.tokens.clone() };
+            (id, &tokens[kept])
+        };
+        self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())
+    }
+
+    /// Fails where no token was drawn for one of the parts that end, if that is to fail.
+    fn check_drawn(&self, call: &Call<'_>, ending: &[&Part], tokens: &[u32]) -> Result<()> {
+        let fails = matches!(call.undrawn, Undrawn::Fails);
+        match ending.iter().find(|part| fails && call.undrawn.spoils(part, tokens)) {
+            Some(part) => {
+                let id = call.batch[part.sequence].0;
+                // The tokens of this step are not committed yet.
+                let last = (self.len(id)? + part.tokens.len()).saturating_sub(1);
+                Err(no_probabilities(id, last))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
+    fn record_step(&mut self, call: &Call<'_>, parts: &[Part], samplers: &[[f32; 4]]) -> Result<usize> {
+        let all_logits = call.want.all_logits();
+        let model = &*self.decoder.inner;
+        let gpu = &model.gpu;
+        let (mut ids, mut sequences, mut last_rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            let (id, tokens) = call.batch[part.sequence];
+            wanted.push((id, part.tokens.len()));
+            sequences.push(id);
+            ids.extend_from_slice(&tokens[part.tokens.clone()]);
+            if part.last {
+                last_rows.push(ids.len() as u32 - 1);
+            }
+        }
+        self.cache.reserve_each(&wanted)?;
+        // All writes come before all commands, so that the step is one submit.
+        let (rows, ending, b) = (ids.len(), last_rows.len(), &self.buffers);
+        let id_rows = b.ids.view(&[rows])?;
+        gpu.upload(&id_rows, &ids)?;
+        if ending > 0 && !all_logits {
+            gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
+            if !samplers.is_empty() {
+                gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
+            }
+        }
+        let plans = StepPlans::new(&self.decode, &self.cache, &sequences, self.prefill.as_mut())?;
+        let cos_sin = self.cache.cos_sin(&sequences)?;
+        let scratch = b.scratch.first(rows)?;
+        model.embedding.run(&id_rows, &scratch.x)?;
+        let mut step = AttentionStep {
+            rows,
+            cache: &mut self.cache,
+            decode: &self.decode,
+            plan: plans.absorbed.as_ref(),
+            explicit: plans.explicit(),
+            sequences: &sequences,
+            cos_sin: &cos_sin,
+            wide: b.rotate_wide.as_ref(),
+            softmax_scale: model.config.softmax_scale(),
+        };
+        for (i, block) in model.blocks.iter().enumerate() {
+            block.run(i, &scratch, &mut step)?;
+        }
+        let logits = Span::of(&b.logits);
+        if all_logits {
+            model.head.run(LinearArgs::new(rows, Span::of(&scratch.x), logits))?;
+        } else if ending > 0 {
+            // Where every row is a last one (plain decode), there is nothing to gather.
+            let last = if ending == rows { &scratch.x } else { &b.last };
+            if ending < rows {
+                b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
+            }
+            model.head.run(LinearArgs::new(ending, Span::of(last), logits))?;
+            if !samplers.is_empty() {
+                model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
+            }
+        }
+        Ok(rows)
+    }
+}
