@@ -38,10 +38,12 @@ pub struct Decode {
     outputs: Mutex<Vec<DecodeOutput>>,
 }
 
-/// The two kernels of one row tile.
+/// The kernels of one row tile.
 struct Class {
     shape: KernelShape,
     decode: PoolKernel,
+    /// For items that are too few to fill the device.
+    shared: Option<PoolKernel>,
     merge: Kernel,
 }
 
@@ -137,11 +139,15 @@ impl Decode {
         options.check()?;
         let dispatch_flop = gpu.capabilities().dispatch_flop;
         let layout = StateLayout::new(&heads, dtype);
-        let mut classes = Vec::new();
+        let device = Device::of(gpu.capabilities());
+        let (mut classes, mut squads) = (Vec::new(), Vec::new());
         for &shape in shapes {
             let decode = PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)?;
             let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
-            classes.push(Class { shape, decode, merge });
+            let of_few = shape.shared(&heads, &device);
+            let shared = of_few.map(|shape| PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)).transpose()?;
+            squads.push(of_few.map_or(1, |shape| shape.squads()));
+            classes.push(Class { shape, decode, shared, merge });
         }
         let shape = PlanShape {
             heads_per_group: heads.heads_per_group(),
@@ -151,6 +157,7 @@ impl Decode {
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
             room: shapes.iter().map(KernelShape::room).collect(),
+            squads,
             most_tokens: shapes.iter().map(|shape| (dispatch_flop / token_flop(&heads, shape)).max(1)).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
@@ -184,7 +191,8 @@ impl Decode {
     /// Errors: those of the device.
     pub fn prepare(&self, layer: &KvView) -> Result<()> {
         let slabs = layer.pool.buffers().len();
-        self.classes.iter().try_for_each(|class| class.decode.of(&self.gpu, slabs).map(|_| ()))
+        let kernels = self.classes.iter().flat_map(|class| class.shared.iter().chain([&class.decode]));
+        kernels.map(|kernel| kernel.of(&self.gpu, slabs).map(drop)).collect()
     }
 
     /// The head layout.
@@ -272,7 +280,8 @@ impl Decode {
             let mut buffers = vec![&slabs[0], &q.buffer, plan_buffer, out, lse, &partials];
             buffers.extend(sinks);
             buffers.extend(&slabs[1..]);
-            let x = self.shape.workgroups(index);
+            let shared = class.shared.as_ref().filter(|_| plan.shared[index]);
+            let x = self.workgroups(index, shared.is_some());
             let longest = u64::from(plan.longest[index]).max(1);
             let at_once = self.at_once(token_flop(&self.heads, &class.shape).saturating_mul(longest));
             for item_first in (0..*items).step_by(at_once) {
@@ -285,7 +294,7 @@ impl Decode {
                     item_first: item_first as u32,
                 };
                 let (y, z) = crate::gpu::grid::fold(at_once.min(items - item_first));
-                let kernel = class.decode.of(&self.gpu, slabs.len())?;
+                let kernel = shared.unwrap_or(&class.decode).of(&self.gpu, slabs.len())?;
                 self.gpu.dispatch(pass, kernel, &params, &buffers, (x as u32, y, z))?;
             }
         }
@@ -304,6 +313,11 @@ impl Decode {
             }
         }
         Ok(())
+    }
+
+    /// Workgroups of an item of a class, in its second form or its first.
+    pub(super) fn workgroups(&self, class: usize, shared: bool) -> usize {
+        if shared { self.shape.groups } else { self.shape.workgroups(class) }
     }
 
     /// Items of one dispatch, of so much work each: a power of two, so that parameters repeat.

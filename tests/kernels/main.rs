@@ -20,6 +20,7 @@ mod schedules;
 mod sharing;
 mod slabs;
 mod split;
+mod squads;
 mod steps;
 mod support;
 #[path = "../common/tier.rs"]

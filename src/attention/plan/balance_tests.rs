@@ -15,7 +15,7 @@ fn load(lengths: &[u64], groups: usize, slots: usize, merge_tokens: f64) -> Load
             _ => runs.push((length, 1)),
         }
     }
-    Load { runs, slots, workgroups: groups, token_tile: 16, merge_tokens }
+    Load { runs, slots, workgroups: groups, squads: 1, token_tile: 16, merge_tokens }
 }
 
 /// What a cut comes to, item by item.
@@ -68,7 +68,7 @@ fn outcome(load: &Load, mut cutter: Cutter) -> Outcome {
 }
 
 fn chosen(load: &Load) -> Outcome {
-    outcome(load, load.choose())
+    outcome(load, load.choose().0)
 }
 
 #[test]

@@ -15,6 +15,7 @@ fn shape(window: u32) -> PlanShape {
         row_tiles: vec![64],
         groups_per_workgroup: vec![1],
         room: vec![1],
+        squads: vec![1; 1],
         most_tokens: vec![u64::MAX; 1],
         target_workgroups: 16,
         token_tile: 16,

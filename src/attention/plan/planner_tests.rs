@@ -123,6 +123,7 @@ proptest! {
             row_tiles: vec![per_group.min(64), (4 * per_group).min(64) + 1, 66],
             groups_per_workgroup: vec![groups, if groups.is_multiple_of(2) { 2 } else { 1 }, 1],
             room: vec![groups, 1, 8],
+            squads: vec![1; 3],
             most_tokens: vec![u64::MAX; 3],
             target_workgroups: target,
             token_tile: 32,

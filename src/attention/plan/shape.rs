@@ -20,6 +20,9 @@ pub(crate) struct PlanShape {
     pub groups_per_workgroup: Vec<usize>,
     /// For each of them how many ordinary workgroups one takes the room of (workgroups).
     pub room: Vec<usize>,
+    /// For each of them the squads that share an item's tokens in its second form, for few items, whose workgroups take one
+    /// group each; 1 where it has none (squads).
+    pub squads: Vec<usize>,
     /// For each of them the most tokens that Auto gives an item, whatever else speaks for more (tokens).
     pub most_tokens: Vec<u64>,
     /// Ordinary workgroups that fill the device (workgroups).
@@ -41,6 +44,11 @@ impl PlanShape {
     /// Workgroups of a class that fill the device.
     pub(crate) fn slots(&self, class: usize) -> usize {
         (self.target_workgroups / self.room[class]).max(1)
+    }
+
+    /// Workgroups of a class's second form that fill the device.
+    pub(crate) fn shared_slots(&self, class: usize) -> usize {
+        (self.target_workgroups / self.squads[class]).max(1)
     }
 
     /// Errors: [`ErrorKind::Argument`] for numbers that make no plan.
@@ -76,6 +84,10 @@ impl PlanShape {
         if self.room.len() != self.row_tiles.len() || self.room.contains(&0) {
             let why = format!("{:?} are not {} counts of workgroups", self.room, self.row_tiles.len());
             return Err(ErrorKind::argument("room", why));
+        }
+        if self.squads.len() != self.row_tiles.len() || self.squads.contains(&0) {
+            let why = format!("{:?} are not {} counts of squads", self.squads, self.row_tiles.len());
+            return Err(ErrorKind::argument("squads", why));
         }
         if self.most_tokens.len() != self.row_tiles.len() || self.most_tokens.contains(&0) {
             let why = format!("{:?} are not {} counts of tokens", self.most_tokens, self.row_tiles.len());

@@ -87,6 +87,8 @@ pub(crate) struct WorkList {
     pub items: Vec<WorkItem>,
     /// For each class its range of `items`.
     pub classes: Vec<Range<usize>>,
+    /// For each class whether its items are of the kernel's second form, whose squads share an item's tokens.
+    pub shared: Vec<bool>,
     /// The split tiles, class after class.
     pub merges: Vec<MergeItem>,
     /// For each class its range of `merges`.
@@ -169,8 +171,8 @@ pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy)
     let mut tables = Tables::new(step)?;
     let classes = tiles(step, shape, &mut tables)?;
     // One class is one dispatch, and they run one after the other: each is to fill the device by itself.
-    let cutters: Vec<Cutter> =
-        classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).collect();
+    let (cutters, shared): (Vec<Cutter>, Vec<bool>) =
+        classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).unzip();
 
     // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
     let parts = |((tiles, cutter), most): ((&Vec<Tile>, &Cutter), &u64)| {
@@ -180,7 +182,7 @@ pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy)
     let items: u64 = classes.iter().zip(&cutters).zip(&shape.most_tokens).map(parts).sum();
     check_items(items)?;
 
-    let mut list = WorkList { items: Vec::with_capacity(items as usize), ..WorkList::default() };
+    let mut list = WorkList { items: Vec::with_capacity(items as usize), shared, ..WorkList::default() };
     let mut partial_rows = 0u64;
     let kernels = shape.row_tiles.iter().zip(&shape.most_tokens);
     for ((tiles, mut cutter), (&row_tile, &most)) in classes.iter().zip(cutters).zip(kernels) {
@@ -308,8 +310,9 @@ fn rows(index: usize, sequence: &SeqView, shape: &PlanShape) -> Result<u64> {
     Ok(rows)
 }
 
-/// How [`SplitPolicy::Auto`] cuts the tiles of a class; for other policies it is not asked.
-fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) -> Cutter {
+/// How [`SplitPolicy::Auto`] cuts the tiles of a class, and whether for the kernel's second form; for other policies it is not
+/// asked.
+fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) -> (Cutter, bool) {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let wanted = if policy == SplitPolicy::Auto { tiles } else { &[] };
     for tile in wanted {
@@ -323,11 +326,18 @@ fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) 
         runs,
         slots: shape.slots(class),
         workgroups: shape.workgroups(class),
+        squads: 1,
         token_tile: shape.token_tile as u64,
         // A partial is written and read as f32; groups of one workgroup count on both sides.
         merge_tokens: 2.0 * 4.0 * f64::from(rows) * shape.v_dim as f64 / shape.bytes_per_token as f64,
     };
-    load.choose()
+    let (alone, cost) = load.choose();
+    if shape.squads[class] == 1 || !load.leaves_room() {
+        return (alone, false);
+    }
+    let (slots, squads) = (shape.shared_slots(class), shape.squads[class]);
+    let (shared, less) = Load { slots, workgroups: shape.groups, squads, ..load }.choose();
+    if less < cost { (shared, true) } else { (alone, false) }
 }
 
 /// The parts of a class's next tile.
