@@ -145,7 +145,8 @@ impl Decode {
             let decode = PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)?;
             let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
             let of_few = shape.shared(&heads, &device);
-            let shared = of_few.map(|shape| PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)).transpose()?;
+            let shared =
+                of_few.map(|shape| PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)).transpose()?;
             squads.push(of_few.map_or(1, |shape| shape.squads()));
             classes.push(Class { shape, decode, shared, merge });
         }
@@ -154,6 +155,7 @@ impl Decode {
             groups: heads.groups(),
             v_dim: heads.v_dim(),
             bytes_per_token: layout.group_bytes(),
+            rope_bytes: layout.rope_words * layout.word_bytes,
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
             room: shapes.iter().map(KernelShape::room).collect(),
@@ -191,8 +193,8 @@ impl Decode {
     /// Errors: those of the device.
     pub fn prepare(&self, layer: &KvView) -> Result<()> {
         let slabs = layer.pool.buffers().len();
-        let kernels = self.classes.iter().flat_map(|class| class.shared.iter().chain([&class.decode]));
-        kernels.map(|kernel| kernel.of(&self.gpu, slabs).map(drop)).collect()
+        let mut kernels = self.classes.iter().flat_map(|class| class.shared.iter().chain([&class.decode]));
+        kernels.try_for_each(|kernel| kernel.of(&self.gpu, slabs).map(drop))
     }
 
     /// The head layout.
@@ -317,7 +319,11 @@ impl Decode {
 
     /// Workgroups of an item of a class, in its second form or its first.
     pub(super) fn workgroups(&self, class: usize, shared: bool) -> usize {
-        if shared { self.shape.groups } else { self.shape.workgroups(class) }
+        if shared {
+            self.shape.groups
+        } else {
+            self.shape.workgroups(class)
+        }
     }
 
     /// Items of one dispatch, of so much work each: a power of two, so that parameters repeat.

@@ -79,7 +79,9 @@ fn all_choices_of_a_slot_define_the_same_functions() {
             for (name, signature) in own {
                 let elsewhere = defined.iter().filter(|other| other.get(name) == Some(signature)).count();
                 let used = texts.iter().any(|(other, text)| other != file && calls(text, name));
-                if elsewhere < files.len() && (used || defined.iter().filter(|other| other.contains_key(name)).count() > 1) {
+                if elsewhere < files.len()
+                    && (used || defined.iter().filter(|other| other.contains_key(name)).count() > 1)
+                {
                     wrong.push(format!("{}: {name}({signature} is not in all of its siblings", file.display()));
                 }
             }

@@ -72,14 +72,19 @@ impl RowShape {
     /// The same with as many squads for a group as a workgroup has room for: for items that are too few to fill the device.
     /// None where that is one.
     pub(crate) fn shared(&self, heads: &HeadLayout, workgroup_bytes: usize) -> Option<Self> {
-        [8, 4, 2].into_iter().map(|squads| Self { squads, groups_per_workgroup: 1, ..*self }).find(|shape| {
-            shape.threads() <= MAX_THREADS && shape.workgroup_bytes(heads) <= workgroup_bytes
-        })
+        [8, 4, 2]
+            .into_iter()
+            .map(|squads| Self { squads, groups_per_workgroup: 1, ..*self })
+            .find(|shape| shape.threads() <= MAX_THREADS && shape.workgroup_bytes(heads) <= workgroup_bytes)
     }
 
     /// What squads join in: of each row its maximum, total and sums.
     pub(crate) fn workgroup_bytes(&self, heads: &HeadLayout) -> usize {
-        if self.squads == 1 { 0 } else { 4 * self.squads * self.rows() * (heads.v_dim() + 2) }
+        if self.squads == 1 {
+            0
+        } else {
+            4 * self.squads * self.rows() * (heads.v_dim() + 2)
+        }
     }
 
     /// Whether reads of the pool must stay where they are written, ahead of a step's arithmetic. Measured on an H100: GTA

@@ -35,6 +35,8 @@ pub(crate) struct Load {
     pub workgroups: usize,
     /// Squads of a workgroup that share an item's tokens.
     pub squads: usize,
+    /// How much longer a token takes than where this is 1.
+    pub stretch: f64,
     /// Parts are multiples of this (tokens).
     pub token_tile: u64,
     /// Cached tokens whose traffic equals that of writing and reading one partial.
@@ -159,7 +161,8 @@ impl Load {
         let tiles: u64 = self.runs.iter().map(|run| run.1).sum();
         let tokens: f64 = self.runs.iter().map(|run| run.0 as f64 * run.1 as f64).sum();
         let share = tokens * workgroups / slots;
-        let bound = share / self.squads as f64 + self.item_tokens() * (tiles as f64 * workgroups / slots).max(1.0);
+        let bound = share * self.stretch / self.squads as f64
+            + self.item_tokens() * (tiles as f64 * workgroups / slots).max(1.0);
         let whole = (self.cost(AutoCut::WHOLE).unwrap_or(0.0) * WORTH, AutoCut::WHOLE);
         if whole.0 <= GOOD * bound {
             return (self.cutter(whole.1), whole.0);
@@ -313,7 +316,7 @@ impl Load {
         }
         let merge = if partials > 0.0 { MERGE_TOKENS + partials * self.merge_tokens / self.slots as f64 } else { 0.0 };
         let items = bins.iter().rev().filter(|bin| bin.0 > 0.0).map(|bin| {
-            let tokens = bin.1 / bin.0 / self.squads as f64;
+            let tokens = bin.1 / bin.0 * self.stretch / self.squads as f64;
             (tokens + self.item_tokens(), bin.0)
         });
         Some(merge + makespan(items, self.slots as f64))

@@ -48,6 +48,7 @@ fn shape(heads_per_group: usize, window: u32, keep_first: u32) -> PlanShape {
         groups: 2,
         v_dim: 64,
         bytes_per_token: 256,
+        rope_bytes: 0,
         row_tiles: vec![4, 16, 64],
         groups_per_workgroup: vec![2, 1, 1],
         room: vec![2, 1, 1],

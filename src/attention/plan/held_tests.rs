@@ -12,6 +12,7 @@ fn shape(window: u32) -> PlanShape {
         groups: 4,
         v_dim: 32,
         bytes_per_token: 160,
+        rope_bytes: 0,
         row_tiles: vec![64],
         groups_per_workgroup: vec![1],
         room: vec![1],

@@ -120,6 +120,7 @@ proptest! {
             groups,
             v_dim: 64,
             bytes_per_token: 256,
+            rope_bytes: 0,
             row_tiles: vec![per_group.min(64), (4 * per_group).min(64) + 1, 66],
             groups_per_workgroup: vec![groups, if groups.is_multiple_of(2) { 2 } else { 1 }, 1],
             room: vec![groups, 1, 8],

@@ -14,6 +14,8 @@ pub(crate) struct PlanShape {
     pub v_dim: usize,
     /// What one group reads per cached token: its state and the whole rope key, in the cache's dtype (bytes).
     pub bytes_per_token: usize,
+    /// The rope key's part of that, which groups of one workgroup share (bytes).
+    pub rope_bytes: usize,
     /// Heights of the kernels that may be chosen (rows), strictly ascending.
     pub row_tiles: Vec<usize>,
     /// For each of them the groups that one workgroup takes; divisors of `groups`.
@@ -44,6 +46,14 @@ impl PlanShape {
     /// Workgroups of a class that fill the device.
     pub(crate) fn slots(&self, class: usize) -> usize {
         (self.target_workgroups / self.room[class]).max(1)
+    }
+
+    /// How much longer a class's second form takes for a token: its workgroups, of one group each, do not share the rope key.
+    pub(crate) fn shared_stretch(&self, class: usize) -> f64 {
+        let together = self.groups_per_workgroup[class] as f64;
+        let rope = self.rope_bytes as f64;
+        let bytes = self.bytes_per_token as f64;
+        bytes / (bytes - rope + rope / together)
     }
 
     /// Workgroups of a class's second form that fill the device.

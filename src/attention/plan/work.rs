@@ -327,6 +327,7 @@ fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) 
         slots: shape.slots(class),
         workgroups: shape.workgroups(class),
         squads: 1,
+        stretch: 1.0,
         token_tile: shape.token_tile as u64,
         // A partial is written and read as f32; groups of one workgroup count on both sides.
         merge_tokens: 2.0 * 4.0 * f64::from(rows) * shape.v_dim as f64 / shape.bytes_per_token as f64,
@@ -336,8 +337,13 @@ fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) 
         return (alone, false);
     }
     let (slots, squads) = (shape.shared_slots(class), shape.squads[class]);
-    let (shared, less) = Load { slots, workgroups: shape.groups, squads, ..load }.choose();
-    if less < cost { (shared, true) } else { (alone, false) }
+    let stretch = shape.shared_stretch(class);
+    let (shared, less) = Load { slots, workgroups: shape.groups, squads, stretch, ..load }.choose();
+    if less < cost {
+        (shared, true)
+    } else {
+        (alone, false)
+    }
 }
 
 /// The parts of a class's next tile.

@@ -12,6 +12,7 @@ fn gla() -> PlanShape {
         groups: 2,
         v_dim: 256,
         bytes_per_token: (256 + 64) * 2,
+        rope_bytes: 64 * 2,
         row_tiles: vec![8, 16, 64],
         groups_per_workgroup: vec![1; 3],
         room: vec![1; 3],
@@ -315,6 +316,7 @@ fn bad_arguments() {
         PlanShape { token_tile: 0, ..gla() },
         PlanShape { token_tile: 48, ..gla() },
         PlanShape {
+            rope_bytes: 0,
             row_tiles: vec![],
             groups_per_workgroup: vec![],
             room: vec![],
@@ -357,6 +359,7 @@ fn extremes_are_errors_or_plans() {
     }
     // 2^22 parts of 2^16 rows pass the limit on items, but not 32 bits.
     let tall = PlanShape {
+        rope_bytes: 0,
         row_tiles: vec![1 << 16],
         groups_per_workgroup: vec![1],
         room: vec![1],
@@ -374,6 +377,7 @@ fn extremes_are_errors_or_plans() {
     assert!(matches!(kind, ErrorKind::Argument { name: "q_token_first", .. }), "{kind}");
     let one = PlanShape {
         heads_per_group: 1,
+        rope_bytes: 0,
         row_tiles: vec![1],
         groups_per_workgroup: vec![1],
         room: vec![1],
@@ -415,6 +419,7 @@ fn shape() -> impl Strategy<Value = PlanShape> {
         |(heads_per_group, groups, (v_dim, ratio), row_tiles, most_groups, target_workgroups, (log2, window))| {
             let divisor = |most: &usize| (1..=*most).rev().find(|n| groups.is_multiple_of(*n)).unwrap();
             PlanShape {
+                rope_bytes: 0,
                 heads_per_group,
                 groups,
                 v_dim,

@@ -317,7 +317,8 @@ impl<'a> Bench<'a> {
                 // More words than a lane has, or than registers hold.
                 let useless = outs * steps > 32 || (rows > 4 && steps > 1) || (subgroups && tier < Tier::Subgroup);
                 if rows <= 16 && !useless {
-                    let text = format!("{in_lanes} x {out_lanes} lanes, {outs} outs, {steps} steps, subgroups {subgroups}");
+                    let text =
+                        format!("{in_lanes} x {out_lanes} lanes, {outs} outs, {steps} steps, subgroups {subgroups}");
                     add(text, &|linear| linear.clone().with_tuning(tuning));
                 }
             }
