@@ -82,6 +82,8 @@ fn attention() -> Result<Vec<Labelled>> {
                 let limits = ShapeLimits { workgroup_bytes, subgroup_size: lanes };
                 let device = Device { limits, tier, subgroup_min: lanes };
                 let mut shapes = KernelShape::all(&heads, dtype, &device)?;
+                let shared: Vec<_> = shapes.iter().filter_map(|shape| shape.shared(&heads, &device)).collect();
+                shapes.extend(shared);
                 if heads.heads_per_group() == 1 {
                     shapes.push(KernelShape::tallest(&heads, dtype, &device)?);
                 }

@@ -9,17 +9,21 @@
 // scores that it has parts of, so that in the end each has OWNED of the step's SCORES whole, and the softmax of a score is
 // worked out by one lane, not by all. A state that is key and value is loaded and
 // unpacked once. Each team takes every TEAMS-th token, TOKENS of them a step, and the loads of the next step are under
-// way during this one. At the end the teams of a group join their sums by shuffles.
+// way during this one. At the end the teams join their sums by shuffles. The teams that fit a subgroup are a squad. Where there
+// are few items for the device, SQUADS of them share a group's tokens, step by step, and join in workgroup memory.
 //
 // Grid: x = block of GROUPS_PER_WORKGROUP groups, whose loads of the shared rope key meet in the multiprocessor's cache;
 // y (and z, folded past 65,535) = work item of the class.
-// Constants: attention/rows.rs, RowShape. A group's teams, TEAMS * TEAM lanes, are never more than a subgroup.
+// Constants: attention/kernels/rows.rs, RowShape. A squad, TEAMS * TEAM lanes, is never more than a subgroup.
 // Parts: decode_io, plan, softmax, page, kv/element/*, attention/row_scales/*, attention/block/*, score_shares,
-// attention/pages/*, attention/score/*, attention/mask/*, attention/sink/*.
+// attention/pages/*, attention/score/*, attention/mask/*, attention/sink/*,
+// attention/row_end/*.
 
 // (query tokens, Q_HEADS, Q_DIM) f32
 @group(0) @binding(2) var<storage, read> q: array<f32>;
 
+// Tokens of all squads of a group in one step.
+const ROUND = SQUADS * STEP;
 const ROPE_LAST = max(ROPE_WORDS, 1u) - 1u;
 
 // The lane's query words: KEY_SLOTS of the key without position, then ROPE_SLOTS of the rope key.
@@ -105,7 +109,7 @@ fn fetch_step(item: WorkItem, group: u32, lane: u32, team: u32, first: u32, half
         }
         scales[half * TOKENS + u] = token_scales(base.z, group);
     }
-    fetch_pages(item, first + STEP, team);
+    fetch_pages(item, first + ROUND, team);
 }
 
 // The lane's parts of the scores of one half's tokens.
@@ -243,36 +247,6 @@ fn join_teams() {
     }
 }
 
-// Writes a finished row, or its partial result if the tokens of its tile are split.
-fn write_row(item: WorkItem, group: u32, lane: u32, tile_row: u32, total: f32, top: f32, values: array<f32, SUM_WIDTH>) {
-    let row = item.row_first + tile_row;
-    if (row >= item.q_len * HEADS_PER_GROUP) {
-        return;
-    }
-    let split = item.partial_row != NO_PARTIAL;
-    let finished = finish_row(item, group, row, top, total);
-    let partial = partial_of(item, group, tile_row);
-    let final_row = query_row(item, group, row);
-    // unroll
-    for (var i = 0u; i < VALUE_SLOTS; i++) {
-        let word = lane + (VALUE_SLOT_FIRST + i) * TEAM;
-        // unroll
-        for (var e = 0u; e < ELEMS_PER_WORD; e++) {
-            let dim = (word - VALUE_FIRST) * ELEMS_PER_WORD + e;
-            if (word >= VALUE_FIRST && dim < V_DIM) {
-                if (split) {
-                    partials[partial * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * finished.factor;
-                } else {
-                    out[final_row * V_DIM + dim] = values[i * ELEMS_PER_WORD + e] * finished.factor;
-                }
-            }
-        }
-    }
-    if (lane == 0u) {
-        write_lse(item, group, tile_row, finished.lse2);
-    }
-}
-
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -289,7 +263,8 @@ fn main(
     let thread = subgroup * subgroup_width + subgroup_lane;
     let lane = thread % TEAM;
     let team = thread / TEAM % TEAMS;
-    let group = workgroup.x * GROUPS_PER_WORKGROUP + thread / (TEAM * TEAMS);
+    let squad = thread / (TEAM * TEAMS) % SQUADS;
+    let group = workgroup.x * GROUPS_PER_WORKGROUP + thread / (TEAM * TEAMS * SQUADS);
 
     load_query(item, group, lane);
     let clear = clear_of(item);
@@ -315,14 +290,15 @@ fn main(
     }
 
     if (item.token_first < item.token_last) {
-        fetch_pages(item, item.token_first, team);
-        fetch_step(item, group, lane, team, item.token_first, 0u);
+        fetch_pages(item, item.token_first + squad * STEP, team);
+        fetch_step(item, group, lane, team, item.token_first + squad * STEP, 0u);
     }
-    for (var first = item.token_first; first < item.token_last; first += 2u * STEP) {
+    // All squads turn as often, those that have no token left masked.
+    for (var first = item.token_first; first < item.token_last; first += 2u * ROUND) {
         // unroll
         for (var half = 0u; half < 2u; half++) {
-            let now = first + half * STEP;
-            fetch_step(item, group, lane, team, now + STEP, 1u - half);
+            let now = first + half * ROUND + squad * STEP;
+            fetch_step(item, group, lane, team, now + ROUND, 1u - half);
 
             var own = share_out(score_step(half), lane);
             // The last tokens, which not every row sees, and with a window the first, are masked; the same for all lanes.
@@ -360,19 +336,5 @@ fn main(
 
     add_totals(own_row, lane);
     join_teams();
-    // unroll
-    for (var b = 0u; b < ROW_BLOCKS; b++) {
-        // unroll
-        for (var j = 0u; j < ROWS_PER_BLOCK; j++) {
-            if ((b * ROWS_PER_BLOCK + j) % TEAMS == team) {
-                var values: array<f32, SUM_WIDTH>;
-                // unroll
-                for (var i = 0u; i < SUM_WIDTH; i++) {
-                    values[i] = rows_get(sums[i * ROW_BLOCKS + b], j);
-                }
-                let tile_row = b * ROWS_PER_BLOCK + j;
-                write_row(item, group, lane, tile_row, rows_get(totals[b], j), rows_get(row_max[b], j), values);
-            }
-        }
-    }
+    finish_tile(item, group, lane, team, thread);
 }

@@ -6,7 +6,7 @@
 // NO_TOKEN where the row gives no probabilities: a NaN or +infinity in it, or no finite logit (-infinity forbids a token).
 //
 // Grid: (rows); one workgroup per row.
-// Constants: LANES. Parts: none.
+// Constants: LANES. Parts: top, nn/row_top/*.
 
 struct Params {
     vocab: u32,
@@ -21,51 +21,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> tokens: array<u32>;
 
 const ONE_BITS = 0x3f800000u;
-// By bits: compilers may take it that no f32 is NaN or infinite.
-const EXPONENT_BITS = 0x7f800000u;
-const MINUS_INFINITY_BITS = 0xff800000u;
-const NO_TOKEN = 0xffffffffu;
-// Of a lane that met a NaN or +infinity. No index: a row is smaller.
-const SPOILED = 0xfffffffeu;
-var<workgroup> lane_value: array<f32, LANES>;
-var<workgroup> lane_index: array<u32, LANES>;
-
-struct Top {
-    value: f32,
-    // NO_TOKEN where the row gives no probabilities
-    index: u32,
-}
-
-// The largest logit and its lowest index.
-fn top(row: u32, lane: u32) -> Top {
-    var best = Top(0.0, NO_TOKEN);
-    var spoiled = false;
-    for (var i = lane; i < params.vocab; i += LANES) {
-        let l = logits[row + i];
-        let bits = bitcast<u32>(l);
-        let finite = (bits & EXPONENT_BITS) != EXPONENT_BITS;
-        spoiled = spoiled || !(finite || bits == MINUS_INFINITY_BITS);
-        if (finite && (best.index == NO_TOKEN || l > best.value)) {
-            best = Top(l, i);
-        }
-    }
-    lane_value[lane] = best.value;
-    lane_index[lane] = select(best.index, SPOILED, spoiled);
-    workgroupBarrier();
-    best = Top(0.0, NO_TOKEN);
-    spoiled = false;
-    for (var i = 0u; i < LANES; i++) {
-        let other = Top(lane_value[i], lane_index[i]);
-        spoiled = spoiled || other.index == SPOILED;
-        let first = best.index == NO_TOKEN || other.value > best.value;
-        if (other.index != NO_TOKEN && (first || (other.value == best.value && other.index < best.index))) {
-            best = other;
-        }
-    }
-    workgroupBarrier();
-    best.index = select(best.index, NO_TOKEN, spoiled);
-    return best;
-}
 
 // Sum over the lanes, in lane order.
 fn total(lane: u32, value: f32) -> f32 {
@@ -90,7 +45,7 @@ fn kept(at: u32, largest: f32, temperature: f32, threshold: f32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.x * params.row_stride;
     let sampler = samplers[group.x];
-    let best = top(row, lane);
+    let best = row_top(row, group.x, lane);
     if (sampler.x <= 0.0) {
         if (lane == 0u) {
             tokens[group.x] = best.index;

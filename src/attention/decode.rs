@@ -41,10 +41,12 @@ pub struct Decode {
 /// Results that were dropped after they went into a pass of an app's, and that are kept for when that is submitted.
 const LENT_OUTPUTS: usize = 4;
 
-/// The two kernels of one row tile.
+/// The kernels of one row tile.
 struct Class {
     shape: KernelShape,
     decode: PoolKernel,
+    /// For items that are too few to fill the device.
+    shared: Option<PoolKernel>,
     merge: Kernel,
 }
 
@@ -146,20 +148,27 @@ impl Decode {
         options.check()?;
         let dispatch_flop = gpu.capabilities().dispatch_flop;
         let layout = StateLayout::new(&heads, dtype);
-        let mut classes = Vec::new();
+        let device = Device::of(gpu.capabilities());
+        let (mut classes, mut squads) = (Vec::new(), Vec::new());
         for &shape in shapes {
             let decode = PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)?;
             let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
-            classes.push(Class { shape, decode, merge });
+            let of_few = shape.shared(&heads, &device);
+            let shared =
+                of_few.map(|shape| PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)).transpose()?;
+            squads.push(of_few.map_or(1, |shape| shape.squads()));
+            classes.push(Class { shape, decode, shared, merge });
         }
         let shape = PlanShape {
             heads_per_group: heads.heads_per_group(),
             groups: heads.groups(),
             v_dim: heads.v_dim(),
             bytes_per_token: layout.group_bytes(),
+            rope_bytes: layout.rope_words * layout.word_bytes,
             row_tiles: shapes.iter().map(KernelShape::rows).collect(),
             groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
             room: shapes.iter().map(KernelShape::room).collect(),
+            squads,
             most_tokens: shapes.iter().map(|shape| (dispatch_flop / token_flop(&heads, shape)).max(1)).collect(),
             target_workgroups: gpu.capabilities().target_workgroups,
             token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
@@ -193,7 +202,8 @@ impl Decode {
     /// Errors: those of the device.
     pub fn prepare(&self, layer: &KvView) -> Result<()> {
         let slabs = layer.pool.buffers().len();
-        self.classes.iter().try_for_each(|class| class.decode.of(&self.gpu, slabs).map(|_| ()))
+        let mut kernels = self.classes.iter().flat_map(|class| class.shared.iter().chain([&class.decode]));
+        kernels.try_for_each(|kernel| kernel.of(&self.gpu, slabs).map(drop))
     }
 
     /// The head layout.
@@ -289,7 +299,8 @@ impl Decode {
             let mut buffers = vec![&slabs[0], &q.buffer, plan_buffer, out, lse, &partials];
             buffers.extend(sinks);
             buffers.extend(&slabs[1..]);
-            let x = self.shape.workgroups(index);
+            let shared = class.shared.as_ref().filter(|_| plan.shared[index]);
+            let x = self.workgroups(index, shared.is_some());
             let longest = u64::from(plan.longest[index]).max(1);
             let at_once = self.at_once(token_flop(&self.heads, &class.shape).saturating_mul(longest));
             for item_first in (0..*items).step_by(at_once) {
@@ -302,7 +313,7 @@ impl Decode {
                     item_first: item_first as u32,
                 };
                 let (y, z) = crate::gpu::grid::fold(at_once.min(items - item_first));
-                let kernel = class.decode.of(&self.gpu, slabs.len())?;
+                let kernel = shared.unwrap_or(&class.decode).of(&self.gpu, slabs.len())?;
                 self.gpu.dispatch(pass, kernel, &params, &buffers, (x as u32, y, z))?;
             }
         }
@@ -321,6 +332,15 @@ impl Decode {
             }
         }
         Ok(())
+    }
+
+    /// Workgroups of an item of a class, in its second form or its first.
+    pub(super) fn workgroups(&self, class: usize, shared: bool) -> usize {
+        if shared {
+            self.shape.groups
+        } else {
+            self.shape.workgroups(class)
+        }
     }
 
     /// Items of one dispatch, of so much work each: a power of two, so that parameters repeat.

@@ -68,6 +68,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     all.extend([RopePairs::Half, RopePairs::Interleaved].map(|r| (format!("{r:?}"), rope::spec(r))));
     all.extend([RopePairs::Half, RopePairs::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
     all.extend([100, 100_000].map(|vocab| (format!("vocabulary of {vocab}"), sample::spec(vocab))));
+    all.push(("parts of a vocabulary".into(), sample::parts_spec()));
     Ok(all)
 }
 
@@ -94,7 +95,7 @@ mod tests {
             "experts_list" => experts::listed::PARAM_FIELDS[0],
             "experts_tile" => experts::listed::PARAM_FIELDS[1],
             "experts_sum" => experts::listed::PARAM_FIELDS[2],
-            "sample" => sample::PARAM_FIELDS,
+            "sample" | "sample_parts" => sample::PARAM_FIELDS,
             _ => linear::PARAM_FIELDS,
         };
         specs().unwrap().into_iter().map(|(_, spec)| (spec.clone(), fields(spec.name))).collect()

@@ -61,7 +61,7 @@ fn weights(g: &mut Gen, gpu: &Gpu) {
 
 fn tuning(g: &mut Gen) -> LinearTuning {
     let (in_lanes, outs, steps) = (g.near(32), g.near(2), g.near(4));
-    LinearTuning { in_lanes, outs, steps, max_rows: g.near(16), subgroups: g.one_in(8) }
+    LinearTuning { in_lanes, outs, steps, max_rows: g.near(16), out_lanes: g.near(2), subgroups: g.one_in(8) }
 }
 
 fn linear(g: &mut Gen, gpu: &Gpu) {

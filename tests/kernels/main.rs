@@ -23,6 +23,7 @@ mod schedules;
 mod sharing;
 mod slabs;
 mod split;
+mod squads;
 mod steps;
 mod tree;
 mod wide;

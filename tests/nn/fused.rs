@@ -43,20 +43,21 @@ const PLAIN: Case = Case {
 
 /// What GPUs get, with and without subgroups, and a software adapter with numbers at their ends.
 fn tunings() -> Vec<LinearTuning> {
-    let wide = LinearTuning { in_lanes: 64, outs: 4, steps: 2, max_rows: 16, subgroups: false };
+    let wide = LinearTuning { in_lanes: 64, outs: 4, steps: 2, max_rows: 16, out_lanes: 1, subgroups: false };
     let mut all = vec![
         wide,
-        LinearTuning { in_lanes: 32, outs: 2, steps: 4, ..wide },
-        LinearTuning { in_lanes: 8, outs: 8, steps: 1, max_rows: 2, ..wide },
+        LinearTuning { in_lanes: 32, outs: 2, steps: 4, out_lanes: 2, ..wide },
+        LinearTuning { in_lanes: 8, outs: 8, steps: 1, max_rows: 2, out_lanes: 8, ..wide },
         LinearTuning { in_lanes: 128, outs: 2, steps: 8, max_rows: 1, ..wide },
-        LinearTuning { in_lanes: 1, outs: 4, steps: 1, max_rows: 8, ..wide },
-        LinearTuning { in_lanes: 1, outs: 2, steps: 2, max_rows: 1, ..wide },
+        LinearTuning { in_lanes: 1, outs: 4, steps: 1, max_rows: 8, out_lanes: 16, ..wide },
+        LinearTuning { in_lanes: 1, outs: 2, steps: 2, max_rows: 1, out_lanes: 16, ..wide },
     ];
     if exact_gpu().capabilities().tier >= Tier::Subgroup {
         all.extend([
             LinearTuning { subgroups: true, ..wide },
             LinearTuning { subgroups: true, in_lanes: 32, outs: 2, ..wide },
             LinearTuning { subgroups: true, in_lanes: 8, max_rows: 4, ..wide },
+            LinearTuning { subgroups: true, steps: 8, outs: 2, out_lanes: 4, ..wide },
         ]);
     } else {
         println!("skipped: no subgroups on {}", gpu().capabilities().adapter);
@@ -304,6 +305,8 @@ fn bad_fusions_are_typed_errors() {
         LinearTuning { outs: 16, ..good },
         LinearTuning { steps: 3, ..good },
         LinearTuning { max_rows: 32, ..good },
+        LinearTuning { out_lanes: 3, ..good },
+        LinearTuning { in_lanes: 256, out_lanes: 2, subgroups: false, ..good },
     ] {
         assert_kind!(of(4).with_tuning(bad), ErrorKind::Argument { .. });
     }

@@ -29,7 +29,8 @@ fn is_clear(logits: &[f64], s: Sampling, u: f32) -> bool {
 #[test]
 fn draws_equal_the_reference() {
     let mut compared = 0;
-    for vocab in [1, 2, 63, 256, 1000, 5000] {
+    // From 4,097 on the largest logit is found in parts of 512.
+    for vocab in [1, 2, 63, 256, 1000, 4096, 4097, 5000, 12_801] {
         let mut rng = Rng(vocab as u64);
         let rows = 120;
         let spread = [0.5, 3.0, 20.0];
@@ -53,7 +54,7 @@ fn draws_equal_the_reference() {
             compared += 1;
         }
     }
-    assert!(compared > 600, "only {compared} of 720 draws were clear");
+    assert!(compared > 900, "only {compared} of 1080 draws were clear");
 }
 
 #[test]

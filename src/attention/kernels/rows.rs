@@ -27,7 +27,10 @@ pub(crate) struct RowShape {
     pub(crate) teams: usize,
     /// Tokens of a team per step.
     pub(crate) tokens: usize,
+    /// Groups of a workgroup, each with a squad (the teams of a group) of its own; 1 where there are several squads.
     pub(crate) groups_per_workgroup: usize,
+    /// Squads that share the tokens of a group.
+    pub(crate) squads: usize,
 }
 
 impl RowShape {
@@ -55,6 +58,7 @@ impl RowShape {
                     teams: subgroup.min(64) / team,
                     tokens,
                     groups_per_workgroup: 1,
+                    squads: 1,
                 };
                 let most = if tokens == 1 { MAX_REGISTERS_OF_ONE } else { MAX_REGISTERS };
                 if shape.registers(layout) <= most {
@@ -63,6 +67,24 @@ impl RowShape {
             }
         }
         None
+    }
+
+    /// The same with as many squads for a group as a workgroup has room for: for items that are too few to fill the device.
+    /// None where that is one.
+    pub(crate) fn shared(&self, heads: &HeadLayout, workgroup_bytes: usize) -> Option<Self> {
+        [8, 4, 2]
+            .into_iter()
+            .map(|squads| Self { squads, groups_per_workgroup: 1, ..*self })
+            .find(|shape| shape.threads() <= MAX_THREADS && shape.workgroup_bytes(heads) <= workgroup_bytes)
+    }
+
+    /// What squads join in: of each row its maximum, total and sums.
+    pub(crate) fn workgroup_bytes(&self, heads: &HeadLayout) -> usize {
+        if self.squads == 1 {
+            0
+        } else {
+            4 * self.squads * self.rows() * (heads.v_dim() + 2)
+        }
     }
 
     /// Whether reads of the pool must stay where they are written, ahead of a step's arithmetic. Measured on an H100: GTA
@@ -100,7 +122,7 @@ impl RowShape {
     }
 
     pub(crate) fn threads(&self) -> usize {
-        self.team * self.teams * self.groups_per_workgroup
+        self.team * self.teams * self.groups_per_workgroup * self.squads
     }
 
     /// Words of a lane: of the key without position, of the rope key, of a state, of the value; and the first of those.

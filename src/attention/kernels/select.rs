@@ -115,10 +115,27 @@ impl KernelShape {
     /// How many workgroups of the ordinary kind one takes the room of, on a device that runs so many side by side.
     pub(crate) fn room(&self) -> usize {
         match self {
-            Self::Rows(s) => s.groups_per_workgroup,
+            Self::Rows(s) => s.groups_per_workgroup * s.squads,
             // The registers of a multiprocessor that would run eight others.
             Self::Matrix(_) => 8,
             Self::Tile(_) => 1,
+        }
+    }
+
+    /// The same kernel for items that are too few to fill the device, where there is one: several squads share an item's
+    /// tokens.
+    pub(crate) fn shared(&self, heads: &HeadLayout, device: &Device) -> Option<Self> {
+        match self {
+            Self::Rows(s) => s.shared(heads, device.limits.workgroup_bytes).map(Self::Rows),
+            Self::Matrix(_) | Self::Tile(_) => None,
+        }
+    }
+
+    /// Squads that share the tokens of an item.
+    pub(crate) fn squads(&self) -> usize {
+        match self {
+            Self::Rows(s) => s.squads,
+            Self::Matrix(_) | Self::Tile(_) => 1,
         }
     }
 
@@ -176,6 +193,10 @@ mod tests {
             if let KernelShape::Rows(s) = shape {
                 let slots = s.slots(&layout);
                 assert!(s.threads() <= 256 && s.team * s.teams <= subgroup, "{s:?}");
+                if let Some(shared) = s.shared(heads, limits.workgroup_bytes) {
+                    assert!(shared.squads > 1 && shared.groups_per_workgroup == 1, "{shared:?}");
+                    assert!(shared.threads() <= 256 && shared.workgroup_bytes(heads) <= limits.workgroup_bytes);
+                }
                 assert!(s.team * slots.state >= layout.state_words && s.team * slots.rope >= layout.rope_words);
                 assert!((slots.value_first + slots.value) * s.team >= layout.value_first + layout.value_words);
                 assert!(slots.value_first + slots.value <= slots.state, "{slots:?}");

@@ -104,6 +104,7 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("TEAMS_LOG2", number(shape.teams.ilog2() as usize)),
         ("TOKENS", number(shape.tokens)),
         ("GROUPS_PER_WORKGROUP", number(shape.groups_per_workgroup)),
+        ("SQUADS", number(shape.squads)),
         ("ROWS", number(shape.rows())),
         ("ROWS_PER_BLOCK", number(shape.rows_per_block)),
         ("ROW_BLOCKS", number(shape.row_blocks)),
@@ -138,10 +139,15 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     } else {
         part!("attention/pages/each.wgsl")
     };
+    let end = match shape.squads {
+        1 => part!("attention/row_end/alone.wgsl"),
+        _ => part!("attention/row_end/joined.wgsl"),
+    };
     let shares = part!("attention/score_shares.wgsl");
     parts.extend(cache_parts(dtype, layout.word_bytes)?);
-    parts.extend([scales, rows, shares, pages, part!("attention/decode_rows.wgsl")]);
-    Ok(KernelSpec { name: "decode_rows", consts, parts, bindings, workgroup_bytes: 0 })
+    parts.extend([scales, rows, shares, pages, end, part!("attention/decode_rows.wgsl")]);
+    let name = if shape.squads == 1 { "decode_rows" } else { "decode_squads" };
+    Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes: shape.workgroup_bytes(heads) })
 }
 
 fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape: &MatrixShape) -> KernelSpec {

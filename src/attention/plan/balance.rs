@@ -8,6 +8,8 @@
 
 /// What a workgroup costs beside its tokens: queries, the first fetch, the last writes (tokens).
 const ITEM_TOKENS: f64 = 24.0;
+/// And what squads that share tokens cost to join (tokens).
+const JOIN_TOKENS: f64 = 8.0;
 /// What a merge dispatch costs beside its traffic (tokens).
 const MERGE_TOKENS: f64 = 48.0;
 /// A cut must save this much of the time.
@@ -31,6 +33,10 @@ pub(crate) struct Load {
     /// Workgroups of this class that the device takes at once, and workgroups per tile.
     pub slots: usize,
     pub workgroups: usize,
+    /// Squads of a workgroup that share an item's tokens.
+    pub squads: usize,
+    /// How much longer a token takes than where this is 1.
+    pub stretch: f64,
     /// Parts are multiples of this (tokens).
     pub token_tile: u64,
     /// Cached tokens whose traffic equals that of writing and reading one partial.
@@ -138,16 +144,28 @@ impl Load {
         ((2.0 * self.merge_tokens).ceil() as u64).clamp(64.max(self.token_tile), self.shortest())
     }
 
-    /// The cheapest cut, ready for the tiles in their order.
-    pub(crate) fn choose(&self) -> Cutter {
+    /// Whether the tiles, whole, leave some of the device idle.
+    pub(crate) fn leaves_room(&self) -> bool {
+        let tiles: u64 = self.runs.iter().map(|run| run.1).sum();
+        tiles > 0 && tiles.saturating_mul(self.workgroups as u64) < self.slots as u64
+    }
+
+    /// What a workgroup costs beside its tokens (tokens).
+    fn item_tokens(&self) -> f64 {
+        ITEM_TOKENS + if self.squads > 1 { JOIN_TOKENS } else { 0.0 }
+    }
+
+    /// The cheapest cut, ready for the tiles in their order, and its modelled time (tokens of a squad).
+    pub(crate) fn choose(&self) -> (Cutter, f64) {
         let (slots, workgroups) = (self.slots as f64, self.workgroups as f64);
         let tiles: u64 = self.runs.iter().map(|run| run.1).sum();
         let tokens: f64 = self.runs.iter().map(|run| run.0 as f64 * run.1 as f64).sum();
         let share = tokens * workgroups / slots;
-        let bound = share + ITEM_TOKENS * (tiles as f64 * workgroups / slots).max(1.0);
+        let bound = share * self.stretch / self.squads as f64
+            + self.item_tokens() * (tiles as f64 * workgroups / slots).max(1.0);
         let whole = (self.cost(AutoCut::WHOLE).unwrap_or(0.0) * WORTH, AutoCut::WHOLE);
         if whole.0 <= GOOD * bound {
-            return self.cutter(whole.1);
+            return (self.cutter(whole.1), whole.0);
         }
         // Compared by bins of lengths, which is fast; then the best of them by the lengths themselves.
         let binned = self.binned();
@@ -170,7 +188,8 @@ impl Load {
         let exact =
             |(cost, cut): (f64, AutoCut)| Some((if binned.runs == self.runs { cost } else { self.cost(cut)? }, cut));
         let cheaper = |a: (f64, AutoCut), b: (f64, AutoCut)| if b.0 < a.0 { b } else { a };
-        self.cutter(best.into_iter().filter_map(exact).fold(whole, cheaper).1)
+        let (cost, cut) = best.into_iter().filter_map(exact).fold(whole, cheaper);
+        (self.cutter(cut), cost)
     }
 
     /// The same with at most [`KINDS`] lengths: near ones are taken for their mean.
@@ -296,7 +315,10 @@ impl Load {
             return None;
         }
         let merge = if partials > 0.0 { MERGE_TOKENS + partials * self.merge_tokens / self.slots as f64 } else { 0.0 };
-        let items = bins.iter().rev().filter(|bin| bin.0 > 0.0).map(|bin| (bin.1 / bin.0 + ITEM_TOKENS, bin.0));
+        let items = bins.iter().rev().filter(|bin| bin.0 > 0.0).map(|bin| {
+            let tokens = bin.1 / bin.0 * self.stretch / self.squads as f64;
+            (tokens + self.item_tokens(), bin.0)
+        });
         Some(merge + makespan(items, self.slots as f64))
     }
 }

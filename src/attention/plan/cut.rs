@@ -33,8 +33,9 @@ impl Cut {
     }
 }
 
-/// How [`SplitPolicy::Auto`] cuts the tiles of a class; for other policies it is not asked.
-pub(super) fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) -> Cutter {
+/// How [`SplitPolicy::Auto`] cuts the tiles of a class, and whether for the kernel's second form; for other policies it is not
+/// asked.
+pub(super) fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) -> (Cutter, bool) {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let wanted = if policy == SplitPolicy::Auto { tiles } else { &[] };
     for tile in wanted {
@@ -48,11 +49,24 @@ pub(super) fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: Sp
         runs,
         slots: shape.slots(class),
         workgroups: shape.workgroups(class),
+        squads: 1,
+        stretch: 1.0,
         token_tile: shape.token_tile as u64,
         // A partial is written and read as f32; groups of one workgroup count on both sides.
         merge_tokens: 2.0 * 4.0 * f64::from(rows) * shape.v_dim as f64 / shape.bytes_per_token as f64,
     };
-    load.choose()
+    let (alone, cost) = load.choose();
+    if shape.squads[class] == 1 || !load.leaves_room() {
+        return (alone, false);
+    }
+    let (slots, squads) = (shape.shared_slots(class), shape.squads[class]);
+    let stretch = shape.shared_stretch(class);
+    let (shared, less) = Load { slots, workgroups: shape.groups, squads, stretch, ..load }.choose();
+    if less < cost {
+        (shared, true)
+    } else {
+        (alone, false)
+    }
 }
 
 /// The parts of a class's next tile.

@@ -26,6 +26,8 @@ pub struct Plan {
     pub(crate) tokens: usize,
     /// Per class: work items and merge items.
     pub(crate) counts: Vec<(usize, usize)>,
+    /// Per class: whether its kernel is the one whose squads share tokens.
+    pub(crate) shared: Vec<bool>,
     /// Per class: tokens of the longest item.
     pub(crate) longest: Vec<u32>,
     /// Per class: most parts of a merge.
@@ -164,7 +166,11 @@ impl Decode {
                 .iter()
                 .map(|class| list.merges[class.clone()].iter().map(|merge| merge.partial_count).max().unwrap_or(0))
                 .collect(),
-            workgroups: (0..).zip(&list.classes).map(|(class, items)| items.len() * self.shape.workgroups(class)).sum(),
+            workgroups: (0..)
+                .zip(list.classes.iter().zip(&list.shared))
+                .map(|(class, (items, shared))| items.len() * self.workgroups(class, *shared))
+                .sum(),
+            shared: list.shared,
             partial_rows: list.partial_rows,
             max_page: most_page.or(entries.words.iter().copied().max()).unwrap_or(0),
             page_size,

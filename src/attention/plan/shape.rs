@@ -17,12 +17,17 @@ pub(crate) struct PlanShape {
     pub v_dim: usize,
     /// What one group reads per cached token: its state and the whole rope key, in the cache's dtype (bytes).
     pub bytes_per_token: usize,
+    /// The rope key's part of that, which groups of one workgroup share (bytes).
+    pub rope_bytes: usize,
     /// Heights of the kernels that may be chosen (rows), strictly ascending.
     pub row_tiles: Vec<usize>,
     /// For each of them the groups that one workgroup takes; divisors of `groups`.
     pub groups_per_workgroup: Vec<usize>,
     /// For each of them how many ordinary workgroups one takes the room of (workgroups).
     pub room: Vec<usize>,
+    /// For each of them the squads that share an item's tokens in its second form, for few items, whose workgroups take one
+    /// group each; 1 where it has none (squads).
+    pub squads: Vec<usize>,
     /// For each of them the most tokens that Auto gives an item, whatever else speaks for more (tokens).
     pub most_tokens: Vec<u64>,
     /// Ordinary workgroups that fill the device (workgroups).
@@ -44,6 +49,19 @@ impl PlanShape {
     /// Workgroups of a class that fill the device.
     pub(crate) fn slots(&self, class: usize) -> usize {
         (self.target_workgroups / self.room[class]).max(1)
+    }
+
+    /// How much longer a class's second form takes for a token: its workgroups, of one group each, do not share the rope key.
+    pub(crate) fn shared_stretch(&self, class: usize) -> f64 {
+        let together = self.groups_per_workgroup[class] as f64;
+        let rope = self.rope_bytes as f64;
+        let bytes = self.bytes_per_token as f64;
+        bytes / (bytes - rope + rope / together)
+    }
+
+    /// Workgroups of a class's second form that fill the device.
+    pub(crate) fn shared_slots(&self, class: usize) -> usize {
+        (self.target_workgroups / self.squads[class]).max(1)
     }
 
     /// Errors: [`ErrorKind::Argument`] for numbers that make no plan.
@@ -79,6 +97,10 @@ impl PlanShape {
         if self.room.len() != self.row_tiles.len() || self.room.contains(&0) {
             let why = format!("{:?} are not {} counts of workgroups", self.room, self.row_tiles.len());
             return Err(ErrorKind::argument("room", why));
+        }
+        if self.squads.len() != self.row_tiles.len() || self.squads.contains(&0) {
+            let why = format!("{:?} are not {} counts of squads", self.squads, self.row_tiles.len());
+            return Err(ErrorKind::argument("squads", why));
         }
         if self.most_tokens.len() != self.row_tiles.len() || self.most_tokens.contains(&0) {
             let why = format!("{:?} are not {} counts of tokens", self.most_tokens, self.row_tiles.len());

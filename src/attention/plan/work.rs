@@ -91,6 +91,8 @@ pub(crate) struct WorkList {
     pub items: Vec<WorkItem>,
     /// For each class its range of `items`.
     pub classes: Vec<Range<usize>>,
+    /// For each class whether its items are of the kernel's second form, whose squads share an item's tokens.
+    pub shared: Vec<bool>,
     /// The split tiles, class after class.
     pub merges: Vec<MergeItem>,
     /// For each class its range of `merges`.
@@ -143,8 +145,8 @@ pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy)
     let mut tables = Tables::new(step)?;
     let classes = tiles(step, shape, &mut tables)?;
     // One class is one dispatch, and they run one after the other: each is to fill the device by itself.
-    let cutters: Vec<Cutter> =
-        classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).collect();
+    let (cutters, shared): (Vec<Cutter>, Vec<bool>) =
+        classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).unzip();
 
     // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
     let parts = |((tiles, cutter), most): ((&Vec<Tile>, &Cutter), &u64)| {
@@ -154,7 +156,7 @@ pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy)
     let items: u64 = classes.iter().zip(&cutters).zip(&shape.most_tokens).map(parts).sum();
     check_items(items)?;
 
-    let mut list = WorkList { items: Vec::with_capacity(items as usize), ..WorkList::default() };
+    let mut list = WorkList { items: Vec::with_capacity(items as usize), shared, ..WorkList::default() };
     let mut partial_rows = 0u64;
     let kernels = shape.row_tiles.iter().zip(&shape.most_tokens);
     for ((tiles, mut cutter), (&row_tile, &most)) in classes.iter().zip(cutters).zip(kernels) {

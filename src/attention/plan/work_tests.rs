@@ -12,9 +12,11 @@ fn gla() -> PlanShape {
         groups: 2,
         v_dim: 256,
         bytes_per_token: (256 + 64) * 2,
+        rope_bytes: 64 * 2,
         row_tiles: vec![8, 16, 64],
         groups_per_workgroup: vec![1; 3],
         room: vec![1; 3],
+        squads: vec![1; 3],
         most_tokens: vec![u64::MAX; 3],
         target_workgroups: 264,
         token_tile: 64,
@@ -314,9 +316,11 @@ fn bad_arguments() {
         PlanShape { token_tile: 0, ..gla() },
         PlanShape { token_tile: 48, ..gla() },
         PlanShape {
+            rope_bytes: 0,
             row_tiles: vec![],
             groups_per_workgroup: vec![],
             room: vec![],
+            squads: vec![1; 1],
             most_tokens: vec![u64::MAX; 1],
             ..gla()
         },
@@ -328,6 +332,8 @@ fn bad_arguments() {
         PlanShape { groups_per_workgroup: vec![1, 1, 3], ..gla() },
         PlanShape { room: vec![1, 1], ..gla() },
         PlanShape { room: vec![1, 0, 1], ..gla() },
+        PlanShape { squads: vec![1, 1], ..gla() },
+        PlanShape { squads: vec![8, 0, 1], ..gla() },
         PlanShape { most_tokens: vec![9, 9], ..gla() },
         PlanShape { most_tokens: vec![9, 0, 9], ..gla() },
     ];
@@ -353,9 +359,11 @@ fn extremes_are_errors_or_plans() {
     }
     // 2^22 parts of 2^16 rows pass the limit on items, but not 32 bits.
     let tall = PlanShape {
+        rope_bytes: 0,
         row_tiles: vec![1 << 16],
         groups_per_workgroup: vec![1],
         room: vec![1],
+        squads: vec![1; 1],
         most_tokens: vec![u64::MAX; 1],
         ..gla()
     };
@@ -369,9 +377,11 @@ fn extremes_are_errors_or_plans() {
     assert!(matches!(kind, ErrorKind::Argument { name: "q_token_first", .. }), "{kind}");
     let one = PlanShape {
         heads_per_group: 1,
+        rope_bytes: 0,
         row_tiles: vec![1],
         groups_per_workgroup: vec![1],
         room: vec![1],
+        squads: vec![1; 1],
         most_tokens: vec![u64::MAX; 1],
         ..gla()
     };
@@ -409,12 +419,14 @@ fn shape() -> impl Strategy<Value = PlanShape> {
         |(heads_per_group, groups, (v_dim, ratio), row_tiles, most_groups, target_workgroups, (log2, window))| {
             let divisor = |most: &usize| (1..=*most).rev().find(|n| groups.is_multiple_of(*n)).unwrap();
             PlanShape {
+                rope_bytes: 0,
                 heads_per_group,
                 groups,
                 v_dim,
                 bytes_per_token: v_dim * ratio,
                 groups_per_workgroup: most_groups[..row_tiles.len()].iter().map(divisor).collect(),
                 room: most_groups[..row_tiles.len()].to_vec(),
+                squads: vec![1; row_tiles.len()],
                 most_tokens: vec![u64::MAX; row_tiles.len()],
                 row_tiles,
                 target_workgroups,
@@ -503,4 +515,32 @@ fn auto_bounds_what_an_item_sees() {
     assert_eq!(longest(&list, 2), Some(64));
     let whole = plan(&sequences, &few, SplitPolicy::Off).unwrap();
     assert_eq!(longest(&whole, 0), Some(40_000));
+}
+
+/// One sequence leaves a large device idle: squads share its tokens. Where a batch fills the device, and under policies that say
+/// how to cut, each squad has an item of its own.
+#[test]
+fn squads_share_the_tokens_of_few_items() {
+    let shape = PlanShape {
+        groups: 4,
+        heads_per_group: 4,
+        groups_per_workgroup: vec![4, 1, 1],
+        room: vec![4, 1, 1],
+        squads: vec![8, 8, 1],
+        target_workgroups: 1056,
+        ..gqa()
+    };
+    let planned = |lengths: &[u32], policy| {
+        let list = plan(&decode(lengths), &shape, policy).unwrap();
+        check_plan(&decode(lengths), &shape, &list);
+        list
+    };
+    for length in [1, 128, 4096, 131_072] {
+        assert_eq!(planned(&[length], SplitPolicy::Auto).shared, [length > 1, false, false], "{length}");
+    }
+    assert!(planned(&[128], SplitPolicy::Auto).merges.is_empty());
+    for policy in [SplitPolicy::Off, SplitPolicy::Count(4), SplitPolicy::FixedTokens(256)] {
+        assert!(!planned(&[4096], policy).shared.contains(&true), "{policy:?}");
+    }
+    assert!(!planned(&[8192; 512], SplitPolicy::Auto).shared.contains(&true));
 }

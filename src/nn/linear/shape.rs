@@ -20,6 +20,9 @@ pub struct LinearTuning {
     pub steps: usize,
     /// Most rows of input in one go: 1, 2, 4, 8 or 16. More rows are the tile kernel's.
     pub max_rows: usize,
+    /// So many times `in_lanes` lanes side by side in a workgroup, each for outputs of its own: 1, 2, 4, 8 or 16. At most 256 lanes in
+    /// all; with subgroup operations `in_lanes` is then a subgroup or more, and `in_lanes` of 1 takes 16.
+    pub out_lanes: usize,
     /// Sums over lanes by subgroup operations.
     pub subgroups: bool,
 }
@@ -59,7 +62,8 @@ const PASS_BYTES: usize = 12 << 10;
 impl LinearTuning {
     /// A software adapter runs few lanes at once, and those that meet at a barrier as coroutines: each goes along whole rows.
     pub(crate) const SOFTWARE: [Self; 2] = {
-        let more = LinearTuning { in_lanes: 1, outs: 4, steps: 1, max_rows: 8, subgroups: false };
+        let more =
+            LinearTuning { in_lanes: 1, outs: 4, steps: 1, max_rows: 8, out_lanes: LONE_LANES, subgroups: false };
         [LinearTuning { outs: 2, ..more }, more]
     };
 
@@ -78,7 +82,9 @@ impl LinearTuning {
         let enough = |outs: &usize| matrix_rows / outs * in_lanes >= wanted_lanes;
         let outs = [4, 2].into_iter().find(enough).unwrap_or(1);
         let steps = if outs == 4 { 2 } else { 4 };
-        let more = LinearTuning { in_lanes, outs, steps, max_rows: 16, subgroups: capabilities.tier >= Tier::Subgroup };
+        let subgroups = capabilities.tier >= Tier::Subgroup;
+        let out_lanes = if subgroups { 1 } else { 64usize.div_ceil(in_lanes) };
+        let more = LinearTuning { in_lanes, outs, steps, max_rows: 16, out_lanes, subgroups };
         let one = match weight.dtype() {
             DType::I8 => LinearTuning { outs: outs.min(2), steps: 4, ..more },
             _ => LinearTuning { outs: 1, steps: 2, ..more },
@@ -87,17 +93,23 @@ impl LinearTuning {
     }
 
     pub(crate) fn check(&self, capabilities: &Capabilities, swiglu: bool) -> Result<()> {
-        let Self { in_lanes, outs, steps, max_rows, subgroups } = *self;
+        let Self { in_lanes, outs, steps, max_rows, out_lanes, subgroups } = *self;
         let one_of = |n: usize, most: usize| n.is_power_of_two() && n <= most;
         let fits = one_of(in_lanes, 256)
             && (in_lanes >= 8 || (in_lanes == 1 && !subgroups))
             && one_of(outs, 8)
             && one_of(steps, 8)
             && one_of(max_rows, 16)
+            && one_of(out_lanes, 16)
+            && in_lanes * out_lanes <= 256
             && !(swiglu && outs == 1);
         let fusion = Fusion { norm: true, swiglu, ..Default::default() };
         if !fits || self.sums(max_rows, fusion).bytes > PORTABLE_WORKGROUP_BYTES {
             return Err(ErrorKind::argument("tuning", format!("{self:?} makes no kernel")));
+        }
+        if subgroups && out_lanes > 1 && in_lanes < capabilities.subgroup_size as usize {
+            let why = format!("{self:?}: subgroups have up to {} lanes", capabilities.subgroup_size);
+            return Err(ErrorKind::argument("tuning", why));
         }
         if subgroups && capabilities.tier < Tier::Subgroup {
             return Err(ErrorKind::Unsupported { what: "subgroup operations".into() }.into());
@@ -111,16 +123,6 @@ impl LinearTuning {
         few.chain([Shape::Tile(2), Shape::Tile(4)]).collect()
     }
 
-    fn out_lanes(&self) -> usize {
-        if self.subgroups {
-            return 1;
-        }
-        if self.in_lanes == 1 {
-            return LONE_LANES;
-        }
-        64usize.div_ceil(self.in_lanes)
-    }
-
     fn steps(&self, rows: usize) -> usize {
         match rows {
             1 | 2 => self.steps,
@@ -132,7 +134,7 @@ impl LinearTuning {
     /// How a lane's sums are joined with those of the others.
     fn sums(&self, rows: usize, fusion: Fusion) -> Sums {
         let values = rows * self.outs + if fusion.norm { rows } else { 0 };
-        let (lanes, out_lanes) = (self.in_lanes * self.out_lanes(), self.out_lanes());
+        let (lanes, out_lanes) = (self.in_lanes * self.out_lanes, self.out_lanes);
         if self.in_lanes == 1 {
             return Sums { passes: 1, pass: values, bytes: 0 };
         }
@@ -165,7 +167,7 @@ impl Shape {
     /// Outputs of a workgroup.
     pub(crate) fn outputs(self, tuning: &LinearTuning, swiglu: bool) -> usize {
         let sums = match self {
-            Shape::Rows(_) => tuning.outs * tuning.out_lanes(),
+            Shape::Rows(_) => tuning.outs * tuning.out_lanes,
             Shape::Tile(_) => 8 * MICRO_OUT,
             Shape::Matrix(tile) => tile.matrix_rows(),
         };
@@ -196,7 +198,7 @@ impl Shape {
             Shape::Rows(rows) => {
                 parts.extend(input);
                 let sums = tuning.sums(rows, fusion);
-                let (steps, outs, out_lanes) = (tuning.steps(rows), tuning.outs, tuning.out_lanes());
+                let (steps, outs, out_lanes) = (tuning.steps(rows), tuning.outs, tuning.out_lanes);
                 let (lanes, lone) = (tuning.in_lanes * out_lanes, tuning.in_lanes == 1);
                 consts.extend([
                     ("ROWS", number(rows)),
@@ -252,9 +254,10 @@ impl Shape {
 /// A representative set of kernel texts: every slot and shape, on software adapters and GPUs of either tier.
 pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     let [one, software] = LinearTuning::SOFTWARE;
-    let portable = LinearTuning { in_lanes: 32, outs: 2, steps: 4, max_rows: 16, subgroups: false };
-    let wide = LinearTuning { in_lanes: 128, outs: 4, steps: 2, max_rows: 16, subgroups: false };
+    let portable = LinearTuning { in_lanes: 32, outs: 2, steps: 4, max_rows: 16, out_lanes: 2, subgroups: false };
+    let wide = LinearTuning { in_lanes: 128, outs: 4, steps: 2, out_lanes: 1, ..portable };
     let subgroups = LinearTuning { in_lanes: 64, subgroups: true, ..wide };
+    let side_by_side = LinearTuning { in_lanes: 32, steps: 8, out_lanes: 4, ..subgroups };
     let plain = Fusion::default();
     let norm = Fusion { norm: true, ..plain };
     let both = Fusion { swiglu: true, ..norm };
@@ -273,7 +276,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
             add(Shape::Tile(4), &software, dtype, vec4, both)?;
         }
     }
-    for tuning in [software, portable, wide, subgroups] {
+    for tuning in [software, portable, wide, subgroups, side_by_side] {
         for shape in tuning.shapes() {
             add(shape, &tuning, DType::F16, true, both)?;
         }

@@ -217,11 +217,11 @@ impl<'a> Bench<'a> {
 
     /// What the kernel for so many rows goes by.
     fn numbers(&self, rows: usize) -> String {
-        let LinearTuning { in_lanes, outs, steps, max_rows, subgroups } = self.copies[0].tuning(rows);
+        let LinearTuning { in_lanes, outs, steps, max_rows, out_lanes, subgroups } = self.copies[0].tuning(rows);
         match self.copies[0].matrix_tile(rows) {
             Some(tile) => tile_text(&tile),
             None if rows > max_rows => "portable tile".into(),
-            None => format!("{in_lanes} lanes in, {outs} outs, {steps} steps, subgroups {subgroups}"),
+            None => format!("{in_lanes} x {out_lanes} lanes, {outs} outs, {steps} steps, subgroups {subgroups}"),
         }
     }
 
@@ -308,12 +308,13 @@ impl<'a> Bench<'a> {
         let max_rows = rows.next_power_of_two().min(16);
         let tier = self.gpu.capabilities().tier;
         for (in_lanes, outs, steps) in numbers([32, 64, 128, 256], [1, 2, 4, 8], [1, 2, 4, 8]) {
-            for subgroups in [true, false] {
-                let tuning = LinearTuning { in_lanes, outs, steps, max_rows, subgroups };
+            for (out_lanes, subgroups) in [(1, true), (2, true), (4, true), (8, true), (1, false), (4, false)] {
+                let tuning = LinearTuning { in_lanes, outs, steps, max_rows, out_lanes, subgroups };
                 // More words than a lane has, or than registers hold.
                 let useless = outs * steps > 32 || (rows > 4 && steps > 1) || (subgroups && tier < Tier::Subgroup);
                 if rows <= 16 && !useless {
-                    let text = format!("{in_lanes} lanes in, {outs} outs, {steps} steps, subgroups {subgroups}");
+                    let text =
+                        format!("{in_lanes} x {out_lanes} lanes, {outs} outs, {steps} steps, subgroups {subgroups}");
                     add(text, &|linear| linear.clone().with_tuning(tuning));
                 }
             }
