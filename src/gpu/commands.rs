@@ -32,6 +32,8 @@ pub(super) struct Commands {
     asked_alive: AtomicU64,
     /// How often an app said that its passes are submitted.
     passes_submitted: AtomicU64,
+    /// The last submit that went well, for whoever waits for it and not for what comes after it.
+    last_submission: Mutex<Option<wgpu::SubmissionIndex>>,
     /// Batches that were lost.
     losses: AtomicU64,
     last_loss: Mutex<String>,
@@ -348,10 +350,14 @@ impl Gpu {
         // Not with buffers that a lost device made: using them may panic.
         self.check_alive()?;
         self.inner.counters.submits.fetch_add(1, Ordering::Relaxed);
-        self.scoped_in("submit", batch, || {
-            self.inner.queue.submit(commands);
-        })?;
+        let index = self.scoped_in("submit", batch, || self.inner.queue.submit(commands))?;
+        *self.lock(&self.inner.commands.last_submission) = Some(index);
         self.check_alive()
+    }
+
+    /// The last submit that went well, if there was one.
+    pub(super) fn last_submission(&self) -> Option<wgpu::SubmissionIndex> {
+        self.lock(&self.inner.commands.last_submission).clone()
     }
 
     /// Sends commands of an encoder of the caller's own.

@@ -61,15 +61,15 @@ impl Gpu {
                 return Err(error);
             }
         };
-        let answer = self.start_map(&staging, size)?;
-        let reading = Reading { into: HostBuffer { buffer: staging }, answer, size, ticket };
+        let mapping = self.start_map(&staging, size)?;
+        let reading = Reading { into: HostBuffer { buffer: staging }, mapping, size, ticket };
         Ok(Download { buffers: buffers.into_iter().cloned().collect(), reading, runs })
     }
 
     /// Waits for the bytes of each tensor.
     pub(crate) async fn finish_download(&self, download: Download) -> Result<Vec<Vec<u8>>> {
-        let Download { buffers, reading: Reading { into, answer, size, ticket }, runs } = download;
-        self.mapped(answer).await?;
+        let Download { buffers, reading: Reading { into, mapping, size, ticket }, runs } = download;
+        self.mapped(mapping).await?;
         let bytes = |all: &[u8]| runs.iter().map(|run| all[run.start as usize..run.end as usize].to_vec()).collect();
         let data = with_mapped(&into.buffer, size, bytes)?;
         self.lock(&self.inner.readback).push(into.buffer);
@@ -119,12 +119,13 @@ impl Gpu {
 
     /// Maps, waits, copies out, unmaps.
     pub(super) async fn map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
-        let answer = self.start_map(buffer, size)?;
-        self.mapped(answer).await?;
+        let mapping = self.start_map(buffer, size)?;
+        self.mapped(mapping).await?;
         with_mapped(buffer, size, <[u8]>::to_vec)
     }
 
-    fn start_map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Answer<Result<(), String>>> {
+    /// Asks for a buffer that the last submit writes, if any does.
+    fn start_map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Mapping> {
         let answer = Answer::default();
         let sender = answer.clone();
         self.inner.counters.readbacks.fetch_add(1, Ordering::Relaxed);
@@ -132,12 +133,14 @@ impl Gpu {
             buffer
                 .map_async(wgpu::MapMode::Read, 0..size, move |result| sender.send(result.map_err(|e| e.to_string())));
         })?;
-        Ok(answer)
+        Ok(Mapping { answer, after: self.last_submission() })
     }
 
-    async fn mapped(&self, answer: Answer<Result<(), String>>) -> Result<()> {
-        // Browsers complete maps from their event loop; everywhere else this is the wait.
-        self.wait()?;
+    async fn mapped(&self, mapping: Mapping) -> Result<()> {
+        let Mapping { answer, after } = mapping;
+        // Browsers complete maps from their event loop; everywhere else this is the wait. For what was submitted later nobody
+        // waits here: it may be the next step.
+        self.poll(wgpu::PollType::Wait { submission_index: after, timeout: None })?;
         let mapped = answer.await;
         // What browsers have to say about the calls before it has come by then.
         self.answered().await?;
@@ -169,8 +172,8 @@ impl Gpu {
     pub(crate) fn start_read(&self, from: &Buffer, into: HostBuffer, size: u64, runs: &[Run]) -> Result<Reading> {
         from.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a copy")?;
         let ticket = self.submit_with(&[from], |encoder| copy_runs(encoder, from.raw(), &into.buffer, runs))?;
-        let answer = self.start_map(&into.buffer, size)?;
-        Ok(Reading { into, answer, size, ticket })
+        let mapping = self.start_map(&into.buffer, size)?;
+        Ok(Reading { into, mapping, size, ticket })
     }
 
     /// Submits what is recorded and then copies of parts of one buffer into another.
@@ -182,7 +185,7 @@ impl Gpu {
 
     /// Waits for a copy (and all else that was submitted).
     pub(crate) async fn arrived(&self, reading: Reading) -> Result<Arrived> {
-        self.mapped(reading.answer).await?;
+        self.mapped(reading.mapping).await?;
         reading.ticket.check(self)?;
         Ok(Arrived { buffer: reading.into, size: reading.size })
     }
@@ -215,10 +218,16 @@ pub(crate) struct HostBuffer {
     buffer: wgpu::Buffer,
 }
 
+/// A buffer that was asked for, and the submit after which it comes.
+struct Mapping {
+    answer: Answer<Result<(), String>>,
+    after: Option<wgpu::SubmissionIndex>,
+}
+
 /// A copy into host memory that is under way. Dropped, it takes its memory with it.
 pub(crate) struct Reading {
     into: HostBuffer,
-    answer: Answer<Result<(), String>>,
+    mapping: Mapping,
     size: u64,
     ticket: Ticket,
 }

@@ -94,6 +94,6 @@ pub use generate::{
 };
 pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
 pub use serve::{Event, Finished, Request, RequestId, Scheduler};
-pub use session::{Draw, Session, SessionOptions, TokensAndLogits};
+pub use session::{Draw, Session, SessionOptions, TokenStream, TokensAndLogits};
 pub use text::{TextStream, Tokenizer, Utf8Stream};
 pub use weights::WeightBytes;

@@ -72,12 +72,15 @@ pub async fn continue_sequence(
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
     check_positions(session, sequence, input, options.max_new_tokens)?;
+    if options.max_new_tokens == 0 {
+        return Ok(Vec::new());
+    }
     let mut random = SplitMix64::new(options.seed);
+    let draw = |_| Draw { sampling: options.sampling, u: random.uniform() };
+    let mut stream = session.stream(&[(sequence, input)], draw)?;
     let mut tokens = Vec::new();
     while tokens.len() < options.max_new_tokens {
-        let input = tokens.last().map_or(input, std::slice::from_ref);
-        let draw = Draw { sampling: options.sampling, u: random.uniform() };
-        let drawn = session.next_tokens(&[(sequence, input)], &[draw]).await?;
+        let drawn = stream.next(tokens.len() + 1 < options.max_new_tokens).await?;
         tokens.extend(&drawn);
         if drawn.into_iter().any(|token| on_token(token).is_break()) {
             break;

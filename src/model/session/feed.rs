@@ -186,7 +186,7 @@ impl Session {
         Ok(fed)
     }
 
-    fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<Vec<[f32; 4]>> {
+    pub(super) fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<Vec<[f32; 4]>> {
         if batch.is_empty() || batch.len() > self.options.max_batch {
             let why = format!("{} sequences, wanted 1..={}", batch.len(), self.options.max_batch);
             return Err(ErrorKind::argument("batch", why));

@@ -16,10 +16,12 @@ mod save;
 mod schedule;
 mod sharing;
 mod step;
+mod stream;
 mod warm_up;
 
 pub use feed::{Draw, TokensAndLogits};
 pub use options::SessionOptions;
+pub use stream::TokenStream;
 
 use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};

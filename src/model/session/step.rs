@@ -3,6 +3,7 @@
 use super::feed::{no_probabilities, Call, TokensAndLogits, Undrawn};
 use super::schedule::Part;
 use super::Session;
+use crate::cache::SeqId;
 use crate::error::Result;
 use crate::gpu::{elements, DType, Download};
 use crate::model::layers::attention::{AttentionStep, StepPlans};
@@ -10,21 +11,35 @@ use crate::nn::{LinearArgs, Span};
 
 /// A step that is with the device: its pages are reserved, not committed.
 pub(super) struct Submitted {
-    parts: Vec<Part>,
+    pub(super) parts: Vec<Part>,
     /// Batches that were lost before it was recorded.
-    losses: u64,
+    pub(super) losses: u64,
     /// Tokens first, then logits, as far as the call wants them; none where the step ends no sequence and nothing of it is
     /// wanted.
     results: Option<Download>,
 }
 
+/// Where the tokens of a step come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ids {
+    /// The call has them.
+    Host,
+    /// The step before drew them, one for each sequence, and the host may not have them yet.
+    Drawn,
+}
+
 impl Session {
     /// Reserves, uploads, records and submits one step, with copies of the results that are wanted: one submit.
     pub(super) fn submit_step(&mut self, call: &Call<'_>, parts: Vec<Part>) -> Result<Submitted> {
+        self.submit_step_of(call, parts, Ids::Host)
+    }
+
+    /// [`Session::submit_step`] of tokens from where `ids` says.
+    pub(super) fn submit_step_of(&mut self, call: &Call<'_>, parts: Vec<Part>, ids: Ids) -> Result<Submitted> {
         let ending = parts.iter().filter(|p| p.last);
         let samplers: Vec<[f32; 4]> = ending.filter_map(|p| call.samplers.get(p.sequence).copied()).collect();
         let losses = self.decoder.gpu().losses();
-        let rows = self.record_step(call, &parts, &samplers)?;
+        let rows = self.record_step(call, &parts, &samplers, ids)?;
         let (gpu, b) = (self.decoder.gpu(), &self.buffers);
         let ending = parts.iter().filter(|p| p.last).count();
         let all = call.want.all_logits();
@@ -49,6 +64,29 @@ impl Session {
         step: Submitted,
         fed: &mut TokensAndLogits,
     ) -> Result<()> {
+        let parts = self.read_results(call, step, fed).await?;
+        let tokens = |part: &Part| {
+            let (id, tokens) = call.batch[part.sequence];
+            // What no token came of is not kept.
+            let kept = if call.undrawn.spoils(part, &fed.tokens) { 0..0 } else { part.tokens.clone() };
+            (id, &tokens[kept])
+        };
+        self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())
+    }
+
+    /// Commits the tokens of a step's parts.
+    pub(super) fn commit_parts(&mut self, batch: &[(SeqId, &[u32])], parts: &[Part]) -> Result<()> {
+        let tokens = parts.iter().map(|part| (batch[part.sequence].0, &batch[part.sequence].1[part.tokens.clone()]));
+        self.cache.commit_tokens(&tokens.collect::<Vec<_>>())
+    }
+
+    /// Waits for a step and adds its results to those of the call. Returns its parts, which are still to be committed.
+    pub(super) async fn read_results(
+        &self,
+        call: &Call<'_>,
+        step: Submitted,
+        fed: &mut TokensAndLogits,
+    ) -> Result<Vec<Part>> {
         let Submitted { parts, losses, results } = step;
         let (gpu, vocab) = (self.decoder.gpu(), self.decoder.config().vocab_size);
         let mut read = match results {
@@ -70,13 +108,7 @@ impl Session {
         }
         // Whoever lost them: nothing of this step counts.
         gpu.expect_no_loss(losses, "this step")?;
-        let tokens = |part: &Part| {
-            let (id, tokens) = call.batch[part.sequence];
-            // What no token came of is not kept.
-            let kept = if call.undrawn.spoils(part, &fed.tokens) { 0..0 } else { part.tokens.clone() };
-            (id, &tokens[kept])
-        };
-        self.cache.commit_tokens(&parts.iter().map(tokens).collect::<Vec<_>>())
+        Ok(parts)
     }
 
     /// Fails where no token was drawn for one of the parts that end, if that is to fail.
@@ -94,25 +126,34 @@ impl Session {
     }
 
     /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
-    fn record_step(&mut self, call: &Call<'_>, parts: &[Part], samplers: &[[f32; 4]]) -> Result<usize> {
+    fn record_step(&mut self, call: &Call<'_>, parts: &[Part], samplers: &[[f32; 4]], from: Ids) -> Result<usize> {
         let all_logits = call.want.all_logits();
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;
         let (mut ids, mut sequences, mut last_rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut rows = 0;
         for part in parts {
             let (id, tokens) = call.batch[part.sequence];
             wanted.push((id, part.tokens.len()));
             sequences.push(id);
-            ids.extend_from_slice(&tokens[part.tokens.clone()]);
+            if from == Ids::Host {
+                ids.extend_from_slice(&tokens[part.tokens.clone()]);
+            }
+            rows += part.tokens.len();
             if part.last {
-                last_rows.push(ids.len() as u32 - 1);
+                last_rows.push(rows as u32 - 1);
             }
         }
         self.cache.reserve_each(&wanted)?;
         // All writes come before all commands, so that the step is one submit.
-        let (rows, ending, b) = (ids.len(), last_rows.len(), &self.buffers);
-        let id_rows = b.ids.view(&[rows])?;
-        gpu.upload(&id_rows, &ids)?;
+        let (ending, b) = (last_rows.len(), &self.buffers);
+        let id_rows = match from {
+            Ids::Host => b.ids.view(&[rows])?,
+            Ids::Drawn => b.tokens.view(&[rows])?,
+        };
+        if from == Ids::Host {
+            gpu.upload(&id_rows, &ids)?;
+        }
         if ending > 0 && !all_logits {
             gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
             if !samplers.is_empty() {

@@ -1,0 +1,186 @@
+//! Tokens one after the other, each step with the device before the tokens of the one before are read.
+//!
+//! The token that a step draws is on the device already, so the next step can begin with it at once: what the host does for a
+//! step (planning, recording, submitting) it does while the device works on the step before. At most two steps are under way.
+//! A step's own tokens are known when the next one is recorded, and are committed then, as those of a call of several steps
+//! are; what fails, or was computed for nothing, is rolled back to the last token that was handed out.
+
+use super::feed::{Call, Draw, TokensAndLogits, Undrawn, Want};
+use super::schedule::{schedule, Part};
+use super::step::{Ids, Submitted};
+use super::Session;
+use crate::cache::SeqId;
+use crate::error::Result;
+
+/// Tokens that follow sequences, drawn one step after the other: made by [`Session::stream`].
+///
+/// Dropped, or where a future of [`TokenStream::next`] is dropped before it ends, it leaves each sequence as
+/// [`Session::next_tokens`] would have: with its input, and all tokens that were handed out but the last.
+pub struct TokenStream<'a, D> {
+    session: &'a mut Session,
+    draw: D,
+    /// What the next step to be read feeds: the input, later the tokens that were handed out last.
+    input: Vec<(SeqId, Vec<u32>)>,
+    /// That step, if it is with the device. Its tokens are not committed, and a call that fails goes back to before it.
+    ahead: Option<Submitted>,
+    /// How that step's tokens are drawn, and those of the step after it, as far as that was asked.
+    draws: [Option<Vec<Draw>>; 2],
+}
+
+impl Session {
+    /// Tokens that follow the sequences of `batch` after their tokens there, as [`Session::next_tokens`] in a loop that feeds
+    /// what was drawn would return them, bit for bit; but the host's work for a step is done while the device computes the one
+    /// before. `draw` says how the next token of a sequence, by its index in the batch, is drawn: it is asked one step ahead.
+    ///
+    /// Of a session with a window each step waits for the one before, since its pages are given back as it goes.
+    ///
+    /// ```no_run
+    /// # async fn f(session: &mut latten::Session, prompt: &[u32]) -> latten::Result<()> {
+    /// use latten::model::Draw;
+    /// let id = session.insert();
+    /// let mut stream = session.stream(&[(id, prompt)], |_| Draw::default())?;
+    /// for _ in 0..100 {
+    ///     let token = stream.next(true).await?[0]; // with another step on its way to the device
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::next_tokens`], but for what only the device can say; nothing is submitted yet.
+    pub fn stream<D: FnMut(usize) -> Draw>(
+        &mut self,
+        batch: &[(SeqId, &[u32])],
+        draw: D,
+    ) -> Result<TokenStream<'_, D>> {
+        self.roll_back();
+        self.check(batch, &Want::Tokens(&vec![Draw::default(); batch.len()]))?;
+        let input = batch.iter().map(|(id, tokens)| (*id, tokens.to_vec())).collect();
+        Ok(TokenStream { session: self, draw, input, ahead: None, draws: [None, None] })
+    }
+}
+
+/// A call's batch.
+type Batch<'a> = Vec<(SeqId, &'a [u32])>;
+
+fn batch(input: &[(SeqId, Vec<u32>)]) -> Batch<'_> {
+    input.iter().map(|(id, tokens)| (*id, &tokens[..])).collect()
+}
+
+impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
+    /// The next token of each sequence, in the order of the batch. `more`: whether another call will follow, so that its step
+    /// is worth computing ahead. Where it is and none follows, that step is rolled back; where it is not and one follows, the
+    /// device waits for the host once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::next_tokens`] of the step. The sequences are as they were before it, so that it may be asked for again.
+    pub async fn next(&mut self, more: bool) -> Result<Vec<u32>> {
+        let tokens = self.step(more).await;
+        if tokens.is_err() {
+            self.session.roll_back();
+        }
+        tokens
+    }
+
+    async fn step(&mut self, more: bool) -> Result<Vec<u32>> {
+        // Taken: a future that is dropped takes the steps with it, and the next begins again.
+        let mut read = TokensAndLogits { tokens: vec![0; self.input.len()], ..Default::default() };
+        let mut first = match self.ahead.take() {
+            Some(step) => step,
+            None => self.submit_first(&mut read).await?,
+        };
+        let Second { submitted, committed } = if more { self.submit_second(&mut first) } else { Second::NONE };
+        let (input, parts) = (batch(&self.input), first.parts.clone());
+        let call = Call { batch: &input, want: Want::Tokens(&[]), undrawn: Undrawn::Fails, samplers: Vec::new() };
+        self.session.read_results(&call, first, &mut read).await?;
+        if !committed {
+            self.session.commit_parts(&input, &parts)?;
+        }
+        self.session.finish();
+        self.input = self.input.iter().zip(&read.tokens).map(|((id, _), token)| (*id, vec![*token])).collect();
+        self.draws = [self.draws[1].take(), None];
+        if submitted.is_some() {
+            self.session.begin(&batch(&self.input))?;
+            self.ahead = submitted;
+        }
+        Ok(read.tokens)
+    }
+
+    /// How the tokens of the next step to be read are drawn (0), or those of the one after it (1).
+    fn draws(&mut self, step: usize) -> Vec<Draw> {
+        let count = self.input.len();
+        self.draws[step].get_or_insert_with(|| (0..count).map(&mut self.draw).collect()).clone()
+    }
+
+    /// Submits the step whose tokens are next; of an input in several steps the last, after the others are done and what they
+    /// drew is in `read`.
+    async fn submit_first(&mut self, read: &mut TokensAndLogits) -> Result<Submitted> {
+        self.session.roll_back();
+        let draws = self.draws(0);
+        let (input, want) = (batch(&self.input), Want::Tokens(&draws));
+        let samplers = self.session.check(&input, &want)?;
+        self.session.begin(&input)?;
+        let call = Call { batch: &input, want, undrawn: Undrawn::Fails, samplers };
+        let lengths: Vec<usize> = input.iter().map(|(_, tokens)| tokens.len()).collect();
+        let mut steps = schedule(&lengths, self.session.capacity());
+        let last = steps.pop().unwrap_or_default();
+        for parts in steps {
+            let step = self.session.submit_step(&call, parts)?;
+            self.session.read_step(&call, step, read).await?;
+        }
+        self.session.submit_step(&call, last)
+    }
+
+    /// Commits the tokens that `first` feeds and submits the step after it, with the tokens that it draws, if that can be done
+    /// before they are read. What fails here is tried again, and heard of, when the tokens are known.
+    fn submit_second(&mut self, first: &mut Submitted) -> Second {
+        let draws = self.draws(1);
+        let session = &mut *self.session;
+        let (input, sequences) = (batch(&self.input), self.input.len());
+        let all_end_here = first.parts.len() == sequences && first.parts.iter().all(|part| part.last);
+        // A window gives pages back with each commit, and there would be no way back to before `first`.
+        if !all_end_here || session.window().is_some() || session.decoder.gpu().losses() != first.losses {
+            return Second::NONE;
+        }
+        let lengths = input.iter().zip(&first.parts).map(|((id, _), part)| Ok(session.len(*id)? + part.tokens.len()));
+        let Ok(lengths) = lengths.collect::<Result<Vec<usize>>>() else { return Second::NONE };
+        if lengths.iter().any(|len| *len >= session.max_positions()) {
+            return Second::NONE;
+        }
+        let samplers: Result<Vec<_>> = draws.iter().map(|draw| draw.sampling.row(draw.u)).collect();
+        let (Ok(samplers), Ok(())) = (samplers, session.commit_parts(&input, &first.parts)) else { return Second::NONE };
+        // The host does not have the tokens, and needs their count alone.
+        let unknown: Batch<'_> = input.iter().map(|(id, _)| (*id, &[0][..])).collect();
+        let call = Call { batch: &unknown, want: Want::Tokens(&draws), undrawn: Undrawn::Fails, samplers };
+        let parts = (0..sequences).map(|sequence| Part { sequence, tokens: 0..1, last: true }).collect();
+        let submitted = session.submit_step_of(&call, parts, Ids::Drawn);
+        if submitted.is_err() {
+            for ((id, _), len) in input.iter().zip(lengths) {
+                session.cache.discard(*id, len).unwrap_or_default(); // it was there above
+            }
+            // Where errors come at once, `first` was sent well, and only this step was lost.
+            if cfg!(not(target_arch = "wasm32")) {
+                first.losses = session.decoder.gpu().losses();
+            }
+        }
+        Second { submitted: submitted.ok(), committed: true }
+    }
+}
+
+/// What became of the step after the one whose tokens are read.
+struct Second {
+    submitted: Option<Submitted>,
+    /// Whether the tokens of the step before it are committed.
+    committed: bool,
+}
+
+impl Second {
+    const NONE: Second = Second { submitted: None, committed: false };
+}
+
+impl<D> Drop for TokenStream<'_, D> {
+    fn drop(&mut self) {
+        self.session.roll_back();
+    }
+}
