@@ -9,8 +9,8 @@ use latten::nn::SwiGlu;
 use latten::rope::cos_sin_table;
 use latten::rope::Rope;
 use latten::{
-    wgpu, CacheOptions, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, PagedKvCache, Pages, Result, RopePairs, SeqId,
-    SplitPolicy, Tensor,
+    wgpu, CacheOptions, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, PagedKvCache, Pages, Result,
+    RopePairs, SeqId, SplitPolicy, Tensor,
 };
 use std::hint::black_box;
 
@@ -150,7 +150,7 @@ fn cache_steps(criterion: &mut Criterion) -> Result<()> {
     let heads = HeadLayout::gqa(Gqa { q_heads: 1, kv_heads: 1, head_dim: 8 })?;
     let decode = Decode::new(&gpu, heads, DType::F16)?;
     let mut group = criterion.benchmark_group("cache step");
-    for (sequences, length) in [(1, 1000), (64, 1000), (64, 16_020)] {
+    for (sequences, length) in [(1, 1000), (64, 1000), (64, 16_020usize)] {
         let pages = Pages { count: sequences * (length + 1).div_ceil(PAGE_SIZE), size: PAGE_SIZE, layers: 1 };
         let rope = Some(Rope::new(heads.rotated_dim(), 1e4, RopePairs::Half)?);
         let options = CacheOptions { rope, ..CacheOptions::new(DType::F16, pages) };

@@ -4,9 +4,6 @@
 //! into tiles of one kernel's height, and the tokens that a tile sees into chunks. A tile of one chunk writes its
 //! final output; the chunks of a split tile write partials, which a merge item then joins in ascending token order.
 
-use std::cmp::Reverse;
-use std::ops::Range;
-
 use super::balance::Cutter;
 use super::cut::{cut, cutter, Cut};
 pub(crate) use super::gap::Step;
