@@ -99,7 +99,7 @@ pub struct Sample {
 }
 
 /// What finds the tops of a vocabulary's parts, and their memory, which grows with the rows.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Parts {
     kernel: Kernel,
     tops: Arc<Mutex<Buffer>>,
