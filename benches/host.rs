@@ -9,7 +9,8 @@ use latten::nn::SwiGlu;
 use latten::rope::cos_sin_table;
 use latten::rope::Rope;
 use latten::{
-    wgpu, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, Result, RopePairs, SeqId, SplitPolicy, Tensor,
+    wgpu, CacheOptions, DType, Decode, Gla, Gpu, Gqa, HeadLayout, KvBatch, KvSource, PagedKvCache, Pages, Result,
+    RopePairs, SeqId, SplitPolicy, Tensor,
 };
 use std::hint::black_box;
 
@@ -143,6 +144,37 @@ fn steps(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// A step's host half with a cache that has memory: what [`steps`] does, and the step's slots and angles, which are uploaded.
+fn cache_steps(criterion: &mut Criterion) -> Result<()> {
+    let gpu = noop()?;
+    let heads = HeadLayout::gqa(Gqa { q_heads: 1, kv_heads: 1, head_dim: 8 })?;
+    let decode = Decode::new(&gpu, heads, DType::F16)?;
+    let mut group = criterion.benchmark_group("cache step");
+    for (sequences, length) in [(1, 1000), (64, 1000), (64, 16_020usize)] {
+        let pages = Pages { count: sequences * (length + 1).div_ceil(PAGE_SIZE), size: PAGE_SIZE, layers: 1 };
+        let rope = Some(Rope::new(heads.rotated_dim(), 1e4, RopePairs::Half)?);
+        let options = CacheOptions { rope, ..CacheOptions::new(DType::F16, pages) };
+        let mut cache = PagedKvCache::new(&gpu, heads, options)?;
+        let ids: Vec<SeqId> = (0..sequences).map(|_| cache.insert()).collect();
+        cache.reserve(&ids, length)?;
+        cache.commit(&ids, length)?;
+        group.throughput(Throughput::Elements(sequences as u64));
+        let id = BenchmarkId::new("reserve plan cos_sin commit", format!("{sequences}x{length}"));
+        group.bench_function(id, |bencher| {
+            bencher.iter(|| {
+                cache.reserve(&ids, 1)?;
+                let items = decode.plan(&cache, &ids)?.items();
+                cache.cos_sin(&ids)?;
+                cache.commit(&ids, 0)?;
+                gpu.queue().submit([]);
+                Ok::<_, latten::Error>(items)
+            });
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
 /// Sequences that share pages: a fork of 32,768 tokens (and its removal), the first write to it, a prompt of as many tokens
 /// found in the cache, a decode step of 256 sequences whose tokens are known.
 fn sharing(criterion: &mut Criterion) -> Result<()> {
@@ -207,7 +239,7 @@ fn tables(criterion: &mut Criterion) -> Result<()> {
 }
 
 fn all(criterion: &mut Criterion) {
-    let groups = [recorded, steps, plans, sharing, tables];
+    let groups = [recorded, steps, cache_steps, plans, sharing, tables];
     if let Err(error) = groups.into_iter().try_for_each(|group| group(criterion)) {
         eprintln!("error: {error}");
         std::process::exit(1);

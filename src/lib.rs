@@ -9,8 +9,8 @@
 //! One [`HeadLayout`] describes the variant to everything else; the loop is the same for all of them.
 //!
 //! ```no_run
-//! use latten::rope::Rope;
-//! use latten::{DType, Decode, DecodeArgs, Gla, Gpu, HeadLayout, PagedKvCache, Pages, Result, RopePairs, Tensor};
+//! use latten::{CacheOptions, DType, Decode, DecodeArgs, Gla, Gpu, HeadLayout, PagedKvCache};
+//! use latten::{Pages, Result, Rope, RopePairs, Tensor};
 //!
 //! /// Your model's part of a layer.
 //! trait Layer {

@@ -11,6 +11,7 @@ use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor, MOST_WORKGROUPS};
 use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::pool::PoolKernel;
 use crate::kv::HeadLayout;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`.
@@ -48,6 +49,18 @@ struct Class {
     /// For items that are too few to fill the device.
     shared: Option<PoolKernel>,
     merge: Kernel,
+}
+
+impl fmt::Debug for Decode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decode")
+            .field("heads", &self.heads)
+            .field("dtype", &self.dtype)
+            .field("options", &self.options)
+            .field("policy", &self.policy)
+            .field("target_workgroups", &self.shape.target_workgroups)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`]; after [`Decode::encode`] only when
@@ -116,7 +129,9 @@ fn merge_flop(parts: u32) -> u64 {
 impl Decode {
     /// Compiles the kernels.
     ///
-    /// Errors: [`ErrorKind::Unsupported`] for a state too large for the device's workgroup memory,
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] for a state too large for the device's workgroup memory,
     /// [`ErrorKind::DType`] for a dtype that is no cache dtype.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType) -> Result<Self> {
         Self::with_options(gpu, heads, dtype, AttentionOptions::default())
@@ -124,7 +139,9 @@ impl Decode {
 
     /// Compiles the kernels with options.
     ///
-    /// Errors: as [`Decode::new`]; [`ErrorKind::Argument`] for an option out of range.
+    /// # Errors
+    ///
+    /// As [`Decode::new`]; [`ErrorKind::Argument`] for an option out of range.
     pub fn with_options(gpu: &Gpu, heads: HeadLayout, dtype: DType, options: AttentionOptions) -> Result<Self> {
         let shapes = KernelShape::all(&heads, dtype, &Device::of(gpu.capabilities()))?;
         Self::with_shapes(gpu, heads, dtype, options, &shapes)
@@ -199,7 +216,9 @@ impl Decode {
     /// Compiles what [`Decode::new`] does not: the kernels for pages in slabs, if those of `layer` are. Without this, the first
     /// decode of such a layer does it.
     ///
-    /// Errors: those of the device.
+    /// # Errors
+    ///
+    /// Those of the device.
     pub fn prepare(&self, layer: &KvView) -> Result<()> {
         let slabs = layer.pool.buffers().len();
         let mut kernels = self.classes.iter().flat_map(|class| class.shared.iter().chain([&class.decode]));
@@ -224,7 +243,9 @@ impl Decode {
     /// Result tensors for `tokens` query tokens, `(tokens, q_heads, v_dim)` and `(tokens, q_heads)`: memory of an earlier
     /// result that was dropped, or new. What they hold is undefined until a decode wrote it.
     ///
-    /// Errors: [`ErrorKind::Shape`] for 0 tokens, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`] for 0 tokens, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn output(&self, tokens: usize) -> Result<DecodeOutput> {
         let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
         let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];

@@ -143,14 +143,21 @@ impl PagedKvCache {
     }
 
     /// Removes a sequence and gives up its pages; those whose tokens are known are kept until their room is needed.
-    /// Errors: [`ErrorKind::UnknownSequence`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.table.remove(id)?;
         self.forget_losses();
         Ok(())
     }
 
-    /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
+    /// Committed tokens of a sequence.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn len(&self, id: SeqId) -> Result<usize> {
         self.table.len(id)
     }
@@ -171,7 +178,9 @@ impl PagedKvCache {
     /// copied first, in all layers; the copies of a call are submitted with all that was recorded before. A cache that grows
     /// allocates rather than evicts.
     ///
-    /// Errors: [`ErrorKind::CacheFull`] with pages needed and to be had, [`ErrorKind::UnknownSequence`],
+    /// # Errors
+    ///
+    /// [`ErrorKind::CacheFull`] with pages needed and to be had, [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0, those of the device.
     pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
         let wanted: Vec<(SeqId, usize)> = ids.iter().map(|id| (*id, n)).collect();
@@ -179,6 +188,10 @@ impl PagedKvCache {
     }
 
     /// [`PagedKvCache::reserve`] with a number of tokens for each sequence.
+    ///
+    /// # Errors
+    ///
+    /// As [`PagedKvCache::reserve`].
     pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<()> {
         let copies = self.table.reserve_each(wanted)?;
         let made = self.slabs.grow(&self.gpu, self.table.slabs_used());
@@ -192,7 +205,11 @@ impl PagedKvCache {
         made
     }
 
-    /// Whether [`PagedKvCache::reserve_each`] would find its pages. Errors: as it has, but for the device's.
+    /// Whether [`PagedKvCache::reserve_each`] would find its pages.
+    ///
+    /// # Errors
+    ///
+    /// As [`PagedKvCache::reserve_each`], but for those of the device.
     pub fn check_reserve(&self, wanted: &[(SeqId, usize)]) -> Result<()> {
         let (needed, free) = (self.table.pages_needed(wanted)?, self.table.stats().available());
         match needed > free {
@@ -204,7 +221,9 @@ impl PagedKvCache {
     /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation. Sends what is
     /// recorded for them, if that has not been sent.
     ///
-    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, and as [`PagedKvCache::reserve`];
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] where fewer are reserved, and as [`PagedKvCache::reserve`];
     /// [`ErrorKind::CommandsLost`] where commands that were to write the cache are lost, by whose fault it may be: give up
     /// all reservations (`n` of 0, [`PagedKvCache::truncate`], [`PagedKvCache::remove`]) and begin the step again. What an app
     /// recorded in a pass of its own it has to look after itself. In a browser such an error may come only with the next result
@@ -220,7 +239,9 @@ impl PagedKvCache {
 
     /// Cuts a sequence to its first `len` committed tokens and drops any reservation.
     ///
-    /// Errors: [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.table.truncate(id, len)?;
         self.forget_losses();
@@ -242,7 +263,9 @@ impl PagedKvCache {
     /// recorded: call `cos_sin` first where a step is to be one submit. For a pass of your own there is
     /// [`Append::encode`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layer that is not there or no reserved token, and for wide channels that nobody
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a layer that is not there or no reserved token, and for wide channels that nobody
     /// has named ([`PagedKvCache::with_wide_channels`]); [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
     pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
         let view = self.layer(layer)?;
@@ -256,7 +279,9 @@ impl PagedKvCache {
     /// a tensor of at least `(tokens, rotated / 2, 2)` f32, which the next step overwrites. Without a rotation its values
     /// mean nothing.
     ///
-    /// Errors: as [`PagedKvCache::append`].
+    /// # Errors
+    ///
+    /// As [`PagedKvCache::append`].
     pub fn cos_sin(&mut self, ids: &[SeqId]) -> Result<Tensor> {
         self.prepare_step(ids)?;
         Ok(self.step_buffers.cos_sin.clone())
@@ -286,7 +311,9 @@ impl PagedKvCache {
 
     /// What kernels see of one layer. A view stays good while sequences change; a plan does not.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layer that is not there.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a layer that is not there.
     pub fn layer(&self, layer: usize) -> Result<KvView> {
         let pools = &self.slabs.layers;
         let pool = pools

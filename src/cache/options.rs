@@ -1,12 +1,12 @@
 //! What a cache is made of, and how much it holds.
 
-#[cfg(doc)]
 use super::PagedKvCache;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::DType;
 use crate::kv::layout::StateLayout;
 use crate::kv::HeadLayout;
 use crate::rope::Rope;
+use std::fmt;
 
 /// What a [`PagedKvCache`] is made of, beside its head layout.
 ///
@@ -34,6 +34,18 @@ pub struct CacheOptions {
     pub rope: Option<Rope>,
 }
 
+/// Without its sequences, of which there may be many thousands.
+impl fmt::Debug for PagedKvCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PagedKvCache")
+            .field("heads", self.heads())
+            .field("dtype", &self.dtype())
+            .field("pages", &self.pages())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
 impl CacheOptions {
     /// Of fixed size, for rows that come rotated.
     pub fn new(dtype: DType, pages: Pages) -> Self {
@@ -56,7 +68,9 @@ impl Pages {
     /// As many pages of `size` tokens as fit `bytes` over all layers: a cache of these allocates no more than that for its
     /// pools.
     ///
-    /// Errors: [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where not one page fits.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for zero sizes, [`ErrorKind::TooLarge`] where not one page fits.
     pub fn within(bytes: u64, heads: &HeadLayout, dtype: DType, size: usize, layers: usize) -> Result<Self> {
         for (name, value) in [("size", size), ("layers", layers)] {
             if value == 0 {

@@ -7,6 +7,7 @@ use crate::gpu::Gpu;
 
 /// A sequence whose cached rows are gone. It is empty, and has its id still.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EmptiedSequence {
     /// The sequence.
     pub id: SeqId,
@@ -60,7 +61,9 @@ impl PagedKvCache {
     /// Compute the tokens again as those of a prompt (where several sequences begin alike, with
     /// [`PagedKvCache::match_prefix`] and new ids), or [`PagedKvCache::load`] what was saved.
     ///
-    /// Errors: as [`PagedKvCache::new`]; then the cache is as it was.
+    /// # Errors
+    ///
+    /// As [`PagedKvCache::new`]; then the cache is as it was.
     ///
     /// [`ErrorKind::DeviceLost`]: crate::ErrorKind::DeviceLost
     pub fn rebuild(&mut self, gpu: &Gpu) -> Result<Vec<EmptiedSequence>> {

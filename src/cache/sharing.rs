@@ -62,7 +62,9 @@ impl PagedKvCache {
     /// the first of them to add tokens to a shared, partly filled page gets a copy of that page, in
     /// [`PagedKvCache::reserve`]. Reserved tokens are not shared. O(pages), on the host alone.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
         self.table.fork(id)
     }
@@ -87,7 +89,9 @@ impl PagedKvCache {
     /// to rounding. For other sequences this is [`PagedKvCache::commit`]. Tokens that are reserved and not committed, drafts,
     /// are never shared. Whatever wrote the tokens must be recorded by now.
     ///
-    /// Errors: as [`PagedKvCache::commit`].
+    /// # Errors
+    ///
+    /// As [`PagedKvCache::commit`].
     pub fn commit_tokens(&mut self, accepted: &[(SeqId, &[u32])]) -> Result<()> {
         if accepted.iter().any(|(_, tokens)| !tokens.is_empty()) {
             self.expect_written()?;
@@ -97,7 +101,11 @@ impl PagedKvCache {
         Ok(())
     }
 
-    /// The committed tokens of a sequence, if all of them are known. Errors: [`ErrorKind::UnknownSequence`].
+    /// The committed tokens of a sequence, if all of them are known.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn tokens(&self, id: SeqId) -> Result<Option<Vec<u32>>> {
         self.table.tokens(id)
     }
@@ -105,14 +113,18 @@ impl PagedKvCache {
     /// Keeps the full pages that a sequence has now, as far as they can be found by their tokens, from eviction, also when
     /// the sequence is truncated or removed. A second pin of a sequence takes the place of the first.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn pin(&mut self, id: SeqId) -> Result<()> {
         self.table.pin(id)
     }
 
     /// Gives up a pin. `id` is that of the sequence, which may have been removed since.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`] where it has no pin.
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`] where it has no pin.
     pub fn unpin(&mut self, id: SeqId) -> Result<()> {
         self.table.unpin(id)
     }
@@ -126,7 +138,9 @@ impl PagedKvCache {
     /// is evicted. Returns the bytes given back. They are allocated again when they are needed. Pages do not move, so one
     /// that is held may keep its slab and those before it; a cache of one buffer has nothing to give.
     ///
-    /// Errors: those of the device.
+    /// # Errors
+    ///
+    /// Those of the device.
     pub fn shrink(&mut self) -> Result<u64> {
         let slabs = self.table.vacate_slabs();
         self.slabs.shrink(&self.gpu, slabs)
@@ -136,7 +150,9 @@ impl PagedKvCache {
     /// that is evicted at once, and later calls fail as they would in a smaller cache. The pools stay as they are: what is
     /// allocated is decided by [`Pages`], before, with [`Pages::within`].
     ///
-    /// Errors: [`ErrorKind::CacheFull`] where more pages are held.
+    /// # Errors
+    ///
+    /// [`ErrorKind::CacheFull`] where more pages are held.
     pub fn set_byte_budget(&mut self, bytes: u64) -> Result<()> {
         let pages = bytes / self.page_bytes();
         self.table.set_page_limit(usize::try_from(pages).unwrap_or(usize::MAX))

@@ -15,7 +15,9 @@ impl PagedKvCache {
     /// Names the wide channels of a layout that has some ([`HeadLayout::gqa_wide`](crate::HeadLayout)): before the first
     /// append, which needs them, and once, since rows that are there are of these.
     ///
-    /// Errors: [`ErrorKind::Argument`] for channels of another layout or number of layers, or a second call; those of the
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for channels of another layout or number of layers, or a second call; those of the
     /// device.
     pub fn with_wide_channels(mut self, channels: &WideChannels) -> Result<Self> {
         let bad = |why: String| Err(ErrorKind::argument("channels", why));

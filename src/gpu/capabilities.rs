@@ -1,7 +1,9 @@
 //! What a device can do, probed once when a [`Gpu`](super::Gpu) is made.
 
 use super::GpuOptions;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
+use std::fmt;
+use std::str::FromStr;
 
 /// Which kernels may run: each tier has those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +19,26 @@ pub enum Tier {
     /// feature experimental, so it is used only where [`GpuOptions::tier`](super::GpuOptions) asks for it, and the kernels
     /// have agreed with the reference on this device ([`Gpu::with_options`](super::Gpu::with_options)).
     Matrix,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Tier::Portable => "portable",
+            Tier::Subgroup => "subgroup",
+            Tier::Matrix => "matrix",
+        })
+    }
+}
+
+impl FromStr for Tier {
+    type Err = Error;
+
+    /// From what it displays as: `subgroup`.
+    fn from_str(text: &str) -> Result<Self> {
+        let found = [Tier::Portable, Tier::Subgroup, Tier::Matrix].into_iter().find(|tier| tier.to_string() == text);
+        found.ok_or_else(|| ErrorKind::argument("tier", format!("{text:?} is not portable, subgroup or matrix")))
+    }
 }
 
 /// Limits and properties that kernels and planner choose by. All sizes in bytes.

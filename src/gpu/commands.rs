@@ -241,7 +241,9 @@ impl Gpu {
     /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read
     /// what `run` writes.
     ///
-    /// Errors: those of the device. Then what was recorded, by whomever, is lost, and whoever asks for it is told:
+    /// # Errors
+    ///
+    /// Those of the device. Then what was recorded, by whomever, is lost, and whoever asks for it is told:
     /// [`ErrorKind::CommandsLost`].
     pub fn submit(&self) -> Result<()> {
         let Sent { lost, rest } = self.send(None, false);

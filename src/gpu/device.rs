@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 /// Which limits to ask the device for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum LimitsChoice {
     /// All that the adapter has.
     #[default]
@@ -131,7 +132,9 @@ impl Gpu {
     /// the kernels of [`Tier::Subgroup`]. Those of [`Tier::Matrix`] come with [`Gpu::with_matrix_kernels`]; they need its
     /// features on the device, and `adapter`, which is asked for the matrices it multiplies; else it may be `None`.
     ///
-    /// Errors: [`ErrorKind::Unsupported`] on OpenGL, or where the device has less than 8 storage buffers per stage, 256
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] on OpenGL, or where the device has less than 8 storage buffers per stage, 256
     /// invocations per workgroup (and in x), or 16,352 bytes of workgroup memory. wgpu's `Limits::default()` suffice;
     /// `Limits::downlevel_defaults()` do not, for their 4 storage buffers.
     pub fn from_wgpu<'a>(

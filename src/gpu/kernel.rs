@@ -50,11 +50,11 @@ impl KernelSpec {
 /// A compiled kernel. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Kernel {
-    inner: Arc<KernelInner>,
+    pub(super) inner: Arc<KernelInner>,
 }
 
-struct KernelInner {
-    name: &'static str,
+pub(super) struct KernelInner {
+    pub(super) name: &'static str,
     id: u64,
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,

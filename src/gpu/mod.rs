@@ -95,6 +95,7 @@ struct CounterCells {
 
 /// How many objects were created and calls made since the [`Gpu`] was: what a test of a decode loop compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counters {
     /// Device buffers allocated.
     pub buffers: u64,
@@ -351,6 +352,12 @@ impl Gpu {
 impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Gpu({})", self.capabilities().adapter)
+    }
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kernel({})", self.inner.name)
     }
 }
 

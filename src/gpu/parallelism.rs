@@ -70,7 +70,9 @@ impl Gpu {
     /// On a device of the app's own, [`Decode::with_target_workgroups`](crate::Decode::with_target_workgroups) takes it.
     /// Times are GPU timestamps, or, where the device has none, the wall clock.
     ///
-    /// Errors: [`ErrorKind::Unsupported`] in a browser without timestamps, which has no clock that would do;
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] in a browser without timestamps, which has no clock that would do;
     /// [`ErrorKind::OutOfMemory`] for its buffer of up to 256 MiB, which is freed again; those of the device.
     pub async fn measure_parallelism(&self) -> Result<Parallelism> {
         let adapter = self.capabilities().adapter.clone();

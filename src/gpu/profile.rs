@@ -8,6 +8,7 @@ const MAX_DISPATCHES: usize = 2048;
 
 /// The time of one dispatch.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct DispatchTime {
     /// The kernel's name, that of its file under `shaders/`.
     pub kernel: &'static str,
@@ -25,7 +26,9 @@ impl Gpu {
     /// From now on takes the time of each dispatch, up to 2,048 of them, until [`Gpu::take_profile`]; an unfinished profile is
     /// dropped. The timestamps themselves cost some microseconds a dispatch: they show shares, not speed.
     ///
-    /// Errors: [`ErrorKind::Unsupported`] where the device was not made with [`GpuOptions::profile`](crate::GpuOptions) or, by
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where the device was not made with [`GpuOptions::profile`](crate::GpuOptions) or, by
     /// an app, with `TIMESTAMP_QUERY_INSIDE_PASSES`.
     pub fn start_profile(&self) -> Result<()> {
         let needed = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
@@ -42,7 +45,9 @@ impl Gpu {
     /// Ends the profile and returns its dispatches in the order of recording. What an app has recorded in passes of its own
     /// must have been submitted.
     ///
-    /// Errors: [`ErrorKind::Argument`] without [`Gpu::start_profile`]; those of the device.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] without [`Gpu::start_profile`]; those of the device.
     pub async fn take_profile(&self) -> Result<Vec<DispatchTime>> {
         let taken = self.lock(&self.inner.profile).take();
         let Profile { set, kernels } =

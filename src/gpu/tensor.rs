@@ -4,6 +4,7 @@ use super::fate::Fate;
 use super::{Element, Gpu, Inner};
 use crate::error::{shape_text, Error, ErrorKind, Result};
 use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -61,6 +62,17 @@ impl fmt::Display for DType {
             DType::I4 => "i4",
             DType::U32 => "u32",
         })
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    /// From what it displays as: `f16`.
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4, DType::U32];
+        let found = all.into_iter().find(|dtype| dtype.to_string() == text);
+        found.ok_or_else(|| ErrorKind::argument("dtype", format!("{text:?} is not f32, f16, bf16, i8, i4 or u32")))
     }
 }
 
@@ -224,7 +236,9 @@ pub struct Tensor {
 impl Tensor {
     /// A tensor of zeros.
     ///
-    /// Errors: [`ErrorKind::Shape`] for a zero-sized or overflowing shape, [`ErrorKind::TooLarge`] past the device's
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`] for a zero-sized or overflowing shape, [`ErrorKind::TooLarge`] past the device's
     /// binding limit, [`ErrorKind::OutOfMemory`]; [`ErrorKind::DType`] for I4, which only caches have.
     pub fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = byte_len(shape, dtype)?;
@@ -257,7 +271,9 @@ impl Tensor {
     /// be downloaded and `COPY_DST` if it is to be uploaded to. Wrap it once and keep the tensor: bind groups are cached
     /// by it.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a buffer too small or without `STORAGE`, [`ErrorKind::Shape`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a buffer too small or without `STORAGE`, [`ErrorKind::Shape`].
     pub fn from_wgpu(gpu: &Gpu, buffer: wgpu::Buffer, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = byte_len(shape, dtype)? as u64;
         if buffer.size() < bytes {
@@ -271,7 +287,9 @@ impl Tensor {
 
     /// The same memory, from its start, seen with another shape of the same dtype.
     ///
-    /// Errors: [`ErrorKind::Shape`] for a shape that does not fit the buffer.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`] for a shape that does not fit the buffer.
     pub fn view(&self, shape: &[usize]) -> Result<Self> {
         if byte_len(shape, self.dtype)? as u64 > self.buffer.size_bytes() {
             return Err(ErrorKind::shape("view", shape, format!("at most {} bytes", self.buffer.size_bytes())));

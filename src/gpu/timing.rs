@@ -10,7 +10,9 @@ impl Gpu {
     /// Runs `work` in `passes` compute passes of one submit and returns the GPU microseconds of each. `work` is given
     /// the pass and its index; it records with the kernels' `encode` forms.
     ///
-    /// Errors: [`ErrorKind::Unsupported`] where the device has no timestamp queries; [`ErrorKind::Argument`] for 0 or
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where the device has no timestamp queries; [`ErrorKind::Argument`] for 0 or
     /// more than 512 passes.
     pub async fn time_passes(
         &self,

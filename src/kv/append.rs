@@ -9,7 +9,7 @@ use crate::gpu::{number, part, Access, DType, Gpu, KernelSpec, Tensor};
 use crate::rope::RopePairs;
 
 /// The append kernel of one head layout, dtype and page size.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Append {
     kernel: PoolKernel,
     heads: HeadLayout,
@@ -29,7 +29,7 @@ pub(crate) struct AppendParams {
 }
 
 /// One append: the rows and where they go.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct AppendArgs<'a> {
     /// `(tokens, groups * state_dim + rope_dim)` f32: states, then the rope key.
     pub kv: &'a Tensor,
@@ -45,7 +45,9 @@ pub struct AppendArgs<'a> {
 impl Append {
     /// Compiles the kernel.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a rotation of an odd width, or a page size that is no power of two up to 4096;
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a rotation of an odd width, or a page size that is no power of two up to 4096;
     /// [`ErrorKind::DType`], also for wide channels ([`HeadLayout::gqa_wide`]) in a dtype that is not of integers.
     pub fn new(gpu: &Gpu, heads: HeadLayout, dtype: DType, page_size: usize, rotation: RopePairs) -> Result<Self> {
         let spec = append_spec(&heads, dtype, page_size, rotation)?;
@@ -67,7 +69,9 @@ impl Append {
     /// Compiles the kernel for pages in slabs, if those of `layer` are: [`Append::new`] does not, and the first append of such
     /// a layer would.
     ///
-    /// Errors: those of the device.
+    /// # Errors
+    ///
+    /// Those of the device.
     pub fn prepare(&self, gpu: &Gpu, layer: &KvView) -> Result<()> {
         self.kernel.of(gpu, layer.pool.buffers().len()).map(|_| ())
     }
@@ -84,7 +88,9 @@ impl Append {
     /// those beyond +-3.39e38 as that. i8 caches round a state to 127 steps of its largest value (key and value apart where they
     /// are), i4 caches to 7, and both keep rope keys as f16.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layer of another layout, dtype or page size, or with wide channels that nobody
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a layer of another layout, dtype or page size, or with wide channels that nobody
     /// has named ([`PagedKvCache::with_wide_channels`](crate::PagedKvCache)); [`ErrorKind::Shape`], [`ErrorKind::DType`].
     pub fn encode(
         &self,

@@ -87,16 +87,28 @@ pub struct HeadLayout {
 /// 16,384 (a GQA head of above 8,192), groups that do not divide `q_heads`, and a `rope_dim` that is odd or (GTA) exceeds `head_dim`.
 impl HeadLayout {
     /// Multi-head attention: every query head has its own key and value.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no layout, as said above.
     pub fn mha(q_heads: usize, head_dim: usize) -> Result<Self> {
         Self::gqa(Gqa { q_heads, kv_heads: q_heads, head_dim })
     }
 
     /// Multi-query attention: one key and value for all query heads.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no layout, as said above.
     pub fn mqa(q_heads: usize, head_dim: usize) -> Result<Self> {
         Self::gqa(Gqa { q_heads, kv_heads: 1, head_dim })
     }
 
     /// Grouped-query attention. State `[k, v]` (2 head_dim) per KV head, the key already rotated.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no layout, as said above.
     pub fn gqa(v: Gqa) -> Result<Self> {
         Self {
             q_heads: v.q_heads,
@@ -121,7 +133,9 @@ impl HeadLayout {
     /// ([`nn::RopeWideKernel`](crate::nn::RopeWideKernel) makes them). Rows to append are those of [`HeadLayout::gqa`]. Multiples of 4
     /// are fastest.
     ///
-    /// Errors: as all constructors; for a `wide` that is 0, odd or above `head_dim`, or `kv_heads * wide` above 16,384.
+    /// # Errors
+    ///
+    /// As all constructors; for a `wide` that is 0, odd or above `head_dim`, or `kv_heads * wide` above 16,384.
     pub fn gqa_wide(v: Gqa, wide: usize) -> Result<Self> {
         if wide == 0 || wide > v.head_dim || !wide.is_multiple_of(2) {
             let why = format!("{wide} is not an even number in 2..={}, the width of a head", v.head_dim);
@@ -140,6 +154,10 @@ impl HeadLayout {
 
     /// Grouped-tied attention. State `kv` (head_dim, never rotated) per tied head, one rope key. The key of a head is
     /// `[kv[..head_dim - rope_dim] | rope key]`, its value all of `kv`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no layout, as said above.
     pub fn gta(v: Gta) -> Result<Self> {
         if v.rope_dim > v.head_dim {
             return Err(ErrorKind::argument("rope_dim", format!("{} exceeds head_dim {}", v.rope_dim, v.head_dim)));
@@ -158,6 +176,10 @@ impl HeadLayout {
     }
 
     /// Grouped latent attention. State `c` (latent_dim, after its RMSNorm) per latent head, one rope key; queries absorbed.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no layout, as said above.
     pub fn gla(v: Gla) -> Result<Self> {
         Self {
             q_heads: v.q_heads,
@@ -173,6 +195,10 @@ impl HeadLayout {
     }
 
     /// Multi-head latent attention: [`HeadLayout::gla`] with one latent head.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no layout, as said above.
     pub fn mla(v: Mla) -> Result<Self> {
         Self::gla(Gla { q_heads: v.q_heads, latent_heads: 1, latent_dim: v.latent_dim, rope_dim: v.rope_dim })
     }

@@ -67,7 +67,7 @@ impl Pool {
 }
 
 /// A kernel that reads or writes pages: compiled for pools of one buffer, and for those of slabs when first asked for.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct PoolKernel {
     spec: KernelSpec,
     /// By log2 of the slabs.

@@ -18,7 +18,9 @@ impl WideChannels {
     /// `channels[layer][kv_head]` are elements of the key, `wide` ([`HeadLayout::wide_dim`]) at most and each once; where they
     /// are fewer, the first of the other elements are taken besides.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layout without wide channels, no layers, a layer with another number of KV heads,
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a layout without wide channels, no layers, a layer with another number of KV heads,
     /// and for channels that are too many, not in the key or named twice.
     pub fn new(heads: &HeadLayout, channels: &[Vec<Vec<u32>>]) -> Result<Self> {
         let bad = |why: String| Err(ErrorKind::argument("channels", why));

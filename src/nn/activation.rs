@@ -21,7 +21,7 @@ pub(super) fn spec() -> KernelSpec {
 }
 
 /// `y[r, i] = silu(gate[r, i]) up[r, i]`.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct SwiGlu {
     gpu: Gpu,
     kernel: Kernel,
@@ -29,13 +29,19 @@ pub struct SwiGlu {
 
 impl SwiGlu {
     /// Compiles the kernel.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device.
     pub fn new(gpu: &Gpu) -> Result<Self> {
         Ok(SwiGlu { gpu: gpu.clone(), kernel: gpu.kernel(spec())? })
     }
 
     /// Records; `x` is (rows, 2 * width) F32, `[gate | up]`, and `y` (rows, width) F32 in another buffer.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, x: &Tensor, y: &Tensor) -> Result<()> {
         y.expect("y", &[0, 0], DType::F32)?;
         let [rows, width] = *y.shape() else { return Ok(()) }; // checked above
@@ -50,6 +56,10 @@ impl SwiGlu {
     }
 
     /// [`SwiGlu::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`SwiGlu::encode`].
     pub fn run(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, x, y))
     }

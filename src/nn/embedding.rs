@@ -23,7 +23,7 @@ pub(super) fn spec(dtype: DType) -> Result<KernelSpec> {
 
 /// `y[r, :] = table[ids[r], :]`. The table may be the weight of a tied head, or (with [`Weight::from_rows`])
 /// activations of which a few rows are wanted.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Embedding {
     gpu: Gpu,
     /// Rows below one another, of one width and dtype.
@@ -34,7 +34,9 @@ pub struct Embedding {
 impl Embedding {
     /// Compiles the kernel. `table` has one head.
     ///
-    /// Errors: [`ErrorKind::Argument`] for several.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for several.
     pub fn new(gpu: &Gpu, table: &Weight) -> Result<Self> {
         Self::of_parts(gpu, std::slice::from_ref(table))
     }
@@ -42,7 +44,9 @@ impl Embedding {
     /// [`Embedding::new`] of a table that is more than the device binds at once: `parts` are its rows, the first ones first,
     /// each of one head. One dispatch each.
     ///
-    /// Errors: [`ErrorKind::Argument`] for none, for several heads, and for parts of different widths or dtypes.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for none, for several heads, and for parts of different widths or dtypes.
     pub fn of_parts(gpu: &Gpu, parts: &[Weight]) -> Result<Self> {
         let first = parts.first().ok_or_else(|| ErrorKind::argument("parts", "a table has at least one"))?;
         let kind = |part: &Weight| (part.in_dim(), part.dtype());
@@ -72,7 +76,11 @@ impl Embedding {
         self.parts.iter().map(Weight::out_dim).sum()
     }
 
-    /// Fails, with [`ErrorKind::Argument`], if an id is not a row of the table; the kernel itself clamps.
+    /// Fails if an id is not a row of the table; the kernel itself clamps.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`].
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let rows = self.rows();
         match ids.iter().enumerate().find(|(_, id)| **id as usize >= rows) {
@@ -83,7 +91,9 @@ impl Embedding {
 
     /// Records; `ids` is (rows) U32, `y` (rows, dim) F32, in another buffer than ids and table.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
         ids.expect("ids", &[0], DType::U32)?;
         let (rows, width) = (ids.len(), self.parts.first().map(|part| (part.in_dim(), part.row_vec4())));
@@ -109,6 +119,10 @@ impl Embedding {
     }
 
     /// [`Embedding::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`Embedding::encode`].
     pub fn run(&self, ids: &Tensor, y: &Tensor) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, ids, y))
     }

@@ -46,7 +46,7 @@ pub struct NormShape {
 }
 
 /// `y[r, g, :] = gain[g, :] x[r, g, :] / sqrt(mean(x[r, g, :]^2) + eps)`, then the tail of the row copied.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct RmsNorm {
     gpu: Gpu,
     /// (groups, dim) F32.
@@ -60,7 +60,9 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// `gain` is (groups, dim) F32.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, no
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, no
     /// groups or elements, or rows of 2^32 elements or more.
     pub fn new(gpu: &Gpu, gain: &Tensor, shape: NormShape) -> Result<Self> {
         if !(shape.eps > 0.0 && shape.eps.is_finite()) {
@@ -96,7 +98,9 @@ impl RmsNorm {
 
     /// Records `rows` rows; `x` and `y` are (rows, groups * dim + tail) F32, in two buffers.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, rows: usize, x: Span<'_>, y: Span<'_>) -> Result<()> {
         let NormShape { groups, dim, tail, eps } = self.shape;
         self.check(rows, x, y)?;
@@ -117,6 +121,10 @@ impl RmsNorm {
     }
 
     /// [`RmsNorm::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`RmsNorm::encode`].
     pub fn run(&self, rows: usize, x: Span<'_>, y: Span<'_>) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, rows, x, y))
     }

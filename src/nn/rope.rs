@@ -56,7 +56,7 @@ pub struct RopeShape {
 /// `y[r, h, :] = [ x[r, h, ..copy_dim] | rotated x[r, h, copy_dim..copy_dim + rope_dim] ]`
 /// (Su et al., "RoFormer", arXiv 2104.09864). For the queries: keys are rotated by
 /// [`PagedKvCache::append`](crate::PagedKvCache::append).
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct RopeKernel {
     gpu: Gpu,
     shape: RopeShape,
@@ -68,7 +68,9 @@ pub struct RopeKernel {
 impl RopeKernel {
     /// Compiles the kernel.
     ///
-    /// Errors: [`ErrorKind::Argument`] for no heads, a `rope_dim` that is 0 or odd, or rows of 2^32 elements or more.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for no heads, a `rope_dim` that is 0 or odd, or rows of 2^32 elements or more.
     pub fn new(gpu: &Gpu, shape: RopeShape) -> Result<Self> {
         if shape.heads == 0 {
             return Err(ErrorKind::argument("heads", "0 heads"));
@@ -86,7 +88,9 @@ impl RopeKernel {
     /// [`cos_sin_table`](crate::rope::cos_sin_table); `x` and `y` are (rows, heads, copy_dim + rope_dim),
     /// in two buffers.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for rows that overlap or one buffer.
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -120,6 +124,10 @@ impl RopeKernel {
     }
 
     /// [`RopeKernel::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`RopeKernel::encode`].
     pub fn run(&self, rows: usize, cos_sin: &Tensor, x: Span<'_>, y: Span<'_>) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, rows, cos_sin, x, y))
     }

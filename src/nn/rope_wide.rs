@@ -38,7 +38,7 @@ pub(super) fn spec(rotation: RopePairs) -> KernelSpec {
 /// `y[r, h, :] = [ rotated x[r, h, ..head_dim] | those of its wide channels, in the place of h's KV head, else zeros ]`: the
 /// queries of a cache of [`HeadLayout::gqa_wide`], whose keys [`PagedKvCache::append`](crate::PagedKvCache::append)
 /// rotates.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct RopeWideKernel {
     gpu: Gpu,
     heads: HeadLayout,
@@ -65,7 +65,9 @@ pub struct RopeWideArgs<'a> {
 impl RopeWideKernel {
     /// Compiles the kernel. `rotation` is that of the cache, [`RopePairs::None`] for queries that come rotated.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a layout without wide channels, or a `head_dim` that is odd and to be rotated.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a layout without wide channels, or a `head_dim` that is odd and to be rotated.
     pub fn new(gpu: &Gpu, heads: HeadLayout, rotation: RopePairs) -> Result<Self> {
         if heads.wide_dim() == 0 {
             let why = "has no wide channels: HeadLayout::gqa_wide makes such a layout";

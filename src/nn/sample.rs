@@ -65,7 +65,9 @@ impl Default for Sampling {
 impl Sampling {
     /// One row of a [`Sample`]'s `samplers`, drawing with `u` in [0, 1).
     ///
-    /// Errors: [`ErrorKind::Argument`] for a negative or non-finite temperature, a `top_p` outside (0, 1], or a `u`
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a negative or non-finite temperature, a `top_p` outside (0, 1], or a `u`
     /// outside [0, 1).
     pub fn row(&self, u: f32) -> Result<[f32; 4]> {
         let Sampling { temperature, top_p } = *self;
@@ -87,7 +89,7 @@ impl Sampling {
 /// Draws one token per row of logits, with temperature and nucleus (Holtzman et al., arXiv 1904.09751); defined in
 /// [`reference::sample`](crate::reference::sample()). A row for which that is an error, as it gives no probabilities (a
 /// NaN or +infinity in it, or no finite logit), gives [`Sample::NO_TOKEN`]; -infinity forbids a token.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Sample {
     gpu: Gpu,
     vocab: usize,
@@ -97,7 +99,7 @@ pub struct Sample {
 }
 
 /// What finds the tops of a vocabulary's parts, and their memory, which grows with the rows.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Parts {
     kernel: Kernel,
     tops: Arc<Mutex<Buffer>>,
@@ -107,7 +109,11 @@ impl Sample {
     /// What is drawn from a row that gives no probabilities: no token of any vocabulary.
     pub const NO_TOKEN: u32 = u32::MAX;
 
-    /// Compiles the kernels for rows of `vocab` logits. Errors: [`ErrorKind::Argument`] for 0.
+    /// Compiles the kernels for rows of `vocab` logits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for 0.
     pub fn new(gpu: &Gpu, vocab: usize) -> Result<Self> {
         if vocab == 0 {
             return Err(ErrorKind::argument("vocab", "0 logits"));
@@ -123,7 +129,9 @@ impl Sample {
     /// Records. `logits` is (rows, vocab) F32 at offset 0; `samplers` (rows, 4) F32, rows of [`Sampling::row`];
     /// `tokens` (rows) U32, in another buffer: what is drawn, or [`Sample::NO_TOKEN`].
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -151,6 +159,10 @@ impl Sample {
     }
 
     /// [`Sample::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sample::encode`].
     pub fn run(&self, logits: Span<'_>, samplers: &Tensor, tokens: &Tensor) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, logits, samplers, tokens))
     }

@@ -6,6 +6,7 @@ use crate::error::Result;
 /// How the key part of an appended row is rotated to its position (RoPE).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum RopePairs {
     /// Not at all: the rows come rotated.
     #[default]

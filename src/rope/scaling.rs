@@ -8,6 +8,7 @@ use std::f64::consts::TAU;
 /// What becomes of the frequencies `theta^(-2 i / rope_dim)`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// Nothing.
     #[default]
@@ -46,7 +47,9 @@ pub enum RopeScaling {
 impl RopeScaling {
     /// Radians per position of each of `rope_dim / 2` pairs.
     ///
-    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is odd or above 16,384, which no layout has, and for numbers by
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a `rope_dim` that is odd or above 16,384, which no layout has, and for numbers by
     /// which a frequency is not finite.
     pub fn inv_freq(&self, rope_dim: usize, theta: f64) -> Result<Vec<f32>> {
         if rope_dim > MAX_DIM || !rope_dim.is_multiple_of(2) {

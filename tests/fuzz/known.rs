@@ -16,7 +16,7 @@ use latten::rope::Rope;
 use latten::rope::RopeScaling;
 use latten::{
     CacheOptions, DType, Decode, DecodeArgs, Decoder, ErrorKind, Gqa, Gta, HeadLayout, KvSource, Mla, PagedKvCache,
-    Pages, Result, RopePairs, Session, SessionOptions, SplitPolicy, Tensor,
+    Pages, Result, RopePairs, Session, SessionOptions, SplitPolicy, Tensor, Tier,
 };
 use safetensors::tensor::Dtype;
 use std::ops::ControlFlow;
@@ -282,4 +282,30 @@ fn a_prompt_of_nothing_and_scratch_for_everything() {
     }
     prefill().with_scratch_tokens(&decode, 70).unwrap();
     refused!(Tensor::zeros(&gpu, &[MAX, 2], DType::F32), Shape { .. });
+}
+
+/// What an app writes into its settings it can read from them.
+#[test]
+fn names_of_dtypes_and_tiers_are_read_back() {
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4, DType::U32] {
+        assert_eq!(dtype.to_string().parse::<DType>().unwrap(), dtype);
+    }
+    for tier in [Tier::Portable, Tier::Subgroup, Tier::Matrix] {
+        assert_eq!(tier.to_string().parse::<Tier>().unwrap(), tier);
+    }
+    refused!("F16".parse::<DType>(), Argument { name: "dtype", .. }, "\"F16\"", "f16");
+    refused!("".parse::<Tier>(), Argument { name: "tier", .. }, "portable");
+}
+
+/// Kernels and caches say what they are of, and not all that they hold.
+#[test]
+fn what_holds_much_prints_little() {
+    let gpu = World::new().gpu;
+    let heads = HeadLayout::gqa(Gqa { q_heads: 4, kv_heads: 2, head_dim: 8 }).unwrap();
+    let options = CacheOptions::new(DType::F16, Pages { count: 500, size: 4, layers: 1 });
+    let mut cache = PagedKvCache::new(&gpu, heads, options).unwrap();
+    let ids: Vec<_> = (0..400).map(|_| cache.insert()).collect();
+    cache.reserve(&ids, 1).unwrap();
+    let texts = [format!("{cache:?}"), format!("{:?}", Decode::new(&gpu, heads, DType::F16).unwrap())];
+    assert!(texts.iter().all(|text| text.contains("F16") && text.len() < 1000), "{texts:?}");
 }

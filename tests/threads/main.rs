@@ -16,8 +16,6 @@ use latten::{
 use std::fmt::Debug;
 use std::ops::ControlFlow;
 
-fn shared<T: Send + Sync>() {}
-
 fn printed<T: Send + Sync + Debug>() {}
 
 #[test]
@@ -30,11 +28,12 @@ fn types_of_the_model_are_shared_and_printed() {
 }
 
 #[test]
-fn types_of_attention_and_cache_are_shared() {
-    shared::<(Gpu, Tensor, Capabilities, GpuOptions, DType, Tier, Error, ErrorKind)>();
-    shared::<(HeadLayout, Decode, DecodeArgs<'_>, DecodeOutput, Plan, AttentionOptions, SplitPolicy)>();
-    shared::<(PagedKvCache, SeqId, CacheStats, LoadedSequence, SaveSequence<'_>)>();
-    shared::<(nn::Linear, nn::Weight, nn::RmsNorm, nn::RopeKernel, nn::Embedding, nn::Sample, nn::SwiGlu, nn::Experts)>();
+fn types_of_attention_and_cache_are_shared_and_printed() {
+    printed::<(Gpu, Tensor, Capabilities, GpuOptions, DType, Tier, Error, ErrorKind)>();
+    printed::<(HeadLayout, Decode, DecodeArgs<'_>, DecodeOutput, Plan, AttentionOptions, SplitPolicy)>();
+    printed::<(PagedKvCache, SeqId, CacheStats, LoadedSequence, SaveSequence<'_>)>();
+    printed::<(nn::Linear, nn::Weight, nn::RmsNorm, nn::RopeKernel, nn::Embedding, nn::Sample, nn::SwiGlu, nn::Experts)>(
+    );
 }
 
 fn spawned<T: Send>(_future: T) {}

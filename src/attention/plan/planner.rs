@@ -58,7 +58,9 @@ impl Decode {
     /// Valid until any sequence of the cache changes, whichever it is. The plan is uploaded, and what is recorded is
     /// submitted before: so plan before recording the step.
     ///
-    /// Errors: unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved, or where
+    /// # Errors
+    ///
+    /// Unknown or repeated sequences, as the cache says; [`ErrorKind::Argument`] where no token is reserved, or where
     /// the numbers of a [`KvBatch`](crate::kv::KvBatch) do not fit each other; [`ErrorKind::TooLarge`],
     /// [`ErrorKind::OutOfMemory`].
     pub fn plan<S: KvSource>(&self, cache: &S, sequences: &[S::Id]) -> Result<Plan> {
@@ -73,7 +75,9 @@ impl Decode {
     /// Masks say who sees whom, not where: rotate queries and keys by the tokens' depths, through [`Append::encode`]
     /// (the cache's own append counts positions along the sequence).
     ///
-    /// Errors: as [`Decode::plan`]; [`ErrorKind::Shape`] for another number of masks than query tokens,
+    /// # Errors
+    ///
+    /// As [`Decode::plan`]; [`ErrorKind::Shape`] for another number of masks than query tokens,
     /// [`ErrorKind::Argument`] for more than 64 tokens of one sequence, bits past them, a token that does not see itself, a
     /// `Decode` made without tree masks.
     ///

@@ -19,6 +19,7 @@ use std::ops::Range;
 /// Every policy gives the same result up to rounding; a given plan gives the same bits every time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum SplitPolicy {
     /// Parts that keep the device's workgroups evenly busy to the end: none where the batch does that by itself, the
     /// last round alone where it almost does, many of one long sequence among short ones. Merging them costs under a

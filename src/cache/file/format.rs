@@ -356,7 +356,9 @@ fn u32_at(bytes: &[u8; HEAD_BYTES], at: usize) -> u32 {
 
 /// Reads the head of a saved cache, and no more: what it is of, how long its sequences are, and their tokens.
 ///
-/// Errors: [`ErrorKind::Saved`](crate::ErrorKind::Saved), [`ErrorKind::Io`](crate::ErrorKind::Io).
+/// # Errors
+///
+/// [`ErrorKind::Saved`](crate::ErrorKind::Saved), [`ErrorKind::Io`](crate::ErrorKind::Io).
 pub fn saved_info(reader: impl Read) -> Result<SavedInfo> {
     Ok(SavedInfo::read(&mut Input::new(reader, ""))?.0)
 }

@@ -13,6 +13,7 @@ use std::path::Path;
 
 /// A sequence that was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LoadedSequence {
     /// The new sequence.
     pub id: SeqId,
@@ -35,7 +36,9 @@ impl PagedKvCache {
     ///
     /// A checksum is no signature: load files that you or your user wrote.
     ///
-    /// Errors: [`ErrorKind::Saved`] for a file that is foreign, newer, truncated, damaged, longer than
+    /// # Errors
+    ///
+    /// [`ErrorKind::Saved`] for a file that is foreign, newer, truncated, damaged, longer than
     /// it should be, or of another layout, dtype, rotation, number of layers or fingerprint, or of smaller pages than a
     /// window's gap has here;
     /// [`ErrorKind::CacheFull`] with the pages of all its sequences and those to be had, kept
@@ -49,7 +52,11 @@ impl PagedKvCache {
         self.load_from(fingerprint, Input::new(reader, ""), progress).await
     }
 
-    /// [`PagedKvCache::load`] from a file, which errors then name. Errors: as there.
+    /// [`PagedKvCache::load`] from a file, which errors then name.
+    ///
+    /// # Errors
+    ///
+    /// As [`PagedKvCache::load`].
     pub async fn load_file(
         &mut self,
         fingerprint: &[u8],

@@ -48,7 +48,9 @@ impl PagedKvCache {
     /// Of a windowed sequence ([`PagedKvCache::insert_with`]) what it holds is saved, however long it has become, and it
     /// is windowed again when it is loaded.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for tokens that are some, but fewer than the sequence
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`]; [`ErrorKind::Argument`] for tokens that are some, but fewer than the sequence
     /// has, or others than those that the cache knows, and for a fingerprint of more than 64 KiB; [`ErrorKind::Io`] of the
     /// writer; those of the device.
     pub async fn save(&self, what: Save<'_>, writer: impl Write, progress: impl FnMut(Progress)) -> Result<()> {
@@ -59,7 +61,9 @@ impl PagedKvCache {
     /// name in the same folder, then renamed over `path`. What fails, or is dropped, leaves `path` as it was and no other
     /// file behind. A link stays, and the file that it leads to is written.
     ///
-    /// Errors: as there; [`ErrorKind::Io`] too where `path` is a folder, a pipe, a device or a socket, none of which is
+    /// # Errors
+    ///
+    /// As [`PagedKvCache::save`]; [`ErrorKind::Io`] too where `path` is a folder, a pipe, a device or a socket, none of which is
     /// replaced: write to those with [`PagedKvCache::save`].
     pub async fn save_file(
         &self,

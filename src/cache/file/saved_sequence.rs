@@ -6,6 +6,7 @@ use std::ops::Range;
 
 /// One sequence of a saved cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SavedSequence {
     /// Its committed tokens. The rows of all but those of `gap` are in the file.
     pub len: usize,

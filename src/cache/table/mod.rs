@@ -96,7 +96,11 @@ struct Slot {
 
 impl SeqTable {
     /// An empty table of `page_count` pages of `page_size` tokens (a power of two up to 4096; a kernel may take fewer).
-    /// Their product must fit 32 bits, since that is how kernels address a token. Errors: [`ErrorKind::Argument`].
+    /// Their product must fit 32 bits, since that is how kernels address a token.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`].
     pub fn new(page_count: usize, page_size: usize) -> Result<Self> {
         Self::with_slabs(page_count, page_size, page_count)
     }
@@ -132,7 +136,10 @@ impl SeqTable {
     }
 
     /// Removes a sequence and gives its pages back; those whose tokens are known are kept until their room is needed.
-    /// Errors: [`ErrorKind::UnknownSequence`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn remove(&mut self, id: SeqId) -> Result<()> {
         self.sequence(id)?;
         self.vacate(id.index());
@@ -152,18 +159,29 @@ impl SeqTable {
         self.changed();
     }
 
-    /// Committed tokens of a sequence. Errors: [`ErrorKind::UnknownSequence`].
+    /// Committed tokens of a sequence.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn len(&self, id: SeqId) -> Result<usize> {
         Ok(self.sequence(id)?.len)
     }
 
-    /// Tokens of a sequence that are reserved and not yet committed. Errors: [`ErrorKind::UnknownSequence`].
+    /// Tokens of a sequence that are reserved and not yet committed.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn reserved(&self, id: SeqId) -> Result<usize> {
         Ok(self.sequence(id)?.reserved)
     }
 
     /// Page ids of a sequence's committed and reserved tokens, in token order, without those of its [`SeqTable::gap`].
-    /// Errors: [`ErrorKind::UnknownSequence`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`].
     pub fn page_table(&self, id: SeqId) -> Result<&[u32]> {
         Ok(&self.sequence(id)?.pages)
     }
@@ -187,7 +205,9 @@ impl SeqTable {
     /// Lets sequences, pins and kept pages take at most `pages` pages together (all of them, if there are fewer). What is
     /// kept beyond that is evicted at once.
     ///
-    /// Errors: [`ErrorKind::CacheFull`] where more are held.
+    /// # Errors
+    ///
+    /// [`ErrorKind::CacheFull`] where more are held.
     pub fn set_page_limit(&mut self, pages: usize) -> Result<()> {
         if !self.store.set_limit(pages) {
             return Err(ErrorKind::CacheFull { needed: self.store.pages.held(), free: pages }.into());
@@ -199,7 +219,9 @@ impl SeqTable {
     ///
     /// A sequence whose tokens were known shares what it has so far, and nothing later: see [`SeqTable::commit_tokens`].
     ///
-    /// Errors: [`ErrorKind::Argument`] where fewer are reserved, [`ErrorKind::UnknownSequence`],
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] where fewer are reserved, [`ErrorKind::UnknownSequence`],
     /// [`ErrorKind::RepeatedSequence`].
     pub fn commit(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
         self.check_commit(&each(ids, n))?;
@@ -234,7 +256,9 @@ impl SeqTable {
 
     /// Cuts a sequence to its first `len` committed tokens and drops its reservation.
     ///
-    /// Errors: [`ErrorKind::Argument`] where it has fewer, or where the next token would see some that its window has freed;
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] where it has fewer, or where the next token would see some that its window has freed;
     /// [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
         let old = self.sequence(id)?.len;

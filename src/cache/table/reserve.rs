@@ -10,7 +10,9 @@ impl SeqTable {
     /// Returns the pages to be copied, in every layer, before anything is written to the new tokens' slots: a sequence that
     /// shares its last, partly filled page with others gets a copy of it to write to. No page is both read and written.
     ///
-    /// Errors: [`ErrorKind::CacheFull`] where the pages do not suffice, evictable ones counted as free: no sequence gets any,
+    /// # Errors
+    ///
+    /// [`ErrorKind::CacheFull`] where the pages do not suffice, evictable ones counted as free: no sequence gets any,
     /// and it counts the pages of the whole call. [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`],
     /// [`ErrorKind::Argument`] for 0.
     pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<Vec<PageCopy>> {
@@ -18,6 +20,10 @@ impl SeqTable {
     }
 
     /// [`SeqTable::reserve`] with a number of tokens for each sequence.
+    ///
+    /// # Errors
+    ///
+    /// As [`SeqTable::reserve`].
     pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<Vec<PageCopy>> {
         let needed = self.pages_needed(wanted)?;
         let free = self.store.available();
@@ -52,7 +58,9 @@ impl SeqTable {
 
     /// Pages that [`SeqTable::reserve_each`] would take.
     ///
-    /// Errors: as it has, but for [`ErrorKind::CacheFull`].
+    /// # Errors
+    ///
+    /// As [`SeqTable::reserve_each`], but for [`ErrorKind::CacheFull`].
     pub fn pages_needed(&self, wanted: &[(SeqId, usize)]) -> Result<usize> {
         check_distinct(wanted.iter().map(|(id, _)| *id))?;
         let mut needed = 0usize;

@@ -16,7 +16,9 @@ impl SeqTable {
     /// A new sequence of the same committed tokens. It shares all pages and copies none: whoever first adds tokens to a
     /// shared, partly filled page gets a copy of that page ([`SeqTable::reserve`]). Reserved tokens are not shared.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn fork(&mut self, id: SeqId) -> Result<SeqId> {
         let sequence = self.sequence(id)?;
         let pages = sequence.pages[..sequence.pages_of(sequence.len, self.page_size)].to_vec();
@@ -99,7 +101,9 @@ impl SeqTable {
     /// page takes the place of the sequence's own, so that equal prompts are held once; both hold the same up to rounding.
     /// For other sequences this is [`SeqTable::commit`]. Tokens that are reserved and not committed are never shared.
     ///
-    /// Errors: as [`SeqTable::commit`].
+    /// # Errors
+    ///
+    /// As [`SeqTable::commit`].
     pub fn commit_tokens(&mut self, accepted: &[(SeqId, &[u32])]) -> Result<()> {
         let counts: Vec<(SeqId, usize)> = accepted.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
         self.check_commit(&counts)?;
@@ -110,7 +114,11 @@ impl SeqTable {
         Ok(())
     }
 
-    /// The committed tokens of a sequence, if all of them are known. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// The committed tokens of a sequence, if all of them are known.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn tokens(&self, id: SeqId) -> Result<Option<Vec<u32>>> {
         let sequence = self.sequence(id)?;
         let Some(known) = &sequence.known else { return Ok(None) };
@@ -126,7 +134,9 @@ impl SeqTable {
     /// Keeps the full pages that a sequence has now, as far as they can be found by their tokens, from eviction, also when
     /// the sequence is truncated or removed. A second pin of a sequence takes the place of the first.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn pin(&mut self, id: SeqId) -> Result<()> {
         let sequence = self.sequence(id)?;
         let full = &sequence.pages[..sequence.len / self.page_size - sequence.freed];
@@ -140,7 +150,9 @@ impl SeqTable {
 
     /// Gives up a pin. `id` is that of the sequence, which may have been removed since.
     ///
-    /// Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) where it has no pin.
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence) where it has no pin.
     pub fn unpin(&mut self, id: SeqId) -> Result<()> {
         let pages = self.pins.remove(&id).ok_or_else(|| id.unknown())?;
         pages.into_iter().for_each(|page| self.store.release(page));

@@ -96,7 +96,11 @@ impl SeqTable {
     }
 
     /// Tokens that a sequence no longer holds, whole pages of them, since its window has moved on: empty where it holds
-    /// all. Errors: [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
+    /// all.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::UnknownSequence`](crate::ErrorKind::UnknownSequence).
     pub fn gap(&self, id: SeqId) -> Result<Range<usize>> {
         Ok(self.sequence(id)?.gap(self.page_size))
     }

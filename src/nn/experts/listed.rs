@@ -81,7 +81,7 @@ impl ExpertTuning {
 }
 
 /// The memory of [`Experts`] between their dispatches, for layers of one [`ExpertShape`]; made by [`Experts::scratch`].
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct ExpertScratch {
     pub(crate) shape: ExpertShape,
     /// The most rows of a call.
@@ -92,7 +92,7 @@ pub struct ExpertScratch {
 }
 
 /// What the listing of rows needs besides.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Lists {
     /// (tiles * rows of a tile) U32, for any tile
     list: Tensor,
@@ -160,7 +160,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
 }
 
 /// The kernels for many rows, compiled at their first use. Shared by clones.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Debug)]
 pub(crate) struct Listed {
     list: Arc<OnceLock<Kernel>>,
     /// For input at multiples of 4 elements, and for any.

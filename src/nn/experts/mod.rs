@@ -49,7 +49,7 @@ pub(super) fn spec(dtype: DType, top: usize, up: bool) -> Result<KernelSpec> {
 ///
 /// Few rows are multiplied one by one; many ([`ExpertTuning`]) are listed by expert first, and read each matrix once per tile
 /// of its rows. A row's result does not depend on what the other rows are, to the bit, but the two ways differ by rounding.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Experts {
     pub(super) gpu: Gpu,
     pub(super) gate_up: Weight,
@@ -61,7 +61,7 @@ pub struct Experts {
 }
 
 /// Tensors of a call.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct ExpertArgs<'a> {
     /// (rows, top) U32.
     pub ids: &'a Tensor,
@@ -75,7 +75,9 @@ impl Experts {
     /// `gate_up` is (experts, 2 width, dim), `down` (experts, dim, width); F32, F16, BF16 or I8. `top`: experts of a row.
     /// The kernels for many rows are compiled at their first use.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn new(gpu: &Gpu, gate_up: Weight, down: Weight, top: usize) -> Result<Self> {
         let fits = gate_up.heads() == down.heads()
             && gate_up.out_dim() == 2 * down.in_dim()
@@ -97,7 +99,9 @@ impl Experts {
 
     /// The same with other numbers than [`ExpertTuning::default`]: for measurements and tests.
     ///
-    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no kernel.
     pub fn with_tuning(self, tuning: ExpertTuning) -> Result<Self> {
         tuning.check()?;
         Ok(Experts { tuning, listed: Listed::default(), ..self })
@@ -117,14 +121,18 @@ impl Experts {
     /// Memory for calls of up to `rows` rows, of this layer and of others of its shape and tuning; used in one pass after
     /// another, as any tensor.
     ///
-    /// Errors: [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
     pub fn scratch(&self, rows: usize) -> Result<ExpertScratch> {
         ExpertScratch::new(&self.gpu, self.shape(), self.tuning, rows)
     }
 
     /// Records the rows of `ids`. `x` and `y` are (rows, dim) F32, in two buffers; `y` is added to.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -157,6 +165,10 @@ impl Experts {
     }
 
     /// [`Experts::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`Experts::encode`].
     pub fn run(&self, x: Span<'_>, y: Span<'_>, args: ExpertArgs<'_>) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, x, y, args))
     }

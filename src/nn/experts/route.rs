@@ -101,7 +101,7 @@ pub(crate) const SHAPES: [RouteShape; 2] = [
 ];
 
 /// Chooses experts for each row of logits, with weights.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Route {
     gpu: Gpu,
     shape: RouteShape,
@@ -113,7 +113,9 @@ pub struct Route {
 impl Route {
     /// Compiles the kernel. `bias` is (experts) F32: what is added to scores for the choice, and not for the weight.
     ///
-    /// Errors: [`ErrorKind::Argument`], [`ErrorKind::Shape`], [`ErrorKind::DType`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`], [`ErrorKind::Shape`], [`ErrorKind::DType`].
     pub fn new(gpu: &Gpu, bias: &Tensor, shape: RouteShape) -> Result<Self> {
         shape.check()?;
         bias.expect("bias", &[shape.experts], DType::F32)?;
@@ -128,7 +130,9 @@ impl Route {
     /// Records. `logits` is (rows, experts) F32, `ids` (rows, top) U32, `weights` (rows, top) F32; three buffers.
     /// Within a row, experts come in the order of their choice.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -149,6 +153,10 @@ impl Route {
     }
 
     /// [`Route::encode`] into the [`Gpu`]'s own pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`Route::encode`].
     pub fn run(&self, logits: &Tensor, ids: &Tensor, weights: &Tensor) -> Result<()> {
         self.gpu.record(|pass| self.encode(pass, logits, ids, weights))
     }

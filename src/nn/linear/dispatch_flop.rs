@@ -19,7 +19,9 @@ const ENOUGH: f64 = 0.01;
 /// products of an f16 matrix with 64 rows; takes some tens of milliseconds, on a slow device less than a second. Measure on
 /// an idle device, and take the least of several.
 ///
-/// Errors: [`ErrorKind::Unsupported`] in browsers, whose clock is not read; those of the device.
+/// # Errors
+///
+/// [`ErrorKind::Unsupported`] in browsers, whose clock is not read; those of the device.
 pub async fn measure_dispatch_flop(gpu: &Gpu) -> Result<u64> {
     if cfg!(target_arch = "wasm32") {
         return Err(ErrorKind::Unsupported { what: "the host's clock in a browser".into() }.into());

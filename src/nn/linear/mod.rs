@@ -32,7 +32,7 @@ use std::sync::{Arc, OnceLock};
 /// On a device of [`Tier::Matrix`](crate::Tier), with F16 or I8 weights, more than [`LinearTuning::max_rows`] rows are rounded
 /// to f16 before they are multiplied, each row under a power of two of its own, whatever its size: so each element is off by at
 /// most 2^-11 of itself. Sums are f32.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Linear {
     gpu: Gpu,
     weight: Weight,
@@ -58,7 +58,9 @@ pub struct Linear {
 impl Linear {
     /// A product with `weight`. `bias` is (heads, out_dim) F32.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`].
     pub fn new(gpu: &Gpu, weight: &Weight, bias: Option<&Tensor>) -> Result<Self> {
         if let Some(bias) = bias {
             bias.expect("bias", &[weight.heads(), weight.out_dim()], DType::F32)?;
@@ -84,7 +86,9 @@ impl Linear {
     /// The same with a norm before it: the input is `gain * x / sqrt(mean(x^2) + eps)`, of each row and head by itself
     /// ([`reference::norm_linear`](crate::reference::norm_linear)). `gain` is (1, in_dim) F32.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, or
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`] for an `eps` that is not positive, or
     /// after [`Linear::with_rest`].
     pub fn with_norm(self, gain: &Tensor, eps: f32) -> Result<Self> {
         if !(eps > 0.0 && eps.is_finite()) {
@@ -100,7 +104,9 @@ impl Linear {
     /// The same with SwiGLU behind it: of a matrix `[gate | up]`, `y = silu(gate x + b) (up x + b)`, half as wide as
     /// `out_dim` ([`reference::swiglu`](crate::reference::swiglu())).
     ///
-    /// Errors: [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail.
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail.
     pub fn with_swiglu(self) -> Result<Self> {
         let w = &self.weight;
         if !w.out_dim().is_multiple_of(2) {
@@ -119,7 +125,9 @@ impl Linear {
     /// `y[r, h, :] = [ W[h] x[r, h, ..in_dim] | RoPE(x[r, h, in_dim..in_dim + rope_dim]) ]`. Each call
     /// gives [`LinearArgs::cos_sin`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, or beside SwiGLU or a
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, or beside SwiGLU or a
     /// rest.
     pub fn with_tail(self, rope_dim: usize, rotation: RopePairs) -> Result<Self> {
         if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
@@ -137,7 +145,9 @@ impl Linear {
     /// The same with a norm beside it, of what lies behind the input of each row: `rest[r, :] = norm(x[r, in_dim..])`, in
     /// the same dispatch for few rows and in one of its own for many. Each call gives [`LinearArgs::rest`].
     ///
-    /// Errors: [`ErrorKind::Argument`] for several heads, beside a tail, or where the norm before the product has
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for several heads, beside a tail, or where the norm before the product has
     /// another `eps`.
     pub fn with_rest(self, norm: RmsNorm) -> Result<Self> {
         if self.weight.heads() != 1 || self.tail.is_some() {
@@ -153,7 +163,9 @@ impl Linear {
 
     /// The same with other numbers than those chosen for the device, for any count of rows: for measurements and tests.
     ///
-    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] for subgroups where
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] for subgroups where
     /// [`Capabilities::tier`](crate::Capabilities) has none.
     pub fn with_tuning(self, tuning: LinearTuning) -> Result<Self> {
         tuning.check(self.gpu.capabilities(), self.swiglu)?;
@@ -162,7 +174,9 @@ impl Linear {
 
     /// The same with this tile for every count of rows above [`LinearTuning::max_rows`]: for measurements and tests.
     ///
-    /// Errors: [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] where
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] where
     /// [`Capabilities::tier`](crate::Capabilities) has no cooperative matrices, or the weights are F32.
     pub fn with_matrix_tile(self, tile: MatrixTile) -> Result<Self> {
         tile.check()?;
@@ -209,7 +223,9 @@ impl Linear {
     /// Compiles the kernel for so many rows of input at multiples of 4 elements (where `in_dim` is one), so that the
     /// first call does not.
     ///
-    /// Errors: [`ErrorKind::Gpu`], [`ErrorKind::Unsupported`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Gpu`], [`ErrorKind::Unsupported`].
     pub fn prepare(&self, rows: usize) -> Result<()> {
         let (choice, aligned) = (self.choose(rows), self.weight.in_dim().is_multiple_of(4));
         if matches!(self.shapes[choice], Shape::Matrix(_)) {

@@ -24,7 +24,9 @@ pub struct Weight {
 impl Weight {
     /// `shape` is (heads, out_dim, in_dim), `values` row-major, converted to `dtype`: F32, F16, or I8 by [`quantise`].
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`];
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`];
     /// [`ErrorKind::Argument`] for I8 of a value that is not finite.
     pub fn new(gpu: &Gpu, shape: [usize; 3], values: &[f32], dtype: DType) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
@@ -50,7 +52,9 @@ impl Weight {
     /// [`Weight::new`] of one matrix after another, so that the host never holds them all: `matrix(h)` is (out_dim,
     /// in_dim), row-major.
     ///
-    /// Errors: as there, and those of `matrix`.
+    /// # Errors
+    ///
+    /// As [`Weight::new`], and those of `matrix`.
     pub fn from_heads(
         gpu: &Gpu,
         shape: [usize; 3],
@@ -78,7 +82,9 @@ impl Weight {
 
     /// An F32 tensor (rows, dim) seen as a table; `dim` must be a multiple of 4. Shares the tensor's memory.
     ///
-    /// Errors: [`ErrorKind::Shape`], [`ErrorKind::DType`].
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`].
     pub fn from_rows(tensor: &Tensor) -> Result<Self> {
         tensor.expect("tensor", &[0, 0], DType::F32)?;
         let (out_dim, in_dim) = (tensor.shape()[0], tensor.shape()[1]);
@@ -277,7 +283,9 @@ fn padded_rows<T: Copy + Default>(values: &[T], in_dim: usize, padded: usize) ->
 /// Rows of 8-bit integers and a scale for each: `value = integer * scale`, with `scale = max|row| / 127`, so that each
 /// value is off by at most half a scale. `values` is (rows, in_dim); returns (rows, in_dim) and (rows).
 ///
-/// Errors: [`ErrorKind::Argument`] for a value that is not finite, [`ErrorKind::Shape`].
+/// # Errors
+///
+/// [`ErrorKind::Argument`] for a value that is not finite, [`ErrorKind::Shape`].
 pub fn quantise(values: &[f32], in_dim: usize) -> Result<(Vec<i8>, Vec<f32>)> {
     if in_dim == 0 || !values.len().is_multiple_of(in_dim) {
         let want = if in_dim == 0 {
