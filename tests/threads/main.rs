@@ -57,6 +57,9 @@ fn futures_are_send(gpu: &Gpu, [a, b]: [&mut Session; 2], cache: &mut PagedKvCac
     spawned(a.logits(&batch));
     spawned(a.all_logits(&batch));
     spawned(a.next_tokens_and_logits(&batch, &draws));
+    if let Ok(mut stream) = a.stream(&batch, |_| Draw::default()) {
+        spawned(stream.next(true));
+    }
     spawned(a.warm_up());
     spawned(a.measure_prefill());
     spawned(a.save(&[], std::io::sink(), |_| ()));
