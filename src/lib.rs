@@ -4,6 +4,18 @@
 //! as its ends) of Zadouri, Strauss, Dao, "Hardware-Efficient Attention for Fast Decoding", arXiv 2505.21487, as WGSL
 //! compute kernels over a paged cache in f32, f16, bf16, i8 or i4. "GLA" here is never Gated Linear Attention.
 //!
+//! # Which layer do I use?
+//!
+//! latten has three layers. Each is used without those behind it.
+//!
+//! | you have | you want | use |
+//! |---|---|---|
+//! | your own model and your own compute passes | **attention**: the kernels | [`Decode::encode`], [`kv::Append::encode`]; a [`PagedKvCache`] holds the pages. `examples/own_device.rs` |
+//! | your own model | **cache**: attention with sequences, sharing, saving | [`PagedKvCache`], [`Decode::run`]; [`nn`] has linear, norm, rope, SwiGLU, sampling. `examples/own_layer.rs` |
+//! | a model folder | **model**: text | [`Decoder`], [`Session`], [`model::generate()`]; [`model::Scheduler`] for many requests. `examples/quickstart.rs` |
+//!
+//! The module `model` is behind the feature of that name, which is on by default.
+//!
 //! # The short program
 //!
 //! One [`HeadLayout`] describes the variant to everything else; the loop is the same for all of them.
@@ -70,9 +82,11 @@
 //! - [`gpu`]: device, tensors, uploads and downloads. Every kernel has `run`, which records into the [`Gpu`]'s own
 //!   commands, and `encode`, which records into a compute pass of yours. Nothing is submitted until a result is read,
 //!   memory is overwritten from the host, or [`Gpu::submit`] is called.
-//! - [`attention`]: [`HeadLayout`] and the kernels append, decode and merge.
+//! - [`kv`]: [`HeadLayout`], the kernel that appends rows, and what kernels see of a cache.
+//! - [`attention`]: [`Decode`], its options, and plans.
 //! - [`cache`]: [`PagedKvCache`], sequences and pages, saved and loaded.
-//! - [`nn`]: linear, norm, rotary positions, SwiGLU, embedding, sampling.
+//! - [`rope`]: frequencies, their scaling, and tables of cosines and sines.
+//! - [`nn`]: linear, norm, rotary positions, SwiGLU, experts, embedding, sampling.
 //! - [`model`]: a Llama-style decoder over all of these.
 //! - [`reference`](mod@reference): every kernel as plain f64 loops, the specification. Needs no GPU.
 //! - [`inspect`]: the assembled text of the attention kernels. Needs no GPU.
@@ -91,7 +105,9 @@
 //! that lacks it. OpenGL is refused: it has no bounds checks. wgpu itself is re-exported as [`wgpu`].
 //!
 //! `model`, on by default: the module of that name. Without it the crate is attention, cache and the other kernels of a layer, and
-//! depends on no JSON and no safetensors. `tokenizers`, off: `tokenizer.json` of published models, for `model::Tokenizer`.
+//! depends on no JSON and no safetensors. `tokenizers`, off: `tokenizer.json` of published models, for
+//! `model::Tokenizer`. `serde`, off: `Serialize` and `Deserialize` for options, [`HeadLayout`], [`DType`] and other small enums, as
+//! an app keeps them in its settings; what is left out of options is as by default.
 
 // What only `model` uses stays where it belongs. The default build tells what nobody uses.
 #![cfg_attr(not(feature = "model"), allow(dead_code, unused_imports, rustdoc::broken_intra_doc_links))]
@@ -112,13 +128,20 @@ mod self_test;
 mod sizes;
 mod start;
 
+#[doc(inline)]
 pub use attention::{AttentionOptions, Decode, DecodeArgs, DecodeOutput, Plan, SplitPolicy};
+#[doc(inline)]
 pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, SequenceOptions};
+#[doc(inline)]
 pub use error::{Error, ErrorKind, Result, SavedFault};
+#[doc(inline)]
 pub use gpu::{Capabilities, DType, DispatchTime, Element, Gpu, GpuOptions, LimitsChoice, Parallelism, Tensor, Tier};
+#[doc(inline)]
 pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};
 #[cfg(feature = "model")]
+#[doc(inline)]
 pub use model::{Decoder, Session, SessionOptions};
+#[doc(inline)]
 pub use rope::{Rope, RopePairs};
 pub use wgpu;
 

@@ -1,4 +1,8 @@
-//! The attention kernels and their planner.
+//! Attention of new tokens over cached ones: [`Decode`] compiles the kernels for a [`HeadLayout`](crate::HeadLayout), plans a step
+//! (which workgroup reads which tokens of which sequence) and records it, with the options of [`AttentionOptions`].
+//!
+//! One [`Plan`] serves all layers of a step. Kernels see buffers and page tables ([`KvView`](crate::KvView)), whoever manages
+//! them; [`PagedKvCache`](crate::PagedKvCache) is the manager that comes with latten.
 
 pub mod decode;
 pub(crate) mod explicit;

@@ -1,4 +1,7 @@
 //! The paged KV cache: sequences, their pages, and the pools that hold them.
+//!
+//! A step is [`PagedKvCache::reserve`], then [`PagedKvCache::append`] and a decode per layer, then [`PagedKvCache::commit`].
+//! Sequences are forked, found by their first tokens, cut, saved and loaded; a call that fails changes nothing.
 
 mod copy;
 mod file;

@@ -19,6 +19,7 @@ use std::fmt;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CacheOptions {
     /// Element type of the cached rows: F32, F16, BF16, I8 or I4.
     pub dtype: DType,
@@ -28,9 +29,11 @@ pub struct CacheOptions {
     /// bind ([`Capabilities::max_slabs`](crate::Capabilities), or one per page where there are fewer), one at first. No page
     /// moves. [`PagedKvCache::reserve`] allocates a slab, in all layers, where the pages that are there are in use or kept;
     /// [`PagedKvCache::shrink`] gives slabs back.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub grows: bool,
     /// How `append` rotates the key part of each row to its token's position: the rope key, or for GQA the key of every head
     /// ([`HeadLayout::rotated_dim`] elements). None: rows come rotated, or have no position.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub rope: Option<Rope>,
 }
 
@@ -55,6 +58,7 @@ impl CacheOptions {
 
 /// How much a cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Pages {
     /// Pages per layer.
     pub count: usize,

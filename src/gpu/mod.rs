@@ -1,4 +1,8 @@
-//! Device, tensors, commands. The only folder that names wgpu types in its internals.
+//! The device: [`Gpu`], made by latten or from an app's own; [`Tensor`]s on it, filled from the host and read back; what it can do
+//! ([`Capabilities`]), and how long things take.
+//!
+//! Kernels are recorded, and submitted together when a result is read or [`Gpu::submit`] is called. The only folder that names
+//! wgpu types in its internals.
 
 mod capabilities;
 mod commands;

@@ -1,4 +1,5 @@
-//! What a cached token is and where it lies: head layouts, rows in pages, page tables, and the kernel that appends.
+//! What a cached token is and where it lies: [`HeadLayout`], the one description of a variant of attention; rows in pages, page
+//! tables, and [`Append`], the kernel that writes rows.
 
 pub mod append;
 pub mod heads;

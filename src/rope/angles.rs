@@ -19,6 +19,7 @@ pub enum RopePairs {
 
 /// The frequencies of a rotation, and which elements it pairs.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Rope {
     /// Radians per position of each pair: `rope_dim / 2` of them, see [`RopeScaling::inv_freq`].
     pub inv_freq: Vec<f32>,

@@ -1,4 +1,5 @@
-//! Rotary positions as numbers. Pure; the kernel is in `nn`.
+//! Rotary positions as numbers: frequencies ([`Rope`]), their scaling for longer texts, and tables of cosines and sines for a
+//! step. Pure; the kernel that rotates queries is [`nn::RopeKernel`](crate::nn::RopeKernel).
 
 mod angles;
 mod scaling;

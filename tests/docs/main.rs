@@ -315,3 +315,22 @@ fn headings_are_found() {
     let text = "/// Good.\n///\n/// # Errors\n///\n/// Some.\n#[inline]\npub fn good(\n    x: u8,\n) -> Result<u8> {\n}\n\n/// Bad. Errors: some.\npub async fn bad() -> Result<()> {\n}\npub fn cannot_fail() {\n}\n";
     assert_eq!(fallible(text), [(7, "pub fn good(", true), (13, "pub async fn bad() -> Result<()> {", false)]);
 }
+
+/// Programs in the documents that are parts of files: a line "From `PATH`:" above the code.
+#[test]
+fn programs_are_those_of_their_files() {
+    let (mut faults, mut programs) = (Vec::new(), 0);
+    for page in pages() {
+        for part in page.text.split("\nFrom `").skip(1) {
+            let (path, rest) = part.split_once('`').unwrap();
+            let code = rest.split_once("```").and_then(|(_, rest)| rest.split_once('\n')).map_or("", |(_, code)| code);
+            let code = code.split("\n```").next().unwrap();
+            programs += 1;
+            if code.is_empty() || !fs::read_to_string(root().join(path)).unwrap().contains(code) {
+                faults.push(format!("{}: its {programs}. program is not in {path}", page.name));
+            }
+        }
+    }
+    assert!(programs >= 3, "only {programs}");
+    no_faults(&faults);
+}

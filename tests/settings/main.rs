@@ -5,7 +5,7 @@ use latten::attention::{AttentionOptions, SplitPolicy};
 use latten::gpu::{GpuOptions, LimitsChoice};
 use latten::model::{GenerateOptions, PrefillPath, SessionOptions, SpeculativeOptions};
 use latten::nn::Sampling;
-use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, Tier};
+use latten::{CacheOptions, DType, Gla, Gqa, Gta, HeadLayout, Mla, Pages, Rope, RopePairs, SequenceOptions, Tier};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 use std::fmt::Debug;
@@ -38,6 +38,10 @@ fn options_come_back() {
     for policy in [SplitPolicy::Auto, SplitPolicy::FixedTokens(64), SplitPolicy::Count(3), SplitPolicy::Off] {
         text(&policy);
     }
+    text(&SequenceOptions { window: Some(64), keep_first: 4 });
+    let rope = Some(Rope::new(64, 10_000.0, RopePairs::Interleaved).unwrap());
+    let pages = Pages { count: 9, size: 64, layers: 3 };
+    text(&CacheOptions { rope, grows: true, ..CacheOptions::new(DType::I8, pages) });
     let gpu = GpuOptions {
         adapter: Some("llvmpipe".into()),
         limits: LimitsChoice::Downlevel,
@@ -56,6 +60,9 @@ fn options_come_back() {
 fn a_part_of_the_options_is_enough() {
     let session: SessionOptions = serde_json::from_str(r#"{ "chunk": 64, "kv_dtype": "bf16" }"#).unwrap();
     assert_eq!(session, SessionOptions { chunk: 64, kv_dtype: DType::BF16, ..Default::default() });
+    let cache = r#"{ "dtype": "f16", "pages": { "count": 4, "size": 64, "layers": 1 } }"#;
+    let pages = Pages { count: 4, size: 64, layers: 1 };
+    assert_eq!(serde_json::from_str::<CacheOptions>(cache).unwrap(), CacheOptions::new(DType::F16, pages));
     let generate: GenerateOptions = serde_json::from_str(r#"{ "sampling": { "temperature": 0.5 } }"#).unwrap();
     let sampling = Sampling { temperature: 0.5, ..Default::default() };
     assert_eq!(generate, GenerateOptions { sampling, ..Default::default() });

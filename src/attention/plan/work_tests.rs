@@ -146,6 +146,7 @@ fn nothing_to_do() {
         classes: vec![0..0; 3],
         merge_classes: vec![0..0; 3],
         partial_slots: vec![0; 3],
+        shared: vec![false; 3],
         ..WorkList::default()
     };
     assert_eq!(plan(&[], &gla(), SplitPolicy::Auto).unwrap(), empty);

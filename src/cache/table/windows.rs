@@ -8,6 +8,7 @@ use std::ops::Range;
 
 /// What a sequence is made for, beside plain attention: of [`PagedKvCache::insert_with`](crate::PagedKvCache::insert_with).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct SequenceOptions {
     /// Attention through a sliding window ([`AttentionOptions::window`](crate::AttentionOptions::window)): pages wholly before
     /// the tokens that the next token sees, its own included, are given back when tokens are committed, and leave the plan. At
