@@ -64,7 +64,7 @@ pub fn wait<T>(future: impl std::future::Future<Output = T>) -> T {
 }
 
 pub fn tensor(gpu: &Gpu, shape: &[usize], values: &[f32]) -> Tensor {
-    Tensor::from_f32(gpu, shape, values, DType::F32).unwrap()
+    Tensor::from_slice(gpu, shape, values, DType::F32).unwrap()
 }
 
 pub fn download(gpu: &Gpu, tensor: &Tensor) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! Passes of an app's own: what was dropped before the app submits them is overwritten by nobody.
 
-use crate::support::{bits, gpu_with, small, wait, Rng};
+use crate::common::{bits, gpu_with, small, wait, Rng};
 use latten::{wgpu, CacheOptions, DType, Decode, DecodeArgs, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor};
 
 const SCALE: f32 = 0.25;

@@ -34,7 +34,8 @@ fn types_of_attention_and_cache_are_shared() {
     shared::<(Gpu, Tensor, Capabilities, GpuOptions, DType, Tier, Error, ErrorKind)>();
     shared::<(HeadLayout, Decode, DecodeArgs<'_>, DecodeOutput, Plan, AttentionOptions, SplitPolicy)>();
     shared::<(PagedKvCache, SeqId, CacheStats, LoadedSequence, SaveSequence<'_>)>();
-    shared::<(nn::Linear, nn::Weight, nn::RmsNorm, nn::RopeKernel, nn::Embedding, nn::Sample, nn::SwiGlu, nn::Experts)>();
+    shared::<(nn::Linear, nn::Weight, nn::RmsNorm, nn::RopeKernel, nn::Embedding, nn::Sample, nn::SwiGlu, nn::Experts)>(
+    );
 }
 
 fn spawned<T: Send>(_future: T) {}
