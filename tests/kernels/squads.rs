@@ -1,9 +1,9 @@
 //! The row kernel whose squads share the tokens of an item, for items that are too few to fill the device.
 
 use crate::case::{Case, Extra};
-use crate::support::{layouts, tiers};
+use crate::common::{layouts, tiers};
 use latten::attention::AttentionOptions;
-use latten::{DType, Decode, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy, Tier};
+use latten::{CacheOptions, DType, Decode, Gpu, HeadLayout, PagedKvCache, Pages, SplitPolicy, Tier};
 
 /// So large a device that few items leave it idle.
 const LARGE: usize = 1 << 12;
@@ -32,7 +32,7 @@ fn few_items_are_shared_by_squads() {
     for gpu in tiers().into_iter().filter(|gpu| gpu.capabilities().tier >= Tier::Subgroup) {
         let case = case(heads, DType::F16, &[(100, 1)], 0);
         let pages = Pages { count: 16, size: 16, layers: 1 };
-        let mut cache = PagedKvCache::new(gpu, heads, DType::F16, pages).unwrap();
+        let mut cache = PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, pages)).unwrap();
         let id = cache.insert();
         cache.reserve(&[id], 100).unwrap();
         cache.commit(&[id], 99).unwrap();

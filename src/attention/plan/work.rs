@@ -11,6 +11,8 @@ use super::gap::Tables;
 pub(crate) use super::shape::PlanShape;
 use crate::error::{ErrorKind, Result};
 use crate::kv::view::SeqView;
+use std::cmp::Reverse;
+use std::ops::Range;
 
 /// How the cached tokens of a sequence are divided among workgroups.
 ///

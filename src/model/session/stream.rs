@@ -149,7 +149,9 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
             return Second::NONE;
         }
         let samplers: Result<Vec<_>> = draws.iter().map(|draw| draw.sampling.row(draw.u)).collect();
-        let (Ok(samplers), Ok(())) = (samplers, session.commit_parts(&input, &first.parts)) else { return Second::NONE };
+        let (Ok(samplers), Ok(())) = (samplers, session.commit_parts(&input, &first.parts)) else {
+            return Second::NONE;
+        };
         // The host does not have the tokens, and needs their count alone.
         let unknown: Batch<'_> = input.iter().map(|(id, _)| (*id, &[0][..])).collect();
         let call = Call { batch: &unknown, want: Want::Tokens(&draws), undrawn: Undrawn::Fails, samplers };
