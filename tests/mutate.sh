@@ -142,9 +142,9 @@ rows-clear-rows     ~attention/decode_rows.wgsl~        if (item.row_first + r <
 rows-mask-last      ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
 rows-mask-tree-last ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~T~same: where chunks are whole pairs of steps; not with subgroups of 64
 rows-softcap        ~attention/decode_rows.wgsl~own[i] = score_transform(own[i]);~~O~dies
-rows-write-row      ~attention/decode_rows.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
-rows-write-dim      ~attention/decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
-rows-write-first    ~attention/decode_rows.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
+rows-write-row      ~attention/row_end/alone.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
+rows-write-dim      ~attention/row_end/alone.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
+rows-write-first    ~attention/row_end/alone.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
 rows-key-scale      ~attention/row_scales/token.wgsl~return sum * scales.x~return sum * scales.y~I~dies
 rows-value-scale    ~attention/row_scales/token.wgsl~return weight * scales.y~return weight * scales.x~I~dies
 rows-scale-group    ~attention/row_scales/token.wgsl~let key = group * SPANS~let key = group~I~dies

@@ -185,6 +185,7 @@ impl Gpu {
                 commands: Default::default(),
                 kernels: Mutex::default(),
                 bind_groups: Mutex::default(),
+                layouts: Mutex::default(),
                 params: Mutex::default(),
                 readback: Mutex::default(),
                 scratch: Mutex::default(),

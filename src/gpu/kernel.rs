@@ -57,9 +57,16 @@ pub(super) struct KernelInner {
     pub(super) name: &'static str,
     id: u64,
     pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
+    layout: Layout,
     bindings: Vec<Access>,
     gpu: Weak<Inner>,
+}
+
+/// The layout of a kernel's bindings, and its number. Kernels with the same bindings have the same, and so the same bind groups.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    id: u64,
+    layout: wgpu::BindGroupLayout,
 }
 
 /// Kernels that nobody holds and that are kept all the same, so that what is dropped and made again compiles nothing:
@@ -171,7 +178,7 @@ impl Gpu {
         Ok(kernel)
     }
 
-    /// Lets go of kernels that nobody holds, beyond those that are kept, and of their bind groups.
+    /// Lets go of kernels that nobody holds, beyond those that are kept.
     fn forget_kernels(&self, leaving: u64) {
         let mut kernels = self.lock(&self.inner.kernels);
         let gone = kernels.sweep(leaving);
@@ -179,9 +186,7 @@ impl Gpu {
             return;
         }
         kernels.let_go = true;
-        drop(kernels);
-        let ids: HashSet<u64> = gone.iter().map(|kernel| kernel.id).collect();
-        self.lock(&self.inner.bind_groups).retain(|key, _| !ids.contains(&key[0]));
+        drop(kernels); // before `gone`, which goes here
     }
 
     /// What a cell holds, or what is put into it now: a kernel that is compiled at its first use.
@@ -211,19 +216,15 @@ impl Gpu {
             false => text.clone(),
         };
         let device = &self.inner.device;
-        let entries: Vec<_> = (0..=spec.bindings.len()).map(|i| layout_entry(i, spec)).collect();
+        let layout = self.layout(spec)?;
         let made = self.scoped(spec.name, || {
             let module = shader_module(device, spec, text);
-            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some(spec.name),
-                entries: &entries,
-            });
             let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some(spec.name),
-                bind_group_layouts: &[Some(&layout)],
+                bind_group_layouts: &[Some(&layout.layout)],
                 immediate_size: 0,
             });
-            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(spec.name),
                 layout: Some(&pipeline_layout),
                 module: &module,
@@ -234,10 +235,9 @@ impl Gpu {
                     ..Default::default()
                 },
                 cache: self.inner.pipeline_cache.as_ref().map(|file| file.cache()),
-            });
-            (pipeline, layout)
+            })
         });
-        let (pipeline, layout) = made.map_err(|e| match e.kind() {
+        let pipeline = made.map_err(|e| match e.kind() {
             ErrorKind::Gpu { context, message } => {
                 ErrorKind::Gpu { context: context.clone(), message: source.locate(message) }.into()
             }
@@ -251,6 +251,19 @@ impl Gpu {
         let id = self.next_id();
         let (name, bindings, gpu) = (spec.name, spec.bindings.clone(), Arc::downgrade(&self.inner));
         Ok(Kernel { inner: Arc::new(KernelInner { name, id, pipeline, layout, bindings, gpu }) })
+    }
+
+    /// The layout of a kernel's bindings: one for all kernels with the same.
+    fn layout(&self, spec: &KernelSpec) -> Result<Layout> {
+        if let Some(layout) = self.lock(&self.inner.layouts).get(&spec.bindings) {
+            return Ok(layout.clone());
+        }
+        let entries: Vec<_> = (0..=spec.bindings.len()).map(|i| layout_entry(i, spec)).collect();
+        let desc = wgpu::BindGroupLayoutDescriptor { label: Some(spec.name), entries: &entries };
+        let layout = self.scoped(spec.name, || self.inner.device.create_bind_group_layout(&desc))?;
+        let made = Layout { id: self.next_id(), layout };
+        // Another thread may have been faster: there is one of a kind.
+        Ok(self.lock(&self.inner.layouts).entry(spec.bindings.clone()).or_insert(made).clone())
     }
 
     /// Records one dispatch into `pass`; of an empty grid only what it would bind is made. `params` are the kernel's
@@ -305,7 +318,7 @@ impl Gpu {
 
     fn bind_group(&self, kernel: &Kernel, params: &Buffer, buffers: &[&Buffer]) -> Result<wgpu::BindGroup> {
         let k = &kernel.inner;
-        let key: Vec<u64> = [k.id, params.id()].into_iter().chain(buffers.iter().map(|b| b.id())).collect();
+        let key: Vec<u64> = [k.layout.id, params.id()].into_iter().chain(buffers.iter().map(|b| b.id())).collect();
         if let Some(group) = self.lock(&self.inner.bind_groups).get(&key) {
             return Ok(group.clone());
         }
@@ -334,7 +347,7 @@ impl Gpu {
         let group = self.scoped(k.name, || {
             self.inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(k.name),
-                layout: &k.layout,
+                layout: &k.layout.layout,
                 entries: &entries,
             })
         });

@@ -72,6 +72,8 @@ struct Inner {
     kernels: Mutex<kernel::Kernels>,
     /// Key: kernel id, parameter buffer id, storage buffer ids.
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
+    /// Of kernels, by what they bind.
+    layouts: Mutex<HashMap<Vec<kernel::Access>, kernel::Layout>>,
     params: Mutex<params::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
     scratch: Mutex<Option<Buffer>>,
