@@ -17,6 +17,7 @@ mod scheduler_hands;
 mod scheduler_windows;
 mod sharing;
 mod speculative;
+mod streams;
 mod tiny;
 mod wide;
 mod windowed;
