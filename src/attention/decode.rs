@@ -1,6 +1,7 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/attention/decode_tile.wgsl`, `merge.wgsl`.
 
 use super::options::AttentionOptions;
+use super::output::DecodeOutput;
 use crate::attention::kernels::select::{Device, KernelShape};
 use crate::attention::kernels::spec::{kernel_spec, merge_blocks, merge_spec};
 use crate::attention::plan::buffer::Home;
@@ -36,11 +37,8 @@ pub struct Decode {
     classes: Vec<Class>,
     pub(super) plans: Home,
     pub(super) partials: Mutex<Buffer>,
-    outputs: Mutex<Vec<DecodeOutput>>,
+    pub(super) outputs: Mutex<Vec<DecodeOutput>>,
 }
-
-/// Results that were dropped after they went into a pass of an app's, and that are kept for when that is submitted.
-const LENT_OUTPUTS: usize = 4;
 
 /// The kernels of one row tile.
 struct Class {
@@ -61,17 +59,6 @@ impl fmt::Debug for Decode {
             .field("target_workgroups", &self.shape.target_workgroups)
             .finish_non_exhaustive()
     }
-}
-
-/// Results of a decode. Dropped, the memory serves a later call of the same [`Decode`]; after [`Decode::encode`] only when
-/// [`Gpu::passes_submitted`] was called.
-#[derive(Debug, Clone)]
-pub struct DecodeOutput {
-    /// `(tokens, q_heads, v_dim)` f32: zeros where no token is visible.
-    pub out: Tensor,
-    /// `(tokens, q_heads)` f32: natural log of the sum of exponentials of the scaled scores; -inf where no token is
-    /// visible.
-    pub lse: Tensor,
 }
 
 /// Arguments of [`Decode::run`] and [`Decode::encode`].
@@ -238,38 +225,6 @@ impl Decode {
     /// The options it was made with.
     pub fn options(&self) -> &AttentionOptions {
         &self.options
-    }
-
-    /// Result tensors for `tokens` query tokens, `(tokens, q_heads, v_dim)` and `(tokens, q_heads)`: memory of an earlier
-    /// result that was dropped, or new. What they hold is undefined until a decode wrote it.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Shape`] for 0 tokens, [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`].
-    pub fn output(&self, tokens: usize) -> Result<DecodeOutput> {
-        let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
-        let out_shape = [tokens, self.heads.q_heads(), self.heads.v_dim()];
-        let lent = |o: &DecodeOutput| self.gpu.is_lent(&o.out.buffer) || self.gpu.is_lent(&o.lse.buffer);
-        let idle = |o: &DecodeOutput| o.out.is_unshared() && o.lse.is_unshared();
-        let fits = |o: &&DecodeOutput| idle(o) && !lent(o) && o.out.shape()[0] >= tokens;
-        if let Some(free) = outputs.iter().filter(fits).min_by_key(|o| o.out.shape()[0]) {
-            // What it was to hold went with whoever dropped it.
-            free.out.buffer.renew();
-            free.lse.buffer.renew();
-            return Ok(DecodeOutput { out: free.out.view(&out_shape)?, lse: free.lse.view(&out_shape[..2])? });
-        }
-        // Of those that a pass of an app's may still write, the last few: an app that never says that it has submitted its
-        // passes would make them grow in number.
-        let mut surplus = outputs.iter().filter(|o| idle(o) && lent(o)).count().saturating_sub(LENT_OUTPUTS);
-        outputs.retain(|o| {
-            let goes = o.out.is_unshared() && (!lent(o) || surplus > 0);
-            surplus -= usize::from(goes && lent(o));
-            !goes
-        });
-        let out = Tensor::zeros(&self.gpu, &out_shape, DType::F32)?;
-        let lse = Tensor::zeros(&self.gpu, &out_shape[..2], DType::F32)?;
-        outputs.push(DecodeOutput { out: out.clone(), lse: lse.clone() });
-        Ok(DecodeOutput { out, lse })
     }
 
     /// Records the attention of one layer. The results are in memory of [`Decode::output`].

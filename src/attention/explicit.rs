@@ -4,8 +4,9 @@
 //!
 //! Source: arXiv 2505.21487, §3.3.2; the explicit form of `reference::gla_layer`.
 
-use super::decode::{Decode, DecodeArgs, DecodeOutput};
+use super::decode::{Decode, DecodeArgs};
 use super::options::AttentionOptions;
+use super::output::DecodeOutput;
 use crate::attention::kernels::spec::{cached_rows_spec, join_spec};
 use crate::attention::plan::buffer::Entries;
 use crate::attention::plan::planner::{Plan, PlanViews};

@@ -8,8 +8,10 @@ pub mod decode;
 pub(crate) mod explicit;
 pub(crate) mod kernels;
 pub mod options;
+mod output;
 pub mod plan;
 
-pub use decode::{Decode, DecodeArgs, DecodeOutput};
+pub use decode::{Decode, DecodeArgs};
 pub use options::AttentionOptions;
+pub use output::DecodeOutput;
 pub use plan::{Plan, SplitPolicy};

@@ -109,37 +109,3 @@ fn files_have_at_most_400_lines() {
         assert!(name.contains("test") || lines <= 400, "{name}: {lines} lines, wanted at most 400");
     }
 }
-
-/// rustdoc's own form, which readers and tools look for.
-#[test]
-fn public_functions_that_can_fail_say_how_under_a_heading() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut all = Vec::new();
-    files(&source, &mut all);
-    let mut found = 0;
-    for file in all {
-        let name = file.strip_prefix(&source).unwrap().to_string_lossy().replace('\\', "/");
-        if name.contains("test") {
-            continue;
-        }
-        let text = fs::read_to_string(&file).unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        for (at, line) in lines.iter().enumerate() {
-            let line = line.trim_start();
-            if !line.starts_with("pub fn ") && !line.starts_with("pub async fn ") {
-                continue;
-            }
-            // To the brace that opens its body.
-            let end = lines[at..].iter().position(|l| l.contains('{')).map_or(lines.len(), |n| at + n + 1);
-            if !lines[at..end].join(" ").contains("-> Result<") {
-                continue;
-            }
-            found += 1;
-            let above = lines[..at].iter().rev().map(|l| l.trim_start());
-            let heading =
-                above.take_while(|l| l.starts_with("///") || l.starts_with("#[")).any(|l| l == "/// # Errors");
-            assert!(heading, "{name}:{}: no `# Errors` above `{line}`", at + 1);
-        }
-    }
-    assert!(found > 200, "{found} functions were found");
-}
