@@ -5,7 +5,7 @@ use super::shader::{assemble, Assembled, Const, Consts, Part};
 use super::tensor::Buffer;
 use super::{Gpu, Inner, Tier};
 use crate::error::{Error, ErrorKind, Result};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
