@@ -15,17 +15,14 @@ mod wide;
 
 pub use crate::io::Progress;
 pub(crate) use copy::copy_spec;
-#[cfg(test)]
-pub(crate) use copy::CopyParams;
-pub(crate) use file::not_regular;
-#[cfg(test)]
-pub(crate) use file::PageRowsParams;
-pub(crate) use file::{pages_rows_spec, Direction};
+pub(crate) use file::{not_regular, pages_rows_spec, Direction};
 pub use file::{saved_info, LoadedSequence, Save, SaveSequence, SavedInfo, SavedSequence};
 pub use options::{CacheOptions, Pages};
 pub use rebuild::EmptiedSequence;
 pub(crate) use table::check_pages;
 pub use table::{CacheStats, PageCopy, SeqId, SeqTable, SequenceOptions};
+#[cfg(test)]
+pub(crate) use {copy::CopyParams, file::PageRowsParams};
 
 use crate::error::{ErrorKind, Result};
 use crate::kv::append::{frequencies_text, Append, AppendArgs};

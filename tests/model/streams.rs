@@ -64,14 +64,25 @@ fn plain(session: &mut Session, batch: &[(SeqId, &[u32])], greedy: bool, steps: 
         .collect()
 }
 
-/// What is left behind, as anyone can see it: lengths, pages, known tokens, what others find, and the bits of what comes next.
-fn state(session: &mut Session, ids: &[SeqId]) -> (Vec<usize>, [usize; 2], Vec<Option<Vec<u32>>>, Vec<u32>) {
+/// What is left behind, as anyone can see it.
+#[derive(Debug, PartialEq)]
+struct State {
+    lengths: Vec<usize>,
+    /// Used and free.
+    pages: [usize; 2],
+    /// Those that are known by their sequences.
+    tokens: Vec<Option<Vec<u32>>>,
+    /// Bits of the logits after one token more.
+    logits: Vec<u32>,
+}
+
+fn state(session: &mut Session, ids: &[SeqId]) -> State {
     let lengths = ids.iter().map(|id| session.len(*id).unwrap()).collect();
     let pages = [session.stats().used, session.stats().free];
     let tokens = ids.iter().map(|id| session.cache().tokens(*id).unwrap()).collect();
     let batch: Vec<(SeqId, &[u32])> = ids.iter().map(|id| (*id, &[42][..])).collect();
     let logits = block_on(session.logits(&batch)).unwrap().concat();
-    (lengths, pages, tokens, logits.iter().map(|l| l.to_bits()).collect())
+    State { lengths, pages, tokens, logits: logits.iter().map(|l| l.to_bits()).collect() }
 }
 
 fn take<D: FnMut(usize) -> Draw>(stream: &mut TokenStream<'_, D>, more: bool) -> Result<Vec<u32>> {
@@ -151,7 +162,10 @@ fn a_stream_creates_nothing_and_waits_once_per_step() {
 #[test]
 fn logits_without_probabilities_end_a_stream_where_they_end_the_loop() {
     let mut tiny = Tiny::new("gqa", 5);
-    let clean = Decoder::load(gpu(), tiny.write("streams-clean").path(), DType::F32).unwrap();
+    // The same but for the token: one that is not drawn.
+    let mut other = tiny.clone();
+    other.spoil_logits_after(256);
+    let clean = Decoder::load(gpu(), other.write("streams-clean").path(), DType::F32).unwrap();
     let mut session = Session::new(&clean, options(64, 60, None)).unwrap();
     let batch = prompts(&mut session, 1);
     let tokens: Vec<u32> = plain(&mut session, &batch, true, 6).concat();

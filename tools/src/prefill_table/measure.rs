@@ -99,24 +99,58 @@ pub fn filled(gpu: &Gpu, decoder: &Decoder, options: SessionOptions, block: &Blo
     Ok(session)
 }
 
-/// Seconds of a step of one token for each of `batch` sequences that have `length` tokens at its end.
-pub async fn decode(session: &mut Session, batch: usize, length: usize, repeats: Repeats) -> Result<f64> {
-    let steps = repeats.steps + 2;
-    let ids = (0..batch).map(|_| session.insert_uncomputed(length - steps)).collect::<Result<Vec<SeqId>>>()?;
-    let draws = vec![Draw::default(); batch];
+/// Seconds of a step, medians.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// With the next step on its way to the device while the host reads this one's tokens (`Session::stream`).
+    pub streamed: f64,
+    /// With the tokens on the host before the next step begins (`Session::next_tokens`).
+    pub one_by_one: f64,
+}
+
+/// Of steps of one token for each of `batch` sequences that have `length` tokens at their end, after as long as `repeats` says
+/// of the same.
+pub async fn decode(session: &mut Session, batch: usize, length: usize, repeats: Repeats) -> Result<Step> {
+    let start = Instant::now();
+    loop {
+        let one_by_one = steps(session, (batch, length), repeats.steps, false).await?;
+        let streamed = steps(session, (batch, length), repeats.steps, true).await?;
+        if start.elapsed() >= repeats.warm {
+            return Ok(Step { streamed: median(streamed), one_by_one: median(one_by_one) });
+        }
+    }
+}
+
+/// Seconds of each step but the first two, which compile.
+async fn steps(
+    session: &mut Session,
+    (batch, length): (usize, usize),
+    count: usize,
+    streamed: bool,
+) -> Result<Vec<f64>> {
+    let count = count + 2;
+    let ids = (0..batch).map(|_| session.insert_uncomputed(length - count)).collect::<Result<Vec<SeqId>>>()?;
     let mut tokens = prompt(session.decoder().config(), batch);
     let mut seconds = Vec::new();
-    for step in 0..steps {
-        let fed: Vec<(SeqId, &[u32])> =
-            ids.iter().zip(&tokens).map(|(id, token)| (*id, std::slice::from_ref(token))).collect();
-        let start = Instant::now();
-        let out = session.next_tokens(&fed, &draws).await?;
-        // The first two compile.
-        if step >= 2 {
+    if streamed {
+        let fed: Vec<(SeqId, &[u32])> = ids.iter().copied().zip(tokens.chunks(1)).collect();
+        let mut stream = session.stream(&fed, |_| Draw::default())?;
+        for step in 0..count {
+            let start = Instant::now();
+            stream.next(step + 1 < count).await?;
             seconds.push(start.elapsed().as_secs_f64());
         }
-        tokens = out;
+        seconds.pop(); // of a step with none behind it
+    } else {
+        let draws = vec![Draw::default(); batch];
+        for _ in 0..count {
+            let fed: Vec<(SeqId, &[u32])> = ids.iter().copied().zip(tokens.chunks(1)).collect();
+            let start = Instant::now();
+            let next = session.next_tokens(&fed, &draws).await?;
+            seconds.push(start.elapsed().as_secs_f64());
+            tokens = next;
+        }
     }
     ids.iter().try_for_each(|id| session.remove(*id))?;
-    Ok(median(seconds))
+    Ok(seconds.split_off(2))
 }

@@ -10,8 +10,8 @@
 //!   rate, or of f32 multiply-adds without them.
 //!   For these, on a GPU, from how many new tokens on the explicit form has fewer FLOP and from how many it is faster
 //!   (`Session::measure_prefill`), behind a context of 4,096.
-//! - Decode: tokens per second of `--batch` sequences of `--lengths` tokens, whose rows are random numbers written into
-//!   the cache; GB/s of weights and cached rows, and their percent of a streaming read. A batch whose cache would exceed
+//! - Decode: tokens per second of `--batch` sequences of `--lengths` tokens, whose rows are random numbers written into the
+//!   cache, by `Session::stream`; in brackets the time of a step whose tokens are on the host before the next begins. GB/s of weights and cached rows, and their percent of a streaming read. A batch whose cache would exceed
 //!   `--memory` is cut to what fits, and marked.
 //!
 //! Both ceilings are measured in the same run. Times are of the host's clock, medians, after half a second of the same
@@ -71,6 +71,9 @@ pub(crate) struct Args {
     /// Sequences of a decode step
     #[arg(long, value_delimiter = ',', value_name = "N,N..", default_values = ["1", "8", "64"], value_parser = number)]
     batch: Vec<usize>,
+    /// Steps whose median counts; without it 24, of software adapters 2
+    #[arg(long, value_name = "N", value_parser = steps)]
+    steps: Option<usize>,
     /// Tokens in the cache, from 64 on
     #[arg(long, value_delimiter = ',', value_name = "N,N..", default_values = ["4096", "65536"], value_parser = length)]
     lengths: Vec<usize>,
@@ -103,6 +106,13 @@ impl Args {
 
 fn number(text: &str) -> Result<usize, String> {
     count(text).ok().filter(|n| *n <= 1 << 20).ok_or_else(|| "not a number from 1 to 2^20".into())
+}
+
+fn steps(text: &str) -> Result<usize, String> {
+    number(text)
+        .ok()
+        .filter(|n| *n + 2 <= LEAST_LENGTH)
+        .ok_or_else(|| format!("not a number from 1 to {}", LEAST_LENGTH - 2))
 }
 
 fn length(text: &str) -> Result<usize, String> {
@@ -224,11 +234,12 @@ async fn decodes(
     let options =
         SessionOptions { max_batch, chunk: max_batch, cache_tokens: most, page_size: PAGE, ..Default::default() };
     let mut session = measure::filled(gpu, decoder, options, block).map_err(text)?;
+    let repeats = Repeats { steps: args.steps.unwrap_or(Repeats::of(gpu).steps), ..Repeats::of(gpu) };
     let weight_bytes = 2 * (args.model_size().block_elements(config) + config.vocab_size * config.hidden_size);
     for (wanted, batch, length) in cases.into_iter().filter(|case| case.1 > 0) {
-        let seconds = measure::decode(&mut session, batch, length, Repeats::of(gpu)).await.map_err(text)?;
+        let step = measure::decode(&mut session, batch, length, repeats).await.map_err(text)?;
         let bytes = weight_bytes + batch * length * config.layers * token_bytes;
-        let row = DecodeRow::new(table, variant, (batch, wanted), (length, token_bytes), (bytes, seconds));
+        let row = DecodeRow::new(table, variant, (batch, wanted), (length, token_bytes), (bytes, step));
         table.add_decode(row, out).map_err(io)?;
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! What was measured, as text and as JSON.
 
+use super::measure::Step;
 use super::Args;
 use crate::common::ceilings::Ceilings;
 use crate::common::facts::Facts;
@@ -58,7 +59,10 @@ pub struct DecodeRow {
     pub wanted_batch: usize,
     pub length: usize,
     pub bytes_per_token_and_layer: usize,
+    /// Of a streamed step.
     pub ms: f64,
+    /// Of one whose tokens are on the host before the next begins.
+    pub one_by_one_ms: f64,
     pub tokens_per_s: f64,
     pub gbps: f64,
     pub read_percent: f64,
@@ -94,8 +98,9 @@ impl DecodeRow {
         variant: &str,
         (batch, wanted_batch): (usize, usize),
         (length, bytes_per_token_and_layer): (usize, usize),
-        (bytes, seconds): (usize, f64),
+        (bytes, step): (usize, Step),
     ) -> Self {
+        let seconds = step.streamed;
         let gbps = bytes as f64 / seconds / 1e9;
         DecodeRow {
             variant: variant.into(),
@@ -104,6 +109,7 @@ impl DecodeRow {
             length,
             bytes_per_token_and_layer,
             ms: 1e3 * seconds,
+            one_by_one_ms: 1e3 * step.one_by_one,
             tokens_per_s: batch as f64 / seconds,
             gbps,
             read_percent: 100.0 * gbps / table.ceilings.read_gbps,
@@ -171,10 +177,11 @@ impl Table {
         let cut = if batch < wanted_batch { format!(" (of {wanted_batch})") } else { String::new() };
         writeln!(
             out,
-            "{variant:<6} decode  L {length:<6} B {:<10} {bytes:>5} bytes/token/layer {:>9.3} ms {:>9.1} tokens/s \
+            "{variant:<6} decode  L {length:<6} B {:<10} {bytes:>5} bytes/token/layer {:>9.3} ms ({:>9.3}) {:>9.1} tokens/s \
              {:>7.1} GB/s {:>5.1}% of read",
             format!("{batch}{cut}"),
             row.ms,
+            row.one_by_one_ms,
             row.tokens_per_s,
             row.gbps,
             row.read_percent
