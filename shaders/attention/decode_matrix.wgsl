@@ -12,6 +12,8 @@
 //   2. first product; its scores to workgroup memory
 //   3. softmax: a lane takes TOKENS_PER_LANE tokens of a row; weights to workgroup memory
 //   4. second product
+// Its step is written out in main, the softmax too: with functions in their place the driver's code is slower, whatever they hold
+// (GLA-2 of 64 rows on an H200: 409 us, 515 to 523 with parts of the step in functions).
 // The elements of a matrix cannot be reached, so scores and weights go through workgroup memory, and O must be rescaled
 // through it: which is rare, since weights are taken against a reference maximum that is raised only when a score exceeds
 // it by SLACK.
@@ -45,9 +47,6 @@ var<workgroup> row_factor: array<f32, ROW_COUNT>;
 var<workgroup> raised: array<vec4<u32>, 2>;
 
 var<private> fetched: array<vec4<u32>, FETCHES>;
-// Of the lane's row: its maximum, and the lane's share of the total of weights.
-var<private> top: f32;
-var<private> total: f32;
 
 // The lane's words of its token.
 fn fetch(item: WorkItem, group: u32, lane: u32, first: u32, page: u32) {
@@ -98,7 +97,10 @@ fn query_exponent(item: WorkItem, group: u32, lane: u32) -> f32 {
     for (var d = lane % LANES_PER_ROW; d < Q_DIM; d += LANES_PER_ROW) {
         largest = max(largest, abs(q[first + d] * params.scale_log2));
     }
-    largest = row_largest(largest);
+    // unroll
+    for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
+        largest = max(largest, subgroupShuffleXor(largest, 1u << j));
+    }
     return clamp(ceil(log2(max(largest, 1.0e-30))), -100.0, 100.0);
 }
 
@@ -117,101 +119,8 @@ fn stage_queries(item: WorkItem, group: u32, lane: u32, step: u32) {
     }
 }
 
-// The largest of what the lanes of a row hold.
-fn row_largest(value: f32) -> f32 {
-    var largest = value;
-    // unroll
-    for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
-        largest = max(largest, subgroupShuffleXor(largest, 1u << j));
-    }
-    return largest;
-}
-
-// Weights of the lane's row, of which it takes every LANES_PER_ROW-th token of the step. `unit`: what the row's queries were
-// divided by. True if the row's maximum was raised, so that its sums must shrink by row_factor.
-fn weigh(lane: u32, visible: Visible, first: u32, unit: f32) -> bool {
-    let row = lane / LANES_PER_ROW;
-    var score: array<f32, TOKENS_PER_LANE>;
-    var largest = NEGATIVE;
-    // unroll
-    for (var t = 0u; t < TOKENS_PER_LANE; t++) {
-        let token = lane % LANES_PER_ROW + t * LANES_PER_ROW;
-        var sum = 0.0;
-        // unroll
-        for (var k = 0u; k < KEY_SPLITS; k++) {
-            sum += scores[(k * ROWS + row) * SCORE_STRIDE + token / 4u][token % 4u];
-        }
-        score[t] = select(NEGATIVE, score_transform(sum * unit), sees(visible, first + token));
-        largest = max(largest, score[t]);
-    }
-    largest = row_largest(largest);
-    let raise = softmax_exceeds(largest, top);
-    let next_top = select(top, largest, raise);
-    let shrink = softmax_shrink(top, next_top);
-    top = next_top;
-    total *= shrink;
-    if (lane % LANES_PER_ROW == 0u) {
-        row_factor[row] = shrink;
-    }
-    // unroll
-    for (var t = 0u; t < TOKENS_PER_LANE; t++) {
-        let weight = f16(softmax_weight(score[t], top));
-        // The sum is of what is multiplied, rounding included.
-        total += f32(weight);
-        let token = lane % LANES_PER_ROW + t * LANES_PER_ROW;
-        weights[row * WEIGHT_STRIDE + token / 8u][token % 8u] = weight;
-    }
-    return raise;
-}
-
-// Ends the softmax of the lane's row: its LSE, and row_factor, which makes outputs of its sums.
-fn finish(item: WorkItem, group: u32, lane: u32) {
-    // unroll
-    for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
-        total += subgroupShuffleXor(total, 1u << j);
-    }
-    // Every lane has read its row's factor before it is written anew: a barrier ends each step, and one the queries.
-    if (lane % LANES_PER_ROW == 0u) {
-        let tile_row = lane / LANES_PER_ROW;
-        let row = item.row_first + tile_row;
-        let finished = finish_row(item, group, row, top, total);
-        row_factor[tile_row] = finished.factor;
-        if (row < item.q_len * HEADS_PER_GROUP) {
-            write_lse(item, group, tile_row, finished.lse2);
-        }
-    }
-}
-
-// Multiplies each row of the sums by its factor, through the subgroup's scratch; a lane takes half of a row.
-fn shrink_sums(sums: ptr<function, array<coop_mat16x16<f32, C>, SUM_MATRICES>>, scratch: u32, subgroup_lane: u32) {
-    // unroll
-    for (var i = 0u; i < SUM_MATRICES; i++) {
-        coopStoreT((*sums)[i], &scores[scratch], 4u);
-        workgroupBarrier();
-        let factor = row_factor[i / COLUMN_TILES * 16u + subgroup_lane / 2u];
-        scores[scratch + subgroup_lane * 2u] *= factor;
-        scores[scratch + subgroup_lane * 2u + 1u] *= factor;
-        workgroupBarrier();
-        (*sums)[i] = coopLoadT<coop_mat16x16<f32, C>>(&scores[scratch], 4u);
-        workgroupBarrier();
-    }
-}
-
-// The subgroup's matrices of a stage: row tiles row_group, row_group + ROW_GROUPS ..
-fn load_queries(queries: ptr<function, array<coop_mat16x16<f16, A>, QUERY_MATRICES>>, stage: u32, row_group: u32, key_split: u32) {
-    // unroll
-    for (var i = 0u; i < STAGE_STEPS; i++) {
-        // unroll
-        for (var j = 0u; j < GROUP_TILES; j++) {
-            let at = (j * ROW_GROUPS + row_group) * 16u * STAGE_STRIDE + (key_split * STAGE_STEPS + i) * 2u;
-            let matrix = (stage * STAGE_STEPS + i) * GROUP_TILES + j;
-            (*queries)[matrix] = coopLoadT<coop_mat16x16<f16, A>>(&tile[at][0], 2u * STAGE_STRIDE);
-        }
-    }
-}
-
-// Writes the 16 x 16 finished sums that lie in the subgroup's scratch.
-fn write_matrix(item: WorkItem, group: u32, scratch: u32, lane: u32, row_tile: u32, column: u32) {
+// Writes 16 x 16 finished sums that lie in the subgroup's scratch, or partial results where the tile is split.
+fn write_sums(item: WorkItem, group: u32, scratch: u32, lane: u32, row_tile: u32, column: u32) {
     // unroll
     for (var i = 0u; i < 8u; i++) {
         let at = lane + i * 32u;
@@ -226,24 +135,6 @@ fn write_matrix(item: WorkItem, group: u32, scratch: u32, lane: u32, row_tile: u
                 out[query_row(item, group, row) * V_DIM + dim] = value;
             }
         }
-    }
-}
-
-// Writes the finished sums, through the subgroup's scratch, or partial results where the tile is split.
-fn write_sums(
-    sums: ptr<function, array<coop_mat16x16<f32, C>, SUM_MATRICES>>,
-    item: WorkItem,
-    group: u32,
-    scratch: u32,
-    lane: u32,
-    column_first: u32,
-) {
-    // unroll
-    for (var i = 0u; i < SUM_MATRICES; i++) {
-        coopStoreT((*sums)[i], &scores[scratch], 4u);
-        workgroupBarrier();
-        write_matrix(item, group, scratch, lane, i / COLUMN_TILES, column_first + i % COLUMN_TILES);
-        workgroupBarrier();
     }
 }
 
@@ -270,10 +161,13 @@ fn main(
     let row_group = subgroup / (KEY_SPLITS * TOKEN_TILES);
     let key_at = token_tile * 16u * TILE_STRIDE + key_split * KEY_STEPS * 2u;
     let score_at = (key_split * ROWS + row_group * 16u) * SCORE_STRIDE + token_tile * 4u;
-    let visible = visible_to(item, item.row_first + lane / LANES_PER_ROW);
+    // Softmax: the lane's row, of which it takes every LANES_PER_ROW-th token.
+    let softmax_row = lane / LANES_PER_ROW;
+    let softmax_lane = lane % LANES_PER_ROW;
+    let visible = visible_to(item, item.row_first + softmax_row);
     let unit = exp2(query_exponent(item, group, lane));
-    if (lane % LANES_PER_ROW == 0u) {
-        row_factor[lane / LANES_PER_ROW] = unit;
+    if (softmax_lane == 0u) {
+        row_factor[softmax_row] = unit;
     }
     if (lane < 2u) {
         raised[lane] = vec4<u32>(0u);
@@ -284,12 +178,21 @@ fn main(
     for (var stage = 0u; stage < STAGES; stage++) {
         stage_queries(item, group, lane, stage * STAGE_STEPS);
         workgroupBarrier();
-        load_queries(&queries, stage, row_group, key_split);
+        // unroll
+        for (var i = 0u; i < STAGE_STEPS; i++) {
+            // unroll
+            for (var j = 0u; j < GROUP_TILES; j++) {
+                // Row tiles row_group, row_group + ROW_GROUPS ..
+                let at = (j * ROW_GROUPS + row_group) * 16u * STAGE_STRIDE + (key_split * STAGE_STEPS + i) * 2u;
+                let matrix = (stage * STAGE_STEPS + i) * GROUP_TILES + j;
+                queries[matrix] = coopLoadT<coop_mat16x16<f16, A>>(&tile[at][0], 2u * STAGE_STRIDE);
+            }
+        }
         workgroupBarrier();
     }
 
-    top = FLOOR;
-    total = 0.0;
+    var top = FLOOR;
+    var total = 0.0;
     // Second product: the subgroup's columns.
     let column_first = subgroup * COLUMN_TILES;
     var sums: array<coop_mat16x16<f32, C>, SUM_MATRICES>;
@@ -330,16 +233,59 @@ fn main(
         }
         workgroupBarrier();
 
-        let raise = weigh(lane, visible, first, unit);
+        var score: array<f32, TOKENS_PER_LANE>;
+        var largest = NEGATIVE;
+        // unroll
+        for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+            let token = softmax_lane + t * LANES_PER_ROW;
+            var sum = 0.0;
+            // unroll
+            for (var k = 0u; k < KEY_SPLITS; k++) {
+                sum += scores[(k * ROWS + softmax_row) * SCORE_STRIDE + token / 4u][token % 4u];
+            }
+            score[t] = select(NEGATIVE, score_transform(sum * unit), sees(visible, first + token));
+            largest = max(largest, score[t]);
+        }
+        // unroll
+        for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
+            largest = max(largest, subgroupShuffleXor(largest, 1u << j));
+        }
+        let raise = largest > top + SLACK;
+        let next_top = select(top, largest, raise);
+        let shrink = exp2(top - next_top);
+        top = next_top;
+        total *= shrink;
+        if (softmax_lane == 0u) {
+            row_factor[softmax_row] = shrink;
+        }
         // In the first step there is no sum yet that would have to shrink.
         let any_raise = subgroupAny(raise && first > item.token_first);
         if (subgroup_lane == 0u) {
             raised[subgroup / 4u][subgroup % 4u] = select(0u, 1u, any_raise);
         }
+        // unroll
+        for (var t = 0u; t < TOKENS_PER_LANE; t++) {
+            let weight = f16(exp2(score[t] - top));
+            // The sum is of what is multiplied, rounding included.
+            total += f32(weight);
+            let token = softmax_lane + t * LANES_PER_ROW;
+            weights[softmax_row * WEIGHT_STRIDE + token / 8u][token % 8u] = weight;
+        }
         // A barrier, too.
         let subgroups_raised = workgroupUniformLoad(&raised);
         if (any(subgroups_raised[0] + subgroups_raised[1] != vec4<u32>(0u))) {
-            shrink_sums(&sums, subgroup * 64u, subgroup_lane);
+            // unroll
+            for (var i = 0u; i < SUM_MATRICES; i++) {
+                coopStoreT(sums[i], &scores[subgroup * 64u], 4u);
+                workgroupBarrier();
+                // A lane takes half of a row.
+                let factor = row_factor[i / COLUMN_TILES * 16u + subgroup_lane / 2u];
+                scores[subgroup * 64u + subgroup_lane * 2u] *= factor;
+                scores[subgroup * 64u + subgroup_lane * 2u + 1u] *= factor;
+                workgroupBarrier();
+                sums[i] = coopLoadT<coop_mat16x16<f32, C>>(&scores[subgroup * 64u], 4u);
+                workgroupBarrier();
+            }
         }
         // unroll
         for (var t = 0u; t < TOKEN_TILES; t++) {
@@ -362,7 +308,25 @@ fn main(
         }
         workgroupBarrier();
     }
-    finish(item, group, lane);
+    // unroll
+    for (var j = 0u; j < LANES_PER_ROW_LOG2; j++) {
+        total += subgroupShuffleXor(total, 1u << j);
+    }
+    // Every lane has read its row's factor before it is written anew: a barrier ends each step, and one the queries.
+    if (softmax_lane == 0u) {
+        let row = item.row_first + softmax_row;
+        let finished = finish_row(item, group, row, top, total);
+        row_factor[softmax_row] = finished.factor;
+        if (row < item.q_len * HEADS_PER_GROUP) {
+            write_lse(item, group, softmax_row, finished.lse2);
+        }
+    }
     workgroupBarrier();
-    write_sums(&sums, item, group, subgroup * 64u, subgroup_lane, column_first);
+    // unroll
+    for (var i = 0u; i < SUM_MATRICES; i++) {
+        coopStoreT(sums[i], &scores[subgroup * 64u], 4u);
+        workgroupBarrier();
+        write_sums(item, group, subgroup * 64u, subgroup_lane, i / COLUMN_TILES, column_first + i % COLUMN_TILES);
+        workgroupBarrier();
+    }
 }

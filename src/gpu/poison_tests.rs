@@ -18,7 +18,7 @@ pub(super) fn poisoned(wgsl: &str) -> String {
         Some((name, element, len))
     });
     // Not a constant expression, which a NaN may not be.
-    let mut fill = String::from("    let poison = bitcast<f32>(0x7fc00000u | (lane & 0u));\n");
+    let mut fill = String::from("    var poison_bits = 0x7fc00000u;\n    let poison = bitcast<f32>(poison_bits);\n");
     for (name, element, len) in arrays {
         let value = match element {
             "u32" => "0x7fffffffu",

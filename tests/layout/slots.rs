@@ -90,6 +90,9 @@ fn all_choices_of_a_slot_define_the_same_functions() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Kernels of cooperative matrices, which a driver makes slower of functions (their heads have the figures): they may only shrink.
+const LONG_MAINS: &[(&str, usize)] = &[("decode_matrix.wgsl", 191), ("linear_matrix.wgsl", 137)];
+
 #[test]
 fn mains_have_at_most_120_lines() {
     let mut all = Vec::new();
@@ -99,7 +102,8 @@ fn mains_have_at_most_120_lines() {
         let text = fs::read_to_string(file).unwrap();
         let Some((_, main)) = text.split_once("\nfn main(") else { continue };
         let lines = main.lines().position(|line| line == "}").unwrap() + 1;
-        if lines > 120 {
+        let most = LONG_MAINS.iter().find(|(name, _)| file.ends_with(name)).map_or(120, |(_, most)| *most);
+        if lines > most {
             long.push(format!("{}: {lines} lines of main", file.display()));
         }
     }

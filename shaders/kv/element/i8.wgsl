@@ -1,4 +1,4 @@
-// Cache and weight words of 16 signed bytes, to be multiplied by a scale. Slot: kv/element.
+// Cache words of 16 signed bytes, to be multiplied by a scale. Slot: kv/element.
 
 // Largest integer in use.
 const LEVELS = 127.0;

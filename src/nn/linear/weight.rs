@@ -332,7 +332,7 @@ pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
 /// The slots that unpack words of weights, and scale the rows of a matrix.
 pub(crate) fn weight_parts(dtype: DType) -> Result<[Part; 2]> {
     match dtype {
-        DType::I8 => Ok([part!("kv/element/i8.wgsl"), part!("nn/weights/i8.wgsl")]),
+        DType::I8 => Ok([part!("nn/weight_bytes.wgsl"), part!("nn/weights/i8.wgsl")]),
         _ => Ok([crate::gpu::elements::elements_part(dtype)?, part!("nn/weights/plain.wgsl")]),
     }
 }
