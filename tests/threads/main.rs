@@ -7,7 +7,7 @@ use latten::model::{
     beam_search, best_of, continue_sequence, generate, generate_speculative, Attention, AttentionArgs, BeamOptions,
     BestOfOptions, Config, Continuation, Decoder, Drafter, Draw, Event, ExplicitPrefill, Finished, GenerateOptions,
     LoadOptions, PrefillPath, Request, RequestId, Scheduler, Session, SessionOptions, Speculated, SpeculativeOptions,
-    SplitMix64, TextStream, Tokenizer, TokensAndLogits, Utf8Stream, WeightBytes,
+    SplitMix64, TextStream, TokenStream, Tokenizer, TokensAndLogits, Utf8Stream, WeightBytes,
 };
 use latten::{
     nn, AttentionOptions, CacheStats, Capabilities, DType, Decode, DecodeOutput, Error, ErrorKind, Gpu, GpuOptions,
@@ -23,7 +23,8 @@ fn types_of_the_model_are_shared_and_printed() {
     printed::<(Decoder, Session, SessionOptions, Scheduler, Request, RequestId, Event, Finished)>();
     printed::<(Config, Attention, AttentionArgs<'_>, ExplicitPrefill, PrefillPath, WeightBytes<'_>)>();
     printed::<(Tokenizer, TextStream<'_>, Utf8Stream, SplitMix64, Draw, TokensAndLogits)>();
-    printed::<(GenerateOptions, BeamOptions<'_>, BestOfOptions<'_>, Continuation)>();
+    printed::<(TokenStream<'_, fn(usize) -> Draw>, GenerateOptions, BeamOptions<'_>, BestOfOptions<'_>, Continuation)>(
+    );
     printed::<(SpeculativeOptions, Speculated, Drafter<'_>)>();
 }
 
@@ -51,6 +52,7 @@ fn futures_are_send(gpu: &Gpu, [a, b]: [&mut Session; 2], cache: &mut PagedKvCac
     spawned(gpu.measure_parallelism());
     spawned(nn::measure_dispatch_flop(gpu));
     spawned(cache.load(b"", std::io::empty(), |_| ()));
+    spawned(async { a.stream(&batch, |_| Draw::default())?.next(true).await });
     spawned(a.next_tokens(&batch, &draws));
     spawned(a.logits(&batch));
     spawned(a.all_logits(&batch));

@@ -247,18 +247,21 @@ async fn continued(
     g: &Generate,
     on_token: Option<&Function>,
 ) -> Result<(String, Vec<u32>)> {
-    let (mut random, mut stream) = (SplitMix64::new(g.seed), Utf8Stream::default());
+    let (mut random, mut utf8) = (SplitMix64::new(g.seed), Utf8Stream::default());
     let (mut text, mut tokens) = (String::new(), Vec::new());
+    if g.max_new_tokens == 0 {
+        return Ok((text, tokens));
+    }
     let bytes = inner.config.vocab_size == 256;
+    let draw = |_| Draw { sampling: g.sampling, u: random.uniform() };
+    let mut stream = session.stream(&[(sequence, prompt)], draw)?;
     while tokens.len() < g.max_new_tokens {
-        let input = tokens.last().map_or(prompt, std::slice::from_ref);
-        let draw = Draw { sampling: g.sampling, u: random.uniform() };
-        let drawn = session.next_tokens(&[(sequence, input)], &[draw]).await?;
-        inner.stats.set(session.stats());
+        let drawn = stream.next(tokens.len() + 1 < g.max_new_tokens).await?;
+        inner.stats.set(stream.session().stats());
         tokens.extend(&drawn);
         let mut goes_on = true;
         for token in drawn {
-            let complete = if bytes { stream.push(token) } else { String::new() };
+            let complete = if bytes { utf8.push(token) } else { String::new() };
             text.push_str(&complete);
             goes_on &= told(on_token, &complete, token)?;
         }
@@ -266,7 +269,9 @@ async fn continued(
             break;
         }
     }
-    text.push_str(&stream.finish());
+    drop(stream); // what was computed ahead goes with it
+    inner.stats.set(session.stats());
+    text.push_str(&utf8.finish());
     Ok((text, tokens))
 }
 

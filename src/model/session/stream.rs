@@ -83,6 +83,11 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
         tokens
     }
 
+    /// The session, for its sizes and statistics. The page of a step under way counts as used.
+    pub fn session(&self) -> &Session {
+        self.session
+    }
+
     async fn step(&mut self, more: bool) -> Result<Vec<u32>> {
         // Taken: a future that is dropped takes the steps with it, and the next begins again.
         let mut read = TokensAndLogits { tokens: vec![0; self.input.len()], ..Default::default() };
@@ -179,6 +184,14 @@ struct Second {
 
 impl Second {
     const NONE: Second = Second { submitted: None, committed: false };
+}
+
+impl<D> std::fmt::Debug for TokenStream<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { session, input, ahead, .. } = self;
+        let ahead = ahead.is_some();
+        f.debug_struct("TokenStream").field("session", session).field("input", input).field("ahead", &ahead).finish()
+    }
 }
 
 impl<D> Drop for TokenStream<'_, D> {
