@@ -1,5 +1,6 @@
 //! Pipelines, bind groups and dispatch.
 
+use super::layout::Layout;
 pub(crate) use super::params::PARAM_BYTES;
 use super::shader::{assemble, Assembled, Const, Consts, Part};
 use super::tensor::Buffer;
@@ -60,13 +61,6 @@ pub(super) struct KernelInner {
     layout: Layout,
     bindings: Vec<Access>,
     gpu: Weak<Inner>,
-}
-
-/// The layout of a kernel's bindings, and its number. Kernels with the same bindings have the same, and so the same bind groups.
-#[derive(Debug, Clone)]
-pub(super) struct Layout {
-    id: u64,
-    layout: wgpu::BindGroupLayout,
 }
 
 /// Kernels that nobody holds and that are kept all the same, so that what is dropped and made again compiles nothing:
@@ -253,19 +247,6 @@ impl Gpu {
         Ok(Kernel { inner: Arc::new(KernelInner { name, id, pipeline, layout, bindings, gpu }) })
     }
 
-    /// The layout of a kernel's bindings: one for all kernels with the same.
-    fn layout(&self, spec: &KernelSpec) -> Result<Layout> {
-        if let Some(layout) = self.lock(&self.inner.layouts).get(&spec.bindings) {
-            return Ok(layout.clone());
-        }
-        let entries: Vec<_> = (0..=spec.bindings.len()).map(|i| layout_entry(i, spec)).collect();
-        let desc = wgpu::BindGroupLayoutDescriptor { label: Some(spec.name), entries: &entries };
-        let layout = self.scoped(spec.name, || self.inner.device.create_bind_group_layout(&desc))?;
-        let made = Layout { id: self.next_id(), layout };
-        // Another thread may have been faster: there is one of a kind.
-        Ok(self.lock(&self.inner.layouts).entry(spec.bindings.clone()).or_insert(made).clone())
-    }
-
     /// Records one dispatch into `pass`; of an empty grid only what it would bind is made. `params` are the kernel's
     /// uniform block.
     ///
@@ -387,22 +368,4 @@ fn shader_module(device: &wgpu::Device, spec: &KernelSpec, text: &str) -> wgpu::
     // constants and the lane alone, below the arrays' lengths, and buffers by what the host has checked against their
     // sizes and what they clamp themselves (pages). Loops stay bounded.
     unsafe { device.create_shader_module_trusted(desc, checks) }
-}
-
-fn layout_entry(index: usize, spec: &KernelSpec) -> wgpu::BindGroupLayoutEntry {
-    let ty = match index.checked_sub(1).map(|i| spec.bindings[i]) {
-        None => wgpu::BufferBindingType::Uniform,
-        Some(Access::Read) => wgpu::BufferBindingType::Storage { read_only: true },
-        Some(Access::Write) => wgpu::BufferBindingType::Storage { read_only: false },
-    };
-    wgpu::BindGroupLayoutEntry {
-        binding: index as u32,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer {
-            ty,
-            has_dynamic_offset: index == 0,
-            min_binding_size: (index == 0).then(|| NonZeroU64::new(PARAM_BYTES as u64)).flatten(),
-        },
-        count: None,
-    }
 }

@@ -14,6 +14,7 @@ mod emulation_tests;
 mod fate;
 pub(crate) mod grid;
 pub(crate) mod kernel;
+mod layout;
 pub(crate) mod parallelism;
 mod params;
 pub(crate) mod pieces;
@@ -73,7 +74,7 @@ struct Inner {
     /// Key: kernel id, parameter buffer id, storage buffer ids.
     bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
     /// Of kernels, by what they bind.
-    layouts: Mutex<HashMap<Vec<kernel::Access>, kernel::Layout>>,
+    layouts: Mutex<HashMap<Vec<kernel::Access>, layout::Layout>>,
     params: Mutex<params::ParamPool>,
     readback: Mutex<Vec<wgpu::Buffer>>,
     scratch: Mutex<Option<Buffer>>,
