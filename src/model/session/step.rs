@@ -12,6 +12,8 @@ use crate::nn::{LinearArgs, Span};
 /// A step that is with the device: its pages are reserved, not committed.
 pub(super) struct Submitted {
     pub(super) parts: Vec<Part>,
+    /// Whether the tokens that it feeds are committed, as they are where the next step is under way, too.
+    pub(super) committed: bool,
     /// Batches that were lost before it was recorded.
     pub(super) losses: u64,
     /// Tokens first, then logits, as far as the call wants them; none where the step ends no sequence and nothing of it is
@@ -54,7 +56,7 @@ impl Session {
             [] => gpu.submit().map(|()| None)?,
             wanted => Some(gpu.start_download(&wanted.iter().collect::<Vec<_>>())?),
         };
-        Ok(Submitted { parts, losses, results })
+        Ok(Submitted { parts, committed: false, losses, results })
     }
 
     /// Waits for a step, adds its results to those of the call, and commits its tokens.
@@ -87,7 +89,7 @@ impl Session {
         step: Submitted,
         fed: &mut TokensAndLogits,
     ) -> Result<Vec<Part>> {
-        let Submitted { parts, losses, results } = step;
+        let Submitted { parts, committed, losses, results } = step;
         let (gpu, vocab) = (self.decoder.gpu(), self.decoder.config().vocab_size);
         let mut read = match results {
             Some(results) => gpu.finish_download(results).await?.into_iter(),
@@ -98,7 +100,7 @@ impl Session {
         if call.want.tokens() && !ending.is_empty() {
             let tokens: Vec<u32> = elements(DType::U32, &read.next().unwrap_or_default());
             ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
-            self.check_drawn(call, &ending, &fed.tokens)?;
+            self.check_drawn(call, (&ending, committed), &fed.tokens)?;
         }
         let mut values = elements::<f32>(DType::F32, &read.next().unwrap_or_default()).into_iter();
         let all = call.want.all_logits();
@@ -112,13 +114,13 @@ impl Session {
     }
 
     /// Fails where no token was drawn for one of the parts that end, if that is to fail.
-    fn check_drawn(&self, call: &Call<'_>, ending: &[&Part], tokens: &[u32]) -> Result<()> {
+    fn check_drawn(&self, call: &Call<'_>, (ending, committed): (&[&Part], bool), tokens: &[u32]) -> Result<()> {
         let fails = matches!(call.undrawn, Undrawn::Fails);
         match ending.iter().find(|part| fails && call.undrawn.spoils(part, tokens)) {
             Some(part) => {
                 let id = call.batch[part.sequence].0;
-                // The tokens of this step are not committed yet.
-                let last = (self.len(id)? + part.tokens.len()).saturating_sub(1);
+                let new = if committed { 0 } else { part.tokens.len() };
+                let last = (self.len(id)? + new).saturating_sub(1);
                 Err(no_probabilities(id, last))
             }
             None => Ok(()),

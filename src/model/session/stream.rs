@@ -95,8 +95,8 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
             Some(step) => step,
             None => self.submit_first(&mut read).await?,
         };
-        let Second { submitted, committed } = if more { self.submit_second(&mut first) } else { Second::NONE };
-        let (input, parts) = (batch(&self.input), first.parts.clone());
+        let second = if more { self.submit_second(&mut first) } else { None };
+        let (input, parts, committed) = (batch(&self.input), first.parts.clone(), first.committed);
         let call = Call { batch: &input, want: Want::Tokens(&[]), undrawn: Undrawn::Fails, samplers: Vec::new() };
         self.session.read_results(&call, first, &mut read).await?;
         if !committed {
@@ -105,9 +105,9 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
         self.session.finish();
         self.input = self.input.iter().zip(&read.tokens).map(|((id, _), token)| (*id, vec![*token])).collect();
         self.draws = [self.draws[1].take(), None];
-        if submitted.is_some() {
+        if second.is_some() {
             self.session.begin(&batch(&self.input))?;
-            self.ahead = submitted;
+            self.ahead = second;
         }
         Ok(read.tokens)
     }
@@ -139,24 +139,23 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
 
     /// Commits the tokens that `first` feeds and submits the step after it, with the tokens that it draws, if that can be done
     /// before they are read. What fails here is tried again, and heard of, when the tokens are known.
-    fn submit_second(&mut self, first: &mut Submitted) -> Second {
+    fn submit_second(&mut self, first: &mut Submitted) -> Option<Submitted> {
         let draws = self.draws(1);
         let session = &mut *self.session;
         let (input, sequences) = (batch(&self.input), self.input.len());
         let all_end_here = first.parts.len() == sequences && first.parts.iter().all(|part| part.last);
         // A window gives pages back with each commit, and there would be no way back to before `first`.
         if !all_end_here || session.window().is_some() || session.decoder.gpu().losses() != first.losses {
-            return Second::NONE;
+            return None;
         }
         let lengths = input.iter().zip(&first.parts).map(|((id, _), part)| Ok(session.len(*id)? + part.tokens.len()));
-        let Ok(lengths) = lengths.collect::<Result<Vec<usize>>>() else { return Second::NONE };
+        let lengths = lengths.collect::<Result<Vec<usize>>>().ok()?;
         if lengths.iter().any(|len| *len >= session.max_positions()) {
-            return Second::NONE;
+            return None;
         }
-        let samplers: Result<Vec<_>> = draws.iter().map(|draw| draw.sampling.row(draw.u)).collect();
-        let (Ok(samplers), Ok(())) = (samplers, session.commit_parts(&input, &first.parts)) else {
-            return Second::NONE;
-        };
+        let samplers = draws.iter().map(|draw| draw.sampling.row(draw.u)).collect::<Result<Vec<_>>>().ok()?;
+        session.commit_parts(&input, &first.parts).ok()?;
+        first.committed = true;
         // The host does not have the tokens, and needs their count alone.
         let unknown: Batch<'_> = input.iter().map(|(id, _)| (*id, &[0][..])).collect();
         let call = Call { batch: &unknown, want: Want::Tokens(&draws), undrawn: Undrawn::Fails, samplers };
@@ -171,19 +170,8 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
                 first.losses = session.decoder.gpu().losses();
             }
         }
-        Second { submitted: submitted.ok(), committed: true }
+        submitted.ok()
     }
-}
-
-/// What became of the step after the one whose tokens are read.
-struct Second {
-    submitted: Option<Submitted>,
-    /// Whether the tokens of the step before it are committed.
-    committed: bool,
-}
-
-impl Second {
-    const NONE: Second = Second { submitted: None, committed: false };
 }
 
 impl<D> std::fmt::Debug for TokenStream<'_, D> {
