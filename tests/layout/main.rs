@@ -2,6 +2,7 @@
 //! same table in words. Tests within files, and files of tests, are free.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
+mod names;
 mod slots;
 
 use std::fs;
