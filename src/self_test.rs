@@ -111,8 +111,8 @@ fn product_fault(got: &[f32]) -> Option<String> {
 }
 
 async fn run_layout(gpu: &Gpu, heads: HeadLayout) -> Result<Option<String>> {
-    let sequences: Vec<Sequence> =
-        (0..).zip(LENGTHS).map(|(i, (kv_len, q_len))| Sequence::new(&heads, kv_len, q_len, i)).collect();
+    let sequences: Vec<SequenceInputs> =
+        (0..).zip(LENGTHS).map(|(i, (kv_len, q_len))| SequenceInputs::new(&heads, kv_len, q_len, i)).collect();
     let want = sequences.iter().map(|s| s.expected(&heads)).collect::<Result<Vec<_>>>()?.concat();
     for policy in POLICIES {
         let got = decode(gpu, heads, &sequences, policy).await?;
@@ -124,7 +124,7 @@ async fn run_layout(gpu: &Gpu, heads: HeadLayout) -> Result<Option<String>> {
 }
 
 /// Inputs of one sequence.
-struct Sequence {
+struct SequenceInputs {
     kv_len: usize,
     q_len: usize,
     /// (kv_len, kv_dim)
@@ -142,7 +142,7 @@ struct Row<T> {
     lse_bound: f64,
 }
 
-impl Sequence {
+impl SequenceInputs {
     fn new(heads: &HeadLayout, kv_len: usize, q_len: usize, seed: u64) -> Self {
         let mut state = seed;
         // Multiples of 1 / steps from -2 to 2.
@@ -196,7 +196,12 @@ impl Sequence {
 }
 
 /// The batch on the device, through cache, append and plan as any other.
-async fn decode(gpu: &Gpu, heads: HeadLayout, sequences: &[Sequence], policy: SplitPolicy) -> Result<Vec<Row<f32>>> {
+async fn decode(
+    gpu: &Gpu,
+    heads: HeadLayout,
+    sequences: &[SequenceInputs],
+    policy: SplitPolicy,
+) -> Result<Vec<Row<f32>>> {
     let count = sequences.iter().map(|s| s.kv_len.div_ceil(PAGE_SIZE)).sum();
     let mut cache =
         PagedKvCache::new(gpu, heads, CacheOptions::new(DType::F16, Pages { count, size: PAGE_SIZE, layers: 1 }))?;

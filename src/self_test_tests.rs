@@ -12,7 +12,7 @@ fn small() -> HeadLayout {
 }
 
 fn expected(heads: &HeadLayout) -> Vec<Vec<Row<f64>>> {
-    (0..).zip(LENGTHS).map(|(i, (kv, q))| Sequence::new(heads, kv, q, i).expected(heads).unwrap()).collect()
+    (0..).zip(LENGTHS).map(|(i, (kv, q))| SequenceInputs::new(heads, kv, q, i).expected(heads).unwrap()).collect()
 }
 
 fn narrow(rows: &[Row<f64>]) -> Vec<Row<f32>> {
@@ -135,18 +135,19 @@ fn what_is_wrong_fails_with_numbers() {
 fn faults_of_kernels_are_found() {
     let heads = small();
     for (i, (kv_len, q_len)) in (0..).zip(LENGTHS).filter(|(_, lengths)| lengths.0 > 1) {
-        let s = Sequence::new(&heads, kv_len, q_len, i);
+        let s = SequenceInputs::new(&heads, kv_len, q_len, i);
         let want = s.expected(&heads).unwrap();
-        let shorter = Sequence { kv_len: kv_len - 1, rows: s.rows[..(kv_len - 1) * heads.kv_dim()].to_vec(), ..s };
+        let shorter =
+            SequenceInputs { kv_len: kv_len - 1, rows: s.rows[..(kv_len - 1) * heads.kv_dim()].to_vec(), ..s };
         let got = narrow(&shorter.expected(&heads).unwrap());
         assert!(Errors::of(&got, &want).fault().is_some(), "{kv_len} tokens, the last left out");
     }
     // Halves of 100 tokens put together as if their maxima were the same.
-    let s = Sequence::new(&heads, 100, 1, 2);
+    let s = SequenceInputs::new(&heads, 100, 1, 2);
     let want = s.expected(&heads).unwrap();
     let part = |first: usize| {
         let rows = s.rows[first * heads.kv_dim()..(first + 50) * heads.kv_dim()].to_vec();
-        Sequence { kv_len: 50, q_len: 1, rows, q: s.q.clone() }.expected(&heads).unwrap()
+        SequenceInputs { kv_len: 50, q_len: 1, rows, q: s.q.clone() }.expected(&heads).unwrap()
     };
     let mut got = narrow(&want);
     for ((row, a), b) in got.iter_mut().zip(part(0)).zip(part(50)) {

@@ -8,7 +8,7 @@ use super::decode::{Decode, DecodeArgs};
 use super::options::AttentionOptions;
 use super::output::DecodeOutput;
 use crate::attention::kernels::spec::{cached_rows_spec, join_spec};
-use crate::attention::plan::buffer::Entries;
+use crate::attention::plan::buffer::PageEntries;
 use crate::attention::plan::planner::{Plan, PlanViews};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Kernel, Tensor, Tier};
@@ -302,7 +302,7 @@ impl Explicit {
             tokens: batch.tokens,
             page_size: PART_PAGE,
             generation: self.scratch.generation(),
-            entries: Entries { words: &pages, resident: None },
+            entries: PageEntries { words: &pages, resident: None },
             most_page: None,
         })
     }

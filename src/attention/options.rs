@@ -5,7 +5,7 @@ use crate::attention::plan::tree::{chain_masks, tree_masks, Shown};
 use crate::kv::view::SeqView;
 
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{part, Access, Const, Consts, Part};
+use crate::gpu::{part, Access, Const, Consts, ShaderPart};
 
 /// Options of a [`Decode`](super::Decode). They are constants of its kernels: what is not asked for costs nothing.
 ///
@@ -80,7 +80,7 @@ impl AttentionOptions {
 
     /// Adds what a kernel needs that scores and masks: constants and the slots `score_*` and `mask_*`. To follow
     /// `attention/plan.wgsl`.
-    pub(crate) fn score_parts(&self, consts: &mut Consts) -> [Part; 2] {
+    pub(crate) fn score_parts(&self, consts: &mut Consts) -> [ShaderPart; 2] {
         consts.push(("WINDOW", Const::U32(self.window_tokens())));
         consts.push(("KEEP_FIRST", Const::U32(self.first_tokens())));
         let score = match self.softcap {
@@ -96,7 +96,7 @@ impl AttentionOptions {
 
     /// Adds what a kernel needs that writes finished rows: constants, the sinks' binding (after all others) and the slot
     /// `sink_*`. To follow `attention/softmax.wgsl`.
-    pub(crate) fn sink_part(&self, consts: &mut Consts, bindings: &mut Vec<Access>) -> Part {
+    pub(crate) fn sink_part(&self, consts: &mut Consts, bindings: &mut Vec<Access>) -> ShaderPart {
         if !self.sinks {
             return part!("attention/sink/none.wgsl");
         }

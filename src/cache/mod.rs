@@ -31,7 +31,7 @@ use crate::kv::view::Resident;
 use crate::kv::{HeadLayout, KvBatch, KvSource};
 use crate::rope::{cos_sin_table, Rope, RopePairs};
 use copy::CopyPages;
-use slabs::{Cut, SlabLimits, Slabs};
+use slabs::{SlabLayout, SlabLimits, Slabs};
 use std::sync::atomic::AtomicBool;
 use wide::Wide;
 
@@ -110,7 +110,7 @@ impl PagedKvCache {
         let layout = StateLayout::new(&heads, dtype);
         let page_words = pages.size * layout.row_words(heads.groups());
         let copy = CopyPages::new(gpu, page_words)?;
-        let cut = Cut::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
+        let cut = SlabLayout::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
         let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
         let slabs = Slabs::new(gpu, cut, pages.layers, if grows { 1 } else { cut.slabs() })?;
         let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, append.rotated_dim().max(2))?;

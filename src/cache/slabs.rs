@@ -6,7 +6,7 @@ use crate::kv::pool::Pool;
 
 /// How the pages of a layer are cut into buffers. Pure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cut {
+pub(super) struct SlabLayout {
     /// Pages of a layer.
     count: usize,
     page_bytes: u64,
@@ -18,7 +18,7 @@ pub(super) struct Cut {
 
 /// The pools of all layers.
 pub(super) struct Slabs {
-    cut: Cut,
+    cut: SlabLayout,
     pub(super) layers: Vec<Pool>,
     /// Slabs of each layer that are there.
     there: usize,
@@ -43,13 +43,13 @@ impl SlabLimits {
     }
 }
 
-impl Cut {
+impl SlabLayout {
     /// As few slabs as the device's bindings allow; where the cache `grows`, as many as it can bind.
     pub(super) fn new(limits: SlabLimits, count: usize, page_bytes: u64, grows: bool) -> Result<Self> {
         let SlabLimits { slab_bytes: one, slabs: most_slabs } = limits;
         let needed_bytes = page_bytes.saturating_mul(count as u64);
         if needed_bytes <= one.min(MOST_BUFFER_BYTES) && !grows {
-            return Ok(Cut { count, page_bytes, slab_pages: count, bound: 1 });
+            return Ok(SlabLayout { count, page_bytes, slab_pages: count, bound: 1 });
         }
         let most_pages = usize::try_from(one.min(MOST_SLAB_BYTES) / page_bytes).unwrap_or(usize::MAX);
         if count > most_pages.saturating_mul(most_slabs) {
@@ -60,7 +60,7 @@ impl Cut {
         let least = count.div_ceil(most_pages);
         let bound = if grows { most_slabs.min(count.next_power_of_two()) } else { least.next_power_of_two() };
         let slabs = if grows { bound } else { least };
-        Ok(Cut { count, page_bytes, slab_pages: count.div_ceil(slabs), bound })
+        Ok(SlabLayout { count, page_bytes, slab_pages: count.div_ceil(slabs), bound })
     }
 
     /// Slabs of a layer when all are there.
@@ -76,7 +76,7 @@ impl Cut {
 
 impl Slabs {
     /// The first `there` slabs of each layer.
-    pub(super) fn new(gpu: &Gpu, cut: Cut, layers: usize, there: usize) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, cut: SlabLayout, layers: usize, there: usize) -> Result<Self> {
         let mut this = Slabs { cut, layers: Vec::with_capacity(layers), there: 0 };
         for _ in 0..layers {
             let stand_ins = (0..cut.bound).map(|_| stand_in(gpu)).collect::<Result<_>>()?;
@@ -149,7 +149,7 @@ mod tests {
 
     /// Of so many pages of so many bytes, in up to so many slabs of so many: pages of a slab, slabs, slabs bound.
     fn cut(slab_bytes: u64, slabs: usize, count: usize, page_bytes: u64, grows: bool) -> Option<[usize; 3]> {
-        let cut = Cut::new(SlabLimits { slab_bytes, slabs }, count, page_bytes, grows).ok()?;
+        let cut = SlabLayout::new(SlabLimits { slab_bytes, slabs }, count, page_bytes, grows).ok()?;
         assert!(cut.slab_pages as u64 * page_bytes <= slab_bytes && cut.slabs() <= cut.bound);
         assert_eq!(cut.pages(cut.slabs()), count);
         Some([cut.slab_pages, cut.slabs(), cut.bound])

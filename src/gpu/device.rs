@@ -2,7 +2,7 @@
 
 use super::capabilities::{describe, named, Capabilities, Tier};
 use super::pipeline_cache::PipelineCacheFile;
-use super::{CounterCells, Gpu, Inner};
+use super::{CounterCells, Gpu, GpuInner};
 use crate::error::{ErrorKind, Result};
 use std::sync::{Arc, Mutex};
 
@@ -165,7 +165,7 @@ impl Gpu {
     /// The same device with the kernels of another tier, at most the device's own. It shares nothing recorded, and what was
     /// made with one is refused by the other.
     pub(crate) fn at_tier(&self, tier: Tier) -> Self {
-        let Inner { device, queue, lost, capabilities, pipeline_cache, .. } = &*self.inner;
+        let GpuInner { device, queue, lost, capabilities, pipeline_cache, .. } = &*self.inner;
         let capabilities = Capabilities { tier: tier.min(capabilities.device_tier), ..capabilities.clone() };
         Self::of_parts(device.clone(), queue.clone(), lost.clone(), capabilities, pipeline_cache.clone())
     }
@@ -178,7 +178,7 @@ impl Gpu {
         pipeline_cache: Option<Arc<PipelineCacheFile>>,
     ) -> Self {
         Gpu {
-            inner: Arc::new(Inner {
+            inner: Arc::new(GpuInner {
                 device,
                 queue,
                 capabilities,

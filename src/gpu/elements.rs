@@ -1,10 +1,10 @@
 //! The slot of a shader that packs and unpacks elements of a dtype. Pure.
 
-use super::{part, DType, Part};
+use super::{part, DType, ShaderPart};
 use crate::error::{ErrorKind, Result};
 
 /// The slot that unpacks words of a cache dtype.
-pub(crate) fn cache_part(dtype: DType) -> Result<Part> {
+pub(crate) fn cache_part(dtype: DType) -> Result<ShaderPart> {
     match dtype {
         DType::I8 => Ok(part!("kv/element/i8.wgsl")),
         DType::I4 => Ok(part!("kv/element/i4.wgsl")),
@@ -17,7 +17,7 @@ pub(crate) fn cache_part(dtype: DType) -> Result<Part> {
 
 /// The slots that unpack words of a cache dtype as decode reads them, whose words are of `word_bytes`: its elements, and the
 /// halves beside integers.
-pub(crate) fn cache_parts(dtype: DType, word_bytes: usize) -> Result<Vec<Part>> {
+pub(crate) fn cache_parts(dtype: DType, word_bytes: usize) -> Result<Vec<ShaderPart>> {
     let mut parts = vec![cache_part(dtype)?];
     if matches!(dtype, DType::I8 | DType::I4) {
         parts.push(match word_bytes {
@@ -29,7 +29,7 @@ pub(crate) fn cache_parts(dtype: DType, word_bytes: usize) -> Result<Vec<Part>> 
 }
 
 /// The slot that unpacks words of floats.
-pub(crate) fn elements_part(dtype: DType) -> Result<Part> {
+pub(crate) fn elements_part(dtype: DType) -> Result<ShaderPart> {
     match dtype {
         DType::F32 => Ok(part!("kv/element/f32.wgsl")),
         DType::F16 => Ok(part!("kv/element/f16.wgsl")),

@@ -2,9 +2,9 @@
 
 use super::layout::Layout;
 pub(crate) use super::params::PARAM_BYTES;
-use super::shader::{assemble, Assembled, Const, Consts, Part};
+use super::shader::{assemble, Assembled, Const, Consts, ShaderPart};
 use super::tensor::Buffer;
-use super::{Gpu, Inner, Tier};
+use super::{Gpu, GpuInner, Tier};
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -23,7 +23,7 @@ pub(crate) enum Access {
 pub(crate) struct KernelSpec {
     pub(crate) name: &'static str,
     pub(crate) consts: Consts,
-    pub(crate) parts: Vec<Part>,
+    pub(crate) parts: Vec<ShaderPart>,
     pub(crate) bindings: Vec<Access>,
     /// Bytes of `var<workgroup>` arrays, checked against the device before the driver sees them:
     /// one driver accepted too much and hung.
@@ -60,7 +60,7 @@ pub(super) struct KernelInner {
     pipeline: wgpu::ComputePipeline,
     layout: Layout,
     bindings: Vec<Access>,
-    gpu: Weak<Inner>,
+    gpu: Weak<GpuInner>,
 }
 
 /// Kernels that nobody holds and that are kept all the same, so that what is dropped and made again compiles nothing:

@@ -36,9 +36,9 @@ pub(crate) use kernel::{Access, Kernel, KernelSpec};
 pub use parallelism::Parallelism;
 pub use profile::DispatchTime;
 pub(crate) use readback::{elements, Arrived, Download, HostBuffer, Reading, Run};
-pub(crate) use shader::{number, part, Const, Consts, Part};
+pub(crate) use shader::{number, part, Const, Consts, ShaderPart};
 pub(crate) use tensor::Buffer;
-use tensor::Kind;
+use tensor::BufferKind;
 pub use tensor::{DType, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -62,10 +62,10 @@ use std::task::{Context, Poll, Waker};
 /// Compiled kernels that nobody holds any more are kept for the next who asks, 32 of them.
 #[derive(Clone)]
 pub struct Gpu {
-    inner: Arc<Inner>,
+    inner: Arc<GpuInner>,
 }
 
-struct Inner {
+struct GpuInner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     capabilities: Capabilities,
@@ -269,15 +269,15 @@ impl Gpu {
     }
 
     pub(crate) fn create_buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
-        self.create_buffer_as(label, bytes, STORAGE, Kind::Own)
+        self.create_buffer_as(label, bytes, STORAGE, BufferKind::Own)
     }
 
-    /// A buffer of [`Kind::Scratch`].
+    /// A buffer of [`BufferKind::Scratch`].
     pub(crate) fn create_scratch(&self, label: &str, bytes: u64) -> Result<Buffer> {
-        self.create_buffer_as(label, bytes, STORAGE, Kind::Scratch)
+        self.create_buffer_as(label, bytes, STORAGE, BufferKind::Scratch)
     }
 
-    fn create_buffer_as(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, kind: Kind) -> Result<Buffer> {
+    fn create_buffer_as(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, kind: BufferKind) -> Result<Buffer> {
         // Kernels see vec4<u32>, so sizes are multiples of 16.
         let size = bytes.max(16).next_multiple_of(16);
         let c = self.capabilities();
@@ -328,7 +328,7 @@ impl Gpu {
     }
 
     fn adopt_buffer(&self, buffer: wgpu::Buffer) -> Buffer {
-        Buffer::wrap(self, buffer, Kind::App)
+        Buffer::wrap(self, buffer, BufferKind::App)
     }
 
     /// Overwrites part of a buffer, after everything recorded so far. `bytes` must be a multiple of 4 long.

@@ -1,6 +1,6 @@
 //! Parameters of dispatches: uniform blocks by content, in buffers of many.
 
-use super::tensor::{Buffer, Kind};
+use super::tensor::{Buffer, BufferKind};
 use super::Gpu;
 use crate::error::Result;
 use std::collections::HashMap;
@@ -55,7 +55,7 @@ impl Gpu {
         let mut gone = None;
         if pool.blocks.get(pool.filling).is_none_or(|blocks| blocks.used == SLOTS_PER_BUFFER) {
             let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-            let buffer = self.create_buffer_as("params", stride * SLOTS_PER_BUFFER, usage, Kind::Params)?;
+            let buffer = self.create_buffer_as("params", stride * SLOTS_PER_BUFFER, usage, BufferKind::Params)?;
             gone = pool.make_room(Blocks { buffer, used: 0, asked: clock });
         }
         let place = pool.filling;

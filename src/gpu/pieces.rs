@@ -2,11 +2,11 @@
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 /// Where a piece begins (x, y), and its grid.
-type Piece = ((u32, u32), (u32, u32, u32));
+type GridPiece = ((u32, u32), (u32, u32, u32));
 
 /// A grid whose workgroups take `flop` each, in pieces of about `most` at the most: runs of y, or where one is too much
 /// runs of x within it. At least one workgroup of every z is a piece.
-pub(crate) fn pieces(grid: (u32, u32, u32), flop: u64, most: u64) -> Vec<Piece> {
+pub(crate) fn pieces(grid: (u32, u32, u32), flop: u64, most: u64) -> Vec<GridPiece> {
     let (x, y, z) = grid;
     let column = flop.saturating_mul(z.into()).max(1);
     let row = column.saturating_mul(x.into());

@@ -126,7 +126,7 @@ impl Gpu {
 
     /// Asks for a buffer that the last submit writes, if any does.
     fn start_map(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Mapping> {
-        let answer = Answer::default();
+        let answer = OneShot::default();
         let sender = answer.clone();
         self.inner.counters.readbacks.fetch_add(1, Ordering::Relaxed);
         self.scoped("map", || {
@@ -153,7 +153,7 @@ impl Gpu {
 
     /// Waits, in browsers too, for all that was submitted.
     pub(crate) async fn finished(&self) -> Result<()> {
-        let answer = Answer::default();
+        let answer = OneShot::default();
         let sender = answer.clone();
         self.scoped("wait", || self.inner.queue.on_submitted_work_done(move || sender.send(())))?;
         self.wait()?;
@@ -220,7 +220,7 @@ pub(crate) struct HostBuffer {
 
 /// A buffer that was asked for, and the submit after which it comes.
 struct Mapping {
-    answer: Answer<Result<(), String>>,
+    answer: OneShot<Result<(), String>>,
     after: Option<wgpu::SubmissionIndex>,
 }
 
@@ -270,11 +270,11 @@ fn with_mapped<T>(buffer: &wgpu::Buffer, size: u64, f: impl FnOnce(&[u8]) -> T) 
 }
 
 /// A value that a callback delivers to a future.
-struct Answer<T> {
+struct OneShot<T> {
     state: Arc<Mutex<(Option<T>, Option<Waker>)>>,
 }
 
-impl<T> Answer<T> {
+impl<T> OneShot<T> {
     fn send(&self, value: T) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.0 = Some(value);
@@ -284,19 +284,19 @@ impl<T> Answer<T> {
     }
 }
 
-impl<T> Default for Answer<T> {
+impl<T> Default for OneShot<T> {
     fn default() -> Self {
-        Answer { state: Arc::new(Mutex::new((None, None))) }
+        OneShot { state: Arc::new(Mutex::new((None, None))) }
     }
 }
 
-impl<T> Clone for Answer<T> {
+impl<T> Clone for OneShot<T> {
     fn clone(&self) -> Self {
-        Answer { state: self.state.clone() }
+        OneShot { state: self.state.clone() }
     }
 }
 
-impl<T> Future for Answer<T> {
+impl<T> Future for OneShot<T> {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {

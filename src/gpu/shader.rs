@@ -11,15 +11,15 @@ use std::fmt::Write as _;
 
 /// One shader file under `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Part {
+pub(crate) struct ShaderPart {
     pub(crate) name: &'static str,
     pub(crate) text: &'static str,
 }
 
-/// A [`Part`] from its path under `shaders/`.
+/// A [`ShaderPart`] from its path under `shaders/`.
 macro_rules! part {
     ($path:literal) => {
-        $crate::gpu::shader::Part {
+        $crate::gpu::shader::ShaderPart {
             name: $path,
             text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)),
         }
@@ -61,7 +61,7 @@ pub(crate) struct Assembled {
     lines: Vec<(&'static str, usize)>,
 }
 
-pub(crate) fn assemble(consts: &Consts, parts: &[Part]) -> Assembled {
+pub(crate) fn assemble(consts: &Consts, parts: &[ShaderPart]) -> Assembled {
     let mut out = Assembled { text: String::new(), lines: Vec::new() };
     for (i, (name, value)) in consts.iter().enumerate() {
         let line = match value {
@@ -165,7 +165,7 @@ fn closing_brace(lines: &[(usize, &str)], open: usize) -> usize {
 mod tests {
     use super::*;
 
-    const NESTED: Part = Part {
+    const NESTED: ShaderPart = ShaderPart {
         name: "nested.wgsl",
         text: "fn f() {\n    // unroll\n    for (var r = 0u; r < ROWS; r++) {\n        a[r] = 1.0;\n        // unroll\n        for (var v = 0u; v < 2u; v++) {\n            b[r][v] = a[r];\n        }\n    }\n    let x = 1;\n}\n",
     };
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_loop_without_the_directive_or_with_a_runtime_bound_stays() {
-        let plain = Part {
+        let plain = ShaderPart {
             name: "p",
             text: "// unroll\nfor (var i = 0u; i < n; i++) {\n}\nfor (var i = 0u; i < 4u; i++) {\n}\n",
         };

@@ -1,7 +1,7 @@
 //! Buffers and tensors: device memory with a shape and a dtype.
 
 use super::fate::Fate;
-use super::{Element, Gpu, Inner};
+use super::{Element, Gpu, GpuInner};
 use crate::error::{shape_text, Error, ErrorKind, Result};
 use std::fmt;
 use std::str::FromStr;
@@ -84,7 +84,7 @@ pub(crate) struct Buffer {
 
 /// Whose a buffer is, and what it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum BufferKind {
     /// An app's.
     App,
     /// Made here.
@@ -98,14 +98,14 @@ pub(super) enum Kind {
 
 struct BufferInner {
     buffer: wgpu::Buffer,
-    kind: Kind,
+    kind: BufferKind,
     /// Of a buffer that commands write.
     fate: Option<Arc<Fate>>,
     /// See [`Buffer::lend`].
     lent: AtomicU64,
     id: u64,
     // Weak: the Gpu keeps buffers of its own (parameters), which must not keep the Gpu.
-    gpu: Weak<Inner>,
+    gpu: Weak<GpuInner>,
 }
 
 impl Drop for BufferInner {
@@ -117,16 +117,16 @@ impl Drop for BufferInner {
         let lent = *self.lent.get_mut();
         // A pass of an app's that is not submitted yet would fail on it.
         let lent = gpu.as_ref().map_or(lent > 0, |gpu| gpu.is_out(lent));
-        if cfg!(target_arch = "wasm32") && matches!(self.kind, Kind::Own | Kind::Scratch) && !lent {
+        if cfg!(target_arch = "wasm32") && matches!(self.kind, BufferKind::Own | BufferKind::Scratch) && !lent {
             super::web::retire(gpu.as_ref(), &self.buffer);
         }
     }
 }
 
 impl Buffer {
-    pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, kind: Kind) -> Self {
+    pub(super) fn wrap(gpu: &Gpu, buffer: wgpu::Buffer, kind: BufferKind) -> Self {
         let (id, gpu) = (gpu.next_id(), Arc::downgrade(&gpu.inner));
-        let fate = matches!(kind, Kind::App | Kind::Own).then(Arc::default);
+        let fate = matches!(kind, BufferKind::App | BufferKind::Own).then(Arc::default);
         Buffer { inner: Arc::new(BufferInner { buffer, kind, fate, lent: AtomicU64::new(0), id, gpu }) }
     }
 
@@ -176,7 +176,7 @@ impl Buffer {
     }
 
     pub(super) fn is_of_app(&self) -> bool {
-        self.inner.kind == Kind::App
+        self.inner.kind == BufferKind::App
     }
 
     pub(crate) fn raw(&self) -> &wgpu::Buffer {
@@ -246,7 +246,7 @@ impl Tensor {
         Ok(Self { buffer, shape: shape.to_vec(), dtype })
     }
 
-    /// A tensor of [`Kind::Scratch`]. Errors: as [`Tensor::zeros`].
+    /// A tensor of [`BufferKind::Scratch`]. Errors: as [`Tensor::zeros`].
     pub(crate) fn scratch(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = byte_len(shape, dtype)?;
         let buffer = gpu.create_scratch("scratch tensor", bytes as u64)?;

@@ -1,24 +1,24 @@
 //! One layer's pages on the device: a buffer, or several slabs side by side, and kernels for either.
 
 use crate::error::Result;
-use crate::gpu::{number, part, Access, Buffer, Gpu, Kernel, KernelSpec, Part};
+use crate::gpu::{number, part, Access, Buffer, Gpu, Kernel, KernelSpec, ShaderPart};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// The pages of one layer. Cheap to clone; clones see slabs that come and go.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
-    inner: Arc<Inner>,
+    inner: Arc<PoolInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct PoolInner {
     /// Pages of each slab but the last.
     slab_pages: usize,
-    slabs: RwLock<Slabs>,
+    slabs: RwLock<SlabBuffers>,
 }
 
 #[derive(Debug)]
-struct Slabs {
+struct SlabBuffers {
     /// As many as kernels bind: 1, 2 or 4. Where a slab is not there, a few bytes stand in for it.
     buffers: Vec<Buffer>,
     /// Pages of the slabs that are there: the first so many of the layer's.
@@ -29,7 +29,7 @@ impl Pool {
     /// A pool of `slab_pages` pages per slab, `buffers.len()` slabs at most (1, 2 or 4) and its first `pages` pages there.
     pub(crate) fn new(slab_pages: usize, buffers: Vec<Buffer>, pages: usize) -> Self {
         debug_assert!([1, 2, 4].contains(&buffers.len()), "{} slabs", buffers.len());
-        Pool { inner: Arc::new(Inner { slab_pages, slabs: RwLock::new(Slabs { buffers, pages }) }) }
+        Pool { inner: Arc::new(PoolInner { slab_pages, slabs: RwLock::new(SlabBuffers { buffers, pages }) }) }
     }
 
     /// What kernels bind, the first slab first.
@@ -61,7 +61,7 @@ impl Pool {
         slabs.pages = pages;
     }
 
-    fn read<T>(&self, f: impl FnOnce(&Slabs) -> T) -> T {
+    fn read<T>(&self, f: impl FnOnce(&SlabBuffers) -> T) -> T {
         f(&self.inner.slabs.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -97,7 +97,7 @@ pub(crate) fn with_slabs(spec: &KernelSpec, slabs: usize) -> KernelSpec {
     spec.consts.push(("SLAB_BINDING", number(spec.bindings.len() + 1)));
     spec.bindings.resize(spec.bindings.len() + slabs - 1, Access::Write);
     let two = slabs == 2;
-    let slot = |part: Part| match part.name {
+    let slot = |part: ShaderPart| match part.name {
         "kv/slabs/1.wgsl" if two => part!("kv/slabs/2.wgsl"),
         "kv/slabs/1.wgsl" => part!("kv/slabs/4.wgsl"),
         "kv/slab_loads/1.wgsl" if two => part!("kv/slab_loads/2.wgsl"),

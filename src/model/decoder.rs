@@ -8,8 +8,8 @@ use crate::io::{xxh64, Progress};
 use crate::model::config::keys::MAX_BYTES;
 use crate::model::layers::block::Block;
 use crate::model::layers::large_keys::LargeKeys;
-use crate::model::weights::reader::Source;
-use crate::model::weights::safetensors::{regular, Store};
+use crate::model::weights::reader::WeightReader;
+use crate::model::weights::safetensors::{regular, WeightFiles};
 use crate::model::weights::split::Split;
 use crate::model::weights::WeightBytes;
 use crate::nn::{Embedding, Linear, Sample};
@@ -21,10 +21,10 @@ use std::sync::Arc;
 /// [`Session`](super::Session)s.
 #[derive(Clone)]
 pub struct Decoder {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<DecoderInner>,
 }
 
-pub(super) struct Inner {
+pub(super) struct DecoderInner {
     pub(super) gpu: Gpu,
     pub(super) config: Config,
     pub(super) embedding: Embedding,
@@ -55,7 +55,7 @@ pub struct LoadOptions<'a> {
 
 impl fmt::Debug for Decoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { gpu, config, fingerprint, .. } = &*self.inner;
+        let DecoderInner { gpu, config, fingerprint, .. } = &*self.inner;
         let fingerprint = format_args!("{fingerprint:016x}");
         f.debug_struct("Decoder").field("config", config).field("fingerprint", &fingerprint).field("gpu", gpu).finish()
     }
@@ -108,7 +108,7 @@ impl Decoder {
     pub fn load_with(gpu: &Gpu, folder: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Self> {
         let path = folder.as_ref().join("config.json");
         let config = Config::parse(&path.display().to_string(), &config_text(&path)?)?;
-        let store = Store::open(folder.as_ref())?;
+        let store = WeightFiles::open(folder.as_ref())?;
         Self::from_store(gpu, config, store, options)
     }
 
@@ -132,14 +132,14 @@ impl Decoder {
         weights: WeightBytes<'_>,
         options: LoadOptions<'_>,
     ) -> Result<Self> {
-        Self::from_store(gpu, config, Store::from_bytes(weights.name, weights.bytes)?, options)
+        Self::from_store(gpu, config, WeightFiles::from_bytes(weights.name, weights.bytes)?, options)
     }
 
-    fn from_store<'a>(gpu: &'a Gpu, config: Config, store: Store<'a>, options: LoadOptions<'a>) -> Result<Self> {
+    fn from_store<'a>(gpu: &'a Gpu, config: Config, store: WeightFiles<'a>, options: LoadOptions<'a>) -> Result<Self> {
         let LoadOptions { dtype, explicit, progress, leave_out } = options;
         config.check()?;
         let store = store.with_report(progress);
-        let source = Source::new(gpu, &config, store, dtype).with_choices(explicit, leave_out);
+        let source = WeightReader::new(gpu, &config, store, dtype).with_choices(explicit, leave_out);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let ends = source.ends(&config)?;
         let table = source.table(ends.table, vocab, hidden)?;
@@ -156,7 +156,7 @@ impl Decoder {
         let embedding = Embedding::of_parts(gpu, &table)?;
         let blocks = (0..config.layers).map(block).collect::<Result<Vec<Block>>>()?;
         let biases: Vec<_> = blocks.iter().map(|block| block.attention().large_biases()).collect();
-        let inner = Inner {
+        let inner = DecoderInner {
             gpu: gpu.clone(),
             embedding,
             blocks,

@@ -4,7 +4,7 @@
 use super::span::Extent;
 use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Part, Tensor};
+use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, ShaderPart, Tensor};
 use crate::rope::RopePairs;
 use crate::sizes::{sum_of_products, MOST_ROW};
 
@@ -23,7 +23,7 @@ params!(Params {
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
 /// The slot that says which elements are a pair.
-pub(super) fn pairs_part(pairs: RopePairs) -> Part {
+pub(super) fn pairs_part(pairs: RopePairs) -> ShaderPart {
     match pairs {
         RopePairs::Interleaved => part!("rope/interleaved.wgsl"),
         RopePairs::None | RopePairs::Half => part!("rope/half.wgsl"),

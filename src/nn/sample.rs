@@ -95,12 +95,12 @@ pub struct Sample {
     vocab: usize,
     kernel: Kernel,
     /// Of a large vocabulary.
-    parts: Option<Parts>,
+    parts: Option<PartTops>,
 }
 
 /// What finds the tops of a vocabulary's parts, and their memory, which grows with the rows.
 #[derive(Clone, Debug)]
-struct Parts {
+struct PartTops {
     kernel: Kernel,
     tops: Arc<Mutex<Buffer>>,
 }
@@ -120,7 +120,7 @@ impl Sample {
         }
         let parts = || {
             let tops = Arc::new(Mutex::new(gpu.create_scratch("tops", (8 * vocab.div_ceil(PART)) as u64)?));
-            Ok::<_, Error>(Parts { kernel: gpu.kernel(parts_spec())?, tops })
+            Ok::<_, Error>(PartTops { kernel: gpu.kernel(parts_spec())?, tops })
         };
         let parts = (vocab > MOST_ALONE).then(parts).transpose()?;
         Ok(Sample { gpu: gpu.clone(), vocab, kernel: gpu.kernel(spec(vocab))?, parts })
@@ -168,7 +168,7 @@ impl Sample {
     }
 }
 
-impl Parts {
+impl PartTops {
     /// Memory for the tops of so many rows.
     fn tops_of(&self, gpu: &Gpu, vocab: usize, rows: usize) -> Result<Buffer> {
         let mut tops = self.tops.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 //! same table in words. Tests within files, and files of tests, are free.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
+mod names;
 mod slots;
 
 use std::fs;
@@ -53,7 +54,7 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 /// What a file names of this crate: paths that begin with `crate::` or `super::`, as whole paths of modules.
 fn named(text: &str, own: &[&str]) -> Vec<String> {
-    let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or("");
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
     let lines = code.lines().map(str::trim_start).filter(|line| !line.starts_with("//"));
     let mut all = Vec::new();
     for line in lines {

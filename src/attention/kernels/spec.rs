@@ -7,7 +7,7 @@ use super::tile::DecodeShape;
 use crate::attention::options::AttentionOptions;
 use crate::error::Result;
 use crate::gpu::elements::cache_parts;
-use crate::gpu::{number, part, Access, Const, Consts, DType, KernelSpec, Part};
+use crate::gpu::{number, part, Access, Const, Consts, DType, KernelSpec, ShaderPart};
 use crate::kv::layout::StateLayout;
 use crate::kv::HeadLayout;
 
@@ -37,7 +37,7 @@ pub(crate) fn kernel_spec(
 
 /// What every decode kernel shares: its bindings and the parts that follow from the options. Adds to `consts`. `ordered`:
 /// reads of the pool stay ahead of the barriers that they are written ahead of.
-fn common(options: &AttentionOptions, ordered: bool, consts: &mut Consts) -> (Vec<Access>, Vec<Part>) {
+fn common(options: &AttentionOptions, ordered: bool, consts: &mut Consts) -> (Vec<Access>, Vec<ShaderPart>) {
     let pool = if ordered { Access::Write } else { Access::Read };
     let mut bindings = vec![pool, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
     let [score, mask] = options.score_parts(consts);
@@ -61,7 +61,7 @@ fn common(options: &AttentionOptions, ordered: bool, consts: &mut Consts) -> (Ve
 const ONE_ROW: Const = Const::Alias("f32");
 
 /// The vector that holds the rows of a block.
-fn rows_slot(rows_per_block: usize) -> (Const, Part) {
+fn rows_slot(rows_per_block: usize) -> (Const, ShaderPart) {
     match rows_per_block {
         1 => (ONE_ROW, part!("attention/block/1.wgsl")),
         2 => (Const::Alias("vec2<f32>"), part!("attention/block/2.wgsl")),

@@ -19,7 +19,7 @@ const HEAD_WORDS: usize = 4096;
 const KEPT: usize = 4;
 
 /// The page tables of a plan.
-pub(crate) struct Entries<'a> {
+pub(crate) struct PageEntries<'a> {
     pub(crate) words: &'a [u32],
     /// Where these words are, if they stay from step to step.
     pub(crate) resident: Option<&'a PageTables>,
@@ -39,7 +39,7 @@ pub(crate) struct PlanBuffer {
 }
 
 /// A plan's words, in two parts: up to the page tables, and what follows them.
-struct Words {
+struct PlanWords {
     head: Vec<u32>,
     tail: Vec<u32>,
 }
@@ -52,9 +52,9 @@ pub(crate) fn upload(
     home: &Home,
     list: &WorkList,
     masks: &[u64],
-    entries: &Entries<'_>,
+    entries: &PageEntries<'_>,
 ) -> Result<PlanBuffer> {
-    let mut words = Words::new(list, masks, entries.words)?;
+    let mut words = PlanWords::new(list, masks, entries.words)?;
     let after = entries.words.len() + words.tail.len();
     let mut buffer = take(gpu, home, words.head.len(), after, entries.resident)?;
     words.head[0] = word(buffer.pages_first)?;
@@ -101,7 +101,7 @@ fn take(gpu: &Gpu, home: &Home, head: usize, after: usize, resident: Option<&Pag
     Ok(PlanBuffer { buffer: gpu.create_buffer("plan", bytes.min(most))?, pages_first: first, tables: None })
 }
 
-impl Words {
+impl PlanWords {
     fn new(list: &WorkList, masks: &[u64], entries: &[u32]) -> Result<Self> {
         let items: &[u32] = bytemuck::cast_slice(&list.items);
         let merges: &[u32] = bytemuck::cast_slice(&list.merges);

@@ -16,7 +16,7 @@ use crate::kv::view::SeqView;
 
 /// The batch of a step as the planner takes it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Step<'a> {
+pub(crate) struct PlanStep<'a> {
     pub sequences: &'a [SeqView],
     /// One per query token, checked and cut to what is shown, or none where attention is causal.
     pub masks: &'a [u64],
@@ -41,7 +41,7 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// Errors: [`ErrorKind::Argument`] for a page size that is no power of two.
-    pub(crate) fn new(step: &Step<'_>) -> Result<Self> {
+    pub(crate) fn new(step: &PlanStep<'_>) -> Result<Self> {
         if !step.page_size.is_power_of_two() {
             return Err(ErrorKind::argument("page_size", format!("{} is not a power of two", step.page_size)));
         }

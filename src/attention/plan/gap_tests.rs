@@ -37,7 +37,7 @@ fn batch(lengths: &[(u32, u32)], page_size: u32, freed: Freed) -> Batch {
 impl Batch {
     fn plan(&self, masks: &[u64], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
         let Batch { views, table, page_size } = self;
-        let step = Step { sequences: views, masks, page_size: *page_size, page_entries: table.len(), held: &[] };
+        let step = PlanStep { sequences: views, masks, page_size: *page_size, page_entries: table.len(), held: &[] };
         plan_step(&step, shape, policy)
     }
 }
@@ -317,7 +317,7 @@ fn numbers_of_a_foreign_cache() {
     let page = |page_size| {
         let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: 9, gap_first: 8, gap_last: 4 };
         plan_step(
-            &Step { sequences: &[view], masks: &[], page_size, page_entries: 3, held: &[] },
+            &PlanStep { sequences: &[view], masks: &[], page_size, page_entries: 3, held: &[] },
             &shape(4, 2, 1),
             SplitPolicy::Auto,
         )
@@ -330,7 +330,7 @@ fn numbers_of_a_foreign_cache() {
     assert_eq!(page(4).unwrap().items[0].kv_len, 9);
     // Nor is one of no token, wherever it is.
     let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: 9, gap_first: 8, gap_last: 8 };
-    let step = Step { sequences: &[view], masks: &[], page_size: 4, page_entries: 3, held: &[] };
+    let step = PlanStep { sequences: &[view], masks: &[], page_size: 4, page_entries: 3, held: &[] };
     for keep_first in [0, 1] {
         let list = plan_step(&step, &shape(4, 5, keep_first), SplitPolicy::Off).unwrap();
         assert_eq!(list.items[0].page_table_first, 0);
@@ -344,7 +344,7 @@ fn numbers_of_a_foreign_cache() {
         gap_first: 0,
         gap_last: 0,
     };
-    let step = Step { sequences: &[view], masks: &[], page_size: 1, page_entries: 3, held: &[] };
+    let step = PlanStep { sequences: &[view], masks: &[], page_size: 1, page_entries: 3, held: &[] };
     let error = plan_step(&step, &shape(4, 2, 1), SplitPolicy::Off).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Argument { name: "sequences", .. }), "{error}");
 }

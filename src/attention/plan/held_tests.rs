@@ -33,7 +33,7 @@ fn plan_part(q_len: u32, kv_len: u32, held: Range<u32>, window: u32, policy: Spl
     let view = SeqView { page_table_first: 5, q_token_first: 3, q_len, kv_len, gap_first: 0, gap_last: held.start };
     let page_entries = 5 + (held.end - held.start).div_ceil(PAGE) as usize;
     let step =
-        Step { sequences: &[view], masks: &[], page_size: PAGE, page_entries, held: std::slice::from_ref(&held) };
+        PlanStep { sequences: &[view], masks: &[], page_size: PAGE, page_entries, held: std::slice::from_ref(&held) };
     let list = plan_step(&step, &shape(window), policy).unwrap();
     let mut seen = Seen::new();
     for item in &list.items {

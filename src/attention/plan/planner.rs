@@ -2,9 +2,9 @@
 
 use super::balance::most_slots;
 use super::buffer as plan_buffer;
-use super::buffer::{Entries, Home, PlanBuffer};
+use super::buffer::{Home, PageEntries, PlanBuffer};
 use super::work as plan;
-use super::work::{PlanShape, SplitPolicy, Step, WorkList};
+use super::work::{PlanShape, PlanStep, SplitPolicy, WorkList};
 use crate::attention::decode::Decode;
 #[cfg(doc)]
 use crate::attention::options::AttentionOptions;
@@ -38,7 +38,7 @@ pub struct Plan {
     pub(crate) page_size: usize,
 }
 
-/// A step as its planner is told of it; see [`Step`].
+/// A step as its planner is told of it; see [`PlanStep`].
 pub(crate) struct PlanViews<'a> {
     pub(crate) sequences: &'a [SeqView],
     pub(crate) held: &'a [Range<u32>],
@@ -47,7 +47,7 @@ pub(crate) struct PlanViews<'a> {
     pub(crate) tokens: usize,
     pub(crate) page_size: usize,
     pub(crate) generation: u64,
-    pub(crate) entries: Entries<'a>,
+    pub(crate) entries: PageEntries<'a>,
     /// No page has a higher number; none: as the entries say.
     pub(crate) most_page: Option<u32>,
 }
@@ -133,7 +133,7 @@ impl Decode {
             tokens,
             page_size: cache.page_size(),
             generation: batch.generation,
-            entries: Entries { words: entries, resident: tables },
+            entries: PageEntries { words: entries, resident: tables },
             most_page,
         })
     }
@@ -143,7 +143,7 @@ impl Decode {
     /// Errors: as [`Decode::plan`].
     pub(crate) fn plan_views(&self, views: PlanViews<'_>) -> Result<Plan> {
         let PlanViews { sequences, held, masks, tokens, page_size, generation, entries, most_page } = views;
-        let step = Step {
+        let step = PlanStep {
             sequences,
             masks,
             page_size: u32::try_from(page_size).unwrap_or(0), // which is refused

@@ -6,7 +6,7 @@
 
 use super::balance::Cutter;
 use super::cut::{cut, cutter, Cut};
-pub(crate) use super::gap::Step;
+pub(crate) use super::gap::PlanStep;
 use super::gap::Tables;
 pub(crate) use super::shape::PlanShape;
 use crate::error::{ErrorKind, Result};
@@ -134,11 +134,11 @@ impl Tile {
 #[cfg(test)]
 pub(crate) fn plan(sequences: &[SeqView], shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
     let page_entries = sequences.iter().map(|sequence| sequence.kv_len.div_ceil(64) as usize).sum();
-    plan_step(&Step { sequences, masks: &[], page_size: 64, page_entries, held: &[] }, shape, policy)
+    plan_step(&PlanStep { sequences, masks: &[], page_size: 64, page_entries, held: &[] }, shape, policy)
 }
 
 /// Plans the work of a step. The result depends on nothing but the arguments.
-pub(crate) fn plan_step(step: &Step<'_>, shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
+pub(crate) fn plan_step(step: &PlanStep<'_>, shape: &PlanShape, policy: SplitPolicy) -> Result<WorkList> {
     shape.check(policy)?;
     let mut tables = Tables::new(step)?;
     let classes = tiles(step, shape, &mut tables)?;
@@ -207,7 +207,7 @@ fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<
 }
 
 /// The tiles of every class. A sequence's class is decided by its own rows, never by its batch mates.
-fn tiles(step: &Step<'_>, shape: &PlanShape, tables: &mut Tables) -> Result<Vec<Vec<Tile>>> {
+fn tiles(step: &PlanStep<'_>, shape: &PlanShape, tables: &mut Tables) -> Result<Vec<Vec<Tile>>> {
     let mut classes = vec![Vec::new(); shape.row_tiles.len()];
     let mut count = 0u64;
     for (index, &sequence) in step.sequences.iter().enumerate() {

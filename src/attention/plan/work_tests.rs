@@ -193,7 +193,7 @@ fn a_tree_reaches_as_far_as_its_masks() {
     let cuts = |masks: &[u64], window| {
         let shape = PlanShape { heads_per_group: 32, window, ..gqa() };
         let sequences = batch(&[(0, 50), (5, 105)]);
-        let step = Step { sequences: &sequences, masks, page_size: 64, page_entries: 3, held: &[] };
+        let step = PlanStep { sequences: &sequences, masks, page_size: 64, page_entries: 3, held: &[] };
         let list = plan_step(&step, &shape, SplitPolicy::Off).unwrap();
         let mut cuts: Vec<_> = list.items.iter().map(|i| (i.row_first, i.token_first, i.token_last)).collect();
         cuts.sort();

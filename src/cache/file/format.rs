@@ -72,7 +72,7 @@ pub struct SavedInfo {
 
 /// Some rows of one layer of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Block {
+pub(crate) struct RowBlock {
     pub(crate) sequence: usize,
     pub(crate) layer: usize,
     /// First token, a multiple of the file's block; those of the sequence's gap are not counted.
@@ -92,13 +92,13 @@ impl SavedInfo {
     }
 
     /// The blocks of the file in order.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = RowBlock> + '_ {
         let step = self.block_tokens;
         self.sequences.iter().enumerate().flat_map(move |(sequence, s)| {
             (0..self.layers).flat_map(move |layer| {
                 let rows = s.rows();
                 let firsts = (0..rows.div_ceil(step)).map(move |i| i * step);
-                firsts.map(move |first| Block { sequence, layer, first, tokens: step.min(rows - first) })
+                firsts.map(move |first| RowBlock { sequence, layer, first, tokens: step.min(rows - first) })
             })
         })
     }

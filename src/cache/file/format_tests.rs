@@ -96,10 +96,10 @@ fn what_is_written_is_read() {
     assert_eq!(bytes.len() as u64, head.len() as u64 + info().blocks_bytes().unwrap());
     assert_eq!(saved_info(&bytes[..]).unwrap(), info());
     // Five tokens in blocks of two are three blocks, and three are two, for each layer.
-    let blocks: Vec<Block> = info().blocks().collect();
+    let blocks: Vec<RowBlock> = info().blocks().collect();
     assert_eq!(blocks.len(), 2 * 3 + 2 * 2);
-    assert_eq!(blocks[5], Block { sequence: 0, layer: 1, first: 4, tokens: 1 });
-    assert_eq!(blocks[6], Block { sequence: 2, layer: 0, first: 0, tokens: 2 });
+    assert_eq!(blocks[5], RowBlock { sequence: 0, layer: 1, first: 4, tokens: 1 });
+    assert_eq!(blocks[6], RowBlock { sequence: 2, layer: 0, first: 0, tokens: 2 });
     let rotation = RopePairs::None;
     let none = SavedInfo { sequences: vec![], fingerprint: vec![], rotation, inv_freq: vec![], ..info() };
     assert_eq!(read(&file(&none)).unwrap(), (none, vec![]));

@@ -1,6 +1,6 @@
 //! Reading a saved cache, whatever its bytes. Pure.
 
-use super::format::{check_sum, Block, SUM_BYTES};
+use super::format::{check_sum, RowBlock, SUM_BYTES};
 use crate::error::{Error, ErrorKind, Result, SavedFault};
 use std::io::Read;
 
@@ -47,9 +47,9 @@ impl<'a, R: Read> Input<'a, R> {
     }
 
     /// Fills `bytes` with a block and its checksum, and returns the rows if the checksum, of this seed, is theirs.
-    pub(crate) fn block<'b>(&mut self, block: &Block, bytes: &'b mut [u8], seed: u64) -> Result<&'b [u8]> {
+    pub(crate) fn block<'b>(&mut self, block: &RowBlock, bytes: &'b mut [u8], seed: u64) -> Result<&'b [u8]> {
         let name = || {
-            let Block { sequence, layer, first, tokens } = *block;
+            let RowBlock { sequence, layer, first, tokens } = *block;
             format!("block of sequence {sequence}, layer {layer}, tokens {first}..{}", first + tokens)
         };
         let first = self.at;

@@ -1,6 +1,6 @@
 //! Loading saved sequences into new ones: all of a file, or nothing. The file: `format.rs`.
 
-use super::format::{Block, SavedInfo, SavedSequence, SUM_BYTES};
+use super::format::{RowBlock, SavedInfo, SavedSequence, SUM_BYTES};
 use super::input::Input;
 use super::page_rows::{Direction, PageRows};
 use crate::cache::{PagedKvCache, SeqId};
@@ -180,7 +180,7 @@ impl RowWriter {
         Ok(RowWriter { rows, sequence: None })
     }
 
-    async fn write(&mut self, cache: &PagedKvCache, ids: &[SeqId], block: &Block, bytes: &[u8]) -> Result<()> {
+    async fn write(&mut self, cache: &PagedKvCache, ids: &[SeqId], block: &RowBlock, bytes: &[u8]) -> Result<()> {
         // wgpu keeps a copy of what is written until the device has it: no more than one block at a time.
         cache.gpu.finished().await?;
         if self.sequence != Some(block.sequence) {

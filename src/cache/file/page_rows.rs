@@ -1,6 +1,6 @@
 //! Blocks of cached tokens, out of their pages and back into them. Kernel: `shaders/kv/pages_rows.wgsl`.
 
-use super::format::Block;
+use super::format::RowBlock;
 use crate::cache::PagedKvCache;
 use crate::error::Result;
 use crate::gpu::{number, part, Access, Buffer, DType, Gpu, HostBuffer, KernelSpec, Reading, Run};
@@ -53,22 +53,22 @@ enum Way {
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Choice {
+enum WayKind {
     Copies,
     Kernel,
     Host,
 }
 
-impl Choice {
-    fn of(cache: &PagedKvCache) -> Choice {
+impl WayKind {
+    fn of(cache: &PagedKvCache) -> WayKind {
         // Copies are between two buffers; the kernel finds the slabs by itself.
         if cache.slabs.layers.iter().any(|pool| pool.buffers().len() > 1) {
-            return Choice::Kernel;
+            return WayKind::Kernel;
         }
         match 16 * cache.pages.size * cache.layout.state_words >= COPIED_BYTES {
-            true => Choice::Copies,
-            false if cache.gpu.capabilities().is_software() => Choice::Host,
-            false => Choice::Kernel,
+            true => WayKind::Copies,
+            false if cache.gpu.capabilities().is_software() => WayKind::Host,
+            false => WayKind::Kernel,
         }
     }
 }
@@ -91,20 +91,20 @@ impl PageRows {
         block_tokens: usize,
         most_len: usize,
     ) -> Result<Self> {
-        Self::by(Choice::of(cache), cache, direction, (block_tokens, most_len))
+        Self::by(WayKind::of(cache), cache, direction, (block_tokens, most_len))
     }
 
     fn by(
-        choice: Choice,
+        choice: WayKind,
         cache: &PagedKvCache,
         direction: Direction,
         (block_tokens, most_len): (usize, usize),
     ) -> Result<Self> {
         let (gpu, heads, page_size) = (&cache.gpu, &cache.heads, cache.pages.size);
         let way = match choice {
-            Choice::Copies => Way::Copies,
-            Choice::Host => Way::Host,
-            Choice::Kernel => {
+            WayKind::Copies => Way::Copies,
+            WayKind::Host => Way::Host,
+            WayKind::Kernel => {
                 let kernel = PoolKernel::new(gpu, pages_rows_spec(heads, cache.dtype, direction))?;
                 let pages = most_len.div_ceil(page_size) as u64;
                 Way::Kernel { kernel, places: gpu.create_buffer("pages of a sequence", 4 * (pages + 2))? }
@@ -113,7 +113,7 @@ impl PageRows {
         let (layout, groups) = (cache.layout, heads.groups());
         let tokens = block_tokens.min(most_len.max(1));
         // A block begins and ends inside a page at worst.
-        let tokens = if choice == Choice::Host { (tokens.div_ceil(page_size) + 1) * page_size } else { tokens };
+        let tokens = if choice == WayKind::Host { (tokens.div_ceil(page_size) + 1) * page_size } else { tokens };
         let block = gpu.create_buffer("saved block", 16 * (tokens * layout.row_words(groups)) as u64)?;
         Ok(PageRows { way, layout, groups, block, pages: Vec::new(), sorted: Vec::new() })
     }
@@ -138,7 +138,7 @@ impl PageRows {
         &self,
         gpu: &Gpu,
         layer: &KvView,
-        block: &Block,
+        block: &RowBlock,
         into: HostBuffer,
     ) -> Result<(Reading, Option<Unsorted>)> {
         let size = self.bytes(block);
@@ -168,7 +168,7 @@ impl PageRows {
     }
 
     /// Submits the move of a block's bytes into the pages of `layer`.
-    pub(crate) fn write(&mut self, gpu: &Gpu, layer: &KvView, block: &Block, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, gpu: &Gpu, layer: &KvView, block: &RowBlock, bytes: &[u8]) -> Result<()> {
         let back = |run: Run| Run { from: run.to, to: run.from, ..run };
         if let Way::Host = &self.way {
             let mut image = std::mem::take(&mut self.sorted);
@@ -194,23 +194,23 @@ impl PageRows {
         }
     }
 
-    fn bytes(&self, block: &Block) -> u64 {
+    fn bytes(&self, block: &RowBlock) -> u64 {
         16 * (block.tokens * self.layout.row_words(self.groups)) as u64
     }
 
     /// Bytes of the pages that the block is in.
-    fn image_bytes(&self, page_size: usize, block: &Block) -> u64 {
+    fn image_bytes(&self, page_size: usize, block: &RowBlock) -> u64 {
         let pages = (block.first + block.tokens).div_ceil(page_size) - block.first / page_size;
         16 * (pages * page_size * self.layout.row_words(self.groups)) as u64
     }
 
     /// Where the block's tokens lie in the pool (from) and in the block (to), in bytes.
-    fn runs(&self, page_size: usize, block: &Block) -> Vec<Run> {
+    fn runs(&self, page_size: usize, block: &RowBlock) -> Vec<Run> {
         self.runs_from(page_size, block, |page| self.pages.get(page).map_or(0, |page| *page as usize))
     }
 
     /// The same in the block's pages one after the other, by their ids.
-    fn image_runs(&self, page_size: usize, block: &Block) -> Vec<Run> {
+    fn image_runs(&self, page_size: usize, block: &RowBlock) -> Vec<Run> {
         let (first_page, mut ranks) = (block.first / page_size, Vec::new());
         for (rank, (_, page)) in self.sorted_pages(page_size, block).into_iter().enumerate() {
             ranks.resize(ranks.len().max(page - first_page + 1), 0);
@@ -220,14 +220,14 @@ impl PageRows {
     }
 
     /// The pages that the block is in, by their ids: those, and their places in the sequence.
-    fn sorted_pages(&self, page_size: usize, block: &Block) -> Vec<(u32, usize)> {
+    fn sorted_pages(&self, page_size: usize, block: &RowBlock) -> Vec<(u32, usize)> {
         let pages = block.first / page_size..(block.first + block.tokens).div_ceil(page_size);
         let mut sorted: Vec<_> = pages.map(|page| (self.pages.get(page).copied().unwrap_or(0), page)).collect();
         sorted.sort_unstable();
         sorted
     }
 
-    fn runs_from(&self, page_size: usize, block: &Block, place: impl Fn(usize) -> usize) -> Vec<Run> {
+    fn runs_from(&self, page_size: usize, block: &RowBlock, place: impl Fn(usize) -> usize) -> Vec<Run> {
         let row_words = self.layout.row_words(self.groups);
         let end = block.first + block.tokens;
         let mut runs = Vec::new();
@@ -255,7 +255,7 @@ impl PageRows {
 
     /// Where the block's tokens lie in the pool (from) and in its pages one after the other by their ids (to), in bytes: whole
     /// pages, neighbours together, and of pages that it shares with other blocks its own part of each plane.
-    fn page_runs(&self, page_size: usize, block: &Block) -> Vec<Run> {
+    fn page_runs(&self, page_size: usize, block: &RowBlock) -> Vec<Run> {
         let page_bytes = 16 * (page_size * self.layout.row_words(self.groups)) as u64;
         let end = block.first + block.tokens;
         let mut runs: Vec<Run> = Vec::new();
@@ -282,7 +282,7 @@ impl PageRows {
         gpu: &Gpu,
         (kernel, places): (&PoolKernel, &Buffer),
         layer: &KvView,
-        block: &Block,
+        block: &RowBlock,
     ) -> Result<()> {
         // Not in the parameters, whose distinct values are kept for good.
         let tokens = [block.first as u32, (block.first + block.tokens) as u32];

@@ -5,7 +5,7 @@ use crate::cache::{CacheOptions, Pages, SeqId};
 use crate::kv::{Gla, Gqa, KvSource};
 use crate::reference;
 
-const CHOICES: [Choice; 3] = [Choice::Copies, Choice::Kernel, Choice::Host];
+const CHOICES: [WayKind; 3] = [WayKind::Copies, WayKind::Kernel, WayKind::Host];
 const LEN: usize = 70;
 
 /// A cache with two sequences whose pages alternate, but for some that follow each other, down and then up; every word of it
@@ -27,7 +27,7 @@ fn cache(gpu: &Gpu, heads: HeadLayout, dtype: DType, size: usize) -> (PagedKvCac
 }
 
 /// The words of the pool that the block is, in the order of a file.
-fn places(cache: &PagedKvCache, id: SeqId, block: &Block) -> Vec<usize> {
+fn places(cache: &PagedKvCache, id: SeqId, block: &RowBlock) -> Vec<usize> {
     let (layout, groups) = (cache.layout, cache.heads.groups());
     let mut planes = vec![4 * layout.state_words; groups];
     planes.extend([4 * layout.rope_words, 4 * layout.scale_words]);
@@ -54,8 +54,8 @@ fn kinds() -> Vec<(HeadLayout, DType)> {
 /// First token and tokens: whole, inside, across the ends of pages, alone, the last.
 const BLOCKS: [(usize, usize); 7] = [(0, LEN), (0, 16), (3, 9), (16, 32), (15, 50), (42, 1), (64, 6)];
 
-fn blocks() -> impl Iterator<Item = Block> {
-    BLOCKS.into_iter().map(|(first, tokens)| Block { sequence: 0, layer: 0, first, tokens })
+fn blocks() -> impl Iterator<Item = RowBlock> {
+    BLOCKS.into_iter().map(|(first, tokens)| RowBlock { sequence: 0, layer: 0, first, tokens })
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Saving sequences: head and table, then rows, block by block through memory of a fixed size. The file: `format.rs`.
 
-use super::format::{block_tokens, Block, SavedInfo, SavedSequence};
+use super::format::{block_tokens, RowBlock, SavedInfo, SavedSequence};
 use super::page_rows::{Direction, PageRows, Unsorted};
 use super::target::target;
 use crate::cache::{PagedKvCache, SeqId};
@@ -177,7 +177,7 @@ impl<'a> RowReader<'a, ()> {
         cache: &'a PagedKvCache,
         info: &'a SavedInfo,
         what: Save<'a>,
-    ) -> Result<RowReader<'a, impl Iterator<Item = Block> + 'a>> {
+    ) -> Result<RowReader<'a, impl Iterator<Item = RowBlock> + 'a>> {
         let longest = info.sequences.iter().map(SavedSequence::rows).max().unwrap_or(0);
         let rows = PageRows::new(cache, Direction::FromPages, info.block_tokens, longest)?;
         let size = rows.most_bytes();
@@ -189,7 +189,7 @@ impl<'a> RowReader<'a, ()> {
     }
 }
 
-impl<B: Iterator<Item = Block>> RowReader<'_, B> {
+impl<B: Iterator<Item = RowBlock>> RowReader<'_, B> {
     /// The next block, as [`PageRows::read`] takes it; None after the last.
     async fn next(&mut self) -> Result<Option<(Option<Unsorted>, Arrived)>> {
         let Some((reading, unsorted)) = self.under_way.take() else { return Ok(None) };

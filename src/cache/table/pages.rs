@@ -3,7 +3,7 @@
 /// Hands out page ids `0..total`. A page that is out is held while its reference count is above 0; what becomes of it then
 /// (free, or kept for its content) is for the owner of this to say.
 #[derive(Debug, Clone)]
-pub(crate) struct Pages {
+pub(crate) struct PageAllocator {
     /// Pages that may be out at once: all, or what a budget allows.
     limit: usize,
     total: usize,
@@ -31,7 +31,7 @@ struct Slab {
     held: usize,
 }
 
-impl Pages {
+impl PageAllocator {
     /// `total` free pages, `slab_pages` to a slab.
     pub(crate) fn new(total: u32, slab_pages: usize) -> Self {
         let slab_pages = slab_pages.clamp(1, total.max(1) as usize);
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn pages_go_out_once() {
-        let mut pages = Pages::new(3, 3);
+        let mut pages = PageAllocator::new(3, 3);
         let mut out: Vec<u32> = (0..3).map(|_| pages.take().unwrap()).collect();
         assert_eq!((pages.take(), pages.free(), pages.out(), pages.held()), (None, 0, 3, 3));
         out.sort_unstable();
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_last_holder_is_told() {
-        let mut pages = Pages::new(2, 2);
+        let mut pages = PageAllocator::new(2, 2);
         assert_eq!(pages.release(0), None, "never handed out");
         let page = pages.take().unwrap();
         assert_eq!((pages.retain(page), pages.retain(page), pages.shared(), pages.holders(page)), (1, 2, 1, 3));
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_limit_holds_pages_back() {
-        let mut pages = Pages::new(4, 4);
+        let mut pages = PageAllocator::new(4, 4);
         pages.set_limit(2);
         assert!(pages.take().is_some() && pages.take().is_some() && pages.take().is_none());
         pages.set_limit(usize::MAX);
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn low_slabs_fill_first_and_high_ones_empty() {
-        let mut pages = Pages::new(5, 2);
+        let mut pages = PageAllocator::new(5, 2);
         let all: Vec<u32> = (0..5).map(|_| pages.take().unwrap()).collect();
         assert_eq!((all.as_slice(), pages.slabs_used(true)), (&[0, 1, 2, 3, 4][..], 3));
         for page in [1, 4, 0, 3] {
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn the_largest_cache_costs_nothing_until_used() {
-        let mut pages = Pages::new(u32::MAX, usize::MAX);
+        let mut pages = PageAllocator::new(u32::MAX, usize::MAX);
         assert!(pages.take().is_some() && pages.take().is_some());
         assert_eq!((pages.free(), pages.references.len()), (u32::MAX as usize - 2, 2));
     }

@@ -1,11 +1,11 @@
 //! Pages and what is known of their content: a page is free, held, or kept for its content until it is evicted. Pure.
 
-use super::pages::Pages;
+use super::pages::PageAllocator;
 use super::prefix::{Parent, PrefixIndex};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    pub(crate) pages: Pages,
+    pub(crate) pages: PageAllocator,
     index: PrefixIndex,
     /// Pages evicted so far.
     evictions: u64,
@@ -13,7 +13,7 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) fn new(total: u32, slab_pages: usize) -> Self {
-        Self { pages: Pages::new(total, slab_pages), index: PrefixIndex::default(), evictions: 0 }
+        Self { pages: PageAllocator::new(total, slab_pages), index: PrefixIndex::default(), evictions: 0 }
     }
 
     /// The same without content and holders; in slabs of so many pages, if they are others.

@@ -33,7 +33,7 @@ impl Default for BestOfOptions<'_> {
     }
 }
 
-struct Sample {
+struct SampledSequence {
     index: usize,
     id: SeqId,
     random: SplitMix64,
@@ -75,7 +75,7 @@ pub async fn best_of(
     if windowed && !before.is_empty() {
         own.session.logits(&[(root, before)]).await?;
     }
-    let mut live = vec![Sample::new(0, root, generate.seed)];
+    let mut live = vec![SampledSequence::new(0, root, generate.seed)];
     if !windowed {
         options.draw(&mut own, &mut live, input).await?;
     }
@@ -87,7 +87,7 @@ pub async fn best_of(
         if !windowed {
             own.session.truncate(id, held - 1)?;
         }
-        others.push(Sample::new(index, id, seeds.next_u64()));
+        others.push(SampledSequence::new(index, id, seeds.next_u64()));
     }
     if windowed {
         live.append(&mut others);
@@ -118,7 +118,7 @@ pub async fn best_of(
 
 impl BestOfOptions<'_> {
     /// One more token for each of these: after its last one, or after `input` if it has none.
-    async fn draw(&self, own: &mut Owned<'_>, samples: &mut [Sample], input: &[u32]) -> Result<()> {
+    async fn draw(&self, own: &mut Owned<'_>, samples: &mut [SampledSequence], input: &[u32]) -> Result<()> {
         let sampling = self.generate.sampling;
         let draws: Vec<Draw> = samples.iter_mut().map(|s| Draw { sampling, u: s.random.uniform() }).collect();
         let fed = samples.iter().map(|s| (s.id, s.tokens.last().map_or(input, from_ref)));
@@ -131,22 +131,22 @@ impl BestOfOptions<'_> {
         Ok(())
     }
 
-    fn stopped(&self, sample: &Sample) -> bool {
+    fn stopped(&self, sample: &SampledSequence) -> bool {
         sample.tokens.last().is_some_and(|token| self.stop_tokens.contains(token))
     }
 
-    fn has_ended(&self, sample: &Sample) -> bool {
+    fn has_ended(&self, sample: &SampledSequence) -> bool {
         self.stopped(sample) || sample.tokens.len() == self.generate.max_new_tokens
     }
 
-    fn finished(&self, sample: Sample) -> Continuation {
+    fn finished(&self, sample: SampledSequence) -> Continuation {
         let stopped = self.stopped(&sample);
         Continuation::new(sample.tokens, sample.log_probability, self.length_penalty, stopped)
     }
 }
 
-impl Sample {
+impl SampledSequence {
     fn new(index: usize, id: SeqId, seed: u64) -> Self {
-        Sample { index, id, random: SplitMix64::new(seed), tokens: Vec::new(), log_probability: 0.0 }
+        SampledSequence { index, id, random: SplitMix64::new(seed), tokens: Vec::new(), log_probability: 0.0 }
     }
 }

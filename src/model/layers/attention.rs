@@ -1,6 +1,6 @@
 //! The attention of a block: from the stream through norm, queries, cache and decode back to the stream.
 
-use super::explicit::{ExplicitPrefill, Step};
+use super::explicit::{ExplicitPrefill, ExplicitStep};
 use super::large_keys::LargeBiases;
 use super::projections::{Forms, Projections};
 use crate::attention::explicit::ExplicitPlan;
@@ -12,8 +12,8 @@ use crate::kv::HeadLayout;
 #[cfg(doc)]
 use crate::kv::WideChannels;
 use crate::model::config::{AttentionConfig, Config};
-use crate::model::weights::reader::Source;
-use crate::model::weights::safetensors::Store;
+use crate::model::weights::reader::WeightReader;
+use crate::model::weights::safetensors::WeightFiles;
 use crate::model::weights::split::Split;
 use crate::model::weights::WeightBytes;
 use crate::nn::{LinearArgs, RopeWideKernel, Span};
@@ -72,7 +72,7 @@ pub(crate) struct AttentionStep<'a> {
     /// Of the sequences in the absorbed form, and those of variants that have one form; none where no sequence is.
     pub(crate) plan: Option<&'a Plan>,
     /// Of those in the explicit form, if there are any.
-    pub(crate) explicit: Option<Step<'a>>,
+    pub(crate) explicit: Option<ExplicitStep<'a>>,
     pub(crate) sequences: &'a [SeqId],
     pub(crate) cos_sin: &'a Tensor,
     /// Of a cache with wide channels.
@@ -109,14 +109,19 @@ impl Attention {
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn from_bytes(gpu: &Gpu, config: &Config, weights: WeightBytes<'_>, dtype: DType) -> Result<Self> {
         config.check_attention()?;
-        let source = Source::new(gpu, config, Store::from_bytes(weights.name, weights.bytes)?, dtype);
+        let source = WeightReader::new(gpu, config, WeightFiles::from_bytes(weights.name, weights.bytes)?, dtype);
         let attention = Self::from_source(&source, config, "", None)?;
         source.check_unused(None)?;
         Ok(attention)
     }
 
     /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
-    pub(crate) fn from_source(source: &Source<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
+    pub(crate) fn from_source(
+        source: &WeightReader<'_>,
+        config: &Config,
+        prefix: &str,
+        norm: Option<&str>,
+    ) -> Result<Self> {
         let o = source.matrix(&format!("{prefix}o_proj"), config.hidden_size, config.q_heads * config.v_head_dim)?;
         Ok(Attention {
             gpu: source.gpu().clone(),
@@ -246,7 +251,7 @@ impl<'a> StepPlans<'a> {
         Ok(StepPlans { tokens: planned.tokens, absorbed, explicit: Some((prefill, planned.plan)) })
     }
 
-    pub(crate) fn explicit(&self) -> Option<Step<'_>> {
+    pub(crate) fn explicit(&self) -> Option<ExplicitStep<'_>> {
         self.explicit.as_ref().and_then(|(prefill, plan)| prefill.step(plan))
     }
 }

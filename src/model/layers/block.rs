@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::HeadLayout;
 use crate::model::config::Config;
-use crate::model::weights::reader::Source;
+use crate::model::weights::reader::WeightReader;
 use crate::nn::Span;
 
 pub(crate) struct Block {
@@ -26,7 +26,7 @@ pub(crate) struct Scratch {
 }
 
 impl Block {
-    pub(crate) fn load(source: &Source<'_>, config: &Config, layer: usize) -> Result<Self> {
+    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, layer: usize) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let norm = name("input_layernorm");
         Ok(Block {

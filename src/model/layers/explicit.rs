@@ -50,7 +50,7 @@ pub(crate) struct Planned {
 
 /// One step of the explicit form.
 #[derive(Clone, Copy)]
-pub(crate) struct Step<'a> {
+pub(crate) struct ExplicitStep<'a> {
     explicit: &'a Explicit,
     plan: &'a ExplicitPlan,
 }
@@ -147,12 +147,12 @@ impl ExplicitPrefill {
     }
 
     /// One step; none before there was a plan.
-    pub(crate) fn step<'a>(&'a self, plan: &'a ExplicitPlan) -> Option<Step<'a>> {
-        self.explicit.as_ref().map(|explicit| Step { explicit, plan })
+    pub(crate) fn step<'a>(&'a self, plan: &'a ExplicitPlan) -> Option<ExplicitStep<'a>> {
+        self.explicit.as_ref().map(|explicit| ExplicitStep { explicit, plan })
     }
 }
 
-impl Step<'_> {
+impl ExplicitStep<'_> {
     /// Records one layer; `up` as [`Explicit::run`] has it.
     pub(crate) fn run(
         &self,

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::{Config, ExpertsConfig};
 use crate::model::weights::matrix::Matrix;
-use crate::model::weights::reader::Source;
+use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::nn::{
     ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Linear, LinearArgs, NormShape, RmsNorm, Route, Span,
@@ -48,7 +48,7 @@ pub(crate) struct MixtureScratch {
 }
 
 impl FeedForward {
-    pub(crate) fn load(source: &Source<'_>, config: &Config, layer: usize) -> Result<Self> {
+    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, layer: usize) -> Result<Self> {
         let prefix = format!("model.layers.{layer}.");
         let norm = format!("{prefix}post_attention_layernorm");
         let mlp = format!("{prefix}mlp.");
@@ -77,7 +77,7 @@ impl FeedForward {
 
 impl Dense {
     /// `sizes`: of the stream and of the SwiGLU. `norm`: name and eps of a norm before it.
-    fn load(source: &Source<'_>, prefix: &str, sizes: (usize, usize), norm: Option<(&str, f32)>) -> Result<Self> {
+    fn load(source: &WeightReader<'_>, prefix: &str, sizes: (usize, usize), norm: Option<(&str, f32)>) -> Result<Self> {
         let (hidden, width) = sizes;
         let gate = source.matrix(&format!("{prefix}gate_proj"), width, hidden)?;
         let up = source.matrix(&format!("{prefix}up_proj"), width, hidden)?;
@@ -98,7 +98,7 @@ impl Dense {
 }
 
 impl Mixture {
-    fn load(source: &Source<'_>, config: &Config, experts: &ExpertsConfig, names: (&str, &str)) -> Result<Self> {
+    fn load(source: &WeightReader<'_>, config: &Config, experts: &ExpertsConfig, names: (&str, &str)) -> Result<Self> {
         let ((mlp, norm), hidden) = (names, config.hidden_size);
         let ExpertsConfig { route, width, shared_width, .. } = *experts;
         let count = route.experts;

@@ -12,7 +12,7 @@ use crate::gpu::DType;
 use crate::kv::{Gqa, HeadLayout, WideChannels};
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::matrix::Matrix;
-use crate::model::weights::reader::Source;
+use crate::model::weights::reader::WeightReader;
 
 /// A pair of channels whose bias is more sizes than this is large.
 const LARGE: f32 = 4.0;
@@ -36,7 +36,7 @@ pub(crate) struct LargeBiases {
 impl LargeBiases {
     /// Of GQA's `k_proj` and `v_proj`. `gain`: of the norm before them, if it is part of the layer.
     pub(crate) fn of_gqa(
-        source: &Source<'_>,
+        source: &WeightReader<'_>,
         config: &Config,
         (k, v): (&Matrix, &Matrix),
         gain: Option<&[f32]>,
@@ -60,7 +60,12 @@ impl LargeBiases {
     }
 
     /// Of GTA's `kv_proj`, whose states are keys and values at once.
-    pub(crate) fn of_tied(source: &Source<'_>, config: &Config, kv: &Matrix, gain: Option<&[f32]>) -> Result<Self> {
+    pub(crate) fn of_tied(
+        source: &WeightReader<'_>,
+        config: &Config,
+        kv: &Matrix,
+        gain: Option<&[f32]>,
+    ) -> Result<Self> {
         let sizes = |(bias, size): (Vec<f32>, f32)| bias.iter().fold(0.0f32, |most, b| most.max(b.abs())) / size;
         let heads = heads(source, kv, config.head_dim, gain)?;
         Ok(LargeBiases { keys: Vec::new(), others: heads.into_iter().map(sizes).fold(0.0, f32::max) })
@@ -73,7 +78,7 @@ impl LargeBiases {
 }
 
 /// Bias and size of each head of `dim` rows; none where there is no bias.
-fn heads(source: &Source<'_>, matrix: &Matrix, dim: usize, gain: Option<&[f32]>) -> Result<Vec<(Vec<f32>, f32)>> {
+fn heads(source: &WeightReader<'_>, matrix: &Matrix, dim: usize, gain: Option<&[f32]>) -> Result<Vec<(Vec<f32>, f32)>> {
     let Some(bias) = matrix.bias() else { return Ok(Vec::new()) };
     let mut squares = Vec::new();
     source.rows_of(matrix, &mut |row| {

@@ -7,7 +7,7 @@ use crate::gpu::Tensor;
 use crate::kv::KvView;
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::matrix::Matrix;
-use crate::model::weights::reader::Source;
+use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span};
 
@@ -67,8 +67,8 @@ pub(crate) enum Queries {
 
 impl Projections {
     /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
-    pub(crate) fn load(source: &Source<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
-        let load = Load { source, config, prefix, norm };
+    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
+        let load = LayerReader { source, config, prefix, norm };
         match config.attention {
             AttentionConfig::Gqa { kv_heads } => Ok(Projections::Direct(Box::new(load.gqa(kv_heads)?))),
             AttentionConfig::Gta { kv_heads, rope_dim } => {
@@ -179,14 +179,14 @@ impl ExplicitUp {
 }
 
 /// What a layer's weights are read with.
-struct Load<'a> {
-    source: &'a Source<'a>,
+struct LayerReader<'a> {
+    source: &'a WeightReader<'a>,
     config: &'a Config,
     prefix: &'a str,
     norm: Option<&'a str>,
 }
 
-impl Load<'_> {
+impl LayerReader<'_> {
     /// The name of what is published as `part`.
     fn name(&self, part: &'static str) -> String {
         format!("{}{}", self.prefix, self.config.files.names.of(part))

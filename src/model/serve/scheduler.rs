@@ -47,7 +47,7 @@ pub struct Scheduler {
 }
 
 /// What one request does in a step.
-struct Part {
+struct ScheduledRequest {
     request: usize,
     sequence: SeqId,
     /// Those of its tokens that are fed, by their end.
@@ -223,9 +223,10 @@ impl Scheduler {
         }
         let batch = parts.iter().map(|p| (p.sequence, &self.requests[p.request].tokens[p.from..p.to]));
         let batch: Vec<(SeqId, &[u32])> = batch.collect();
-        let ends = |part: &Part| part.to == self.requests[part.request].tokens.len();
+        let ends = |part: &ScheduledRequest| part.to == self.requests[part.request].tokens.len();
         // What comes after a part of a prompt is known.
-        let draw = |part: &Part| if ends(part) { self.requests[part.request].draw() } else { Draw::default() };
+        let draw =
+            |part: &ScheduledRequest| if ends(part) { self.requests[part.request].draw() } else { Draw::default() };
         let draws: Vec<Draw> = parts.iter().map(draw).collect();
         let drawn: Vec<bool> = parts.iter().map(ends).collect();
         let fed = self.session.feed(&batch, Want::Tokens(&draws), Undrawn::IsTold(&drawn)).await?;
@@ -342,7 +343,7 @@ impl Scheduler {
     }
 
     /// What the step feeds: what fits the cache, once the youngest have given up as much as is needed.
-    fn plan(&mut self) -> Result<Vec<Part>> {
+    fn plan(&mut self) -> Result<Vec<ScheduledRequest>> {
         let mut room = self.session.capacity();
         loop {
             let parts = self.parts(room)?;
@@ -370,12 +371,13 @@ impl Scheduler {
     }
 
     /// What the step feeds, if the cache has room: a token of each that decodes, then prompts by age.
-    fn parts(&self, mut room: usize) -> Result<Vec<Part>> {
+    fn parts(&self, mut room: usize) -> Result<Vec<ScheduledRequest>> {
         let mut parts = Vec::new();
         let mut left = Vec::new();
         for (i, request) in self.requests.iter().enumerate() {
             let Some(sequence) = request.sequence else { continue };
-            let part = Part { request: i, sequence, from: self.session.len(sequence)?, to: request.tokens.len() };
+            let part =
+                ScheduledRequest { request: i, sequence, from: self.session.len(sequence)?, to: request.tokens.len() };
             if part.to - part.from == 1 {
                 room -= 1; // there are at most as many as the capacity
                 parts.push(part);

@@ -1,6 +1,6 @@
 //! Feeding tokens to sequences: what a caller may ask for, and the steps that a call is cut into.
 
-use super::schedule::{schedule, Part};
+use super::schedule::{schedule, TokenRun};
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::{Error, ErrorKind, Result};
@@ -74,7 +74,7 @@ pub(crate) enum Undrawn<'a> {
 
 impl Undrawn<'_> {
     /// Whether the part is a sequence's last, its token matters, and none could be drawn: `tokens` are those of the call.
-    pub(crate) fn spoils(&self, part: &Part, tokens: &[u32]) -> bool {
+    pub(crate) fn spoils(&self, part: &TokenRun, tokens: &[u32]) -> bool {
         let matters = match self {
             Undrawn::Fails => true,
             Undrawn::IsTold(matters) => matters.get(part.sequence).copied().unwrap_or(true),

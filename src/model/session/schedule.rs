@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// Some of one sequence's tokens, in one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct TokenRun {
     /// Index in the call's batch.
     pub(crate) sequence: usize,
     /// Which of its tokens.
@@ -15,14 +15,14 @@ pub(crate) struct Part {
 }
 
 /// Steps of at most `capacity` tokens in all, each filled from the sequences in order.
-pub(crate) fn schedule(lengths: &[usize], capacity: usize) -> Vec<Vec<Part>> {
+pub(crate) fn schedule(lengths: &[usize], capacity: usize) -> Vec<Vec<TokenRun>> {
     let capacity = capacity.max(1);
     let (mut steps, mut step, mut room) = (Vec::new(), Vec::new(), capacity);
     for (sequence, &length) in lengths.iter().enumerate() {
         let mut done = 0;
         while done < length {
             let end = length.min(done.saturating_add(room));
-            step.push(Part { sequence, tokens: done..end, last: end == length });
+            step.push(TokenRun { sequence, tokens: done..end, last: end == length });
             room = room.saturating_sub(end.saturating_sub(done));
             done = end;
             if room == 0 {

@@ -1,7 +1,7 @@
 //! One step of a call: its commands are submitted, and later its results are read. Between the two the host is free.
 
 use super::feed::{no_probabilities, Call, TokensAndLogits, Undrawn};
-use super::schedule::Part;
+use super::schedule::TokenRun;
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
@@ -11,7 +11,7 @@ use crate::nn::{LinearArgs, Span};
 
 /// A step that is with the device: its pages are reserved, not committed.
 pub(super) struct Submitted {
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<TokenRun>,
     /// Whether the tokens that it feeds are committed, as they are where the next step is under way, too.
     pub(super) committed: bool,
     /// Batches that were lost before it was recorded.
@@ -32,12 +32,12 @@ pub(super) enum Ids {
 
 impl Session {
     /// Reserves, uploads, records and submits one step, with copies of the results that are wanted: one submit.
-    pub(super) fn submit_step(&mut self, call: &Call<'_>, parts: Vec<Part>) -> Result<Submitted> {
+    pub(super) fn submit_step(&mut self, call: &Call<'_>, parts: Vec<TokenRun>) -> Result<Submitted> {
         self.submit_step_of(call, parts, Ids::Host)
     }
 
     /// [`Session::submit_step`] of tokens from where `ids` says.
-    pub(super) fn submit_step_of(&mut self, call: &Call<'_>, parts: Vec<Part>, ids: Ids) -> Result<Submitted> {
+    pub(super) fn submit_step_of(&mut self, call: &Call<'_>, parts: Vec<TokenRun>, ids: Ids) -> Result<Submitted> {
         let ending = parts.iter().filter(|p| p.last);
         let samplers: Vec<[f32; 4]> = ending.filter_map(|p| call.samplers.get(p.sequence).copied()).collect();
         let losses = self.decoder.gpu().losses();
@@ -67,7 +67,7 @@ impl Session {
         fed: &mut TokensAndLogits,
     ) -> Result<()> {
         let parts = self.read_results(call, step, fed).await?;
-        let tokens = |part: &Part| {
+        let tokens = |part: &TokenRun| {
             let (id, tokens) = call.batch[part.sequence];
             // What no token came of is not kept.
             let kept = if call.undrawn.spoils(part, &fed.tokens) { 0..0 } else { part.tokens.clone() };
@@ -77,7 +77,7 @@ impl Session {
     }
 
     /// Commits the tokens of a step's parts.
-    pub(super) fn commit_parts(&mut self, batch: &[(SeqId, &[u32])], parts: &[Part]) -> Result<()> {
+    pub(super) fn commit_parts(&mut self, batch: &[(SeqId, &[u32])], parts: &[TokenRun]) -> Result<()> {
         let tokens = parts.iter().map(|part| (batch[part.sequence].0, &batch[part.sequence].1[part.tokens.clone()]));
         self.cache.commit_tokens(&tokens.collect::<Vec<_>>())
     }
@@ -88,7 +88,7 @@ impl Session {
         call: &Call<'_>,
         step: Submitted,
         fed: &mut TokensAndLogits,
-    ) -> Result<Vec<Part>> {
+    ) -> Result<Vec<TokenRun>> {
         let Submitted { parts, committed, losses, results } = step;
         let (gpu, vocab) = (self.decoder.gpu(), self.decoder.config().vocab_size);
         let mut read = match results {
@@ -96,7 +96,7 @@ impl Session {
             // In browsers errors come late.
             None => gpu.answered().await.map(|()| Vec::new().into_iter())?,
         };
-        let ending: Vec<&Part> = parts.iter().filter(|p| p.last).collect();
+        let ending: Vec<&TokenRun> = parts.iter().filter(|p| p.last).collect();
         if call.want.tokens() && !ending.is_empty() {
             let tokens: Vec<u32> = elements(DType::U32, &read.next().unwrap_or_default());
             ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
@@ -114,7 +114,7 @@ impl Session {
     }
 
     /// Fails where no token was drawn for one of the parts that end, if that is to fail.
-    fn check_drawn(&self, call: &Call<'_>, (ending, committed): (&[&Part], bool), tokens: &[u32]) -> Result<()> {
+    fn check_drawn(&self, call: &Call<'_>, (ending, committed): (&[&TokenRun], bool), tokens: &[u32]) -> Result<()> {
         let fails = matches!(call.undrawn, Undrawn::Fails);
         match ending.iter().find(|part| fails && call.undrawn.spoils(part, tokens)) {
             Some(part) => {
@@ -128,7 +128,7 @@ impl Session {
     }
 
     /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
-    fn record_step(&mut self, call: &Call<'_>, parts: &[Part], samplers: &[[f32; 4]], from: Ids) -> Result<usize> {
+    fn record_step(&mut self, call: &Call<'_>, parts: &[TokenRun], samplers: &[[f32; 4]], from: Ids) -> Result<usize> {
         let all_logits = call.want.all_logits();
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;

@@ -6,7 +6,7 @@
 //! are; what fails, or was computed for nothing, is rolled back to the last token that was handed out.
 
 use super::feed::{Call, Draw, TokensAndLogits, Undrawn, Want};
-use super::schedule::{schedule, Part};
+use super::schedule::{schedule, TokenRun};
 use super::step::{Ids, Submitted};
 use super::Session;
 use crate::cache::SeqId;
@@ -159,7 +159,7 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
         // The host does not have the tokens, and needs their count alone.
         let unknown: Batch<'_> = input.iter().map(|(id, _)| (*id, &[0][..])).collect();
         let call = Call { batch: &unknown, want: Want::Tokens(&draws), undrawn: Undrawn::Fails, samplers };
-        let parts = (0..sequences).map(|sequence| Part { sequence, tokens: 0..1, last: true }).collect();
+        let parts = (0..sequences).map(|sequence| TokenRun { sequence, tokens: 0..1, last: true }).collect();
         let submitted = session.submit_step_of(&call, parts, Ids::Drawn);
         if submitted.is_err() {
             for ((id, _), len) in input.iter().zip(lengths) {

@@ -3,7 +3,7 @@
 //! still change. So a text that was given out never changes, and a token costs the same wherever it comes.
 
 use super::joined::Joined;
-use super::pieces::Step;
+use super::pieces::ChainStep;
 use super::Utf8Stream;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,7 @@ pub(crate) const MOST_HELD: usize = 1 << 16;
 #[derive(Clone)]
 pub(crate) struct Chain {
     /// What happens to pieces, each a token's at first.
-    steps: Vec<Step>,
+    steps: Vec<ChainStep>,
     /// Where the pieces are joined.
     joint: Joint,
     /// What happens to the text after that.
@@ -36,7 +36,7 @@ impl Chain {
         let mut all = Vec::new();
         match decoder {
             Some(decoder) => flatten(decoder, &mut all),
-            None => return Chain { steps: vec![Step::spaced()], joint: Joint::Text, joined: Vec::new() },
+            None => return Chain { steps: vec![ChainStep::spaced()], joint: Joint::Text, joined: Vec::new() },
         }
         let joins = |d: &&DecoderWrapper| matches!(d, DecoderWrapper::Fuse(_) | DecoderWrapper::ByteLevel(_));
         let place = all.iter().position(joins).unwrap_or(all.len());
@@ -49,7 +49,7 @@ impl Chain {
             Joint::Text => place.checked_sub(1),
             Joint::Bytes(_) => None,
         };
-        let steps = all[..place].iter().enumerate().map(|(i, d)| Step::new(d, Some(i) == last)).collect();
+        let steps = all[..place].iter().enumerate().map(|(i, d)| ChainStep::new(d, Some(i) == last)).collect();
         let joined = all.get(place + 1..).unwrap_or_default().iter().filter_map(|d| Joined::new(d)).collect();
         Chain { steps, joint, joined }
     }

@@ -8,7 +8,7 @@ use tokenizers::DecoderWrapper;
 
 /// A step, and what it holds of the pieces that came.
 #[derive(Clone)]
-pub(crate) enum Step {
+pub(crate) enum ChainStep {
     /// Looks at one piece alone.
     Each(Arc<DecoderWrapper>),
     /// Takes up to so many of one character from both ends of each piece.
@@ -25,35 +25,35 @@ pub(crate) enum Step {
     Suffixed { suffix: String, held: Option<String>, parts: bool },
 }
 
-impl Step {
+impl ChainStep {
     /// That of a decoder that is neither a sequence nor joins pieces. With `parts` it may give parts of pieces.
     pub(crate) fn new(decoder: &DecoderWrapper, parts: bool) -> Self {
         let by = || Arc::new(decoder.clone());
         match decoder {
-            DecoderWrapper::Strip(strip) => Step::Strip(strip.clone()),
-            DecoderWrapper::Metaspace(_) | DecoderWrapper::WordPiece(_) => Step::Placed { by: by(), first: true },
-            DecoderWrapper::ByteFallback(_) => Step::Fallback { held: Vec::new(), parts },
-            DecoderWrapper::CTC(_) => Step::Unrepeated { by: by(), before: None },
-            DecoderWrapper::BPE(bpe) => Step::Suffixed { suffix: bpe.suffix.clone(), held: None, parts },
-            _ => Step::Each(by()),
+            DecoderWrapper::Strip(strip) => ChainStep::Strip(strip.clone()),
+            DecoderWrapper::Metaspace(_) | DecoderWrapper::WordPiece(_) => ChainStep::Placed { by: by(), first: true },
+            DecoderWrapper::ByteFallback(_) => ChainStep::Fallback { held: Vec::new(), parts },
+            DecoderWrapper::CTC(_) => ChainStep::Unrepeated { by: by(), before: None },
+            DecoderWrapper::BPE(bpe) => ChainStep::Suffixed { suffix: bpe.suffix.clone(), held: None, parts },
+            _ => ChainStep::Each(by()),
         }
     }
 
     pub(crate) fn spaced() -> Self {
-        Step::Spaced { first: true }
+        ChainStep::Spaced { first: true }
     }
 
     /// Takes a piece, and appends those that are now certain.
     pub(crate) fn push(&mut self, piece: String, out: &mut Vec<String>) {
         match self {
-            Step::Each(by) => out.extend(decoded(by, vec![piece])),
-            Step::Strip(strip) => out.push(stripped(strip, &piece)),
-            Step::Placed { by, first } => match std::mem::take(first) {
+            ChainStep::Each(by) => out.extend(decoded(by, vec![piece])),
+            ChainStep::Strip(strip) => out.push(stripped(strip, &piece)),
+            ChainStep::Placed { by, first } => match std::mem::take(first) {
                 true => out.extend(decoded(by, vec![piece])),
                 false => out.extend(later(by, piece)),
             },
-            Step::Spaced { first } => out.push(if std::mem::take(first) { piece } else { format!(" {piece}") }),
-            Step::Fallback { held, parts } => match fallback_byte(&piece) {
+            ChainStep::Spaced { first } => out.push(if std::mem::take(first) { piece } else { format!(" {piece}") }),
+            ChainStep::Fallback { held, parts } => match fallback_byte(&piece) {
                 Some(byte) => {
                     held.push(byte);
                     if *parts {
@@ -69,13 +69,13 @@ impl Step {
                     out.push(piece);
                 }
             },
-            Step::Unrepeated { by, before } => {
+            ChainStep::Unrepeated { by, before } => {
                 if before.as_ref() != Some(&piece) {
                     out.extend(decoded(by, vec![piece.clone()]));
                     *before = Some(piece);
                 }
             }
-            Step::Suffixed { suffix, held, parts } => {
+            ChainStep::Suffixed { suffix, held, parts } => {
                 out.extend(held.take().map(|before| before.replace(&*suffix, " ")));
                 // What comes before the suffix is the same in any case.
                 let certain = if *parts { piece.find(&*suffix).unwrap_or(piece.len()) } else { 0 };
@@ -88,8 +88,8 @@ impl Step {
     /// Appends what is held, where no piece is to come.
     pub(crate) fn finish(&mut self, out: &mut Vec<String>) {
         match self {
-            Step::Fallback { held, .. } => out.extend(run(held)),
-            Step::Suffixed { suffix, held, .. } => out.extend(held.take().map(|last| last.replace(&*suffix, ""))),
+            ChainStep::Fallback { held, .. } => out.extend(run(held)),
+            ChainStep::Suffixed { suffix, held, .. } => out.extend(held.take().map(|last| last.replace(&*suffix, ""))),
             _ => {}
         }
     }
@@ -97,12 +97,12 @@ impl Step {
     /// What becomes of a piece in the middle of a text, or the byte that it is.
     pub(crate) fn alone(&self, piece: String) -> Result<String, u8> {
         Ok(match self {
-            Step::Each(by) | Step::Unrepeated { by, .. } => decoded(by, vec![piece]).concat(),
-            Step::Strip(strip) => stripped(strip, &piece),
-            Step::Placed { by, .. } => later(by, piece).unwrap_or_default(),
-            Step::Spaced { .. } => format!(" {piece}"),
-            Step::Fallback { .. } => return fallback_byte(&piece).map_or(Ok(piece), Err),
-            Step::Suffixed { suffix, .. } => piece.replace(suffix, " "),
+            ChainStep::Each(by) | ChainStep::Unrepeated { by, .. } => decoded(by, vec![piece]).concat(),
+            ChainStep::Strip(strip) => stripped(strip, &piece),
+            ChainStep::Placed { by, .. } => later(by, piece).unwrap_or_default(),
+            ChainStep::Spaced { .. } => format!(" {piece}"),
+            ChainStep::Fallback { .. } => return fallback_byte(&piece).map_or(Ok(piece), Err),
+            ChainStep::Suffixed { suffix, .. } => piece.replace(suffix, " "),
         })
     }
 }

@@ -17,7 +17,7 @@ const MOST_DIMS: usize = 64;
 #[derive(Deserialize)]
 pub(crate) struct Info {
     pub(crate) dtype: Dtype,
-    pub(crate) shape: Shape,
+    pub(crate) shape: TensorShape,
     /// First byte and the one past the last, from the end of the header.
     pub(crate) data_offsets: (u64, u64),
 }
@@ -48,9 +48,9 @@ impl Info {
 }
 
 /// Sizes, slowest first.
-pub(crate) struct Shape(pub(crate) Box<[usize]>);
+pub(crate) struct TensorShape(pub(crate) Box<[usize]>);
 
-impl<'de> Deserialize<'de> for Shape {
+impl<'de> Deserialize<'de> for TensorShape {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(Dims)
     }
@@ -59,13 +59,13 @@ impl<'de> Deserialize<'de> for Shape {
 struct Dims;
 
 impl<'de> Visitor<'de> for Dims {
-    type Value = Shape;
+    type Value = TensorShape;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "up to {MOST_DIMS} sizes")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Shape, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<TensorShape, A::Error> {
         let mut dims = Vec::new();
         while let Some(dim) = entries.next_element()? {
             if dims.len() == MOST_DIMS {
@@ -73,7 +73,7 @@ impl<'de> Visitor<'de> for Dims {
             }
             dims.push(dim);
         }
-        Ok(Shape(dims.into()))
+        Ok(TensorShape(dims.into()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading a model's tensors, and putting them together as the kernels want them.
 
 use super::matrix::{Matrix, Piece};
-use super::safetensors::{Place, Store};
+use super::safetensors::{Place, WeightFiles};
 use super::split::{runs, Split};
 use crate::error::{shape_text, Error, Result};
 use crate::gpu::{DType, Gpu, Tensor};
@@ -15,9 +15,9 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 /// The tensors of a model's files, and where they go.
-pub(crate) struct Source<'a> {
+pub(crate) struct WeightReader<'a> {
     gpu: &'a Gpu,
-    pub(crate) store: Store<'a>,
+    pub(crate) store: WeightFiles<'a>,
     /// What matrices become on the device.
     dtype: DType,
     /// Whether the explicit form's matrices are kept beside the absorbed one's.
@@ -29,16 +29,16 @@ pub(crate) struct Source<'a> {
     pub(crate) used: RefCell<HashSet<String>>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> WeightReader<'a> {
     /// A reader of the tensors of `config` in `store`. `dtype` is what matrices become on the device.
-    pub(crate) fn new(gpu: &'a Gpu, config: &Config, store: Store<'a>, dtype: DType) -> Self {
+    pub(crate) fn new(gpu: &'a Gpu, config: &Config, store: WeightFiles<'a>, dtype: DType) -> Self {
         let (biases, used) = (config.files.biases.clone(), RefCell::default());
-        Source { gpu, store, dtype, explicit: true, leave_out: false, biases, used }
+        WeightReader { gpu, store, dtype, explicit: true, leave_out: false, biases, used }
     }
 
     /// The same with or without the matrices of explicit prefill; and whether weights without a place are left out.
     pub(crate) fn with_choices(self, explicit: bool, leave_out: bool) -> Self {
-        Source { explicit, leave_out, ..self }
+        WeightReader { explicit, leave_out, ..self }
     }
 
     /// Whether the matrices of explicit prefill are kept.
@@ -64,7 +64,7 @@ impl<'a> Source<'a> {
     }
 
     /// A tensor, which must have this shape and a dtype that weights may have.
-    pub(crate) fn place(&self, name: &str, shape: &[usize]) -> Result<(&Place, Decode)> {
+    pub(crate) fn place(&self, name: &str, shape: &[usize]) -> Result<(&Place, DecodeFn)> {
         let missing = || self.bad(name, format!("missing, wanted {}", shape_text(shape)));
         let place = self.store.get(name).ok_or_else(missing)?;
         self.used.borrow_mut().insert(name.to_string());
@@ -315,10 +315,10 @@ impl<'a> Source<'a> {
 /// in memory that the allocator has at hand.
 const BLOCK_BYTES: usize = 32 << 10;
 
-pub(crate) type Decode = fn(&[u8]) -> Vec<f32>;
+pub(crate) type DecodeFn = fn(&[u8]) -> Vec<f32>;
 
 /// From bytes to numbers, for the dtypes that weights may have in a file.
-pub(crate) fn decoder(dtype: Dtype) -> Option<Decode> {
+pub(crate) fn decoder(dtype: Dtype) -> Option<DecodeFn> {
     match dtype {
         Dtype::F32 => Some(|b| b.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
         Dtype::F16 => Some(halves),

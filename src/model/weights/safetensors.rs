@@ -22,10 +22,10 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes that are read at once, or a row: fast from a disk, and still in the processor's cache when they are looked at.
 const PART_BYTES: usize = 1 << 20;
 
-pub(crate) struct Store<'a> {
+pub(crate) struct WeightFiles<'a> {
     /// The file or folder, for messages.
     path: String,
-    files: Vec<Source<'a>>,
+    files: Vec<WeightFile<'a>>,
     tensors: BTreeMap<String, Place>,
     /// Of the names and bytes of all rows that were read, each once, in whatever order.
     checksum: Cell<u64>,
@@ -36,7 +36,7 @@ pub(crate) struct Store<'a> {
     report: Option<&'a dyn Fn(Progress)>,
 }
 
-struct Source<'a> {
+struct WeightFile<'a> {
     path: String,
     data: Data<'a>,
     /// Where the tensors' bytes begin.
@@ -70,7 +70,7 @@ impl Place {
     }
 }
 
-impl<'a> Store<'a> {
+impl<'a> WeightFiles<'a> {
     /// The bytes of one file.
     ///
     /// Errors: [`ErrorKind::Weights`].
@@ -132,7 +132,7 @@ impl<'a> Store<'a> {
     }
 
     fn empty(path: &str) -> Self {
-        Store {
+        WeightFiles {
             path: path.into(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
@@ -147,7 +147,7 @@ impl<'a> Store<'a> {
     pub(crate) fn with_report(self, report: Option<&'a dyn Fn(Progress)>) -> Self {
         let total_bytes = self.tensors.values().map(|place| place.bytes as u64).sum();
         self.progress.set(Progress { bytes: 0, total_bytes });
-        Store { report, ..self }
+        WeightFiles { report, ..self }
     }
 
     /// All is read that will be.
@@ -166,7 +166,7 @@ impl<'a> Store<'a> {
 
     /// Reads a file's header.
     fn add(&mut self, path: &str, data: Data<'a>, len: u64) -> Result<()> {
-        let mut source = Source { path: path.into(), data, first: 0 };
+        let mut source = WeightFile { path: path.into(), data, first: 0 };
         let size = source.read(0, len.min(8) as usize)?;
         let size = size.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
         if size > MAX_HEADER_BYTES.min(len.saturating_sub(8)) {
@@ -314,7 +314,7 @@ impl<'a> Store<'a> {
     }
 }
 
-impl<'a> Source<'a> {
+impl<'a> WeightFile<'a> {
     fn read(&self, offset: u64, bytes: usize) -> Result<Cow<'a, [u8]>> {
         match &self.data {
             Data::Bytes(all) => {
@@ -333,7 +333,7 @@ impl<'a> Source<'a> {
     }
 }
 
-impl Source<'_> {
+impl WeightFile<'_> {
     /// All of `bytes` from `offset` on, `part_bytes` at a time.
     fn read_parts(
         &self,

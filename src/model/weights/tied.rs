@@ -1,6 +1,6 @@
 //! Which tensors a model's embedding and head are: the tie is undone where the file has another head.
 
-use super::reader::{decoder, Source};
+use super::reader::{decoder, WeightReader};
 use crate::error::Result;
 use crate::model::config::Config;
 
@@ -18,7 +18,7 @@ pub(crate) struct Ends {
     pub(crate) head: Option<&'static str>,
 }
 
-impl Source<'_> {
+impl WeightReader<'_> {
     /// The tensors of `config`'s embedding and head. Where they are tied, and the file has both, they are tied only if they
     /// are equal, as in transformers; and where it has but a head, that is the table.
     ///

@@ -1,7 +1,7 @@
 //! Tensors of a file that no part of the model asked for: what looks like a weight of the model is an error, since it would
 //! compute something else without it; what is known to change nothing is left out.
 
-use super::reader::Source;
+use super::reader::WeightReader;
 use crate::error::Result;
 
 /// Last parts of names of what is computed anew, or is of caches in integers, or of masks.
@@ -19,7 +19,7 @@ enum Unused {
     Weight(String),
 }
 
-impl Source<'_> {
+impl WeightReader<'_> {
     /// Looks at the tensors that nobody asked for, of a model of so many layers, or of one layer whose names have no prefix.
     ///
     /// Errors: [`ErrorKind::Weights`](crate::ErrorKind::Weights) for the first that looks like a weight of the model, unless

@@ -3,7 +3,7 @@
 use super::shape::Fusion;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{
-    number, part, Access, Capabilities, Const, Consts, DType, KernelSpec, Part, Tier, MATRIX_WORKGROUP_BYTES,
+    number, part, Access, Capabilities, Const, Consts, DType, KernelSpec, ShaderPart, Tier, MATRIX_WORKGROUP_BYTES,
 };
 
 /// Lanes of a subgroup: what the kernel is written for, and [`Tier::Matrix`] promises.
@@ -111,7 +111,7 @@ impl MatrixTile {
         row_bytes * (self.rows() + self.matrix_rows()) + 1024 * self.subgroups()
     }
 
-    pub(crate) fn spec(&self, dtype: DType, fusion: Fusion, mut parts: Vec<Part>) -> KernelSpec {
+    pub(crate) fn spec(&self, dtype: DType, fusion: Fusion, mut parts: Vec<ShaderPart>) -> KernelSpec {
         let halves_per_word = dtype.per_vec4() / 8;
         let sums = if fusion.swiglu { 2 } else { 1 };
         let x_fetches = self.rows() * self.step_words / self.threads();

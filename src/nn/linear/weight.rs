@@ -1,7 +1,7 @@
 //! Weights on the device: packed rows that kernels read 16 bytes at a time.
 
 use crate::error::{shape_text, ErrorKind, Result};
-use crate::gpu::{part, DType, Gpu, Part, Tensor};
+use crate::gpu::{part, DType, Gpu, ShaderPart, Tensor};
 use crate::sizes::{sum_of_products, MOST_ROW};
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
@@ -330,7 +330,7 @@ pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
 }
 
 /// The slots that unpack words of weights, and scale the rows of a matrix.
-pub(crate) fn weight_parts(dtype: DType) -> Result<[Part; 2]> {
+pub(crate) fn weight_parts(dtype: DType) -> Result<[ShaderPart; 2]> {
     match dtype {
         DType::I8 => Ok([part!("nn/weight_bytes.wgsl"), part!("nn/weights/i8.wgsl")]),
         _ => Ok([crate::gpu::elements::elements_part(dtype)?, part!("nn/weights/plain.wgsl")]),
