@@ -21,7 +21,7 @@ pub struct Variant {
     /// The kernel: `append`, `decode`, `merge`, ...
     pub name: &'static str,
     /// What it was made for, and the constants and parts that tell it from its siblings, for example
-    /// `gla-2x256+64 128 heads f16: TOKENS=8 .. of parts/elements_f16 .. decode`.
+    /// `gla-2x256+64 128 heads f16: TOKENS=8 .. of kv/element/f16 .. decode`.
     pub label: String,
     /// What the device must have to run it.
     pub tier: Tier,

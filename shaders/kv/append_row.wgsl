@@ -1,6 +1,6 @@
 // A token's new row, element by element, rotated on the way: bindings and functions that every append has.
 // Constants: GROUPS STATE_DIM KEY_DIM ROPE_DIM VALUE_FIRST VALUE_DIM ELEMS_PER_U32 PAGE_SIZE, ROTATED_STATE ROTATED_ROPE
-// (widths of the rotated spans, 0 = none). Parts: rope/*, wide_*.
+// (widths of the rotated spans, 0 = none). Parts: rope/*, kv/wide/*.
 
 struct Params {
     token_count: u32,

@@ -7,7 +7,7 @@
 //
 // Grid: x = group * SPANS + span, and after them all the rope key; y (and z, folded past 65,535) = token; lanes over u32s.
 // LEVELS: 127 in i8, 7 in i4. Constants: those of its parts, and SPANS. Parts: kv/element/i8 or i4, rope/*, page,
-// kv/slabs/*, kv/slab_stores/*, append_row, wide_*.
+// kv/slabs/*, kv/slab_stores/*, append_row, kv/wide/*.
 
 const LANES = 64u;
 // A span whose largest value is below is kept as zeros: its inverse would leave f32.

@@ -78,7 +78,7 @@ impl AttentionOptions {
         }
     }
 
-    /// Adds what a kernel needs that scores and masks: constants and the slots `score_*` and `mask_*`. To follow
+    /// Adds what a kernel needs that scores and masks: constants and the slots `attention/score` and `attention/mask`. To follow
     /// `attention/plan.wgsl`.
     pub(crate) fn score_parts(&self, consts: &mut Consts) -> [ShaderPart; 2] {
         consts.push(("WINDOW", Const::U32(self.window_tokens())));
@@ -95,7 +95,7 @@ impl AttentionOptions {
     }
 
     /// Adds what a kernel needs that writes finished rows: constants, the sinks' binding (after all others) and the slot
-    /// `sink_*`. To follow `attention/softmax.wgsl`.
+    /// `attention/sink`. To follow `attention/softmax.wgsl`.
     pub(crate) fn sink_part(&self, consts: &mut Consts, bindings: &mut Vec<Access>) -> ShaderPart {
         if !self.sinks {
             return part!("attention/sink/none.wgsl");

@@ -50,6 +50,11 @@ fn shaders(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// `rope` is a slot without a room; the folders of the other rooms hold kernels.
+fn is_slot(folder: &Path, root: &Path) -> bool {
+    folder.strip_prefix(root).unwrap().components().count() == 2 || folder.ends_with("rope")
+}
+
 /// Does a text call this function?
 fn calls(text: &str, function: &str) -> bool {
     text.match_indices(&format!("{function}("))
@@ -65,8 +70,7 @@ fn all_choices_of_a_slot_define_the_same_functions() {
     let mut slots: BTreeMap<&Path, Vec<&Path>> = BTreeMap::new();
     for file in texts.keys() {
         let folder = file.parent().unwrap();
-        // `rope` is a slot without a room; the folders of the other rooms hold kernels.
-        if folder.strip_prefix(&root).unwrap().components().count() == 2 || folder.ends_with("rope") {
+        if is_slot(folder, &root) {
             slots.entry(folder).or_default().push(file);
         }
     }
@@ -87,6 +91,45 @@ fn all_choices_of_a_slot_define_the_same_functions() {
             }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The table of `docs/design/slots.md` names each slot, all of its choices, and functions that all of them define.
+#[test]
+fn the_table_of_slots_is_complete() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/design/slots.md")).unwrap();
+    let mut rows = BTreeMap::new();
+    for line in page.lines().filter(|line| line.starts_with("| `shaders/")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        rows.insert(root.join(cells[1].trim_matches('`')).components().collect::<PathBuf>(), (cells[2], cells[3]));
+    }
+    let (mut all, mut wrong) = (Vec::new(), Vec::new());
+    shaders(&root.join("shaders"), &mut all);
+    let mut choices: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+    for file in all.into_iter().filter(|file| is_slot(file.parent().unwrap(), &root.join("shaders"))) {
+        choices.entry(file.parent().unwrap().into()).or_default().push(file);
+    }
+    for (slot, files) in &choices {
+        let Some((named, called)) = rows.remove(slot) else {
+            wrong.push(format!("{} is not in the table", slot.display()));
+            continue;
+        };
+        let mut named: Vec<&str> = named.split(", ").collect();
+        named.sort_unstable();
+        let mut there: Vec<&str> = files.iter().map(|file| file.file_stem().unwrap().to_str().unwrap()).collect();
+        there.sort_unstable();
+        if named != there {
+            wrong.push(format!("{}: the table has {named:?}, the folder {there:?}", slot.display()));
+        }
+        for file in files {
+            let defined = functions(&fs::read_to_string(file).unwrap());
+            for name in called.split('`').skip(1).step_by(2).filter(|name| !defined.contains_key(*name)) {
+                wrong.push(format!("{} does not define {name}", file.display()));
+            }
+        }
+    }
+    wrong.extend(rows.keys().map(|slot| format!("{} is no slot", slot.display())));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

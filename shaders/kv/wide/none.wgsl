@@ -1,4 +1,4 @@
-// No channel of a key is wide. Slot: wide_* of append.
+// No channel of a key is wide. Slot: kv/wide of append_scaled.
 
 fn wide_keep(token: u32, group: u32, is_value: bool, rope: u32, lane: u32) {
 }
