@@ -205,7 +205,8 @@ async function write(name, prompt, kept = []) {
   if (count > 1) {
     show(loaded, count, performance.now() - first);
     rates[name] = (1000 * (count - 1)) / (performance.now() - first);
-    byId("readbacks").textContent = short((device.counters.readbacks - before.readbacks) / (count - 1));
+    // The second token's step was under way, its readback asked for, when the first came.
+    byId("readbacks").textContent = short((device.counters.readbacks - before.readbacks + 1) / (count - 1));
   }
   plot();
   fillTable();

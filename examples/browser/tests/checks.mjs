@@ -35,7 +35,7 @@ async function tint() {
     const voted = `${enable}diagnostic(off, subgroup_uniformity);\n`;
     assert(all.length > 20, `${all.length} ${what} variants`);
     await Promise.all(all.map(async ({ label, name, wgsl }) => {
-      const head = what === "subgroup" && name.includes("decode_rows") ? voted : enable;
+      const head = what === "subgroup" && /decode_(rows|squads)/.test(name) ? voted : enable;
       const { messages } = await device.createShaderModule({ code: head + wgsl, label: name }).getCompilationInfo();
       for (const m of messages.filter((m) => m.type !== "info")) {
         const line = (head + wgsl).split("\n")[m.lineNum - 1]?.trim();
