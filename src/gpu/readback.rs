@@ -141,7 +141,7 @@ impl Gpu {
         // Browsers complete maps from their event loop; everywhere else this is the wait. For what was submitted later nobody
         // waits here: it may be the next step.
         self.poll(wgpu::PollType::Wait { submission_index: after, timeout: None })?;
-        let mapped = answer.await;
+        let mapped = self.while_answers_come(answer).await;
         // What browsers have to say about the calls before it has come by then.
         self.answered().await?;
         if let Err(message) = mapped {

@@ -131,6 +131,17 @@ impl Gpu {
         self.lock(&self.inner.web.error).take().map_or(Ok(()), Err)
     }
 
+    /// Waits for a future, and takes the answers that come in the meantime: so whoever looks at the counters sees kernels being
+    /// compiled one by one, though a result comes after all of them.
+    pub(super) async fn while_answers_come<T>(&self, mut future: impl Future<Output = T> + Unpin) -> T {
+        let closed = self.lock(&self.inner.web.scopes).closed;
+        poll_fn(|cx| {
+            let _ = self.poll_answers(cx, closed);
+            Pin::new(&mut future).poll(cx)
+        })
+        .await
+    }
+
     /// Nothing is taken out before it has answered: a wait that is dropped, or another beside it, misses none.
     fn poll_answers(&self, cx: &mut Context<'_>, closed: u64) -> Poll<()> {
         let web = &self.inner.web;
