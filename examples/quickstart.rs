@@ -27,7 +27,10 @@ pub async fn run(folder: &str, prompt: &str, out: &mut impl Write) -> Result<()>
 }
 
 fn main() -> Result<()> {
-    let (folder, prompt) = (std::env::args().nth(1), std::env::args().nth(2));
-    let folder = folder.unwrap_or_else(|| "examples/models/gla".into());
-    pollster::block_on(run(&folder, prompt.as_deref().unwrap_or("ROMEO:\n"), &mut stdout()))
+    let mut args = std::env::args().skip(1);
+    let (Some(folder), Some(prompt)) = (args.next(), args.next()) else {
+        println!("usage: quickstart MODEL_FOLDER PROMPT");
+        return Ok(());
+    };
+    pollster::block_on(run(&folder, &prompt, &mut stdout()))
 }
