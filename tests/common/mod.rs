@@ -3,12 +3,14 @@
 
 pub mod checkout;
 mod compare;
+mod doomed;
 mod gpu;
 mod layouts;
 mod random;
 pub mod tier;
 
 pub use compare::*;
+pub use doomed::*;
 pub use gpu::*;
 pub use layouts::*;
 pub use random::*;

@@ -1,20 +1,14 @@
 //! A cache without a session where recorded work is lost: no token is counted that nobody wrote.
 
-use crate::common::{bits, gpu_with, small, wait, Rng};
+use crate::common::{bits, gpu_with, record_doomed, small, wait, Rng};
 use latten::nn::SwiGlu;
 use latten::{
-    wgpu, CacheOptions, DType, Decode, DecodeArgs, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId,
-    Tensor,
+    CacheOptions, DType, Decode, DecodeArgs, Error, ErrorKind, Gpu, GpuOptions, PagedKvCache, Pages, SeqId, Tensor,
 };
 
 fn lose_a_batch(gpu: &Gpu) {
-    let (size, usage) = (16, wgpu::BufferUsages::STORAGE);
-    let desc = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-    let buffer = gpu.device().create_buffer(&desc);
-    let doomed = Tensor::from_wgpu(gpu, buffer, &[1, 4], DType::F32).unwrap();
     let out = Tensor::zeros(gpu, &[1, 2], DType::F32).unwrap();
-    SwiGlu::new(gpu).unwrap().run(&doomed, &out).unwrap();
-    doomed.wgpu_buffer().destroy();
+    record_doomed(gpu, &SwiGlu::new(gpu).unwrap(), &out).unwrap();
     assert!(gpu.submit().is_err());
 }
 

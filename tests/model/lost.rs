@@ -4,23 +4,12 @@ use crate::common::*;
 use crate::tiny::Tiny;
 use latten::model::{Decoder, Session, SessionOptions};
 use latten::nn::SwiGlu;
-use latten::{wgpu, DType, ErrorKind, Gpu, GpuOptions, SeqId, Tensor};
+use latten::{DType, ErrorKind, GpuOptions, SeqId};
 use pollster::block_on;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const PAGE: usize = 8;
-
-/// Loses whatever is recorded: an app's buffer that is in it is destroyed.
-fn lose_a_batch(gpu: &Gpu, swiglu: &SwiGlu, out: &Tensor) {
-    let (size, usage) = (16, wgpu::BufferUsages::STORAGE);
-    let desc = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-    let buffer = gpu.device().create_buffer(&desc);
-    let doomed = Tensor::from_wgpu(gpu, buffer, &[1, 4], DType::F32).unwrap();
-    let _ = swiglu.run(&doomed, out);
-    doomed.wgpu_buffer().destroy();
-    let _ = gpu.submit();
-}
 
 /// The logits of a prompt and of three tokens after it, each step until it goes well, and how often one was lost.
 fn logits(session: &mut Session, id: SeqId, tokens: &[u32], lost: &mut usize) -> Vec<u32> {

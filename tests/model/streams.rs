@@ -5,7 +5,7 @@ use crate::common::*;
 use crate::tiny::{Tiny, MAX_POSITIONS, VARIANTS};
 use latten::model::{Decoder, Draw, Session, SessionOptions, TokenStream};
 use latten::nn::{Sampling, SwiGlu};
-use latten::{wgpu, DType, ErrorKind, Gpu, GpuOptions, Result, SeqId, Tensor};
+use latten::{DType, ErrorKind, Gpu, GpuOptions, Result, SeqId, Tensor};
 use pollster::block_on;
 
 const PAGE: usize = 4;
@@ -213,17 +213,6 @@ fn limits_end_a_stream_where_they_end_the_loop() {
     assert!(session.stream(&[(id, &[1])], draws(true, 1)).is_err());
     assert!(session.stream(&[], draws(true, 1)).is_err());
     assert!(session.stream(&[(id, &[])], draws(true, 1)).is_err());
-}
-
-/// Loses whatever is recorded: an app's buffer that is in it is destroyed.
-fn lose_a_batch(gpu: &Gpu, swiglu: &SwiGlu, out: &Tensor) {
-    let (size, usage) = (16, wgpu::BufferUsages::STORAGE);
-    let desc = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-    let buffer = gpu.device().create_buffer(&desc);
-    let doomed = Tensor::from_wgpu(gpu, buffer, &[1, 4], DType::F32).unwrap();
-    let _ = swiglu.run(&doomed, out);
-    doomed.wgpu_buffer().destroy();
-    let _ = gpu.submit();
 }
 
 /// Commands of another caller that are lost beside a stream, between two of its tokens: the error says so, the step is done

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 
 use crate::gpu::grid::fold;
-use proptest::prelude::*;
 
 use super::*;
 
@@ -303,93 +302,6 @@ fn many_items_are_sorted_by_counting() {
 }
 
 #[test]
-fn bad_arguments() {
-    let ok = decode(&[100]);
-    let split = |policy| matches!(err(&ok, &gla(), policy), ErrorKind::Argument { name: "split", .. });
-    assert!(split(SplitPolicy::FixedTokens(0)) && split(SplitPolicy::Count(0)));
-    assert!(matches!(err(&batch(&[(2, 1)]), &gla(), SplitPolicy::Off), ErrorKind::Argument { name: "kv_len", .. }));
-    let wrong = [
-        PlanShape { heads_per_group: 0, ..gla() },
-        PlanShape { groups: 0, ..gla() },
-        PlanShape { v_dim: 0, ..gla() },
-        PlanShape { bytes_per_token: 0, ..gla() },
-        PlanShape { target_workgroups: 0, ..gla() },
-        PlanShape { token_tile: 0, ..gla() },
-        PlanShape { token_tile: 48, ..gla() },
-        PlanShape {
-            rope_bytes: 0,
-            row_tiles: vec![],
-            groups_per_workgroup: vec![],
-            room: vec![],
-            squads: vec![1; 1],
-            most_tokens: vec![u64::MAX; 1],
-            ..gla()
-        },
-        PlanShape { row_tiles: vec![0, 8, 64], ..gla() },
-        PlanShape { row_tiles: vec![8, 8, 64], ..gla() },
-        PlanShape { row_tiles: vec![8, 16, usize::MAX], ..gla() },
-        PlanShape { groups_per_workgroup: vec![1, 1], ..gla() },
-        PlanShape { groups_per_workgroup: vec![1, 0, 1], ..gla() },
-        PlanShape { groups_per_workgroup: vec![1, 1, 3], ..gla() },
-        PlanShape { room: vec![1, 1], ..gla() },
-        PlanShape { room: vec![1, 0, 1], ..gla() },
-        PlanShape { squads: vec![1, 1], ..gla() },
-        PlanShape { squads: vec![8, 0, 1], ..gla() },
-        PlanShape { most_tokens: vec![9, 9], ..gla() },
-        PlanShape { most_tokens: vec![9, 0, 9], ..gla() },
-    ];
-    for shape in wrong {
-        let kind = err(&ok, &shape, SplitPolicy::Auto);
-        assert!(matches!(kind, ErrorKind::Argument { .. }), "{shape:?}: {kind}");
-    }
-}
-
-#[test]
-fn extremes_are_errors_or_plans() {
-    const MAX: u32 = u32::MAX;
-    let view = SeqView { page_table_first: 0, q_token_first: 0, q_len: 1, kv_len: MAX, gap_first: 0, gap_last: 0 };
-    let fine = PlanShape { token_tile: 1, ..gqa() };
-    for policy in [SplitPolicy::Auto, SplitPolicy::Off, SplitPolicy::FixedTokens(usize::MAX), SplitPolicy::Count(9)] {
-        for shape in [&gla(), &fine, &PlanShape { v_dim: usize::MAX, groups: usize::MAX, ..gla() }] {
-            check_plan(&[view], shape, &plan(&[view], shape, policy).unwrap());
-        }
-    }
-    for policy in [SplitPolicy::FixedTokens(1), SplitPolicy::Count(usize::MAX)] {
-        assert!(matches!(err(&[view], &fine, policy), ErrorKind::TooLarge { .. }));
-        assert!(matches!(err(&[view; 9], &gla(), policy), ErrorKind::TooLarge { .. }));
-    }
-    // 2^22 parts of 2^16 rows pass the limit on items, but not 32 bits.
-    let tall = PlanShape {
-        rope_bytes: 0,
-        row_tiles: vec![1 << 16],
-        groups_per_workgroup: vec![1],
-        room: vec![1],
-        squads: vec![1; 1],
-        most_tokens: vec![u64::MAX; 1],
-        ..gla()
-    };
-    let kv_len = 1 << 28;
-    let kind = err(&[SeqView { kv_len, ..view }], &tall, SplitPolicy::FixedTokens(64));
-    assert!(matches!(kind, ErrorKind::Argument { name: "split", .. }), "{kind}");
-
-    let kind = err(&[SeqView { q_len: MAX, ..view }], &gla(), SplitPolicy::Off);
-    assert!(matches!(kind, ErrorKind::Argument { name: "q_len", .. }), "{kind}");
-    let kind = err(&[SeqView { q_token_first: MAX, ..view }], &gla(), SplitPolicy::Off);
-    assert!(matches!(kind, ErrorKind::Argument { name: "q_token_first", .. }), "{kind}");
-    let one = PlanShape {
-        heads_per_group: 1,
-        rope_bytes: 0,
-        row_tiles: vec![1],
-        groups_per_workgroup: vec![1],
-        room: vec![1],
-        squads: vec![1; 1],
-        most_tokens: vec![u64::MAX; 1],
-        ..gla()
-    };
-    assert!(matches!(err(&[SeqView { q_len: MAX, ..view }], &one, SplitPolicy::Off), ErrorKind::TooLarge { .. }));
-}
-
-#[test]
 fn grids_fold() {
     assert_eq!(
         [0, 1, 65_535, 65_536, 131_070, 131_071].map(fold),
@@ -401,102 +313,6 @@ fn grids_fold() {
         assert!(y <= 65_535 && z <= 65_535 && grid >= count && grid - count < z as usize, "{count}: {y} x {z}");
     }
     assert_eq!(fold(usize::MAX), (65_535, 65_535));
-}
-
-fn lengths(count: usize) -> impl Strategy<Value = Vec<(u32, u32)>> {
-    let q_len = prop_oneof![1 => Just(0u32), 4 => Just(1), 2 => 2u32..17, 1 => 17u32..200];
-    let cached = prop_oneof![1 => Just(0u32), 3 => 0u32..300, 2 => 300u32..9000, 1 => 9000u32..140_000];
-    prop::collection::vec((q_len, cached).prop_map(|(q_len, cached)| (q_len, q_len + cached)), 0..count)
-}
-
-fn shape() -> impl Strategy<Value = PlanShape> {
-    let row_tiles =
-        prop::sample::subsequence(vec![1, 4, 8, 16, 64, 128], 1..=6).prop_filter("tall", |tiles| *tiles != [1]);
-    let heads = prop::sample::select(vec![1usize, 2, 3, 4, 8, 9, 16, 63, 64, 128]);
-    let dims = (prop::sample::select(vec![32usize, 128, 512]), 1usize..5);
-    let most_groups = prop::array::uniform6(1usize..9);
-    let window = prop_oneof![2 => Just(0u32), 1 => 1u32..5000];
-    (heads, 1usize..9, dims, row_tiles, most_groups, 1usize..600, (0u32..8, window)).prop_map(
-        |(heads_per_group, groups, (v_dim, ratio), row_tiles, most_groups, target_workgroups, (log2, window))| {
-            let divisor = |most: &usize| (1..=*most).rev().find(|n| groups.is_multiple_of(*n)).unwrap();
-            PlanShape {
-                rope_bytes: 0,
-                heads_per_group,
-                groups,
-                v_dim,
-                bytes_per_token: v_dim * ratio,
-                groups_per_workgroup: most_groups[..row_tiles.len()].iter().map(divisor).collect(),
-                room: most_groups[..row_tiles.len()].to_vec(),
-                squads: vec![1; row_tiles.len()],
-                most_tokens: vec![u64::MAX; row_tiles.len()],
-                row_tiles,
-                target_workgroups,
-                token_tile: 1 << log2,
-                window,
-                keep_first: 0,
-            }
-        },
-    )
-}
-
-fn policy() -> impl Strategy<Value = SplitPolicy> {
-    prop_oneof![
-        3 => Just(SplitPolicy::Auto),
-        1 => Just(SplitPolicy::Off),
-        2 => (200usize..5000).prop_map(SplitPolicy::FixedTokens),
-        2 => (1usize..40).prop_map(SplitPolicy::Count),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn every_row_sees_every_visible_token_once(lengths in lengths(8), shape in shape(), policy in policy()) {
-        let sequences = batch(&lengths);
-        let list = plan(&sequences, &shape, policy).unwrap();
-        let found = check_plan(&sequences, &shape, &list);
-        for (_, _, bounds) in found.values().flat_map(BTreeMap::values) {
-            let start = bounds[0].0;
-            let in_cuts = |tokens: usize| bounds.iter().all(|(first, _)| ((first - start) as usize).is_multiple_of(tokens));
-            match policy {
-                SplitPolicy::Auto => {}
-                SplitPolicy::Off => prop_assert_eq!(bounds.len(), 1),
-                SplitPolicy::FixedTokens(n) => prop_assert!(in_cuts(n.next_multiple_of(shape.token_tile))),
-                SplitPolicy::Count(n) => prop_assert!(bounds.len() <= n),
-            }
-        }
-        prop_assert_eq!(plan(&sequences, &shape, policy).unwrap(), list);
-    }
-
-    #[test]
-    fn auto_merges_little_and_balances(lengths in lengths(8), shape in shape()) {
-        let sequences = batch(&lengths);
-        let list = plan(&sequences, &shape, SplitPolicy::Auto).unwrap();
-        prop_assert!(list.merges.is_empty() || merge_share(&list, &shape) <= 0.5);
-        for (class, (items, &row_tile)) in list.classes.iter().zip(&shape.row_tiles).enumerate() {
-            let items = &list.items[items.clone()];
-            let total: u64 = items.iter().map(tokens).sum();
-            let share = total * shape.workgroups(class) as u64 / shape.slots(class) as u64;
-            let partial = (8 * row_tile * shape.v_dim).div_ceil(shape.bytes_per_token) as u64;
-            let shortest = (10 * partial).max(128).max(shape.token_tile as u64);
-            let longest = items.iter().map(tokens).max().unwrap_or(0);
-            prop_assert!(longest <= 2 * share + 2 * (shortest + shape.token_tile as u64), "{} of {}", longest, share);
-        }
-    }
-
-    #[test]
-    fn fixed_tokens_ignore_the_batch(lengths in lengths(6), shape in shape(), n in 200usize..3000, seed in any::<u64>()) {
-        let policy = SplitPolicy::FixedTokens(n);
-        let sequences = batch(&lengths);
-        let together = check_plan(&sequences, &shape, &plan(&sequences, &shape, policy).unwrap());
-        let mut shuffled = sequences.clone();
-        shuffled.sort_by_key(|view| (u64::from(view.q_token_first) + 1).wrapping_mul(seed | 1));
-        let busy = PlanShape { target_workgroups: shape.target_workgroups + 7, ..shape.clone() };
-        prop_assert_eq!(&check_plan(&shuffled, &shape, &plan(&shuffled, &busy, policy).unwrap()), &together);
-        for view in sequences.iter().filter(|view| view.q_len > 0) {
-            let alone = check_plan(&[*view], &shape, &plan(&[*view], &shape, policy).unwrap());
-            prop_assert_eq!(&alone[&view.q_token_first], &together[&view.q_token_first]);
-        }
-    }
 }
 
 /// On a slow device an item is bounded, however few there are: by whole token tiles, and other policies are as asked.
@@ -545,3 +361,9 @@ fn squads_share_the_tokens_of_few_items() {
     }
     assert!(!planned(&[8192; 512], SplitPolicy::Auto).shared.contains(&true));
 }
+
+#[path = "work_refused_tests.rs"]
+mod refused;
+
+#[path = "work_random_tests.rs"]
+mod random;
