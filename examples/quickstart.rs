@@ -1,4 +1,4 @@
-//! Text from a model in twenty-five lines. `cargo run --release --example quickstart -- examples/models/gla "ROMEO:"`
+//! Text from a model in twenty-five lines. `cargo run --release --example quickstart -- examples/models/gla $'ROMEO:\n'`
 
 use latten::model::{generate, GenerateOptions, Tokenizer};
 use latten::{DType, Decoder, Gpu, Result, Session, SessionOptions};
