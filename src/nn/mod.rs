@@ -17,7 +17,7 @@ pub use activation::SwiGlu;
 pub use embedding::Embedding;
 pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Route, RouteShape};
 pub(crate) use linear::{largest_magnitude, WeightWriter};
-pub use linear::{measure_dispatch_flop, quantise, Linear, LinearArgs, LinearTuning, MatrixTile, Weight};
+pub use linear::{measure_dispatch_flop, quantise, BlockType, Linear, LinearArgs, LinearTuning, MatrixTile, Weight};
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{RopeKernel, RopeShape};
 pub use rope_wide::{RopeWideArgs, RopeWideKernel};

@@ -28,6 +28,7 @@
 //! ```
 
 mod append;
+mod blocks;
 mod copy_pages;
 mod decode;
 mod gla;
@@ -41,6 +42,7 @@ mod sample;
 mod wide;
 
 pub use append::{append, quantise_span, round_to_i4, round_to_i8, I4_LEVELS, I8_LEVELS};
+pub use blocks::dequantised;
 pub use copy_pages::copy_pages;
 pub use decode::{add_sinks, attend, decode, decode_split, decode_with, merge, Attended, DecodeInputs, DecodeOptions};
 pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaWeights};

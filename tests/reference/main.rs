@@ -1,11 +1,12 @@
 //! The f64 reference against the independent oracle's vectors, and the identities that attention must satisfy.
-//! Needs no GPU. All names start with what they test: `vectors`, `identities`, `integers`, `pieces`, `options`, `sampling`, `malformed`.
+//! Needs no GPU. All names start with what they test: `vectors`, `blocks`, `identities`, `integers`, `pieces`, `options`, `sampling`, `malformed`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     reason = "clippy.toml allows them in #[test] functions; these are helpers"
 )]
 
+mod blocks;
 mod identities;
 mod integers;
 mod malformed;

@@ -1,12 +1,14 @@
 //! `y = W x + b`, for one matrix or one per head. The absorbed projections of GLA and MLA are this kernel too, and so are
 //! a norm before a projection, a SwiGLU after it, and the rotation of what lies beside the input.
 
+mod blocks;
 mod dispatch_flop;
 pub(super) mod matrix;
 mod run;
 pub(super) mod shape;
 pub(super) mod weight;
 
+pub use blocks::BlockType;
 pub use dispatch_flop::measure_dispatch_flop;
 pub use matrix::MatrixTile;
 pub use run::LinearArgs;

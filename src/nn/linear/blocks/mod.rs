@@ -1,0 +1,7 @@
+//! Block-quantised weights: runs of elements as small integers under scales, as GGUF files hold them.
+
+mod block_type;
+mod dequantise;
+mod quantise;
+
+pub use block_type::BlockType;
