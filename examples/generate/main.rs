@@ -5,7 +5,7 @@
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
 use latten::model::{continue_sequence, PrefillPath, Session, SessionOptions, Tokenizer};
-use latten::{DispatchTime, Gpu, GpuOptions, SeqId, Tier};
+use latten::{Gpu, GpuOptions, SeqId, Tier};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -15,6 +15,8 @@ use std::time::Instant;
 mod arguments;
 #[path = "../shared/arguments.rs"]
 mod arguments_of_all;
+#[path = "../shared/breakdown.rs"]
+mod breakdown;
 mod guesses;
 pub(crate) mod loading;
 mod profile;
@@ -25,7 +27,7 @@ mod several;
 mod warnings;
 
 pub(crate) use arguments::{parse, Args};
-use profile::{print_profile, profiled};
+use profile::{print_profile, profiled, Profile};
 
 /// What stops the program: a message, or a reader of the output that has gone away.
 pub(crate) enum Stop {
@@ -62,8 +64,8 @@ struct Report {
     dispatches: f64,
     submits: f64,
     layers: usize,
-    /// Of so many tokens more, where they were asked for.
-    profile: (Vec<DispatchTime>, usize),
+    /// Of some tokens more, where they were asked for.
+    profile: Profile,
 }
 
 /// A session with the sequence that the text goes on from, and all tokens of it; which may be more than it holds.

@@ -1,37 +1,80 @@
-//! `--profile`: what each kernel takes of a token.
+//! `--profile`: where the time of a token goes, and what each kernel takes of it.
 
+use super::breakdown::Breakdown;
 use super::{Args, Stop};
 use latten::model::{generate, GenerateOptions, Session};
 use latten::{DispatchTime, Gpu};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 /// Tokens whose dispatches are timed.
 const PROFILED: usize = 40;
+/// The same work before anything is timed, which brings a GPU's clocks up.
+const WARM: Duration = Duration::from_millis(500);
 
-/// The dispatches of some tokens after the first.
-pub(crate) async fn profiled(
-    gpu: &Gpu,
-    session: &mut Session,
-    prompt: &[u32],
-    args: &Args,
-) -> Result<(Vec<DispatchTime>, usize), Stop> {
-    let options = GenerateOptions { max_new_tokens: PROFILED.min(args.options().max_new_tokens), ..args.options() };
-    let (mut started, mut tokens) = (None, 0);
-    let on_token = |_| {
-        match started {
-            None => started = Some(gpu.start_profile()),
-            Some(_) => tokens += 1,
-        }
-        ControlFlow::Continue(())
-    };
-    generate(session, prompt, options, on_token).await?;
-    started.transpose()?;
-    Ok((gpu.take_profile().await?, tokens))
+/// What a token takes.
+#[derive(Default)]
+pub(crate) struct Profile {
+    /// None of two tokens or fewer.
+    breakdown: Option<Breakdown>,
+    dispatches: Vec<DispatchTime>,
+    /// Steps that these are of.
+    steps: usize,
 }
 
-/// By kernel, the dearest first.
-pub(crate) fn print_profile(out: &mut impl Write, (times, tokens): &(Vec<DispatchTime>, usize)) -> io::Result<()> {
+/// Of some tokens after the first, generated again.
+pub(crate) async fn profiled(gpu: &Gpu, session: &mut Session, prompt: &[u32], args: &Args) -> Result<Profile, Stop> {
+    // When the first token comes, the step after the second is not yet recorded; and the last has none behind it.
+    let made = args.options().max_new_tokens.min(PROFILED + 2);
+    let (options, steps) = (GenerateOptions { max_new_tokens: made, ..args.options() }, made.saturating_sub(2));
+    if steps == 0 {
+        return Ok(Profile::default());
+    }
+    let warm = if gpu.capabilities().is_software() { Duration::ZERO } else { WARM };
+    let start = Instant::now();
+    while start.elapsed() < warm {
+        generate(session, prompt, options, |_| ControlFlow::Continue(())).await?;
+    }
+    let seconds = between(session, prompt, (options, steps), || gpu.start_submit_times()).await?;
+    let breakdown = Breakdown::new(steps, seconds, &gpu.take_submit_times().await?);
+    between(session, prompt, (options, steps), || gpu.start_profile()).await?;
+    let dispatches = gpu.take_profile().await?;
+    let breakdown = breakdown.map(|breakdown| breakdown.with_dispatches(&dispatches, steps));
+    Ok(Profile { breakdown, dispatches, steps })
+}
+
+/// Seconds of so many steps after the first token, at which `start` is called.
+async fn between(
+    session: &mut Session,
+    prompt: &[u32],
+    (options, steps): (GenerateOptions, usize),
+    mut start: impl FnMut() -> latten::Result<()>,
+) -> Result<f64, Stop> {
+    let (mut started, mut tokens, mut from, mut to) = (Ok(()), 0, Instant::now(), Instant::now());
+    let on_token = |_| {
+        to = Instant::now();
+        if tokens == 0 {
+            started = start();
+            from = Instant::now();
+        }
+        tokens += 1;
+        if tokens > steps || started.is_err() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    generate(session, prompt, options, on_token).await?;
+    started?;
+    Ok((to - from).as_secs_f64())
+}
+
+/// Where the time goes; then by kernel, the dearest first.
+pub(crate) fn print_profile(out: &mut impl Write, profile: &Profile) -> io::Result<()> {
+    let Profile { breakdown, dispatches: times, steps } = profile;
+    let Some(breakdown) = breakdown else { return Ok(()) };
+    breakdown.print(out, "streamed")?;
     let mut kernels: Vec<(&str, usize, f64)> = Vec::new();
     for time in times {
         match kernels.iter_mut().find(|kernel| kernel.0 == time.kernel) {
@@ -40,7 +83,7 @@ pub(crate) fn print_profile(out: &mut impl Write, (times, tokens): &(Vec<Dispatc
         }
     }
     kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
-    let (all, tokens) = (kernels.iter().map(|kernel| kernel.2).sum::<f64>(), *tokens as f64);
+    let (all, tokens) = (kernels.iter().map(|kernel| kernel.2).sum::<f64>(), *steps as f64);
     writeln!(out, "  kernel            per token   us each  us per token  share")?;
     for (name, count, us) in kernels {
         let (each, per_token, share) = (us / count as f64, us / tokens, 100.0 * us / all);

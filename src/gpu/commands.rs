@@ -12,7 +12,7 @@
 //!   a piece of work begins and ends (a step of a session). That memory has no fate.
 
 use super::fate::Fate;
-use super::{Access, Buffer, Gpu};
+use super::{Access, Buffer, Gpu, HostPart};
 use crate::error::{Error, ErrorKind, Result};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -106,7 +106,7 @@ impl Gpu {
         }
         let Pending { pass, encoder } = &mut *pending;
         let encoder = encoder.get_or_insert_with(|| self.inner.device.create_command_encoder(&Default::default()));
-        let pass = pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        let pass = pass.get_or_insert_with(|| self.begin_pass(encoder).forget_lifetime());
         self.inner.commands.own_pass.store(address(pass), Ordering::Relaxed);
         commands(pass)
     }
@@ -308,7 +308,8 @@ impl Gpu {
         batch: &mut Vec<Arc<Fate>>,
         last: Option<&Last<'_>>,
     ) -> Sent {
-        let finished = recorded.map(|encoder| self.scoped_in("recording", batch, || encoder.finish()));
+        let finished = recorded
+            .map(|encoder| self.timed(HostPart::Finish, || self.scoped_in("recording", batch, || encoder.finish())));
         let (recorded, mut lost) = match finished.transpose() {
             Ok(recorded) => (recorded, None),
             Err(error) => (None, Some(self.lose(batch, error))),
@@ -337,11 +338,12 @@ impl Gpu {
 
     fn finish_last(&self, last: &Last<'_>) -> Result<wgpu::CommandBuffer> {
         self.expect_kept(last.reads.iter().copied())?;
-        self.scoped_in("copy", last.fate, || {
+        let copy = || {
             let mut encoder = self.inner.device.create_command_encoder(&Default::default());
             (last.commands)(&mut encoder);
             encoder.finish()
-        })
+        };
+        self.timed(HostPart::Finish, || self.scoped_in("copy", last.fate, copy))
     }
 
     fn submit_buffers(
@@ -349,12 +351,15 @@ impl Gpu {
         commands: impl IntoIterator<Item = wgpu::CommandBuffer>,
         batch: &[Arc<Fate>],
     ) -> Result<()> {
+        let clock = self.clock();
         // Not with buffers that a lost device made: using them may panic.
         self.check_alive()?;
         self.inner.counters.submits.fetch_add(1, Ordering::Relaxed);
         let index = self.scoped_in("submit", batch, || self.inner.queue.submit(commands))?;
         *self.lock(&self.inner.commands.last_submission) = Some(index);
-        self.check_alive()
+        let alive = self.check_alive();
+        self.stop(clock, HostPart::Submit);
+        alive
     }
 
     /// The last submit that went well, if there was one.

@@ -190,6 +190,7 @@ impl Gpu {
                 readback: Mutex::default(),
                 scratch: Mutex::default(),
                 profile: Mutex::default(),
+                timers: Default::default(),
                 pipeline_cache,
                 lost,
                 counters: CounterCells::default(),

@@ -24,6 +24,7 @@ mod poison_tests;
 mod profile;
 mod readback;
 pub(crate) mod shader;
+mod submit_times;
 mod tensor;
 mod timing;
 mod web;
@@ -37,6 +38,8 @@ pub use parallelism::Parallelism;
 pub use profile::DispatchTime;
 pub(crate) use readback::{elements, Arrived, Download, HostBuffer, Reading, Run};
 pub(crate) use shader::{number, part, Const, Consts, ShaderPart};
+pub(crate) use submit_times::HostPart;
+pub use submit_times::{PassTime, SubmitTimes};
 pub(crate) use tensor::Buffer;
 use tensor::BufferKind;
 pub use tensor::{DType, Tensor};
@@ -80,6 +83,7 @@ struct GpuInner {
     scratch: Mutex<Option<Buffer>>,
     pipeline_cache: Option<Arc<pipeline_cache::PipelineCacheFile>>,
     profile: Mutex<Option<profile::Profile>>,
+    timers: submit_times::HostTimers,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
     /// What only browsers need.

@@ -12,7 +12,10 @@ const MAX_DISPATCHES: usize = 2048;
 pub struct DispatchTime {
     /// The kernel's name, that of its file under `shaders/`.
     pub kernel: &'static str,
-    /// From the end of what was recorded before it to its own end (GPU microseconds): with the wait between them.
+    /// When the work before it was done (GPU microseconds), counted from the first dispatch.
+    pub from_us: f64,
+    /// From there to its own end (GPU microseconds): with the wait between them. The wait for a dispatch of a later submit is not
+    /// in it: that is between its `from_us` and the end of the one before.
     pub us: f64,
 }
 
@@ -57,8 +60,10 @@ impl Gpu {
             return Ok(Vec::new());
         }
         let times = self.timestamps_us(&set, 2 * kernels.len()).await?;
-        let times = times.chunks_exact(2).map(|t| (t[1] - t[0]).max(0.0));
-        Ok(kernels.into_iter().zip(times).map(|(kernel, us)| DispatchTime { kernel, us }).collect())
+        let first = times.first().copied().unwrap_or(0.0);
+        let times = times.chunks_exact(2).map(|t| (t[0] - first, (t[1] - t[0]).max(0.0)));
+        let dispatch = |(kernel, (from_us, us))| DispatchTime { kernel, from_us, us };
+        Ok(kernels.into_iter().zip(times).map(dispatch).collect())
     }
 
     /// Records a dispatch between two timestamps, if a profile is being taken and has room.

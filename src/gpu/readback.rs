@@ -2,7 +2,7 @@
 
 use super::commands::Ticket;
 use super::tensor::Buffer;
-use super::{DType, Element, Gpu, Tensor};
+use super::{DType, Element, Gpu, HostPart, Tensor};
 use crate::error::{ErrorKind, Result};
 use std::future::Future;
 use std::ops::Range;
@@ -140,7 +140,8 @@ impl Gpu {
         let Mapping { answer, after } = mapping;
         // Browsers complete maps from their event loop; everywhere else this is the wait. For what was submitted later nobody
         // waits here: it may be the next step.
-        self.poll(wgpu::PollType::Wait { submission_index: after, timeout: None })?;
+        let wait = wgpu::PollType::Wait { submission_index: after, timeout: None };
+        self.timed(HostPart::Wait, || self.poll(wait))?;
         let mapped = self.while_answers_come(answer).await;
         // What browsers have to say about the calls before it has come by then.
         self.answered().await?;

@@ -246,3 +246,32 @@ fn lost_commands_are_heard_of_and_the_step_is_done_again() {
     assert_eq!(got, want);
     assert!(heard > 1, "{heard}");
 }
+
+/// What the host spent on steps is no more than the time they took, and each step is one submit of one pass.
+#[test]
+fn submit_times_are_those_of_steps_and_off_until_asked_for() {
+    let gpu = gpu_with(GpuOptions::default());
+    let decoder = decoder(&gpu, "gqa", "streams-times");
+    let mut session = Session::new(&decoder, options(64, 60, None)).unwrap();
+    let batch = prompts(&mut session, 1);
+    let error = block_on(gpu.take_submit_times()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Argument { name: "submit_times", .. }), "{error}");
+    let mut stream = session.stream(&batch, draws(true, 1)).unwrap();
+    (0..3).for_each(|_| drop(take(&mut stream, true).unwrap()));
+    let before = gpu.counters();
+    gpu.start_submit_times().unwrap();
+    let start = std::time::Instant::now();
+    (0..10).for_each(|_| drop(take(&mut stream, true).unwrap()));
+    let took = start.elapsed();
+    let times = block_on(gpu.take_submit_times()).unwrap();
+    assert_eq!((times.submits, times.dispatches), (10, gpu.counters().dispatches - before.dispatches));
+    let parts = [times.record, times.finish, times.submit, times.wait];
+    assert!(parts.iter().all(|part| !part.is_zero()) && parts.iter().sum::<std::time::Duration>() <= took, "{times:?}");
+    if gpu.capabilities().timestamps {
+        assert_eq!(times.passes.len(), 10);
+        assert!(times.passes.windows(2).all(|pair| pair[0].from_us <= pair[1].from_us), "{times:?}");
+        assert!(times.passes[0].from_us == 0.0 && times.passes.iter().all(|pass| pass.us > 0.0), "{times:?}");
+    }
+    assert!(block_on(gpu.take_submit_times()).is_err());
+    drop(take(&mut stream, true).unwrap());
+}

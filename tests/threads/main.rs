@@ -49,6 +49,7 @@ fn futures_are_send(gpu: &Gpu, [a, b]: [&mut Session; 2], cache: &mut PagedKvCac
     spawned(Gpu::with_options(GpuOptions::default()));
     spawned(gpu.clone().with_matrix_kernels());
     spawned(gpu.take_profile());
+    spawned(gpu.take_submit_times());
     spawned(gpu.measure_parallelism());
     spawned(nn::measure_dispatch_flop(gpu));
     spawned(cache.load(b"", std::io::empty(), |_| ()));

@@ -5,7 +5,7 @@ use super::schedule::TokenRun;
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
-use crate::gpu::{elements, DType, Download};
+use crate::gpu::{elements, DType, Download, HostPart};
 use crate::model::layers::attention::{AttentionStep, StepPlans};
 use crate::nn::{LinearArgs, Span};
 
@@ -40,9 +40,10 @@ impl Session {
     pub(super) fn submit_step_of(&mut self, call: &Call<'_>, parts: Vec<TokenRun>, ids: Ids) -> Result<Submitted> {
         let ending = parts.iter().filter(|p| p.last);
         let samplers: Vec<[f32; 4]> = ending.filter_map(|p| call.samplers.get(p.sequence).copied()).collect();
-        let losses = self.decoder.gpu().losses();
+        let (losses, clock) = (self.decoder.gpu().losses(), self.decoder.gpu().clock());
         let rows = self.record_step(call, &parts, &samplers, ids)?;
         let (gpu, b) = (self.decoder.gpu(), &self.buffers);
+        gpu.stop(clock, HostPart::Record);
         let ending = parts.iter().filter(|p| p.last).count();
         let all = call.want.all_logits();
         let mut wanted = Vec::with_capacity(2);

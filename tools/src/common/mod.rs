@@ -7,6 +7,8 @@ pub(crate) mod facts;
 pub(crate) mod matmul;
 pub(crate) mod timing;
 
+#[path = "../../../examples/shared/breakdown.rs"]
+pub(crate) mod breakdown;
 #[path = "../../../examples/generate/loading.rs"]
 pub(crate) mod loading;
 #[path = "../../../examples/shared/repository.rs"]

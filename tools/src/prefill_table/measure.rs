@@ -1,6 +1,7 @@
 //! Times of whole steps, from the call to its result on the host.
 
 use super::models::Size;
+use crate::common::breakdown::Breakdown;
 use crate::common::timing::{Block, WARM};
 use latten::kv::StateLayout;
 use latten::model::{Config, Decoder, Draw, Session, SessionOptions};
@@ -118,6 +119,79 @@ pub async fn decode(session: &mut Session, batch: usize, length: usize, repeats:
         if start.elapsed() >= repeats.warm {
             return Ok(Step { streamed: median(streamed), one_by_one: median(one_by_one) });
         }
+    }
+}
+
+/// Dispatches that a profile holds.
+const MOST_DISPATCHES: f64 = 2048.0;
+
+/// Where the time of such steps goes, streamed and one by one; dispatch by dispatch too if `profile` says so.
+pub async fn breakdowns(
+    session: &mut Session,
+    (batch, length): (usize, usize),
+    steps: usize,
+    profile: bool,
+) -> Result<Option<[Breakdown; 2]>> {
+    let mut both = Vec::new();
+    for streamed in [true, false] {
+        let mut timed = Timed { session, batch, length, streamed };
+        let gpu = timed.session.decoder().gpu().clone();
+        let seconds = timed.steps(steps, || gpu.start_submit_times()).await?;
+        let Some(found) = Breakdown::new(steps, seconds, &gpu.take_submit_times().await?) else { return Ok(None) };
+        if !profile {
+            both.push(found);
+            continue;
+        }
+        let fit = (MOST_DISPATCHES / found.dispatches.max(1.0)) as usize;
+        let fit = fit.clamp(1, steps);
+        timed.steps(fit, || gpu.start_profile()).await?;
+        both.push(found.with_dispatches(&gpu.take_profile().await?, fit));
+    }
+    Ok(both.try_into().ok())
+}
+
+/// Steps of one token for each of `batch` sequences.
+struct Timed<'a> {
+    session: &'a mut Session,
+    batch: usize,
+    length: usize,
+    streamed: bool,
+}
+
+impl Timed<'_> {
+    /// Seconds of so many steps, after two more and a call of `start`.
+    async fn steps(&mut self, steps: usize, start: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let Timed { session, batch, length, streamed } = self;
+        // One more than is fed: a stream is a step ahead.
+        let count = steps + 3;
+        let ids = (0..*batch).map(|_| session.insert_uncomputed(*length - count)).collect::<Result<Vec<SeqId>>>()?;
+        let mut tokens = prompt(session.decoder().config(), *batch);
+        let fed: Vec<(SeqId, &[u32])> = ids.iter().copied().zip(tokens.chunks(1)).collect();
+        let seconds = if *streamed {
+            let mut stream = session.stream(&fed, |_| Draw::default())?;
+            stream.next(true).await?;
+            stream.next(true).await?;
+            start()?;
+            let from = Instant::now();
+            for _ in 0..steps {
+                stream.next(true).await?;
+            }
+            from.elapsed()
+        } else {
+            let (draws, mut from, mut start) = (vec![Draw::default(); *batch], Instant::now(), Some(start));
+            for step in 0..steps + 2 {
+                if let Some(start) = start.take_if(|_| step == 2) {
+                    start()?;
+                    from = Instant::now();
+                }
+                let fed: Vec<(SeqId, &[u32])> = ids.iter().copied().zip(tokens.chunks(1)).collect();
+                let next = session.next_tokens(&fed, &draws).await?;
+                tokens = next;
+            }
+            from.elapsed()
+        };
+        ids.iter().try_for_each(|id| session.remove(*id))?;
+        Ok(seconds.as_secs_f64())
     }
 }
 

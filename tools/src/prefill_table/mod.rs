@@ -3,7 +3,7 @@
 //!     cargo run --release -p latten-tools -- prefill_table --help
 //!
 //! The models are the paper's (`--size`, default 1471m: 24 layers, 16 heads of 128), Llama-style with a SwiGLU of 2.75
-//! times the stream, matrices and cache in f16. Tables:
+//! times the stream, matrices in f16 or `--weights`, cache in f16. Tables:
 //!
 //! - Prefill: a prompt of `--tokens` in steps of `--chunk`, of GLA and MLA in each form (`PrefillPath`), from the call to
 //!   its first token; TFLOP/s of the FLOP that `measure::prefill_flop` counts, and their percent of the matrix units'
@@ -15,14 +15,15 @@
 //!   `--memory` is cut to what fits, and marked.
 //!
 //! Both ceilings are measured in the same run. Times are of the host's clock, medians, after half a second of the same
-//! work. `--profile` prints the dispatches of a prompt by kernel, and the longest of each; `--dispatch-flop` is what they
-//! may hold (`GpuOptions::dispatch_flop`).
+//! work. `--profile` prints the dispatches of a prompt by kernel, and the longest of each, and where the time of a decode step
+//! goes, which `--json` writes too: what the host records, finishes, submits and waits for, what the device does from the first
+//! dispatch to the last, and how long it is idle. `--dispatch-flop` is what dispatches may hold (`GpuOptions::dispatch_flop`).
 
 mod measure;
 mod models;
 mod report;
 
-use crate::common::arguments::{count, Checked, TierName, FORMS};
+use crate::common::arguments::{count, dtypes, Checked, TierName, FORMS};
 use crate::common::facts::Facts;
 use crate::common::{ceilings, timing};
 use latten::model::{Decoder, PrefillPath, Session, SessionOptions};
@@ -56,6 +57,9 @@ pub(crate) struct Args {
     /// Tokens of the vocabulary; without it those of the size
     #[arg(long, value_name = "N", value_parser = number)]
     vocab: Option<usize>,
+    /// Of the matrices
+    #[arg(long, value_name = "DTYPE", default_value = "f16", value_parser = dtypes(["f16", "i8"]))]
+    weights: DType,
     /// Of attention
     #[arg(long, value_delimiter = ',', default_values = VARIANTS, value_parser = VARIANTS)]
     variants: Vec<String>,
@@ -81,7 +85,7 @@ pub(crate) struct Args {
     /// 2 GiB
     #[arg(long, value_name = "GIB", default_value = "46", value_parser = gib)]
     memory: f64,
-    /// Print the dispatches of a prompt by kernel, and the longest of each
+    /// Print the dispatches of a prompt by kernel and the longest of each, and where the time of decode steps goes
     #[arg(long)]
     profile: bool,
     /// FLOP that a dispatch may hold; without it latten's own number
@@ -151,7 +155,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String>
     for variant in &args.variants {
         let most = args.lengths.iter().copied().chain([args.tokens]).max().unwrap_or(1);
         let config = size.config(variant, most).map_err(text)?;
-        let decoder = weights.decoder(&gpu, size, &config)?;
+        let decoder = weights.decoder(&gpu, size, &config, args.weights)?;
         prefills(args, variant, &decoder, &mut table, out).await?;
         decodes(args, variant, (&gpu, &decoder), &block, (&mut table, out)).await?;
     }
@@ -235,11 +239,17 @@ async fn decodes(
         SessionOptions { max_batch, chunk: max_batch, cache_tokens: most, page_size: PAGE, ..Default::default() };
     let mut session = measure::filled(gpu, decoder, options, block).map_err(text)?;
     let repeats = Repeats { steps: args.steps.unwrap_or(Repeats::of(gpu).steps), ..Repeats::of(gpu) };
-    let weight_bytes = 2 * (args.model_size().block_elements(config) + config.vocab_size * config.hidden_size);
+    let weight_bytes = args.weights.size_bits() / 8
+        * (args.model_size().block_elements(config) + config.vocab_size * config.hidden_size);
     for (wanted, batch, length) in cases.into_iter().filter(|case| case.1 > 0) {
         let step = measure::decode(&mut session, batch, length, repeats).await.map_err(text)?;
         let bytes = weight_bytes + batch * length * config.layers * token_bytes;
-        let row = DecodeRow::new(table, variant, (batch, wanted), (length, token_bytes), (bytes, step));
+        let mut row = DecodeRow::new(table, variant, (batch, wanted), (length, token_bytes), (bytes, step));
+        if args.profile || args.json.is_some() {
+            let steps = repeats.steps.min(LEAST_LENGTH - 3);
+            let found = measure::breakdowns(&mut session, (batch, length), steps, args.profile).await;
+            row.breakdown = found.map_err(text)?;
+        }
         table.add_decode(row, out).map_err(io)?;
     }
     Ok(())

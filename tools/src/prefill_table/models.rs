@@ -140,8 +140,8 @@ impl Weights {
         Weights { matrices, gains }
     }
 
-    /// The model on the device, its matrices in f16.
-    pub fn decoder(&self, gpu: &Gpu, size: &Size, config: &Config) -> Result<Decoder, String> {
+    /// The model on the device, its matrices in `dtype`.
+    pub fn decoder(&self, gpu: &Gpu, size: &Size, config: &Config, dtype: DType) -> Result<Decoder, String> {
         let tensors = size.tensors(config);
         let views = tensors.iter().enumerate().map(|(index, (name, shape))| {
             let bytes = 2 * shape.iter().product::<usize>();
@@ -154,7 +154,7 @@ impl Weights {
         });
         let views = views.collect::<Result<Vec<_>, String>>()?;
         let bytes = safetensors::serialize(views, None).map_err(|e| e.to_string())?;
-        Decoder::from_bytes(gpu, config.clone(), WeightBytes { name: "random", bytes: &bytes }, DType::F16)
+        Decoder::from_bytes(gpu, config.clone(), WeightBytes { name: "random", bytes: &bytes }, dtype)
             .map_err(|e| e.to_string())
     }
 }

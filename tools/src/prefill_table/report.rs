@@ -2,6 +2,7 @@
 
 use super::measure::Step;
 use super::Args;
+use crate::common::breakdown::Breakdown;
 use crate::common::ceilings::Ceilings;
 use crate::common::facts::Facts;
 use latten::{DispatchTime, Gpu};
@@ -15,6 +16,7 @@ pub struct Table {
     #[serde(flatten)]
     pub facts: Facts,
     pub tier: String,
+    pub weights: String,
     #[serde(flatten)]
     pub ceilings: Ceilings,
     pub size: &'static str,
@@ -66,6 +68,8 @@ pub struct DecodeRow {
     pub tokens_per_s: f64,
     pub gbps: f64,
     pub read_percent: f64,
+    /// Where the time of a streamed step goes, and of one by one. With `--json` or `--profile`.
+    pub breakdown: Option<[Breakdown; 2]>,
 }
 
 impl PrefillRow {
@@ -113,6 +117,7 @@ impl DecodeRow {
             tokens_per_s: batch as f64 / seconds,
             gbps,
             read_percent: 100.0 * gbps / table.ceilings.read_gbps,
+            breakdown: None,
         }
     }
 }
@@ -124,6 +129,7 @@ impl Table {
             adapter: gpu.capabilities().adapter.clone(),
             facts: Facts::default(),
             tier: format!("{:?}", gpu.capabilities().tier),
+            weights: args.weights.to_string(),
             ceilings,
             size: size.name,
             layers: size.layers,
@@ -148,8 +154,8 @@ impl Table {
         )?;
         writeln!(
             out,
-            "model: {} layers of {}, {} heads of {}, SwiGLU {}, {} tokens",
-            self.layers, self.hidden, self.heads, self.head_dim, self.ffn, self.vocab
+            "model: {} layers of {}, {} heads of {}, SwiGLU {}, {} tokens, matrices in {}",
+            self.layers, self.hidden, self.heads, self.head_dim, self.ffn, self.vocab, self.weights
         )
     }
 
@@ -186,6 +192,10 @@ impl Table {
             row.gbps,
             row.read_percent
         )?;
+        if let Some([streamed, one_by_one]) = &row.breakdown {
+            streamed.print(out, "streamed")?;
+            one_by_one.print(out, "one by one")?;
+        }
         self.decode.push(row);
         Ok(())
     }

@@ -278,6 +278,7 @@ fn prefill_table_measures_a_small_model() {
         ("--paths implicit", "[possible values: -, absorbed, explicit, auto]"),
         ("--tokens 0", "invalid value '0' for '--tokens <N>': not a number"),
         ("--lengths 63", "need 64 tokens"),
+        ("--weights f32", "[possible values: f16, i8]"),
         ("--memory 0", "not a size"),
         ("--memory inf", "not a size"),
         ("--json", "a value is required for '--json <FILE>'"),
@@ -318,4 +319,17 @@ fn prefill_table_measures_a_small_model() {
         ["batch", "wanted_batch", "length", "bytes_per_token_and_layer"].map(|name| decode[name].as_u64().unwrap());
     assert_eq!((table["decode"].as_array().unwrap().len(), cut), (1, [1, 2, 128, 576]), "{out}");
     assert!(out.contains("1 (of 2)"), "{out}");
+    // Where a step's time goes: all of it is the host's, in parts; and the device has not taken longer than the step.
+    for row in decode["breakdown"].as_array().unwrap() {
+        let parts = ["record_us", "finish_us", "submit_us", "wait_us", "other_us"].map(|name| number(row, name));
+        let (step, all): (f64, f64) = (number(row, "step_us"), parts.iter().sum());
+        assert!(parts[..4].iter().all(|us| *us > 0.0) && all >= step && all < 1.2 * step, "{row}");
+        assert!((12.0..20.0).contains(&number(row, "dispatches")) && row["timed"].is_null(), "{row}");
+        if !row["passes"].is_null() {
+            let device = number(&row["passes"], "first_to_last_us");
+            assert!(device > 0.0 && device < 1.2 * step, "{row}");
+        }
+    }
+    assert!(out.contains("streamed, of 2 steps") && out.contains("one by one, of 2 steps"), "{out}");
+    assert_eq!(table["weights"], "f16");
 }
