@@ -2,7 +2,8 @@
 # Mutation check of the kernels around attention: each clamp and mask of shaders/kv and shaders/attention is changed in turn,
 # and at least one test of tests/kernels must fail, or of src/cache/file/page_rows_tests.rs for pages_rows, which software GPUs
 # use nowhere else. So are decisions of the scheduler and of speculative decoding (src/model), whose tests are tests/model and
-# src/model/generate/rejection_tests.rs, and the kernels that list rows by expert, whose tests are those of tests/nn. Not part of
+# src/model/generate/rejection_tests.rs, and the kernels that list rows by expert and
+# those of weights in blocks, whose tests are those of tests/nn. Not part of
 # the default run, but for --check; an hour to two on two cores with a software GPU.
 #
 #   tests/mutate.sh --check         only whether every row applies: its text occurs once in its file, its tests have such names
@@ -31,6 +32,7 @@ S="page_rows::"
 H="scheduler::|speculative::"
 R="rejection::"
 E="experts::"
+B="blocks::"
 table() {
   cat <<'TABLE'
 rows-word-end       ~kv/pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
@@ -199,6 +201,11 @@ experts-sum-first   ~nn/experts_sum.wgsl~params.first_out + out] +=~out] +=~E~di
 experts-sum-adds    ~nn/experts_sum.wgsl~out] += sum~out] = sum~E~dies
 experts-rule        ~src/nn/experts/listed.rs~shape.top) >= self~shape.top) > self~E~dies
 experts-empty       ~nn/experts_io.wgsl~list[first_row] == NONE~false~E~same: a tile without pairs stores nothing
+blocks-high-run     ~nn/bits/5.wgsl~(piece + 4u * run)~piece~B~dies
+blocks-high-word    ~nn/block_planes.wgsl~at % GROUP * HIGH + n~n~B~dies
+blocks-half         ~nn/block_scales/half.wgsl~unpack2x16float(header)[at % 2u]~unpack2x16float(header).x~B~dies
+blocks-offset       ~nn/block_scales/k4.wgsl~product * scale.x - inputs * scale.y~product * scale.x~B~dies
+blocks-last-group   ~src/nn/linear/blocks/planes.rs~words.truncate(end)~~B~dies
 TABLE
 }
 
@@ -218,6 +225,7 @@ groups_of() {
     H) echo "$H" ;;
     R) echo "$R" ;;
     E) echo "$E" ;;
+    B) echo "$B" ;;
     *) return 1 ;;
   esac
 }
@@ -227,7 +235,7 @@ target_of() {
   case $1 in
     L | S | R) echo "--lib" ;;
     H) echo "--test model" ;;
-    E) echo "--test nn" ;;
+    E | B) echo "--test nn" ;;
     *) echo "--test kernels" ;;
   esac
 }

@@ -1,18 +1,18 @@
 // y[r, :] = table[ids[r], :], for those rows of a table in parts that are in this part
 //
-// Grid: (ceil(row_vec4 / 64), rows); one lane per vec4<u32> of a table row.
-// Constants: VECS_PER_WORD. Parts: kv/element.
+// Grid: (ceil(row_words / 64), rows); one lane per word of a table row.
+// Constants: VECS_PER_WORD. Parts: nn/weights.
 
 struct Params {
     dim: u32,
-    row_vec4: u32, // vec4<u32> per table row
+    row_words: u32, // words per table row
     table_rows: u32, // of all parts
     first_row: u32, // of this part
     part_rows: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-// table: (part_rows, row_vec4) vec4<u32>, rows padded with zeros
-@group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;
+// The table: (part_rows, row_words) words as nn/weights has them, rows padded with zeros
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 // ids: (rows) u32; clamped here, validated on the host
 @group(0) @binding(2) var<storage, read> ids: array<u32>;
 // y: (rows, dim) f32
@@ -20,7 +20,7 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    if (id.x >= params.row_vec4) {
+    if (id.x >= params.row_words) {
         return;
     }
     // Before the first row this is past the last one, too.
@@ -28,10 +28,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (row >= params.part_rows) {
         return;
     }
-    let packed = table[row * params.row_vec4 + id.x];
+    let packed = load_word(row * params.row_words + id.x);
     // unroll
     for (var q = 0u; q < VECS_PER_WORD; q++) {
-        let values = unpack_word(packed)[q];
+        let values = unpack_packed(packed)[q];
         let first = (id.x * VECS_PER_WORD + q) * 4u;
         // unroll
         for (var e = 0u; e < 4u; e++) {

@@ -1,5 +1,5 @@
 // Products of each row with the matrices of the experts it goes to. The slot says what becomes of them:
-//   experts_up    y[r, s, o] = w[r, s] silu(W[e, o] x[r]) (W[e, out_dim / 2 + o] x[r]),  e = ids[r, s]
+//   experts_up    y[r, s, o] = shares[r, s] silu(W[e, o] x[r]) (W[e, out_dim / 2 + o] x[r]),  e = ids[r, s]
 //   experts_down  y[r, o] += sum_s W[ids[r, s], o] x[r, s]
 // One row's matrices are read for that row alone, so the time is that of the memory for few rows.
 //
@@ -10,22 +10,20 @@
 struct Params {
     out_dim: u32, // rows of a matrix
     in_dim: u32,
-    row_vec4: u32, // vec4<u32> per row of a matrix
+    row_words: u32, // words per row of a matrix
     experts: u32,
     x_row_stride: u32,
     y_row_stride: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-// matrices: (experts, out_dim, row_vec4) vec4<u32>, rows padded with zeros
-@group(0) @binding(1) var<storage, read> matrices: array<vec4<u32>>;
-// scales: (experts, out_dim) f32; any buffer where the weights have none
-@group(0) @binding(2) var<storage, read> scales: array<f32>;
+// weights: (experts, out_dim, row_words) words as nn/weights has them, rows padded with zeros
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 // x: experts_up (rows, in_dim), experts_down (rows, TOP, in_dim) f32, rows x_row_stride elements apart
 @group(0) @binding(3) var<storage, read> x: array<f32>;
 // ids: (rows, TOP) u32
 @group(0) @binding(4) var<storage, read> ids: array<u32>;
-// weights: (rows, TOP) f32; any buffer for experts_down
-@group(0) @binding(5) var<storage, read> weights: array<f32>;
+// shares: (rows, TOP) f32, what each slot counts; any buffer for experts_down
+@group(0) @binding(5) var<storage, read> shares: array<f32>;
 // y: experts_up (rows, TOP, out_dim / 2), experts_down (rows, out_dim) f32, rows y_row_stride elements apart
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
@@ -35,8 +33,8 @@ var<workgroup> partials: array<vec2<f32>, LANES>;
 fn part_of(e: u32, out: u32, x_first: u32, in_lane: u32) -> f32 {
     let at = min(e, params.experts - 1u) * params.out_dim + min(out, params.out_dim - 1u);
     var sum = 0.0;
-    for (var k = in_lane; k < params.row_vec4; k += IN_LANES) {
-        let packed = matrices[at * params.row_vec4 + k];
+    for (var k = in_lane; k < params.row_words; k += IN_LANES) {
+        let packed = load_word(at * params.row_words + k);
         // unroll
         for (var q = 0u; q < VECS_PER_WORD; q++) {
             let i = (k * VECS_PER_WORD + q) * 4u;
@@ -46,7 +44,7 @@ fn part_of(e: u32, out: u32, x_first: u32, in_lane: u32) -> f32 {
                 // Past the row's end the weights are 0, so any of its own elements will do, but no other's.
                 values[n] = x[x_first + min(i + n, params.in_dim - 1u)];
             }
-            sum += dot(unpack_word(packed)[q], values);
+            sum += dot(unpack_packed(packed)[q], values);
         }
     }
     return sum * row_scale(at);

@@ -6,7 +6,7 @@ struct Params {
     experts: u32,
     out_dim: u32, // rows of a matrix
     in_dim: u32,
-    row_vec4: u32, // vec4<u32> per row of a matrix
+    row_words: u32, // words per row of a matrix
     pairs_per_row: u32, // pairs that share a row of x: all of a row's for gate and up, 1 for down
     x_row_stride: u32,
     y_row_stride: u32, // of a pair
@@ -15,14 +15,12 @@ struct Params {
     first_tile: u32, // and in y
 }
 @group(0) @binding(0) var<uniform> params: Params;
-// weights: (experts, out_dim, row_vec4) vec4<u32>, rows padded with zeros
+// weights: (experts, out_dim, row_words) words as nn/weights has them, rows padded with zeros
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 // list: (tiles, TILE_ROWS) u32
 @group(0) @binding(3) var<storage, read> list: array<u32>;
 // y: (pairs, outputs from first_out on) f32, y_row_stride apart
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
-// scales: (experts, out_dim) f32; any buffer where the weights have none
-@group(0) @binding(6) var<storage, read> scales: array<f32>;
 // ids: (pairs) u32
 @group(0) @binding(7) var<storage, read> ids: array<u32>;
 
@@ -42,9 +40,9 @@ fn input_base(entry: u32, expert: u32) -> u32 {
     return min(list[entry], params.pairs - 1u) / params.pairs_per_row * params.x_row_stride;
 }
 
-// First vec4 of a matrix row; rows past the last repeat it, and are not stored.
+// First word of a matrix row; rows past the last repeat it, and are not stored.
 fn weight_base(expert: u32, out: u32) -> u32 {
-    return (expert * params.out_dim + min(out, params.out_dim - 1u)) * params.row_vec4;
+    return (expert * params.out_dim + min(out, params.out_dim - 1u)) * params.row_words;
 }
 
 // A matrix row's product with its scale.

@@ -1,16 +1,14 @@
 // What the products of a linear share: buffers, where weights lie, how outputs are stored. Parts: linear_params.
-// weights: (heads, out_dim, row_vec4) vec4<u32>, rows padded with zeros
+// weights: (heads, out_dim, row_words) words as nn/weights has them, rows padded with zeros
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 // bias: (heads, out_dim) f32; any buffer where there is none
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 // y: (rows, heads, outputs) f32 through y_offset, y_row_stride and y_head_stride
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
-// scales: (heads, out_dim) f32; any buffer where the weights have none
-@group(0) @binding(6) var<storage, read> scales: array<f32>;
 
-// First vec4 of a matrix row; rows past the last repeat it, and are not stored.
+// First word of a matrix row; rows past the last repeat it, and are not stored.
 fn weight_base(head: u32, out: u32) -> u32 {
-    return (head * params.out_dim + min(out, params.out_dim - 1u)) * params.row_vec4;
+    return (head * params.out_dim + min(out, params.out_dim - 1u)) * params.row_words;
 }
 
 // A matrix row's product with its scale, that of the input, and its bias.

@@ -67,7 +67,7 @@ fn main(
     // Steps to come; past a matrix row's end any of its own words will do, since the input is 0 there, and past the last
     // step nothing is multiplied, so it is fetched again.
     var x_words: array<vec4<u32>, X_HELD>;
-    var w_words: array<vec4<u32>, W_HELD>;
+    var w_words: array<Packed, W_HELD>;
     // unroll
     for (var u = 0u; u < AHEAD; u++) {
         // unroll
@@ -77,7 +77,7 @@ fn main(
         // unroll
         for (var i = 0u; i < W_FETCHES; i++) {
             let word = u * W_STEP_WORDS + (lane + THREADS * i) % W_STEP_WORDS;
-            w_words[u * W_FETCHES + i] = weights[w_base[i] + min(word, params.row_vec4 - 1u)];
+            w_words[u * W_FETCHES + i] = load_word(w_base[i] + min(word, params.row_words - 1u));
         }
     }
     for (var k = 0u; k < row_words; k += AHEAD * STEP_WORDS) {
@@ -93,7 +93,7 @@ fn main(
             for (var i = 0u; i < W_FETCHES; i++) {
                 let t = lane + THREADS * i;
                 let at = t / W_STEP_WORDS * STRIDE + t % W_STEP_WORDS * HALVES_PER_WORD;
-                let quads = unpack_word(w_words[u * W_FETCHES + i]);
+                let quads = unpack_packed(w_words[u * W_FETCHES + i]);
                 // unroll
                 for (var q = 0u; q < HALVES_PER_WORD; q++) {
                     w_tile[at + q] = Word(vec4<f16>(quads[2u * q]), vec4<f16>(quads[2u * q + 1u]));
@@ -108,7 +108,7 @@ fn main(
             // unroll
             for (var i = 0u; i < W_FETCHES; i++) {
                 let word = next / HALVES_PER_WORD + (lane + THREADS * i) % W_STEP_WORDS;
-                w_words[u * W_FETCHES + i] = weights[w_base[i] + min(word, params.row_vec4 - 1u)];
+                w_words[u * W_FETCHES + i] = load_word(w_base[i] + min(word, params.row_words - 1u));
             }
             // unroll
             for (var d = 0u; d < STEP_MATRICES; d++) {

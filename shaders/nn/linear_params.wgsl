@@ -3,7 +3,7 @@ struct Params {
     rows: u32,
     out_dim: u32, // rows of the matrix
     in_dim: u32,
-    row_vec4: u32, // vec4<u32> per row of weights
+    row_words: u32, // words per row of weights, of 16 bytes or as nn/weights/blocks.wgsl has them
     x_offset: u32,
     x_row_stride: u32,
     x_head_stride: u32,

@@ -2,15 +2,15 @@
 // The slots add to it: weights with scales, a norm before, SwiGLU or rotated elements after.
 //
 // Grid: (ceil(outputs / (OUTPUTS * OUT_LANES)), ceil(rows / ROWS), heads), or more with nn/beside/norm.wgsl.
-// IN_LANES lanes go along the input together, 16 bytes of weights each and STEPS times OUTS of those in flight, since
+// IN_LANES lanes go along the input together, a word of weights each and STEPS times OUTS of those in flight, since
 // the time is that of the memory; every lane does OUTS matrix rows for ROWS rows of x. With IN_LANES = 1 no lane waits for
 // another, which is what counts where lanes are simulated.
 // A row's sums are formed in the same order whatever ROWS and STEPS are and whatever the other rows hold.
 // Constants: ROWS, OUTS, STEPS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD, STEP_WORDS = STEPS *
 // OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
 // ROWS * (OUTS + NORMS); MAX_SUBGROUPS; JOINED_LANES, JOINED_SUMS: rest_norm's lanes per sum, and sums per total.
-// Parts: linear_params, linear_io, and one each of nn/input/*, kv/element/*, nn/weights/*, nn/gain/*, nn/output/*, nn/tail/*,
-// nn/beside/*, nn/reduce/* (which holds main, and the sums
+// Parts: linear_params, linear_io, and one each of nn/input/*, kv/element/*, nn/weights/*, nn/sums/*, nn/gain/*, nn/output/*,
+// nn/tail/*, nn/beside/*, nn/reduce/* (which holds main, and the sums
 // over lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each).
 
 fn product(workgroup: vec3<u32>, lane: u32) {
@@ -35,46 +35,7 @@ fn product(workgroup: vec3<u32>, lane: u32) {
     for (var j = 0u; j < OUTS; j++) {
         w_base[j] = weight_base(head, matrix_row(first_out, j, lane / IN_LANES));
     }
-    var sums: array<f32, PADDED>;
-    for (var k = in_lane; k < params.row_vec4; k += STEPS * IN_LANES) {
-        var packed: array<vec4<u32>, STEP_WORDS>;
-        // unroll
-        for (var s = 0u; s < STEPS; s++) {
-            // Past the row's end any of its own words will do: the input is 0 there.
-            let word = min(k + s * IN_LANES, params.row_vec4 - 1u);
-            // unroll
-            for (var j = 0u; j < OUTS; j++) {
-                packed[s * OUTS + j] = weights[w_base[j] + word];
-            }
-        }
-        // unroll
-        for (var s = 0u; s < STEPS; s++) {
-            // unroll
-            for (var q = 0u; q < VECS_PER_WORD; q++) {
-                let quad = (k + s * IN_LANES) * VECS_PER_WORD + q;
-                let gains = input_gain(quad);
-                var w: array<vec4<f32>, OUTS>;
-                // unroll
-                for (var j = 0u; j < OUTS; j++) {
-                    w[j] = unpack_word(packed[s * OUTS + j])[q];
-                }
-                // unroll
-                for (var r = 0u; r < ROWS; r++) {
-                    let raw = input_quad(x_base[r], quad);
-                    let values = raw * gains;
-                    // unroll
-                    for (var j = 0u; j < OUTS; j++) {
-                        sums[r * OUTS + j] += dot(w[j], values);
-                    }
-                    // unroll
-                    for (var n = 0u; n < NORMS; n++) {
-                        sums[ROWS * OUTS + r + n] += dot(raw, raw);
-                    }
-                }
-            }
-        }
-    }
-    reduce(lane, sums);
+    reduce(lane, row_sums(x_base, w_base, in_lane));
     for (var t = lane; t < ROWS * OUTPUTS * OUT_LANES; t += LANES) {
         let out_lane = t % OUT_LANES;
         let r = t / OUT_LANES / OUTPUTS;

@@ -43,16 +43,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var sums: array<array<f32, MICRO_OUT>, MICRO_ROWS>;
     var squares: array<f32, MICRO_ROWS>;
     var raw: array<vec4<f32>, MICRO_ROWS>;
-    var packed: array<vec4<u32>, TILE_WORDS>;
+    var packed: array<Packed, TILE_WORDS>;
     // unroll
     for (var m = 0u; m < MICRO_ROWS; m++) {
         raw[m] = input_quad(x_base[m], lane_out);
     }
     // unroll
     for (var i = 0u; i < TILE_WORDS; i++) {
-        packed[i] = weights[w_base[i] + min((lane + 64u * i) % WORDS, params.row_vec4 - 1u)];
+        packed[i] = load_word(w_base[i] + min((lane + 64u * i) % WORDS, params.row_words - 1u));
     }
-    for (var k = 0u; k < params.row_vec4; k += WORDS) {
+    for (var k = 0u; k < params.row_words; k += WORDS) {
         let gains = input_gain(k * VECS_PER_WORD + lane_out);
         // unroll
         for (var m = 0u; m < MICRO_ROWS; m++) {
@@ -67,7 +67,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             let t = lane + 64u * i;
             // unroll
             for (var q = 0u; q < VECS_PER_WORD; q++) {
-                w_tile[t / WORDS * STRIDE + t % WORDS * VECS_PER_WORD + q] = unpack_word(packed[i])[q];
+                w_tile[t / WORDS * STRIDE + t % WORDS * VECS_PER_WORD + q] = unpack_packed(packed[i])[q];
             }
         }
         workgroupBarrier();
@@ -78,7 +78,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         // unroll
         for (var i = 0u; i < TILE_WORDS; i++) {
-            packed[i] = weights[w_base[i] + min(k + WORDS + (lane + 64u * i) % WORDS, params.row_vec4 - 1u)];
+            packed[i] = load_word(w_base[i] + min(k + WORDS + (lane + 64u * i) % WORDS, params.row_words - 1u));
         }
         for (var d = 0u; d < DEPTH; d++) {
             var w: array<vec4<f32>, MICRO_OUT>;

@@ -2,23 +2,25 @@
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::span::check_apart;
-use super::{params, word, Weight};
+use super::{params, word, Weight, WeightType};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::elements::elements_part;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
-params!(Params { dim: u32, row_vec4: u32, table_rows: u32, first_row: u32, part_rows: u32 });
+params!(Params { dim: u32, row_words: u32, table_rows: u32, first_row: u32, part_rows: u32 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
-pub(super) fn spec(dtype: DType) -> Result<KernelSpec> {
-    Ok(KernelSpec {
-        name: "embedding",
-        consts: vec![("VECS_PER_WORD", number(dtype.per_vec4() / 4))],
-        parts: vec![elements_part(dtype)?, part!("nn/embedding.wgsl")],
-        bindings: vec![Access::Read, Access::Read, Access::Write],
-        workgroup_bytes: 0,
-    })
+pub(super) fn spec(kind: impl Into<WeightType>) -> Result<KernelSpec> {
+    let kind = kind.into();
+    if let WeightType::Plain(dtype) = kind {
+        elements_part(dtype)?; // no scales of rows
+    }
+    let (mut parts, mut consts) = kind.parts()?;
+    consts.extend([("VECS_PER_WORD", number(kind.per_word().wrapping_div(4))), ("SCALES_BINDING", number(4))]);
+    parts.push(part!("nn/embedding.wgsl"));
+    let bindings = vec![Access::Read, Access::Read, Access::Write, Access::Read];
+    Ok(KernelSpec { name: "embedding", consts, parts, bindings, workgroup_bytes: 0 })
 }
 
 /// `y[r, :] = table[ids[r], :]`. The table may be the weight of a tied head, or (with [`Weight::from_rows`])
@@ -49,13 +51,13 @@ impl Embedding {
     /// [`ErrorKind::Argument`] for none, for several heads, and for parts of different widths or dtypes.
     pub fn of_parts(gpu: &Gpu, parts: &[Weight]) -> Result<Self> {
         let first = parts.first().ok_or_else(|| ErrorKind::argument("parts", "a table has at least one"))?;
-        let kind = |part: &Weight| (part.in_dim(), part.dtype());
+        let kind = |part: &Weight| (part.in_dim(), part.weight_type());
         for part in parts {
             if part.heads() != 1 {
                 return Err(ErrorKind::argument("table", format!("{} heads, a table has 1", part.heads())));
             }
             if kind(part) != kind(first) {
-                let text = |part: &Weight| format!("rows of {} in {}", part.in_dim(), part.dtype());
+                let text = |part: &Weight| format!("rows of {} in {}", part.in_dim(), part.weight_type());
                 return Err(ErrorKind::argument("parts", format!("{} beside {}", text(part), text(first))));
             }
         }
@@ -63,7 +65,7 @@ impl Embedding {
         if rows > u32::MAX as usize {
             return Err(ErrorKind::argument("parts", format!("{rows} rows are past 32 bits")));
         }
-        let kernel = gpu.kernel(spec(first.dtype())?)?;
+        let kernel = gpu.kernel(spec(first.weight_type())?)?;
         Ok(Embedding { gpu: gpu.clone(), parts: parts.to_vec(), kernel })
     }
 
@@ -96,21 +98,22 @@ impl Embedding {
     /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::Argument`].
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, ids: &Tensor, y: &Tensor) -> Result<()> {
         ids.expect("ids", &[0], DType::U32)?;
-        let (rows, width) = (ids.len(), self.parts.first().map(|part| (part.in_dim(), part.row_vec4())));
-        let (dim, row_vec4) = width.unwrap_or_default();
+        let (rows, width) = (ids.len(), self.parts.first().map(|part| (part.in_dim(), part.row_words())));
+        let (dim, row_words) = width.unwrap_or_default();
         y.expect("y", &[rows, dim], DType::F32)?;
         let inputs: Vec<&Tensor> = self.parts.iter().map(|part| &part.tensor).chain([ids]).collect();
         check_apart("y", y, &inputs)?;
         if y.len() > u32::MAX as usize {
             return Err(ErrorKind::shape("y", y.shape(), "fewer than 2^32 elements"));
         }
-        let grid = (word(row_vec4.div_ceil(64)), word(rows), 1);
+        let grid = (word(row_words.div_ceil(64)), word(rows), 1);
         let mut first = 0usize;
         for part in &self.parts {
             let (table_rows, part_rows) = (word(self.rows()), word(part.out_dim()));
             let params =
-                Params { dim: word(dim), row_vec4: word(row_vec4), table_rows, first_row: word(first), part_rows };
-            let buffers = [&part.tensor.buffer, &ids.buffer, &y.buffer];
+                Params { dim: word(dim), row_words: word(row_words), table_rows, first_row: word(first), part_rows };
+            let scales = part.scales.as_ref().unwrap_or(&part.tensor);
+            let buffers = [&part.tensor.buffer, &ids.buffer, &y.buffer, &scales.buffer];
             // All parts together write all of `y`.
             self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, y.whole().as_slice())?;
             first = first.saturating_add(part.out_dim()); // `of_parts` has counted the rows

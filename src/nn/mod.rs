@@ -17,7 +17,9 @@ pub use activation::SwiGlu;
 pub use embedding::Embedding;
 pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Route, RouteShape};
 pub(crate) use linear::{largest_magnitude, WeightWriter};
-pub use linear::{measure_dispatch_flop, quantise, BlockType, Linear, LinearArgs, LinearTuning, MatrixTile, Weight};
+pub use linear::{
+    measure_dispatch_flop, quantise, BlockType, Linear, LinearArgs, LinearTuning, MatrixTile, Weight, WeightType,
+};
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{RopeKernel, RopeShape};
 pub use rope_wide::{RopeWideArgs, RopeWideKernel};
@@ -59,6 +61,11 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
         all.push((format!("{dtype} up, 6 experts"), experts::spec(dtype, 6, true)?));
         all.push((format!("{dtype} down, 6 experts"), experts::spec(dtype, 6, false)?));
+    }
+    for block in BlockType::ALL {
+        all.push((block.to_string(), embedding::spec(block)?));
+        all.push((format!("{block} up, 6 experts"), experts::spec(block, 6, true)?));
+        all.push((format!("{block} down, 6 experts"), experts::spec(block, 6, false)?));
     }
     all.extend(experts::listed::specs()?);
     all.extend(

@@ -1,6 +1,7 @@
 //! The decoder block's kernels on the adapter that is there, against the f64 reference.
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 
+mod blocks;
 #[path = "../common/mod.rs"]
 mod common;
 mod encode;

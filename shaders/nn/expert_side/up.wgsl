@@ -10,6 +10,6 @@ fn store(row: u32, slot: u32, out: u32, sums: vec2<f32>) {
     let outputs = params.out_dim / 2u;
     if (out < outputs) {
         let gate = sums.x / (1.0 + exp(min(-sums.x, 80.0)));
-        y[row * params.y_row_stride + slot * outputs + out] = weights[row * TOP + slot] * gate * sums.y;
+        y[row * params.y_row_stride + slot * outputs + out] = shares[row * TOP + slot] * gate * sums.y;
     }
 }

@@ -4,7 +4,7 @@ use crate::error::{ErrorKind, Result};
 use crate::gpu::pieces::pieces;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use crate::nn::linear::shape::{Fusion, LinearTuning, Shape};
-use crate::nn::{params, word, ExpertArgs, Experts, Span, Weight};
+use crate::nn::{params, word, BlockType, ExpertArgs, Experts, Span, Weight, WeightType};
 use std::sync::{Arc, OnceLock};
 
 /// A tile kernel takes no notice of it.
@@ -16,7 +16,7 @@ params!(TileParams {
     experts: u32,
     out_dim: u32,
     in_dim: u32,
-    row_vec4: u32,
+    row_words: u32,
     pairs_per_row: u32,
     x_row_stride: u32,
     y_row_stride: u32,
@@ -127,9 +127,9 @@ pub(crate) fn list_spec(tile_rows: usize) -> KernelSpec {
     }
 }
 
-pub(crate) fn tile_spec(tile_rows: usize, dtype: DType, vec4: bool, up: bool) -> Result<KernelSpec> {
+pub(crate) fn tile_spec(tile_rows: usize, kind: impl Into<WeightType>, vec4: bool, up: bool) -> Result<KernelSpec> {
     let fusion = Fusion { swiglu: up, listed: true, ..Default::default() };
-    Shape::Tile(tile_rows / 8).spec(&ANY, dtype, vec4, fusion)
+    Shape::Tile(tile_rows / 8).spec(&ANY, kind, vec4, fusion)
 }
 
 pub(crate) fn sum_spec(top: usize) -> KernelSpec {
@@ -154,6 +154,11 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
                     tile_spec(tile_rows, dtype, vec4, up)?,
                 ));
             }
+        }
+    }
+    for block in BlockType::ALL {
+        for up in [true, false] {
+            all.push((format!("{block} {}", if up { "up" } else { "down" }), tile_spec(16, block, true, up)?));
         }
     }
     Ok(all)
@@ -201,15 +206,15 @@ impl Experts {
         let params = ListParams { pairs: word(rows * top), experts: word(experts) };
         self.gpu.dispatch(pass, kernel, &params, &[&ids.buffer, &list.buffer], (word(experts), 1, 1))?;
 
-        let (dtype, vec4) = (self.gate_up.dtype(), x.is_vec4() && dim.is_multiple_of(4));
+        let (kind, vec4) = (self.gate_up.weight_type(), x.is_vec4() && dim.is_multiple_of(4));
         let cell = &self.listed.up[usize::from(!vec4)];
-        let kernel = self.gpu.kernel_in(cell, || tile_spec(tile_rows, dtype, vec4, true))?;
+        let kernel = self.gpu.kernel_in(cell, || tile_spec(tile_rows, kind, vec4, true))?;
         let (weight, hidden) = (&self.gate_up, &scratch.hidden);
         let up = Product { kernel, weight, swiglu: true, x, y: hidden, outputs: (0, width) };
         self.encode_tiles(pass, up, (ids, list))?;
 
-        let (dtype, vec4) = (self.down.dtype(), width.is_multiple_of(4));
-        let down = self.gpu.kernel_in(&self.listed.down, || tile_spec(tile_rows, dtype, vec4, false))?;
+        let (kind, vec4) = (self.down.weight_type(), width.is_multiple_of(4));
+        let down = self.gpu.kernel_in(&self.listed.down, || tile_spec(tile_rows, kind, vec4, false))?;
         let sum = self.gpu.kernel_in(&self.listed.sum, || Ok(sum_spec(top)))?;
         let (weight, run) = (&self.down, outputs.shape()[2]);
         for first in (0..dim).step_by(run) {
@@ -242,7 +247,7 @@ impl Experts {
             experts: word(w.heads()),
             out_dim: word(w.out_dim()),
             in_dim: word(w.in_dim()),
-            row_vec4: word(w.row_vec4()),
+            row_words: word(w.row_words()),
             pairs_per_row: word(if swiglu { self.top } else { 1 }),
             x_row_stride: word(x.row_stride),
             y_row_stride: word(y.shape()[2]),

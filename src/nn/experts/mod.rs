@@ -10,10 +10,10 @@ use super::span::Extent;
 use super::{params, word, Span, Weight};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
-use crate::nn::linear::weight::weight_parts;
+use crate::nn::WeightType;
 use listed::Listed;
 
-params!(Params { out_dim: u32, in_dim: u32, row_vec4: u32, experts: u32, x_row_stride: u32, y_row_stride: u32 });
+params!(Params { out_dim: u32, in_dim: u32, row_words: u32, experts: u32, x_row_stride: u32, y_row_stride: u32 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
@@ -22,8 +22,17 @@ const IN_LANES: usize = 16;
 const OUT_LANES: usize = LANES / IN_LANES;
 
 /// `up`: gate and up, else down.
-pub(super) fn spec(dtype: DType, top: usize, up: bool) -> Result<KernelSpec> {
-    let mut parts = weight_parts(dtype)?.to_vec();
+pub(super) fn spec(kind: impl Into<WeightType>, top: usize, up: bool) -> Result<KernelSpec> {
+    let kind = kind.into();
+    let (mut parts, mut consts) = kind.parts()?;
+    consts.extend([
+        ("LANES", number(LANES)),
+        ("IN_LANES", number(IN_LANES)),
+        ("OUT_LANES", number(OUT_LANES)),
+        ("VECS_PER_WORD", number(kind.per_word() / 4)),
+        ("SCALES_BINDING", number(2)),
+        ("TOP", number(top)),
+    ]);
     parts.push(match up {
         true => part!("nn/expert_side/up.wgsl"),
         false => part!("nn/expert_side/down.wgsl"),
@@ -31,13 +40,7 @@ pub(super) fn spec(dtype: DType, top: usize, up: bool) -> Result<KernelSpec> {
     parts.push(part!("nn/experts.wgsl"));
     Ok(KernelSpec {
         name: "experts",
-        consts: vec![
-            ("LANES", number(LANES)),
-            ("IN_LANES", number(IN_LANES)),
-            ("OUT_LANES", number(OUT_LANES)),
-            ("VECS_PER_WORD", number(dtype.per_vec4() / 4)),
-            ("TOP", number(top)),
-        ],
+        consts,
         parts,
         bindings: vec![Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
         workgroup_bytes: 8 * LANES,
@@ -72,7 +75,7 @@ pub struct ExpertArgs<'a> {
 }
 
 impl Experts {
-    /// `gate_up` is (experts, 2 width, dim), `down` (experts, dim, width); F32, F16, BF16 or I8. `top`: experts of a row.
+    /// `gate_up` is (experts, 2 width, dim), `down` (experts, dim, width); F32, F16, BF16, I8 or blocks. `top`: experts of a row.
     /// The kernels for many rows are compiled at their first use.
     ///
     /// # Errors
@@ -92,7 +95,8 @@ impl Experts {
         if !(1..=gate_up.heads()).contains(&top) {
             return Err(ErrorKind::argument("top", format!("{top} of {} experts", gate_up.heads())));
         }
-        let kernels = [gpu.kernel(spec(gate_up.dtype(), top, true)?)?, gpu.kernel(spec(down.dtype(), top, false)?)?];
+        let kernels =
+            [gpu.kernel(spec(gate_up.weight_type(), top, true)?)?, gpu.kernel(spec(down.weight_type(), top, false)?)?];
         let (gpu, tuning) = (gpu.clone(), ExpertTuning::default());
         Ok(Experts { gpu, gate_up, down, top, tuning, kernels, listed: Listed::default() })
     }
@@ -185,7 +189,7 @@ impl Experts {
         let params = Params {
             out_dim: word(w.out_dim()),
             in_dim: word(w.in_dim()),
-            row_vec4: word(w.row_vec4()),
+            row_words: word(w.row_words()),
             experts: word(w.heads()),
             x_row_stride: word(x.row_stride),
             y_row_stride: word(y.row_stride),

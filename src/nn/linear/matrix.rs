@@ -1,6 +1,7 @@
 //! The product of many rows by cooperative matrices: its tiles, which of them for how many rows, its texts. Pure.
 
 use super::shape::Fusion;
+use super::weight_type::WeightType;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{
     number, part, Access, Capabilities, Const, Consts, DType, KernelSpec, ShaderPart, Tier, MATRIX_WORKGROUP_BYTES,
@@ -42,9 +43,10 @@ impl MatrixTile {
     pub(crate) const TABLE: [Self; 3] =
         [tile((4, 2), (2, 4), 8, 2), tile((2, 2), (2, 2), 16, 1), tile((1, 2), (4, 1), 16, 1)];
 
-    /// The tiles of a device for weights of a dtype; none where it cannot multiply matrices, or would have to round weights.
-    pub(crate) fn all(capabilities: &Capabilities, dtype: DType) -> Vec<Self> {
-        if capabilities.tier < Tier::Matrix || !matches!(dtype, DType::F16 | DType::I8) {
+    /// The tiles of a device for weights of a type; none where it cannot multiply matrices, or would have to round weights.
+    pub(crate) fn all(capabilities: &Capabilities, kind: WeightType) -> Vec<Self> {
+        let fits = kind.is(DType::F16) || kind.is(DType::I8) || kind.blocks().is_some();
+        if capabilities.tier < Tier::Matrix || !fits {
             return Vec::new();
         }
         Self::TABLE
@@ -89,6 +91,16 @@ impl MatrixTile {
         Ok(())
     }
 
+    /// [`MatrixTile::check`], and that all lanes fetch as many words of weights of this type.
+    pub(crate) fn check_for(&self, kind: WeightType) -> Result<()> {
+        self.check()?;
+        let words = self.matrix_rows() * self.step_words * 8;
+        match words.is_multiple_of(kind.per_word().max(16) * self.threads()) {
+            true => Ok(()),
+            false => Err(ErrorKind::argument("tile", format!("{self:?} makes no kernel for weights in {kind}"))),
+        }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         16 * self.row_tiles * self.row_groups
     }
@@ -111,12 +123,17 @@ impl MatrixTile {
         row_bytes * (self.rows() + self.matrix_rows()) + 1024 * self.subgroups()
     }
 
-    pub(crate) fn spec(&self, dtype: DType, fusion: Fusion, mut parts: Vec<ShaderPart>) -> KernelSpec {
-        let halves_per_word = dtype.per_vec4() / 8;
+    pub(crate) fn spec(
+        &self,
+        kind: WeightType,
+        fusion: Fusion,
+        (mut parts, weight_consts): (Vec<ShaderPart>, Consts),
+    ) -> KernelSpec {
+        let halves_per_word = kind.per_word() / 8;
         let sums = if fusion.swiglu { 2 } else { 1 };
         let x_fetches = self.rows() * self.step_words / self.threads();
         let w_fetches = self.matrix_rows() * self.step_words / halves_per_word / self.threads();
-        let consts: Consts = vec![
+        let mut consts: Consts = vec![
             ("f16", Const::Enable),
             ("wgpu_cooperative_matrix", Const::Enable),
             ("THREADS", number(self.threads())),
@@ -138,6 +155,7 @@ impl MatrixTile {
             ("OUT_LANES", number(16)),
             ("ROW_ALIGN", number(ROW_ALIGN)),
         ];
+        consts.extend(weight_consts);
         parts.extend([part!("nn/packed_input.wgsl"), part!("half_word.wgsl"), part!("nn/linear_matrix.wgsl")]);
         use Access::{Read, Write};
         let mut bindings = vec![Read, Read, Read, Write, Read, Read];

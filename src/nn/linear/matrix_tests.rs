@@ -14,7 +14,7 @@ struct Case {
     in_dim: usize,
     out_dim: usize,
     rows: usize,
-    dtype: DType,
+    kind: WeightType,
     bias: bool,
     accumulate: bool,
     norm: bool,
@@ -29,7 +29,7 @@ const PLAIN: Case = Case {
     in_dim: 64,
     out_dim: 34,
     rows: 20,
-    dtype: DType::F16,
+    kind: WeightType::Plain(DType::F16),
     bias: false,
     accumulate: false,
     norm: false,
@@ -73,15 +73,21 @@ fn check(c: Case, tile: MatrixTile) {
     let size = c.out_dim * c.in_dim;
     let w = numbers(c.heads * size, 1, (c.in_dim as f32).powf(-0.5));
     let (b, gain) = (numbers(c.heads * c.out_dim, 2, 1.0), numbers(c.in_dim, 3, 1.0));
-    let weights: Vec<f64> = match c.dtype {
-        DType::I8 => {
+    let weights: Vec<f64> = match c.kind {
+        WeightType::Blocks(block) => {
+            let blocks = block.quantise(&w).unwrap();
+            let mut values = vec![0.0; w.len()];
+            block.dequantise(&blocks, &mut values).unwrap();
+            f64s(&values) // the emulation's factors are f32
+        }
+        WeightType::Plain(DType::I8) => {
             let (integers, scales) = quantise(&w, c.in_dim).unwrap();
             let rows = integers.chunks_exact(c.in_dim).zip(&scales);
             rows.flat_map(|(row, s)| row.iter().map(|q| f64::from(*q) * f64::from(*s))).collect()
         }
         _ => w.iter().map(|v| f16::from_f32(*v).to_f64()).collect(),
     };
-    let weight = Weight::new(&gpu, [c.heads, c.out_dim, c.in_dim], &w, c.dtype).unwrap();
+    let weight = Weight::new(&gpu, [c.heads, c.out_dim, c.in_dim], &w, c.kind).unwrap();
     let bias = c.bias.then(|| tensor(&b).view(&[c.heads, c.out_dim]).unwrap());
     let mut linear = Linear::new(&gpu, &weight, bias.as_ref()).unwrap();
     if c.norm {
@@ -160,12 +166,15 @@ fn check(c: Case, tile: MatrixTile) {
 /// Software adapters compile these texts for long: each tile, slot and dtype, not all together.
 #[test]
 fn emulated_products_match_the_reference() {
-    let (f16, i8) = (PLAIN, Case { dtype: DType::I8, ..PLAIN });
+    let (f16, i8) = (PLAIN, Case { kind: DType::I8.into(), ..PLAIN });
+    let [q4, q8] = [BlockType::Q4_0, BlockType::Q8_0].map(|block| Case { kind: block.into(), ..PLAIN });
     check(Case { in_dim: 300, out_dim: 40, rows: 33, ..f16 }, TILES[0]);
     check(Case { norm: true, swiglu: true, in_dim: 100, out_dim: 70, rows: 35, ..i8 }, TILES[0]);
     check(Case { heads: 3, in_dim: 32, tail_dim: 8, bias: true, gap: 4, rows: 18, ..f16 }, TILES[1]);
     check(Case { in_dim: 61, out_dim: 65, rows: 50, ..i8 }, TILES[1]);
     check(Case { heads: 2, in_dim: 13, out_dim: 33, accumulate: true, bias: true, gap: 3, ..i8 }, TILES[2]);
+    check(Case { in_dim: 96, out_dim: 70, rows: 35, norm: true, swiglu: true, ..q4 }, TILES[0]);
+    check(Case { heads: 2, in_dim: 160, out_dim: 33, rows: 18, bias: true, gap: 4, ..q8 }, TILES[2]);
 }
 
 #[test]
@@ -179,13 +188,13 @@ fn a_large_tile_is_taken_where_it_fills_the_device() {
         max_workgroups: 65_535,
         ..gpu.capabilities().clone()
     };
-    let tiles = MatrixTile::all(&device, DType::I8);
+    let tiles = MatrixTile::all(&device, DType::I8.into());
     assert_eq!(tiles, MatrixTile::TABLE);
     for tile in &tiles {
         tile.check().unwrap();
     }
-    assert_eq!(MatrixTile::all(&device, DType::F32), []);
-    assert_eq!(MatrixTile::all(gpu.capabilities(), DType::F16), []);
+    assert_eq!(MatrixTile::all(&device, DType::F32.into()), []);
+    assert_eq!(MatrixTile::all(gpu.capabilities(), DType::F16.into()), []);
     let of = |rows: usize, out_dim: usize| MatrixTile::choose(&tiles, &device, rows, [1, out_dim, 4096]);
     for (rows, out_dim, want) in [
         (17, 4096, 2),

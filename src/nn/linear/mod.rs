@@ -7,6 +7,8 @@ pub(super) mod matrix;
 mod run;
 pub(super) mod shape;
 pub(super) mod weight;
+mod weight_type;
+mod writer;
 
 pub use blocks::BlockType;
 pub use dispatch_flop::measure_dispatch_flop;
@@ -15,8 +17,10 @@ pub use run::LinearArgs;
 #[cfg(test)]
 pub(super) use run::PARAM_FIELDS;
 pub use shape::LinearTuning;
-pub(crate) use weight::{largest_magnitude, WeightWriter};
+pub(crate) use weight::largest_magnitude;
 pub use weight::{quantise, Weight};
+pub use weight_type::WeightType;
+pub(crate) use writer::WeightWriter;
 
 use super::RmsNorm;
 use crate::error::{ErrorKind, Result};
@@ -31,9 +35,9 @@ use std::sync::{Arc, OnceLock};
 ///
 /// Its kernels, one per class of row counts, are compiled at their first use, or ahead by [`Linear::prepare`].
 ///
-/// On a device of [`Tier::Matrix`](crate::Tier), with F16 or I8 weights, more than [`LinearTuning::max_rows`] rows are rounded
+/// On a device of [`Tier::Matrix`](crate::Tier), with F16, I8 or block weights, more than [`LinearTuning::max_rows`] rows are rounded
 /// to f16 before they are multiplied, each row under a power of two of its own, whatever its size: so each element is off by at
-/// most 2^-11 of itself. Sums are f32.
+/// most 2^-11 of itself; so are the numbers that blocks stand for, those below 2^-14 by 2^-25. Sums are f32.
 #[derive(Debug, Clone)]
 pub struct Linear {
     gpu: Gpu,
@@ -68,7 +72,7 @@ impl Linear {
             bias.expect("bias", &[weight.heads(), weight.out_dim()], DType::F32)?;
         }
         let tunings = LinearTuning::of(gpu.capabilities(), weight);
-        let tiles = MatrixTile::all(gpu.capabilities(), weight.dtype());
+        let tiles = MatrixTile::all(gpu.capabilities(), weight.weight_type());
         let shapes = shapes(&tunings[1], &tiles);
         Ok(Linear {
             gpu: gpu.clone(),
@@ -181,9 +185,9 @@ impl Linear {
     /// [`ErrorKind::Argument`] for numbers that make no kernel, [`ErrorKind::Unsupported`] where
     /// [`Capabilities::tier`](crate::Capabilities) has no cooperative matrices, or the weights are F32.
     pub fn with_matrix_tile(self, tile: MatrixTile) -> Result<Self> {
-        tile.check()?;
+        tile.check_for(self.weight.weight_type())?;
         if self.tiles.is_empty() {
-            let what = format!("cooperative matrices for {} weights", self.weight.dtype());
+            let what = format!("cooperative matrices for {} weights", self.weight.weight_type());
             return Err(ErrorKind::Unsupported { what }.into());
         }
         Ok(Linear { tiles: vec![tile], ..self }.without_kernels())
@@ -267,7 +271,7 @@ impl Linear {
                 listed: false,
             };
             let shape = self.shapes[choice];
-            shape.spec(&self.tuning(shape.rows()), self.weight.dtype(), aligned, fusion)
+            shape.spec(&self.tuning(shape.rows()), self.weight.weight_type(), aligned, fusion)
         })
     }
 }

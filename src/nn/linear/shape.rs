@@ -1,7 +1,8 @@
 //! Which kernel a linear is, by its matrix, its rows and the device. Pure.
 
+use super::blocks::BlockType;
 use super::matrix::{pack_spec, MatrixTile};
-use super::weight::weight_parts;
+use super::weight_type::WeightType;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier, PORTABLE_WORKGROUP_BYTES};
 use crate::nn::rope::pairs_part;
@@ -75,8 +76,13 @@ impl LinearTuning {
             return LinearTuning::SOFTWARE;
         }
         let least = (capabilities.subgroup_size as usize).next_power_of_two().clamp(8, 64);
-        let words = if weight.dtype() == DType::I8 { 4 } else { 8 };
-        let in_lanes = weight.row_vec4().div_ceil(words).next_power_of_two().clamp(least, 128);
+        let kind = weight.weight_type();
+        let words = match kind {
+            WeightType::Blocks(_) => 2,
+            WeightType::Plain(DType::I8) => 4,
+            WeightType::Plain(_) => 8,
+        };
+        let in_lanes = weight.row_words().div_ceil(words).next_power_of_two().clamp(least, 128);
         let wanted_lanes = 64 * capabilities.target_workgroups;
         let matrix_rows = weight.heads() * weight.out_dim();
         let enough = |outs: &usize| matrix_rows / outs * in_lanes >= wanted_lanes;
@@ -85,8 +91,9 @@ impl LinearTuning {
         let subgroups = capabilities.tier >= Tier::Subgroup;
         let out_lanes = if subgroups { 1 } else { 64usize.div_ceil(in_lanes) };
         let more = LinearTuning { in_lanes, outs, steps, max_rows: 16, out_lanes, subgroups };
-        let one = match weight.dtype() {
-            DType::I8 => LinearTuning { outs: outs.min(2), steps: 4, ..more },
+        let one = match kind {
+            WeightType::Blocks(_) => LinearTuning { outs: outs.min(2), steps: 4, ..more },
+            WeightType::Plain(DType::I8) => LinearTuning { outs: outs.min(2), steps: 4, ..more },
             _ => LinearTuning { outs: 1, steps: 2, ..more },
         };
         [one, more]
@@ -174,14 +181,22 @@ impl Shape {
         sums / if swiglu { 2 } else { 1 }
     }
 
-    pub(crate) fn spec(self, tuning: &LinearTuning, dtype: DType, vec4: bool, fusion: Fusion) -> Result<KernelSpec> {
-        let vecs = dtype.per_vec4() / 4;
+    pub(crate) fn spec(
+        self,
+        tuning: &LinearTuning,
+        kind: impl Into<WeightType>,
+        vec4: bool,
+        fusion: Fusion,
+    ) -> Result<KernelSpec> {
+        let kind = kind.into();
+        let vecs = kind.per_word() / 4;
         let sums_per_output = if fusion.swiglu { 2 } else { 1 };
         let mut parts = match fusion.listed {
             true => vec![part!("nn/experts_listed.wgsl"), part!("nn/experts_io.wgsl")],
             false => vec![part!("nn/linear_params.wgsl"), part!("nn/linear_io.wgsl")],
         };
-        parts.extend(weight_parts(dtype)?);
+        let (weight_parts, mut consts) = kind.parts()?;
+        parts.extend(weight_parts);
         parts.push(if fusion.swiglu { part!("nn/output/swiglu.wgsl") } else { part!("nn/output/plain.wgsl") });
         match fusion.tail {
             Some(rotation) => parts.extend([pairs_part(rotation), part!("nn/tail/rope.wgsl")]),
@@ -191,12 +206,12 @@ impl Shape {
             if vec4 { part!("nn/input/vec4.wgsl") } else { part!("nn/input/scalar.wgsl") },
             if fusion.norm { part!("nn/gain/rms.wgsl") } else { part!("nn/gain/none.wgsl") },
         ];
-        let mut consts =
-            vec![("VECS_PER_WORD", number(vecs)), ("NORMS", number(fusion.norm.into())), ("GAIN_BINDING", number(5))];
+        consts.extend([("VECS_PER_WORD", number(vecs)), ("SCALES_BINDING", number(6))]);
         let (name, workgroup_bytes) = match self {
-            Shape::Matrix(tile) => return Ok(tile.spec(dtype, fusion, parts)),
+            Shape::Matrix(tile) => return Ok(tile.spec(kind, fusion, (parts, consts))),
             Shape::Rows(rows) => {
                 parts.extend(input);
+                consts.extend([("NORMS", number(fusion.norm.into())), ("GAIN_BINDING", number(5))]);
                 let sums = tuning.sums(rows, fusion);
                 let (steps, outs, out_lanes) = (tuning.steps(rows), tuning.outs, tuning.out_lanes);
                 let (lanes, lone) = (tuning.in_lanes * out_lanes, tuning.in_lanes == 1);
@@ -223,12 +238,19 @@ impl Shape {
                 } else {
                     parts.push(part!("nn/reduce/workgroup.wgsl"));
                 }
+                consts.push(("PRODUCTS", number(rows * outs)));
+                parts.push(match kind {
+                    WeightType::Blocks(_) if lone => part!("nn/sums/blocks.wgsl"),
+                    WeightType::Blocks(_) => part!("nn/sums/pieces.wgsl"),
+                    WeightType::Plain(_) => part!("nn/sums/words.wgsl"),
+                });
                 parts.push(if fusion.rest { part!("nn/beside/norm.wgsl") } else { part!("nn/beside/none.wgsl") });
                 parts.push(part!("nn/linear_rows.wgsl"));
                 ("linear_rows", sums.bytes)
             }
             Shape::Tile(micro_rows) => {
                 parts.extend(input);
+                consts.extend([("NORMS", number(fusion.norm.into())), ("GAIN_BINDING", number(5))]);
                 consts.extend([
                     ("MICRO_ROWS", number(micro_rows)),
                     ("MICRO_OUT", number(MICRO_OUT)),
@@ -298,8 +320,31 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
             }
         }
     }
+    all.extend(block_specs(&subgroups, &software)?);
     for (in_dim, vec4) in [(4096, true), (64, true), (61, false)] {
         all.extend([false, true].map(|norm| (format!("{in_dim}"), pack_spec(in_dim, vec4, norm))));
+    }
+    Ok(all)
+}
+
+/// The same of each block type, with fewer of the other slots.
+fn block_specs(gpu: &LinearTuning, software: &LinearTuning) -> Result<Vec<(String, KernelSpec)>> {
+    let plain = Fusion::default();
+    let both = Fusion { norm: true, swiglu: true, ..plain };
+    let rest = Fusion { rest: true, norm: true, ..plain };
+    let mut all = Vec::new();
+    for block in BlockType::ALL {
+        let few = [
+            (Shape::Rows(1), software, false, plain),
+            (Shape::Rows(1), gpu, true, rest),
+            (Shape::Rows(8), software, true, both),
+            (Shape::Rows(16), gpu, true, both),
+        ];
+        let many = [(Shape::Tile(2), software, true, plain), (Shape::Tile(4), software, false, both)];
+        let tiles = MatrixTile::TABLE.map(|tile| (Shape::Matrix(tile), gpu, true, both));
+        for (shape, tuning, vec4, fusion) in few.into_iter().chain(many).chain(tiles) {
+            all.push((block.to_string(), shape.spec(tuning, block, vec4, fusion)?));
+        }
     }
     Ok(all)
 }

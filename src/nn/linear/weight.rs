@@ -1,5 +1,8 @@
-//! Weights on the device: packed rows that kernels read 16 bytes at a time.
+//! Weights on the device: packed rows that kernels read a word at a time.
 
+use super::blocks::BlockType;
+use super::weight_type::WeightType;
+use super::writer::WeightWriter;
 use crate::error::{shape_text, ErrorKind, Result};
 use crate::gpu::{part, DType, Gpu, ShaderPart, Tensor};
 use crate::sizes::{sum_of_products, MOST_ROW};
@@ -8,30 +11,38 @@ use half::vec::HalfFloatVecExt;
 
 /// A stack of `heads` matrices (out_dim, in_dim), or with one head a table of `out_dim` rows.
 ///
-/// On the device each row is padded with zeros to a multiple of 16 bytes, so any `in_dim` works. Cloning shares the
-/// memory.
+/// On the device each row of a [`DType`] is padded with zeros to a multiple of 16 bytes, so any `in_dim` works; of a
+/// [`BlockType`] it is whole blocks. Cloning shares the memory.
 #[derive(Debug, Clone)]
 pub struct Weight {
-    /// (heads, out_dim, in_dim rounded up to 16 bytes), F32, F16 or I8.
+    /// (heads, out_dim, in_dim rounded up to 16 bytes), F32, F16, BF16 or I8; of blocks the plane of words, U32.
     pub(crate) tensor: Tensor,
-    /// I8: (heads, out_dim) F32, what a row's integers are multiplied by.
+    /// I8: (heads, out_dim) F32, what a row's integers are multiplied by. Of blocks the plane of scales, U32.
     pub(crate) scales: Option<Tensor>,
-    heads: usize,
-    out_dim: usize,
-    in_dim: usize,
+    pub(super) kind: WeightType,
+    pub(super) heads: usize,
+    pub(super) out_dim: usize,
+    pub(super) in_dim: usize,
 }
 
 impl Weight {
-    /// `shape` is (heads, out_dim, in_dim), `values` row-major, converted to `dtype`: F32, F16, or I8 by [`quantise`].
+    /// `shape` is (heads, out_dim, in_dim), `values` row-major, converted to `kind`: F32, F16, BF16, I8 by [`quantise`], or
+    /// [`BlockType::Q8_0`] or [`BlockType::Q4_0`] by [`BlockType::quantise`].
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`];
-    /// [`ErrorKind::Argument`] for I8 of a value that is not finite.
-    pub fn new(gpu: &Gpu, shape: [usize; 3], values: &[f32], dtype: DType) -> Result<Self> {
+    /// [`ErrorKind::Argument`] for I8 or blocks of a value that is not finite, [`ErrorKind::Unsupported`] for other block types.
+    pub fn new(gpu: &Gpu, shape: [usize; 3], values: &[f32], kind: impl Into<WeightType>) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
+        let kind = kind.into();
         let count = heads.checked_mul(out_dim).and_then(|n| n.checked_mul(in_dim));
         check_count(values.len(), count, &shape)?;
+        let WeightType::Plain(dtype) = kind else {
+            let mut weight = WeightWriter::new(gpu, shape, kind)?;
+            weight.push(values)?;
+            return weight.finish();
+        };
         let device_shape = device_shape(shape, dtype)?;
         let padded = device_shape[2];
         let (tensor, scales) = if dtype == DType::I8 {
@@ -46,7 +57,30 @@ impl Weight {
             let tensor = Tensor::from_slice(gpu, &device_shape, &values, dtype);
             (tensor.map_err(|e| e.of(&weight_text(shape, dtype)))?, None)
         };
-        Ok(Weight { tensor, scales, heads, out_dim, in_dim })
+        Ok(Weight { tensor, scales, kind, heads, out_dim, in_dim })
+    }
+
+    /// A weight of blocks as GGUF files have them: `blocks` are the rows of all matrices, one behind the other.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`] for an `in_dim` that is no multiple of [`BlockType::elements`], and for another number of bytes;
+    /// [`ErrorKind::Argument`] for blocks that stand for what is no number, or for one beyond f16; [`ErrorKind::TooLarge`],
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn from_blocks(gpu: &Gpu, shape: [usize; 3], block: BlockType, blocks: &[u8]) -> Result<Self> {
+        WeightType::from(block).check_in_dim(shape)?;
+        let rows = shape[0].checked_mul(shape[1]);
+        let wanted = rows.zip(block.row_bytes(shape[2])).and_then(|(rows, bytes)| rows.checked_mul(bytes));
+        if wanted != Some(blocks.len()) || blocks.is_empty() {
+            let want = match wanted {
+                None | Some(0) => format!("sizes of at least 1 and fewer than 2^64 bytes, not {}", shape_text(&shape)),
+                Some(bytes) => format!("({bytes}), the bytes of {} in {block}", shape_text(&shape)),
+            };
+            return Err(ErrorKind::shape("blocks", &[blocks.len()], want));
+        }
+        let mut weight = WeightWriter::new(gpu, shape, block)?;
+        weight.push_blocks(blocks)?;
+        weight.finish()
     }
 
     /// [`Weight::new`] of one matrix after another, so that the host never holds them all: `matrix(h)` is (out_dim,
@@ -58,26 +92,17 @@ impl Weight {
     pub fn from_heads(
         gpu: &Gpu,
         shape: [usize; 3],
-        dtype: DType,
+        kind: impl Into<WeightType>,
         mut matrix: impl FnMut(usize) -> Result<Vec<f32>>,
     ) -> Result<Self> {
         let [heads, out_dim, in_dim] = shape;
-        let tensor = zeros(gpu, shape, dtype)?;
-        let mut scales = Vec::new();
+        let mut weight = WeightWriter::new(gpu, shape, kind)?;
         for head in 0..heads {
             let values = matrix(head)?;
             check_count(values.len(), out_dim.checked_mul(in_dim), &[out_dim, in_dim])?;
-            let (bytes, own) = packed(&values, in_dim, dtype)?;
-            gpu.write(&tensor.buffer, (head * bytes.len()) as u64, &bytes)?;
-            // Else all of them wait on the host.
-            gpu.flush()?;
-            scales.extend(own);
+            weight.push(&values)?;
         }
-        let scales = match dtype {
-            DType::I8 => Some(Tensor::from_slice(gpu, &[heads, out_dim], &scales, DType::F32)?),
-            _ => None,
-        };
-        Ok(Weight { tensor, scales, heads, out_dim, in_dim })
+        weight.finish()
     }
 
     /// An F32 tensor (rows, dim) seen as a table; `dim` must be a multiple of 4. Shares the tensor's memory.
@@ -91,7 +116,8 @@ impl Weight {
         if in_dim % 4 != 0 {
             return Err(ErrorKind::shape("tensor", tensor.shape(), "(_,a multiple of 4)"));
         }
-        Ok(Weight { tensor: tensor.clone(), scales: None, heads: 1, out_dim, in_dim })
+        let kind = WeightType::Plain(DType::F32);
+        Ok(Weight { tensor: tensor.clone(), scales: None, kind, heads: 1, out_dim, in_dim })
     }
 
     /// Matrices in the stack.
@@ -109,132 +135,44 @@ impl Weight {
         self.in_dim
     }
 
-    /// F32, F16 or I8.
-    pub fn dtype(&self) -> DType {
-        self.tensor.dtype()
+    /// What its numbers are.
+    pub fn weight_type(&self) -> WeightType {
+        self.kind
     }
 
-    /// Bytes on the device: padded rows, and the scales of I8.
+    /// Bytes on the device: padded rows, and scales.
     pub fn size_bytes(&self) -> usize {
-        16 * self.row_vec4() * self.heads * self.out_dim + self.scales.as_ref().map_or(0, |s| 4 * s.len())
+        let words = self.row_words() * self.heads * self.out_dim;
+        match self.kind {
+            WeightType::Blocks(block) => words * block.word_bytes() + block.side_bytes(words),
+            WeightType::Plain(_) => 16 * words + self.scales.as_ref().map_or(0, |s| 4 * s.len()),
+        }
     }
 
-    /// `vec4<u32>` per row.
-    pub(crate) fn row_vec4(&self) -> usize {
-        self.in_dim.div_ceil(self.dtype().per_vec4())
+    /// Words per row.
+    pub(crate) fn row_words(&self) -> usize {
+        self.in_dim.div_ceil(self.kind.per_word())
     }
 }
 
 /// (heads, out_dim, in_dim rounded up to 16 bytes). Sizes are counted in 32 bits there.
-fn device_shape([heads, out_dim, in_dim]: [usize; 3], dtype: DType) -> Result<[usize; 3]> {
-    for size in [heads, out_dim, in_dim] {
-        sum_of_products("shape", &[&[size]], MOST_ROW / 2)?;
-    }
+pub(super) fn device_shape([heads, out_dim, in_dim]: [usize; 3], dtype: DType) -> Result<[usize; 3]> {
+    check_sizes([heads, out_dim, in_dim])?;
     Ok([heads, out_dim, in_dim.next_multiple_of(dtype.per_vec4())])
 }
 
-/// A stack of matrices whose rows come in order, several at a time, so that the host never holds them all.
-pub(crate) struct WeightWriter {
-    gpu: Gpu,
-    weight: Weight,
-    scales: Vec<f32>,
-    /// Converted rows that are not yet written.
-    block: Vec<u8>,
-    /// Bytes written, and those of them that wait on the host for a submit.
-    written: u64,
-    waiting: u64,
-}
-
-/// Bytes that wait on the host at most: what is written is copied there first.
-const MOST_WAITING: u64 = 16 << 20;
-/// Converted bytes that are written together.
-const BLOCK_BYTES: usize = 2 << 20;
-
-impl WeightWriter {
-    /// `shape` is (heads, out_dim, in_dim). Errors: as [`Weight::new`].
-    pub(crate) fn new(gpu: &Gpu, shape: [usize; 3], dtype: DType) -> Result<Self> {
-        let [heads, out_dim, in_dim] = shape;
-        let tensor = zeros(gpu, shape, dtype)?;
-        let weight = Weight { tensor, scales: None, heads, out_dim, in_dim };
-        Ok(WeightWriter { gpu: gpu.clone(), weight, scales: Vec::new(), block: Vec::new(), written: 0, waiting: 0 })
-    }
-
-    /// Whether rows lie on the device as F16 lies in files.
-    pub(crate) fn takes_f16(&self) -> bool {
-        self.weight.dtype() == DType::F16 && self.weight.in_dim == 8 * self.weight.row_vec4()
-    }
-
-    /// The next rows, where [`WeightWriter::takes_f16`].
-    pub(crate) fn push_f16(&mut self, bytes: &[u8]) -> Result<()> {
-        self.write_block()?;
-        self.write(bytes)
-    }
-
-    fn write_block(&mut self) -> Result<()> {
-        let block = std::mem::take(&mut self.block);
-        self.write(&block)?;
-        self.block = block;
-        self.block.clear();
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
-        let (wanted, got) = (tensor.buffer.size_bytes(), self.written + bytes.len() as u64);
-        if got > wanted {
-            let why = format!("{got} bytes of rows or more, {} has {wanted}", shape_text(&[*heads, *out_dim, *in_dim]));
-            return Err(ErrorKind::argument("values", why));
-        }
-        self.gpu.write(&tensor.buffer, self.written, bytes)?;
-        self.written += bytes.len() as u64;
-        self.waiting += bytes.len() as u64;
-        if self.waiting >= MOST_WAITING {
-            self.waiting = 0;
-            self.gpu.flush()?;
-        }
-        Ok(())
-    }
-
-    /// The next rows. Errors: as [`Weight::new`].
-    pub(crate) fn push(&mut self, values: &[f32]) -> Result<()> {
-        let (bytes, scales) = packed(values, self.weight.in_dim, self.weight.dtype())?;
-        self.scales.extend(scales);
-        self.block.extend_from_slice(&bytes);
-        match self.block.len() < BLOCK_BYTES {
-            true => Ok(()),
-            false => self.write_block(),
-        }
-    }
-
-    /// Errors: [`ErrorKind::Argument`] where rows are missing.
-    pub(crate) fn finish(mut self) -> Result<Weight> {
-        self.write_block()?;
-        let Weight { tensor, heads, out_dim, in_dim, .. } = &self.weight;
-        let whole = 16 * (self.weight.row_vec4() * heads * out_dim) as u64;
-        if self.written != whole {
-            let shape = shape_text(&[*heads, *out_dim, *in_dim]);
-            let why = format!("{} bytes of rows, {shape} has {whole}", self.written);
-            return Err(ErrorKind::argument("values", why));
-        }
-        let scales = match tensor.dtype() {
-            DType::I8 => Some(Tensor::from_slice(&self.gpu, &[*heads, *out_dim], &self.scales, DType::F32)?),
-            _ => None,
-        };
-        Ok(Weight { scales, ..self.weight })
-    }
+pub(super) fn check_sizes(shape: [usize; 3]) -> Result<()> {
+    shape.into_iter().try_for_each(|size| sum_of_products("shape", &[&[size]], MOST_ROW / 2).map(drop))
 }
 
 /// Room for a stack (heads, out_dim, in_dim).
-fn zeros(gpu: &Gpu, shape: [usize; 3], dtype: DType) -> Result<Tensor> {
+pub(super) fn zeros(gpu: &Gpu, shape: [usize; 3], dtype: DType) -> Result<Tensor> {
     Tensor::zeros(gpu, &device_shape(shape, dtype)?, dtype).map_err(|e| e.of(&weight_text(shape, dtype)))
 }
 
 /// For errors of memory.
-fn weight_text(shape: [usize; 3], dtype: DType) -> String {
-    format!("a weight {} in {dtype}", shape_text(&shape))
+pub(super) fn weight_text(shape: [usize; 3], kind: impl Into<WeightType>) -> String {
+    format!("a weight {} in {}", shape_text(&shape), kind.into())
 }
 
 /// Whether there are as many values as a shape has, and any.
@@ -250,7 +188,7 @@ fn check_count(got: usize, wanted: Option<usize>, shape: &[usize]) -> Result<()>
 }
 
 /// Rows as they lie on the device, and of I8 the scale of each.
-fn packed(values: &[f32], in_dim: usize, dtype: DType) -> Result<(Vec<u8>, Vec<f32>)> {
+pub(super) fn packed(values: &[f32], in_dim: usize, dtype: DType) -> Result<(Vec<u8>, Vec<f32>)> {
     let padded = in_dim.next_multiple_of(dtype.per_vec4());
     let halves = |halves: &[u16]| match padded == in_dim {
         true => bytemuck::cast_slice(halves).to_vec(),
@@ -329,8 +267,8 @@ pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
     f32::from_bits(largest.min(INFINITY) as u32)
 }
 
-/// The slots that unpack words of weights, and scale the rows of a matrix.
-pub(crate) fn weight_parts(dtype: DType) -> Result<[ShaderPart; 2]> {
+/// The slots that load and unpack words of 16 bytes, and scale the rows of a matrix.
+pub(crate) fn float_parts(dtype: DType) -> Result<[ShaderPart; 2]> {
     match dtype {
         DType::I8 => Ok([part!("nn/weight_bytes.wgsl"), part!("nn/weights/i8.wgsl")]),
         _ => Ok([crate::gpu::elements::elements_part(dtype)?, part!("nn/weights/plain.wgsl")]),

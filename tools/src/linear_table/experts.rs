@@ -1,7 +1,7 @@
 //! Layers of many experts by the number of rows: one by one, and listed by expert in tiles of each height.
 
 use crate::common::timing::{random, times_us, WARM};
-use latten::nn::{ExpertArgs, ExpertShape, ExpertTuning, Experts, Span, Weight};
+use latten::nn::{ExpertArgs, ExpertShape, ExpertTuning, Experts, Span, Weight, WeightType};
 use latten::{DType, ErrorKind, Gpu, Result, Tensor};
 
 /// Of the outputs' root mean square, in f32 and whatever the order of its sums.
@@ -26,13 +26,13 @@ struct Rows {
 }
 
 impl<'a> Layer<'a> {
-    pub fn new(gpu: &'a Gpu, shape: ExpertShape, dtype: DType) -> Result<Self> {
+    pub fn new(gpu: &'a Gpu, shape: ExpertShape, kind: WeightType) -> Result<Self> {
         let ExpertShape { experts, top, dim, width } = shape;
         let values = random(2 * width * dim + experts, 5);
         // Each expert's matrices begin elsewhere in the same numbers.
         let part = |e: usize, count: usize| Ok(values[e..e + count].iter().map(|v| v * 0.05).collect());
-        let gate_up = Weight::from_heads(gpu, [experts, 2 * width, dim], dtype, |e| part(e, 2 * width * dim))?;
-        let down = Weight::from_heads(gpu, [experts, dim, width], dtype, |e| part(e, dim * width))?;
+        let gate_up = Weight::from_heads(gpu, [experts, 2 * width, dim], kind, |e| part(e, 2 * width * dim))?;
+        let down = Weight::from_heads(gpu, [experts, dim, width], kind, |e| part(e, dim * width))?;
         Ok(Layer { gpu, experts: Experts::new(gpu, gate_up, down, top)?, shape })
     }
 

@@ -2,26 +2,28 @@
 //!
 //!     cargo run --release -p latten-tools -- linear_table --help
 //!
-//! Per line: rows of input, inputs and outputs of the matrix (default 4096; software adapters 1024), dtype, median GPU
+//! Per line: rows of input, inputs and outputs of the matrix (default 4096; software adapters 1024), type of the weights, median GPU
 //! microseconds of one product among dependent ones in a pass, and of one alone in a pass; GB/s of the bytes that must be
 //! read and their percent of a streaming read; TFLOP/s and their percent of plain f32 multiply-adds and of cooperative
 //! matrices; the largest error of sampled outputs against the f64 reference. The products of a pass go round copies of
 //! the matrix that together exceed a last-level cache. Clocks are warmed by half a second of the same work. `--tier` is
 //! that of [`GpuOptions::tier`]; cooperative matrices must be asked for. `--sweep` tries the numbers of the kernel for so
-//! many rows instead, on f16 and int8, and prints the best twenty of each. `--experts` times layers of so many experts, of
+//! many rows instead, and prints the best twenty of each type. `--experts` times layers of so many experts, of
 //! which a row goes to TOP, instead: rows of IN through SwiGLUs of OUT, one by one and listed by expert.
 
 mod experts;
+mod weights;
 
-use crate::common::arguments::{count, dtypes, TierName};
+use crate::common::arguments::{count, TierName};
 use crate::common::facts::Facts;
 use crate::common::{ceilings, timing};
 use ceilings::Ceilings;
 use experts::Layer;
-use latten::nn::{quantise, ExpertShape, Linear, LinearArgs, LinearTuning, MatrixTile, Span, Weight};
+use latten::nn::{ExpertShape, Linear, LinearArgs, LinearTuning, MatrixTile, Span, WeightType};
 use latten::{reference, wgpu, DType, ErrorKind, Gpu, GpuOptions, Result, Tensor, Tier};
 use std::time::Duration;
 use timing::{random, times_us, Block, WARM};
+use weights::weight;
 
 /// More than the last-level cache of any GPU.
 const CACHE_BYTES: usize = 160 << 20;
@@ -44,9 +46,9 @@ pub(crate) struct Args {
     /// Rows of input
     #[arg(long, value_delimiter = ',', value_name = "N,N,..", value_parser = number)]
     rows: Vec<usize>,
-    /// Of the weights; without it both
-    #[arg(long, value_parser = dtypes(["f16", "i8"]))]
-    dtype: Option<DType>,
+    /// Types of the weights, as f16, i8, q4_0, q4_k; without it f16 and i8
+    #[arg(long, value_delimiter = ',', value_name = "TYPE,TYPE,..")]
+    weights: Vec<WeightType>,
     /// Write what was measured
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sweep", "experts"])]
     json: Option<String>,
@@ -85,9 +87,9 @@ async fn run(args: Args) -> Result<()> {
         let (dim, width) = args.size.unwrap_or((2048, 1408));
         let rows = or(args.rows, &[1, 4, 8, 16, 32, 64, 128, 256]);
         println!("adapter: {}", gpu.capabilities().adapter);
-        for dtype in args.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
-            print!("{dtype}, ");
-            Layer::new(&gpu, ExpertShape { experts, top, dim, width }, dtype)?.table(&rows).await?;
+        for kind in or(args.weights, &[DType::F16.into(), DType::I8.into()]) {
+            print!("{kind}, ");
+            Layer::new(&gpu, ExpertShape { experts, top, dim, width }, kind)?.table(&rows).await?;
         }
         return Ok(());
     }
@@ -101,8 +103,8 @@ async fn run(args: Args) -> Result<()> {
     let size = args.size.unwrap_or(if software { (1024, 1024) } else { (4096, 4096) });
     let rows_of_lines = or(args.rows, &[1, 2, 4, 8, 16, if software { 64 } else { 512 }]);
     let mut lines = Vec::new();
-    for dtype in args.dtype.map_or(vec![DType::F16, DType::I8], |dtype| vec![dtype]) {
-        let bench = Bench::new(&gpu, size, dtype)?;
+    for kind in or(args.weights, &[DType::F16.into(), DType::I8.into()]) {
+        let bench = Bench::new(&gpu, size, kind)?;
         if let Some(rows) = args.sweep {
             bench.sweep(rows, ceilings).await?;
             continue;
@@ -143,7 +145,7 @@ pub(crate) fn table_text(adapter: &str, facts: &Facts, ceilings: &Ceilings, line
 }
 
 /// What was asked for, or else this.
-fn or(asked: Vec<usize>, usual: &[usize]) -> Vec<usize> {
+fn or<T: Clone>(asked: Vec<T>, usual: &[T]) -> Vec<T> {
     if asked.is_empty() {
         usual.to_vec()
     } else {
@@ -156,7 +158,7 @@ struct Bench<'a> {
     gpu: &'a Gpu,
     inputs: usize,
     outputs: usize,
-    dtype: DType,
+    kind: WeightType,
     copies: Vec<Linear>,
     /// Of the first copy, as the device holds them: (outputs, inputs).
     values: Vec<f32>,
@@ -168,24 +170,14 @@ struct Timed {
 }
 
 impl<'a> Bench<'a> {
-    fn new(gpu: &'a Gpu, (inputs, outputs): (usize, usize), dtype: DType) -> Result<Self> {
-        let values = random(inputs * outputs, 5);
-        let mut copies = Vec::new();
-        let count = CACHE_BYTES.div_ceil(inputs * outputs * dtype.size_bits() / 8).clamp(2, 16);
-        for i in 0..count {
-            let mut copy = values.clone();
-            copy.rotate_left(7 * i * inputs % values.len());
-            copies.push(Linear::new(gpu, &Weight::new(gpu, [1, outputs, inputs], &copy, dtype)?, None)?);
+    fn new(gpu: &'a Gpu, (inputs, outputs): (usize, usize), kind: WeightType) -> Result<Self> {
+        let (first, values) = weight(gpu, [outputs, inputs], kind, 0)?;
+        let count = CACHE_BYTES.div_ceil(first.size_bytes()).clamp(2, 16);
+        let mut copies = vec![Linear::new(gpu, &first, None)?];
+        for copy in 1..count {
+            copies.push(Linear::new(gpu, &weight(gpu, [outputs, inputs], kind, copy)?.0, None)?);
         }
-        let values = match dtype {
-            DType::I8 => {
-                let (integers, scales) = quantise(&values, inputs)?;
-                let rows = integers.chunks_exact(inputs).zip(scales);
-                rows.flat_map(|(row, s)| row.iter().map(move |q| f32::from(*q) * s)).collect()
-            }
-            _ => values.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect(),
-        };
-        Ok(Bench { gpu, inputs, outputs, dtype, copies, values })
+        Ok(Bench { gpu, inputs, outputs, kind, copies, values })
     }
 
     async fn line(&self, rows: usize, c: Ceilings) -> Result<String> {
@@ -207,12 +199,12 @@ impl<'a> Bench<'a> {
             "{{\"rows\":{rows},\"inputs\":{},\"outputs\":{},\"dtype\":\"{}\",\"us\":{:.3},\"us_alone\":{:.3},\
              \"gbps\":{gbps:.1},\"read_percent\":{read:.1},\"tflops\":{tflops:.3},\"fma_percent\":{fma:.1},\
              \"matmul_percent\":{of_matmul:.1},\"max_error\":{error:.2e},\"numbers\":\"{numbers}\",\"cache\":\"cold\"}}",
-            self.inputs, self.outputs, self.dtype, timed.us, timed.alone_us
+            self.inputs, self.outputs, self.kind, timed.us, timed.alone_us
         ))
     }
 
     fn name(&self, rows: usize) -> String {
-        format!("{rows} x {} x {} {}", self.inputs, self.outputs, self.dtype)
+        format!("{rows} x {} x {} {}", self.inputs, self.outputs, self.kind)
     }
 
     /// What the kernel for so many rows goes by.

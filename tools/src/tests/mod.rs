@@ -89,7 +89,7 @@ fn tables_say_what_is_wrong_with_their_arguments() {
     for (args, why) in [
         ("--size 0x4", "\"0\" is not a number from 1 to 32768"),
         ("--rows 1,40000", "\"40000\" is not"),
-        ("--dtype f32", "[possible values: f16, i8]"),
+        ("--weights q9", "is none of f32, f16"),
         ("--experts 64", "not N,TOP"),
         ("--sweep 4 --json a.json", "cannot be used with"),
     ] {

@@ -2,6 +2,8 @@
 
 mod block_type;
 mod dequantise;
+mod planes;
 mod quantise;
 
 pub use block_type::BlockType;
+pub(crate) use planes::WORD;

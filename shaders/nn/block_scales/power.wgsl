@@ -1,0 +1,21 @@
+// A power of two for each word, 2^(e - 128) of a byte e, four in a u32. Slot: nn/block_scales.
+alias Header = u32;
+
+fn load_header(at: u32) -> Header {
+    return header_word(at, 0u);
+}
+
+// Of the first or the last 16 elements of a word: factor and offset. The least two powers are subnormal.
+fn run_scale(header: Header, at: u32, run: u32) -> vec2<f32> {
+    let e = (header >> (at % 4u * 8u)) & 255u;
+    return vec2<f32>(bitcast<f32>(select((e - 1u) << 23u, 0x00200000u << e, e < 2u)), 0.0);
+}
+
+fn scaled(values: vec4<f32>, scale: vec2<f32>) -> vec4<f32> {
+    return values * scale.x;
+}
+
+// A sum of products of 16 codes, and of what they were multiplied by.
+fn scaled_sum(product: f32, inputs: f32, scale: vec2<f32>) -> f32 {
+    return product * scale.x;
+}

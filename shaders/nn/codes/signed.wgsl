@@ -1,0 +1,5 @@
+// Codes that are signed bytes. Slot: nn/codes.
+
+fn code_values(bytes: u32) -> vec4<f32> {
+    return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(bytes) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
+}
