@@ -328,6 +328,18 @@ impl Decode {
         1 << fits.ilog2().min(15)
     }
 
+    /// All that the dispatches of a step's layers hang on in its plan.
+    pub(crate) fn extend_key(&self, plan: &Plan, key: &mut Vec<u64>) {
+        key.extend(plan.buffer.as_ref().map(|plan| plan.buffer.id()));
+        for (index, (class, (items, merges))) in self.classes.iter().zip(&plan.counts).enumerate() {
+            let flop = token_flop(&self.heads, &class.shape).saturating_mul(u64::from(plan.longest[index]).max(1));
+            let across = self.heads.groups() * class.shape.rows() * merge_blocks(&self.heads);
+            let merge = self.at_once(across as u64 * merge_flop(plan.most_parts[index]));
+            let numbers = [*items, *merges, usize::from(plan.shared[index]), self.at_once(flop), merge];
+            key.extend(numbers.map(|n| n as u64));
+        }
+    }
+
     fn check<'a>(&self, args: &DecodeArgs<'a>) -> Result<&'a Buffer> {
         let DecodeArgs { plan, layer, q, softmax_scale, sinks } = *args;
         let foreign = || ErrorKind::argument("plan", "was made by another Decode");

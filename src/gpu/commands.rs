@@ -124,14 +124,14 @@ impl Gpu {
     }
 
     /// Called by each dispatch, before it is recorded: refuses what would read buffers whose content is lost, and lists what
-    /// it writes. `whole` are those outputs of which it leaves nothing as it was.
+    /// it writes. `whole` are those outputs of which it leaves nothing as it was. Returns whether the pass is latten's own.
     pub(super) fn note(
         &self,
         pass: &wgpu::ComputePass<'_>,
         access: &[Access],
         buffers: &[&Buffer],
         whole: &[&Buffer],
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let commands = &self.inner.commands;
         let own = address(pass) == commands.own_pass.load(Ordering::Relaxed);
         // Who records holds the lock. In an app's pass: after whatever is being sent just now.
@@ -148,14 +148,20 @@ impl Gpu {
         let batch = commands.batch.load(Ordering::Relaxed);
         let is_in = |buffer: &&Buffer| buffer.fate().is_some_and(|fate| fate.is_in(batch));
         if !own && !buffers.iter().any(is_in) {
-            return Ok(());
+            return Ok(own);
         }
-        for (_, buffer) in access.iter().zip(buffers).filter(|(access, _)| **access == Access::Write) {
-            if let Some(fate) = buffer.fate().filter(|fate| fate.enter(batch)) {
-                self.lock(&commands.written).push(fate.clone());
-            }
+        let writes = access.iter().zip(buffers).filter(|(access, _)| **access == Access::Write);
+        self.list_written(writes.filter_map(|(_, buffer)| buffer.fate()));
+        Ok(own)
+    }
+
+    /// Lists what the batch that is being recorded is to write. The caller holds the lock of what is pending.
+    pub(super) fn list_written<'a>(&self, fates: impl IntoIterator<Item = &'a Arc<Fate>>) {
+        let commands = &self.inner.commands;
+        let batch = commands.batch.load(Ordering::Relaxed);
+        for fate in fates.into_iter().filter(|fate| fate.enter(batch)) {
+            self.lock(&commands.written).push(fate.clone());
         }
-        Ok(())
     }
 
     /// Fails where commands that were to write one of these buffers are lost.

@@ -191,6 +191,7 @@ impl Gpu {
                 scratch: Mutex::default(),
                 profile: Mutex::default(),
                 timers: Default::default(),
+                tapes: Default::default(),
                 pipeline_cache,
                 lost,
                 counters: CounterCells::default(),

@@ -3,6 +3,7 @@
 use super::layout::Layout;
 pub(crate) use super::params::PARAM_BYTES;
 use super::shader::{assemble, Assembled, Const, Consts, ShaderPart};
+use super::tape::Recorded;
 use super::tensor::Buffer;
 use super::{Gpu, GpuInner, Tier};
 use crate::error::{Error, ErrorKind, Result};
@@ -56,10 +57,10 @@ pub(crate) struct Kernel {
 
 pub(super) struct KernelInner {
     pub(super) name: &'static str,
-    id: u64,
-    pipeline: wgpu::ComputePipeline,
+    pub(super) id: u64,
+    pub(super) pipeline: wgpu::ComputePipeline,
     layout: Layout,
-    bindings: Vec<Access>,
+    pub(super) bindings: Vec<Access>,
     gpu: Weak<GpuInner>,
 }
 
@@ -134,6 +135,9 @@ impl Drop for Kernel {
         }
     }
 }
+
+/// Numbers that name a bind group: layout, parameters, and more storage buffers than a stage can have.
+const MOST_IDS: usize = 32;
 
 /// A dispatch's size in workgroups.
 pub(crate) type Grid = (u32, u32, u32);
@@ -213,14 +217,9 @@ impl Gpu {
         let layout = self.layout(spec)?;
         let made = self.scoped(spec.name, || {
             let module = shader_module(device, spec, text);
-            let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(spec.name),
-                bind_group_layouts: &[Some(&layout.layout)],
-                immediate_size: 0,
-            });
             device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(spec.name),
-                layout: Some(&pipeline_layout),
+                layout: Some(&layout.pipeline),
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
@@ -287,20 +286,28 @@ impl Gpu {
         }
         // Recorded, one that is destroyed would take all else that is recorded with it.
         buffers.iter().filter(|buffer| buffer.is_of_app()).try_for_each(|buffer| self.expect_there(buffer))?;
-        self.note(pass, &k.bindings, buffers, whole)?;
+        let own = self.note(pass, &k.bindings, buffers, whole)?;
         self.profiled(pass, k.name, |pass| {
             pass.set_pipeline(&k.pipeline);
             pass.set_bind_group(0, &group, &[slot.offset]);
             pass.dispatch_workgroups(grid.0, grid.1, grid.2);
         });
         self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
+        if own {
+            let (params, offset) = (&slot.buffer, slot.offset);
+            self.tape_dispatch(&Recorded { kernel: k, params, group: &group, offset, buffers, grid });
+        }
         Ok(())
     }
 
     fn bind_group(&self, kernel: &Kernel, params: &Buffer, buffers: &[&Buffer]) -> Result<wgpu::BindGroup> {
         let k = &kernel.inner;
-        let key: Vec<u64> = [k.layout.id, params.id()].into_iter().chain(buffers.iter().map(|b| b.id())).collect();
-        if let Some(group) = self.lock(&self.inner.bind_groups).get(&key) {
+        debug_assert!(buffers.len() + 2 <= MOST_IDS, "{}", k.name);
+        let mut key = [0u64; MOST_IDS];
+        let ids = [k.layout.id, params.id()].into_iter().chain(buffers.iter().map(|b| b.id()));
+        key.iter_mut().zip(ids).for_each(|(place, id)| *place = id);
+        let key = &key[..MOST_IDS.min(2 + buffers.len())];
+        if let Some(group) = self.lock(&self.inner.bind_groups).get(key) {
             return Ok(group.clone());
         }
         for b in buffers {
@@ -334,13 +341,14 @@ impl Gpu {
         });
         let group = group.map_err(|e| refused_of_app(buffers, e))?;
         self.inner.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
-        self.lock(&self.inner.bind_groups).insert(key, group.clone());
+        self.lock(&self.inner.bind_groups).insert(key.to_vec(), group.clone());
         Ok(group)
     }
 
     /// Drops the bind groups that hold a buffer; called when its last owner goes.
     pub(super) fn forget_buffer(&self, id: u64) {
         self.lock(&self.inner.bind_groups).retain(|key, _| !key[1..].contains(&id));
+        self.forget_tapes(id);
     }
 }
 

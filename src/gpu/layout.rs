@@ -10,6 +10,8 @@ use std::num::NonZeroU64;
 pub(super) struct Layout {
     pub(super) id: u64,
     pub(super) layout: wgpu::BindGroupLayout,
+    /// Of a pipeline: where it is the same as that of the dispatch before, wgpu has nothing to compare.
+    pub(super) pipeline: wgpu::PipelineLayout,
 }
 
 impl Gpu {
@@ -20,8 +22,17 @@ impl Gpu {
         }
         let entries: Vec<_> = (0..=spec.bindings.len()).map(|i| layout_entry(i, spec)).collect();
         let desc = wgpu::BindGroupLayoutDescriptor { label: Some(spec.name), entries: &entries };
-        let layout = self.scoped(spec.name, || self.inner.device.create_bind_group_layout(&desc))?;
-        let made = Layout { id: self.next_id(), layout };
+        let device = &self.inner.device;
+        let (layout, pipeline) = self.scoped(spec.name, || {
+            let layout = device.create_bind_group_layout(&desc);
+            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(spec.name),
+                bind_group_layouts: &[Some(&layout)],
+                immediate_size: 0,
+            });
+            (layout, pipeline)
+        })?;
+        let made = Layout { id: self.next_id(), layout, pipeline };
         // Another thread may have been faster: there is one of a kind.
         Ok(self.lock(&self.inner.layouts).entry(spec.bindings.clone()).or_insert(made).clone())
     }

@@ -15,6 +15,7 @@ mod fate;
 pub(crate) mod grid;
 pub(crate) mod kernel;
 mod layout;
+mod numbers_hash;
 pub(crate) mod parallelism;
 mod params;
 pub(crate) mod pieces;
@@ -25,6 +26,7 @@ mod profile;
 mod readback;
 pub(crate) mod shader;
 mod submit_times;
+mod tape;
 mod tensor;
 mod timing;
 mod web;
@@ -75,7 +77,7 @@ struct GpuInner {
     commands: commands::Commands,
     kernels: Mutex<kernel::Kernels>,
     /// Key: kernel id, parameter buffer id, storage buffer ids.
-    bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup>>,
+    bind_groups: Mutex<HashMap<Vec<u64>, wgpu::BindGroup, numbers_hash::BuildNumbersHash>>,
     /// Of kernels, by what they bind.
     layouts: Mutex<HashMap<Vec<kernel::Access>, layout::Layout>>,
     params: Mutex<params::ParamPool>,
@@ -84,6 +86,7 @@ struct GpuInner {
     pipeline_cache: Option<Arc<pipeline_cache::PipelineCacheFile>>,
     profile: Mutex<Option<profile::Profile>>,
     timers: submit_times::HostTimers,
+    tapes: tape::Tapes,
     lost: Arc<Mutex<Option<String>>>,
     counters: CounterCells,
     /// What only browsers need.

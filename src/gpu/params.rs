@@ -1,5 +1,6 @@
 //! Parameters of dispatches: uniform blocks by content, in buffers of many.
 
+use super::numbers_hash::BuildNumbersHash;
 use super::tensor::{Buffer, BufferKind};
 use super::Gpu;
 use crate::error::Result;
@@ -17,7 +18,7 @@ const BUFFERS: usize = 16;
 /// it keeps its memory. A block of it that is asked for again is written anew elsewhere.
 #[derive(Default)]
 pub(super) struct ParamPool {
-    slots: HashMap<[u8; PARAM_BYTES], ParamSlot>,
+    slots: HashMap<[u8; PARAM_BYTES], ParamSlot, BuildNumbersHash>,
     blocks: Vec<Blocks>,
     /// The one of `blocks` that is being filled.
     filling: usize,

@@ -37,7 +37,7 @@ impl Gpu {
     /// Submits what is recorded and, in the same submit, copies of tensors (one at least) for the host. While they are under
     /// way the host may do something else, and submit more.
     pub(crate) fn start_download(&self, tensors: &[&Tensor]) -> Result<Download> {
-        self.check_alive()?;
+        self.check_alive_for_next()?;
         let (mut runs, mut size) = (Vec::with_capacity(tensors.len()), 0);
         for tensor in tensors {
             tensor.buffer.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a download")?;

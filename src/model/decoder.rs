@@ -24,7 +24,7 @@ pub struct Decoder {
     pub(super) inner: Arc<DecoderInner>,
 }
 
-pub(super) struct DecoderInner {
+pub(crate) struct DecoderInner {
     pub(super) gpu: Gpu,
     pub(super) config: Config,
     pub(super) embedding: Embedding,

@@ -11,6 +11,7 @@ mod forward;
 mod lost;
 mod no_numbers;
 mod prefill;
+mod repeats;
 mod saved;
 mod scheduler;
 mod scheduler_hands;

@@ -25,6 +25,8 @@ pub(crate) struct Buffers {
     pub(crate) logits: Tensor,
     /// (max_batch, 4)
     pub(crate) samplers: Tensor,
+    /// The rows that were last written there.
+    pub(crate) samplers_there: Vec<[f32; 4]>,
     /// (max_batch) U32
     pub(crate) tokens: Tensor,
 }
@@ -56,6 +58,7 @@ impl Buffers {
             last: tensor(&[batch, config.hidden_size], DType::F32)?,
             logits: logits(decoder, batch)?,
             samplers: tensor(&[batch, 4], DType::F32)?,
+            samplers_there: Vec::new(),
             tokens: tensor(&[batch], DType::U32)?,
         })
     }

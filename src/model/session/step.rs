@@ -1,11 +1,13 @@
 //! One step of a call: its commands are submitted, and later its results are read. Between the two the host is free.
 
+use super::buffers::Buffers;
 use super::feed::{no_probabilities, Call, TokensAndLogits, Undrawn};
 use super::schedule::TokenRun;
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
-use crate::gpu::{elements, DType, Download, HostPart};
+use crate::gpu::{elements, DType, Download, HostPart, Tensor};
+use crate::model::decoder::DecoderInner;
 use crate::model::layers::attention::{AttentionStep, StepPlans};
 use crate::nn::{LinearArgs, Span};
 
@@ -149,7 +151,7 @@ impl Session {
         }
         self.cache.reserve_each(&wanted)?;
         // All writes come before all commands, so that the step is one submit.
-        let (ending, b) = (last_rows.len(), &self.buffers);
+        let (ending, b) = (last_rows.len(), &mut self.buffers);
         let id_rows = match from {
             Ids::Host => b.ids.view(&[rows])?,
             Ids::Drawn => b.tokens.view(&[rows])?,
@@ -158,16 +160,20 @@ impl Session {
             gpu.upload(&id_rows, &ids)?;
         }
         if ending > 0 && !all_logits {
-            gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
-            if !samplers.is_empty() {
+            if ending < rows {
+                gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
+            }
+            // Greedy draws are the same in each step.
+            if b.samplers_there != samplers && !samplers.is_empty() {
+                b.samplers_there.clear();
                 gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
+                b.samplers_there.extend_from_slice(samplers);
             }
         }
         let plans = StepPlans::new(&self.decode, &self.cache, &sequences, self.prefill.as_mut())?;
         let cos_sin = self.cache.cos_sin(&sequences)?;
-        let scratch = b.scratch.first(rows)?;
-        model.embedding.run(&id_rows, &scratch.x)?;
-        let mut step = AttentionStep {
+        let ends = Ends { ending, all_logits, draws: !samplers.is_empty() };
+        let step = AttentionStep {
             rows,
             cache: &mut self.cache,
             decode: &self.decode,
@@ -175,26 +181,58 @@ impl Session {
             explicit: plans.explicit(),
             sequences: &sequences,
             cos_sin: &cos_sin,
-            wide: b.rotate_wide.as_ref(),
+            wide: self.buffers.rotate_wide.as_ref(),
             softmax_scale: model.config.softmax_scale(),
         };
-        for (i, block) in model.blocks.iter().enumerate() {
-            block.run(i, &scratch, &mut step)?;
-        }
-        let logits = Span::of(&b.logits);
-        if all_logits {
-            model.head.run(LinearArgs::new(rows, Span::of(&scratch.x), logits))?;
-        } else if ending > 0 {
-            // Where every row is a last one (plain decode), there is nothing to gather.
-            let last = if ending == rows { &scratch.x } else { &b.last };
-            if ending < rows {
-                b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
-            }
-            model.head.run(LinearArgs::new(ending, Span::of(last), logits))?;
-            if !samplers.is_empty() {
-                model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
-            }
-        }
+        let plan = match (&plans.absorbed, plans.explicit()) {
+            (Some(plan), None) if rows == parts.len() => plan,
+            _ => return record_commands(model, &self.buffers, (&id_rows, ends), step).map(|()| rows),
+        };
+        // Steps of a token for each sequence repeat: this, and the buffers, is all that their commands hang on.
+        let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into(), ends.draws.into()];
+        key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id()]);
+        self.decode.extend_key(plan, &mut key);
+        gpu.record_again(&key, || record_commands(model, &self.buffers, (&id_rows, ends), step))?;
         Ok(rows)
     }
+}
+
+/// What is made of the rows at the end of a step.
+#[derive(Clone, Copy)]
+struct Ends {
+    /// Rows that are their sequence's last.
+    ending: usize,
+    all_logits: bool,
+    /// Whether tokens are drawn.
+    draws: bool,
+}
+
+/// Records the commands of a step, once all that they read from the host is written.
+fn record_commands(
+    model: &DecoderInner,
+    b: &Buffers,
+    (id_rows, ends): (&Tensor, Ends),
+    mut step: AttentionStep<'_>,
+) -> Result<()> {
+    let (rows, Ends { ending, all_logits, draws }) = (step.rows, ends);
+    let scratch = b.scratch.first(rows)?;
+    model.embedding.run(id_rows, &scratch.x)?;
+    for (i, block) in model.blocks.iter().enumerate() {
+        block.run(i, &scratch, &mut step)?;
+    }
+    let logits = Span::of(&b.logits);
+    if all_logits {
+        model.head.run(LinearArgs::new(rows, Span::of(&scratch.x), logits))?;
+    } else if ending > 0 {
+        // Where every row is a last one (plain decode), there is nothing to gather.
+        let last = if ending == rows { &scratch.x } else { &b.last };
+        if ending < rows {
+            b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
+        }
+        model.head.run(LinearArgs::new(ending, Span::of(last), logits))?;
+        if draws {
+            model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
+        }
+    }
+    Ok(())
 }
