@@ -31,7 +31,7 @@ pub(super) struct Commands {
     /// The submit, by its number, since which the device was asked whether it lives: [`Gpu::check_alive_for_next`].
     asked_alive: AtomicU64,
     /// How often an app said that its passes are submitted.
-    passes_submitted: AtomicU64,
+    pub(super) passes_submitted: AtomicU64,
     /// The last submit that went well, for whoever waits for it and not for what comes after it.
     last_submission: Mutex<Option<wgpu::SubmissionIndex>>,
     /// Batches that were lost.
@@ -109,6 +109,19 @@ impl Gpu {
         let pass = pass.get_or_insert_with(|| self.begin_pass(encoder).forget_lifetime());
         self.inner.commands.own_pass.store(address(pass), Ordering::Relaxed);
         commands(pass)
+    }
+
+    /// Records commands that belong in no pass. One that is open ends before them.
+    pub(super) fn record_beside_passes(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
+        self.check_flag()?;
+        let mut pending = self.lock(&self.inner.commands.pending);
+        if pending.encoder.is_none() {
+            self.check_alive_for_next()?;
+        }
+        pending.pass = None;
+        let new = || self.inner.device.create_command_encoder(&Default::default());
+        commands(pending.encoder.get_or_insert_with(new));
+        Ok(())
     }
 
     /// [`Gpu::check_alive`], once for all that goes with the next submit, commands and writes: asking costs as much as a
@@ -221,27 +234,6 @@ impl Gpu {
         group.map_err(|e| ErrorKind::argument("tensor", format!("{buffer:?} cannot be used: {e}")))?;
         fate.note_asked(batch);
         Ok(())
-    }
-
-    /// Says that every pass of the app's own into which something was encoded so far, on whichever thread, is submitted or
-    /// dropped. latten cannot see that. Until it is told, it reuses no memory that such a pass refers to: a
-    /// [`Plan`](crate::Plan) or [`DecodeOutput`](crate::DecodeOutput) that is dropped gives its memory back to the device, and
-    /// the next one allocates. So a loop that encodes into passes of its own calls this after each of its submits.
-    ///
-    /// Called too early it lets a later plan or result overwrite what the pass reads: wrong numbers, and nothing worse.
-    pub fn passes_submitted(&self) {
-        let _no_pass_is_noted_meanwhile = self.lock(&self.inner.commands.pending);
-        self.inner.commands.passes_submitted.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Whether a pass of an app's own may refer to this buffer and not be submitted yet.
-    pub(crate) fn is_lent(&self, buffer: &Buffer) -> bool {
-        self.is_out(buffer.lent())
-    }
-
-    /// [`Gpu::is_lent`] of a buffer that was lent in this round.
-    pub(super) fn is_out(&self, round: u64) -> bool {
-        round > self.inner.commands.passes_submitted.load(Ordering::Relaxed)
     }
 
     /// Sends what was recorded to the device; does not wait. Call it before submitting commands of your own that read

@@ -15,6 +15,7 @@ mod fate;
 pub(crate) mod grid;
 pub(crate) mod kernel;
 mod layout;
+mod lent;
 mod numbers_hash;
 pub(crate) mod parallelism;
 mod params;

@@ -37,7 +37,7 @@ impl Gpu {
     /// Submits what is recorded and, in the same submit, copies of tensors (one at least) for the host. While they are under
     /// way the host may do something else, and submit more.
     pub(crate) fn start_download(&self, tensors: &[&Tensor]) -> Result<Download> {
-        self.check_alive_for_next()?;
+        self.check_alive()?;
         let (mut runs, mut size) = (Vec::with_capacity(tensors.len()), 0);
         for tensor in tensors {
             tensor.buffer.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a download")?;
@@ -182,6 +182,14 @@ impl Gpu {
         from.expect_usage(self, wgpu::BufferUsages::COPY_SRC, "a copy")?;
         into.expect_usage(self, wgpu::BufferUsages::COPY_DST, "a copy")?;
         self.submit_with(&[from], |encoder| copy_runs(encoder, from.raw(), into.raw(), runs)).map(drop)
+    }
+
+    /// Records copies of parts of one buffer into another, between what was recorded before and what comes after.
+    pub(crate) fn record_copies(&self, from: &Buffer, into: &Buffer, runs: &[Run]) -> Result<()> {
+        match runs {
+            [] => Ok(()),
+            runs => self.record_beside_passes(|encoder| copy_runs(encoder, from.raw(), into.raw(), runs)),
+        }
     }
 
     /// Waits for a copy (and all else that was submitted).

@@ -6,14 +6,16 @@ use crate::pure::config;
 use crate::tiny::Tiny;
 use latten::model::{
     beam_search, best_of, generate, generate_speculative, Attention, BeamOptions, BestOfOptions, Config, Drafter, Draw,
-    ExplicitPrefill, GenerateOptions, PrefillPath, Request, Scheduler, SpeculativeOptions, WeightBytes,
+    ExplicitPrefill, GenerateOptions, PrefillPath, Request, RequestId, Scheduler, SpeculativeOptions, WeightBytes,
 };
 use latten::nn::Sampling;
 use latten::{
-    CacheOptions, DType, Decode, Decoder, Gpu, PagedKvCache, Pages, SeqId, Session, SessionOptions, SplitPolicy,
+    CacheOptions, DType, Decode, Decoder, Gpu, KvSource, PagedKvCache, Pages, SeqId, Session, SessionOptions,
+    SplitPolicy,
 };
 use pollster::block_on;
 use safetensors::tensor::Dtype;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
@@ -105,6 +107,10 @@ fn sessions(g: &mut Gen, world: &World) {
     if g.one_in(3) {
         return scheduled(g, session);
     }
+    if g.one_in(4) {
+        let other = Session::new(decoder, options).unwrap().with_policy(policy);
+        return ahead(g, [session, other]);
+    }
     let mut ids = vec![session.insert()];
     for _ in 0..1 + g.below(3) {
         step(g, &mut session, &mut ids, decoder);
@@ -130,7 +136,8 @@ fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Deco
     let stop_tokens = &stop_tokens[..];
     let length_penalty = g.float(1.0);
     let go_on = |_| ControlFlow::Continue(());
-    match g.below(10) {
+    match g.below(12) {
+        10 | 11 => streamed(g, session, ids),
         0..=2 => {
             let draws = vec![Draw { sampling: sampling(g), u: g.float(0.5) as f32 }; g.len(1)];
             let batch: [(SeqId, &[u32]); 1] = [(id, &input)];
@@ -179,6 +186,82 @@ fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Deco
     let bytes = g.bits() >> g.below(64);
     g.call("Session::set_byte_budget", session.set_byte_budget(bytes));
     session.set_byte_budget(u64::MAX).unwrap();
+}
+
+/// A stream that begins, is asked for some tokens, perhaps not to the end, and is dropped: what the plain loop leaves.
+fn streamed(g: &mut Gen, session: &mut Session, ids: &[SeqId]) {
+    let input = tokens(g, 14);
+    let batch: Vec<(SeqId, &[u32])> = (0..1 + g.below(2)).map(|_| (g.pick(ids), &input[..])).collect();
+    let draw = Draw { sampling: sampling(g), u: g.float(0.5) as f32 };
+    let before: Vec<Option<usize>> = batch.iter().map(|(id, _)| session.len(*id).ok()).collect();
+    let mut taken = 0;
+    if let Some(mut stream) = g.call("Session::stream", session.stream(&batch, |_| draw)) {
+        for _ in 0..g.below(8) {
+            if g.one_in(4) {
+                drop(stream.next(true)); // not polled
+            }
+            let drawn = block_on(stream.next(!g.one_in(3)));
+            match g.call("TokenStream::next", drawn) {
+                Some(drawn) => taken += usize::from(drawn.len() == batch.len()),
+                None if g.one_in(2) => break,
+                None => {}
+            }
+        }
+    }
+    for ((id, _), before) in batch.iter().zip(before) {
+        // The input, and all that was handed out but the last.
+        let fed = if taken > 0 { input.len() + taken - 1 } else { 0 };
+        assert_eq!(session.len(*id).ok(), before.map(|len| len + fed), "after {taken} tokens of {}", input.len());
+        assert_eq!(session.cache().batch(&[*id]).map_or(0, |batch| batch.tokens()), 0, "reserved");
+    }
+}
+
+/// Two schedulers with the same requests: one is a step ahead, the other waits for each, since its session is taken in hand before.
+/// Each request gets the same, and so does the session.
+fn ahead(g: &mut Gen, sessions: [Session; 2]) {
+    let mut both = sessions.map(Scheduler::new);
+    let mut results: [BTreeMap<RequestId, String>; 2] = Default::default();
+    let mut ids = Vec::new();
+    // What one that is cancelled has by then may be a token more.
+    let cancelled = g.below(60);
+    for step in 0..40 {
+        if step % 2 == 0 && step < 2 * (1 + g.below(5)) {
+            let request = Request {
+                prompt: tokens(g, 14),
+                generate: GenerateOptions { max_new_tokens: 1 + g.below(8), ..generating(g) },
+                // What a device that computes nothing draws.
+                stop_tokens: if g.one_in(4) { vec![0] } else { Vec::new() },
+                salt: g.bits() % 2,
+                ..Default::default()
+            };
+            let added = both.each_mut().map(|s| g.call("Scheduler::add", s.add(request.clone())));
+            assert_eq!(added[0], added[1]);
+            ids.extend(added[0]);
+        }
+        if let Some(id) = ids.first().filter(|_| step == cancelled) {
+            both.iter_mut().for_each(|s| drop(s.cancel(*id)));
+        }
+        let _ = both[1].session_mut();
+        if g.one_in(5) {
+            drop(both[0].step());
+        }
+        for (scheduler, results) in both.iter_mut().zip(&mut results) {
+            for event in g.call("Scheduler::step", block_on(scheduler.step())).into_iter().flatten() {
+                let (tokens, finished) = (event.token.map(|token| format!("{token} ")), event.finished);
+                let text = results.entry(event.id).or_default();
+                *text += &tokens.unwrap_or_default();
+                *text += &finished.map(|why| format!("{why:?}")).unwrap_or_default();
+            }
+        }
+    }
+    let ended = both.each_ref().map(Scheduler::is_idle);
+    if ended == [true; 2] && ids.first().is_none_or(|_| cancelled >= 40) {
+        assert_eq!(results[0], results[1]);
+    }
+    for (scheduler, ended) in both.into_iter().zip(ended) {
+        let used = scheduler.into_session().unwrap().stats().used;
+        assert!(!ended || used == 0, "{used} pages");
+    }
 }
 
 fn scheduled(g: &mut Gen, session: Session) {

@@ -14,6 +14,7 @@ mod prefill;
 mod repeats;
 mod saved;
 mod scheduler;
+mod scheduler_ahead;
 mod scheduler_hands;
 mod scheduler_windows;
 mod sharing;

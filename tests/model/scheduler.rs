@@ -158,7 +158,7 @@ fn who_fits_runs_and_who_does_not_waits() {
     }
 }
 
-/// A step is one submit of at most the session's chunk, and its events come by age: here of a prompt in two parts, and of
+/// A step is one submit of at most the session's chunk, which may be made in the call before, and its events come by age: here of a prompt in two parts, and of
 /// one of a single token, which is fed with the first part.
 #[test]
 fn a_step_is_one_chunk_and_its_events_come_by_age() {
@@ -168,13 +168,14 @@ fn a_step_is_one_chunk_and_its_events_come_by_age() {
     let mut scheduler = Scheduler::new(session(&decoder, 3, 30));
     let with = |tokens: usize| Request { prompt: vec![9; tokens], ..request(0, 3) };
     let ids = [8, 1, 20].map(|tokens| scheduler.add(with(tokens)).unwrap());
-    let mut order = Vec::new();
+    let (mut order, first) = (Vec::new(), gpu.counters().submits);
     while !scheduler.is_idle() {
         let before = gpu.counters().submits;
         let events = block_on(scheduler.step()).unwrap();
-        assert_eq!(gpu.counters().submits - before, 1, "after {} steps", order.len());
+        assert!(gpu.counters().submits - before <= 2, "after {} steps", order.len());
         order.push(events.iter().map(|event| event.id).collect::<Vec<_>>());
     }
+    assert_eq!(gpu.counters().submits - first, order.len() as u64);
     // 5 + 1 tokens, then 3 + 1 + 2, 1 + 1 + 4, 1 + 5 (the second has ended), 6, 3.
     let [a, b, c] = ids;
     assert_eq!(order, [vec![b], vec![a, b], vec![a, b], vec![a], vec![], vec![c], vec![c], vec![c]]);

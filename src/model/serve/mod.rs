@@ -3,6 +3,7 @@
 mod handed_out;
 mod request;
 mod scheduler;
+mod steps;
 mod stops;
 
 pub use request::{Event, Finished, Request, RequestId};

@@ -149,9 +149,19 @@ impl Active {
         self.request.salt
     }
 
-    /// How the next token is drawn. The random number is used up by [`Active::take`].
-    pub(crate) fn draw(&self) -> Draw {
-        Draw { sampling: self.request.generate.sampling, u: self.random.clone().uniform() }
+    /// How the next token is drawn, or with 1 the one after it. Random numbers are used up by [`Active::take`].
+    pub(crate) fn draw(&self, after: usize) -> Draw {
+        let mut random = self.random.clone();
+        for _ in 0..after {
+            random.uniform();
+        }
+        Draw { sampling: self.request.generate.sampling, u: random.uniform() }
+    }
+
+    /// Whether the next token is its last, whatever it is.
+    pub(crate) fn ends_with_next(&self) -> bool {
+        let made = self.tokens.len().saturating_sub(self.request.prompt.len());
+        made.saturating_add(1) >= self.request.generate.max_new_tokens
     }
 
     /// Takes the token that was drawn, of these bytes, where no tokenizer knows better.

@@ -1,13 +1,12 @@
 //! Continuous batching: requests that come and go between steps, and share them.
 
 use super::request::{Active, Event, Finished, Request, RequestId};
+use super::steps::{ScheduledRequest, StepUnderWay};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
-use crate::model::session::feed::{no_probabilities, Undrawn, Want};
-use crate::model::session::{Draw, Session};
+use crate::model::session::Session;
 use crate::model::text::tokenizer::Tokenizer;
 use crate::model::text::words::Words;
-use crate::nn::Sample;
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::ControlFlow;
@@ -28,6 +27,10 @@ type TokenBytes = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 /// prompts and texts may be longer than the cache. Those that come to be so long that pages are given back do not share
 /// what their tokens begin with; shorter ones do.
 ///
+/// The next step is with the device before the tokens of one are read, for those that go on as far as that is known; what was
+/// computed for nothing is dropped. So a request that comes later, or waits for the place of one that a token or a string ends,
+/// is taken up at most a step later than it could be. In a session with a window each step waits for the one before.
+///
 /// Dropping a step half way, an error of one, and a panic of a callback change nothing: call it again. After a lost device
 /// [`Session::rebuild`] the session, and go on. What concerns one request alone ends that one ([`Finished::Failed`]).
 pub struct Scheduler {
@@ -35,24 +38,17 @@ pub struct Scheduler {
     /// The oldest first. Those with a sequence come before those without.
     pub(crate) requests: Vec<Active>,
     next_id: u64,
+    /// A step that is with the device, and was submitted before the tokens of the last one were read.
+    pub(super) under_way: Option<StepUnderWay>,
     /// What was not yet told.
-    events: VecDeque<Event>,
-    token_bytes: TokenBytes,
+    pub(super) events: VecDeque<Event>,
+    pub(super) token_bytes: TokenBytes,
     tokenizer: Option<Arc<Tokenizer>>,
     preemptions: u64,
     /// Pages to spare when the first that waits was last refused.
-    refused_at: Option<usize>,
+    pub(super) refused_at: Option<usize>,
     /// Whether others may have changed the session's sequences.
-    handed_out: bool,
-}
-
-/// What one request does in a step.
-struct ScheduledRequest {
-    request: usize,
-    sequence: SeqId,
-    /// Those of its tokens that are fed, by their end.
-    from: usize,
-    to: usize,
+    pub(super) handed_out: bool,
 }
 
 impl fmt::Debug for Scheduler {
@@ -74,6 +70,7 @@ impl Scheduler {
             session,
             requests: Vec::new(),
             next_id: 0,
+            under_way: None,
             events: VecDeque::new(),
             token_bytes,
             tokenizer: None,
@@ -121,7 +118,9 @@ impl Scheduler {
         let Some(place) = self.requests.iter().position(|request| request.id == id) else {
             return Err(ErrorKind::argument("id", format!("request {} is not under way", id.0)));
         };
-        self.session.roll_back();
+        if self.under_way.is_none() {
+            self.session.roll_back(); // a step that was dropped half way
+        }
         self.end(place, Finished::Cancelled);
         Ok(())
     }
@@ -146,15 +145,17 @@ impl Scheduler {
         self.preemptions
     }
 
-    /// The session.
+    /// The session. Pages of a step that is under way count as used.
     pub fn session(&self) -> &Session {
         &self.session
     }
 
-    /// The session, for sequences of the caller's own, pins, and [`Session::rebuild`]. The requests' own are better left
+    /// The session, for sequences of the caller's own, pins, and [`Session::rebuild`]. A step that is under way is given up, and
+    /// computed again. The requests' own are better left
     /// alone, but no harm comes to other requests: one whose sequence is cut or emptied is computed again, one whose
     /// sequence is removed or has tokens that are not its own fails at the next step.
     pub fn session_mut(&mut self) -> &mut Session {
+        self.give_up_step();
         self.handed_out = true;
         &mut self.session
     }
@@ -165,7 +166,7 @@ impl Scheduler {
     ///
     /// None today: the session comes back whatever its requests are at.
     pub fn into_session(mut self) -> Result<Session> {
-        self.session.roll_back();
+        self.give_up_step();
         while !self.requests.is_empty() {
             self.take_out(self.requests.len() - 1);
         }
@@ -205,106 +206,6 @@ impl Scheduler {
         Ok(())
     }
 
-    /// A step, whose events are left in `events`.
-    async fn advance(&mut self) -> Result<()> {
-        // What an earlier step left half done.
-        self.session.roll_back();
-        if std::mem::take(&mut self.handed_out) {
-            self.check_requests();
-            self.refused_at = None;
-        }
-        if self.take_drawn() {
-            return Ok(()); // of a step whose callback panicked
-        }
-        self.admit();
-        let parts = self.plan()?;
-        if parts.is_empty() {
-            return Ok(());
-        }
-        let batch = parts.iter().map(|p| (p.sequence, &self.requests[p.request].tokens[p.from..p.to]));
-        let batch: Vec<(SeqId, &[u32])> = batch.collect();
-        let ends = |part: &ScheduledRequest| part.to == self.requests[part.request].tokens.len();
-        // What comes after a part of a prompt is known.
-        let draw =
-            |part: &ScheduledRequest| if ends(part) { self.requests[part.request].draw() } else { Draw::default() };
-        let draws: Vec<Draw> = parts.iter().map(draw).collect();
-        let drawn: Vec<bool> = parts.iter().map(ends).collect();
-        let fed = self.session.feed(&batch, Want::Tokens(&draws), Undrawn::IsTold(&drawn)).await?;
-        // All of it first, then the callback, which may panic.
-        for ((part, token), drawn) in parts.iter().zip(fed.tokens).zip(drawn) {
-            let request = &mut self.requests[part.request];
-            request.committed_at = self.session.cache().committed_at(part.sequence)?;
-            if drawn {
-                request.drawn = Some(token);
-            }
-        }
-        self.take_drawn();
-        Ok(())
-    }
-
-    /// Gives requests what was drawn for them, and ends those that it ends. Returns whether there was any.
-    fn take_drawn(&mut self) -> bool {
-        let (mut place, mut any) = (0, false);
-        while let Some(request) = self.requests.get_mut(place) {
-            let Some(token) = request.drawn else {
-                place += 1;
-                continue;
-            };
-            any = true;
-            let error = match request.sequence {
-                // Others have taken its sequence since: it is computed again.
-                None if token == Sample::NO_TOKEN => {
-                    request.drawn = None;
-                    continue;
-                }
-                Some(id) if token == Sample::NO_TOKEN => {
-                    let last = request.tokens.len().saturating_sub(1);
-                    // What led to it is not for others to find.
-                    let _ = self.session.cache_mut().discard(id, 0); // it is there, or has nothing to give up
-                    no_probabilities(id, last)
-                }
-                _ if request.tries >= 2 => {
-                    let why = format!("panicked twice for token {token} of request {}", request.id.0);
-                    ErrorKind::argument("token_bytes", why)
-                }
-                _ => {
-                    request.tries += 1;
-                    let event = request.take(token, &(self.token_bytes)(token));
-                    let ended = event.finished.is_some();
-                    self.events.push_back(event);
-                    if ended {
-                        self.take_out(place);
-                    } else {
-                        place += 1;
-                    }
-                    continue;
-                }
-            };
-            self.end(place, Finished::Failed(error));
-        }
-        any
-    }
-
-    /// Ends a request without a token.
-    pub(crate) fn end(&mut self, place: usize, why: Finished) {
-        let event = self.take_out(place).end(why);
-        self.events.push_back(event);
-    }
-
-    /// Takes a request out, and gives up its part of the cache.
-    fn take_out(&mut self, place: usize) -> Active {
-        self.give_up(place);
-        self.requests.remove(place)
-    }
-
-    /// Lets a request give up its part of the cache.
-    pub(crate) fn give_up(&mut self, place: usize) {
-        self.refused_at = None;
-        if let Some(id) = self.requests[place].sequence.take() {
-            let _ = self.session.remove(id); // where others have removed it, that is done
-        }
-    }
-
     /// Pages that a request needs beside those it has, with one token more.
     fn needed(&self, request: &Active) -> usize {
         let len = request.sequence.and_then(|id| self.session.len(id).ok()).unwrap_or(0);
@@ -313,7 +214,7 @@ impl Scheduler {
 
     /// Gives sequences to those that wait, as long as there is room for all of their tokens beside those that run, or for
     /// what a window shows of them.
-    fn admit(&mut self) {
+    pub(super) fn admit(&mut self) {
         loop {
             let running = self.running();
             if running == self.requests.len() || running >= self.session.max_batch() {
@@ -343,7 +244,7 @@ impl Scheduler {
     }
 
     /// What the step feeds: what fits the cache, once the youngest have given up as much as is needed.
-    fn plan(&mut self) -> Result<Vec<ScheduledRequest>> {
+    pub(super) fn plan(&mut self) -> Result<Vec<ScheduledRequest>> {
         let mut room = self.session.capacity();
         loop {
             let parts = self.parts(room)?;
@@ -368,31 +269,5 @@ impl Scheduler {
                 return Ok(Vec::new());
             }
         }
-    }
-
-    /// What the step feeds, if the cache has room: a token of each that decodes, then prompts by age.
-    fn parts(&self, mut room: usize) -> Result<Vec<ScheduledRequest>> {
-        let mut parts = Vec::new();
-        let mut left = Vec::new();
-        for (i, request) in self.requests.iter().enumerate() {
-            let Some(sequence) = request.sequence else { continue };
-            let part =
-                ScheduledRequest { request: i, sequence, from: self.session.len(sequence)?, to: request.tokens.len() };
-            if part.to - part.from == 1 {
-                room -= 1; // there are at most as many as the capacity
-                parts.push(part);
-            } else {
-                left.push(part);
-            }
-        }
-        for mut part in left {
-            part.to = part.to.min(part.from + room);
-            if part.from < part.to {
-                room -= part.to - part.from;
-                parts.push(part);
-            }
-        }
-        parts.sort_by_key(|part| part.request);
-        Ok(parts)
     }
 }

@@ -3,6 +3,7 @@
 use super::decoder::Decoder;
 use crate::model::layers::explicit::ExplicitPrefill;
 use buffers::Buffers;
+mod behind;
 pub(crate) mod buffers;
 pub(crate) mod feed;
 mod measure_prefill;
@@ -15,7 +16,7 @@ mod room;
 mod save;
 mod schedule;
 mod sharing;
-mod step;
+pub(crate) mod step;
 mod stream;
 mod warm_up;
 

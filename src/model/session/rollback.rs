@@ -11,10 +11,10 @@ const MOST_STREAMED: usize = 1 << 24;
 
 /// A sequence before a call.
 pub(crate) struct Unfinished {
-    id: SeqId,
-    len: usize,
+    pub(crate) id: SeqId,
+    pub(crate) len: usize,
     /// Where a window may give pages back between the steps of the call: the sequence as it was.
-    fork: Option<SeqId>,
+    pub(crate) fork: Option<SeqId>,
 }
 
 impl Session {

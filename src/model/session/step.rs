@@ -6,16 +6,16 @@ use super::schedule::TokenRun;
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
-use crate::gpu::{elements, DType, Download, HostPart, Tensor};
+use crate::gpu::{elements, DType, Download, HostPart, Run, Tensor};
 use crate::model::decoder::DecoderInner;
 use crate::model::layers::attention::{AttentionStep, StepPlans};
 use crate::nn::{LinearArgs, Span};
 
 /// A step that is with the device: its pages are reserved, not committed.
-pub(super) struct Submitted {
+pub(crate) struct Submitted {
     pub(super) parts: Vec<TokenRun>,
     /// Whether the tokens that it feeds are committed, as they are where the next step is under way, too.
-    pub(super) committed: bool,
+    pub(crate) committed: bool,
     /// Batches that were lost before it was recorded.
     pub(super) losses: u64,
     /// Tokens first, then logits, as far as the call wants them; none where the step ends no sequence and nothing of it is
@@ -25,11 +25,13 @@ pub(super) struct Submitted {
 
 /// Where the tokens of a step come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ids {
+pub(crate) enum Ids<'a> {
     /// The call has them.
     Host,
-    /// The step before drew them, one for each sequence, and the host may not have them yet.
+    /// The step before drew them, one for each sequence in order, and the host may not have them yet.
     Drawn,
+    /// The step before drew some: for each sequence which of its tokens, or none where the call has them.
+    Some(&'a [Option<usize>]),
 }
 
 impl Session {
@@ -39,7 +41,7 @@ impl Session {
     }
 
     /// [`Session::submit_step`] of tokens from where `ids` says.
-    pub(super) fn submit_step_of(&mut self, call: &Call<'_>, parts: Vec<TokenRun>, ids: Ids) -> Result<Submitted> {
+    pub(super) fn submit_step_of(&mut self, call: &Call<'_>, parts: Vec<TokenRun>, ids: Ids<'_>) -> Result<Submitted> {
         let ending = parts.iter().filter(|p| p.last);
         let samplers: Vec<[f32; 4]> = ending.filter_map(|p| call.samplers.get(p.sequence).copied()).collect();
         let (losses, clock) = (self.decoder.gpu().losses(), self.decoder.gpu().clock());
@@ -131,19 +133,27 @@ impl Session {
     }
 
     /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
-    fn record_step(&mut self, call: &Call<'_>, parts: &[TokenRun], samplers: &[[f32; 4]], from: Ids) -> Result<usize> {
+    fn record_step(
+        &mut self,
+        call: &Call<'_>,
+        parts: &[TokenRun],
+        samplers: &[[f32; 4]],
+        from: Ids<'_>,
+    ) -> Result<usize> {
         let all_logits = call.want.all_logits();
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;
         let (mut ids, mut sequences, mut last_rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut rows = 0;
+        let (mut rows, mut copies) = (0, Vec::new());
         for part in parts {
             let (id, tokens) = call.batch[part.sequence];
             wanted.push((id, part.tokens.len()));
             sequences.push(id);
-            if from == Ids::Host {
-                ids.extend_from_slice(&tokens[part.tokens.clone()]);
+            match from {
+                Ids::Some(drawn) => copies.extend(drawn[part.sequence].map(|token| id_copy(token, rows))),
+                Ids::Host | Ids::Drawn => {}
             }
+            ids.extend_from_slice(&tokens[part.tokens.clone()]);
             rows += part.tokens.len();
             if part.last {
                 last_rows.push(rows as u32 - 1);
@@ -153,10 +163,10 @@ impl Session {
         // All writes come before all commands, so that the step is one submit.
         let (ending, b) = (last_rows.len(), &mut self.buffers);
         let id_rows = match from {
-            Ids::Host => b.ids.view(&[rows])?,
+            Ids::Host | Ids::Some(_) => b.ids.view(&[rows])?,
             Ids::Drawn => b.tokens.view(&[rows])?,
         };
-        if from == Ids::Host {
+        if from != Ids::Drawn && copies.len() < rows {
             gpu.upload(&id_rows, &ids)?;
         }
         if ending > 0 && !all_logits {
@@ -172,7 +182,8 @@ impl Session {
         }
         let plans = StepPlans::new(&self.decode, &self.cache, &sequences, self.prefill.as_mut())?;
         let cos_sin = self.cache.cos_sin(&sequences)?;
-        let ends = Ends { ending, all_logits, draws: !samplers.is_empty() };
+        gpu.record_copies(&self.buffers.tokens.buffer, &self.buffers.ids.buffer, &joined(copies))?;
+        let ends = StepEnds { ending, all_logits, draws: !samplers.is_empty() };
         let step = AttentionStep {
             rows,
             cache: &mut self.cache,
@@ -197,9 +208,26 @@ impl Session {
     }
 }
 
+/// The copy of a drawn token to where a step reads its id.
+fn id_copy(token: usize, row: usize) -> Run {
+    Run { from: 4 * token as u64, to: 4 * row as u64, size: 4 }
+}
+
+/// Copies of neighbours to neighbours as one.
+fn joined(copies: Vec<Run>) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::new();
+    for copy in copies {
+        match joined.last_mut().filter(|last| last.from + last.size == copy.from && last.to + last.size == copy.to) {
+            Some(last) => last.size += copy.size,
+            None => joined.push(copy),
+        }
+    }
+    joined
+}
+
 /// What is made of the rows at the end of a step.
 #[derive(Clone, Copy)]
-struct Ends {
+struct StepEnds {
     /// Rows that are their sequence's last.
     ending: usize,
     all_logits: bool,
@@ -211,10 +239,10 @@ struct Ends {
 fn record_commands(
     model: &DecoderInner,
     b: &Buffers,
-    (id_rows, ends): (&Tensor, Ends),
+    (id_rows, ends): (&Tensor, StepEnds),
     mut step: AttentionStep<'_>,
 ) -> Result<()> {
-    let (rows, Ends { ending, all_logits, draws }) = (step.rows, ends);
+    let (rows, StepEnds { ending, all_logits, draws }) = (step.rows, ends);
     let scratch = b.scratch.first(rows)?;
     model.embedding.run(id_rows, &scratch.x)?;
     for (i, block) in model.blocks.iter().enumerate() {

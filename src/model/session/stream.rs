@@ -6,7 +6,7 @@
 //! are; what fails, or was computed for nothing, is rolled back to the last token that was handed out.
 
 use super::feed::{Call, Draw, TokensAndLogits, Undrawn, Want};
-use super::schedule::{schedule, TokenRun};
+use super::schedule::schedule;
 use super::step::{Ids, Submitted};
 use super::Session;
 use crate::cache::SeqId;
@@ -138,39 +138,18 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
     }
 
     /// Commits the tokens that `first` feeds and submits the step after it, with the tokens that it draws, if that can be done
-    /// before they are read. What fails here is tried again, and heard of, when the tokens are known.
+    /// before they are read.
     fn submit_second(&mut self, first: &mut Submitted) -> Option<Submitted> {
         let draws = self.draws(1);
-        let session = &mut *self.session;
-        let (input, sequences) = (batch(&self.input), self.input.len());
-        let all_end_here = first.parts.len() == sequences && first.parts.iter().all(|part| part.last);
-        // A window gives pages back with each commit, and there would be no way back to before `first`.
-        if !all_end_here || session.window().is_some() || session.decoder.gpu().losses() != first.losses {
+        // Whoever ends in an earlier step of the input has its token in no row of this one.
+        if first.parts.len() != self.input.len() || !first.parts.iter().all(|part| part.last) {
             return None;
         }
-        let lengths = input.iter().zip(&first.parts).map(|((id, _), part)| Ok(session.len(*id)? + part.tokens.len()));
-        let lengths = lengths.collect::<Result<Vec<usize>>>().ok()?;
-        if lengths.iter().any(|len| *len >= session.max_positions()) {
-            return None;
-        }
-        let samplers = draws.iter().map(|draw| draw.sampling.row(draw.u)).collect::<Result<Vec<_>>>().ok()?;
-        session.commit_parts(&input, &first.parts).ok()?;
-        first.committed = true;
+        let fed = self.input.iter().zip(&first.parts).map(|((id, tokens), part)| (*id, &tokens[part.tokens.clone()]));
+        let fed: Batch<'_> = fed.collect();
         // The host does not have the tokens, and needs their count alone.
-        let unknown: Batch<'_> = input.iter().map(|(id, _)| (*id, &[0][..])).collect();
-        let call = Call { batch: &unknown, want: Want::Tokens(&draws), undrawn: Undrawn::Fails, samplers };
-        let parts = (0..sequences).map(|sequence| TokenRun { sequence, tokens: 0..1, last: true }).collect();
-        let submitted = session.submit_step_of(&call, parts, Ids::Drawn);
-        if submitted.is_err() {
-            for ((id, _), len) in input.iter().zip(lengths) {
-                session.cache.discard(*id, len).unwrap_or_default(); // it was there above
-            }
-            // Where errors come at once, `first` was sent well, and only this step was lost.
-            if cfg!(not(target_arch = "wasm32")) {
-                first.losses = session.decoder.gpu().losses();
-            }
-        }
-        submitted.ok()
+        let unknown: Batch<'_> = self.input.iter().map(|(id, _)| (*id, &[0][..])).collect();
+        self.session.submit_behind((first, &fed), (&unknown, &draws), Ids::Drawn)
     }
 }
 
