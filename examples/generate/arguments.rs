@@ -1,12 +1,12 @@
 //! The command line.
 
-use super::arguments_of_all::{count, dtypes, forms, CACHE_DTYPES, VARIANTS};
+use super::arguments_of_all::{count, dtypes, forms, weight_types, CACHE_DTYPES, VARIANTS, WEIGHT_TYPES};
 use super::repository::MODELS;
 use super::several::Several;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
 use latten::model::{BeamOptions, BestOfOptions, GenerateOptions, PrefillPath};
-use latten::nn::Sampling;
+use latten::nn::{Sampling, WeightType};
 use latten::DType;
 
 /// Text from the example models, one per variant of attention, with what each costs
@@ -45,8 +45,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "f16", value_parser = dtypes(["f16", "f32"]))]
     pub(crate) dtype: DType,
     /// Of weights alone; without it as --dtype
-    #[arg(long, value_name = "DTYPE", value_parser = dtypes(["f16", "f32", "i8"]))]
-    weights: Option<DType>,
+    #[arg(long, value_name = "TYPE", value_parser = weight_types(WEIGHT_TYPES))]
+    weights: Option<WeightType>,
     /// Of the KV cache alone; without it as --dtype
     #[arg(long, value_name = "DTYPE", value_parser = dtypes(CACHE_DTYPES))]
     kv_dtype: Option<DType>,
@@ -138,9 +138,9 @@ impl Args {
         }
     }
 
-    /// The dtypes of weights and of the KV cache.
-    pub(crate) fn dtypes(&self) -> [DType; 2] {
-        [self.weights, self.kv_dtype].map(|dtype| dtype.unwrap_or(self.dtype))
+    /// The types of weights and of the KV cache.
+    pub(crate) fn types(&self) -> (WeightType, DType) {
+        (self.weights.unwrap_or(self.dtype.into()), self.kv_dtype.unwrap_or(self.dtype))
     }
 
     /// Whether somebody guesses.

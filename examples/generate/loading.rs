@@ -3,22 +3,22 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use latten::cache::Progress;
 use latten::model::{Decoder, LoadOptions};
-use latten::{DType, Gpu};
+use latten::nn::WeightType;
+use latten::Gpu;
 use std::time::{Duration, Instant};
 
 /// What is loaded sooner has no bar.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// [`Decoder::load`] with a bar of how far it is.
-pub(crate) fn load(gpu: &Gpu, folder: &str, dtype: DType) -> latten::Result<Decoder> {
+pub(crate) fn load(gpu: &Gpu, folder: &str, kind: impl Into<WeightType>) -> latten::Result<Decoder> {
     let (start, bar) = (Instant::now(), bar(folder));
     let progress = |now: Progress| {
         if start.elapsed() >= PAUSE {
             show(&bar, now);
         }
     };
-    let loaded =
-        Decoder::load_with(gpu, folder, LoadOptions { dtype, progress: Some(&progress), ..Default::default() });
+    let loaded = Decoder::load_with(gpu, folder, LoadOptions { progress: Some(&progress), ..LoadOptions::of(kind) });
     bar.finish_and_clear();
     loaded
 }

@@ -84,7 +84,7 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         // What begins a text stands at the beginning of the saved one alone.
         false => tokenizer.encode_after(&before, args.prompt())?,
     };
-    let [weights, kv_dtype] = args.dtypes();
+    let (weights, kv_dtype) = args.types();
     let decoder = loading::load(gpu, folder, weights)?;
     let mut options = SessionOptions {
         kv_dtype,
@@ -219,7 +219,7 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
             None => reports.push(run_model(&gpu, model, args, out).await?),
         }
     }
-    let [weights, cache] = args.dtypes();
+    let (weights, cache) = args.types();
     writeln!(out, "{}, {weights} weights, {cache} cache", gpu.capabilities().adapter)?;
     if args.several().is_some() {
         return Ok(several::print(out, &lines)?);

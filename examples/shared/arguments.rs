@@ -3,6 +3,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use latten::model::PrefillPath;
+use latten::nn::WeightType;
 use latten::DType;
 
 /// The example models.
@@ -21,6 +22,14 @@ pub fn dtypes<const N: usize>(names: [&'static str; N]) -> impl TypedValueParser
         let all = [DType::F32, DType::F16, DType::BF16, DType::I8, DType::I4];
         all.into_iter().find(|dtype| dtype.to_string() == name).ok_or("no dtype")
     })
+}
+
+/// What matrices may become on the device.
+pub const WEIGHT_TYPES: [&str; 5] = ["f16", "f32", "i8", "q8_0", "q4_0"];
+
+/// One of these names of types of weights.
+pub fn weight_types<const N: usize>(names: [&'static str; N]) -> impl TypedValueParser<Value = WeightType> {
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<WeightType>())
 }
 
 /// One of the forms of prompts.

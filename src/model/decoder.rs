@@ -12,7 +12,7 @@ use crate::model::weights::reader::WeightReader;
 use crate::model::weights::safetensors::{regular, WeightFiles};
 use crate::model::weights::split::Split;
 use crate::model::weights::WeightBytes;
-use crate::nn::{Embedding, Linear, Sample};
+use crate::nn::{BlockType, Embedding, Linear, Sample, WeightType};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +41,9 @@ pub(crate) struct DecoderInner {
 pub struct LoadOptions<'a> {
     /// Of matrices, whatever they are in the files: F16, F32 or I8.
     pub dtype: DType,
+    /// Of matrices, in the place of `dtype`: Q8_0 or Q4_0, made of the numbers as they are read ([`BlockType::quantise`]). Rows
+    /// that are no whole blocks stay in `dtype`, which is then F16 or F32; the embedding table, and a head tied to it, are Q8_0.
+    pub blocks: Option<BlockType>,
     /// Of GLA and MLA, whether `kv_b_proj` is kept as it is beside its absorbed form, for prompts in the explicit form
     /// ([`PrefillPath`](super::PrefillPath)): some hundredths of the weights (2% of the paper's largest GLA-2 model, 4% of its MLA). Without,
     /// sessions take the absorbed form alone.
@@ -63,16 +66,27 @@ impl fmt::Debug for Decoder {
 
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        LoadOptions { dtype: DType::F16, explicit: true, progress: None, leave_out: false }
+        LoadOptions { dtype: DType::F16, blocks: None, explicit: true, progress: None, leave_out: false }
+    }
+}
+
+impl LoadOptions<'_> {
+    /// The defaults, with matrices of this type.
+    pub fn of(kind: impl Into<WeightType>) -> Self {
+        match kind.into() {
+            WeightType::Plain(dtype) => LoadOptions { dtype, ..Default::default() },
+            WeightType::Blocks(block) => LoadOptions { blocks: Some(block), ..Default::default() },
+        }
     }
 }
 
 impl fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LoadOptions { dtype, explicit, progress, leave_out } = self;
+        let LoadOptions { dtype, blocks, explicit, progress, leave_out } = self;
         let progress = progress.map(|_| "..");
         f.debug_struct("LoadOptions")
             .field("dtype", dtype)
+            .field("blocks", blocks)
             .field("explicit", explicit)
             .field("progress", &progress)
             .field("leave_out", leave_out)
@@ -82,9 +96,9 @@ impl fmt::Debug for LoadOptions<'_> {
 
 impl Decoder {
     /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names.
-    /// `dtype` (F16, F32 or I8) is how matrices are kept on the device, whatever they are in the files (f32, f16 or
-    /// bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table, and a head tied to
-    /// it, stay F16. A matrix that is more than the device binds at once
+    /// `kind` (F16, F32 or I8; [`BlockType::Q8_0`] or [`BlockType::Q4_0`]) is how matrices are kept on the device, whatever they
+    /// are in the files (f32, f16 or bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table,
+    /// and a head tied to it, stay F16. Of blocks: [`LoadOptions::blocks`]. A matrix that is more than the device binds at once
     /// ([`Capabilities::max_binding_bytes`](crate::Capabilities)) lies in several buffers, one dispatch each; not so a layer's
     /// experts, nor the absorbed matrices of GLA and MLA.
     ///
@@ -96,8 +110,8 @@ impl Decoder {
     /// [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
     /// tensor, one that looks like a weight and has no place in the model ([`LoadOptions::leave_out`]), or a broken file;
     /// [`ErrorKind::TooLarge`] and [`ErrorKind::OutOfMemory`], which name the tensor.
-    pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, dtype: DType) -> Result<Self> {
-        Self::load_with(gpu, folder, LoadOptions { dtype, ..Default::default() })
+    pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, kind: impl Into<WeightType>) -> Result<Self> {
+        Self::load_with(gpu, folder, LoadOptions::of(kind))
     }
 
     /// [`Decoder::load`] with options.
@@ -117,8 +131,13 @@ impl Decoder {
     /// # Errors
     ///
     /// As there, but [`ErrorKind::Io`]; and [`ErrorKind::Argument`] for a config whose fields no file could have.
-    pub fn from_bytes(gpu: &Gpu, config: Config, weights: WeightBytes<'_>, dtype: DType) -> Result<Self> {
-        Self::from_bytes_with(gpu, config, weights, LoadOptions { dtype, ..Default::default() })
+    pub fn from_bytes(
+        gpu: &Gpu,
+        config: Config,
+        weights: WeightBytes<'_>,
+        kind: impl Into<WeightType>,
+    ) -> Result<Self> {
+        Self::from_bytes_with(gpu, config, weights, LoadOptions::of(kind))
     }
 
     /// [`Decoder::from_bytes`] with options.
@@ -136,10 +155,12 @@ impl Decoder {
     }
 
     fn from_store<'a>(gpu: &'a Gpu, config: Config, store: WeightFiles<'a>, options: LoadOptions<'a>) -> Result<Self> {
-        let LoadOptions { dtype, explicit, progress, leave_out } = options;
+        let LoadOptions { dtype, blocks, explicit, progress, leave_out } = options;
         config.check()?;
+        let kind = blocks.map_or(dtype.into(), WeightType::from);
         let store = store.with_report(progress);
-        let source = WeightReader::new(gpu, &config, store, dtype).with_choices(explicit, leave_out);
+        let source =
+            WeightReader::new(gpu, &config, store, dtype).with_choices(explicit, leave_out).with_blocks(blocks)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let ends = source.ends(&config)?;
         let table = source.table(ends.table, vocab, hidden)?;
@@ -163,7 +184,7 @@ impl Decoder {
             large_keys: LargeKeys::of(&config, &biases)?,
             head,
             sample: Sample::new(gpu, vocab)?,
-            fingerprint: fingerprint(&config, source.checksum(), dtype),
+            fingerprint: fingerprint(&config, source.checksum(), kind),
             config,
         };
         gpu.flush()?;
@@ -205,6 +226,6 @@ fn config_text(path: &Path) -> Result<String> {
 }
 
 /// Of the weights, and of every other number that a cached row depends on.
-fn fingerprint(config: &Config, weights: u64, dtype: DType) -> u64 {
-    xxh64(format!("{dtype} {config:?}").as_bytes(), weights)
+fn fingerprint(config: &Config, weights: u64, kind: WeightType) -> u64 {
+    xxh64(format!("{kind} {config:?}").as_bytes(), weights)
 }

@@ -3,6 +3,7 @@
 
 mod batching;
 mod beams_and_samples;
+mod blocks;
 #[path = "../common/mod.rs"]
 mod common;
 mod dispatches;

@@ -3,10 +3,10 @@
 use super::matrix::{Matrix, Piece};
 use super::safetensors::{Place, WeightFiles};
 use super::split::{runs, Split};
-use crate::error::{shape_text, Error, Result};
+use crate::error::{shape_text, Error, ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::Config;
-use crate::nn::{largest_magnitude, Linear, NormShape, RmsNorm, Weight, WeightWriter};
+use crate::nn::{largest_magnitude, BlockType, Linear, NormShape, RmsNorm, Weight, WeightType, WeightWriter};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::Dtype;
@@ -20,6 +20,8 @@ pub(crate) struct WeightReader<'a> {
     pub(crate) store: WeightFiles<'a>,
     /// What matrices become on the device.
     dtype: DType,
+    /// In the place of `dtype`, of rows that are whole blocks.
+    blocks: Option<BlockType>,
     /// Whether the explicit form's matrices are kept beside the absorbed one's.
     explicit: bool,
     /// Whether what looks like a weight of the model, and is not, is left out.
@@ -33,12 +35,32 @@ impl<'a> WeightReader<'a> {
     /// A reader of the tensors of `config` in `store`. `dtype` is what matrices become on the device.
     pub(crate) fn new(gpu: &'a Gpu, config: &Config, store: WeightFiles<'a>, dtype: DType) -> Self {
         let (biases, used) = (config.files.biases.clone(), RefCell::default());
-        WeightReader { gpu, store, dtype, explicit: true, leave_out: false, biases, used }
+        WeightReader { gpu, store, dtype, blocks: None, explicit: true, leave_out: false, biases, used }
     }
 
     /// The same with or without the matrices of explicit prefill; and whether weights without a place are left out.
     pub(crate) fn with_choices(self, explicit: bool, leave_out: bool) -> Self {
         WeightReader { explicit, leave_out, ..self }
+    }
+
+    /// The same with matrices in blocks, where their rows are whole ones. Errors: [`ErrorKind::Unsupported`] for a type that is not
+    /// quantised to, [`ErrorKind::Argument`] beside I8.
+    pub(crate) fn with_blocks(self, blocks: Option<BlockType>) -> Result<Self> {
+        if let Some(block) = blocks {
+            block.quantise(&[])?;
+            if self.dtype == DType::I8 {
+                return Err(ErrorKind::argument("blocks", format!("{block} beside a dtype of i8")));
+            }
+        }
+        Ok(WeightReader { blocks, ..self })
+    }
+
+    /// What a matrix becomes on the device, of so many elements in a row.
+    fn kind(&self, in_dim: usize) -> WeightType {
+        match self.blocks.filter(|block| in_dim.is_multiple_of(block.elements())) {
+            Some(block) => block.into(),
+            None => self.dtype.into(),
+        }
     }
 
     /// Whether the matrices of explicit prefill are kept.
@@ -97,7 +119,7 @@ impl<'a> WeightReader<'a> {
     /// Values of a matrix must fit the dtype that matrices are kept in.
     fn check_fits(&self, name: &str, values: &[f32]) -> Result<()> {
         // No larger one rounds to an f16.
-        let beyond = if self.dtype == DType::F32 { f32::INFINITY } else { 65520.0 };
+        let beyond = if self.dtype == DType::F32 && self.blocks.is_none() { f32::INFINITY } else { 65520.0 };
         if largest_magnitude(values) < beyond {
             return Ok(());
         }
@@ -225,7 +247,7 @@ impl<'a> WeightReader<'a> {
     /// The same of several matrices of one shape, below one another in each part: output `i` is of row `i` of each.
     pub(crate) fn side_by_side(&self, matrices: &[Matrix]) -> Result<Split> {
         let (outputs, in_dim) = matrices.first().map_or((0, 1), |matrix| (matrix.rows(), matrix.in_dim));
-        let runs = runs(self.gpu.capabilities(), outputs, matrices.len(), in_dim, self.dtype);
+        let runs = runs(self.gpu.capabilities(), outputs, matrices.len(), in_dim, self.kind(in_dim));
         let part = |run: &Range<usize>| {
             let rows: Vec<Matrix> = matrices.iter().map(|matrix| matrix.cut(run.clone())).collect();
             self.linear_heads(&[Matrix::stack(&rows)])
@@ -237,7 +259,7 @@ impl<'a> WeightReader<'a> {
     pub(crate) fn linear_heads(&self, heads: &[Matrix]) -> Result<Linear> {
         let (rows, in_dim) = heads.first().map_or((0, 0), |head| (head.rows(), head.in_dim));
         let shape = [heads.len(), rows, in_dim];
-        let mut weight = self.writer(shape, self.dtype, heads)?;
+        let mut weight = self.writer(shape, self.kind(in_dim), heads)?;
         heads.iter().try_for_each(|head| self.write(&mut weight, head))?;
         let bias = Matrix::stack(heads).bias;
         let bias = bias.map(|b| Tensor::from_slice(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
@@ -246,14 +268,15 @@ impl<'a> WeightReader<'a> {
 
     /// A linear of one head in F32, whatever the others are: what it decides must not hang on rounding.
     pub(crate) fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
-        let mut weight = self.writer([1, matrix.rows(), matrix.in_dim], DType::F32, std::slice::from_ref(matrix))?;
+        let mut weight =
+            self.writer([1, matrix.rows(), matrix.in_dim], DType::F32.into(), std::slice::from_ref(matrix))?;
         self.write(&mut weight, matrix)?;
         Linear::new(self.gpu, &weight.finish()?, None)
     }
 
     /// A stack of matrices (count, rows, in_dim), read one by one. They have no biases.
     pub(crate) fn stack(&self, shape: [usize; 3], mut matrix: impl FnMut(usize) -> Result<Matrix>) -> Result<Weight> {
-        let mut weight = self.writer(shape, self.dtype, &[matrix(0)?])?;
+        let mut weight = self.writer(shape, self.kind(shape[2]), &[matrix(0)?])?;
         (0..shape[0]).try_for_each(|head| self.write(&mut weight, &matrix(head)?))?;
         weight.finish()
     }
@@ -263,22 +286,27 @@ impl<'a> WeightReader<'a> {
         Tensor::from_slice(self.gpu, &[dim], &self.values(name, &[dim])?, DType::F32)
     }
 
-    /// `{name}.weight` (rows, dim) as a table of rows, in as many parts as the device needs; in F16 where matrices are in I8.
+    /// `{name}.weight` (rows, dim) as a table of rows, in as many parts as the device needs; in F16 where matrices are in
+    /// I8, in Q8_0 where they are in blocks.
     pub(crate) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Vec<Weight>> {
         let table = self.bare(&format!("{name}.weight"), rows, dim)?;
-        let dtype = if self.dtype == DType::I8 { DType::F16 } else { self.dtype };
+        let kind = match self.kind(dim) {
+            WeightType::Blocks(_) => BlockType::Q8_0.into(),
+            WeightType::Plain(DType::I8) => DType::F16.into(),
+            plain => plain,
+        };
         let part = |run: Range<usize>| {
             let part = table.cut(run);
-            let mut weight = self.writer([1, part.rows(), dim], dtype, std::slice::from_ref(&part))?;
+            let mut weight = self.writer([1, part.rows(), dim], kind, std::slice::from_ref(&part))?;
             self.write(&mut weight, &part)?;
             weight.finish()
         };
-        runs(self.gpu.capabilities(), rows, 1, dim, dtype).into_iter().map(part).collect()
+        runs(self.gpu.capabilities(), rows, 1, dim, kind).into_iter().map(part).collect()
     }
 
     /// Room for what is made of these matrices, by whose names an error tells what did not fit.
-    fn writer(&self, shape: [usize; 3], dtype: DType, matrices: &[Matrix]) -> Result<WeightWriter> {
-        WeightWriter::new(self.gpu, shape, dtype).map_err(|e| {
+    fn writer(&self, shape: [usize; 3], kind: WeightType, matrices: &[Matrix]) -> Result<WeightWriter> {
+        WeightWriter::new(self.gpu, shape, kind).map_err(|e| {
             let mut names: Vec<&str> = matrices.iter().flat_map(|m| &m.pieces).map(|piece| &*piece.tensor).collect();
             names.dedup();
             let what = match &names[..] {
@@ -286,7 +314,7 @@ impl<'a> WeightReader<'a> {
                 [name] => format!("tensor {name}"),
                 [first, .., last] => format!("the matrix of tensors {first} to {last}"),
             };
-            e.of(&format!("{what}, {} in {dtype},", shape_text(&shape)))
+            e.of(&format!("{what}, {} in {kind},", shape_text(&shape)))
         })
     }
 

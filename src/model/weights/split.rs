@@ -1,8 +1,8 @@
 //! A matrix that is more than the device binds at once: several products, each of some of its rows.
 
 use crate::error::Result;
-use crate::gpu::{Capabilities, DType};
-use crate::nn::{Linear, LinearArgs};
+use crate::gpu::Capabilities;
+use crate::nn::{Linear, LinearArgs, WeightType};
 use std::ops::Range;
 
 /// One linear, or several whose outputs lie one behind the other. An output is the same, to the bit, however many there
@@ -61,10 +61,11 @@ pub(crate) fn runs(
     count: usize,
     rows: usize,
     in_dim: usize,
-    dtype: DType,
+    kind: impl Into<WeightType>,
 ) -> Vec<Range<usize>> {
+    let kind = kind.into();
     let one = capabilities.max_binding_bytes.min(capabilities.max_buffer_bytes);
-    let row_bytes = 16 * in_dim.div_ceil(dtype.per_vec4()) as u64;
+    let row_bytes = (kind.word_bytes() * in_dim.div_ceil(kind.per_word())) as u64;
     let most = usize::try_from(one / row_bytes.saturating_mul(rows as u64).max(1)).unwrap_or(usize::MAX);
     if count <= most || most == 0 {
         return std::iter::once(0..count).collect();
@@ -76,7 +77,7 @@ pub(crate) fn runs(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::Gpu;
+    use crate::gpu::{DType, Gpu};
 
     #[test]
     fn runs_are_few_and_fit() {

@@ -4,7 +4,7 @@
 mod shared;
 
 use latten::Tier;
-pub(crate) use shared::{count, dtypes, forms, CACHE_DTYPES, FORMS, VARIANTS};
+pub(crate) use shared::{count, dtypes, forms, weight_types, CACHE_DTYPES, FORMS, VARIANTS, WEIGHT_TYPES};
 
 /// Arguments of which some may not go together, in ways that clap does not know.
 pub(crate) trait Checked: clap::Args {

@@ -4,9 +4,10 @@
 //! text and the models;
 //! `.. tests/vectors/held_out.txt --variant gla --window 512 --stride 256 --kv-dtype i4`
 
-use crate::common::arguments::{count, dtypes, forms, Checked, CACHE_DTYPES, VARIANTS};
+use crate::common::arguments::{count, dtypes, forms, weight_types, Checked, CACHE_DTYPES, VARIANTS, WEIGHT_TYPES};
 use crate::common::{loading, repository};
 use latten::model::{PrefillPath, Session, SessionOptions, Tokenizer};
+use latten::nn::WeightType;
 use latten::{DType, Gpu, GpuOptions, SeqId};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -50,14 +51,21 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = forms())]
     prefill: PrefillPath,
     /// Of weights
-    #[arg(long, default_value = "f16", value_parser = dtypes(["f16", "f32", "i8"]))]
-    dtype: DType,
-    /// Of the KV cache; without it as --dtype, and f16 for i8
+    #[arg(long, default_value = "f16", value_parser = weight_types(WEIGHT_TYPES))]
+    dtype: WeightType,
+    /// Of the KV cache; without it as --dtype, and f16 for integers
     #[arg(long, value_name = "DTYPE", value_parser = dtypes(CACHE_DTYPES))]
     kv_dtype: Option<DType>,
     /// Take the GPU whose description contains this
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+}
+
+impl Args {
+    /// What the cache is in.
+    fn cache(&self) -> DType {
+        self.kv_dtype.unwrap_or(if self.dtype == DType::F32.into() { DType::F32 } else { DType::F16 })
+    }
 }
 
 impl Checked for Args {
@@ -138,7 +146,7 @@ async fn run_model(gpu: &Gpu, folder: &str, text: &[u8], args: &Args) -> Result<
     let mut options = SessionOptions {
         max_batch: batch,
         chunk: args.chunk,
-        kv_dtype: args.kv_dtype.unwrap_or(if args.dtype == DType::I8 { DType::F16 } else { args.dtype }),
+        kv_dtype: args.cache(),
         prefill: if decoder.keeps_explicit() { args.prefill } else { PrefillPath::Auto },
         ..Default::default()
     };
@@ -236,7 +244,7 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<Vec<Report>
 }
 
 fn print(out: &mut impl Write, gpu: &Gpu, args: &Args, reports: &[Report]) -> io::Result<()> {
-    let cache = args.kv_dtype.unwrap_or(if args.dtype == DType::I8 { DType::F16 } else { args.dtype });
+    let cache = args.cache();
     writeln!(out, "{}, {} weights, {cache} cache", gpu.capabilities().adapter, args.dtype)?;
     writeln!(out, "{}, batch {}, chunk {}", args.text, args.batch, args.chunk)?;
     writeln!(
