@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Mutation check of the kernels around attention: each clamp and mask of shaders/kv and shaders/attention is changed in turn,
 # and at least one test of tests/kernels must fail, or of src/cache/file/page_rows_tests.rs for pages_rows, which software GPUs
-# use nowhere else. So are decisions of the scheduler and of speculative decoding (src/model), whose tests are tests/model and
+# use nowhere else. So are decisions of the scheduler, of steps ahead and of speculative decoding (src/model), whose tests are tests/model and
 # src/model/generate/rejection_tests.rs, and the kernels that list rows by expert and
 # those of weights in blocks, whose tests are those of tests/nn. Not part of
 # the default run, but for --check; an hour to two on two cores with a software GPU.
@@ -30,6 +30,8 @@ C="sharing::"
 G="--include-ignored split::more_merges"
 S="page_rows::"
 H="scheduler::|speculative::"
+W="scheduler_ahead::|streams::"
+N="repeats::"
 R="rejection::"
 E="experts::"
 B="blocks::"
@@ -161,15 +163,23 @@ requests-batch      ~src/model/serve/scheduler.rs~running >= self.session.max_ba
 requests-fit        ~src/model/serve/scheduler.rs~needed > available(&self.session)~needed >= available(&self.session)~H~dies
 requests-refused    ~src/model/serve/scheduler.rs~                self.give_up(running);\n                self.refused_at = Some~                self.refused_at = Some~H~dies
 requests-running    ~src/model/serve/scheduler.rs~.map(|request| self.needed(request)).sum()~.map(|_| 0).sum()~H~dies
-requests-give-up    ~src/model/serve/scheduler.rs~let _ = self.session.remove(id);~let _ = id;~H~dies
+requests-give-up    ~src/model/serve/steps.rs~let _ = self.session.remove_alone(id);~let _ = id;~H~dies
 requests-second     ~src/model/serve/scheduler.rs~if youngest > 0 {~if youngest > 1 {~H~dies
-requests-room       ~src/model/serve/scheduler.rs~room -= 1;~~H~dies
-requests-chunk      ~src/model/serve/scheduler.rs~part.to.min(part.from + room)~part.to~H~dies
-requests-prompt     ~src/model/serve/scheduler.rs~            if drawn {~            if drawn || true {~H~dies
-requests-ended      ~src/model/serve/scheduler.rs~        self.give_up(place);\n        self.requests.remove(place)~        self.requests.remove(place)~H~dies
-requests-rollback   ~src/model/serve/scheduler.rs~        self.session.roll_back();\n        if std::mem::take~        if std::mem::take~H~same: off browsers no step is left half way, and a feed that fails rolls back itself
-requests-asked      ~src/model/serve/scheduler.rs~        self.refused_at = None;\n        if let Some(id)~        if let Some(id)~H~same: time only, who was refused is asked again once there is more room, or none runs
-requests-age        ~src/model/serve/scheduler.rs~parts.sort_by_key(|part| part.request);~~H~dies
+requests-room       ~src/model/serve/steps.rs~room -= decoding.len();~~H~dies
+requests-chunk      ~src/model/serve/steps.rs~part.to.min(part.from + room)~part.to~H~dies
+requests-prompt     ~src/model/serve/steps.rs~in parts.iter().zip(drawn).filter(|(part, _)| part.draws()) {~in parts.iter().zip(drawn) {~H~dies
+requests-ended      ~src/model/serve/steps.rs~        self.give_up(place);\n        self.requests.remove(place)~        self.requests.remove(place)~H~dies
+requests-rollback   ~src/model/serve/steps.rs~            self.session.roll_back(); // what an earlier step left half done~~H~same: off browsers no step is left half way, and what is submitted next rolls back itself
+requests-asked      ~src/model/serve/steps.rs~        self.refused_at = None;\n        if let Some(id)~        if let Some(id)~H~same: time only, who was refused is asked again once there is more room, or none runs
+requests-age        ~src/model/serve/steps.rs~parts.sort_by_key(|part| part.request);~~H~dies
+ahead-ended         ~src/model/serve/steps.rs~if draws && request.ends_with_next() {~if false {~W~dies
+ahead-waits         ~src/model/serve/steps.rs~ || (has_place && self.waiting() > 0);~;~W~dies
+ahead-draw          ~src/model/serve/steps.rs~self.draw(part, usize::from(drawn.is_some()))~self.draw(part, 0)~W~dies
+ahead-ids           ~src/model/serve/steps.rs~let ids = if in_order {~let ids = if true {~W~dies
+ahead-window        ~src/model/session/behind.rs~forked || !fed.iter().all(stays) || ~forked || ~W~dies
+ahead-losses        ~src/model/session/behind.rs~ || self.decoder.gpu().losses() != first.losses {~ {~W~same: the first is refused when it is read
+repeats-items       ~src/attention/decode.rs~let numbers = [*items, *merges,~let numbers = [0, *merges,~N~dies
+repeats-forget      ~src/gpu/kernel.rs~        self.forget_tapes(id);~~N~dies
 guesses-target      ~src/model/generate/speculative.rs~own.session.truncate(sequence, tokens.len() + stand)?;~~H~dies
 guesses-drafter     ~src/model/generate/speculative.rs~own.session.truncate(sequence, same)?;~~H~dies
 guesses-left        ~src/model/generate/speculative.rs~made.tokens.len() - 1;~made.tokens.len();~H~dies
@@ -223,6 +233,8 @@ groups_of() {
     L) echo "corrupted" ;;
     S) echo "$S" ;;
     H) echo "$H" ;;
+    W) echo "$W" ;;
+    N) echo "$N" ;;
     R) echo "$R" ;;
     E) echo "$E" ;;
     B) echo "$B" ;;
@@ -234,7 +246,7 @@ groups_of() {
 target_of() {
   case $1 in
     L | S | R) echo "--lib" ;;
-    H) echo "--test model" ;;
+    H | W | N) echo "--test model" ;;
     E | B) echo "--test nn" ;;
     *) echo "--test kernels" ;;
   esac
@@ -278,7 +290,7 @@ check_table() {
       echo "$name: no group of tests $tests" >&2 && wrong=$((wrong + 1))
     fi
   done < <(table)
-  for tests in A D G O K T I C L S H R E; do
+  for tests in A D G O K T I C L S H W N R E; do
     target=$(target_of "$tests")
     for word in $(groups_of "$tests" | tr '|' ' '); do
       [[ $word != --* ]] || continue

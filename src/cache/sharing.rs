@@ -51,6 +51,11 @@ impl PagedKvCache {
         self.table.pages_held(seen, len, tokens)
     }
 
+    /// As [`SeqTable::frees_with`](super::SeqTable).
+    pub(crate) fn frees_with(&self, id: SeqId, n: usize) -> Result<bool> {
+        self.table.frees_with(id, n)
+    }
+
     /// As [`SeqTable::discard`](super::SeqTable).
     pub(crate) fn discard(&mut self, id: SeqId, len: usize) -> Result<()> {
         self.table.discard(id, len)?;

@@ -127,6 +127,43 @@ fn events_are_those_of_steps_that_wait_however_requests_end() {
     }
 }
 
+/// With a window steps are ahead but where a page is given back; the same events, in the pages that the window needs.
+#[test]
+fn a_window_gives_back_the_same_pages() {
+    let decoder = decoder(gpu(), "gla", "ahead-window");
+    let new = |pages: usize| {
+        let options = SessionOptions {
+            max_batch: 3,
+            chunk: 6,
+            cache_tokens: pages * PAGE,
+            page_size: PAGE,
+            kv_dtype: DType::F32,
+            window: Some(9),
+            keep_first: 3,
+            ..Default::default()
+        };
+        Scheduler::new(Session::new(&decoder, options).unwrap())
+    };
+    let requests: Vec<Request> = (0..4).map(|i| request(i, 30)).collect();
+    for pages in [60, 14] {
+        compare(&format!("window, {pages} pages"), || new(pages), &requests, |_, _, _| ());
+    }
+    let gpu = gpu_with(GpuOptions::default());
+    let other = self::decoder(&gpu, "gqa", "ahead-window-counters");
+    let options = SessionOptions { page_size: PAGE, window: Some(9), ..Default::default() };
+    let mut scheduler = Scheduler::new(Session::new(&other, options).unwrap());
+    scheduler.add(request(1, 30)).unwrap();
+    let mut submits = Vec::new();
+    while !scheduler.is_idle() {
+        let before = gpu.counters().submits;
+        block_on(scheduler.step()).unwrap();
+        submits.push(gpu.counters().submits - before);
+    }
+    // A page of 4 tokens is given back in every fourth step: no step is ahead of that one, and two begin with the next call.
+    let calls = |n: u64| submits.iter().filter(|submits| **submits == n).count();
+    assert!(calls(1) >= 10 && calls(0) >= 5 && calls(2) >= 5, "{submits:?}");
+}
+
 /// A step ahead is one submit and one wait per step in all, and none where no token is to come.
 #[test]
 fn a_step_ahead_is_no_step_more() {

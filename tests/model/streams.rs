@@ -216,35 +216,37 @@ fn limits_end_a_stream_where_they_end_the_loop() {
 }
 
 /// Commands of another caller that are lost beside a stream, between two of its tokens: the error says so, the step is done
-/// again, and all tokens are those of a session alone.
+/// again, and all tokens are those of a session alone. With a window, too, whose pages cannot be had back.
 #[test]
 fn lost_commands_are_heard_of_and_the_step_is_done_again() {
     let gpu = gpu_with(GpuOptions::default());
     let decoder = decoder(&gpu, "gqa", "streams-lost");
-    let mut session = Session::new(&decoder, options(64, 60, None)).unwrap();
-    let batch = prompts(&mut session, 2);
-    let want = plain(&mut session, &batch, false, 8);
     let swiglu = SwiGlu::new(&gpu).unwrap();
     let out = Tensor::zeros(&gpu, &[1, 2], DType::F32).unwrap();
-    let mut session = Session::new(&decoder, options(64, 60, None)).unwrap();
-    let batch = prompts(&mut session, 2);
-    let mut stream = session.stream(&batch, draws(false, 2)).unwrap();
-    let (mut got, mut heard) = (Vec::new(), 0);
-    for step in 0.. {
-        if step % 3 == 2 {
-            lose_a_batch(&gpu, &swiglu, &out);
+    for window in [None, Some(6)] {
+        let mut session = Session::new(&decoder, options(64, 60, window)).unwrap();
+        let batch = prompts(&mut session, 2);
+        let want = plain(&mut session, &batch, false, 14);
+        let mut session = Session::new(&decoder, options(64, 60, window)).unwrap();
+        let batch = prompts(&mut session, 2);
+        let mut stream = session.stream(&batch, draws(false, 2)).unwrap();
+        let (mut got, mut heard) = (Vec::new(), 0);
+        for step in 0.. {
+            if step % 3 == 2 {
+                lose_a_batch(&gpu, &swiglu, &out);
+            }
+            match take(&mut stream, true) {
+                Ok(tokens) => got.push(tokens),
+                Err(e) if matches!(e.kind(), ErrorKind::CommandsLost { .. }) => heard += 1,
+                Err(e) => panic!("{e:?}"),
+            }
+            if got.len() == want.len() {
+                break;
+            }
         }
-        match take(&mut stream, true) {
-            Ok(tokens) => got.push(tokens),
-            Err(e) if matches!(e.kind(), ErrorKind::CommandsLost { .. }) => heard += 1,
-            Err(e) => panic!("{e:?}"),
-        }
-        if got.len() == want.len() {
-            break;
-        }
+        assert_eq!(got, want);
+        assert!(heard > 1, "{heard}");
     }
-    assert_eq!(got, want);
-    assert!(heard > 1, "{heard}");
 }
 
 /// What the host spent on steps is no more than the time they took, and each step is one submit of one pass.

@@ -91,6 +91,12 @@ impl SeqTable {
         sequence.pages_of(tokens, self.page_size)
     }
 
+    /// Whether a sequence gives pages back to its window where `n` more of its tokens are committed.
+    pub(crate) fn frees_with(&self, id: SeqId, n: usize) -> Result<bool> {
+        let sequence = self.sequence(id)?;
+        Ok(sequence.unseen(sequence.len.saturating_add(n), self.page_size) > sequence.freed)
+    }
+
     /// Pages of the first tokens. No sequence has more tokens than 32 bits count.
     fn kept_pages(&self, keep_first: usize) -> usize {
         keep_first.div_ceil(self.page_size).min(u32::MAX as usize / self.page_size)

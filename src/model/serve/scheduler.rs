@@ -29,7 +29,8 @@ type TokenBytes = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 ///
 /// The next step is with the device before the tokens of one are read, for those that go on as far as that is known; what was
 /// computed for nothing is dropped. So a request that comes later, or waits for the place of one that a token or a string ends,
-/// is taken up at most a step later than it could be. In a session with a window each step waits for the one before.
+/// is taken up at most a step later than it could be. In a session with a window a step waits for the one before
+/// where that gives a page back to the window.
 ///
 /// Dropping a step half way, an error of one, and a panic of a callback change nothing: call it again. After a lost device
 /// [`Session::rebuild`] the session, and go on. What concerns one request alone ends that one ([`Finished::Failed`]).

@@ -34,8 +34,10 @@ impl Session {
         (batch, draws): (&[(SeqId, &[u32])], &[Draw]),
         ids: Ids<'_>,
     ) -> Option<Submitted> {
-        // A window gives pages back with each commit, and there would be no way back to before `first`.
-        if self.window().is_some() || self.decoder.gpu().losses() != first.losses {
+        // From a commit that gives pages back to a window there would be no way back to before `first`.
+        let stays = |(id, tokens): &(SeqId, &[u32])| self.cache.frees_with(*id, tokens.len()).is_ok_and(|frees| !frees);
+        let forked = self.unfinished.iter().any(|begun| begun.fork.is_some());
+        if forked || !fed.iter().all(stays) || self.decoder.gpu().losses() != first.losses {
             return None;
         }
         for (id, tokens) in batch {
@@ -83,7 +85,7 @@ impl Session {
 
     /// [`Session::remove`] while a step is under way, which the other sequences keep.
     pub(crate) fn remove_alone(&mut self, id: SeqId) -> Result<()> {
-        self.unfinished.retain(|begun| begun.id != id || begun.fork.is_some());
+        self.unfinished.retain(|begun| begun.id != id);
         self.cache.remove(id)
     }
 }

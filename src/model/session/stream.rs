@@ -32,7 +32,7 @@ impl Session {
     /// what was drawn would return them, bit for bit; but the host's work for a step is done while the device computes the one
     /// before. `draw` says how the next token of a sequence, by its index in the batch, is drawn: it is asked one step ahead.
     ///
-    /// Of a session with a window each step waits for the one before, since its pages are given back as it goes.
+    /// In a session with a window a step waits for the one before where that gives a page back to the window.
     ///
     /// ```no_run
     /// # async fn f(session: &mut latten::Session, prompt: &[u32]) -> latten::Result<()> {
