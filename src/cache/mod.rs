@@ -15,7 +15,7 @@ mod wide;
 
 pub use crate::io::Progress;
 pub(crate) use copy::copy_spec;
-pub(crate) use file::{not_regular, pages_rows_spec, Direction};
+pub(crate) use file::{pages_rows_spec, Direction};
 pub use file::{saved_info, LoadedSequence, Save, SaveSequence, SavedInfo, SavedSequence};
 pub use options::{CacheOptions, Pages};
 pub use rebuild::EmptiedSequence;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// What latten reads, for messages.
 const READS: &str =
-    "latten reads folders with config.json and model.safetensors (or model.safetensors.index.json with the \
+    "latten reads GGUF files, and folders with config.json and model.safetensors (or model.safetensors.index.json with the \
                      files that it names), as transformers' save_pretrained writes them";
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -25,7 +25,7 @@ pub(crate) fn kind_of(start: &[u8]) -> Option<String> {
     let what = if ["<!doctype", "<html", "<head", "<?xml"].iter().any(|tag| lower.starts_with(tag)) {
         "it is an HTML page, as a failed download leaves it: download the file again"
     } else if start.starts_with(b"GGUF") {
-        "it is a GGUF file, which latten does not read"
+        "it is a GGUF file"
     } else if start.starts_with(b"PK\x03\x04") || matches!(start, [0x80, 2..=5, ..]) {
         "it is a file of PyTorch's (pickled), which latten does not read"
     } else if start.starts_with(b"\x89HDF") {
@@ -47,7 +47,7 @@ fn form_of(name: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
     let ends = |end: &str| lower.ends_with(end);
     if ends(".gguf") {
-        Some("a GGUF file, which latten does not read")
+        Some("a GGUF file, which is opened by its own name")
     } else if lower.starts_with("adapter_") {
         Some("part of a LoRA adapter: merge it into its model first")
     } else if lower == "params.json" || lower.starts_with("consolidated.") {

@@ -4,13 +4,15 @@ use super::config::Config;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu};
 use crate::io::foreign::missing;
+use crate::io::gguf::Gguf;
+use crate::io::regular::regular;
 use crate::io::{xxh64, Progress};
 use crate::model::config::keys::MAX_BYTES;
 use crate::model::layers::block::Block;
 use crate::model::layers::large_keys::LargeKeys;
 use crate::model::weights::reader::WeightReader;
-use crate::model::weights::safetensors::{regular, WeightFiles};
 use crate::model::weights::split::Split;
+use crate::model::weights::store::WeightFiles;
 use crate::model::weights::WeightBytes;
 use crate::nn::{BlockType, Embedding, Linear, Sample, WeightType};
 use std::fmt;
@@ -95,9 +97,10 @@ impl fmt::Debug for LoadOptions<'_> {
 }
 
 impl Decoder {
-    /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names.
+    /// Loads a folder: `config.json`, and `model.safetensors` or the files that `model.safetensors.index.json` names. Or a GGUF
+    /// file, or a folder with one and no safetensors file ([GGUF files](super#gguf-files)).
     /// `kind` (F16, F32 or I8; [`BlockType::Q8_0`] or [`BlockType::Q4_0`]) is how matrices are kept on the device, whatever they
-    /// are in the files (f32, f16 or bf16). I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table,
+    /// are in the files. I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table,
     /// and a head tied to it, stay F16. Of blocks: [`LoadOptions::blocks`]. A matrix that is more than the device binds at once
     /// ([`Capabilities::max_binding_bytes`](crate::Capabilities)) lies in several buffers, one dispatch each; not so a layer's
     /// experts, nor the absorbed matrices of GLA and MLA.
@@ -120,6 +123,10 @@ impl Decoder {
     ///
     /// As there.
     pub fn load_with(gpu: &Gpu, folder: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Self> {
+        if let Some(file) = Gguf::of_model(folder.as_ref())? {
+            let (config, store) = WeightFiles::open_gguf(&file)?;
+            return Self::from_store(gpu, config, store, options);
+        }
         let path = folder.as_ref().join("config.json");
         let config = Config::parse(&path.display().to_string(), &config_text(&path)?)?;
         let store = WeightFiles::open(folder.as_ref())?;
@@ -152,6 +159,16 @@ impl Decoder {
         options: LoadOptions<'_>,
     ) -> Result<Self> {
         Self::from_store(gpu, config, WeightFiles::from_bytes(weights.name, weights.bytes)?, options)
+    }
+
+    /// [`Decoder::load`] of the bytes of one GGUF file, whose metadata are the config.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::load`], but [`ErrorKind::Io`].
+    pub fn from_gguf_bytes(gpu: &Gpu, file: WeightBytes<'_>, options: LoadOptions<'_>) -> Result<Self> {
+        let (config, store) = WeightFiles::gguf_from_bytes(file.name, file.bytes)?;
+        Self::from_store(gpu, config, store, options)
     }
 
     fn from_store<'a>(gpu: &'a Gpu, config: Config, store: WeightFiles<'a>, options: LoadOptions<'a>) -> Result<Self> {

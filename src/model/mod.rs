@@ -47,6 +47,14 @@
 //! | GLA | `kv_a_layernorm` | `kv_norm_1` and `kv_norm_2`, (latent_dim) each |
 //! | GLA | `kv_b_proj` | `W_ukv_1` and `W_ukv_2`, of half the heads each, with biases |
 //!
+//! # GGUF files
+//!
+//! [`Decoder::load`] takes a GGUF file too, or a folder with one, of version 2 or 3; of a model in several
+//! (`name-00001-of-00003.gguf`) any of them. Numbers come from its metadata: architectures `llama` (Mistral's models are of
+//! it), `qwen2`, and `deepseek2` where it has `attn_kv_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
+//! Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS or MXFP4 ([`BlockType`](crate::nn::BlockType)), and become the decoder's dtype, row by row, as
+//! they are read. [`GgufMetadata`] says what a file holds.
+//!
 //! # This crate's own folder
 //!
 //! `config.json` with the keys that [`Config`] names, and `"model_type": "latten"`, `"tokenizer": "bytes"`; all are
@@ -96,4 +104,4 @@ pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
 pub use serve::{Event, Finished, Request, RequestId, Scheduler};
 pub use session::{Draw, Session, SessionOptions, TokenStream, TokensAndLogits};
 pub use text::{TextStream, Tokenizer, Utf8Stream};
-pub use weights::WeightBytes;
+pub use weights::{GgufMetadata, GgufTensor, WeightBytes};

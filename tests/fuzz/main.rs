@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
+mod gguf;
 mod known;
 mod memory;
 mod models;
@@ -21,6 +22,8 @@ mod tables;
 #[allow(dead_code)] // of the models' f64 side
 #[path = "../model/tiny.rs"]
 mod tiny;
+#[path = "../common/gguf.rs"]
+mod written;
 
 use device::World;
 use numbers::{Gen, Tally};

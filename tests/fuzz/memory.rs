@@ -1,7 +1,8 @@
 //! How much memory is asked for at once.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// More than any case needs, at once; and what is refused, as it would be where there is no such memory.
 const MOST: usize = 1 << 29;
@@ -9,7 +10,10 @@ const REFUSED: usize = 1 << 32;
 
 struct Counted;
 
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// Tests run side by side, each in a thread.
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
 static SEED: AtomicU64 = AtomicU64::new(0);
 
 #[global_allocator]
@@ -17,7 +21,8 @@ static ALLOCATOR: Counted = Counted;
 
 /// Whether there is so much.
 fn allowed(bytes: usize) -> bool {
-    LARGEST.fetch_max(bytes, Ordering::Relaxed);
+    // None for what a thread asks for when it ends.
+    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(bytes)));
     if bytes >= REFUSED {
         eprintln!("case {}: asks for {bytes} bytes at once, which are refused", SEED.load(Ordering::Relaxed));
     }
@@ -56,10 +61,15 @@ unsafe impl GlobalAlloc for Counted {
 /// A case begins.
 pub fn begin(seed: u64) {
     SEED.store(seed, Ordering::Relaxed);
-    LARGEST.store(0, Ordering::Relaxed);
+    LARGEST.set(0);
+}
+
+/// The most that was asked for at once since then.
+pub fn largest() -> usize {
+    LARGEST.get()
 }
 
 /// The most that was asked for since then, if it is too much.
 pub fn too_much() -> Option<usize> {
-    Some(LARGEST.load(Ordering::Relaxed)).filter(|bytes| *bytes > MOST)
+    Some(largest()).filter(|bytes| *bytes > MOST)
 }

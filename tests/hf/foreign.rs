@@ -40,14 +40,13 @@ fn folders_in_other_forms_are_named() {
     for (files, what) in [
         (&["pytorch_model.bin"][..], "pytorch_model.bin, a file of PyTorch's"),
         (&["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model-00001-of-00002.bin"),
-        (&["qwen2.5-0.5b-instruct-q4_k_m.gguf"], "qwen2.5-0.5b-instruct-q4_k_m.gguf, a GGUF file"),
         (&["consolidated.00.pth", "params.json"], "consolidated.00.pth, a model as its authors publish it"),
         (&["adapter_model.safetensors"], "adapter_model.safetensors, part of a LoRA adapter"),
         (
             &["weights.safetensors"],
             "weights.safetensors, a safetensors file that no model.safetensors.index.json names",
         ),
-        (&["README.md"], "latten reads folders with config.json and model.safetensors"),
+        (&["README.md"], "latten reads GGUF files, and folders with config.json and model.safetensors"),
     ] {
         // With a config.json and without.
         let copy = Copied::of("mistral", "forms");
@@ -61,9 +60,18 @@ fn folders_in_other_forms_are_named() {
     }
     // A file where a folder is wanted.
     let copy = Copied::of("mistral", "file");
-    std::fs::write(copy.at("m.gguf"), b"GGUF\x03\0\0\0").unwrap();
-    let text = message(Decoder::load(gpu(), copy.at("m.gguf"), DType::F32));
-    assert!(text.contains("m.gguf is a file, not a folder (it is a GGUF file"), "{text}");
+    std::fs::write(copy.at("m.bin"), b"PK\x03\x04\0\0\x08\x08").unwrap();
+    let text = message(Decoder::load(gpu(), copy.at("m.bin"), DType::F32));
+    assert!(text.contains("m.bin is a file, not a folder (it is a file of PyTorch's"), "{text}");
+    // GGUF files are opened by what they are, not by their names alone, and in a folder that has no others.
+    for name in ["m.gguf", "m"] {
+        std::fs::write(copy.at(name), b"GGUF\x03\0\0\0").unwrap();
+        let text = message(Decoder::load(gpu(), copy.at(name), DType::F32));
+        assert!(text.contains("not a GGUF file: 8 bytes"), "{text}");
+    }
+    let text = message(copy.load());
+    assert!(text.contains("m.gguf: not a GGUF file: 8 bytes"), "{text}");
+    std::fs::remove_file(copy.at("m.gguf")).unwrap();
     // And a folder where a file is.
     std::fs::create_dir(copy.at("model.safetensors")).unwrap();
     let text = message(copy.load());

@@ -7,6 +7,7 @@
 mod common;
 mod folders;
 mod foreign;
+mod gguf;
 mod model;
 mod parts;
 mod unused;

@@ -122,7 +122,7 @@ pub fn config_text(case: &str) -> String {
 /// A safetensors file of the tensors of these shapes, their values those of `training/weights.py`.
 pub fn file(tensors: &BTreeMap<String, Vec<usize>>, dtype: Dtype) -> Vec<u8> {
     let bytes = |name: &str, shape: &[usize]| -> Vec<u8> {
-        let values = values(name, shape.iter().product());
+        let values = named_values(name, shape.iter().product());
         match dtype {
             Dtype::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
             Dtype::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
@@ -135,7 +135,7 @@ pub fn file(tensors: &BTreeMap<String, Vec<usize>>, dtype: Dtype) -> Vec<u8> {
 }
 
 /// `values` of `training/weights.py`: of the name alone.
-fn values(name: &str, count: usize) -> Vec<f32> {
+pub fn named_values(name: &str, count: usize) -> Vec<f32> {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let mut random = SplitMix64::new(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv));
     let draws = (0..count).map(|_| (random.next_u64() >> 56) as i32 - 128);

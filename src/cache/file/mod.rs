@@ -15,4 +15,3 @@ pub use load::LoadedSequence;
 pub(crate) use page_rows::PageRowsParams;
 pub(crate) use page_rows::{pages_rows_spec, Direction};
 pub use save::{Save, SaveSequence};
-pub(crate) use target::not_regular;

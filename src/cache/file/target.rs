@@ -1,7 +1,7 @@
 //! Where a saved file goes: what is no regular file is never replaced by one.
 
 use crate::error::Result;
-use std::fs::FileType;
+use crate::io::regular::not_regular;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -32,27 +32,4 @@ fn followed(path: &Path) -> Result<PathBuf, Error> {
         }
     }
     Err(Error::other(format!("more than {MOST_LINKS} links to links")))
-}
-
-/// What is not a regular file, in words.
-pub(crate) fn not_regular(kind: &FileType) -> String {
-    let what = if kind.is_dir() { "a folder" } else { special(kind) };
-    format!("is {what}, not a regular file")
-}
-
-#[cfg(unix)]
-fn special(kind: &FileType) -> &'static str {
-    use std::os::unix::fs::FileTypeExt;
-    if kind.is_fifo() {
-        "a named pipe"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a device"
-    }
-}
-
-#[cfg(not(unix))]
-fn special(_: &FileType) -> &'static str {
-    "a device"
 }

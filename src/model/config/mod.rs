@@ -4,6 +4,8 @@
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod authors;
 mod bounds;
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that it bounds where they come in
+pub(crate) mod gguf;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // it bounds them
 pub(crate) mod keys;
 mod names;
@@ -13,9 +15,7 @@ mod published;
 use keys::Keys;
 use names::TensorNames;
 
-#[cfg(doc)]
-use crate::error::ErrorKind;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
 use crate::nn::RouteShape;
 use crate::rope::Rope;
@@ -53,6 +53,9 @@ pub struct Config {
     pub rope_theta: f64,
     /// What becomes of the frequencies.
     pub rope_scaling: RopeScaling,
+    /// What the frequency of each pair is divided by, after `rope_scaling`: `rope_dim / 2` numbers, as GGUF files of Llama 3 have
+    /// them; empty for nothing.
+    pub rope_factors: Vec<f32>,
     /// What rotated elements, of queries and of keys, are multiplied by (YaRN's "attention factor"); 1 for nothing.
     pub rope_gain: f32,
     /// `rope_interleaved`: pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2).
@@ -87,7 +90,8 @@ pub(crate) struct FileFacts {
 /// refused.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
+        let mut fields = f.debug_struct("Config");
+        fields
             .field("attention", &self.attention)
             .field("vocab_size", &self.vocab_size)
             .field("hidden_size", &self.hidden_size)
@@ -108,8 +112,11 @@ impl fmt::Debug for Config {
             .field("window", &self.window)
             .field("tied", &self.tied)
             .field("names", &self.files.names)
-            .field("biases", &self.files.biases)
-            .finish()
+            .field("biases", &self.files.biases);
+        if !self.rope_factors.is_empty() {
+            fields.field("rope_factors", &self.rope_factors);
+        }
+        fields.finish()
     }
 }
 
@@ -177,6 +184,7 @@ impl Config {
             latent_norm_eps: 1e-6,
             rope_theta: 1e4,
             rope_scaling: RopeScaling::None,
+            rope_factors: Vec::new(),
             rope_gain: 1.0,
             rope_interleaved: false,
             score_gain: 1.0,
@@ -228,6 +236,7 @@ impl Config {
             latent_norm_eps: rms_norm_eps,
             rope_theta: keys.number("rope_theta", 1.0..=1e12)?,
             rope_scaling: RopeScaling::None,
+            rope_factors: Vec::new(),
             rope_gain: 1.0,
             rope_interleaved: keys.flag("rope_interleaved")?,
             score_gain: 1.0,
@@ -298,9 +307,19 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// As [`RopeScaling::inv_freq`].
+    /// As [`RopeScaling::inv_freq`], and [`ErrorKind::Argument`](crate::ErrorKind::Argument) for `rope_factors` that are no
+    /// finite numbers above 0 for each pair.
     pub fn rope(&self) -> Result<Rope> {
-        let inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
+        let mut inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
+        if !self.rope_factors.is_empty() {
+            let (given, pairs) = (self.rope_factors.len(), inv_freq.len());
+            let good = |f: &f32| f.is_finite() && *f > 0.0;
+            if given != pairs || !self.rope_factors.iter().all(good) {
+                let why = format!("{given} numbers for {pairs} pairs, which must be finite and above 0");
+                return Err(ErrorKind::argument("rope_factors", why));
+            }
+            inv_freq.iter_mut().zip(&self.rope_factors).for_each(|(frequency, factor)| *frequency /= factor);
+        }
         Ok(Rope { inv_freq, pairs: self.rotation() })
     }
 

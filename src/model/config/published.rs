@@ -13,7 +13,7 @@ use serde_json::json;
 
 const WIDTH: usize = 1 << 14;
 /// The norms inside DeepSeek's attention have this one, whatever `rms_norm_eps` is.
-const DEEPSEEK_LATENT_EPS: f32 = 1e-6;
+pub(super) const DEEPSEEK_LATENT_EPS: f32 = 1e-6;
 
 /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
 pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
@@ -50,6 +50,7 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
+        rope_factors: Vec::new(),
         rope_gain: rope.gain,
         rope_interleaved: family == "deepseek_v2" || deepseek && keys.flag_or("rope_interleave", true)?,
         score_gain: if deepseek { rope.mscale_all_dim.powi(2) } else { 1.0 },

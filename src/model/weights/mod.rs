@@ -15,10 +15,16 @@ impl std::fmt::Debug for WeightBytes<'_> {
     }
 }
 
+pub use metadata::{GgufMetadata, GgufTensor};
+
+pub(crate) mod gguf;
 pub(crate) mod header;
 pub(crate) mod matrix;
+mod metadata;
 pub(crate) mod reader;
 pub(crate) mod safetensors;
 pub(crate) mod split;
+pub(crate) mod store;
+mod stored;
 mod tied;
 mod unused;

@@ -1,15 +1,13 @@
 //! Reading a model's tensors, and putting them together as the kernels want them.
 
 use super::matrix::{Matrix, Piece};
-use super::safetensors::{Place, WeightFiles};
 use super::split::{runs, Split};
+use super::store::{Place, WeightFiles};
+use super::stored::{halves, Stored};
 use crate::error::{shape_text, Error, ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::Config;
 use crate::nn::{largest_magnitude, BlockType, Linear, NormShape, RmsNorm, Weight, WeightType, WeightWriter};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use safetensors::tensor::Dtype;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -86,7 +84,7 @@ impl<'a> WeightReader<'a> {
     }
 
     /// A tensor, which must have this shape and a dtype that weights may have.
-    pub(crate) fn place(&self, name: &str, shape: &[usize]) -> Result<(&Place, DecodeFn)> {
+    pub(crate) fn place(&self, name: &str, shape: &[usize]) -> Result<&Place> {
         let missing = || self.bad(name, format!("missing, wanted {}", shape_text(shape)));
         let place = self.store.get(name).ok_or_else(missing)?;
         self.used.borrow_mut().insert(name.to_string());
@@ -96,15 +94,17 @@ impl<'a> WeightReader<'a> {
             let message = format!("has shape {}, wanted {}", shape_text(&place.shape), shape_text(shape));
             return Err(self.bad(name, message));
         }
-        let decode = decoder(place.dtype)
-            .ok_or_else(|| self.bad(name, format!("has dtype {:?}, wanted F32, F16 or BF16", place.dtype)))?;
-        Ok((place, decode))
+        if !place.stored.is_read() {
+            let why = format!("has dtype {}, wanted {}", place.stored, place.stored.wanted());
+            return Err(self.bad(name, why));
+        }
+        Ok(place)
     }
 
     /// The values of a tensor of this shape.
     pub(crate) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let (place, decode) = self.place(name, shape)?;
-        let values = decode(&self.store.read(name, place)?);
+        let place = self.place(name, shape)?;
+        let values = place.stored.decoded(&self.store.read(name, place)?);
         self.check_finite(name, &values)?;
         Ok(values)
     }
@@ -161,7 +161,7 @@ impl<'a> WeightReader<'a> {
 
     fn write_rows(&self, weight: &mut WeightWriter, piece: &Piece) -> Result<()> {
         let place = self.known(&piece.tensor)?;
-        if piece.factors.is_none() && place.dtype == Dtype::F16 && weight.takes_f16() {
+        if piece.factors.is_none() && place.stored == Stored::F16 && weight.takes_f16() {
             return self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |bytes| {
                 // Which one it is, is looked for where there is one.
                 if any_odd_f16(bytes) {
@@ -176,14 +176,13 @@ impl<'a> WeightReader<'a> {
     /// The rows of a piece as they come, a few at a time, multiplied by what they are to be.
     fn read_values(&self, piece: &Piece, each: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let place = self.known(&piece.tensor)?;
-        let Some(decode) = decoder(place.dtype) else { return Ok(()) };
         let in_dim = place.shape.last().copied().unwrap_or(1).max(1);
         let mut factors = piece.factors.iter().flatten();
         let row_bytes = place.row_bytes();
         let block_bytes = (BLOCK_BYTES / row_bytes).max(1) * row_bytes;
         self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |bytes| {
             bytes.chunks(block_bytes).try_for_each(|block| {
-                let mut values = decode(block);
+                let mut values = place.stored.decoded(block);
                 self.check_fits(&piece.tensor, &values)?;
                 for (row, factor) in values.chunks_exact_mut(in_dim).zip(&mut factors) {
                     row.iter_mut().for_each(|w| *w *= factor);
@@ -343,26 +342,6 @@ impl<'a> WeightReader<'a> {
 /// in memory that the allocator has at hand.
 const BLOCK_BYTES: usize = 32 << 10;
 
-pub(crate) type DecodeFn = fn(&[u8]) -> Vec<f32>;
-
-/// From bytes to numbers, for the dtypes that weights may have in a file.
-pub(crate) fn decoder(dtype: Dtype) -> Option<DecodeFn> {
-    match dtype {
-        Dtype::F32 => Some(|b| b.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::F16 => Some(halves),
-        Dtype::BF16 => Some(|b| {
-            b.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)).collect()
-        }),
-        _ => None,
-    }
-}
-
-/// f16 numbers, by the processor's own conversion where it has one.
-fn halves(bytes: &[u8]) -> Vec<f32> {
-    let halves: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
-    halves.to_f32_vec()
-}
-
 /// Whether one of these f16 numbers is infinite or no number: all bits of its exponent are set. Four at a time, where the lowest
 /// bit of an exponent, added to it, reaches the sign's place for those alone.
 fn any_odd_f16(bytes: &[u8]) -> bool {
@@ -379,6 +358,7 @@ fn any_odd_f16(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
 
     #[test]
     fn odd_numbers_are_found_wherever_they_are() {

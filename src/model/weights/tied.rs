@@ -1,6 +1,6 @@
 //! Which tensors a model's embedding and head are: the tie is undone where the file has another head.
 
-use super::reader::{decoder, WeightReader};
+use super::reader::WeightReader;
 use crate::error::Result;
 use crate::model::config::Config;
 
@@ -42,7 +42,7 @@ impl WeightReader<'_> {
 
     /// Whether two tensors of this shape hold the same numbers, in whatever dtypes. Little of them is in memory at a time.
     pub(crate) fn are_equal(&self, names: [&str; 2], shape: &[usize]) -> Result<bool> {
-        let [(a, decode_a), (b, decode_b)] = [self.place(names[0], shape)?, self.place(names[1], shape)?];
+        let [a, b] = [self.place(names[0], shape)?, self.place(names[1], shape)?];
         if a.rows() != b.rows() {
             return Ok(false);
         }
@@ -50,8 +50,8 @@ impl WeightReader<'_> {
         for first in (0..a.rows()).step_by(step) {
             let rows = first..a.rows().min(first.saturating_add(step));
             let (x, y) = (self.store.peek(a, rows.clone())?, self.store.peek(b, rows)?);
-            let same_bytes = a.dtype == b.dtype && x == y;
-            if !same_bytes && decode_a(&x) != decode_b(&y) {
+            let same_bytes = a.stored == b.stored && x == y;
+            if !same_bytes && a.stored.decoded(&x) != b.stored.decoded(&y) {
                 return Ok(false);
             }
         }
@@ -62,7 +62,9 @@ impl WeightReader<'_> {
     pub(crate) fn is_zero(&self, name: &str) -> Result<bool> {
         let Some(place) = self.store.get(name) else { return Ok(false) };
         let small = place.rows().saturating_mul(place.row_bytes()) <= PART_BYTES;
-        let Some(decode) = decoder(place.dtype).filter(|_| small) else { return Ok(false) };
-        Ok(decode(&self.store.peek(place, 0..place.rows())?).iter().all(|value| *value == 0.0))
+        if !small || !place.stored.is_read() {
+            return Ok(false);
+        }
+        Ok(place.stored.decoded(&self.store.peek(place, 0..place.rows())?).iter().all(|value| *value == 0.0))
     }
 }

@@ -1,0 +1,317 @@
+//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's too), `qwen2` (GQA), and `deepseek2` (MLA). Pure. A
+//! key that would change what the model computes, and is not known here, is refused by name.
+//!
+//! Source: github.com/ggml-org/llama.cpp, `gguf-py/gguf/constants.py` and the hparams of `src/llama-model.cpp`.
+
+use super::names::TensorNames;
+use super::published::DEEPSEEK_LATENT_EPS;
+use super::{AttentionConfig, Config, ExpertsConfig, FileFacts};
+use crate::error::{Error, Result};
+use crate::io::gguf::value::MetadataValue;
+use crate::io::gguf::Gguf;
+use crate::nn::RouteShape;
+use crate::rope::RopeScaling;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+
+const WIDTH: usize = 1 << 14;
+const ARCHITECTURE: &str = "general.architecture";
+const KNOWN: [&str; 3] = ["llama", "qwen2", "deepseek2"];
+
+/// Keys behind the architecture's name that change nothing here.
+const HARMLESS: [&str; 7] = [
+    "vocab_size",
+    "tensor_data_layout",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "attention.layer_norm_epsilon",
+    "expert_used_count",
+    "expert_feed_forward_length",
+];
+
+/// What the tensors of a file tell of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TensorFacts {
+    /// Rows of the embedding.
+    pub(crate) vocab_size: usize,
+    /// Whether there is no other output matrix.
+    pub(crate) tied: bool,
+    /// Whether experts are chosen with a bias.
+    pub(crate) biased_experts: bool,
+}
+
+/// The architecture that a file names, if it can be read.
+///
+/// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config).
+pub(crate) fn architecture(file: &Gguf) -> Result<&'static str> {
+    let name = file.text(ARCHITECTURE)?.ok_or_else(|| file.bad(ARCHITECTURE, ""))?;
+    let known = KNOWN.iter().find(|known| **known == name);
+    known.copied().ok_or_else(|| file.bad(ARCHITECTURE, &format!("is not among {KNOWN:?}, which latten reads")))
+}
+
+impl Config {
+    /// The model of a GGUF file.
+    ///
+    /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
+    pub(crate) fn of_gguf(file: &Gguf, facts: TensorFacts) -> Result<Config> {
+        if file.text("general.type")?.is_some_and(|kind| kind != "model") {
+            return Err(file.bad("general.type", "is not \"model\""));
+        }
+        let keys = ArchKeys { file, architecture: architecture(file)?, asked: RefCell::default() };
+        let config = keys.config(facts)?;
+        keys.refuse_others()?;
+        if !config.hidden_size.is_multiple_of(4) {
+            return Err(keys.bad("embedding_length", "is not a multiple of 4"));
+        }
+        let unfit = |e: Error| keys.bad("attention.head_count", &format!(": the attention's sizes do not fit: {e}"));
+        config.layout().map_err(unfit)?;
+        config.check().map_err(|e| keys.bad("embedding_length", &format!(": {e}")))?;
+        Ok(config)
+    }
+}
+
+/// The keys behind an architecture's name, asked for one by one.
+struct ArchKeys<'a> {
+    file: &'a Gguf,
+    architecture: &'static str,
+    asked: RefCell<BTreeSet<&'static str>>,
+}
+
+/// What is done with positions.
+struct Rotation {
+    theta: f64,
+    scaling: RopeScaling,
+    gain: f32,
+    score_gain: f32,
+}
+
+impl ArchKeys<'_> {
+    fn key(&self, name: &'static str) -> String {
+        self.asked.borrow_mut().insert(name);
+        format!("{}.{name}", self.architecture)
+    }
+
+    fn bad(&self, name: &'static str, why: &str) -> Error {
+        self.file.bad(&self.key(name), why)
+    }
+
+    fn has(&self, name: &'static str) -> bool {
+        self.file.get(&self.key(name)).is_some()
+    }
+
+    fn count(&self, name: &'static str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
+        self.file.count(&self.key(name), range)
+    }
+
+    fn size(&self, name: &'static str, most: usize) -> Result<usize> {
+        self.count(name, 1..=most)?.ok_or_else(|| self.bad(name, ""))
+    }
+
+    /// A size that may be written once, or once for each layer if it is the same in all.
+    fn size_of_all(&self, name: &'static str, most: usize) -> Result<Option<usize>> {
+        let key = self.key(name);
+        let Some(MetadataValue::List(list)) = self.file.get(&key) else { return self.count(name, 1..=most) };
+        let mut sizes = list.values().into_iter().flatten().map(|value| value.whole());
+        let first = sizes.next().flatten().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=most).contains(n));
+        match (first, sizes.all(|other| other == first.map(|n| n as i128))) {
+            (Some(size), true) => Ok(Some(size)),
+            (None, _) => Err(self.bad(name, &format!("are not whole numbers in 1..={most}"))),
+            (_, false) => Err(self.bad(name, "differ from each other: layers of different sizes are not read")),
+        }
+    }
+
+    fn number(&self, name: &'static str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+        self.file.number(&self.key(name), range)
+    }
+
+    /// Fails where a key is there and is not this number.
+    fn must_be(&self, name: &'static str, number: usize) -> Result<()> {
+        match self.file.get(&self.key(name)).map(|value| value.number() == Some(number as f64)) {
+            Some(false) => Err(self.bad(name, &format!("is not supported, only {number} is"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails for keys of the architecture that nobody asked for.
+    fn refuse_others(&self) -> Result<()> {
+        let asked = self.asked.borrow();
+        let own = |key: &&str| {
+            let name = key.strip_prefix(self.architecture).and_then(|rest| rest.strip_prefix('.'));
+            name.is_some_and(|name| !asked.contains(name) && !HARMLESS.contains(&name))
+        };
+        match self.file.keys().find(own) {
+            Some(key) => Err(self.file.bad(key, "is not known: it may change what the model computes")),
+            None => Ok(()),
+        }
+    }
+
+    fn config(&self, facts: TensorFacts) -> Result<Config> {
+        if self.file.flag(&self.key("attention.causal"))? == Some(false) {
+            return Err(self.bad("attention.causal", "is not supported: tokens see those before them alone"));
+        }
+        self.must_be("pooling_type", 0)?;
+        self.check_vocabulary(facts.vocab_size)?;
+        let hidden_size = self.size("embedding_length", 1 << 16)?;
+        let max_positions = self.size("context_length", 1 << 24)?;
+        let q_heads = self.size_of_all("attention.head_count", WIDTH)?;
+        let q_heads = q_heads.ok_or_else(|| self.bad("attention.head_count", ""))?;
+        let eps = "attention.layer_norm_rms_epsilon";
+        let rms_norm_eps = self.number(eps, 1e-12..=1e-1)?.ok_or_else(|| self.bad(eps, ""))? as f32;
+        let deepseek = self.architecture == "deepseek2";
+        let rotation = self.rotation(deepseek)?;
+        let (attention, head_dim, v_head_dim) =
+            if deepseek { self.latent(q_heads)? } else { self.grouped(q_heads, hidden_size)? };
+        let window = self.count("attention.sliding_window", 0..=u32::MAX as usize)?;
+        let intermediate = self.size_of_all("feed_forward_length", 1 << 20)?;
+        if !deepseek {
+            self.must_be("expert_count", 0)?;
+        }
+        Ok(Config {
+            attention,
+            vocab_size: facts.vocab_size,
+            hidden_size,
+            layers: self.size("block_count", 1 << 10)?,
+            q_heads,
+            head_dim,
+            v_head_dim,
+            intermediate_size: intermediate.ok_or_else(|| self.bad("feed_forward_length", ""))?,
+            experts: if deepseek { self.experts(facts.biased_experts)? } else { None },
+            rms_norm_eps,
+            latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
+            rope_theta: rotation.theta,
+            rope_scaling: rotation.scaling,
+            rope_factors: Vec::new(),
+            rope_gain: rotation.gain,
+            rope_interleaved: deepseek,
+            score_gain: rotation.score_gain,
+            max_positions,
+            window: window.filter(|window| (1..max_positions).contains(window)),
+            tied: facts.tied,
+            files: FileFacts {
+                names: TensorNames::Published,
+                biases: (self.architecture == "qwen2").then(|| vec!["q_proj", "k_proj", "v_proj"]),
+            },
+        })
+    }
+
+    /// The tokens that the tokenizer knows must be the embedding's rows.
+    fn check_vocabulary(&self, rows: usize) -> Result<()> {
+        let key = "tokenizer.ggml.tokens";
+        let Some(tokens) = self.file.list(key)? else { return Ok(()) };
+        match tokens.count == rows as u64 {
+            true => Ok(()),
+            false => Err(self.file.bad(key, &format!("of which the embedding token_embd.weight has {rows} rows"))),
+        }
+    }
+
+    fn grouped(&self, q_heads: usize, hidden: usize) -> Result<(AttentionConfig, usize, usize)> {
+        let head_dim = match self.count("attention.key_length", 1..=WIDTH)? {
+            Some(head_dim) => head_dim,
+            None if hidden.is_multiple_of(q_heads) => hidden / q_heads,
+            None => {
+                let why = format!("does not divide the embedding_length, {hidden}");
+                return Err(self.bad("attention.head_count", &why));
+            }
+        };
+        self.must_be("attention.value_length", head_dim)?;
+        self.must_be("rope.dimension_count", head_dim)?;
+        if !head_dim.is_multiple_of(2) {
+            return Err(self.bad("attention.head_count", &format!("makes heads of {head_dim}, which is odd")));
+        }
+        let kv_heads = self.size_of_all("attention.head_count_kv", WIDTH)?.unwrap_or(q_heads);
+        if !q_heads.is_multiple_of(kv_heads) {
+            let why = format!("does not divide attention.head_count = {q_heads}");
+            return Err(self.bad("attention.head_count_kv", &why));
+        }
+        Ok((AttentionConfig::Gqa { kv_heads }, head_dim, head_dim))
+    }
+
+    /// Attention, width of a head's part without position, and of its value.
+    fn latent(&self, q_heads: usize) -> Result<(AttentionConfig, usize, usize)> {
+        if self.has("attention.key_length_mla") || self.has("attention.value_length_mla") {
+            let why = "is of a file whose attn_kv_b is in two parts, attn_k_b and attn_v_b, which is not read";
+            return Err(self.bad("attention.key_length_mla", why));
+        }
+        self.must_be("attention.head_count_kv", q_heads)?;
+        let rope_dim = self.size("rope.dimension_count", WIDTH)?;
+        let both = self.size("attention.key_length", 2 * WIDTH)?;
+        let head_dim = both.checked_sub(rope_dim).filter(|dim| *dim > 0 && rope_dim.is_multiple_of(2));
+        let head_dim = head_dim.ok_or_else(|| {
+            self.bad(
+                "attention.key_length",
+                &format!("has no room for rope.dimension_count = {rope_dim}, or that is odd"),
+            )
+        })?;
+        let latent_dim = self.size("attention.kv_lora_rank", WIDTH)?;
+        let q_latent_dim = self.count("attention.q_lora_rank", 0..=1 << 16)?.filter(|rank| *rank > 0);
+        let attention = AttentionConfig::Latent { latent_heads: 1, latent_dim, q_latent_dim, rope_dim };
+        Ok((attention, head_dim, self.size("attention.value_length", WIDTH)?))
+    }
+
+    fn experts(&self, biased: bool) -> Result<Option<ExpertsConfig>> {
+        let experts = self.count("expert_count", 0..=1 << 10)?.unwrap_or(0);
+        let first_layer = self.count("leading_dense_block_count", 0..=1 << 10)?.unwrap_or(0);
+        let sigmoid = match self.count("expert_gating_func", 0..=2)? {
+            None | Some(0 | 1) => false,
+            Some(_) => true,
+        };
+        let normalise = self.file.flag(&self.key("expert_weights_norm"))?.unwrap_or(false);
+        let factor = self.number("expert_weights_scale", 0.0..=1e6)?.filter(|factor| *factor > 0.0).unwrap_or(1.0);
+        let shared = self.count("expert_shared_count", 0..=1 << 10)?.unwrap_or(0);
+        let groups = self.count("expert_group_count", 0..=1 << 10)?.unwrap_or(0).max(1);
+        let top_groups = self.count("expert_group_used_count", 0..=groups)?.filter(|n| *n > 0).unwrap_or(groups);
+        if experts == 0 || first_layer >= self.size("block_count", 1 << 10)? {
+            return Ok(None);
+        }
+        let top = self.size("expert_used_count", experts.min(64))?;
+        let width = self.size("expert_feed_forward_length", 1 << 20)?;
+        let group_best = if sigmoid && groups > 1 { 2 } else { 1 };
+        let factor = factor as f32;
+        let route = RouteShape { experts, top, groups, top_groups, group_best, sigmoid, normalise, factor };
+        route.check().map_err(|e| self.bad("expert_count", &format!(": {e}")))?;
+        Ok(Some(ExpertsConfig { first_layer, route, biased, width, shared_width: shared * width }))
+    }
+
+    fn rotation(&self, deepseek: bool) -> Result<Rotation> {
+        let theta = self.number("rope.freq_base", 1.0 + 1e-6..=1e12)?.unwrap_or(1e4);
+        let factor = match self.number("rope.scaling.factor", 0.0..=1e6)? {
+            Some(factor) => Some(factor),
+            None => self.number("rope.scale_linear", 0.0..=1e6)?,
+        };
+        let factor = factor.filter(|factor| *factor > 0.0).unwrap_or(1.0);
+        let kind = self.key("rope.scaling.type");
+        let attention = self.number("rope.scaling.attn_factor", 1e-3..=1e3)?.unwrap_or(1.0);
+        // 0.1 times DeepSeek's mscale_all_dim.
+        let log_multiplier = self.number("rope.scaling.yarn_log_multiplier", 0.0..=1e3)?.unwrap_or(0.0);
+        let mut made = Rotation { theta, scaling: RopeScaling::None, gain: attention as f32, score_gain: 1.0 };
+        match self.file.text(&kind)? {
+            Some("none") => {}
+            None | Some("linear") if factor == 1.0 => {}
+            None | Some("linear") => made.scaling = RopeScaling::Linear { factor },
+            Some("yarn") => {
+                made.scaling = self.yarn(factor)?;
+                let usual = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+                match deepseek {
+                    // Its rotation keeps its size, since mscale is mscale_all_dim in all of its models.
+                    true => made.score_gain = (1.0 + log_multiplier * factor.max(1.0).ln()).powi(2) as f32,
+                    false => made.gain = (usual * attention) as f32,
+                }
+            }
+            Some(_) => return Err(self.bad("rope.scaling.type", "is not among [\"none\", \"linear\", \"yarn\"]")),
+        }
+        Ok(made)
+    }
+
+    fn yarn(&self, factor: f64) -> Result<RopeScaling> {
+        let positions = self.size("rope.scaling.original_context_length", 1 << 24)?;
+        let beta_fast = self.number("rope.scaling.yarn_beta_fast", 1e-3..=1e6)?.unwrap_or(32.0);
+        let beta_slow = self.number("rope.scaling.yarn_beta_slow", 1e-3..=1e6)?.unwrap_or(1.0);
+        if beta_fast <= beta_slow {
+            return Err(self.bad("rope.scaling.yarn_beta_fast", &format!("is not above yarn_beta_slow = {beta_slow}")));
+        }
+        self.must_be("rope.scaling.yarn_ext_factor", 1)?;
+        let original_positions = positions as f64;
+        Ok(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate: true })
+    }
+}

@@ -1,0 +1,433 @@
+//! The models of `tests/vectors/hf` as GGUF files: their logits are, to the bit, those of the safetensors form of the same numbers,
+//! which the transformers library's are compared with. The files are made here, by the rules of llama.cpp's writer.
+
+use crate::common::{gpu, message};
+use crate::model::{config_text, named_values, Model, Vectors};
+use crate::{assert_kind, in_pieces, TOLERANCE};
+use latten::model::{Decoder, GgufMetadata, LoadOptions, WeightBytes};
+use latten::{DType, ErrorKind, Result};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use written::GgufWriter;
+
+#[path = "../common/gguf.rs"]
+mod written;
+
+/// Metadata, by the config's keys.
+fn metadata(config: &Value) -> GgufWriter {
+    let family = config["model_type"].as_str().unwrap();
+    let (deepseek, arch) = match family {
+        "deepseek_v2" | "deepseek_v3" => (true, "deepseek2"),
+        "qwen2" => (false, "qwen2"),
+        _ => (false, "llama"),
+    };
+    let mut file = GgufWriter::default();
+    file.text("general.architecture", arch).text("general.type", "model");
+    let count = |key: &str| config[key].as_u64().map(|n| n as u32);
+    let mut put = |name: &str, value: Option<u32>| {
+        value.iter().for_each(|n| file.count(&format!("{arch}.{name}"), *n).end());
+    };
+    put("block_count", count("num_hidden_layers"));
+    put("context_length", count("max_position_embeddings"));
+    put("embedding_length", count("hidden_size"));
+    put("feed_forward_length", count("intermediate_size"));
+    put("attention.head_count", count("num_attention_heads"));
+    put("attention.sliding_window", count("sliding_window").filter(|_| family == "mistral"));
+    if deepseek {
+        let [nope, rope] = ["qk_nope_head_dim", "qk_rope_head_dim"].map(|key| count(key).unwrap());
+        put("attention.head_count_kv", count("num_attention_heads"));
+        put("attention.key_length", Some(nope + rope));
+        put("attention.value_length", count("v_head_dim"));
+        put("attention.q_lora_rank", count("q_lora_rank"));
+        put("attention.kv_lora_rank", count("kv_lora_rank"));
+        put("rope.dimension_count", Some(rope));
+        put("leading_dense_block_count", count("first_k_dense_replace"));
+        put("expert_count", count("n_routed_experts"));
+        put("expert_used_count", count("num_experts_per_tok"));
+        put("expert_shared_count", count("n_shared_experts"));
+        put("expert_feed_forward_length", count("moe_intermediate_size"));
+        put("expert_gating_func", Some(if family == "deepseek_v3" { 2 } else { 1 }));
+        let grouped = family == "deepseek_v3" || config["topk_method"] == "group_limited_greedy";
+        put("expert_group_count", count("n_group").filter(|_| grouped));
+        put("expert_group_used_count", count("topk_group").filter(|_| grouped));
+        file.flag("deepseek2.expert_weights_norm", config["norm_topk_prob"] == true && family == "deepseek_v3");
+        file.number("deepseek2.expert_weights_scale", config["routed_scaling_factor"].as_f64().unwrap() as f32);
+    } else {
+        put("attention.head_count_kv", count("num_key_value_heads"));
+        let head_dim =
+            count("head_dim").unwrap_or(count("hidden_size").unwrap() / count("num_attention_heads").unwrap());
+        put("attention.key_length", Some(head_dim));
+        put("attention.value_length", Some(head_dim));
+        put("rope.dimension_count", Some(head_dim));
+    }
+    let eps = config["rms_norm_eps"].as_f64().unwrap() as f32;
+    file.number(&format!("{arch}.attention.layer_norm_rms_epsilon"), eps);
+    rotation(config, arch, &mut file);
+    file
+}
+
+fn rotation(config: &Value, arch: &str, file: &mut GgufWriter) {
+    let inner = [&config["rope_scaling"], &config["rope_parameters"]].into_iter().find(|v| v.is_object());
+    let inner = inner.cloned().unwrap_or(json!({}));
+    let number = |key: &str| inner[key].as_f64().or(config[key].as_f64()).map(|n| n as f32);
+    file.number(&format!("{arch}.rope.freq_base"), number("rope_theta").unwrap_or(1e4));
+    let kind = inner["rope_type"].as_str().or(inner["type"].as_str()).unwrap_or("default").to_string();
+    if kind == "linear" || kind == "yarn" {
+        file.text(&format!("{arch}.rope.scaling.type"), &kind);
+        file.number(&format!("{arch}.rope.scaling.factor"), number("factor").unwrap());
+    }
+    if let Some(positions) = number("original_max_position_embeddings").filter(|_| kind == "yarn") {
+        file.count(&format!("{arch}.rope.scaling.original_context_length"), positions as u32);
+    }
+    if let Some(all_dim) = number("mscale_all_dim").filter(|_| kind == "yarn") {
+        file.number(&format!("{arch}.rope.scaling.yarn_log_multiplier"), 0.1 * all_dim);
+    }
+    if kind == "llama3" {
+        let [factor, low, high, old] =
+            ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+                .map(|key| number(key).unwrap());
+        let (theta, dim) = (number("rope_theta").unwrap(), config["head_dim"].as_u64().unwrap() as usize);
+        let factors: Vec<f32> = (0..dim / 2)
+            .map(|pair| {
+                let turns = old / (std::f32::consts::TAU * theta.powf(2.0 * pair as f32 / dim as f32));
+                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                1.0 / ((1.0 - kept) / factor + kept)
+            })
+            .collect();
+        file.floats("rope_freqs.weight", &[dim / 2], &factors);
+    }
+}
+
+/// ggml's name of a published one.
+fn name(published: &str) -> String {
+    let parts = [
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("lm_head", "output"),
+        ("model.layers", "blk"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_a_proj", "attn_q_a"),
+        ("self_attn.q_a_layernorm", "attn_q_a_norm"),
+        ("self_attn.q_b_proj", "attn_q_b"),
+        ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+        ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+        ("self_attn.kv_b_proj", "attn_kv_b"),
+        ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
+        ("mlp.gate.", "ffn_gate_inp."),
+        ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+        ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+        ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+    ];
+    parts.iter().fold(published.to_string(), |name, (from, to)| name.replace(from, to))
+}
+
+/// The rows of each head `(2, dim / 2)` as `(dim / 2, 2)`.
+fn neighbours(values: &[f32], head_dim: usize, row: usize) -> Vec<f32> {
+    let heads = values.chunks_exact(head_dim * row);
+    heads
+        .flat_map(|head| (0..head_dim).flat_map(|r| &head[(r % 2 * head_dim / 2 + r / 2) * row..][..row]))
+        .copied()
+        .collect()
+}
+
+/// An expert's number, its matrix's shape and values.
+type Expert = (usize, Vec<usize>, Vec<f32>);
+
+/// The model of a config, and of the values that a case's tensors have.
+fn file(config: &Value, tensors: &BTreeMap<String, Vec<usize>>) -> GgufWriter {
+    let mut file = metadata(config);
+    let llama = file.values.iter().any(|(key, ..)| key.starts_with("llama."));
+    let mut experts: BTreeMap<String, Vec<Expert>> = BTreeMap::new();
+    for (published, shape) in tensors {
+        let values = named_values(published, shape.iter().product());
+        if let Some((layer, rest)) = published.split_once(".mlp.experts.") {
+            let (expert, part) = rest.split_once('.').unwrap();
+            let own =
+                format!("{layer}.ffn_{}_exps.weight", part.split('_').next().unwrap()).replace("model.layers", "blk");
+            experts.entry(own).or_default().push((expert.parse().unwrap(), shape.clone(), values));
+            continue;
+        }
+        let turned = llama && ["q_proj", "k_proj"].iter().any(|part| published.contains(part));
+        let dim = config["head_dim"].as_u64().unwrap_or(8) as usize;
+        let row = if shape.len() == 2 { shape[1] } else { 1 };
+        let values = if turned { neighbours(&values, dim, row) } else { values };
+        file.floats(&name(published), shape, &values);
+    }
+    for (own, mut all) in experts {
+        all.sort_by_key(|(expert, ..)| *expert);
+        let shape = [&[all.len()], &all[0].1[..]].concat();
+        let values: Vec<f32> = all.into_iter().flat_map(|(.., values)| values).collect();
+        file.floats(&own, &shape, &values);
+    }
+    file
+}
+
+fn load(bytes: &[u8]) -> Result<Decoder> {
+    let options = LoadOptions { dtype: DType::F32, ..Default::default() };
+    Decoder::from_gguf_bytes(gpu(), WeightBytes { name: "m.gguf", bytes }, options)
+}
+
+type Change = fn(&mut Value);
+
+/// A case in both forms, its config changed.
+fn forms(case: &str, change: Change) -> [Model; 2] {
+    let mut config: Value = serde_json::from_str(&config_text(case)).unwrap();
+    change(&mut config);
+    let bytes = file(&config, &Vectors::read(case).tensors).bytes();
+    [Model::of(case, change, DType::F32).unwrap(), Model::of_folder(case, load(&bytes).unwrap())]
+}
+
+#[test]
+fn both_forms_give_the_same_logits_to_the_bit() {
+    let plain = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 100.0 });
+    let cases: [(&str, Change); 9] = [
+        ("llama", |_| {}),
+        ("llama_linear", |_| {}),
+        ("llama_yarn", |_| {}),
+        ("mistral_window", |_| {}),
+        ("qwen2", plain),
+        ("deepseek_v2_lite", |_| {}),
+        ("deepseek_v2_groups", |_| {}),
+        ("deepseek_v3", |_| {}),
+        ("deepseek_v3_experts", |_| {}),
+    ];
+    for (case, change) in cases {
+        let [safetensors, gguf] = forms(case, change);
+        assert_eq!(gguf.config.layout().unwrap(), safetensors.config.layout().unwrap(), "{case}");
+        let [want, got] = [&safetensors, &gguf].map(|model| in_pieces(model, 64));
+        let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&want) == bits(&got), "{case}: {} and {}", want[0], got[0]);
+    }
+}
+
+/// Llama 3's frequencies are divided by numbers of the file, where a config has their rule.
+#[test]
+fn frequency_factors_are_llama_3s() {
+    let [_, gguf] = forms("llama_llama3", |_| {});
+    assert_eq!(gguf.config.rope_factors.len(), gguf.config.head_dim / 2);
+    let off = gguf.vectors.distance(&in_pieces(&gguf, 64));
+    assert!(off <= TOLERANCE, "{off:e} of the logits' rms off");
+    let mut other = gguf.config.clone();
+    other.rope_factors.clear();
+    assert_ne!(other.rope().unwrap(), gguf.config.rope().unwrap());
+    other.rope_factors = vec![1.0, f32::NAN];
+    assert_kind!(other.rope(), ErrorKind::Argument { name: "rope_factors", .. });
+}
+
+/// A Llama, its file changed.
+fn changed(change: impl Fn(&mut GgufWriter)) -> Result<Decoder> {
+    let config: Value = serde_json::from_str(&config_text("llama_linear")).unwrap();
+    let mut file = file(&config, &Vectors::read("llama_linear").tensors);
+    change(&mut file);
+    load(&file.bytes())
+}
+
+#[test]
+fn what_a_file_says_that_is_not_read_is_refused_by_name() {
+    changed(|_| {}).unwrap();
+    let refused = |change: &dyn Fn(&mut GgufWriter), words: &[&str]| {
+        let text = message(changed(change));
+        assert!(text.contains("m.gguf") && words.iter().all(|word| text.contains(word)), "{text}, not {words:?}");
+    };
+    let key = |name: &'static str| move |file: &mut GgufWriter| file.without(name).end();
+    refused(&key("general.architecture"), &["key general.architecture is missing"]);
+    refused(&key("llama.context_length"), &["key llama.context_length is missing"]);
+    refused(&key("llama.attention.layer_norm_rms_epsilon"), &["rms_epsilon is missing"]);
+    let with =
+        |name: &'static str, value: u32| move |file: &mut GgufWriter| file.without(name).count(name, value).end();
+    refused(&with("llama.embedding_length", 62), &["llama.embedding_length = 62", "multiple of 4"]);
+    refused(&with("llama.embedding_length", 0), &["llama.embedding_length = 0", "whole number"]);
+    refused(&with("llama.attention.head_count", 7), &["head_count_kv", "does not divide"]);
+    refused(&with("llama.attention.value_length", 4), &["value_length = 4", "only 8 is"]);
+    refused(&with("llama.rope.dimension_count", 4), &["rope.dimension_count = 4", "only 8 is"]);
+    refused(&with("llama.expert_count", 8), &["llama.expert_count = 8", "only 0 is"]);
+    refused(&with("llama.logit_scale", 3), &["llama.logit_scale = 3", "not known"]);
+    refused(&with("split.count", 3), &["split.count = 3", "1 files"]);
+    for arch in ["gemma3", "qwen3", "mamba"] {
+        let change =
+            |file: &mut GgufWriter| file.without("general.architecture").text("general.architecture", arch).end();
+        refused(&change, &[arch, "\"qwen2\"", "latten reads"]);
+    }
+    let text =
+        |key: &'static str, value: &'static str| move |file: &mut GgufWriter| file.without(key).text(key, value).end();
+    refused(&text("general.type", "adapter"), &["general.type = \"adapter\""]);
+    refused(&text("llama.rope.scaling.type", "longrope"), &["rope.scaling.type = \"longrope\""]);
+    refused(&|file| file.counts("llama.attention.head_count_kv", &[2, 1]).end(), &["head_count_kv", "twice"]);
+    refused(
+        &|file| file.without("llama.attention.head_count_kv").counts("llama.attention.head_count_kv", &[2, 1]).end(),
+        &["head_count_kv", "differ"],
+    );
+    refused(&|file| file.texts("tokenizer.ggml.tokens", &["a", "b"]).end(), &["2 values", "300 rows"]);
+}
+
+#[test]
+fn tensors_that_are_not_the_models_are_refused_by_the_files_names() {
+    let refused = |change: &dyn Fn(&mut GgufWriter), words: &[&str]| {
+        let text = message(changed(change));
+        assert!(text.contains("m.gguf") && words.iter().all(|word| text.contains(word)), "{text}, not {words:?}");
+    };
+    let at = |file: &GgufWriter, name: &str| file.tensors.iter().position(|t| t.name == name).unwrap();
+    refused(
+        &|file| drop(file.tensors.remove(at(file, "blk.1.ffn_up.weight"))),
+        &["tensor blk.1.ffn_up.weight", "missing, wanted (64,64)"],
+    );
+    refused(&|file| drop(file.tensors.remove(at(file, "token_embd.weight"))), &["tensor token_embd.weight", "missing"]);
+    refused(
+        &|file| {
+            let at = at(file, "blk.0.attn_k.weight");
+            file.tensors[at].shape = vec![8, 64];
+            file.tensors[at].bytes.truncate(8 * 64 * 4);
+        },
+        &["tensor blk.0.attn_k.weight", "has shape (8,64), wanted (16,64)"],
+    );
+    refused(
+        &|file| {
+            let at = at(file, "blk.0.ffn_down.weight");
+            (file.tensors[at].number, file.tensors[at].bytes) = (27, vec![0; 64 * 64 * 8]);
+        },
+        &["tensor blk.0.ffn_down.weight", "has dtype I64, wanted F32, F16, BF16, Q4_0"],
+    );
+    refused(
+        &|file| {
+            let at = at(file, "blk.0.ffn_down.weight");
+            file.tensors[at].bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        },
+        &["tensor blk.0.ffn_down.weight", "NaN"],
+    );
+    refused(
+        &|file| file.floats("blk.0.attn_q_norm.weight", &[8], &[1.0; 8]).end(),
+        &["tensor blk.0.attn_q_norm.weight", "norm of queries or keys"],
+    );
+    refused(&|file| file.floats("blk.0.attn_sinks.weight", &[8], &[1.0; 8]).end(), &["attn_sinks", "sinks"]);
+    refused(&|file| file.floats("blk.9.ffn_up.weight", &[8], &[1.0; 8]).end(), &["tensor blk.9.ffn_up.weight"]);
+    for factors in [vec![1.0; 3], vec![1.0, 2.0, 0.0, 1.0], vec![f32::NAN; 4]] {
+        let change = |file: &mut GgufWriter| file.floats("rope_freqs.weight", &[factors.len()], &factors).end();
+        refused(&change, &["tensor rope_freqs.weight"]);
+    }
+}
+
+/// A model in blocks is the model of the numbers that they stand for.
+#[test]
+fn blocks_are_the_numbers_that_they_stand_for() {
+    let config: Value = serde_json::from_str(&config_text("llama_linear")).unwrap();
+    let mut blocks = file(&config, &Vectors::read("llama_linear").tensors);
+    let mut plain = blocks.clone();
+    let types = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"];
+    let types = types.map(|name| name.parse::<latten::nn::BlockType>().unwrap());
+    let mut random = latten::model::SplitMix64::new(7);
+    let matrices = blocks.tensors.iter_mut().zip(&mut plain.tensors).filter(|(t, _)| t.shape.len() == 2);
+    for (i, (tensor, plain)) in matrices.enumerate() {
+        let (block, count) = (types[i % types.len()], tensor.shape.iter().product::<u64>() as usize / 32);
+        let one = |random: &mut latten::model::SplitMix64| {
+            let mut bytes: Vec<u8> = (0..block.bytes()).map(|_| (random.next_u64() >> 56) as u8).collect();
+            // A small scale: f16 2^-7, or 2^-7 as an exponent.
+            match block {
+                latten::nn::BlockType::MXFP4 => bytes[0] = 120,
+                _ => bytes[..2].copy_from_slice(&[0, 0x20]),
+            }
+            if [latten::nn::BlockType::Q4_1, latten::nn::BlockType::Q5_1].contains(&block) {
+                bytes[2..4].copy_from_slice(&[0, 0xa8]);
+            }
+            bytes
+        };
+        let bytes: Vec<u8> = (0..count).flat_map(|_| one(&mut random)).collect();
+        let mut values = vec![0.0; count * 32];
+        block.dequantise(&bytes, &mut values).unwrap();
+        // As they lie in the file: rows of queries and keys are in the file's order in both.
+        plain.bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        (tensor.number, tensor.bytes) = (block.gguf_id(), bytes);
+    }
+    let [a, b] = [blocks, plain].map(|file| Model::of_folder("llama_linear", load(&file.bytes()).unwrap()));
+    let [a, b] = [a, b].map(|model| in_pieces(&model, 64));
+    assert!(a.iter().all(|l| l.is_finite()) && a.iter().any(|l| *l != 0.0));
+    assert!(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+#[test]
+fn a_model_in_several_files_is_opened_by_any_of_them() {
+    let config: Value = serde_json::from_str(&config_text("llama_linear")).unwrap();
+    let whole = file(&config, &Vectors::read("llama_linear").tensors);
+    let folder = std::env::temp_dir().join(format!("latten-gguf-split-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = |n: usize| folder.join(format!("m-{n:05}-of-00003.gguf"));
+    let write = |n: usize, change: &dyn Fn(&mut GgufWriter)| {
+        let mut part = GgufWriter { tensors: Vec::new(), ..whole.clone() };
+        if n > 1 {
+            part.values.clear();
+        }
+        part.value("split.no", 2, (n as u16 - 1).to_le_bytes()).value("split.count", 2, 3u16.to_le_bytes());
+        part.value("split.tensors.count", 5, (whole.tensors.len() as i32).to_le_bytes());
+        let tensors = whole.tensors.iter().enumerate().filter(|(i, _)| i % 3 == n - 1);
+        part.tensors = tensors.map(|(_, tensor)| tensor.clone()).collect();
+        change(&mut part);
+        std::fs::write(path(n), part.bytes()).unwrap();
+    };
+    (1..=3).for_each(|n| write(n, &|_| {}));
+    let want = load(&whole.bytes()).unwrap();
+    for from in [path(1), path(2), path(3), folder.clone()] {
+        let got = Decoder::load(gpu(), &from, DType::F32).unwrap();
+        assert_eq!(got.fingerprint(), want.fingerprint(), "{}", from.display());
+    }
+    assert_eq!(GgufMetadata::open(path(2)).unwrap().text("general.architecture"), None);
+    let refused = |words: &[&str]| {
+        let text = message(Decoder::load(gpu(), path(1), DType::F32));
+        assert!(words.iter().all(|word| text.contains(word)), "{text}, not {words:?}");
+    };
+    write(2, &|part| part.without("split.no").count("split.no", 2).end());
+    refused(&["00002-of-00003.gguf", "split.no = 2", "is not 1"]);
+    write(2, &|part| part.without("split.count").count("split.count", 4).end());
+    refused(&["00002-of-00003.gguf", "split.count = 4"]);
+    write(2, &|part| drop(part.tensors.pop()));
+    refused(&["split.tensors.count"]);
+    write(2, &|part| part.tensors[0] = whole.tensors[0].clone());
+    refused(&["is in", "00001-of-00003.gguf as well"]);
+    std::fs::remove_file(path(2)).unwrap();
+    refused(&["00002-of-00003.gguf"]);
+    // Two models in one folder.
+    std::fs::write(folder.join("other.gguf"), whole.bytes()).unwrap();
+    assert!(message(Decoder::load(gpu(), &folder, DType::F32)).contains("which of them"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A file by the PyPI package gguf, and what its own reader finds in it (`tests/vectors/gguf`).
+#[test]
+fn a_file_of_the_package_gguf_is_read_as_its_reader_reads_it() {
+    let path = crate::common::checkout::checkout("tests/vectors/gguf") + "/tiny";
+    let want: Value = serde_json::from_slice(&std::fs::read(format!("{path}.json")).unwrap()).unwrap();
+    let file = GgufMetadata::open(format!("{path}.gguf")).unwrap();
+    let values = want["values"].as_object().unwrap();
+    assert!(file.keys().eq(values.keys().map(String::as_str)) && file.version() == 3);
+    for (key, value) in values {
+        let words = file.words(key).unwrap();
+        match value {
+            Value::String(text) if text.starts_with("a list of ") => assert_eq!(&words, text, "{key}"),
+            Value::String(text) => assert_eq!(file.text(key), Some(text.as_str())),
+            Value::Bool(flag) => assert_eq!(words, flag.to_string(), "{key}"),
+            number if number.is_f64() => assert_eq!(file.number(key), number.as_f64(), "{key}"),
+            whole => assert_eq!(words, whole.to_string(), "{key}"),
+        }
+    }
+    let tensors = want["tensors"].as_object().unwrap();
+    assert_eq!(file.tensors().count(), tensors.len());
+    for tensor in file.tensors() {
+        let want = &tensors[tensor.name];
+        assert_eq!(want["stored"], tensor.stored, "{}", tensor.name);
+        assert_eq!((&want["shape"], &want["bytes"]), (&json!(tensor.shape), &json!(tensor.bytes)), "{}", tensor.name);
+    }
+    let decoder = Decoder::load(gpu(), format!("{path}.gguf"), DType::F32).unwrap();
+    let config = decoder.config();
+    assert_eq!((config.vocab_size, config.hidden_size, config.rope_theta, config.tied), (24, 32, 5e4, false));
+    let model = Model::of_folder("llama", decoder);
+    let mut session = model.session(1, 8);
+    let sequence = session.insert();
+    let logits = pollster::block_on(session.all_logits(&[(sequence, &[1, 2, 3])])).unwrap().concat();
+    assert!(logits.len() == 3 * 24 && logits.iter().all(|l| l.is_finite()));
+}
