@@ -85,6 +85,8 @@
 //! A GTA head is `[nope, rope]`: its last `rope_dim` elements rotate. In this crate's own folders `v_head_dim` is
 //! `head_dim` and GLA and MLA have a query latent.
 
+#[cfg(feature = "tokenizers")]
+mod chat;
 mod config;
 mod decoder;
 mod generate;
@@ -94,6 +96,8 @@ mod session;
 mod text;
 mod weights;
 
+#[cfg(feature = "tokenizers")]
+pub use chat::{AnswerEnd, AnswerFacts, Chat, ChatAnswer, ChatOptions};
 pub use config::{AttentionConfig, Config, ExpertsConfig};
 pub use decoder::{Decoder, LoadOptions};
 pub use generate::{
@@ -103,5 +107,7 @@ pub use generate::{
 pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
 pub use serve::{Event, Finished, Request, RequestId, Scheduler};
 pub use session::{Draw, Session, SessionOptions, TokenStream, TokensAndLogits};
+#[cfg(feature = "tokenizers")]
+pub use text::{ChatTemplate, Message};
 pub use text::{TextStream, Tokenizer, Utf8Stream};
 pub use weights::{GgufMetadata, GgufTensor, WeightBytes};

@@ -30,6 +30,7 @@ const MAY: &[(&str, &[&str])] = &[
     ),
     ("model/text", &["io"]),
     ("model/generate", &["model/session", "model/text", "cache", "nn"]),
+    ("model/chat", &["model/generate", "model/session", "model/text", "cache", "nn"]),
     ("model/serve", &["model/generate", "model/session", "model/text", "cache", "nn"]),
 ];
 

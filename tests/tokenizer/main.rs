@@ -7,6 +7,10 @@ use latten::{Error, ErrorKind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[cfg(feature = "tokenizers")]
+#[allow(clippy::duplicate_mod, dead_code)] // examples share files, and each is a program of its own
+#[path = "../../examples/chat/main.rs"]
+mod chat;
 #[allow(clippy::duplicate_mod)] // an example shares a file with it
 #[path = "../common/mod.rs"]
 mod common;
@@ -20,6 +24,10 @@ mod ends;
 #[path = "../../examples/generate/main.rs"]
 mod generate;
 #[cfg(feature = "tokenizers")]
+mod gguf;
+#[cfg(feature = "tokenizers")]
+mod real;
+#[cfg(feature = "tokenizers")]
 mod scheduled;
 #[cfg(feature = "tokenizers")]
 mod streamed;
@@ -27,6 +35,9 @@ mod streamed;
 #[allow(dead_code)]
 #[path = "../model/tiny.rs"]
 mod tiny;
+#[cfg(feature = "tokenizers")]
+#[path = "../common/gguf.rs"]
+mod written;
 
 /// A folder with these files, that goes with the test.
 struct Folder(PathBuf);

@@ -18,11 +18,16 @@ pub(crate) struct Json {
 impl Json {
     pub(crate) fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read(file).map_err(|e| ErrorKind::io(file, e))?;
+        Self::of(file, &text)
+    }
+
+    /// Of the text of a `tokenizer.json`; `file` is for messages.
+    pub(crate) fn of(file: &Path, text: &[u8]) -> Result<Self> {
         let refused = |e: String| bad(file, format!("not a tokenizer: {e}"));
         // The crate counts on this in its decoders' part.
-        serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|e| refused(e.to_string()))?;
+        serde_json::from_slice::<serde::de::IgnoredAny>(text).map_err(|e| refused(e.to_string()))?;
         let inner = guarded(|| {
-            let mut inner = tokenizers::Tokenizer::from_bytes(&text)?;
+            let mut inner = tokenizers::Tokenizer::from_bytes(text)?;
             // A file may say that all texts are cut or filled up to one length, as for a batch of training.
             inner.with_padding(None);
             inner.with_truncation(None)?;

@@ -5,14 +5,15 @@ use super::ends::ends;
 use super::json::Json;
 use super::Utf8Stream;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::gguf::Gguf;
 use serde_json::Value;
 use std::fmt;
 use std::path::Path;
 
 /// The words of one model: what text its tokens are.
 ///
-/// Bytes for this crate's own models; for published ones what the folder's `tokenizer.json` says, read by the `tokenizers`
-/// crate, for which this crate's feature `tokenizers` must be on.
+/// Bytes for this crate's own models; for published ones what the folder's `tokenizer.json` or the GGUF file's metadata say, read
+/// by the `tokenizers` crate, for which this crate's feature `tokenizers` must be on.
 pub struct Tokenizer {
     kind: Kind,
     end: Vec<u32>,
@@ -37,7 +38,7 @@ impl fmt::Debug for Tokenizer {
         let kind = match &self.kind {
             Kind::Bytes => "bytes",
             #[cfg(feature = "tokenizers")]
-            Kind::Json(_) => "tokenizer.json",
+            Kind::Json(_) => "tokenizers",
         };
         f.debug_struct("Tokenizer").field("kind", &kind).field("end_tokens", &self.end).finish()
     }
@@ -49,6 +50,10 @@ impl Tokenizer {
         Tokenizer { kind: Kind::Bytes, end: Vec::new() }
     }
 
+    /// That of a GGUF file, or of a folder with one and no safetensors file: byte-level BPE (`gpt2`, with the rules of words of the
+    /// models that are read) or SentencePiece's (`llama`). Its ends are `eos_token_id`, `eot_token_id`, `eom_token_id` (each one
+    /// or a list), and control tokens that are known to end a turn, as `<|im_end|>`.
+    ///
     /// That of a model's folder: its `tokenizer.json`, or without one the `"tokenizer": "bytes"` of its `config.json`.
     ///
     /// Tokens that end a text are `eos_token_id` of `generation_config.json`, or, where that has no such key, of
@@ -58,11 +63,15 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`]; [`ErrorKind::Config`] for a folder with neither, for a `tokenizer.json` that cannot be
-    /// read, or at all without the feature `tokenizers`, for an `eos_token_id` that is no token, and for an `eos_token`
+    /// [`ErrorKind::Io`]; [`ErrorKind::Weights`] for what is no GGUF file; [`ErrorKind::Config`] for a folder with neither, for a `tokenizer.json` that cannot be
+    /// read, or at all without the feature `tokenizers`, for a tokenizer in a GGUF file of another kind, for an `eos_token_id` that is no token, and for an `eos_token`
     /// that is no name.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
+        if let Some(file) = Gguf::of_model(folder)? {
+            let (kind, end) = read_gguf(&file)?;
+            return Ok(Tokenizer { kind, end });
+        }
         let own = folder.join("config.json");
         let config = object(&own)?;
         let file = folder.join("tokenizer.json");
@@ -261,6 +270,17 @@ impl Held {
 #[cfg(feature = "tokenizers")]
 fn read(file: &Path) -> Result<Kind> {
     Json::read(file).map(|json| Kind::Json(Box::new(json)))
+}
+
+#[cfg(feature = "tokenizers")]
+fn read_gguf(file: &Path) -> Result<(Kind, Vec<u32>)> {
+    let (gguf, ..) = Gguf::open(file)?;
+    super::gguf::read(&gguf).map(|(json, end)| (Kind::Json(Box::new(json)), end))
+}
+
+#[cfg(not(feature = "tokenizers"))]
+fn read_gguf(file: &Path) -> Result<(Kind, Vec<u32>)> {
+    read(file).map(|kind| (kind, Vec::new()))
 }
 
 #[cfg(not(feature = "tokenizers"))]
