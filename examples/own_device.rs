@@ -76,7 +76,7 @@ impl Layer {
             .encode(&mut pass, LinearArgs::new(rows, Span::of(x), Span::of(&raw.view(&[rows, raw.len() / rows])?)))?;
         self.rotate.encode(&mut pass, rows, &cos_sin, Span::of(&raw), Span::of(&q))?;
         self.kv.encode(&mut pass, LinearArgs::new(rows, Span::of(x), Span::of(&kv)))?;
-        let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &cos_sin, tokens: rows };
+        let args = AppendArgs { kv: Span::of(&kv), slots: &slots, cos_sin: &cos_sin, tokens: rows };
         self.append.encode(gpu, &mut pass, &view, args)?;
         let scale = (heads.nope_dim() as f32).powf(-0.5);
         self.decode.encode(&mut pass, DecodeArgs::new(&plan, &view, &q, scale), &output)?;

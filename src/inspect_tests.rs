@@ -31,8 +31,14 @@ macro_rules! host {
 
 #[test]
 fn parameter_blocks_match_the_shaders() {
-    assert_eq!(reflect("append", "Params"), host!(AppendParams: token_count, slot_count, slab_pages));
-    assert_eq!(reflect("append_scaled", "Params"), host!(AppendParams: token_count, slot_count, slab_pages));
+    assert_eq!(
+        reflect("append", "Params"),
+        host!(AppendParams: token_count, slot_count, slab_pages, kv_offset, kv_row_stride)
+    );
+    assert_eq!(
+        reflect("append_scaled", "Params"),
+        host!(AppendParams: token_count, slot_count, slab_pages, kv_offset, kv_row_stride)
+    );
     assert_eq!(
         reflect("decode", "Params"),
         host!(DecodeParams: scale_log2, page_count, page_shift, class_index, slab_pages, item_first)

@@ -21,6 +21,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 A="append::"
+U="appending::"
 D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
 O="options::"
 K="kept::first kept::with"
@@ -52,15 +53,23 @@ append-value-first  ~kv/append_row.wgsl~e >= VALUE_FIRST * ELEMS_PER_WORD && ~~A
 append-value-end    ~kv/append_row.wgsl~ && e < VALUE_FIRST * ELEMS_PER_WORD + VALUE_DIM~~A~dies
 append-rope-pad     ~kv/append_row.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~kv/append.wgsl~select(GROUPS, group, in_state)~group~A~dies
+unit-row-end        ~nn/rows_end/cached.wgsl~row >= params.rows || ~~U~dies
+unit-output-end     ~nn/rows_end/cached.wgsl~ || output >= params.out_dim~~U~dies
+unit-slot-clamp     ~nn/rows_end/cached.wgsl~min(slots[row], params.slot_count - 1u)~slots[row]~U~same: the host has checked the slots
+unit-turned         ~nn/rows_end/cached.wgsl~element_of(place, output, 0u) >= place.rotated_first + place.rotated~true~U~dies
+unit-copied         ~nn/cached_place.wgsl~Q_DIM - ROTATED, ROTATED~0u, ROTATED~U~dies
+unit-rope-key       ~nn/rows_end/cached.wgsl~if (group < GROUPS)~if (true)~U~dies
+unit-half           ~nn/unit/half.wgsl~k ^ 2u~k ^ 1u~U~dies
+unit-neighbours     ~nn/unit/interleaved.wgsl~k ^ 1u~k ^ 2u~U~dies
 copy-page-source    ~kv/copy_pages.wgsl~pool_word(source + word)~pool_word(target_first + word)~C~dies
 copy-walk           ~kv/copy_pages.wgsl~word += grid.x * 64u~word += params.page_words~C~dies
 copy-walk-end       ~kv/copy_pages.wgsl~word < params.page_words~word <= params.page_words~C~dies
 copy-end            ~kv/copy_pages.wgsl~if (index >= params.copy_count)~if (false)~C~same: a list of under 65,536 copies fills its grid
 copy-clamp          ~kv/copy_pages.wgsl~min(copies[index], vec2<u32>(params.page_count - 1u))~copies[index]~C~same: the host makes the list
-f16-clamp           ~kv/element/f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
-bf16-tie            ~kv/element/bf16.wgsl~ + ((size >> 16u) & 1u)~~A~dies
-bf16-largest        ~kv/element/bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
-bf16-nan            ~kv/element/bf16.wgsl~size > 0x7f800000u~false~A~dies
+f16-clamp           ~kv/pack/f16.wgsl~clamp(vec2<f32>(values[0], values[1]), vec2<f32>(-65504.0), vec2<f32>(65504.0))~vec2<f32>(values[0], values[1])~A~dies
+bf16-tie            ~kv/pack/bf16.wgsl~ + ((size >> 16u) & 1u)~~A~dies
+bf16-largest        ~kv/pack/bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
+bf16-nan            ~kv/pack/bf16.wgsl~size > 0x7f800000u~false~A~dies
 scaled-token-end    ~kv/append_scaled.wgsl~if (token >= params.token_count)~if (false)~I~dies
 scaled-slot-clamp   ~kv/append_scaled.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~I~dies
 scaled-least        ~kv/append_scaled.wgsl~let held = top >= LEAST~let held = true~I~dies
@@ -75,8 +84,8 @@ scales-nowhere      ~attention/scales/token.wgsl~if (scales_at != NOWHERE)~if (t
 scales-fetch-lane   ~attention/scales/token.wgsl~    if (lane < TOKENS) {\n        fetched~    if (true) {\n        fetched~I~same: what is fetched past the tile is not stored
 scales-rope-word    ~attention/scales/token.wgsl~select(1.0, scales[token], word < KEY_WORDS)~scales[token]~I~dies
 scaled-last-element ~kv/append_scaled.wgsl~state_element(token, group, u * ELEMS_PER_U32 + e)));~state_element(token, group, u * ELEMS_PER_U32)));~I~dies
-i4-levels           ~kv/element/i4.wgsl~LEVELS = 7.0~LEVELS = 8.0~I~dies
-i4-pack-sign        ~kv/element/i4.wgsl~u32(i32(values[i])) & 0xfu~u32(i32(values[i]))~I~dies
+i4-levels           ~kv/pack/i4.wgsl~LEVELS = 7.0~LEVELS = 8.0~I~dies
+i4-pack-sign        ~kv/pack/i4.wgsl~u32(i32(values[i])) & 0xfu~u32(i32(values[i]))~I~dies
 i4-sign             ~kv/element/i4.wgsl~raw ^ vec2<u32>(0x88888888u)~raw~I~dies
 i4-upper            ~kv/element/i4.wgsl~biased >> vec2<u32>(16u)~biased >> vec2<u32>(12u)~I~dies
 i4-offset           ~kv/element/i4.wgsl~-32776.0~-32775.0~I~dies
@@ -237,6 +246,7 @@ groups_of() {
     N) echo "$N" ;;
     R) echo "$R" ;;
     E) echo "$E" ;;
+    U) echo "$U" ;;
     B) echo "$B" ;;
     *) return 1 ;;
   esac

@@ -7,7 +7,7 @@
 // A state is its key elements, padded to a word, then (unless tied) its value elements, padded to a word.
 //
 // Grid: one lane per u32 of a destination row; x over u32s, y over tokens (z folds y past 65,535).
-// Constants: those of its parts. Parts: kv/element/*, rope/*, page, kv/slabs/*, kv/slab_stores/*, append_row, wide_none.
+// Constants: those of its parts. Parts: kv/pack/*, rope/*, page, kv/slabs/*, kv/slab_stores/*, append_row, wide_none.
 
 const ROW_U32S = (GROUPS * STATE_WORDS + ROPE_WORDS) * U32S_PER_WORD;
 

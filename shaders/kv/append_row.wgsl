@@ -6,10 +6,12 @@ struct Params {
     token_count: u32,
     slot_count: u32, // pages * PAGE_SIZE
     slab_pages: u32, // of each slab but the last
+    kv_offset: u32,
+    kv_row_stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-// (tokens, GROUPS * STATE_DIM + ROPE_DIM) f32
+// (tokens, GROUPS * STATE_DIM + ROPE_DIM) f32 through kv_offset and kv_row_stride
 @group(0) @binding(1) var<storage, read> kv: array<f32>;
 // (tokens) u32: page * PAGE_SIZE + offset
 @group(0) @binding(2) var<storage, read> slots: array<u32>;
@@ -20,7 +22,6 @@ struct Params {
 
 alias PoolWord = u32;
 
-const KV_DIM = GROUPS * STATE_DIM + ROPE_DIM;
 const U32S_PER_WORD = 4u;
 const ELEMS_PER_WORD = ELEMS_PER_U32 * U32S_PER_WORD; // of a state
 
@@ -34,9 +35,14 @@ fn element(token: u32, first: u32, i: u32, rotated: u32) -> f32 {
     return x * cs.x + rope_sign(i, rotated) * kv[first + rope_partner(i, rotated)] * cs.y;
 }
 
+// First element of a token's row.
+fn row_first(token: u32) -> u32 {
+    return params.kv_offset + token * params.kv_row_stride;
+}
+
 // Element `e` of the padded state of `group`; padding is zero.
 fn state_element(token: u32, group: u32, e: u32) -> f32 {
-    let first = token * KV_DIM + group * STATE_DIM;
+    let first = row_first(token) + group * STATE_DIM;
     if (VALUE_FIRST == 0u) {
         if (e < STATE_DIM) {
             return element(token, first, e, ROTATED_STATE);
@@ -54,7 +60,7 @@ fn state_element(token: u32, group: u32, e: u32) -> f32 {
 
 fn rope_element(token: u32, e: u32) -> f32 {
     if (e < ROPE_DIM) {
-        return element(token, token * KV_DIM + GROUPS * STATE_DIM, e, ROTATED_ROPE);
+        return element(token, row_first(token) + GROUPS * STATE_DIM, e, ROTATED_ROPE);
     }
     return 0.0;
 }

@@ -6,7 +6,7 @@
 // averaged may differ in size by much (spans of real keys and values do). Rope keys are not scaled but kept as f16.
 //
 // Grid: x = group * SPANS + span, and after them all the rope key; y (and z, folded past 65,535) = token; lanes over u32s.
-// LEVELS: 127 in i8, 7 in i4. Constants: those of its parts, and SPANS. Parts: kv/element/i8 or i4, rope/*, page,
+// LEVELS: 127 in i8, 7 in i4. Constants: those of its parts, and SPANS. Parts: kv/pack/i8 or i4, rope/*, page,
 // kv/slabs/*, kv/slab_stores/*, append_row, kv/wide/*.
 
 const LANES = 64u;

@@ -16,6 +16,8 @@ struct Params {
     rest_groups: u32, // nn/beside/norm.wgsl
     rest_dim: u32,
     rest_tail: u32,
+    slot_count: u32, // nn/rows_end/cached.wgsl: pages * PAGE_SIZE
+    slab_pages: u32, // of each slab of a layer but the last
 }
 @group(0) @binding(0) var<uniform> params: Params;
 

@@ -10,7 +10,7 @@
 // OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
 // ROWS * (OUTS + NORMS); MAX_SUBGROUPS; JOINED_LANES, JOINED_SUMS: rest_norm's lanes per sum, and sums per total.
 // Parts: linear_params, linear_io, and one each of nn/input/*, kv/element/*, nn/weights/*, nn/sums/*, nn/gain/*, nn/output/*,
-// nn/tail/*, nn/beside/*, nn/reduce/* (which holds main, and the sums
+// nn/tail/*, nn/beside/*, nn/rows_end/* (what becomes of the sums), nn/reduce/* (which holds main, and the sums
 // over lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each).
 
 fn product(workgroup: vec3<u32>, lane: u32) {
@@ -36,19 +36,5 @@ fn product(workgroup: vec3<u32>, lane: u32) {
         w_base[j] = weight_base(head, matrix_row(first_out, j, lane / IN_LANES));
     }
     reduce(lane, row_sums(x_base, w_base, in_lane));
-    for (var t = lane; t < ROWS * OUTPUTS * OUT_LANES; t += LANES) {
-        let out_lane = t % OUT_LANES;
-        let r = t / OUT_LANES / OUTPUTS;
-        let n = t / OUT_LANES % OUTPUTS;
-        var factor = 1.0;
-        // unroll
-        for (var m = 0u; m < NORMS; m++) {
-            factor = input_factor(total(ROWS * OUTS + r, out_lane));
-        }
-        let a = n * SUMS_PER_OUTPUT;
-        let b = a + SUMS_PER_OUTPUT - 1u;
-        let first = with_bias(head, matrix_row(first_out, a, out_lane), total(r * OUTS + a, out_lane) * factor);
-        let last = with_bias(head, matrix_row(first_out, b, out_lane), total(r * OUTS + b, out_lane) * factor);
-        store(first_row + r, head, first_out + n * OUT_LANES + out_lane, joined(first, last));
-    }
+    finish(head, first_row, first_out, lane);
 }

@@ -11,7 +11,7 @@ use crate::attention::kernels::spec::{cached_rows_spec, join_spec};
 use crate::attention::plan::buffer::PageEntries;
 use crate::attention::plan::planner::{Plan, PlanViews};
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{DType, Gpu, Kernel, Tensor, Tier};
+use crate::gpu::{DType, Gpu, Kernel, Span, Tensor, Tier};
 use crate::kv::append::{Append, AppendArgs};
 use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::pool::{Pool, PoolKernel};
@@ -322,7 +322,8 @@ impl Explicit {
             let first = (index * (PLACES_HEAD + self.room)) as u32;
             self.read_rows(layer, first, round.tokens)?;
             up(round.tokens, &self.latents, &self.rows)?;
-            let append = AppendArgs { kv: &self.rows, slots: &self.slots, cos_sin: &self.rows, tokens: round.tokens };
+            let append =
+                AppendArgs { kv: Span::of(&self.rows), slots: &self.slots, cos_sin: &self.rows, tokens: round.tokens };
             self.gpu.record(|pass| self.append.encode(&self.gpu, pass, &self.scratch, append))?;
             let other = round.joined.map(|_| self.decode.output(round.plan.tokens())).transpose()?;
             let args = DecodeArgs::new(&round.plan, &self.scratch, q, softmax_scale);

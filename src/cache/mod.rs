@@ -10,6 +10,7 @@ mod options;
 mod rebuild;
 mod sharing;
 mod slabs;
+mod step;
 mod table;
 mod wide;
 
@@ -25,17 +26,18 @@ pub use table::{CacheStats, PageCopy, SeqId, SeqTable, SequenceOptions};
 pub(crate) use {copy::CopyParams, file::PageRowsParams};
 
 use crate::error::{ErrorKind, Result};
-use crate::kv::append::{frequencies_text, Append, AppendArgs};
+use crate::kv::append::{frequencies_text, Append};
 use crate::kv::layout::{KvView, StateLayout};
 use crate::kv::view::Resident;
 use crate::kv::{HeadLayout, KvBatch, KvSource};
-use crate::rope::{cos_sin_table, Rope, RopePairs};
+use crate::rope::{Rope, RopePairs};
 use copy::CopyPages;
 use slabs::{SlabLayout, SlabLimits, Slabs};
 use std::sync::atomic::AtomicBool;
+use step::{Step, StepBuffers};
 use wide::Wide;
 
-use crate::gpu::{DType, Gpu, Tensor};
+use crate::gpu::{DType, Gpu};
 
 /// The KV cache of a model: pools on the device, sequences and page tables on the host.
 ///
@@ -61,18 +63,6 @@ pub struct PagedKvCache {
     step_buffers: StepBuffers,
     /// Whether tokens were committed of which a browser has not yet said that their rows are written.
     unsure: AtomicBool,
-}
-
-/// What the appends of one step share: made at the first, used by all layers.
-struct Step {
-    generation: u64,
-    sequences: Vec<SeqId>,
-    tokens: usize,
-}
-
-struct StepBuffers {
-    slots: Tensor,
-    cos_sin: Tensor,
 }
 
 /// Layers of a cache, at most.
@@ -254,61 +244,6 @@ impl PagedKvCache {
         CacheStats { bytes: (stats.used + stats.evictable) as u64 * self.page_bytes(), ..stats }
     }
 
-    /// Writes the reserved tokens of these sequences into one layer.
-    ///
-    /// `kv`: `(tokens, groups * state_dim + rope_dim)` f32, the sequences' reserved tokens one after the other: states,
-    /// then the rope key, not rotated if the cache has a rotation. Call it once per layer and step.
-    ///
-    /// The step's first call of this or [`PagedKvCache::cos_sin`] uploads slots and angles, and so submits what is
-    /// recorded: call `cos_sin` first where a step is to be one submit. For a pass of your own there is
-    /// [`Append::encode`].
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Argument`] for a layer that is not there or no reserved token, and for wide channels that nobody
-    /// has named ([`PagedKvCache::with_wide_channels`]); [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
-    pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
-        let view = self.layer(layer)?;
-        let tokens = self.prepare_step(ids)?;
-        kv.expect("kv", &[tokens, self.heads.kv_dim()], DType::F32)?;
-        let args = AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: &self.step_buffers.cos_sin, tokens };
-        self.gpu.record(|pass| self.append.encode(&self.gpu, pass, &view, args))
-    }
-
-    /// Cosines and sines at the positions of the reserved tokens of these sequences, for rotating their queries:
-    /// a tensor of at least `(tokens, rotated / 2, 2)` f32, which the next step overwrites. Without a rotation its values
-    /// mean nothing.
-    ///
-    /// # Errors
-    ///
-    /// As [`PagedKvCache::append`].
-    pub fn cos_sin(&mut self, ids: &[SeqId]) -> Result<Tensor> {
-        self.prepare_step(ids)?;
-        Ok(self.step_buffers.cos_sin.clone())
-    }
-
-    /// Uploads slots and rotations of a step, unless they are there.
-    fn prepare_step(&mut self, ids: &[SeqId]) -> Result<usize> {
-        let generation = self.table.generation();
-        if let Some(step) = self.step.as_ref().filter(|s| s.generation == generation && s.sequences == ids) {
-            return Ok(step.tokens);
-        }
-        let batch = self.table.new_tokens(ids)?;
-        let tokens = batch.tokens();
-        if tokens == 0 {
-            return Err(ErrorKind::argument("ids", "no token is reserved"));
-        }
-        if self.step_buffers.slots.len() < tokens {
-            let width = self.append.rotated_dim().max(2);
-            self.step_buffers = StepBuffers::new(&self.gpu, tokens.next_power_of_two(), width)?;
-        }
-        self.gpu.write(&self.step_buffers.slots.buffer, 0, bytemuck::cast_slice(&batch.slots))?;
-        let table = cos_sin_table(&self.inv_freq, &batch.positions);
-        self.gpu.write(&self.step_buffers.cos_sin.buffer, 0, bytemuck::cast_slice(&table))?;
-        self.step = Some(Step { generation, sequences: ids.to_vec(), tokens });
-        Ok(tokens)
-    }
-
     /// What kernels see of one layer. A view stays good while sequences change; a plan does not.
     ///
     /// # Errors
@@ -364,14 +299,6 @@ impl PagedKvCache {
     /// Bytes that are allocated for pages, over all layers. Those of a cache that grows change.
     pub fn pool_bytes(&self) -> usize {
         usize::try_from(self.slabs.bytes()).unwrap_or(usize::MAX)
-    }
-}
-
-impl StepBuffers {
-    fn new(gpu: &Gpu, tokens: usize, rotated_dim: usize) -> Result<Self> {
-        let slots = Tensor::zeros(gpu, &[tokens], DType::U32)?;
-        let cos_sin = Tensor::zeros(gpu, &[tokens, rotated_dim / 2, 2], DType::F32)?;
-        Ok(Self { slots, cos_sin })
     }
 }
 

@@ -1,16 +1,14 @@
-//! The slot of a shader that packs and unpacks elements of a dtype. Pure.
+//! The slots of a shader that pack and unpack elements of a dtype. Pure.
 
 use super::{part, DType, ShaderPart};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The slot that unpacks words of a cache dtype.
-pub(crate) fn cache_part(dtype: DType) -> Result<ShaderPart> {
+fn cache_part(dtype: DType) -> Result<ShaderPart> {
     match dtype {
         DType::I8 => Ok(part!("kv/element/i8.wgsl")),
         DType::I4 => Ok(part!("kv/element/i4.wgsl")),
-        DType::U32 => {
-            Err(ErrorKind::DType { name: "dtype", got: "u32".into(), want: "f32, f16, bf16, i8 or i4".into() }.into())
-        }
+        DType::U32 => Err(no_cache_dtype()),
         _ => elements_part(dtype),
     }
 }
@@ -26,6 +24,22 @@ pub(crate) fn cache_parts(dtype: DType, word_bytes: usize) -> Result<Vec<ShaderP
         });
     }
     Ok(parts)
+}
+
+/// The slot that packs elements of a cache dtype.
+pub(crate) fn pack_part(dtype: DType) -> Result<ShaderPart> {
+    match dtype {
+        DType::F32 => Ok(part!("kv/pack/f32.wgsl")),
+        DType::F16 => Ok(part!("kv/pack/f16.wgsl")),
+        DType::BF16 => Ok(part!("kv/pack/bf16.wgsl")),
+        DType::I8 => Ok(part!("kv/pack/i8.wgsl")),
+        DType::I4 => Ok(part!("kv/pack/i4.wgsl")),
+        DType::U32 => Err(no_cache_dtype()),
+    }
+}
+
+fn no_cache_dtype() -> Error {
+    ErrorKind::DType { name: "dtype", got: "u32".into(), want: "f32, f16, bf16, i8 or i4".into() }.into()
 }
 
 /// The slot that unpacks words of floats.

@@ -7,7 +7,7 @@ use crate::error::Result;
 use std::collections::HashMap;
 
 /// Largest uniform block of any kernel.
-pub(crate) const PARAM_BYTES: usize = 64;
+pub(crate) const PARAM_BYTES: usize = 80;
 const SLOTS_PER_BUFFER: u64 = 1024;
 /// Buffers of blocks that are kept: 16,384 blocks, 4 MiB where they are 256 bytes apart. A decode step has some hundreds.
 const BUFFERS: usize = 16;
@@ -52,7 +52,7 @@ impl Gpu {
             pool.blocks[slot.place].asked = clock;
             return Ok(slot);
         }
-        let stride = u64::from(self.capabilities().uniform_align_bytes).max(PARAM_BYTES as u64);
+        let stride = (PARAM_BYTES as u64).next_multiple_of(u64::from(self.capabilities().uniform_align_bytes).max(1));
         let mut gone = None;
         if pool.blocks.get(pool.filling).is_none_or(|blocks| blocks.used == SLOTS_PER_BUFFER) {
             let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn parameter_blocks_are_bounded_and_never_overwritten() {
         let gpu = noop();
-        let block = |i: u64| [i.to_le_bytes(); 8].concat();
+        let block = |i: u64| [i.to_le_bytes(); PARAM_BYTES / 8].concat();
         let often = gpu.param_slot(&block(u64::MAX)).unwrap();
         let mut first = None;
         for i in 0..40 * SLOTS_PER_BUFFER {

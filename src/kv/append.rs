@@ -3,9 +3,9 @@
 use super::layout::{KvView, StateLayout};
 use super::pool::PoolKernel;
 use super::HeadLayout;
-use crate::error::{ErrorKind, Result};
-use crate::gpu::elements::cache_part;
-use crate::gpu::{number, part, Access, DType, Gpu, KernelSpec, Tensor};
+use crate::error::{shape_text, ErrorKind, Result};
+use crate::gpu::elements::pack_part;
+use crate::gpu::{number, part, Access, DType, Extent, Gpu, KernelSpec, Span, Tensor};
 use crate::rope::RopePairs;
 
 /// The append kernel of one head layout, dtype and page size.
@@ -26,19 +26,21 @@ pub(crate) struct AppendParams {
     pub(crate) token_count: u32,
     pub(crate) slot_count: u32,
     pub(crate) slab_pages: u32,
+    pub(crate) kv_offset: u32,
+    pub(crate) kv_row_stride: u32,
 }
 
 /// One append: the rows and where they go.
 #[derive(Debug, Clone, Copy)]
 pub struct AppendArgs<'a> {
-    /// `(tokens, groups * state_dim + rope_dim)` f32: states, then the rope key.
-    pub kv: &'a Tensor,
+    /// `(tokens, groups * state_dim + rope_dim)` f32: states, then the rope key. [`Span::of`] a tensor, or rows inside of one.
+    pub kv: Span<'a>,
     /// `(tokens)` u32: `page * page_size + offset`.
     pub slots: &'a Tensor,
     /// `(tokens, rotated_dim / 2, 2)` f32 cosines and sines at the tokens' positions ([`Append::rotated_dim`],
     /// [`cos_sin_table`](crate::rope::cos_sin_table)); for [`RopePairs::None`] any f32 tensor.
     pub cos_sin: &'a Tensor,
-    /// Tokens to append; the tensors may be longer.
+    /// Tokens to append; the tensors may hold more.
     pub tokens: usize,
 }
 
@@ -105,10 +107,12 @@ impl Append {
             token_count: tokens as u32,
             slot_count: (layer.pool.pages() * layer.page_size) as u32,
             slab_pages: layer.pool.slab_pages() as u32,
+            kv_offset: kv.offset as u32,
+            kv_row_stride: kv.row_stride as u32,
         };
         let (y, z) = crate::gpu::grid::fold(tokens);
         let slabs = layer.pool.buffers();
-        let mut buffers = vec![&kv.buffer, &slots.buffer, &cos_sin.buffer];
+        let mut buffers = vec![&kv.tensor.buffer, &slots.buffer, &cos_sin.buffer];
         buffers.extend(&slabs);
         if self.heads.wide_dim() > 0 {
             buffers.insert(4, &layer.wide()?.buffer); // before the further slabs
@@ -124,10 +128,14 @@ impl Append {
             );
             return Err(ErrorKind::argument("layer", why));
         }
-        args.kv.expect("kv", &[0, self.heads.kv_dim()], DType::F32)?;
+        args.kv.check("kv", Extent { rows: args.tokens.max(1), heads: 1, dim: self.heads.kv_dim() })?;
         args.slots.expect("slots", &[0], DType::U32)?;
-        if args.tokens > args.kv.shape()[0] || args.tokens > args.slots.len() {
-            return Err(ErrorKind::shape("kv", args.kv.shape(), format!("at least {} rows", args.tokens)));
+        if args.tokens > args.slots.len() {
+            return Err(ErrorKind::shape(
+                "slots",
+                args.slots.shape(),
+                format!("at least {}", shape_text(&[args.tokens])),
+            ));
         }
         let needed = args.tokens * self.rotated_dim();
         if args.cos_sin.dtype() != DType::F32 || args.cos_sin.len() < needed {
@@ -181,7 +189,7 @@ pub(crate) fn append_spec(
         return Err(ErrorKind::argument("head_dim", format!("{rotated} elements cannot be rotated in pairs")));
     }
     let (rotated_state, rotated_rope) = if heads.narrow().rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
-    let elements = cache_part(dtype)?;
+    let pack = pack_part(dtype)?;
     let rope = match rotation {
         RopePairs::Interleaved => part!("rope/interleaved.wgsl"),
         RopePairs::None | RopePairs::Half => part!("rope/half.wgsl"),
@@ -215,7 +223,7 @@ pub(crate) fn append_spec(
             ("ROTATED_ROPE", number(rotated_rope)),
         ],
         parts: vec![
-            elements,
+            pack,
             rope,
             part!("kv/slabs/1.wgsl"),
             part!("kv/page.wgsl"),

@@ -11,6 +11,7 @@ pub mod tables;
 pub mod view;
 mod wide;
 
+pub use crate::gpu::Span;
 pub use append::{Append, AppendArgs};
 pub use heads::{Gla, Gqa, Gta, HeadLayout, Mla};
 pub use layout::{KvView, StateLayout};

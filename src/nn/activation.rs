@@ -1,9 +1,9 @@
 //! SwiGLU.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::span::check_apart;
 use super::{params, word};
 use crate::error::{ErrorKind, Result};
+use crate::gpu::check_apart;
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
 params!(Params { width: u32 });

@@ -1,9 +1,9 @@
 //! Rows of a table by their ids.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::span::check_apart;
 use super::{params, word, Weight, WeightType};
 use crate::error::{ErrorKind, Result};
+use crate::gpu::check_apart;
 use crate::gpu::elements::elements_part;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 

@@ -11,20 +11,21 @@ mod norm;
 mod rope;
 mod rope_wide;
 mod sample;
-mod span;
 
+#[doc(inline)]
+pub use crate::gpu::Span;
 pub use activation::SwiGlu;
 pub use embedding::Embedding;
 pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Route, RouteShape};
 pub(crate) use linear::{largest_magnitude, WeightWriter};
 pub use linear::{
-    measure_dispatch_flop, quantise, BlockType, Linear, LinearArgs, LinearTuning, MatrixTile, Weight, WeightType,
+    measure_dispatch_flop, quantise, AppendRows, BlockType, Linear, LinearArgs, LinearTuning, MatrixTile, Weight,
+    WeightType,
 };
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{RopeKernel, RopeShape};
 pub use rope_wide::{RopeWideArgs, RopeWideKernel};
 pub use sample::{Sample, Sampling};
-pub use span::Span;
 
 use crate::error::Result;
 use crate::gpu::{DType, KernelSpec};

@@ -1,9 +1,9 @@
 //! RMSNorm, over the groups of a row or over all of it.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::span::Extent;
 use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
+use crate::gpu::Extent;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use crate::sizes::{sum_of_products, MOST_ROW};
 

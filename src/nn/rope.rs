@@ -1,9 +1,9 @@
 //! Rotary positions.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::span::Extent;
 use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
+use crate::gpu::Extent;
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, ShaderPart, Tensor};
 use crate::rope::RopePairs;
 use crate::sizes::{sum_of_products, MOST_ROW};
@@ -75,7 +75,15 @@ impl RopeKernel {
         if shape.heads == 0 {
             return Err(ErrorKind::argument("heads", "0 heads"));
         }
-        if shape.rope_dim == 0 || !shape.rope_dim.is_multiple_of(2) {
+        if shape.rope_dim == 0 {
+            return Err(ErrorKind::argument("rope_dim", "0 is not an even number above 0"));
+        }
+        RopeKernel::or_copy(gpu, shape)
+    }
+
+    /// [`RopeKernel::new`], which only copies where `rope_dim` is 0.
+    pub(crate) fn or_copy(gpu: &Gpu, shape: RopeShape) -> Result<Self> {
+        if !shape.rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{} is not an even number above 0", shape.rope_dim)));
         }
         let width = sum_of_products("shape", &[&[shape.copy_dim], &[shape.rope_dim]], MOST_ROW)?;

@@ -1,9 +1,9 @@
 //! Rotary positions of queries that read wide channels: `HeadLayout::gqa_wide`.
 
 use super::rope::pairs_part;
-use super::span::Extent;
 use super::{params, word, Span};
 use crate::error::{ErrorKind, Result};
+use crate::gpu::Extent;
 use crate::gpu::{part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use crate::kv::{HeadLayout, KvView};
 use crate::rope::RopePairs;

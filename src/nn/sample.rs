@@ -1,8 +1,8 @@
 //! The next token of each row of logits.
 
-use super::span::{check_apart, Extent};
 use super::{params, word, Span};
 use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::{check_apart, Extent};
 use crate::gpu::{number, part, Access, Buffer, DType, Gpu, Kernel, KernelSpec, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 

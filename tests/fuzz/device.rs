@@ -3,7 +3,7 @@
 use crate::numbers::Gen;
 use crate::pure::{DTYPES, ROTATIONS};
 use latten::cache::{Save, SaveSequence};
-use latten::kv::{Append, AppendArgs};
+use latten::kv::{Append, AppendArgs, Span};
 use latten::{
     wgpu, CacheOptions, DType, Decode, DecodeArgs, Decoder, Gla, Gpu, Gqa, Gta, HeadLayout, KvSource, PagedKvCache,
     Pages, Rope, RopePairs, SeqId, SequenceOptions, Tensor,
@@ -115,7 +115,7 @@ fn append(g: &mut Gen, world: &World, cache: &PagedKvCache) {
     let kv = zeros(gpu, &[rows, heads.kv_dim()], DType::F32);
     let slots = zeros(gpu, &[g.len(rows).max(1)], DType::U32);
     let cos_sin = zeros(gpu, &[g.len(rows).max(1), append.rotated_dim().max(2) / 2, 2], DType::F32);
-    let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &cos_sin, tokens: g.near(rows) };
+    let args = AppendArgs { kv: Span::of(&kv), slots: &slots, cos_sin: &cos_sin, tokens: g.near(rows) };
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let view = cache.layer(0).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::common::{gpu, layouts, small, wait, Rng};
 use half::{bf16, f16};
-use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
+use latten::kv::{Append, AppendArgs, KvSource, Span, StateLayout};
 use latten::reference;
 use latten::{
     CacheOptions, DType, Gla, Gpu, Gqa, Gta, HeadLayout, PagedKvCache, Pages, Rope, RopePairs, SeqId, Tensor,
@@ -259,7 +259,7 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
         let before = vec![0u32; cache.pool_bytes() / 4];
         gpu.queue().write_buffer(&cache.layer(0).unwrap().wgpu_buffers()[0], 0, bytemuck::cast_slice(&before));
         let slots = Tensor::from_slice(gpu, &[1], &[slot], DType::U32).unwrap();
-        let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
+        let args = AppendArgs { kv: Span::of(&kv), slots: &slots, cos_sin: &kv, tokens: 1 };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let layer = cache.layer(0).unwrap();
         append.encode(gpu, &mut encoder.begin_compute_pass(&Default::default()), &layer, args).unwrap();

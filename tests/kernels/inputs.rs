@@ -4,7 +4,7 @@
 use crate::common::{gpu, small, wait};
 use latten::attention::{AttentionOptions, DecodeArgs, DecodeOutput};
 use latten::cache::SeqTable;
-use latten::kv::{Append, AppendArgs, KvSource};
+use latten::kv::{Append, AppendArgs, KvSource, Span};
 use latten::{
     wgpu, CacheOptions, DType, Decode, ErrorKind, Gla, Gpu, Gqa, Gta, HeadLayout, Mla, PagedKvCache, Pages, Rope,
     RopePairs, SeqId, SplitPolicy, Tensor,
@@ -277,11 +277,11 @@ fn decodes() {
         decode.encode(&mut pass, args, &output).unwrap();
         let append = Append::new(gpu, small(), DType::F16, 4, RopePairs::None).unwrap();
         let (kv, slots) = (q(&[3, small().kv_dim()], DType::F32), q(&[3], DType::U32));
-        let good = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 3 };
+        let good = AppendArgs { kv: Span::of(&kv), slots: &slots, cos_sin: &kv, tokens: 3 };
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: 4, ..good }), Shape { .. }, 4);
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: usize::MAX, ..good }), Shape { .. });
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { slots: &kv, ..good }), Shape { .. });
-        refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { kv: &slots, ..good }), Shape { .. });
+        refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { kv: Span::of(&slots), ..good }), Shape { .. });
         let rotated = Append::new(gpu, small(), DType::F16, 4, RopePairs::Half).unwrap();
         let short = q(&[1, 1, 2], DType::F32);
         refused!(

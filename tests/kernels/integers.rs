@@ -289,7 +289,7 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
             let layer = cache.layer(0).unwrap();
             gpu.queue().write_buffer(&layer.wgpu_buffers()[0], 0, &vec![0; cache.pool_bytes()]);
             let slots = Tensor::from_slice(gpu, &[1], &[slot], DType::U32).unwrap();
-            let args = AppendArgs { kv: &kv, slots: &slots, cos_sin: &kv, tokens: 1 };
+            let args = AppendArgs { kv: latten::kv::Span::of(&kv), slots: &slots, cos_sin: &kv, tokens: 1 };
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             append.encode(gpu, &mut encoder.begin_compute_pass(&Default::default()), &layer, args).unwrap();
             gpu.queue().submit([encoder.finish()]);

@@ -3,6 +3,7 @@
 
 mod adversarial;
 mod append;
+mod appending;
 mod case;
 #[path = "../common/mod.rs"]
 mod common;

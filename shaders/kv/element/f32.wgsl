@@ -3,7 +3,3 @@
 fn unpack_word(raw: vec4<u32>) -> array<vec4<f32>, 1> {
     return array<vec4<f32>, 1>(bitcast<vec4<f32>>(raw));
 }
-
-fn pack_elements(values: array<f32, 1>) -> u32 {
-    return bitcast<u32>(values[0]);
-}

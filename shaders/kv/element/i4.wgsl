@@ -1,8 +1,5 @@
 // Cache words of 16 signed numbers of 4 bits, to be multiplied by a scale; decode's words of them are 8 bytes. Slot: kv/element.
 
-// Largest integer in use.
-const LEVELS = 7.0;
-
 // As kv/element/i8: numbers below 2^23 in an f32's mantissa, under the exponent of 2^23, then back to their size and to their
 // sign by one product and sum. Four of them lie below bit 16 and need no shift. Exact, rounded or not.
 fn unpack_low(biased: u32) -> vec4<f32> {
@@ -18,13 +15,4 @@ fn unpack_word(raw: vec2<u32>) -> array<vec4<f32>, 4> {
     let biased = raw ^ vec2<u32>(0x88888888u);
     let upper = biased >> vec2<u32>(16u);
     return array<vec4<f32>, 4>(unpack_low(biased.x), unpack_low(upper.x), unpack_low(biased.y), unpack_low(upper.y));
-}
-
-// Whole numbers of -7 to 7.
-fn pack_elements(values: array<f32, 8>) -> u32 {
-    var packed = 0u;
-    for (var i = 0u; i < 8u; i++) {
-        packed |= (u32(i32(values[i])) & 0xfu) << (4u * i);
-    }
-    return packed;
 }

@@ -1,8 +1,5 @@
 // Cache words of 16 signed bytes, to be multiplied by a scale. Slot: kv/element.
 
-// Largest integer in use.
-const LEVELS = 127.0;
-
 // Whole numbers below 2^23 in an f32's mantissa, under the exponent of 2^23; bytes with 128 added, so that none is
 // negative. Two operations an element: conversions of integers are slow on many GPUs. Exact, rounded or not.
 fn unpack_bytes(raw: u32) -> vec4<f32> {
@@ -15,13 +12,4 @@ fn unpack_bytes(raw: u32) -> vec4<f32> {
 
 fn unpack_word(raw: vec4<u32>) -> array<vec4<f32>, 4> {
     return array<vec4<f32>, 4>(unpack_bytes(raw.x), unpack_bytes(raw.y), unpack_bytes(raw.z), unpack_bytes(raw.w));
-}
-
-// Whole numbers of -127 to 127.
-fn pack_elements(values: array<f32, 4>) -> u32 {
-    var packed = 0u;
-    for (var i = 0u; i < 4u; i++) {
-        packed |= (u32(i32(values[i])) & 0xffu) << (8u * i);
-    }
-    return packed;
 }

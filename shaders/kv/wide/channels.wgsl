@@ -27,7 +27,7 @@ fn wide_keep(token: u32, group: u32, is_value: bool, rope: u32, lane: u32) {
     for (var i = lane; !is_value && i < WIDE_U32S; i += LANES) {
         let low = min(wide[first + 2u * i], KEY_DIM - 1u);
         let high = min(wide[first + 2u * i + 1u], KEY_DIM - 1u);
-        let state = token * KV_DIM + group * STATE_DIM;
+        let state = row_first(token) + group * STATE_DIM;
         let packed = pack_rope(vec2<f32>(
             element(token, state, low, ROTATED_STATE), element(token, state, high, ROTATED_STATE)));
         wide_halves[2u * i] = half_value(packed & 0xffffu);

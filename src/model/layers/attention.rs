@@ -9,6 +9,7 @@ use crate::cache::{PagedKvCache, SeqId};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::HeadLayout;
+use crate::kv::KvView;
 #[cfg(doc)]
 use crate::kv::WideChannels;
 use crate::model::config::{AttentionConfig, Config};
@@ -16,7 +17,8 @@ use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::model::weights::store::WeightFiles;
 use crate::model::weights::WeightBytes;
-use crate::nn::{LinearArgs, RopeWideKernel, Span};
+use crate::nn::{AppendRows, Linear, LinearArgs, RopeWideKernel, Span};
+use crate::rope::RopePairs;
 use std::fmt;
 
 /// One attention layer: the projections around a cache and a [`Decode`], with their weights. What a [`Decoder`] has in
@@ -48,13 +50,14 @@ pub struct AttentionArgs<'a> {
 
 /// The tensors of a step's attention, F32, one row per token.
 pub(crate) struct AttentionScratch {
-    /// GLA, MLA: (rows, q_latent_dim + kv_dim), without a query latent (rows, q_heads * (head_dim + rope_dim) + kv_dim)
-    pub(crate) down: Tensor,
-    /// Before rotation and absorption, where they are not in `down`: (rows, q_heads, head_dim [+ rope_dim])
+    /// What the first product makes: (rows, q_heads * head_dim + kv_dim), of GLA and MLA (rows, q_latent_dim + kv_dim) or without a
+    /// query latent (rows, q_heads * (head_dim + rope_dim) + kv_dim)
+    pub(crate) raw: Tensor,
+    /// Queries before rotation and absorption, where they are not in `raw`: (rows, q_heads, head_dim [+ rope_dim])
     pub(crate) q_raw: Tensor,
     /// (rows, q_heads, q_dim)
     pub(crate) q: Tensor,
-    /// (rows, kv_dim)
+    /// GLA, MLA: (rows, kv_dim)
     pub(crate) kv: Tensor,
     /// GLA, MLA, out of the latent space: (rows, q_heads, v_head_dim)
     pub(crate) values: Tensor,
@@ -75,6 +78,8 @@ pub(crate) struct AttentionStep<'a> {
     pub(crate) explicit: Option<ExplicitStep<'a>>,
     pub(crate) sequences: &'a [SeqId],
     pub(crate) cos_sin: &'a Tensor,
+    /// Products of all layers that append, and where the rows of this step go; none where there are no such products.
+    pub(crate) appending: Option<(&'a [Linear], &'a Tensor)>,
     /// Of a cache with wide channels.
     pub(crate) wide: Option<&'a RopeWideKernel>,
     pub(crate) softmax_scale: f32,
@@ -140,6 +145,11 @@ impl Attention {
         self.projections.large_biases().channels()
     }
 
+    /// The product that makes queries and new cached rows in layers like this one, if there is one.
+    pub(crate) fn appending(&self, layer: &KvView, pairs: RopePairs) -> Result<Option<Linear>> {
+        self.projections.appending(layer, pairs)
+    }
+
     pub(crate) fn large_biases(&self) -> LargeBiases {
         self.projections.large_biases()
     }
@@ -175,6 +185,7 @@ impl Attention {
             explicit: planned.explicit(),
             sequences,
             cos_sin: &cos_sin,
+            appending: None,
             wide: wide.as_ref(),
             softmax_scale: self.config.softmax_scale(),
         };
@@ -199,8 +210,18 @@ impl Attention {
         let forms = Forms { absorbed: step.plan.is_some(), explicit: explicit.is_some() };
         let view = step.cache.layer(layer)?;
         let wide = step.wide.map(|rotate| (rotate, &view));
-        self.projections.project(s, rows, input, (step.cos_sin, wide), forms)?;
-        step.cache.append(layer, step.sequences, &s.kv)?;
+        let appending = step.appending.and_then(|(linears, slots)| Some((linears.get(layer)?, slots)));
+        match appending.filter(|(linear, _)| rows <= linear.tuning(rows).max_rows) {
+            Some((linear, slots)) => {
+                let append = Some(AppendRows { layer: &view, slots });
+                let args = LinearArgs::new(rows, input, Span::of(&s.q));
+                linear.run(LinearArgs { cos_sin: Some(step.cos_sin), append, ..args })?;
+            }
+            None => {
+                self.projections.project(s, rows, input, (step.cos_sin, wide), forms)?;
+                step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
+            }
+        }
         let attended = step
             .plan
             .map(|plan| step.decode.run(DecodeArgs::new(plan, &view, &s.q, step.softmax_scale)))
@@ -267,28 +288,28 @@ impl AttentionScratch {
         let f32s = |dims: &[usize]| Tensor::scratch(gpu, &[&[rows], dims].concat(), DType::F32);
         // What a variant does not use is tiny.
         let unused = |dims: usize| f32s(&vec![1; dims]);
-        let (down, q_raw, values) = match config.attention {
+        let (raw, q_raw, kv, values) = match config.attention {
             AttentionConfig::Latent { q_latent_dim, rope_dim, .. } => {
                 let raw_dim = config.head_dim + rope_dim;
-                let down = f32s(&[q_latent_dim.unwrap_or(heads * raw_dim) + layout.kv_dim()])?;
+                let raw = f32s(&[q_latent_dim.unwrap_or(heads * raw_dim) + layout.kv_dim()])?;
                 let q_raw = if q_latent_dim.is_some() { f32s(&[heads, raw_dim])? } else { unused(2)? };
-                (down, q_raw, f32s(&[heads, config.v_head_dim])?)
+                (raw, q_raw, f32s(&[layout.kv_dim()])?, f32s(&[heads, config.v_head_dim])?)
             }
-            _ => (unused(1)?, f32s(&[heads, config.head_dim])?, unused(2)?),
+            _ => (f32s(&[heads * config.head_dim + layout.kv_dim()])?, unused(2)?, unused(1)?, unused(2)?),
         };
-        let (q, kv) = (f32s(&[heads, layout.q_dim()])?, f32s(&[layout.kv_dim()])?);
+        let q = f32s(&[heads, layout.q_dim()])?;
         let (q_explicit, lse) = match explicit {
             true => (f32s(&[heads, config.head_dim + config.rope_dim()])?, f32s(&[heads])?),
             false => (unused(2)?, unused(1)?),
         };
-        Ok(AttentionScratch { down, q_raw, q, kv, values, q_explicit, lse })
+        Ok(AttentionScratch { raw, q_raw, q, kv, values, q_explicit, lse })
     }
 
     /// The same memory for the first `rows` rows.
     pub(crate) fn first(&self, rows: usize) -> Result<Self> {
         let cut = |t: &Tensor| t.view(&[&[rows], &t.shape()[1..]].concat());
         Ok(AttentionScratch {
-            down: cut(&self.down)?,
+            raw: cut(&self.raw)?,
             q_raw: cut(&self.q_raw)?,
             q: cut(&self.q)?,
             kv: cut(&self.kv)?,

@@ -10,6 +10,7 @@ use crate::model::weights::matrix::Matrix;
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span};
+use crate::rope::RopePairs;
 
 /// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
 pub(crate) enum Projections {
@@ -20,11 +21,12 @@ pub(crate) enum Projections {
 }
 
 pub(crate) struct Direct {
-    q: Split,
-    /// All that is cached of a token, in the order of a cached row.
-    kv: Split,
-    /// None where there is no rope key.
-    rotate: Option<RopeKernel>,
+    /// [queries | all that is cached of a token, in the order of a cached row].
+    qkv: Split,
+    /// Outputs of a head of the queries.
+    head_dim: usize,
+    heads: usize,
+    rotate: RopeKernel,
     biases: LargeBiases,
 }
 
@@ -86,7 +88,27 @@ impl Projections {
         }
     }
 
-    /// From `input` to `q`, or `q_explicit`, or both, and `kv`. `wide`: of queries that read wide channels.
+    /// The product that makes queries and puts new rows into layers like this one, where there can be one: it takes the place of
+    /// [`Projections::project`] and of the append, for few rows.
+    pub(crate) fn appending(&self, layer: &KvView, pairs: RopePairs) -> Result<Option<Linear>> {
+        match self {
+            Projections::Direct(direct) => match direct.qkv.whole() {
+                Some(qkv) if qkv.takes_append(layer, pairs) => qkv.clone().with_append(layer, pairs).map(Some),
+                _ => Ok(None),
+            },
+            Projections::Latent(_) => Ok(None),
+        }
+    }
+
+    /// The rows to append, of what [`Projections::project`] wrote.
+    pub(crate) fn cached_rows<'a>(&self, s: &'a AttentionScratch) -> Span<'a> {
+        match self {
+            Projections::Direct(direct) => Span::of(&s.raw).offset(direct.heads * direct.head_dim),
+            Projections::Latent(_) => Span::of(&s.kv),
+        }
+    }
+
+    /// From `input` to `q`, or `q_explicit`, or both, and the rows to append. `wide`: of queries that read wide channels.
     pub(crate) fn project(
         &self,
         s: &AttentionScratch,
@@ -95,33 +117,27 @@ impl Projections {
         (cos_sin, wide): (&Tensor, Option<(&RopeWideKernel, &KvView)>),
         forms: Forms,
     ) -> Result<()> {
-        let (q_raw, q) = (Span::of(&s.q_raw), Span::of(&s.q));
+        let (raw, q) = (Span::of(&s.raw), Span::of(&s.q));
         match self {
             Projections::Direct(direct) => {
-                match (&direct.rotate, wide) {
-                    (_, Some((rotate, layer))) => {
-                        direct.q.run(LinearArgs::new(rows, input, q_raw))?;
-                        rotate.run(RopeWideArgs { rows, layer, cos_sin, x: q_raw, y: q })?;
-                    }
-                    (Some(rotate), None) => {
-                        direct.q.run(LinearArgs::new(rows, input, q_raw))?;
-                        rotate.run(rows, cos_sin, q_raw, q)?;
-                    }
-                    (None, None) => direct.q.run(LinearArgs::new(rows, input, q))?,
+                direct.qkv.run(LinearArgs::new(rows, input, raw))?;
+                let x = raw.head_stride(direct.head_dim);
+                match wide {
+                    Some((rotate, layer)) => rotate.run(RopeWideArgs { rows, layer, cos_sin, x, y: q }),
+                    None => direct.rotate.run(rows, cos_sin, x, q),
                 }
-                direct.kv.run(LinearArgs::new(rows, input, Span::of(&s.kv)))
             }
             Projections::Latent(latent) => {
-                let down = Span::of(&s.down);
-                latent.down.run(LinearArgs::new(rows, input, down))?;
+                latent.down.run(LinearArgs::new(rows, input, raw))?;
                 let q_raw = match &latent.queries {
                     Queries::Latent(up) => {
-                        up.run(LinearArgs { rest: Some(&s.kv), ..LinearArgs::new(rows, down, q_raw) })?;
+                        let q_raw = Span::of(&s.q_raw);
+                        up.run(LinearArgs { rest: Some(&s.kv), ..LinearArgs::new(rows, raw, q_raw) })?;
                         q_raw
                     }
                     Queries::Direct { kv_norm, heads, dim } => {
-                        kv_norm.run(rows, down.offset(heads * dim), Span::of(&s.kv))?;
-                        down.head_stride(*dim)
+                        kv_norm.run(rows, raw.offset(heads * dim), Span::of(&s.kv))?;
+                        raw.head_stride(*dim)
                     }
                 };
                 if let (Some(explicit), true) = (&latent.explicit, forms.explicit) {
@@ -226,10 +242,18 @@ impl LayerReader<'_> {
         Ok(matrix)
     }
 
-    fn rotate(&self, copy_dim: usize) -> Result<Option<RopeKernel>> {
+    /// Rotates what stands behind `copy_dim` elements of each query, if anything.
+    fn rotate(&self, copy_dim: usize) -> Result<RopeKernel> {
         let (heads, rope_dim) = (self.config.q_heads, self.config.rope_dim());
-        let shape = RopeShape { heads, copy_dim, rope_dim, pairs: self.config.rotation() };
-        (rope_dim > 0).then(|| RopeKernel::new(self.source.gpu(), shape)).transpose()
+        RopeKernel::or_copy(self.source.gpu(), RopeShape { heads, copy_dim, rope_dim, pairs: self.config.rotation() })
+    }
+
+    /// Of queries and cached rows.
+    fn direct(&self, copy_dim: usize, kv: &[Matrix], biases: LargeBiases) -> Result<Direct> {
+        let queries = self.queries("q_proj", copy_dim, self.config.hidden_size)?;
+        let qkv = self.first(&Matrix::stack(&[&[queries], kv].concat()))?;
+        let (heads, head_dim) = (self.config.q_heads, self.config.head_dim);
+        Ok(Direct { qkv, head_dim, heads, rotate: self.rotate(copy_dim)?, biases })
     }
 
     fn gqa(&self, kv_heads: usize) -> Result<Direct> {
@@ -240,24 +264,15 @@ impl LayerReader<'_> {
         let group = |g: usize| g * head_dim..(g + 1) * head_dim;
         let kv: Vec<Matrix> = (0..kv_heads).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
         let biases = LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?;
-        Ok(Direct {
-            biases,
-            q: self.first(&self.queries("q_proj", 0, hidden)?)?,
-            kv: self.first(&Matrix::stack(&kv))?,
-            rotate: self.rotate(0)?,
-        })
+        self.direct(0, &kv, biases)
     }
 
     fn gta(&self, kv_heads: usize, rope_dim: usize) -> Result<Direct> {
         let Config { hidden_size: hidden, head_dim, .. } = *self.config;
         let kv = self.matrix("kv_proj", kv_heads * head_dim, hidden)?;
         let rope_key = self.matrix("k_rope_proj", rope_dim, hidden)?;
-        Ok(Direct {
-            biases: LargeBiases::of_tied(self.source, self.config, &kv, self.gain()?.as_deref())?,
-            q: self.first(&self.queries("q_proj", head_dim - rope_dim, hidden)?)?,
-            kv: self.first(&Matrix::stack(&[kv, rope_key]))?,
-            rotate: self.rotate(head_dim - rope_dim)?,
-        })
+        let biases = LargeBiases::of_tied(self.source, self.config, &kv, self.gain()?.as_deref())?;
+        self.direct(head_dim - rope_dim, &[kv, rope_key], biases)
     }
 
     fn latent(&self, kv_norm: NormShape, q_latent_dim: Option<usize>) -> Result<Latent> {
@@ -281,9 +296,9 @@ impl LayerReader<'_> {
         let (keys, values) = self.absorbed(&up);
         let absorb = self.source.linear_heads(&keys)?;
         let rotates = rope_dim > 0;
-        let explicit = match self.rotate(head_dim)? {
-            Some(rotate) if self.source.keeps_explicit() => Some(self.explicit(&up, groups, rotate)?),
-            _ => None,
+        let explicit = match rotates && self.source.keeps_explicit() {
+            true => Some(self.explicit(&up, groups, self.rotate(head_dim)?)?),
+            false => None,
         };
         Ok(Latent {
             down: self.first(&Matrix::stack(&[down, kv_down]))?,

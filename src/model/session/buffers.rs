@@ -3,14 +3,16 @@
 use super::SessionOptions;
 use crate::error::Result;
 use crate::gpu::{DType, Tensor};
-use crate::kv::HeadLayout;
+use crate::kv::KvView;
 use crate::model::decoder::Decoder;
 use crate::model::layers::block::Scratch;
-use crate::nn::{Embedding, RopeWideKernel, Weight};
+use crate::nn::{Embedding, Linear, RopeWideKernel, Weight};
 
 /// The tensors of a session's steps.
 pub(crate) struct Buffers {
     pub(crate) scratch: Scratch,
+    /// Each layer's product that appends; none where a layer has none.
+    pub(crate) appending: Option<Vec<Linear>>,
     /// Of a cache with wide channels.
     pub(crate) rotate_wide: Option<RopeWideKernel>,
     /// (capacity) U32
@@ -32,13 +34,9 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// For steps with a cache of `layout`.
-    pub(crate) fn new(
-        decoder: &Decoder,
-        options: &SessionOptions,
-        layout: &HeadLayout,
-        explicit: bool,
-    ) -> Result<Self> {
+    /// For steps with a cache of layers like this one.
+    pub(crate) fn new(decoder: &Decoder, options: &SessionOptions, layer: &KvView, explicit: bool) -> Result<Self> {
+        let layout = layer.heads();
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
         let scratch = Scratch::new(gpu, (config, layout), (capacity, explicit)).map_err(|e| {
@@ -48,9 +46,12 @@ impl Buffers {
         // Written anew by every step, which looks whether commands were lost while it was under way.
         let tensor = |shape: &[usize], dtype| Tensor::scratch(gpu, shape, dtype);
         let rotation = config.rope()?.pairs;
+        let blocks = decoder.inner.blocks.iter();
+        let appending = blocks.map(|block| block.attention().appending(layer, rotation)).collect::<Result<_>>()?;
         let rotate_wide = || RopeWideKernel::new(gpu, *layout, rotation);
         Ok(Buffers {
             scratch,
+            appending,
             rotate_wide: (layout.wide_dim() > 0).then(rotate_wide).transpose()?,
             ids: tensor(&[capacity], DType::U32)?,
             last_rows: tensor(&[batch], DType::U32)?,

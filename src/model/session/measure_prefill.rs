@@ -92,6 +92,7 @@ impl Session {
                     explicit: plans.explicit(),
                     sequences: &[id],
                     cos_sin: &cos_sin,
+                    appending: None,
                     wide: None, // variants with two forms have no wide channels
                     softmax_scale: config.softmax_scale(),
                 };

@@ -91,7 +91,7 @@ impl Session {
         let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
         decode.prepare(&cache.layer(0)?)?;
         let prefill = ExplicitPrefill::of_session(decoder, &options)?;
-        let buffers = Buffers::new(decoder, &options, &heads, prefill.is_some())?;
+        let buffers = Buffers::new(decoder, &options, &cache.layer(0)?, prefill.is_some())?;
         Ok(Session { decoder: decoder.clone(), cache, decode, prefill, options, buffers, unfinished: Vec::new() })
     }
 
@@ -101,7 +101,7 @@ impl Session {
         let decode = Decode::with_options(decoder.gpu(), heads, dtype, *self.decode.options())?;
         let decode = decode.with_policy(self.decode.policy());
         let prefill = ExplicitPrefill::of_session(decoder, &self.options)?;
-        let buffers = Buffers::new(decoder, &self.options, &heads, prefill.is_some())?;
+        let buffers = Buffers::new(decoder, &self.options, &self.cache.layer(0)?, prefill.is_some())?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
         (self.decoder, self.decode, self.prefill, self.buffers) = (decoder.clone(), decode, prefill, buffers);
         // What fails here is compiled at the first use, and fails there again.

@@ -181,7 +181,7 @@ impl Session {
             }
         }
         let plans = StepPlans::new(&self.decode, &self.cache, &sequences, self.prefill.as_mut())?;
-        let cos_sin = self.cache.cos_sin(&sequences)?;
+        let (cos_sin, slots) = (self.cache.cos_sin(&sequences)?, self.cache.slots(&sequences)?);
         gpu.record_copies(&self.buffers.tokens.buffer, &self.buffers.ids.buffer, &joined(copies))?;
         let ends = StepEnds { ending, all_logits, draws: !samplers.is_empty() };
         let step = AttentionStep {
@@ -192,6 +192,7 @@ impl Session {
             explicit: plans.explicit(),
             sequences: &sequences,
             cos_sin: &cos_sin,
+            appending: self.buffers.appending.as_deref().map(|linears| (linears, &slots)),
             wide: self.buffers.rotate_wide.as_ref(),
             softmax_scale: model.config.softmax_scale(),
         };
@@ -201,7 +202,7 @@ impl Session {
         };
         // Steps of a token for each sequence repeat: this, and the buffers, is all that their commands hang on.
         let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into(), ends.draws.into()];
-        key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id()]);
+        key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id(), slots.buffer.id()]);
         self.decode.extend_key(plan, &mut key);
         gpu.record_again(&key, || record_commands(model, &self.buffers, (&id_rows, ends), step))?;
         Ok(rows)

@@ -30,6 +30,11 @@ impl Split {
         Ok(self)
     }
 
+    /// The linear, if it is one.
+    pub(crate) fn whole(&self) -> Option<&Linear> {
+        self.parts.first().filter(|_| self.parts.len() == 1)
+    }
+
     /// Inputs of a row.
     pub(crate) fn in_dim(&self) -> usize {
         self.parts.first().map_or(0, |part| part.weight().in_dim())

@@ -6,9 +6,9 @@ pub(super) mod route;
 pub use listed::{ExpertScratch, ExpertShape, ExpertTuning};
 pub use route::{Route, RouteShape};
 
-use super::span::Extent;
 use super::{params, word, Span, Weight};
 use crate::error::{ErrorKind, Result};
+use crate::gpu::Extent;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use crate::nn::WeightType;
 use listed::Listed;

@@ -1,9 +1,9 @@
 //! Which experts a row goes to.
 
 use crate::error::{ErrorKind, Result};
+use crate::gpu::check_apart;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use crate::nn::params;
-use crate::nn::span::check_apart;
 
 params!(Params { factor: f32 });
 #[cfg(test)]

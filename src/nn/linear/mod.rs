@@ -2,6 +2,7 @@
 //! a norm before a projection, a SwiGLU after it, and the rotation of what lies beside the input.
 
 mod blocks;
+mod cached;
 mod dispatch_flop;
 pub(super) mod matrix;
 mod run;
@@ -11,6 +12,7 @@ mod weight_type;
 mod writer;
 
 pub use blocks::BlockType;
+pub use cached::AppendRows;
 pub use dispatch_flop::measure_dispatch_flop;
 pub use matrix::MatrixTile;
 pub use run::LinearArgs;
@@ -27,6 +29,7 @@ use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Kernel, Tensor};
 use crate::rope::RopePairs;
 use crate::sizes::{sum_of_products, MOST_ROW};
+use cached::CachedOutputs;
 use matrix::pack_spec;
 use shape::{Fusion, Shape};
 use std::sync::{Arc, OnceLock};
@@ -51,6 +54,8 @@ pub struct Linear {
     tail: Option<(usize, RopePairs)>,
     /// A norm of what lies behind the input.
     rest: Option<RmsNorm>,
+    /// Whether the outputs are queries and new rows of a cache, and of which.
+    cached: Option<CachedOutputs>,
     /// Of one row of input, and of more.
     tunings: [LinearTuning; 2],
     /// Of the device's cooperative matrices, from large to small.
@@ -82,6 +87,7 @@ impl Linear {
             swiglu: false,
             tail: None,
             rest: None,
+            cached: None,
             tunings,
             tiles,
             kernels: fresh(shapes.len()),
@@ -268,6 +274,7 @@ impl Linear {
                 swiglu: self.swiglu,
                 tail: self.tail.map(|(_, rotation)| rotation),
                 rest: self.rest.is_some(),
+                cached: self.cached,
                 listed: false,
             };
             let shape = self.shapes[choice];

@@ -2,11 +2,11 @@
 
 use super::matrix::packed_bytes;
 use super::shape::Shape;
-use super::Linear;
+use super::{AppendRows, CachedOutputs, Linear};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::pieces::pieces;
+use crate::gpu::{check_apart, Extent};
 use crate::gpu::{DType, Tensor};
-use crate::nn::span::{check_apart, Extent};
 use crate::nn::{params, word, RmsNorm, Span};
 
 params!(Params {
@@ -26,6 +26,8 @@ params!(Params {
     rest_groups: u32,
     rest_dim: u32,
     rest_tail: u32,
+    slot_count: u32,
+    slab_pages: u32,
 });
 #[cfg(test)]
 pub(in crate::nn) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
@@ -63,12 +65,14 @@ pub struct LinearArgs<'a> {
     pub cos_sin: Option<&'a Tensor>,
     /// (rows, the norm's width) F32 in a third buffer: of a linear made by [`Linear::with_rest`], and only there.
     pub rest: Option<&'a Tensor>,
+    /// Where new cached rows go: of a linear made by [`Linear::with_append`], and only there.
+    pub append: Option<AppendRows<'a>>,
 }
 
 impl<'a> LinearArgs<'a> {
     /// A plain product, which overwrites `y`.
     pub fn new(rows: usize, x: Span<'a>, y: Span<'a>) -> Self {
-        LinearArgs { rows, x, y, accumulate: false, cos_sin: None, rest: None }
+        LinearArgs { rows, x, y, accumulate: false, cos_sin: None, rest: None, append: None }
     }
 }
 
@@ -82,6 +86,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.check_cos_sin(0, None)?;
         self.check_rest(None)?;
+        self.check_append(0, None)?;
         let (heads, in_dim) = (self.weight.heads(), self.weight.in_dim());
         let outputs = match x.shape().len() {
             2 if heads == 1 => {
@@ -107,17 +112,22 @@ impl Linear {
     /// buffer of an input, and for [`LinearArgs::cos_sin`] or [`LinearArgs::rest`] given where the linear has no tail or rest,
     /// or not given where it has.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, args: LinearArgs<'_>) -> Result<()> {
-        let LinearArgs { rows, x, y, accumulate, cos_sin, rest } = args;
+        let LinearArgs { rows, x, y, accumulate, cos_sin, rest, append } = args;
         let w = &self.weight;
         let (heads, in_dim, tail_dim) = (w.heads(), w.in_dim(), self.tail_dim());
         self.check_cos_sin(rows, cos_sin)?;
+        let append = self.check_append(rows, append)?;
+        if append.is_some() && accumulate {
+            return Err(ErrorKind::argument("accumulate", "this linear appends, which adds to nothing"));
+        }
         x.check("x", Extent { rows, heads, dim: in_dim + tail_dim })?;
         let any = &w.tensor;
         let bias = self.bias.as_ref().unwrap_or(any);
         let gain = self.norm.as_ref().map_or(any, |(gain, _)| gain);
         let scales = w.scales.as_ref().unwrap_or(any);
-        let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin.unwrap_or(any)];
-        let extent = Extent { rows, heads, dim: self.outputs() };
+        let slots = append.map_or(any, |append| append.slots);
+        let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin.unwrap_or(any), slots];
+        let extent = self.stored(rows);
         y.check_output("y", extent, &inputs)?;
         let choice = self.choose(rows);
         let shape = self.shapes[choice];
@@ -136,6 +146,9 @@ impl Linear {
         let gain = packed.as_ref().unwrap_or(&gain.buffer);
         let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
         buffers.extend(cos_sin.map(|table| &table.buffer));
+        let slabs = append.map(|append| append.layer.pool.buffers()).unwrap_or_default();
+        buffers.extend(append.map(|append| &append.slots.buffer));
+        buffers.extend(&slabs);
         let outputs = shape.outputs(&self.tuning(shape.rows()), self.swiglu);
         let outs = self.outputs().div_ceil(outputs);
         let row_groups = word(rows.div_ceil(shape.rows()));
@@ -167,14 +180,24 @@ impl Linear {
         self.gpu.record(|pass| self.encode(pass, args))
     }
 
-    /// Whether cosines and sines are there where, and only where, there is a tail.
+    /// What of `y` is written.
+    fn stored(&self, rows: usize) -> Extent {
+        match &self.cached {
+            Some(cached) => Extent { rows, heads: cached.heads.q_heads(), dim: cached.heads.q_dim() },
+            None => Extent { rows, heads: self.weight.heads(), dim: self.outputs() },
+        }
+    }
+
+    /// Whether cosines and sines are there where, and only where, something is rotated.
     fn check_cos_sin(&self, rows: usize, cos_sin: Option<&Tensor>) -> Result<()> {
-        match (cos_sin, self.tail_dim()) {
-            (None, 0) => Ok(()),
-            (Some(_), 0) => Err(ErrorKind::argument("cos_sin", "this linear has no tail")),
-            (None, _) => Err(ErrorKind::argument("cos_sin", "this linear has a tail, which needs it")),
-            (Some(cos_sin), tail_dim) => {
-                cos_sin.expect("cos_sin", &[0, tail_dim / 2, 2], DType::F32)?;
+        let rotated = self.cached.as_ref().map(CachedOutputs::rotated).or(self.tail.map(|(dim, _)| dim));
+        match (cos_sin, rotated) {
+            (None, None) => Ok(()),
+            (Some(_), None) => Err(ErrorKind::argument("cos_sin", "this linear has no tail and appends nothing")),
+            (None, Some(_)) => Err(ErrorKind::argument("cos_sin", "this linear rotates, which needs it")),
+            (Some(cos_sin), Some(0)) => cos_sin.expect("cos_sin", cos_sin.shape(), DType::F32),
+            (Some(cos_sin), Some(rotated)) => {
+                cos_sin.expect("cos_sin", &[0, rotated / 2, 2], DType::F32)?;
                 match cos_sin.shape()[0] < rows {
                     true => Err(ErrorKind::shape("cos_sin", cos_sin.shape(), format!("at least {rows} rows"))),
                     false => Ok(()),
@@ -208,6 +231,7 @@ impl Linear {
     fn params(&self, args: &LinearArgs<'_>) -> Params {
         let LinearArgs { rows, x, y, accumulate, .. } = *args;
         let (w, rest) = (&self.weight, self.rest.as_ref().map(RmsNorm::shape));
+        let layer = args.append.map(|append| append.layer);
         Params {
             rows: word(rows),
             out_dim: word(w.out_dim()),
@@ -225,6 +249,8 @@ impl Linear {
             rest_groups: word(rest.map_or(0, |s| s.groups)),
             rest_dim: word(rest.map_or(0, |s| s.dim)),
             rest_tail: word(rest.map_or(0, |s| s.tail)),
+            slot_count: word(layer.map_or(0, |layer| layer.pool.pages() * layer.page_size)),
+            slab_pages: word(layer.map_or(0, |layer| layer.pool.slab_pages())),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Which kernel a linear is, by its matrix, its rows and the device. Pure.
 
 use super::blocks::BlockType;
+use super::cached::{self, CachedOutputs};
 use super::matrix::{pack_spec, MatrixTile};
 use super::weight_type::WeightType;
 use crate::error::{ErrorKind, Result};
@@ -36,6 +37,8 @@ pub(crate) struct Fusion {
     pub(crate) tail: Option<RopePairs>,
     /// Of few rows only.
     pub(crate) rest: bool,
+    /// Outputs that are queries and cached rows; of few rows only.
+    pub(crate) cached: Option<CachedOutputs>,
     /// Rows by a list of those of each expert ([`Experts`](crate::nn::Experts)); of [`Shape::Tile`] alone.
     pub(crate) listed: bool,
 }
@@ -197,7 +200,11 @@ impl Shape {
         };
         let (weight_parts, mut consts) = kind.parts()?;
         parts.extend(weight_parts);
-        parts.push(if fusion.swiglu { part!("nn/output/swiglu.wgsl") } else { part!("nn/output/plain.wgsl") });
+        parts.push(match (fusion.swiglu, &fusion.cached) {
+            (true, _) => part!("nn/output/swiglu.wgsl"),
+            (false, Some(_)) => part!("nn/output/cached.wgsl"),
+            (false, None) => part!("nn/output/plain.wgsl"),
+        });
         match fusion.tail {
             Some(rotation) => parts.extend([pairs_part(rotation), part!("nn/tail/rope.wgsl")]),
             None => parts.push(part!("nn/tail/none.wgsl")),
@@ -245,6 +252,14 @@ impl Shape {
                     WeightType::Plain(_) => part!("nn/sums/words.wgsl"),
                 });
                 parts.push(if fusion.rest { part!("nn/beside/norm.wgsl") } else { part!("nn/beside/none.wgsl") });
+                match &fusion.cached {
+                    Some(cached) => {
+                        parts.extend(cached.parts()?);
+                        parts.push(part!("nn/rows_end/cached.wgsl"));
+                        consts.extend(cached.consts());
+                    }
+                    None => parts.push(part!("nn/rows_end/plain.wgsl")),
+                }
                 parts.push(part!("nn/linear_rows.wgsl"));
                 ("linear_rows", sums.bytes)
             }
@@ -269,6 +284,7 @@ impl Shape {
         } else if fusion.rest && matches!(self, Shape::Rows(_)) {
             bindings.extend([Read, Write]);
         }
+        bindings.extend(fusion.cached.iter().flat_map(CachedOutputs::bindings));
         Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes })
     }
 }
@@ -321,6 +337,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
         }
     }
     all.extend(block_specs(&subgroups, &software)?);
+    all.extend(cached::specs([one, subgroups, portable])?);
     for (in_dim, vec4) in [(4096, true), (64, true), (61, false)] {
         all.extend([false, true].map(|norm| (format!("{in_dim}"), pack_spec(in_dim, vec4, norm))));
     }

@@ -1,8 +1,8 @@
 //! Where the rows of a call lie inside a tensor.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+use super::{Buffer, DType, Tensor};
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{Buffer, DType, Tensor};
 
 /// The rows that a kernel reads or writes inside an F32 tensor: element `i` of head `h` of row `r` is at
 /// `offset + r * row_stride + h * head_stride + i`. All in elements.

@@ -1,0 +1,240 @@
+//! A product whose outputs are queries and new rows of a cache: rotated and stored where they belong, in one dispatch.
+
+use super::blocks::BlockType;
+use super::shape::{Fusion, LinearTuning, Shape};
+use super::Linear;
+use crate::error::{shape_text, ErrorKind, Result};
+use crate::gpu::elements::pack_part;
+use crate::gpu::{number, part, Access, Capabilities, Const, DType, KernelSpec, ShaderPart, Tensor};
+use crate::kv::append::rotated_dim;
+use crate::kv::{HeadLayout, KvView, StateLayout};
+use crate::nn::rope::pairs_part;
+use crate::rope::RopePairs;
+
+/// Where a [`Linear`] made by [`Linear::with_append`] puts new rows.
+#[derive(Debug, Clone, Copy)]
+pub struct AppendRows<'a> {
+    /// Of the layout, dtype and page size that the linear was made for.
+    pub layer: &'a KvView,
+    /// (rows) U32: `page * page_size + offset` ([`KvBatch::slots`](crate::KvBatch)), one for each row.
+    pub slots: &'a Tensor,
+}
+
+/// What is cached, and how. Pure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CachedOutputs {
+    pub(crate) heads: HeadLayout,
+    pub(crate) dtype: DType,
+    pub(crate) page_size: usize,
+    pub(crate) pairs: RopePairs,
+    /// Buffers that a layer's pages lie in.
+    pub(crate) slabs: usize,
+}
+
+/// Outputs that are rotated and packed together.
+const UNIT: usize = 4;
+
+impl CachedOutputs {
+    fn of(layer: &KvView, pairs: RopePairs) -> Self {
+        let KvView { heads, dtype, page_size, .. } = *layer;
+        CachedOutputs { heads, dtype, page_size, pairs, slabs: layer.pool.buffers().len() }
+    }
+
+    /// Outputs of a row: queries, then what is cached.
+    fn outputs(&self) -> usize {
+        self.heads.q_heads() * self.heads.q_dim() + self.heads.kv_dim()
+    }
+
+    /// Elements of a rotated span.
+    pub(super) fn rotated(&self) -> usize {
+        rotated_dim(&self.heads, self.pairs)
+    }
+
+    /// Why this cannot be, if it cannot.
+    fn refusal(&self, capabilities: &Capabilities) -> Option<String> {
+        let CachedOutputs { heads, dtype, slabs, .. } = *self;
+        let layout = StateLayout::new(&heads, dtype);
+        let whole = |dim: usize| dim.is_multiple_of(layout.elems_per_word.max(UNIT));
+        let rotated = self.rotated();
+        let parts = [heads.nope_dim(), heads.v_dim(), heads.rope_dim(), heads.state_dim()];
+        let buffers = 9 + slabs - 1;
+        if layout.spans > 0 {
+            return Some(format!("{dtype}: a scale needs the whole of a row"));
+        }
+        if !parts.into_iter().all(whole) || !rotated.is_multiple_of(UNIT) || !heads.q_dim().is_multiple_of(UNIT) {
+            return Some(format!("{heads:?} in {dtype}: its parts are not whole words of 16 bytes"));
+        }
+        let most = capabilities.max_storage_buffers as usize;
+        (buffers > most).then(|| format!("{buffers} storage buffers, the device binds {most}"))
+    }
+
+    pub(super) fn consts(&self) -> Vec<(&'static str, Const)> {
+        let CachedOutputs { heads, dtype, page_size, slabs, .. } = *self;
+        let layout = StateLayout::new(&heads, dtype);
+        let rotated = self.rotated();
+        let (state, rope) = if heads.rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
+        let elems = layout.elems_per_word / 4;
+        let mut consts = vec![
+            ("Q_HEADS", number(heads.q_heads())),
+            ("Q_DIM", number(heads.q_dim())),
+            ("GROUPS", number(heads.groups())),
+            ("STATE_DIM", number(heads.state_dim())),
+            ("STATE_WORDS", number(layout.state_words)),
+            ("ROPE_WORDS", number(layout.rope_words)),
+            ("SCALE_WORDS", number(0)),
+            ("PAGE_SIZE", number(page_size)),
+            ("ELEMS_PER_U32", number(elems)),
+            ("PACKED", number(UNIT / elems)),
+            ("ROTATED", number(rotated)),
+            ("ROTATED_STATE", number(state)),
+            ("ROTATED_ROPE", number(rope)),
+        ];
+        if slabs > 1 {
+            consts.push(("SLAB_BINDING", number(10)));
+        }
+        consts
+    }
+
+    /// The parts beside those of a plain product, but for the slots `nn/output` and `nn/rows_end`.
+    pub(super) fn parts(&self) -> Result<Vec<ShaderPart>> {
+        let unit = match self.pairs {
+            RopePairs::Interleaved => part!("nn/unit/interleaved.wgsl"),
+            RopePairs::None | RopePairs::Half => part!("nn/unit/half.wgsl"),
+        };
+        let (slabs, stores) = match self.slabs {
+            1 => (part!("kv/slabs/1.wgsl"), part!("kv/slab_stores/1.wgsl")),
+            2 => (part!("kv/slabs/2.wgsl"), part!("kv/slab_stores/2.wgsl")),
+            _ => (part!("kv/slabs/4.wgsl"), part!("kv/slab_stores/4.wgsl")),
+        };
+        let place = part!("nn/cached_place.wgsl");
+        Ok(vec![unit, place, pairs_part(self.pairs), pack_part(self.dtype)?, slabs, part!("kv/page.wgsl"), stores])
+    }
+
+    /// What is bound behind the buffers of a plain product.
+    pub(super) fn bindings(&self) -> Vec<Access> {
+        let mut bindings = vec![Access::Read, Access::Read];
+        bindings.resize(2 + self.slabs, Access::Write);
+        bindings
+    }
+}
+
+impl LinearTuning {
+    /// The same with whole units of outputs in each workgroup; of lanes that share nothing, in each lane.
+    pub(super) fn for_units(self) -> Self {
+        let mut tuning = self;
+        if tuning.in_lanes == 1 {
+            return LinearTuning { outs: UNIT, ..tuning };
+        }
+        while tuning.outs * tuning.out_lanes < UNIT {
+            match tuning.in_lanes * tuning.out_lanes <= 128 {
+                true => tuning.out_lanes *= 2,
+                false => tuning.outs *= 2,
+            }
+        }
+        tuning
+    }
+}
+
+impl Linear {
+    /// The same whose outputs are the queries of a layer and its new cached rows, `[q_heads x q_dim | kv_dim]` of
+    /// `layer`'s layout, rotated by `pairs` on the way: queries go to [`LinearArgs::y`](super::LinearArgs), rows into their pages.
+    /// So one dispatch does what a product, a [`RopeKernel`](crate::nn::RopeKernel) and an
+    /// [`Append`](crate::Append) do. The last `rotated_dim` elements of each query are rotated
+    /// ([`HeadLayout::rotated_dim`]), and of a row what [`Append`](crate::Append) rotates. Each call takes up to
+    /// [`LinearTuning::max_rows`] rows, and gives [`LinearArgs::cos_sin`](super::LinearArgs) and
+    /// [`LinearArgs::append`](super::LinearArgs).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`] for a matrix of other outputs or of several heads; [`ErrorKind::Argument`] beside SwiGLU, a tail or a
+    /// rest; [`ErrorKind::Unsupported`] for a cache of integers, rows that are not whole words of 16 bytes, or more storage
+    /// buffers than the device binds.
+    pub fn with_append(self, layer: &KvView, pairs: RopePairs) -> Result<Self> {
+        let cached = CachedOutputs::of(layer, pairs);
+        let w = &self.weight;
+        let shape = [w.heads(), w.out_dim(), w.in_dim()];
+        if w.heads() != 1 || w.out_dim() != cached.outputs() {
+            let want = format!("(1,{},_), queries and cached rows of {:?}", cached.outputs(), layer.heads);
+            return Err(ErrorKind::shape("weight", &shape, want));
+        }
+        if self.swiglu || self.tail.is_some() || self.rest.is_some() {
+            return Err(ErrorKind::argument("append", "this linear has SwiGLU, a tail or a rest"));
+        }
+        if let Some(why) = cached.refusal(self.gpu.capabilities()) {
+            return Err(ErrorKind::Unsupported { what: format!("an append in a product: {why}") }.into());
+        }
+        let tunings = self.tunings.map(LinearTuning::for_units);
+        let tiles = Vec::new();
+        Ok(Linear { cached: Some(cached), tunings, tiles, ..self }.without_kernels())
+    }
+
+    /// Whether [`Linear::with_append`] takes such a layer, as far as the layer and the device go.
+    pub(crate) fn takes_append(&self, layer: &KvView, pairs: RopePairs) -> bool {
+        CachedOutputs::of(layer, pairs).refusal(self.gpu.capabilities()).is_none()
+    }
+
+    /// Whether a place for new rows is there where, and only where, there is one to be; and whether it is as it was to be.
+    pub(super) fn check_append<'a>(
+        &self,
+        rows: usize,
+        append: Option<AppendRows<'a>>,
+    ) -> Result<Option<AppendRows<'a>>> {
+        let Some(cached) = &self.cached else {
+            return match append {
+                None => Ok(None),
+                Some(_) => Err(ErrorKind::argument("append", "this linear has none")),
+            };
+        };
+        let Some(append) = append else {
+            return Err(ErrorKind::argument("append", "this linear has one, which needs a layer"));
+        };
+        let most = self.tuning(rows).max_rows;
+        if rows > most {
+            return Err(ErrorKind::argument("rows", format!("{rows}, a product that appends takes up to {most}")));
+        }
+        let got = CachedOutputs::of(append.layer, cached.pairs);
+        if got != *cached {
+            let why = format!("is {got:?}, the linear was made for {cached:?}");
+            return Err(ErrorKind::argument("layer", why));
+        }
+        append.slots.expect("slots", &[0], DType::U32)?;
+        if append.slots.len() < rows {
+            return Err(ErrorKind::shape("slots", append.slots.shape(), format!("at least {}", shape_text(&[rows]))));
+        }
+        Ok(Some(append))
+    }
+}
+
+/// Kernel texts of every slot, for software adapters and GPUs of either tier.
+pub(super) fn specs([software, subgroups, portable]: [LinearTuning; 3]) -> Result<Vec<(String, KernelSpec)>> {
+    use crate::kv::{Gqa, Gta};
+    let gqa = HeadLayout::gqa(Gqa { q_heads: 16, kv_heads: 4, head_dim: 128 })?;
+    let gta = HeadLayout::gta(Gta { q_heads: 16, kv_heads: 4, head_dim: 128, rope_dim: 64 })?;
+    let f16 = CachedOutputs { heads: gqa, dtype: DType::F16, page_size: 64, pairs: RopePairs::Half, slabs: 1 };
+    let all = [
+        f16,
+        CachedOutputs { heads: gta, pairs: RopePairs::Interleaved, ..f16 },
+        CachedOutputs { dtype: DType::F32, slabs: 2, ..f16 },
+        CachedOutputs { dtype: DType::BF16, slabs: 4, pairs: RopePairs::Interleaved, ..f16 },
+        CachedOutputs { pairs: RopePairs::None, ..f16 },
+    ];
+    let mut specs = Vec::new();
+    for cached in all {
+        let fusion = Fusion { norm: true, cached: Some(cached), ..Default::default() };
+        let one = |tuning| LinearTuning { outs: 1, steps: 2, ..tuning };
+        for (dtype, rows, tuning) in [
+            (DType::F16, 1, software),
+            (DType::F16, 1, one(subgroups)),
+            (DType::F16, 4, subgroups),
+            (DType::I8, 1, one(portable)),
+            (DType::I8, 4, portable),
+        ] {
+            specs.push((dtype.to_string(), Shape::Rows(rows).spec(&tuning.for_units(), dtype, true, fusion)?));
+        }
+        for tuning in [software, subgroups] {
+            let block = BlockType::Q4_0;
+            specs.push((block.to_string(), Shape::Rows(1).spec(&tuning.for_units(), block, true, fusion)?));
+        }
+    }
+    Ok(specs)
+}
