@@ -101,7 +101,8 @@ impl Decoder {
     /// file, or a folder with one and no safetensors file ([GGUF files](super#gguf-files)).
     /// `kind` (F16, F32 or I8; [`BlockType::Q8_0`] or [`BlockType::Q4_0`]) is how matrices are kept on the device, whatever they
     /// are in the files. I8 has a scale per row ([`nn::quantise`](crate::nn::quantise)); the embedding table,
-    /// and a head tied to it, stay F16. Of blocks: [`LoadOptions::blocks`]. A matrix that is more than the device binds at once
+    /// and a head tied to it, stay F16. Of blocks: [`LoadOptions::blocks`]. With F16, what a GGUF file has in blocks stays in
+    /// them, but where it is one matrix with what is not. A matrix that is more than the device binds at once
     /// ([`Capabilities::max_binding_bytes`](crate::Capabilities)) lies in several buffers, one dispatch each; not so a layer's
     /// experts, nor the absorbed matrices of GLA and MLA.
     ///

@@ -8,6 +8,7 @@ mod common;
 mod folders;
 mod foreign;
 mod gguf;
+mod gguf_blocks;
 mod model;
 mod parts;
 mod unused;

@@ -19,6 +19,7 @@ pub use metadata::{GgufMetadata, GgufTensor};
 
 pub(crate) mod gguf;
 pub(crate) mod header;
+mod kinds;
 pub(crate) mod matrix;
 mod metadata;
 pub(crate) mod reader;

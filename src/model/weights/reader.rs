@@ -4,7 +4,7 @@ use super::matrix::{Matrix, Piece};
 use super::split::{runs, Split};
 use super::store::{Place, WeightFiles};
 use super::stored::{halves, Stored};
-use crate::error::{shape_text, Error, ErrorKind, Result};
+use crate::error::{shape_text, Error, Result};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::Config;
 use crate::nn::{largest_magnitude, BlockType, Linear, NormShape, RmsNorm, Weight, WeightType, WeightWriter};
@@ -17,9 +17,9 @@ pub(crate) struct WeightReader<'a> {
     gpu: &'a Gpu,
     pub(crate) store: WeightFiles<'a>,
     /// What matrices become on the device.
-    dtype: DType,
+    pub(super) dtype: DType,
     /// In the place of `dtype`, of rows that are whole blocks.
-    blocks: Option<BlockType>,
+    pub(super) blocks: Option<BlockType>,
     /// Whether the explicit form's matrices are kept beside the absorbed one's.
     explicit: bool,
     /// Whether what looks like a weight of the model, and is not, is left out.
@@ -41,26 +41,6 @@ impl<'a> WeightReader<'a> {
         WeightReader { explicit, leave_out, ..self }
     }
 
-    /// The same with matrices in blocks, where their rows are whole ones. Errors: [`ErrorKind::Unsupported`] for a type that is not
-    /// quantised to, [`ErrorKind::Argument`] beside I8.
-    pub(crate) fn with_blocks(self, blocks: Option<BlockType>) -> Result<Self> {
-        if let Some(block) = blocks {
-            block.quantise(&[])?;
-            if self.dtype == DType::I8 {
-                return Err(ErrorKind::argument("blocks", format!("{block} beside a dtype of i8")));
-            }
-        }
-        Ok(WeightReader { blocks, ..self })
-    }
-
-    /// What a matrix becomes on the device, of so many elements in a row.
-    fn kind(&self, in_dim: usize) -> WeightType {
-        match self.blocks.filter(|block| in_dim.is_multiple_of(block.elements())) {
-            Some(block) => block.into(),
-            None => self.dtype.into(),
-        }
-    }
-
     /// Whether the matrices of explicit prefill are kept.
     pub(crate) fn keeps_explicit(&self) -> bool {
         self.explicit
@@ -79,7 +59,7 @@ impl<'a> WeightReader<'a> {
         self.store.checksum()
     }
 
-    fn bad(&self, tensor: &str, message: String) -> Error {
+    pub(super) fn bad(&self, tensor: &str, message: String) -> Error {
         self.store.bad(tensor, message)
     }
 
@@ -170,7 +150,14 @@ impl<'a> WeightReader<'a> {
                 weight.push_f16(bytes)
             });
         }
-        self.read_values(piece, &mut |values| weight.push(values))
+        match (place.stored, weight.takes_blocks()) {
+            (Stored::Blocks(stored), Some(block)) if stored == block && piece.factors.is_none() => {
+                self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |blocks| {
+                    weight.push_blocks(blocks).map_err(|e| self.of_blocks(&piece.tensor, e))
+                })
+            }
+            _ => self.read_values(piece, &mut |values| weight.push(values)),
+        }
     }
 
     /// The rows of a piece as they come, a few at a time, multiplied by what they are to be.
@@ -245,20 +232,18 @@ impl<'a> WeightReader<'a> {
 
     /// The same of several matrices of one shape, below one another in each part: output `i` is of row `i` of each.
     pub(crate) fn side_by_side(&self, matrices: &[Matrix]) -> Result<Split> {
-        let (outputs, in_dim) = matrices.first().map_or((0, 1), |matrix| (matrix.rows(), matrix.in_dim));
-        let runs = runs(self.gpu.capabilities(), outputs, matrices.len(), in_dim, self.kind(in_dim));
         let part = |run: &Range<usize>| {
             let rows: Vec<Matrix> = matrices.iter().map(|matrix| matrix.cut(run.clone())).collect();
             self.linear_heads(&[Matrix::stack(&rows)])
         };
-        Ok(Split::new(runs.iter().map(part).collect::<Result<_>>()?))
+        Ok(Split::new(self.parts(matrices).iter().map(part).collect::<Result<_>>()?))
     }
 
     /// A linear of one matrix per head, all of one shape.
     pub(crate) fn linear_heads(&self, heads: &[Matrix]) -> Result<Linear> {
         let (rows, in_dim) = heads.first().map_or((0, 0), |head| (head.rows(), head.in_dim));
         let shape = [heads.len(), rows, in_dim];
-        let mut weight = self.writer(shape, self.kind(in_dim), heads)?;
+        let mut weight = self.writer(shape, self.kind(heads), heads)?;
         heads.iter().try_for_each(|head| self.write(&mut weight, head))?;
         let bias = Matrix::stack(heads).bias;
         let bias = bias.map(|b| Tensor::from_slice(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
@@ -275,8 +260,9 @@ impl<'a> WeightReader<'a> {
 
     /// A stack of matrices (count, rows, in_dim), read one by one. They have no biases.
     pub(crate) fn stack(&self, shape: [usize; 3], mut matrix: impl FnMut(usize) -> Result<Matrix>) -> Result<Weight> {
-        let mut weight = self.writer(shape, self.kind(shape[2]), &[matrix(0)?])?;
-        (0..shape[0]).try_for_each(|head| self.write(&mut weight, &matrix(head)?))?;
+        let matrices = (0..shape[0]).map(&mut matrix).collect::<Result<Vec<_>>>()?;
+        let mut weight = self.writer(shape, self.kind(&matrices), matrices.get(..1).unwrap_or_default())?;
+        matrices.iter().try_for_each(|matrix| self.write(&mut weight, matrix))?;
         weight.finish()
     }
 
@@ -289,11 +275,7 @@ impl<'a> WeightReader<'a> {
     /// I8, in Q8_0 where they are in blocks.
     pub(crate) fn table(&self, name: &str, rows: usize, dim: usize) -> Result<Vec<Weight>> {
         let table = self.bare(&format!("{name}.weight"), rows, dim)?;
-        let kind = match self.kind(dim) {
-            WeightType::Blocks(_) => BlockType::Q8_0.into(),
-            WeightType::Plain(DType::I8) => DType::F16.into(),
-            plain => plain,
-        };
+        let kind = self.table_kind(&table);
         let part = |run: Range<usize>| {
             let part = table.cut(run);
             let mut weight = self.writer([1, part.rows(), dim], kind, std::slice::from_ref(&part))?;

@@ -40,6 +40,11 @@ impl Split {
         self.parts.first().map_or(0, |part| part.weight().in_dim())
     }
 
+    #[cfg(test)]
+    pub(super) fn weights(&self) -> impl Iterator<Item = &crate::nn::Weight> {
+        self.parts.iter().map(Linear::weight)
+    }
+
     /// [`Linear::run`] of each part. A rest is that of the first.
     pub(crate) fn run(&self, args: LinearArgs<'_>) -> Result<()> {
         let mut next = args;
