@@ -72,6 +72,8 @@ fn folders_in_other_forms_are_named() {
     let text = message(copy.load());
     assert!(text.contains("m.gguf: not a GGUF file: 8 bytes"), "{text}");
     std::fs::remove_file(copy.at("m.gguf")).unwrap();
+    let text = message(Decoder::load(gpu(), copy.at("m.gguf"), DType::F32));
+    assert!(text.contains("m.gguf: No such file") && !text.contains("config.json:"), "{text}");
     // And a folder where a file is.
     std::fs::create_dir(copy.at("model.safetensors")).unwrap();
     let text = message(copy.load());

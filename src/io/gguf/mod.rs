@@ -60,8 +60,9 @@ impl Gguf {
     ///
     /// Errors: [`ErrorKind::Weights`] for a folder with several models.
     pub(crate) fn of_model(path: &Path) -> Result<Option<PathBuf>> {
-        if path.is_file() {
-            let named = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+        let named = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+        // What is not there, and would be one, is an error when it is opened.
+        if path.is_file() || named && !path.exists() {
             return Ok((named || Self::begins(path)).then(|| path.to_path_buf()));
         }
         let Ok(entries) = std::fs::read_dir(path) else { return Ok(None) };

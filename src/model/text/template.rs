@@ -251,7 +251,7 @@ mod tests {
                     add_generation_prompt %}<assistant>{% endif %}\n";
         assert_eq!(rendered(chat, &messages), "    <system>be <b>    <user>hi \u{20ac}<assistant>");
         for (template, want) in [
-            ("{{ messages[1] | tojson }}", "{\"content\": \" hi \u{20ac} \", \"role\": \"user\"}"),
+            ("{{ messages[1] | tojson }}", "{\"role\": \"user\", \"content\": \" hi \u{20ac} \"}"),
             ("{{ [1, 'a'] | tojson(indent=2) }}", "[\n  1,\n  \"a\"\n]"),
             ("{{ '<&>' | tojson }}", "\"<&>\""),
             ("{{ messages[0].content.startswith('be') }}", "True"),
@@ -266,7 +266,7 @@ mod tests {
             ),
         ] {
             let made = rendered(template, &messages);
-            assert!(made == want || made == want.to_lowercase(), "{template}: {made}, not {want}");
+            assert_eq!(made, want, "{template}");
         }
         let year = rendered("{{ strftime_now('%Y') }}", &[]);
         assert!(year.len() == 4 && year.as_str() >= "2024", "{year}");
