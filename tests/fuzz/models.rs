@@ -136,8 +136,8 @@ fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Deco
     let stop_tokens = &stop_tokens[..];
     let length_penalty = g.float(1.0);
     let go_on = |_| ControlFlow::Continue(());
-    match g.below(12) {
-        10 | 11 => streamed(g, session, ids),
+    match g.below(15) {
+        10..=14 => streamed(g, session, ids),
         0..=2 => {
             let draws = vec![Draw { sampling: sampling(g), u: g.float(0.5) as f32 }; g.len(1)];
             let batch: [(SeqId, &[u32]); 1] = [(id, &input)];
@@ -191,7 +191,11 @@ fn step(g: &mut Gen, session: &mut Session, ids: &mut Vec<SeqId>, decoder: &Deco
 /// A stream that begins, is asked for some tokens, perhaps not to the end, and is dropped: what the plain loop leaves.
 fn streamed(g: &mut Gen, session: &mut Session, ids: &[SeqId]) {
     let input = tokens(g, 14);
-    let batch: Vec<(SeqId, &[u32])> = (0..1 + g.below(2)).map(|_| (g.pick(ids), &input[..])).collect();
+    let mut named = vec![g.pick(ids), g.pick(ids)];
+    if !g.one_in(20) {
+        named.dedup();
+    }
+    let batch: Vec<(SeqId, &[u32])> = named.into_iter().map(|id| (id, &input[..])).collect();
     let draw = Draw { sampling: sampling(g), u: g.float(0.5) as f32 };
     let before: Vec<Option<usize>> = batch.iter().map(|(id, _)| session.len(*id).ok()).collect();
     let mut taken = 0;
