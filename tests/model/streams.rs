@@ -50,6 +50,14 @@ fn prompts(session: &mut Session, count: usize) -> Vec<(SeqId, &'static [u32])> 
     PROMPTS[..count].iter().map(|prompt| (session.match_prefix(prompt, 3), *prompt)).collect()
 }
 
+/// The same in sequences that give pages back to a window, if there is one.
+fn prompts_with(session: &mut Session, window: Option<usize>, count: usize) -> Vec<(SeqId, &'static [u32])> {
+    match window {
+        Some(_) => PROMPTS[..count].iter().map(|prompt| (session.insert(), *prompt)).collect(),
+        None => prompts(session, count),
+    }
+}
+
 /// So many tokens of each sequence by the plain loop.
 fn plain(session: &mut Session, batch: &[(SeqId, &[u32])], greedy: bool, steps: usize) -> Vec<Vec<u32>> {
     let mut next: Vec<(SeqId, Vec<u32>)> = batch.iter().map(|(id, tokens)| (*id, tokens.to_vec())).collect();
@@ -101,13 +109,13 @@ fn streams_equal_the_plain_loop_however_they_end() {
             let what = format!("{variant}, {count} sequences, chunks of {chunk}, greedy {greedy}, window {window:?}");
             for (steps, ahead) in [(1, true), (1, false), (4, true), (9, true), (9, false)] {
                 let mut session = Session::new(&decoder, options(chunk, 60, window)).unwrap();
-                let batch = prompts(&mut session, count);
+                let batch = prompts_with(&mut session, window, count);
                 let want = plain(&mut session, &batch, greedy, steps);
                 let ids: Vec<SeqId> = batch.iter().map(|(id, _)| *id).collect();
                 let left = state(&mut session, &ids);
 
                 let mut session = Session::new(&decoder, options(chunk, 60, window)).unwrap();
-                let batch = prompts(&mut session, count);
+                let batch = prompts_with(&mut session, window, count);
                 let mut stream = session.stream(&batch, draws(greedy, count)).unwrap();
                 let got: Vec<_> =
                     (0..steps).map(|step| take(&mut stream, ahead || step + 1 < steps).unwrap()).collect();
@@ -158,31 +166,35 @@ fn a_stream_creates_nothing_and_waits_once_per_step() {
     }
 }
 
-/// A token of which no probabilities come: the tokens before it are handed out, then the error comes, and comes again.
+/// A token of which no probabilities come: the tokens before it are handed out, then the error comes, and comes again. With a window,
+/// too, in a step whose commit gives a page back.
 #[test]
 fn logits_without_probabilities_end_a_stream_where_they_end_the_loop() {
-    let mut tiny = Tiny::new("gqa", 5);
-    // The same but for the token: one that is not drawn.
-    let mut other = tiny.clone();
-    other.spoil_logits_after(256);
-    let clean = Decoder::load(gpu(), other.write("streams-clean").path(), DType::F32).unwrap();
-    let mut session = Session::new(&clean, options(64, 60, None)).unwrap();
-    let batch = prompts(&mut session, 1);
-    let tokens: Vec<u32> = plain(&mut session, &batch, true, 6).concat();
-    let bad = tokens[3];
-    let at = tokens.iter().position(|token| *token == bad).unwrap();
-    tiny.spoil_logits_after(bad);
-    let decoder = Decoder::load(gpu(), tiny.write("streams-spoiled").path(), DType::F32).unwrap();
-    let mut session = Session::new(&decoder, options(64, 60, None)).unwrap();
-    let batch = prompts(&mut session, 1);
-    let mut stream = session.stream(&batch, draws(true, 1)).unwrap();
-    (0..=at).for_each(|step| assert_eq!(take(&mut stream, true).unwrap(), [tokens[step]], "step {step}"));
-    for _ in 0..2 {
-        let error = take(&mut stream, true).unwrap_err();
-        assert!(error.to_string().contains(&format!("after its token {}:", PROMPTS[0].len() + at)), "{error}");
+    for window in [None, Some(6)] {
+        let mut tiny = Tiny::new("gqa", 5);
+        // The same but for the token: one that is not drawn.
+        let mut other = tiny.clone();
+        other.spoil_logits_after(256);
+        let clean = Decoder::load(gpu(), other.write("streams-clean").path(), DType::F32).unwrap();
+        let mut session = Session::new(&clean, options(64, 60, window)).unwrap();
+        let batch = prompts_with(&mut session, window, 1);
+        let tokens: Vec<u32> = plain(&mut session, &batch, false, 24).concat();
+        // After it there are 9 tokens, or 4 more, of which a window of 6 hides a page.
+        let first = |at: &usize| !tokens[..*at].contains(&tokens[*at]);
+        let at = (3..tokens.len()).step_by(PAGE).find(first).unwrap();
+        tiny.spoil_logits_after(tokens[at]);
+        let decoder = Decoder::load(gpu(), tiny.write("streams-spoiled").path(), DType::F32).unwrap();
+        let mut session = Session::new(&decoder, options(64, 60, window)).unwrap();
+        let batch = prompts_with(&mut session, window, 1);
+        let mut stream = session.stream(&batch, draws(false, 1)).unwrap();
+        (0..=at).for_each(|step| assert_eq!(take(&mut stream, true).unwrap(), [tokens[step]], "step {step}"));
+        for _ in 0..2 {
+            let error = take(&mut stream, true).unwrap_err();
+            assert!(error.to_string().contains(&format!("after its token {}:", PROMPTS[0].len() + at)), "{error}");
+        }
+        drop(stream);
+        assert_eq!(session.len(batch[0].0).unwrap(), PROMPTS[0].len() + at, "{window:?}");
     }
-    drop(stream);
-    assert_eq!(session.len(batch[0].0).unwrap(), PROMPTS[0].len() + at);
 }
 
 /// A cache that is full, and the last position: heard of when that token is asked for, not before.
@@ -225,10 +237,10 @@ fn lost_commands_are_heard_of_and_the_step_is_done_again() {
     let out = Tensor::zeros(&gpu, &[1, 2], DType::F32).unwrap();
     for window in [None, Some(6)] {
         let mut session = Session::new(&decoder, options(64, 60, window)).unwrap();
-        let batch = prompts(&mut session, 2);
+        let batch = prompts_with(&mut session, window, 2);
         let want = plain(&mut session, &batch, false, 14);
         let mut session = Session::new(&decoder, options(64, 60, window)).unwrap();
-        let batch = prompts(&mut session, 2);
+        let batch = prompts_with(&mut session, window, 2);
         let mut stream = session.stream(&batch, draws(false, 2)).unwrap();
         let (mut got, mut heard) = (Vec::new(), 0);
         for step in 0.. {
