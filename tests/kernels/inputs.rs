@@ -281,7 +281,10 @@ fn decodes() {
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: 4, ..good }), Shape { .. }, 4);
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { tokens: usize::MAX, ..good }), Shape { .. });
         refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { slots: &kv, ..good }), Shape { .. });
-        refused!(append.encode(gpu, &mut pass, &layer, AppendArgs { kv: Span::of(&slots), ..good }), Shape { .. });
+        refused!(
+            append.encode(gpu, &mut pass, &layer, AppendArgs { kv: Span::of(&slots), ..good }),
+            ErrorKind::DType { name: "kv", .. }
+        );
         let rotated = Append::new(gpu, small(), DType::F16, 4, RopePairs::Half).unwrap();
         let short = q(&[1, 1, 2], DType::F32);
         refused!(

@@ -44,15 +44,15 @@ fn a_folder_in_blocks_is_the_rounded_model() {
     let file = std::fs::read(format!("{folder}/model.safetensors")).unwrap();
     let config =
         Config::parse("config.json", &std::fs::read_to_string(format!("{folder}/config.json")).unwrap()).unwrap();
-    let plain = logits(&Decoder::load(gpu(), &folder, DType::F32).unwrap());
-    let mut fingerprints = vec![Decoder::load(gpu(), &folder, DType::F16).unwrap().fingerprint()];
+    let plain = logits(&Decoder::load(exact_gpu(), &folder, DType::F32).unwrap());
+    let mut fingerprints = vec![Decoder::load(exact_gpu(), &folder, DType::F16).unwrap().fingerprint()];
     for (block, worse) in [(BlockType::Q8_0, 1e-3), (BlockType::Q4_0, 0.1)] {
-        let decoder = Decoder::load(gpu(), &folder, block).unwrap();
+        let decoder = Decoder::load(exact_gpu(), &folder, block).unwrap();
         fingerprints.push(decoder.fingerprint());
         let got = logits(&decoder);
         let bytes = rounded(&file, block);
         let weights = WeightBytes { name: "rounded", bytes: &bytes };
-        let want = logits(&Decoder::from_bytes(gpu(), config.clone(), weights, DType::F32).unwrap());
+        let want = logits(&Decoder::from_bytes(exact_gpu(), config.clone(), weights, DType::F32).unwrap());
         assert_close(&block.to_string(), &got, &f64s(&want), 1e-4, 1e-9);
         let cost = nmse(&got, &f64s(&plain));
         println!("{block}: normalised mean square error of the logits {cost:.1e}");

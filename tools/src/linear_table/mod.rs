@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// Try the numbers of the kernel for so many rows instead, and print the best twenty
     #[arg(long, value_name = "ROWS", value_parser = number)]
     sweep: Option<usize>,
+    /// Of a sweep, only the numbers whose text contains this
+    #[arg(long, value_name = "TEXT", requires = "sweep", default_value = "")]
+    only: String,
     /// Time layers of N experts instead, of which a row goes to TOP: rows of IN through SwiGLUs of OUT
     #[arg(long, value_name = "N,TOP", value_parser = experts)]
     experts: Option<(usize, usize)>,
@@ -106,7 +109,7 @@ async fn run(args: Args) -> Result<()> {
     for kind in or(args.weights, &[DType::F16.into(), DType::I8.into()]) {
         let bench = Bench::new(&gpu, size, kind)?;
         if let Some(rows) = args.sweep {
-            bench.sweep(rows, ceilings).await?;
+            bench.sweep((rows, &args.only), ceilings).await?;
             continue;
         }
         if lines.is_empty() {
@@ -268,10 +271,10 @@ impl<'a> Bench<'a> {
         Ok(worst)
     }
 
-    /// Every number of the kernel for so many rows that might serve, the best twenty first.
-    async fn sweep(&self, rows: usize, c: Ceilings) -> Result<()> {
+    /// Every number of the kernel for so many rows that might serve, the best twenty first; of those whose text contains `only`.
+    async fn sweep(&self, (rows, only): (usize, &str), c: Ceilings) -> Result<()> {
         let mut all = Vec::new();
-        for (text, linears) in self.candidates(rows) {
+        for (text, linears) in self.candidates(rows).into_iter().filter(|(text, _)| text.contains(only)) {
             self.error(&linears[0], rows).await?;
             all.push((self.time(&linears, rows, WARM).await?, text));
         }
