@@ -56,8 +56,8 @@ pub struct Linear {
     rest: Option<RmsNorm>,
     /// Whether the outputs are queries and new rows of a cache, and of which.
     cached: Option<CachedOutputs>,
-    /// Of one row of input, and of more.
-    tunings: [LinearTuning; 2],
+    /// Of one row of input, of more, and of 3 to 8.
+    tunings: [LinearTuning; 3],
     /// Of the device's cooperative matrices, from large to small.
     tiles: Vec<MatrixTile>,
     /// Those of the tuning by rows, then the tiles.
@@ -181,7 +181,7 @@ impl Linear {
     /// [`Capabilities::tier`](crate::Capabilities) has none.
     pub fn with_tuning(self, tuning: LinearTuning) -> Result<Self> {
         tuning.check(self.gpu.capabilities(), self.swiglu)?;
-        Ok(Linear { tunings: [tuning; 2], ..self }.without_kernels())
+        Ok(Linear { tunings: [tuning; 3], ..self }.without_kernels())
     }
 
     /// The same with this tile for every count of rows above [`LinearTuning::max_rows`]: for measurements and tests.
@@ -215,7 +215,11 @@ impl Linear {
 
     /// The numbers of its kernel for so many rows.
     pub fn tuning(&self, rows: usize) -> LinearTuning {
-        self.tunings[usize::from(rows > 1)]
+        self.tunings[match rows {
+            0 | 1 => 0,
+            3..=8 => 2,
+            _ => 1,
+        }]
     }
 
     /// The weights.
