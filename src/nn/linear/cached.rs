@@ -139,8 +139,8 @@ impl Linear {
     /// The same whose outputs are the queries of a layer and its new cached rows, `[q_heads x q_dim | kv_dim]` of
     /// `layer`'s layout, rotated by `pairs` on the way: queries go to [`LinearArgs::y`](super::LinearArgs), rows into their pages.
     /// So one dispatch does what a product, a [`RopeKernel`](crate::nn::RopeKernel) and an
-    /// [`Append`](crate::Append) do. The last `rotated_dim` elements of each query are rotated
-    /// ([`HeadLayout::rotated_dim`]), and of a row what [`Append`](crate::Append) rotates. Each call takes up to
+    /// [`Append`](crate::kv::Append) do. The last `rotated_dim` elements of each query are rotated
+    /// ([`HeadLayout::rotated_dim`]), and of a row what [`Append`](crate::kv::Append) rotates. Each call takes up to
     /// [`LinearTuning::max_rows`] rows, and gives [`LinearArgs::cos_sin`](super::LinearArgs) and
     /// [`LinearArgs::append`](super::LinearArgs).
     ///
