@@ -144,6 +144,18 @@ impl Linear {
     /// [`LinearTuning::max_rows`] rows, and gives [`LinearArgs::cos_sin`](super::LinearArgs) and
     /// [`LinearArgs::append`](super::LinearArgs).
     ///
+    /// ```no_run
+    /// # use latten::nn::{AppendRows, Linear, LinearArgs, Span};
+    /// # use latten::{rope::RopePairs, PagedKvCache, SeqId, Tensor};
+    /// # fn f(qkv: Linear, cache: &mut PagedKvCache, seq: SeqId, slots: &Tensor, x: &Tensor, q: &Tensor) -> latten::Result<()> {
+    /// let layer = cache.layer(0)?;
+    /// let qkv = qkv.with_append(&layer, RopePairs::Half)?; // once
+    /// let cos_sin = cache.cos_sin(&[seq])?; // of the reserved token
+    /// let args = LinearArgs::new(1, Span::of(x), Span::of(q)); // q: (1, q_heads, q_dim)
+    /// qkv.run(LinearArgs { cos_sin: Some(&cos_sin), append: Some(AppendRows { layer: &layer, slots }), ..args })
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Shape`] for a matrix of other outputs or of several heads; [`ErrorKind::Argument`] beside SwiGLU, a tail or a
