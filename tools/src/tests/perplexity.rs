@@ -97,7 +97,7 @@ fn perplexity_says_what_is_wrong_with_its_arguments() {
         ("text --stride", "a value is required for '--stride <N>'"),
         ("text --variant gla,rwkv", "[possible values: gqa, gta, gla, mla]"),
         ("text --variant gla --model x", "cannot be used with"),
-        ("text --dtype i4", "[possible values: f16, f32, i8]"),
+        ("text --dtype i4", "[possible values: f16, f32, i8, q8_0, q4_0]"),
         ("text --kv-dtype u32", "[possible values: f32, f16, bf16, i8, i4]"),
         ("text --prefill implicit", "[possible values: absorbed, explicit, auto]"),
         ("text --batch 8 --chunk 7", "--chunk 7 is less than"),
