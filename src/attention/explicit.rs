@@ -341,7 +341,7 @@ impl Explicit {
         let params = CachedRowsParams {
             first,
             page_shift: layer.page_size.ilog2(),
-            slot_count: (layer.pool.pages() * layer.page_size) as u32,
+            slot_count: layer.slot_count() as u32,
             slab_pages: layer.pool.slab_pages() as u32,
         };
         let layout = StateLayout::of_decode(&layer.heads, layer.dtype);

@@ -6,7 +6,7 @@ use crate::gpu::{DType, Gpu, Span, Tensor};
 #[cfg(doc)]
 use crate::kv::append::Append;
 use crate::kv::append::AppendArgs;
-use crate::kv::KvSource;
+use crate::kv::{KvSource, KvView};
 use crate::rope::cos_sin_table;
 
 /// What the appends of one step share: made at the first, used by all layers.
@@ -44,18 +44,22 @@ impl PagedKvCache {
     /// [`ErrorKind::Argument`] for a layer that is not there or no reserved token, and for wide channels that nobody
     /// has named ([`PagedKvCache::with_wide_channels`]); [`ErrorKind::Shape`], [`ErrorKind::DType`], [`ErrorKind::UnknownSequence`], [`ErrorKind::RepeatedSequence`].
     pub fn append(&mut self, layer: usize, ids: &[SeqId], kv: &Tensor) -> Result<()> {
-        self.layer(layer)?;
+        let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
         kv.expect("kv", &[tokens, self.heads.kv_dim()], DType::F32)?;
-        self.append_span(layer, ids, Span::of(kv))
+        self.record_append(&view, tokens, Span::of(kv))
     }
 
     /// [`PagedKvCache::append`] of rows inside a tensor.
     pub(crate) fn append_span(&mut self, layer: usize, ids: &[SeqId], kv: Span<'_>) -> Result<()> {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
+        self.record_append(&view, tokens, kv)
+    }
+
+    fn record_append(&self, layer: &KvView, tokens: usize, kv: Span<'_>) -> Result<()> {
         let args = AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: &self.step_buffers.cos_sin, tokens };
-        self.gpu.record(|pass| self.append.encode(&self.gpu, pass, &view, args))
+        self.gpu.record(|pass| self.append.encode(&self.gpu, pass, layer, args))
     }
 
     /// Where the reserved tokens of these sequences go: at least (tokens) u32, for a product that appends, which the next step

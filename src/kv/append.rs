@@ -5,7 +5,7 @@ use super::pool::PoolKernel;
 use super::HeadLayout;
 use crate::error::{shape_text, ErrorKind, Result};
 use crate::gpu::elements::pack_part;
-use crate::gpu::{number, part, Access, DType, Extent, Gpu, KernelSpec, Span, Tensor};
+use crate::gpu::{number, part, Access, Consts, DType, Extent, Gpu, KernelSpec, Span, Tensor};
 use crate::rope::RopePairs;
 
 /// The append kernel of one head layout, dtype and page size.
@@ -105,7 +105,7 @@ impl Append {
         let AppendArgs { kv, slots, cos_sin, tokens } = args;
         let params = AppendParams {
             token_count: tokens as u32,
-            slot_count: (layer.pool.pages() * layer.page_size) as u32,
+            slot_count: layer.slot_count() as u32,
             slab_pages: layer.pool.slab_pages() as u32,
             kv_offset: kv.offset as u32,
             kv_row_stride: kv.row_stride as u32,
@@ -166,6 +166,31 @@ pub(crate) fn frequencies_text(heads: &HeadLayout, rotation: RopePairs) -> Strin
     format!("({pairs}), {what}; HeadLayout::rotated_dim() is what Rope::new takes")
 }
 
+/// What writing a row hangs on: its layout, its place in a page, what of it is rotated.
+pub(crate) fn row_consts(heads: &HeadLayout, dtype: DType, page_size: usize, rotation: RopePairs) -> Consts {
+    let layout = StateLayout::new(heads, dtype);
+    let rotated = rotated_dim(heads, rotation);
+    let (rotated_state, rotated_rope) = if heads.narrow().rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
+    let [spans, scale_words] = layout.scale_consts();
+    vec![
+        spans,
+        scale_words,
+        ("GROUPS", number(heads.groups())),
+        ("STATE_DIM", number(heads.state_dim())),
+        ("KEY_DIM", number(heads.nope_dim())),
+        ("ROPE_DIM", number(heads.narrow().rope_dim())),
+        ("WIDE_DIM", number(heads.wide_dim())),
+        ("VALUE_FIRST", number(layout.value_first)),
+        ("VALUE_DIM", number(heads.v_dim())),
+        ("STATE_WORDS", number(layout.state_words)),
+        ("ROPE_WORDS", number(layout.rope_words)),
+        ("PAGE_SIZE", number(page_size)),
+        ("ELEMS_PER_U32", number(layout.elems_per_word / 4)),
+        ("ROTATED_STATE", number(rotated_state)),
+        ("ROTATED_ROPE", number(rotated_rope)),
+    ]
+}
+
 /// Tokens of a page, at most.
 pub(crate) const MAX_PAGE_SIZE: usize = 4096;
 
@@ -188,7 +213,6 @@ pub(crate) fn append_spec(
     if !rotated.is_multiple_of(2) {
         return Err(ErrorKind::argument("head_dim", format!("{rotated} elements cannot be rotated in pairs")));
     }
-    let (rotated_state, rotated_rope) = if heads.narrow().rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
     let pack = pack_part(dtype)?;
     let rope = match rotation {
         RopePairs::Interleaved => part!("rope/interleaved.wgsl"),
@@ -199,29 +223,12 @@ pub(crate) fn append_spec(
         false => ("append", part!("kv/append.wgsl")),
         true => ("append_scaled", part!("kv/append_scaled.wgsl")),
     };
-    let [spans, scale_words] = layout.scale_consts();
     let wide = heads.wide_dim();
     let mut bindings = vec![Access::Read, Access::Read, Access::Read, Access::Write];
     bindings.extend((wide > 0).then_some(Access::Read));
     Ok(KernelSpec {
         name,
-        consts: vec![
-            spans,
-            scale_words,
-            ("GROUPS", number(heads.groups())),
-            ("STATE_DIM", number(heads.state_dim())),
-            ("KEY_DIM", number(heads.nope_dim())),
-            ("ROPE_DIM", number(heads.narrow().rope_dim())),
-            ("WIDE_DIM", number(wide)),
-            ("VALUE_FIRST", number(layout.value_first)),
-            ("VALUE_DIM", number(heads.v_dim())),
-            ("STATE_WORDS", number(layout.state_words)),
-            ("ROPE_WORDS", number(layout.rope_words)),
-            ("PAGE_SIZE", number(page_size)),
-            ("ELEMS_PER_U32", number(layout.elems_per_word / 4)),
-            ("ROTATED_STATE", number(rotated_state)),
-            ("ROTATED_ROPE", number(rotated_rope)),
-        ],
+        consts: row_consts(heads, dtype, page_size, rotation),
         parts: vec![
             pack,
             rope,

@@ -181,6 +181,11 @@ impl KvView {
         self.pool.buffers().iter().take(there).map(|buffer| buffer.raw().clone()).collect()
     }
 
+    /// Tokens that the pages hold which are there: no slot is as large.
+    pub(crate) fn slot_count(&self) -> usize {
+        self.pool.pages() * self.page_size
+    }
+
     /// Pages of each buffer but the last.
     pub fn slab_pages(&self) -> usize {
         self.pool.slab_pages()

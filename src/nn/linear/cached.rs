@@ -5,8 +5,8 @@ use super::shape::{Fusion, LinearTuning, Shape};
 use super::Linear;
 use crate::error::{shape_text, ErrorKind, Result};
 use crate::gpu::elements::pack_part;
-use crate::gpu::{number, part, Access, Capabilities, Const, DType, KernelSpec, ShaderPart, Tensor};
-use crate::kv::append::rotated_dim;
+use crate::gpu::{number, part, Capabilities, Consts, DType, KernelSpec, ShaderPart, Tensor};
+use crate::kv::append::{rotated_dim, row_consts};
 use crate::kv::{HeadLayout, KvView, StateLayout};
 use crate::nn::rope::pairs_part;
 use crate::rope::RopePairs;
@@ -68,53 +68,33 @@ impl CachedOutputs {
         (buffers > most).then(|| format!("{buffers} storage buffers, the device binds {most}"))
     }
 
-    pub(super) fn consts(&self) -> Vec<(&'static str, Const)> {
-        let CachedOutputs { heads, dtype, page_size, slabs, .. } = *self;
-        let layout = StateLayout::new(&heads, dtype);
-        let rotated = self.rotated();
-        let (state, rope) = if heads.rope_dim() == 0 { (rotated, 0) } else { (0, rotated) };
-        let elems = layout.elems_per_word / 4;
-        let mut consts = vec![
+    pub(super) fn consts(&self) -> Consts {
+        let CachedOutputs { heads, dtype, page_size, pairs, .. } = *self;
+        let mut consts = row_consts(&heads, dtype, page_size, pairs);
+        consts.extend([
             ("Q_HEADS", number(heads.q_heads())),
             ("Q_DIM", number(heads.q_dim())),
-            ("GROUPS", number(heads.groups())),
-            ("STATE_DIM", number(heads.state_dim())),
-            ("STATE_WORDS", number(layout.state_words)),
-            ("ROPE_WORDS", number(layout.rope_words)),
-            ("SCALE_WORDS", number(0)),
-            ("PAGE_SIZE", number(page_size)),
-            ("ELEMS_PER_U32", number(elems)),
-            ("PACKED", number(UNIT / elems)),
-            ("ROTATED", number(rotated)),
-            ("ROTATED_STATE", number(state)),
-            ("ROTATED_ROPE", number(rope)),
-        ];
-        if slabs > 1 {
-            consts.push(("SLAB_BINDING", number(10)));
-        }
+            ("PACKED", number(4 * UNIT / dtype.per_vec4())),
+            ("ROTATED", number(self.rotated())),
+        ]);
         consts
     }
 
-    /// The parts beside those of a plain product, but for the slots `nn/output` and `nn/rows_end`.
+    /// The parts beside those of a plain product, but for the slots `nn/output` and `nn/rows_end`; for pages in one buffer.
     pub(super) fn parts(&self) -> Result<Vec<ShaderPart>> {
         let unit = match self.pairs {
             RopePairs::Interleaved => part!("nn/unit/interleaved.wgsl"),
             RopePairs::None | RopePairs::Half => part!("nn/unit/half.wgsl"),
         };
-        let (slabs, stores) = match self.slabs {
-            1 => (part!("kv/slabs/1.wgsl"), part!("kv/slab_stores/1.wgsl")),
-            2 => (part!("kv/slabs/2.wgsl"), part!("kv/slab_stores/2.wgsl")),
-            _ => (part!("kv/slabs/4.wgsl"), part!("kv/slab_stores/4.wgsl")),
-        };
-        let place = part!("nn/cached_place.wgsl");
-        Ok(vec![unit, place, pairs_part(self.pairs), pack_part(self.dtype)?, slabs, part!("kv/page.wgsl"), stores])
-    }
-
-    /// What is bound behind the buffers of a plain product.
-    pub(super) fn bindings(&self) -> Vec<Access> {
-        let mut bindings = vec![Access::Read, Access::Read];
-        bindings.resize(2 + self.slabs, Access::Write);
-        bindings
+        Ok(vec![
+            unit,
+            part!("nn/cached_place.wgsl"),
+            pairs_part(self.pairs),
+            pack_part(self.dtype)?,
+            part!("kv/slabs/1.wgsl"),
+            part!("kv/page.wgsl"),
+            part!("kv/slab_stores/1.wgsl"),
+        ])
     }
 }
 

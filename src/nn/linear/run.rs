@@ -5,8 +5,8 @@ use super::shape::Shape;
 use super::{AppendRows, CachedOutputs, Linear};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::pieces::pieces;
-use crate::gpu::{check_apart, Extent};
-use crate::gpu::{DType, Tensor};
+use crate::gpu::{check_apart, DType, Extent, Tensor};
+use crate::kv::KvView;
 use crate::nn::{params, word, RmsNorm, Span};
 
 params!(Params {
@@ -249,7 +249,7 @@ impl Linear {
             rest_groups: word(rest.map_or(0, |s| s.groups)),
             rest_dim: word(rest.map_or(0, |s| s.dim)),
             rest_tail: word(rest.map_or(0, |s| s.tail)),
-            slot_count: word(layer.map_or(0, |layer| layer.pool.pages() * layer.page_size)),
+            slot_count: word(layer.map_or(0, KvView::slot_count)),
             slab_pages: word(layer.map_or(0, |layer| layer.pool.slab_pages())),
         }
     }

@@ -6,6 +6,7 @@ use super::matrix::{pack_spec, MatrixTile};
 use super::weight_type::WeightType;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier, PORTABLE_WORKGROUP_BYTES};
+use crate::kv::pool::with_slabs;
 use crate::nn::rope::pairs_part;
 use crate::nn::Weight;
 use crate::rope::RopePairs;
@@ -291,8 +292,12 @@ impl Shape {
         } else if fusion.rest && matches!(self, Shape::Rows(_)) {
             bindings.extend([Read, Write]);
         }
-        bindings.extend(fusion.cached.iter().flat_map(CachedOutputs::bindings));
-        Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes })
+        bindings.extend(fusion.cached.iter().flat_map(|_| [Read, Read, Write]));
+        let spec = KernelSpec { name, consts, parts, bindings, workgroup_bytes };
+        Ok(match fusion.cached {
+            Some(cached) => with_slabs(&spec, cached.slabs),
+            None => spec,
+        })
     }
 }
 
