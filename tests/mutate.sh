@@ -4,7 +4,7 @@
 # use nowhere else. So are decisions of the scheduler, of steps ahead and of speculative decoding (src/model), whose tests are tests/model and
 # src/model/generate/rejection_tests.rs, and the kernels that list rows by expert and
 # those of weights in blocks, whose tests are those of tests/nn. Not part of
-# the default run, but for --check; an hour to two on two cores with a software GPU.
+# the default run, but for --check; about an hour on two cores with a software GPU.
 #
 #   tests/mutate.sh --check         only whether every row applies: its text occurs once in its file, its tests have such names
 #   tests/mutate.sh                 the mutations that must die
@@ -323,6 +323,29 @@ fresh() {
   for part in src shaders tests tools examples benches docs Cargo.toml Cargo.lock clippy.toml README.md; do
     if [[ -e $part ]]; then rm -rf "${copy:?}/$part" && cp -r "$part" "$copy/"; fi
   done
+  read_shaders_late
+}
+
+# In the copy, a test reads the shaders when it runs, so that a row of a shader needs no build.
+read_shaders_late() {
+  perl -0pi -e 's/part\.text\.lines\(\)/late_text(part).lines()/' "$copy/src/gpu/shader.rs"
+  perl -0pi -e 's/p\.text\.lines\(\)/crate::gpu::shader::late_text(p).lines()/' "$copy/src/gpu/kernel.rs"
+  grep -q 'late_text(part)' "$copy/src/gpu/shader.rs" && grep -q 'late_text(p)' "$copy/src/gpu/kernel.rs" ||
+    { echo "the places that read a shader's text are not where mutate.sh looks" >&2 && exit 2; }
+  cat >>"$copy/src/gpu/shader.rs" <<'RUST'
+
+/// The file's text as it is now.
+pub(crate) fn late_text(part: &ShaderPart) -> &'static str {
+    let path = format!("{}/shaders/{}", env!("CARGO_MANIFEST_DIR"), part.name);
+    std::fs::read_to_string(path).map_or(part.text, |text| text.leak())
+}
+RUST
+}
+
+# The test binary of a target, built from the copy as it is.
+binary_of() {
+  (cd "$copy" && cargo test --release --quiet --no-run --message-format=json "$@") 2>>target/mutate/log |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | head -1
 }
 
 # The kernel of every device is tested as such: where there are subgroups, the row kernel would take its place.
@@ -334,28 +357,52 @@ tier_of() {
 
 # Runs the groups of tests, cheapest first; true as soon as one fails.
 dies() {
-  local groups target group tier
+  local groups target group tier binary
   groups=$(groups_of "$1") target=$(target_of "$1")
   tier=$(tier_of "$2")
   if [[ -n $tier ]]; then export LATTEN_TEST_TIER=$tier; else unset LATTEN_TEST_TIER; fi
+  : >target/mutate/log
+  case $2 in
+    src/*)
+      # shellcheck disable=SC2086 # words
+      binary=$(binary_of $target)
+      changed=yes
+      ;;
+    *) binary=${built[$target]} ;;
+  esac
+  [[ -n $binary ]] || { cat target/mutate/log >&2 && exit 2; }
   while read -r group; do
     # shellcheck disable=SC2086 # words
-    (cd "$copy" && timeout 900 cargo test --release --quiet $target -- $group) >"target/mutate/log" 2>&1 || return 0
+    (cd "$copy" && CARGO_MANIFEST_DIR=$PWD timeout 900 "$binary" $group) >>"target/mutate/log" 2>&1 || return 0
   done <<<"${groups//|/$'\n'}"
   return 1
+}
+
+# The binaries without a mutation; again after a row of src, which may have replaced them.
+declare -A built
+build_all() {
+  local target
+  for target in "--lib" "--test kernels" "--test model" "--test nn"; do
+    # shellcheck disable=SC2086 # words
+    built[$target]=$(binary_of $target)
+    [[ -n ${built[$target]} ]] || { cat target/mutate/log >&2 && exit 2; }
+  done
+  changed=
 }
 
 kind=dies
 if [[ ${1:-} == --same ]]; then kind=same && shift; fi
 word=${1:-}
 fresh
-(cd "$copy" && cargo test --release --quiet --no-run --test kernels --test model --test nn --lib)
+: >target/mutate/log
+build_all
 survived=0 killed=0
 while IFS='~' read -r name file text new tests fate; do
   name=${name// /}
   [[ $name == *"$word"* && ${fate%%:*} == "$kind" ]] || continue
   fresh
   path=$(path_of "$file")
+  [[ $file == src/* || -z $changed ]] || build_all
   TEXT=$text NEW=$new perl -0pi -e '
     my ($text, $new) = @ENV{qw(TEXT NEW)};
     s/\\n/\n/g for $text, $new;
@@ -367,7 +414,6 @@ while IFS='~' read -r name file text new tests fate; do
     exit 2
   fi
   if dies "$tests" "$file"; then
-    if grep -q "could not compile" target/mutate/log; then cat target/mutate/log >&2 && exit 2; fi
     killed=$((killed + 1))
     echo "killed    $name ($(grep -o 'test [a-z_0-9:]* \.\.\. FAILED\|[a-z_0-9]*::[a-z_0-9:]* --- FAILED' target/mutate/log | head -1))"
     [[ $fate == dies ]] || echo "          though listed as $fate"
