@@ -136,8 +136,8 @@ pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, SequenceOp
 pub use error::{Error, ErrorKind, Result, SavedFault};
 #[doc(inline)]
 pub use gpu::{
-    Capabilities, DType, DispatchTime, Element, Gpu, GpuOptions, LimitsChoice, Parallelism, PassTime, SubmitTimes,
-    Tensor, Tier,
+    Capabilities, CompileTime, DType, DispatchTime, Element, Gpu, GpuOptions, LimitsChoice, Parallelism, PassTime,
+    SubmitTimes, Tensor, Tier,
 };
 #[doc(inline)]
 pub use kv::{Gla, Gqa, Gta, HeadLayout, KvBatch, KvSource, KvView, Mla, WideChannels};

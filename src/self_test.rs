@@ -55,19 +55,22 @@ pub(crate) async fn run(gpu: &Gpu) -> Result<Option<String>> {
         let bytes = gpu.capabilities().workgroup_storage_bytes;
         return Ok(Some(format!("none fits {bytes} bytes of workgroup memory")));
     }
+    let fits = |tile: &MatrixTile| tile.workgroup_bytes() <= gpu.capabilities().workgroup_storage_bytes as usize;
+    let tiles: Vec<Option<MatrixTile>> = match gpu.capabilities().tier {
+        Tier::Matrix => MatrixTile::TABLE.into_iter().filter(fits).map(Some).collect(),
+        _ => vec![None],
+    };
+    let products = tiles.iter().map(|tile| product(gpu, *tile)).collect::<Result<Vec<Linear>>>()?;
+    // Held, so that whoever makes the same finds it compiled.
+    let _decode = gpu.together(|| {
+        products.iter().try_for_each(|product| product.prepare(PRODUCT[0]))?;
+        Decode::new(gpu, heads, DType::F16)
+    })?;
     if let Some(fault) = run_layout(gpu, heads).await? {
         return Ok(Some(fault));
     }
-    let tiles: Vec<Option<MatrixTile>> = match gpu.capabilities().tier {
-        Tier::Matrix => MatrixTile::TABLE.into_iter().map(Some).collect(),
-        _ => vec![None],
-    };
-    for tile in tiles {
-        let fits = |tile: &MatrixTile| tile.workgroup_bytes() <= gpu.capabilities().workgroup_storage_bytes as usize;
-        if !tile.as_ref().is_none_or(fits) {
-            continue;
-        }
-        if let Some(fault) = product_fault(&product(gpu, tile).await?) {
+    for (product, tile) in products.iter().zip(tiles) {
+        if let Some(fault) = product_fault(&multiply(gpu, product).await?) {
             return Ok(Some(format!("a product of {PRODUCT:?} rows, outputs and inputs by {tile:?}: {fault}")));
         }
     }
@@ -81,16 +84,18 @@ fn input(i: usize) -> f32 {
     (((i as u64).wrapping_mul(2_654_435_761) >> 7) % 65) as f32 / 16.0 - 2.0
 }
 
-async fn product(gpu: &Gpu, tile: Option<MatrixTile>) -> Result<Vec<f32>> {
+fn product(gpu: &Gpu, tile: Option<MatrixTile>) -> Result<Linear> {
     let [rows, outs, ins] = PRODUCT;
     let weights: Vec<f32> = (0..outs * ins).map(|i| input(i + rows * ins)).collect();
+    let linear = Linear::new(gpu, &Weight::new(gpu, [1, outs, ins], &weights, DType::F16)?, None)?;
+    tile.map_or(Ok(linear.clone()), |tile| linear.with_matrix_tile(tile))
+}
+
+async fn multiply(gpu: &Gpu, product: &Linear) -> Result<Vec<f32>> {
+    let [rows, _, ins] = PRODUCT;
     let x: Vec<f32> = (0..rows * ins).map(input).collect();
-    let mut linear = Linear::new(gpu, &Weight::new(gpu, [1, outs, ins], &weights, DType::F16)?, None)?;
-    if let Some(tile) = tile {
-        linear = linear.with_matrix_tile(tile)?;
-    }
     let x = Tensor::from_slice(gpu, &[rows, ins], &x, DType::F32)?;
-    gpu.download(&linear.forward(&x)?).await
+    gpu.download(&product.forward(&x)?).await
 }
 
 /// What is wrong with a product, in words; none if nothing is.

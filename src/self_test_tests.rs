@@ -37,7 +37,8 @@ fn the_kernels_that_every_device_has_pass() {
 #[test]
 fn products_of_the_kernels_that_every_device_has_pass_and_wrong_ones_do_not() {
     let gpu = pollster::block_on(Gpu::new()).expect("a GPU adapter, software ones count");
-    let right = pollster::block_on(product(&gpu.at_tier(Tier::Portable), None)).unwrap();
+    let gpu = gpu.at_tier(Tier::Portable);
+    let right = pollster::block_on(multiply(&gpu, &product(&gpu, None).unwrap())).unwrap();
     assert_eq!(product_fault(&right), None);
     let [rows, outs, _] = PRODUCT;
     type Spoil = fn(&mut Vec<f32>);

@@ -81,7 +81,7 @@ pub(crate) struct Args {
     /// With these: most guesses per step; without it 4
     #[arg(long, value_name = "N", requires = "who guesses", value_parser = count)]
     pub(crate) guesses: Option<usize>,
-    /// Dispatches, submits and microseconds per token, and what each kernel takes of it
+    /// Dispatches, submits and microseconds per token, what each kernel takes of it, and the time from loading to the first token
     #[arg(long)]
     pub(crate) profile: bool,
     /// Keep the model's state there at the end

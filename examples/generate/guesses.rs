@@ -43,7 +43,7 @@ impl Clock {
 
 /// Writes the text of a model, and makes it again without guesses.
 pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -> Result<Line, Stop> {
-    let Opened { mut session, sequence, tokens, tokenizer } = open(gpu, folder, args).await?;
+    let Opened { mut session, sequence, tokens, tokenizer, .. } = open(gpu, folder, args).await?;
     session.remove(sequence)?; // the calls below have their own
     let config = session.decoder().config();
     let variant = config.variant();

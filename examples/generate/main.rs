@@ -17,6 +17,8 @@ mod arguments;
 mod arguments_of_all;
 #[path = "../shared/breakdown.rs"]
 mod breakdown;
+#[path = "../shared/cold_start.rs"]
+mod cold_start;
 mod guesses;
 pub(crate) mod loading;
 mod profile;
@@ -27,6 +29,7 @@ mod several;
 mod warnings;
 
 pub(crate) use arguments::{parse, Args};
+use cold_start::ColdStart;
 use profile::{print_profile, profiled, Profile};
 
 /// What stops the program: a message, or a reader of the output that has gone away.
@@ -64,6 +67,8 @@ struct Report {
     dispatches: f64,
     submits: f64,
     layers: usize,
+    /// From loading to the first token, where it was asked for.
+    cold_start: Option<ColdStart>,
     /// Of some tokens more, where they were asked for.
     profile: Profile,
 }
@@ -74,6 +79,8 @@ struct Opened {
     sequence: SeqId,
     tokens: Vec<u32>,
     tokenizer: Tokenizer,
+    /// With `--profile`, and a prompt.
+    cold_start: Option<ColdStart>,
 }
 
 async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
@@ -85,7 +92,10 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         false => tokenizer.encode_after(&before, args.prompt())?,
     };
     let (weights, kv_dtype) = args.types();
+    gpu.take_compile_times();
+    let begun = Instant::now();
     let decoder = loading::load(gpu, folder, weights)?;
+    let load = begun.elapsed();
     let mut options = SessionOptions {
         kv_dtype,
         cache_tokens: saved + prompt.len() + args.options().max_new_tokens,
@@ -105,7 +115,11 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         options.cache_tokens = options.cache_tokens.min(seen.saturating_add(saved));
     }
     let mut session = Session::new(&decoder, options)?;
-    // Before any timing.
+    let cold_start = match args.profile && !prompt.is_empty() {
+        true => Some(profile::cold_start(&mut session, &prompt, (begun, load)).await?),
+        false => None,
+    };
+    // Before any other timing.
     session.warm_up().await?;
 
     let (sequence, mut tokens) = match &args.load_session {
@@ -113,11 +127,11 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         None => (session.insert(), Vec::new()),
     };
     tokens.extend(prompt);
-    Ok(Opened { session, sequence, tokens, tokenizer })
+    Ok(Opened { session, sequence, tokens, tokenizer, cold_start })
 }
 
 async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -> Result<Report, Stop> {
-    let Opened { mut session, sequence, mut tokens, tokenizer } = open(gpu, folder, args).await?;
+    let Opened { mut session, sequence, mut tokens, tokenizer, cold_start } = open(gpu, folder, args).await?;
     let config = session.decoder().config().clone();
     // What is not in the cache yet: the last token of the saved text, and the prompt.
     let input = tokens.get(session.len(sequence)?..).unwrap_or_default().to_vec();
@@ -174,6 +188,7 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
         dispatches: per_token(counted[0].dispatches, counted[1].dispatches),
         submits: per_token(counted[0].submits, counted[1].submits),
         layers: config.layers,
+        cold_start,
         profile,
     })
 }
@@ -247,6 +262,7 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
             us / r.dispatches,
             r.submits
         )?;
+        r.cold_start.iter().try_for_each(|cold| cold.print(out))?;
         print_profile(out, &r.profile)?;
     }
     Ok(())

@@ -1,8 +1,9 @@
-//! `--profile`: where the time of a token goes, and what each kernel takes of it.
+//! `--profile`: where the time of a token goes, what each kernel takes of it, and what comes before the first.
 
 use super::breakdown::Breakdown;
+use super::cold_start::ColdStart;
 use super::{Args, Stop};
-use latten::model::{generate, GenerateOptions, Session};
+use latten::model::{generate, Draw, GenerateOptions, Session};
 use latten::{DispatchTime, Gpu};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -21,6 +22,19 @@ pub(crate) struct Profile {
     dispatches: Vec<DispatchTime>,
     /// Steps that these are of.
     steps: usize,
+}
+
+/// The first token of a prompt in a session that has fed nothing yet, and when its model began to be loaded and for how long.
+pub(crate) async fn cold_start(
+    session: &mut Session,
+    prompt: &[u32],
+    (begun, load): (Instant, Duration),
+) -> Result<ColdStart, Stop> {
+    let id = session.insert();
+    session.next_tokens(&[(id, prompt)], &[Draw::default()]).await?;
+    let first_token = begun.elapsed();
+    session.remove(id)?;
+    Ok(ColdStart::new(load, first_token, prompt.len(), &session.decoder().gpu().take_compile_times()))
 }
 
 /// Of some tokens after the first, generated again.

@@ -41,7 +41,7 @@ pub(crate) async fn run_model(
     several: Several,
     out: &mut impl Write,
 ) -> Result<Line, Stop> {
-    let Opened { mut session, sequence, tokens, tokenizer } = open(gpu, folder, args).await?;
+    let Opened { mut session, sequence, tokens, tokenizer, .. } = open(gpu, folder, args).await?;
     let variant = session.decoder().config().variant();
     let held = session.len(sequence)?;
     let input = tokens.get(held..).unwrap_or_default();

@@ -15,7 +15,7 @@ use crate::kv::HeadLayout;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`.
+/// The decode kernels of one head layout and cache dtype, with their scratch. Everything is compiled in `new`, on several threads.
 ///
 /// ```no_run
 /// # use latten::*;
@@ -47,6 +47,15 @@ struct Class {
     /// For items that are too few to fill the device.
     shared: Option<PoolKernel>,
     merge: Kernel,
+}
+
+impl Class {
+    /// All of them, for pages in so many slabs: which of the two decodes depends on a step's lengths, and whether there is
+    /// something to merge.
+    fn want(&self, gpu: &Gpu, slabs: usize) -> Result<()> {
+        self.shared.iter().chain([&self.decode]).try_for_each(|kernel| kernel.of(gpu, slabs).map(drop))?;
+        gpu.want(&self.merge)
+    }
 }
 
 impl fmt::Debug for Decode {
@@ -149,6 +158,16 @@ impl Decode {
         options: AttentionOptions,
         shapes: &[KernelShape],
     ) -> Result<Self> {
+        gpu.together(|| Self::of_shapes(gpu, heads, dtype, options, shapes))
+    }
+
+    fn of_shapes(
+        gpu: &Gpu,
+        heads: HeadLayout,
+        dtype: DType,
+        options: AttentionOptions,
+        shapes: &[KernelShape],
+    ) -> Result<Self> {
         options.check()?;
         let dispatch_flop = gpu.capabilities().dispatch_flop;
         let layout = StateLayout::new(&heads, dtype);
@@ -208,8 +227,7 @@ impl Decode {
     /// Those of the device.
     pub fn prepare(&self, layer: &KvView) -> Result<()> {
         let slabs = layer.pool.buffers().len();
-        let mut kernels = self.classes.iter().flat_map(|class| class.shared.iter().chain([&class.decode]));
-        kernels.try_for_each(|kernel| kernel.of(&self.gpu, slabs).map(drop))
+        self.gpu.together(|| self.classes.iter().try_for_each(|class| class.want(&self.gpu, slabs)))
     }
 
     /// The head layout.
@@ -272,6 +290,7 @@ impl Decode {
         for (index, (class, (items, _))) in
             self.classes.iter().zip(&plan.counts).enumerate().filter(|(_, c)| c.1 .0 > 0)
         {
+            class.want(&self.gpu, slabs.len())?;
             let mut buffers = vec![&slabs[0], &q.buffer, plan_buffer, out, lse, &partials];
             buffers.extend(sinks);
             buffers.extend(&slabs[1..]);

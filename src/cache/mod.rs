@@ -127,6 +127,12 @@ impl PagedKvCache {
         Ok(this)
     }
 
+    /// Compiles what copies pages, which a cache of a session does not before the first copy.
+    #[cfg(feature = "model")]
+    pub(crate) fn prepare_copies(&self) -> Result<()> {
+        self.copy.prepare(&self.gpu, self.layer(0)?.pool.buffers().len())
+    }
+
     /// Adds an empty sequence that will share no prefix. See [`PagedKvCache::match_prefix`].
     pub fn insert(&mut self) -> SeqId {
         self.table.insert()

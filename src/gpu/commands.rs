@@ -113,6 +113,7 @@ impl Gpu {
 
     /// Records commands that belong in no pass. One that is open ends before them.
     pub(super) fn record_beside_passes(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
+        self.put_waiting()?;
         self.check_flag()?;
         let mut pending = self.lock(&self.inner.commands.pending);
         if pending.encoder.is_none() {
@@ -136,6 +137,11 @@ impl Gpu {
         Ok(())
     }
 
+    /// Whether a pass is latten's own.
+    pub(super) fn is_own(&self, pass: &wgpu::ComputePass<'_>) -> bool {
+        address(pass) == self.inner.commands.own_pass.load(Ordering::Relaxed)
+    }
+
     /// Called by each dispatch, before it is recorded: refuses what would read buffers whose content is lost, and lists what
     /// it writes. `whole` are those outputs of which it leaves nothing as it was. Returns whether the pass is latten's own.
     pub(super) fn note(
@@ -145,8 +151,7 @@ impl Gpu {
         buffers: &[&Buffer],
         whole: &[&Buffer],
     ) -> Result<bool> {
-        let commands = &self.inner.commands;
-        let own = address(pass) == commands.own_pass.load(Ordering::Relaxed);
+        let (commands, own) = (&self.inner.commands, self.is_own(pass));
         // Who records holds the lock. In an app's pass: after whatever is being sent just now.
         let _sent = (!own).then(|| self.lock(&commands.pending));
         if commands.losses.load(Ordering::Relaxed) > 0 {
@@ -277,6 +282,9 @@ impl Gpu {
     /// The lock is held until the queue has it: whoever finds nothing pending may rely on all earlier work of every
     /// thread being in the queue, or its loss being known.
     fn send(&self, last: Option<Last<'_>>, always: bool) -> Sent {
+        if let Err(error) = self.put_waiting() {
+            return Sent { lost: None, rest: Err(error) };
+        }
         let commands = &self.inner.commands;
         let mut pending = self.lock(&commands.pending);
         pending.pass = None;

@@ -190,6 +190,7 @@ impl Gpu {
                 readback: Mutex::default(),
                 scratch: Mutex::default(),
                 profile: Mutex::default(),
+                compile_times: Mutex::default(),
                 timers: Default::default(),
                 tapes: Default::default(),
                 pipeline_cache,

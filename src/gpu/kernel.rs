@@ -1,5 +1,6 @@
-//! Pipelines, bind groups and dispatch.
+//! Kernels, bind groups and dispatch.
 
+use super::compile::Pipeline;
 use super::layout::Layout;
 pub(crate) use super::params::PARAM_BYTES;
 use super::shader::{assemble, Assembled, Const, Consts, ShaderPart};
@@ -49,18 +50,17 @@ impl KernelSpec {
     }
 }
 
-/// A compiled kernel. Cheap to clone.
+/// A kernel, compiled or to be compiled (`together.rs`). Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Kernel {
     pub(super) inner: Arc<KernelInner>,
 }
 
 pub(super) struct KernelInner {
-    pub(super) name: &'static str,
+    pub(super) spec: KernelSpec,
     pub(super) id: u64,
-    pub(super) pipeline: wgpu::ComputePipeline,
-    layout: Layout,
-    pub(super) bindings: Vec<Access>,
+    pub(super) pipeline: Pipeline,
+    pub(super) layout: Layout,
     gpu: Weak<GpuInner>,
 }
 
@@ -68,9 +68,9 @@ pub(super) struct KernelInner {
 /// where [`Gpu::keep_idle_kernels`] says nothing else.
 const IDLE_KERNELS: usize = 32;
 
-/// Compiled kernels by what they were made of: all that someone holds, and the last asked for of the others.
+/// Kernels by what they were made of: all that someone holds, and of the others, if they are compiled, the last asked for.
 pub(super) struct Kernels {
-    by_spec: HashMap<KernelSpec, Compiled>,
+    by_spec: HashMap<KernelSpec, Known>,
     clock: u64,
     /// Most kernels that nobody holds.
     most_idle: usize,
@@ -78,7 +78,7 @@ pub(super) struct Kernels {
     let_go: bool,
 }
 
-struct Compiled {
+struct Known {
     kernel: Arc<KernelInner>,
     /// When it was last asked for.
     asked: u64,
@@ -99,27 +99,31 @@ impl Kernels {
 
     fn get(&mut self, spec: &KernelSpec) -> Option<Kernel> {
         self.clock += 1;
-        let compiled = self.by_spec.get_mut(spec)?;
-        compiled.asked = self.clock;
-        Some(Kernel { inner: compiled.kernel.clone() })
+        let known = self.by_spec.get_mut(spec)?;
+        known.asked = self.clock;
+        Some(Kernel { inner: known.kernel.clone() })
     }
 
-    /// Takes out those that nobody holds beyond the most. `leaving` has one holder more, who is about to go.
+    /// Takes out those that nobody holds: all that are not compiled, and of the others those beyond the most. `leaving` has one
+    /// holder more, who is about to go.
     fn sweep(&mut self, leaving: u64) -> Vec<Arc<KernelInner>> {
         // Only who has the lock makes another holder of one that has none.
-        let idle = |c: &Compiled| Arc::strong_count(&c.kernel) == 1 + usize::from(c.kernel.id == leaving);
-        let mut asked: Vec<u64> = self.by_spec.values().filter(|c| idle(c)).map(|c| c.asked).collect();
-        let Some(surplus) = asked.len().checked_sub(self.most_idle).filter(|n| *n > 0) else { return Vec::new() };
+        let idle = |k: &Known| Arc::strong_count(&k.kernel) == 1 + usize::from(k.kernel.id == leaving);
+        let compiled = |k: &Known| k.kernel.pipeline.is_there();
+        let mut asked: Vec<u64> =
+            self.by_spec.values().filter(|k| compiled(k) && idle(k)).map(|known| known.asked).collect();
         asked.sort_unstable();
-        let last = asked[surplus - 1];
+        let surplus = asked.len().saturating_sub(self.most_idle);
+        let last = asked[..surplus].last().copied().unwrap_or(0);
         let mut gone = Vec::new();
-        self.by_spec.retain(|_, c| {
-            let stays = c.asked > last || !idle(c);
+        self.by_spec.retain(|_, k| {
+            let stays = !idle(k) || (compiled(k) && k.asked > last);
             if !stays {
-                gone.push(c.kernel.clone());
+                gone.push(k.kernel.clone());
             }
             stays
         });
+        self.let_go |= gone.iter().any(|kernel| kernel.pipeline.is_there());
         gone
     }
 }
@@ -150,11 +154,15 @@ impl Gpu {
         self.lock(&self.inner.kernels).most_idle = most;
     }
 
-    /// Compiles a kernel, or returns it from the cache.
+    /// A kernel of this kind, compiled if [`Gpu::want`] says so.
     pub(crate) fn kernel(&self, spec: KernelSpec) -> Result<Kernel> {
-        if let Some(kernel) = self.lock(&self.inner.kernels).get(&spec) {
-            return Ok(kernel);
-        }
+        let known = self.lock(&self.inner.kernels).get(&spec);
+        let kernel = known.map_or_else(|| self.new_kernel(spec), Ok)?;
+        self.want(&kernel).map(|()| kernel)
+    }
+
+    /// One that is not compiled yet.
+    fn new_kernel(&self, spec: KernelSpec) -> Result<Kernel> {
         let limit = self.capabilities().workgroup_storage_bytes as usize;
         if spec.workgroup_bytes > limit {
             let what =
@@ -166,84 +174,43 @@ impl Gpu {
             self.scoped("submit", || self.inner.queue.submit([]))?;
             self.poll(wgpu::PollType::Poll)?;
         }
-        let made = self.compile(&spec)?;
+        let (layout, id, gpu) = (self.layout(&spec)?, self.next_id(), Arc::downgrade(&self.inner));
+        let new = KernelInner { spec: spec.clone(), id, pipeline: Pipeline::default(), layout, gpu };
         let mut kernels = self.lock(&self.inner.kernels);
-        // Another thread may have been faster: one pipeline of a kind, so that its bind groups are found.
-        let kernel = kernels.get(&spec).unwrap_or_else(|| made.clone());
-        let asked = kernels.clock;
-        kernels.by_spec.entry(spec).or_insert_with(|| Compiled { kernel: kernel.inner.clone(), asked });
-        drop(kernels); // before `made`, which may go here
-        Ok(kernel)
+        // Another thread may have been faster: there is one of a kind.
+        if let Some(kernel) = kernels.get(&spec) {
+            return Ok(kernel);
+        }
+        let (kernel, asked) = (Arc::new(new), kernels.clock);
+        kernels.by_spec.insert(spec, Known { kernel: kernel.clone(), asked });
+        Ok(Kernel { inner: kernel })
     }
 
     /// Lets go of kernels that nobody holds, beyond those that are kept.
     fn forget_kernels(&self, leaving: u64) {
-        let mut kernels = self.lock(&self.inner.kernels);
-        let gone = kernels.sweep(leaving);
-        if gone.is_empty() {
-            return;
-        }
-        kernels.let_go = true;
-        drop(kernels); // before `gone`, which goes here
+        let gone = self.lock(&self.inner.kernels).sweep(leaving);
+        drop(gone); // after the lock
     }
 
-    /// What a cell holds, or what is put into it now: a kernel that is compiled at its first use.
+    /// Takes a kernel that does not compile out of those that are known.
+    pub(super) fn forget_kernel(&self, kernel: &KernelInner) {
+        let mut kernels = self.lock(&self.inner.kernels);
+        if kernels.by_spec.get(&kernel.spec).is_some_and(|known| known.kernel.id == kernel.id) {
+            kernels.by_spec.remove(&kernel.spec);
+        }
+    }
+
+    /// What a cell holds, or what is put into it now: a kernel that is asked for at its first use.
     pub(crate) fn kernel_in<'a>(
         &self,
         cell: &'a OnceLock<Kernel>,
         spec: impl FnOnce() -> Result<KernelSpec>,
     ) -> Result<&'a Kernel> {
         if let Some(kernel) = cell.get() {
-            return Ok(kernel);
+            return self.want(kernel).map(|()| kernel);
         }
         let kernel = self.kernel(spec()?)?;
         Ok(cell.get_or_init(|| kernel))
-    }
-
-    fn compile(&self, spec: &KernelSpec) -> Result<Kernel> {
-        let source = spec.assemble();
-        let text = &source.text;
-        #[cfg(test)]
-        let text = &match self.inner.poison_workgroup.load(Ordering::Relaxed) && spec.workgroup_bytes > 0 {
-            true => super::poison_tests::poisoned(text),
-            false => text.clone(),
-        };
-        #[cfg(test)]
-        let text = &match spec.tier() > self.capabilities().tier && spec.tier() == Tier::Matrix {
-            true => super::emulation_tests::without_matrices(text),
-            false => text.clone(),
-        };
-        let device = &self.inner.device;
-        let layout = self.layout(spec)?;
-        let made = self.scoped(spec.name, || {
-            let module = shader_module(device, spec, text);
-            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(spec.name),
-                layout: Some(&layout.pipeline),
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    // Every kernel writes its workgroup memory before it reads it: gpu/poison_tests.rs.
-                    zero_initialize_workgroup_memory: false,
-                    ..Default::default()
-                },
-                cache: self.inner.pipeline_cache.as_ref().map(|file| file.cache()),
-            })
-        });
-        let pipeline = made.map_err(|e| match e.kind() {
-            ErrorKind::Gpu { context, message } => {
-                ErrorKind::Gpu { context: context.clone(), message: source.locate(message) }.into()
-            }
-            _ => e,
-        })?;
-        self.inner.counters.pipelines.fetch_add(1, Ordering::Relaxed);
-        self.compiles();
-        if let Some(file) = &self.inner.pipeline_cache {
-            file.note_pipeline();
-        }
-        let id = self.next_id();
-        let (name, bindings, gpu) = (spec.name, spec.bindings.clone(), Arc::downgrade(&self.inner));
-        Ok(Kernel { inner: Arc::new(KernelInner { name, id, pipeline, layout, bindings, gpu }) })
     }
 
     /// Records one dispatch into `pass`; of an empty grid only what it would bind is made. `params` are the kernel's
@@ -273,36 +240,58 @@ impl Gpu {
         whole: &[&Buffer],
     ) -> Result<()> {
         let k = &kernel.inner;
-        debug_assert_eq!(k.bindings.len(), buffers.len(), "{}", k.name);
+        debug_assert_eq!(k.spec.bindings.len(), buffers.len(), "{}", k.spec.name);
         let limit = self.capabilities().max_workgroups;
         if grid.0.max(grid.1).max(grid.2) > limit {
-            let what = format!("{}: a grid of {grid:?} workgroups exceeds {limit} per dimension", k.name);
+            let what = format!("{}: a grid of {grid:?} workgroups exceeds {limit} per dimension", k.spec.name);
             return Err(ErrorKind::Unsupported { what }.into());
         }
         let slot = self.param_slot(bytemuck::bytes_of(params))?;
-        let group = self.bind_group(kernel, &slot.buffer, buffers)?;
+        let group = self.bind_group(k, &slot.buffer, buffers)?;
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+            return self.want(kernel);
+        }
+        let (own, params, offset) = (self.is_own(pass), &slot.buffer, slot.offset);
+        if own && self.only_named(k) {
             return Ok(());
         }
+        let pipeline = match own && self.waits(k) {
+            true => None,
+            false => Some(self.pipeline(k)?),
+        };
         // Recorded, one that is destroyed would take all else that is recorded with it.
         buffers.iter().filter(|buffer| buffer.is_of_app()).try_for_each(|buffer| self.expect_there(buffer))?;
-        let own = self.note(pass, &k.bindings, buffers, whole)?;
-        self.profiled(pass, k.name, |pass| {
-            pass.set_pipeline(&k.pipeline);
-            pass.set_bind_group(0, &group, &[slot.offset]);
-            pass.dispatch_workgroups(grid.0, grid.1, grid.2);
-        });
-        self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
+        self.note(pass, &k.spec.bindings, buffers, whole)?;
+        let Some(pipeline) = pipeline else {
+            self.keep_waiting((k, buffers), &group, offset, grid);
+            return Ok(());
+        };
+        self.put(pass, (k.spec.name, pipeline), (&group, offset), grid);
         if own {
-            let (params, offset) = (&slot.buffer, slot.offset);
-            self.tape_dispatch(&Recorded { kernel: k, params, group: &group, offset, buffers, grid });
+            self.tape_dispatch(&Recorded { kernel: k, pipeline, params, group: &group, offset, buffers, grid });
         }
         Ok(())
     }
 
-    fn bind_group(&self, kernel: &Kernel, params: &Buffer, buffers: &[&Buffer]) -> Result<wgpu::BindGroup> {
-        let k = &kernel.inner;
-        debug_assert!(buffers.len() + 2 <= MOST_IDS, "{}", k.name);
+    /// Records a dispatch that is noted.
+    pub(super) fn put(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        (name, pipeline): (&'static str, &wgpu::ComputePipeline),
+        (group, offset): (&wgpu::BindGroup, u32),
+        grid: Grid,
+    ) {
+        self.profiled(pass, name, |pass| {
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, group, &[offset]);
+            pass.dispatch_workgroups(grid.0, grid.1, grid.2);
+        });
+        self.inner.counters.dispatches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn bind_group(&self, k: &KernelInner, params: &Buffer, buffers: &[&Buffer]) -> Result<wgpu::BindGroup> {
+        let name = k.spec.name;
+        debug_assert!(buffers.len() + 2 <= MOST_IDS, "{name}");
         let mut key = [0u64; MOST_IDS];
         let ids = [k.layout.id, params.id()].into_iter().chain(buffers.iter().map(|b| b.id()));
         key.iter_mut().zip(ids).for_each(|(place, id)| *place = id);
@@ -314,7 +303,7 @@ impl Gpu {
             b.expect_gpu(self)?;
             let limit = self.capabilities().max_binding_bytes;
             if b.size_bytes() > limit {
-                let what = format!("a binding of {}", k.name);
+                let what = format!("a binding of {name}");
                 return Err(ErrorKind::TooLarge { what, needed_bytes: b.size_bytes(), limit_bytes: limit }.into());
             }
         }
@@ -332,9 +321,9 @@ impl Gpu {
                 .enumerate()
                 .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32 + 1, resource: b.raw().as_entire_binding() }),
         );
-        let group = self.scoped(k.name, || {
+        let group = self.scoped(name, || {
             self.inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(k.name),
+                label: Some(name),
                 layout: &k.layout.layout,
                 entries: &entries,
             })
@@ -361,19 +350,4 @@ fn refused_of_app(buffers: &[&Buffer], e: Error) -> Error {
         }
         _ => e,
     }
-}
-
-/// The module of a kernel's text. wgpu clamps every index at run time; to kernels of cooperative matrices, whose time is
-/// that of workgroup memory, this is a tenth of the speed (GLA-2 of 64 rows on an H100: 527 us without, 569 with).
-#[allow(unsafe_code)]
-fn shader_module(device: &wgpu::Device, spec: &KernelSpec, text: &str) -> wgpu::ShaderModule {
-    let desc = wgpu::ShaderModuleDescriptor { label: Some(spec.name), source: wgpu::ShaderSource::Wgsl(text.into()) };
-    if spec.tier() < Tier::Matrix {
-        return device.create_shader_module(desc);
-    }
-    let checks = wgpu::ShaderRuntimeChecks { bounds_checks: false, ..wgpu::ShaderRuntimeChecks::checked() };
-    // SAFETY: these kernels come with this crate and not from its user. They index workgroup and private arrays by
-    // constants and the lane alone, below the arrays' lengths, and buffers by what the host has checked against their
-    // sizes and what they clamp themselves (pages). Loops stay bounded.
-    unsafe { device.create_shader_module_trusted(desc, checks) }
 }

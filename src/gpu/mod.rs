@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod commands;
+mod compile;
 mod device;
 mod element;
 pub(crate) mod elements;
@@ -31,10 +32,12 @@ mod submit_times;
 mod tape;
 mod tensor;
 mod timing;
+mod together;
 mod web;
 
 pub use capabilities::{Capabilities, Tier};
 pub(crate) use capabilities::{MATRIX_WORKGROUP_BYTES, MOST_WORKGROUPS, PORTABLE_WORKGROUP_BYTES};
+pub use compile::CompileTime;
 pub use device::{GpuOptions, LimitsChoice};
 pub use element::Element;
 pub(crate) use kernel::{Access, Kernel, KernelSpec};
@@ -89,6 +92,7 @@ struct GpuInner {
     scratch: Mutex<Option<Buffer>>,
     pipeline_cache: Option<Arc<pipeline_cache::PipelineCacheFile>>,
     profile: Mutex<Option<profile::Profile>>,
+    compile_times: Mutex<compile::CompileTimes>,
     timers: submit_times::HostTimers,
     tapes: tape::Tapes,
     lost: Arc<Mutex<Option<String>>>,
@@ -375,7 +379,7 @@ impl fmt::Debug for Gpu {
 
 impl fmt::Debug for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Kernel({})", self.inner.name)
+        write!(f, "Kernel({})", self.inner.spec.name)
     }
 }
 

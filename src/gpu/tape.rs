@@ -70,6 +70,7 @@ impl Drop for EndOfTape {
 /// A dispatch that has just been recorded.
 pub(super) struct Recorded<'a> {
     pub(super) kernel: &'a KernelInner,
+    pub(super) pipeline: &'a wgpu::ComputePipeline,
     pub(super) params: &'a Buffer,
     pub(super) group: &'a wgpu::BindGroup,
     pub(super) offset: u32,
@@ -83,8 +84,8 @@ impl Gpu {
     ///
     /// Errors: those of `record`; of the device.
     pub(crate) fn record_again(&self, key: &[u64], record: impl FnOnce() -> Result<()>) -> Result<()> {
-        // Single dispatches are timed, or looked at one by one for what is lost.
-        if self.losses() > 0 || self.lock(&self.inner.profile).is_some() {
+        // Single dispatches are timed, or looked at one by one for what is lost; or nothing is recorded.
+        if self.losses() > 0 || self.lock(&self.inner.profile).is_some() || self.only_names() {
             return record();
         }
         match self.tape(key) {
@@ -128,7 +129,8 @@ impl Gpu {
         }
     }
 
-    fn address(&self) -> usize {
+    /// What tells the device from others while it is there.
+    pub(super) fn address(&self) -> usize {
         Arc::as_ptr(&self.inner).addr()
     }
 
@@ -159,18 +161,24 @@ impl Gpu {
     pub(super) fn tape_dispatch(&self, dispatch: &Recorded<'_>) {
         TAPING.with_borrow_mut(|taping| {
             let Some(taping) = taping.as_mut().filter(|taping| taping.gpu == self.address()) else { return };
-            let Recorded { kernel, params, group, offset, buffers, grid } = *dispatch;
+            let Recorded { kernel, pipeline, params, group, offset, buffers, grid } = *dispatch;
             taping.good &= !buffers.iter().any(|buffer| buffer.is_of_app());
-            let pipeline = (taping.last != Some(kernel.id)).then(|| kernel.pipeline.clone());
+            let pipeline = (taping.last != Some(kernel.id)).then(|| pipeline.clone());
             taping.last = Some(kernel.id);
             taping.tape.dispatches.push(TapedDispatch { pipeline, group: group.clone(), offset, grid });
             taping.tape.buffers.push(params.id());
             taping.tape.buffers.extend(buffers.iter().map(|buffer| buffer.id()));
-            for (_, buffer) in kernel.bindings.iter().zip(buffers).filter(|(access, _)| **access == Access::Write) {
+            for (_, buffer) in kernel.spec.bindings.iter().zip(buffers).filter(|(access, _)| **access == Access::Write)
+            {
                 let new = |fate: &&Arc<Fate>| !taping.tape.written.iter().any(|known| Arc::ptr_eq(known, fate));
                 taping.tape.written.extend(buffer.fate().filter(new).cloned());
             }
         });
+    }
+
+    /// A dispatch is recorded later than its place on the tape of this thread: that is not kept.
+    pub(super) fn spoil_tape(&self) {
+        TAPING.with_borrow_mut(|taping| taping.iter_mut().for_each(|taping| taping.good = false));
     }
 
     /// Drops the tapes that bind a buffer; called when its last owner goes.

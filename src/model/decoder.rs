@@ -19,7 +19,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The weights and compiled kernels of a model. Never changes; cheap to clone, and shared by any number of
+/// The weights and kernels of a model, which are compiled at their first use. Never changes; cheap to clone, and shared by any number of
 /// [`Session`](super::Session)s.
 #[derive(Clone)]
 pub struct Decoder {
@@ -173,6 +173,10 @@ impl Decoder {
     }
 
     fn from_store<'a>(gpu: &'a Gpu, config: Config, store: WeightFiles<'a>, options: LoadOptions<'a>) -> Result<Self> {
+        gpu.lazily(|| Self::read_store(gpu, config, store, options))
+    }
+
+    fn read_store<'a>(gpu: &'a Gpu, config: Config, store: WeightFiles<'a>, options: LoadOptions<'a>) -> Result<Self> {
         let LoadOptions { dtype, blocks, explicit, progress, leave_out } = options;
         config.check()?;
         let kind = blocks.map_or(dtype.into(), WeightType::from);

@@ -4,6 +4,7 @@
 mod batching;
 mod beams_and_samples;
 mod blocks;
+mod cold;
 #[path = "../common/mod.rs"]
 mod common;
 mod dispatches;

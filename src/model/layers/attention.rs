@@ -189,7 +189,7 @@ impl Attention {
             wide: wide.as_ref(),
             softmax_scale: self.config.softmax_scale(),
         };
-        self.run(layer, &scratch, &mut step, Span::of(x), Span::of(&y))?;
+        self.gpu.together(|| self.run(layer, &scratch, &mut step, Span::of(x), Span::of(&y)))?;
         // The plan and the scratch go at the end of this function, so what uses them must be on its way.
         self.gpu.submit()?;
         self.gpu.expect_no_loss(losses, "this layer")?;

@@ -79,7 +79,7 @@ impl ExplicitPrefill {
             ErrorKind::argument("path", why)
         })?;
         let mut prefill = Self::of_choice(gpu, config, cache.dtype(), choice, usize::MAX)?;
-        prefill.explicit = Some(prefill.make(decode)?);
+        prefill.explicit = Some(gpu.together(|| prefill.make(decode))?);
         Ok(prefill)
     }
 
@@ -136,7 +136,7 @@ impl ExplicitPrefill {
         }
         let made = match self.explicit.take() {
             Some(explicit) => explicit,
-            None => self.make(decode)?,
+            None => self.gpu.lazily(|| self.make(decode))?,
         };
         let explicit = self.explicit.insert(made);
         let tokens = batch.tokens();

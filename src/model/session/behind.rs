@@ -25,6 +25,18 @@ impl Session {
         submitted
     }
 
+    /// Records what [`Session::submit_call`] would submit, and rolls it back: for whoever names kernels (`Gpu::compile_for`).
+    pub(super) fn record_call(&mut self, batch: &[(SeqId, &[u32])], draws: &[Draw]) -> Result<()> {
+        self.roll_back();
+        let want = Want::Tokens(draws);
+        let samplers = self.check(batch, &want)?;
+        let begun = self.begin(batch);
+        let call = Call { batch, want, undrawn: Undrawn::IsTold(&[]), samplers };
+        let recorded = begun.and_then(|()| self.record_step(&call, &whole(batch), &call.samplers, Ids::Host));
+        self.roll_back();
+        recorded.map(drop)
+    }
+
     /// Commits `fed`, the tokens that `first` feeds, and submits a step of one call behind it, of tokens from where `ids` says,
     /// if that can be done before the tokens of `first` are read. What fails here is tried again, and heard of, when they are
     /// known. `first` is with the device and begun ([`Session::begin`]); if it fails, both are rolled back.

@@ -56,7 +56,8 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// Allocates cache and step buffers. Kernels of products compile at their first use, or in [`Session::warm_up`].
+    /// Allocates cache and step buffers. Kernels compile at their first use, those of a step together on several threads, or in
+    /// [`Session::warm_up`].
     ///
     /// # Errors
     ///
@@ -84,12 +85,16 @@ impl Session {
         }
         let window = options.window.into_iter().chain(config.window).min();
         let options = SessionOptions { window, ..options };
+        gpu.lazily(|| Self::of_options(decoder, options))
+    }
+
+    fn of_options(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
+        let gpu = decoder.gpu();
         let cache = parts::cache(decoder, &options)?;
         let heads = *cache.heads();
         let SessionOptions { window, keep_first, .. } = options;
         let seen = AttentionOptions { window, keep_first, ..Default::default() };
         let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
-        decode.prepare(&cache.layer(0)?)?;
         let prefill = ExplicitPrefill::of_session(decoder, &options)?;
         let buffers = Buffers::new(decoder, &options, &cache.layer(0)?, prefill.is_some())?;
         Ok(Session { decoder: decoder.clone(), cache, decode, prefill, options, buffers, unfinished: Vec::new() })
@@ -97,6 +102,10 @@ impl Session {
 
     /// All that is on a device, on that of `decoder`.
     pub(super) fn rebuild_on(&mut self, decoder: &Decoder) -> Result<Vec<EmptiedSequence>> {
+        decoder.gpu().lazily(|| self.rebuild_parts(decoder))
+    }
+
+    fn rebuild_parts(&mut self, decoder: &Decoder) -> Result<Vec<EmptiedSequence>> {
         let (heads, dtype) = (*self.cache.heads(), self.options.kv_dtype);
         let decode = Decode::with_options(decoder.gpu(), heads, dtype, *self.decode.options())?;
         let decode = decode.with_policy(self.decode.policy());
@@ -104,8 +113,6 @@ impl Session {
         let buffers = Buffers::new(decoder, &self.options, &self.cache.layer(0)?, prefill.is_some())?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
         (self.decoder, self.decode, self.prefill, self.buffers) = (decoder.clone(), decode, prefill, buffers);
-        // What fails here is compiled at the first use, and fails there again.
-        let _ = self.decode.prepare(&self.cache.layer(0)?);
         Ok(emptied)
     }
 

@@ -133,7 +133,7 @@ impl Session {
     }
 
     /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
-    fn record_step(
+    pub(super) fn record_step(
         &mut self,
         call: &Call<'_>,
         parts: &[TokenRun],
@@ -236,8 +236,18 @@ struct StepEnds {
     draws: bool,
 }
 
-/// Records the commands of a step, once all that they read from the host is written.
+/// Records the commands of a step, once all that they read from the host is written. Kernels that are not there yet are
+/// compiled together.
 fn record_commands(
+    model: &DecoderInner,
+    b: &Buffers,
+    ends: (&Tensor, StepEnds),
+    step: AttentionStep<'_>,
+) -> Result<()> {
+    model.gpu.together(|| record_blocks(model, b, ends, step))
+}
+
+fn record_blocks(
     model: &DecoderInner,
     b: &Buffers,
     (id_rows, ends): (&Tensor, StepEnds),

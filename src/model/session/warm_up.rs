@@ -1,4 +1,4 @@
-//! Everything that a session's first steps would compile, ahead of them.
+//! Everything that a session's first steps would compile, ahead of them and together.
 
 use super::feed::{Undrawn, Want};
 use super::owned::Owned;
@@ -14,7 +14,8 @@ const ROWS: [usize; 8] = [33, 17, 16, 9, 5, 3, 2, 1];
 const MATRIX_ROWS: [usize; 3] = [257, 129, 65];
 
 impl Session {
-    /// Runs steps of every size that has kernels of its own, on sequences that are gone afterwards, and draws from their
+    /// Compiles the kernels of steps of every size that has kernels of its own, on several threads where there are any, and runs
+    /// such steps on sequences that are gone afterwards, drawing from their
     /// logits: so that the first real token compiles nothing and makes no bind group, nor the first sequence that is long
     /// enough to be split and merged. Logits of all tokens of a step, as guesses are judged by, compile nothing either. Left
     /// out is what does not fit the chunk, the batch, the free part of the cache or the model's positions. Takes as long as
@@ -26,6 +27,26 @@ impl Session {
     /// Those of the device. The session is as it was.
     pub async fn warm_up(&mut self) -> Result<()> {
         let most = self.capacity().min(self.max_positions());
+        let matrices = self.decoder().gpu().capabilities().tier == Tier::Matrix;
+        let larger = MATRIX_ROWS.into_iter().filter(|_| matrices);
+        let sizes: Vec<usize> = [most].into_iter().chain(larger).chain(ROWS).filter(|n| *n <= most).collect();
+        let steps = self.steps_to_rehearse(most, &sizes);
+        let gpu = self.decoder().gpu().clone();
+        gpu.compile_for(|| {
+            steps.iter().try_for_each(|tokens| self.record_rehearsal(tokens))?;
+            // Logits of several tokens of a sequence: compiled only, since their memory is made where they are first asked for.
+            sizes.iter().try_for_each(|rows| self.decoder().inner.head.prepare(*rows))?;
+            self.cache().prepare_copies()
+        })?;
+        for tokens in &steps {
+            self.rehearse(tokens).await?;
+        }
+        gpu.save_pipeline_cache();
+        Ok(())
+    }
+
+    /// Tokens of each sequence of each step.
+    fn steps_to_rehearse(&self, most: usize, sizes: &[usize]) -> Vec<Vec<usize>> {
         let (page_size, free) = (self.cache().pages().size, self.stats().free);
         // Short sequences beside a long one: several kernels in one step need the most scratch memory for what is merged.
         let (mut mixed, mut left) = (Vec::new(), most);
@@ -36,37 +57,38 @@ impl Session {
             }
         }
         mixed.push(left);
-        if mixed.iter().map(|n| n.div_ceil(page_size)).sum::<usize>() <= free {
-            self.rehearse(&mixed).await?;
-        }
-        let matrices = self.decoder().gpu().capabilities().tier == Tier::Matrix;
-        let larger = MATRIX_ROWS.into_iter().filter(|_| matrices);
-        let sizes: Vec<usize> = [most].into_iter().chain(larger).chain(ROWS).filter(|n| *n <= most).collect();
-        for rows in sizes.iter().copied().filter(|n| n.div_ceil(page_size) <= free) {
-            self.rehearse(&[rows]).await?;
-        }
-        // Logits of several tokens of a sequence: compiled only, since their memory is made where they are first asked for.
-        for rows in sizes {
-            self.decoder().inner.head.prepare(rows)?;
-        }
+        let alone = sizes.iter().map(|rows| vec![*rows]);
         // Single tokens of several sequences: other rows for the products, the same for the attention.
         let batches = self.max_batch().min(free);
-        for sequences in [batches].into_iter().chain(ROWS).filter(|n| (2..=batches).contains(n)) {
-            self.rehearse(&vec![1; sequences]).await?;
-        }
-        self.decoder().gpu().save_pipeline_cache();
-        Ok(())
+        let together = [batches].into_iter().chain(ROWS).filter(|n| (2..=batches).contains(n)).map(|n| vec![1; n]);
+        let fits = |tokens: &Vec<usize>| tokens.iter().map(|n| n.div_ceil(page_size)).sum::<usize>() <= free;
+        [mixed].into_iter().chain(alone).chain(together).filter(fits).collect()
     }
 
     /// Feeds so many tokens to each of new sequences, and removes them. Their merge kernels are bound too, with nothing
     /// to merge (`Decode::encode`).
     async fn rehearse(&mut self, tokens: &[usize]) -> Result<()> {
         let mut own = Owned::new(self);
-        let ids: Vec<SeqId> = tokens.iter().map(|_| own.insert()).collect();
         let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
-        let batch: Vec<(SeqId, &[u32])> = ids.iter().zip(tokens).map(|(id, n)| (*id, &zeros[..*n])).collect();
+        let batch = own.rehearsed(tokens, &zeros);
         // Whatever the logits are.
         let want = Want::Tokens(&vec![Draw::default(); tokens.len()]);
         own.session.feed(&batch, want, Undrawn::IsTold(&[])).await.map(drop)
+    }
+
+    /// Records the same, and rolls it back.
+    fn record_rehearsal(&mut self, tokens: &[usize]) -> Result<()> {
+        let mut own = Owned::new(self);
+        let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
+        let batch = own.rehearsed(tokens, &zeros);
+        let draws = vec![Draw::default(); tokens.len()];
+        own.session.record_call(&batch, &draws)
+    }
+}
+
+impl Owned<'_> {
+    /// New sequences with so many of the tokens each.
+    fn rehearsed<'t>(&mut self, tokens: &[usize], all: &'t [u32]) -> Vec<(SeqId, &'t [u32])> {
+        tokens.iter().map(|n| (self.insert(), &all[..*n])).collect()
     }
 }

@@ -9,6 +9,8 @@ pub(crate) mod timing;
 
 #[path = "../../../examples/shared/breakdown.rs"]
 pub(crate) mod breakdown;
+#[path = "../../../examples/shared/cold_start.rs"]
+pub(crate) mod cold_start;
 #[path = "../../../examples/generate/loading.rs"]
 pub(crate) mod loading;
 #[path = "../../../examples/shared/repository.rs"]

@@ -54,14 +54,25 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-/// Seconds from a prompt to its first token, and if they are wanted its dispatches.
+/// What is found out about a prompt.
+#[derive(Debug, Default)]
+pub struct Prefill {
+    /// From the call to its first token, the median.
+    pub seconds: f64,
+    /// From `Session::new` to the first token of the first call, which compiles what is not there.
+    pub cold: Duration,
+    /// Where they are wanted.
+    pub dispatches: Vec<DispatchTime>,
+}
+
+/// Times a prompt of so many tokens, and its dispatches if they are wanted.
 pub async fn prefill(
     decoder: &Decoder,
     options: SessionOptions,
     (tokens, profile): (usize, bool),
     repeats: Repeats,
-) -> Result<(f64, Vec<DispatchTime>)> {
-    let gpu = decoder.gpu();
+) -> Result<Prefill> {
+    let (gpu, begun) = (decoder.gpu(), Instant::now());
     let mut session = Session::new(decoder, SessionOptions { cache_tokens: tokens, max_batch: 1, ..options })?;
     let prompt = prompt(decoder.config(), tokens);
     let mut once = async || {
@@ -73,7 +84,7 @@ pub async fn prefill(
         Ok::<_, latten::Error>(seconds)
     };
     once().await?;
-    let start = Instant::now();
+    let (cold, start) = (begun.elapsed(), Instant::now());
     while start.elapsed() < repeats.warm {
         once().await?;
     }
@@ -81,12 +92,13 @@ pub async fn prefill(
     for _ in 0..repeats.prefills {
         seconds.push(once().await?);
     }
+    let seconds = median(seconds);
     if !profile {
-        return Ok((median(seconds), Vec::new()));
+        return Ok(Prefill { seconds, cold, ..Prefill::default() });
     }
     gpu.start_profile()?;
     once().await?;
-    Ok((median(seconds), gpu.take_profile().await?))
+    Ok(Prefill { seconds, cold, dispatches: gpu.take_profile().await? })
 }
 
 /// A session whose cache is full of random rows.

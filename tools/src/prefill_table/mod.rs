@@ -14,6 +14,9 @@
 //!   cache, by `Session::stream`; in brackets the time of a step whose tokens are on the host before the next begins. GB/s of weights and cached rows, and their percent of a streaming read. A batch whose cache would exceed
 //!   `--memory` is cut to what fits, and marked.
 //!
+//! - Cold start: from loading to the first token of the prompt, and which kernels are compiled on the way; of the first variant
+//!   and form, since later ones find some kernels compiled. With `--profile` and in `--json`.
+//!
 //! Both ceilings are measured in the same run. Times are of the host's clock, medians, after half a second of the same
 //! work. `--profile` prints the dispatches of a prompt by kernel, and the longest of each, and where the time of a decode step
 //! goes, which `--json` writes too: what the host records, finishes, submits and waits for, what the device does from the first
@@ -24,14 +27,16 @@ mod models;
 mod report;
 
 use crate::common::arguments::{count, dtypes, Checked, TierName, FORMS};
+use crate::common::cold_start::ColdStart;
 use crate::common::facts::Facts;
 use crate::common::{ceilings, timing};
 use latten::model::{Decoder, PrefillPath, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions};
-use measure::Repeats;
+use measure::{Prefill, Repeats};
 use models::{Size, Weights, SIZES, VARIANTS};
 use report::{BreakEvenRow, DecodeRow, PrefillRow, Table};
 use std::io::Write;
+use std::time::Duration;
 use timing::Block;
 
 /// Room for the steps that are timed.
@@ -85,7 +90,8 @@ pub(crate) struct Args {
     /// 2 GiB
     #[arg(long, value_name = "GIB", default_value = "46", value_parser = gib)]
     memory: f64,
-    /// Print the dispatches of a prompt by kernel and the longest of each, and where the time of decode steps goes
+    /// Print the dispatches of a prompt by kernel and the longest of each, where the time of decode steps goes, and that of a
+    /// cold start
     #[arg(long)]
     profile: bool,
     /// FLOP that a dispatch may hold; without it latten's own number
@@ -146,17 +152,19 @@ pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<(), String>
         ..Default::default()
     };
     let gpu = Gpu::with_options(options).await.map_err(text)?;
+    let open = start.elapsed();
     let block = Block::new(&gpu, DType::F16);
     let ceilings = ceilings::measure(&gpu, &block).await.map_err(text)?;
     let size = &args.model_size();
-    let mut table = Table::new(&gpu, args, ceilings);
+    let mut table = Table::new(&gpu, args, ceilings, open);
     table.print_head(out).map_err(io)?;
     let weights = Weights::new(size);
     for variant in &args.variants {
         let most = args.lengths.iter().copied().chain([args.tokens]).max().unwrap_or(1);
         let config = size.config(variant, most).map_err(text)?;
-        let decoder = weights.decoder(&gpu, size, &config, args.weights)?;
-        prefills(args, variant, &decoder, &mut table, out).await?;
+        gpu.take_compile_times();
+        let (decoder, load) = weights.decoder(&gpu, size, &config, args.weights)?;
+        prefills(args, variant, (&decoder, load), &mut table, out).await?;
         decodes(args, variant, (&gpu, &decoder), &block, (&mut table, out)).await?;
     }
     writeln!(out, "\n{:.0} s in all", start.elapsed().as_secs_f64()).map_err(io)?;
@@ -175,7 +183,7 @@ pub(crate) fn io(error: std::io::Error) -> String {
 async fn prefills(
     args: &Args,
     variant: &str,
-    decoder: &Decoder,
+    (decoder, load): (&Decoder, Duration),
     table: &mut Table,
     out: &mut impl Write,
 ) -> Result<(), String> {
@@ -189,11 +197,15 @@ async fn prefills(
     for (path, prefill) in forms.iter().filter(|form| args.paths.is_empty() || args.paths.iter().any(|p| p == form.0)) {
         let options = SessionOptions { chunk, page_size: PAGE, prefill: *prefill, ..Default::default() };
         let measured = measure::prefill(decoder, options, (args.tokens, args.profile), Repeats::of(gpu)).await;
-        let (seconds, dispatches) = measured.map_err(|e| e.to_string())?;
+        let Prefill { seconds, cold, dispatches } = measured.map_err(|e| e.to_string())?;
         let row = PrefillRow::new(table, (variant, path), (args.tokens, chunk), (flop, seconds));
         table.add_prefill(row, out).map_err(io)?;
         if args.profile {
             report::print_profile(out, &dispatches).map_err(io)?;
+        }
+        if table.cold_start.is_none() {
+            let cold = ColdStart::new(load, load + cold, args.tokens, &gpu.take_compile_times());
+            table.add_cold_start(variant, path, cold, args.profile.then_some(&mut *out)).map_err(io)?;
         }
     }
     // On software adapters that takes minutes.

@@ -4,6 +4,7 @@ use latten::model::{AttentionConfig, Config, Decoder, WeightBytes};
 use latten::{DType, Gpu, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
+use std::time::{Duration, Instant};
 
 /// A row of the paper's table of models.
 #[derive(Debug, Clone, Copy)]
@@ -140,8 +141,14 @@ impl Weights {
         Weights { matrices, gains }
     }
 
-    /// The model on the device, its matrices in `dtype`.
-    pub fn decoder(&self, gpu: &Gpu, size: &Size, config: &Config, dtype: DType) -> Result<Decoder, String> {
+    /// The model on the device, its matrices in `dtype`, and how long loading it took.
+    pub fn decoder(
+        &self,
+        gpu: &Gpu,
+        size: &Size,
+        config: &Config,
+        dtype: DType,
+    ) -> Result<(Decoder, Duration), String> {
         let tensors = size.tensors(config);
         let views = tensors.iter().enumerate().map(|(index, (name, shape))| {
             let bytes = 2 * shape.iter().product::<usize>();
@@ -154,7 +161,9 @@ impl Weights {
         });
         let views = views.collect::<Result<Vec<_>, String>>()?;
         let bytes = safetensors::serialize(views, None).map_err(|e| e.to_string())?;
+        let start = Instant::now();
         Decoder::from_bytes(gpu, config.clone(), WeightBytes { name: "random", bytes: &bytes }, dtype)
+            .map(|decoder| (decoder, start.elapsed()))
             .map_err(|e| e.to_string())
     }
 }

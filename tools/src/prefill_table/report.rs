@@ -4,10 +4,12 @@ use super::measure::Step;
 use super::Args;
 use crate::common::breakdown::Breakdown;
 use crate::common::ceilings::Ceilings;
+use crate::common::cold_start::ColdStart;
 use crate::common::facts::Facts;
 use latten::{DispatchTime, Gpu};
 use serde::Serialize;
 use std::io::{self, Write};
+use std::time::Duration;
 
 /// All that a run found; what `--json` writes.
 #[derive(Debug, Serialize)]
@@ -26,9 +28,21 @@ pub struct Table {
     pub head_dim: usize,
     pub ffn: usize,
     pub vocab: usize,
+    /// Opening the device, with the self-test of its kernels.
+    pub open_ms: f64,
+    pub cold_start: Option<ColdStartRow>,
     pub prefill: Vec<PrefillRow>,
     pub break_even: Vec<BreakEvenRow>,
     pub decode: Vec<DecodeRow>,
+}
+
+/// Of the first variant and form of a run.
+#[derive(Debug, Serialize)]
+pub struct ColdStartRow {
+    pub variant: String,
+    pub path: &'static str,
+    #[serde(flatten)]
+    pub cold_start: ColdStart,
 }
 
 #[derive(Debug, Serialize)]
@@ -123,7 +137,7 @@ impl DecodeRow {
 }
 
 impl Table {
-    pub fn new(gpu: &Gpu, args: &Args, ceilings: Ceilings) -> Self {
+    pub fn new(gpu: &Gpu, args: &Args, ceilings: Ceilings, open: Duration) -> Self {
         let size = &args.model_size();
         Table {
             adapter: gpu.capabilities().adapter.clone(),
@@ -138,6 +152,8 @@ impl Table {
             head_dim: size.head_dim,
             ffn: size.ffn(),
             vocab: size.vocab,
+            open_ms: 1e3 * open.as_secs_f64(),
+            cold_start: None,
             prefill: Vec::new(),
             break_even: Vec::new(),
             decode: Vec::new(),
@@ -147,7 +163,7 @@ impl Table {
     pub fn print_head(&self, out: &mut impl Write) -> io::Result<()> {
         let Ceilings { read_gbps, fma_tflops, matmul_tflops } = self.ceilings;
         let matmul = matmul_tflops.map_or("none".into(), |t| format!("{t:.0} TFLOP/s"));
-        writeln!(out, "adapter: {}, tier {}", self.adapter, self.tier)?;
+        writeln!(out, "adapter: {}, tier {}, opened in {:.0} ms", self.adapter, self.tier, self.open_ms)?;
         writeln!(
             out,
             "ceilings: streaming read {read_gbps:.0} GB/s, f32 fma {fma_tflops:.2} TFLOP/s, f16 matrices {matmul}"
@@ -167,6 +183,19 @@ impl Table {
              {tokens_per_s:>9.0} tokens/s {tflop:>7.3} TFLOP {tflops:>8.3} TFLOP/s {percent:>5.1}%"
         )?;
         self.prefill.push(row);
+        Ok(())
+    }
+
+    /// Keeps it, and prints it where there is somewhere to.
+    pub fn add_cold_start(
+        &mut self,
+        variant: &str,
+        path: &'static str,
+        cold_start: ColdStart,
+        out: Option<&mut impl Write>,
+    ) -> io::Result<()> {
+        out.map_or(Ok(()), |out| cold_start.print(out))?;
+        self.cold_start = Some(ColdStartRow { variant: variant.into(), path, cold_start });
         Ok(())
     }
 
