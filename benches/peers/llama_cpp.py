@@ -136,8 +136,8 @@ class Batch(ctypes.Structure):
 class Llama:
     def __init__(self, folder, verbose):
         load = lambda name: ctypes.CDLL(one(f"{folder}/**/{name}"), mode=ctypes.RTLD_GLOBAL)
-        load("libggml-base.so*")
-        self.ggml, self.lib = load("libggml.so*"), load("libllama.so*")
+        load("libggml-base.*")
+        self.ggml, self.lib = load("libggml.*"), load("libllama.*")
         for library, name, result, arguments in [
             (self.ggml, "ggml_backend_load_all_from_path", None, [ctypes.c_char_p]),
             (self.ggml, "ggml_backend_dev_count", ctypes.c_size_t, []),
@@ -163,7 +163,7 @@ class Llama:
         if not verbose:
             self.quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
             self.lib.llama_log_set(ctypes.cast(self.quiet, ctypes.c_void_p), None)
-        self.ggml.ggml_backend_load_all_from_path(os.path.dirname(one(f"{folder}/**/libggml.so*")).encode())
+        self.ggml.ggml_backend_load_all_from_path(os.path.dirname(one(f"{folder}/**/libggml.*")).encode())
         self.lib.llama_backend_init()
         count = self.ggml.ggml_backend_dev_count()
         devices = [self.ggml.ggml_backend_dev_get(i) for i in range(count)]
