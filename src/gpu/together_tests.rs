@@ -102,9 +102,8 @@ fn what_waits_is_recorded_in_order() {
 fn what_is_needed_in_between_is_there() {
     let (alone, other) = (gpu(), gpu());
     let want = chain(&alone, |work| work());
-    let mut got = Vec::new();
-    other.together(|| Ok(got = chain(&other, |work| work()))).unwrap();
-    assert_eq!(got, want, "read inside of the scope");
+    let got = other.together(|| Ok(chain(&other, |work| work())));
+    assert_eq!(got.unwrap(), want, "read inside of the scope");
 }
 
 #[test]
@@ -126,7 +125,7 @@ fn one_that_does_not_compile_is_the_error_that_it_is_alone() {
     // An error of the work itself comes first.
     let failed = gpu.together(|| {
         gpu.kernel(broken("one"))?;
-        Err::<(), Error>(ErrorKind::argument("x", "wrong").into())
+        Err::<(), Error>(ErrorKind::argument("x", "wrong"))
     });
     assert!(matches!(failed.unwrap_err().kind(), ErrorKind::Argument { name: "x", .. }));
     // Neither leaves a scope behind.
