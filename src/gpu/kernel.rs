@@ -70,7 +70,7 @@ const IDLE_KERNELS: usize = 32;
 
 /// Kernels by what they were made of: all that someone holds, and of the others, if they are compiled, the last asked for.
 pub(super) struct Kernels {
-    by_spec: HashMap<KernelSpec, Known>,
+    by_spec: HashMap<KernelSpec, KnownKernel>,
     clock: u64,
     /// Most kernels that nobody holds.
     most_idle: usize,
@@ -78,7 +78,7 @@ pub(super) struct Kernels {
     let_go: bool,
 }
 
-struct Known {
+struct KnownKernel {
     kernel: Arc<KernelInner>,
     /// When it was last asked for.
     asked: u64,
@@ -108,8 +108,8 @@ impl Kernels {
     /// holder more, who is about to go.
     fn sweep(&mut self, leaving: u64) -> Vec<Arc<KernelInner>> {
         // Only who has the lock makes another holder of one that has none.
-        let idle = |k: &Known| Arc::strong_count(&k.kernel) == 1 + usize::from(k.kernel.id == leaving);
-        let compiled = |k: &Known| k.kernel.pipeline.is_there();
+        let idle = |k: &KnownKernel| Arc::strong_count(&k.kernel) == 1 + usize::from(k.kernel.id == leaving);
+        let compiled = |k: &KnownKernel| k.kernel.pipeline.is_there();
         let mut asked: Vec<u64> =
             self.by_spec.values().filter(|k| compiled(k) && idle(k)).map(|known| known.asked).collect();
         asked.sort_unstable();
@@ -182,7 +182,7 @@ impl Gpu {
             return Ok(kernel);
         }
         let (kernel, asked) = (Arc::new(new), kernels.clock);
-        kernels.by_spec.insert(spec, Known { kernel: kernel.clone(), asked });
+        kernels.by_spec.insert(spec, KnownKernel { kernel: kernel.clone(), asked });
         Ok(Kernel { inner: kernel })
     }
 

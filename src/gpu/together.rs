@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// What becomes of kernels that are asked for, and of dispatches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scope {
+enum Naming {
     /// Kernels are compiled when they are dispatched.
     Lazily,
     /// They are compiled at the end, and dispatches of those that are not there wait for that.
@@ -28,15 +28,15 @@ enum Scope {
 struct Named {
     /// The device, by the address of what its handles share.
     gpu: usize,
-    scope: Scope,
+    naming: Naming,
     /// In the order in which they were asked for.
     kernels: Vec<Arc<KernelInner>>,
-    waiting: Vec<Waiting>,
+    waiting: Vec<WaitingDispatch>,
 }
 
 /// A dispatch that waits for its kernel, or behind one that does. What it binds may serve others in the meantime, as it may when it
 /// is recorded: they come behind it.
-struct Waiting {
+struct WaitingDispatch {
     kernel: Arc<KernelInner>,
     group: wgpu::BindGroup,
     offset: u32,
@@ -50,9 +50,9 @@ thread_local! {
 }
 
 /// Ends the scope of this thread, also where the work fails or panics.
-struct EndOfScope;
+struct EndOfNaming;
 
-impl Drop for EndOfScope {
+impl Drop for EndOfNaming {
     fn drop(&mut self) {
         drop(NAMED.take());
     }
@@ -64,7 +64,7 @@ impl Gpu {
     ///
     /// Errors: those of `work`; then of the first of its kernels that does not compile, and of what it has dispatched.
     pub(crate) fn together<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.in_scope(Scope::Together, work)
+        self.in_scope(Naming::Together, work)
     }
 
     /// Calls `work`, which makes kernels that may not all be used: each is compiled when it is first dispatched, or asked for
@@ -72,7 +72,7 @@ impl Gpu {
     ///
     /// Errors: those of `work`.
     pub(crate) fn lazily<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.in_scope(Scope::Lazily, work)
+        self.in_scope(Naming::Lazily, work)
     }
 
     /// Calls `work` and compiles together what it would dispatch into latten's own pass, but records nothing there.
@@ -80,16 +80,16 @@ impl Gpu {
     /// Errors: as [`Gpu::together`].
     #[cfg(feature = "model")]
     pub(crate) fn compile_for(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.in_scope(Scope::Names, work)
+        self.in_scope(Naming::Names, work)
     }
 
-    fn in_scope<T>(&self, scope: Scope, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn in_scope<T>(&self, naming: Naming, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if NAMED.with_borrow(Option::is_some) {
             return work(); // the outer one counts
         }
         let (kernels, waiting) = (Vec::new(), Vec::new());
-        NAMED.set(Some(Named { gpu: self.address(), scope, kernels, waiting }));
-        let _end = EndOfScope;
+        NAMED.set(Some(Named { gpu: self.address(), naming, kernels, waiting }));
+        let _end = EndOfNaming;
         let value = work()?;
         let named = self.in_named(|named| (std::mem::take(&mut named.kernels), std::mem::take(&mut named.waiting)));
         named.map_or(Ok(()), |named| self.compile_and_put(named))?;
@@ -108,7 +108,7 @@ impl Gpu {
     /// Whether a dispatch into latten's own pass is to wait ([`Gpu::keep_waiting`]).
     pub(super) fn waits(&self, kernel: &KernelInner) -> bool {
         let waits = |named: &mut Named| !(named.waiting.is_empty() && kernel.pipeline.is_there());
-        self.in_named(|named| named.scope == Scope::Together && waits(named)).unwrap_or(false)
+        self.in_named(|named| named.naming == Naming::Together && waits(named)).unwrap_or(false)
     }
 
     /// Keeps a dispatch that waits, checked and noted.
@@ -124,7 +124,7 @@ impl Gpu {
         let (kernel, group) = (kernel.clone(), group.clone());
         self.in_named(|named| {
             named.add(&kernel);
-            named.waiting.push(Waiting { kernel, group, offset, written, grid });
+            named.waiting.push(WaitingDispatch { kernel, group, offset, written, grid });
         });
         self.spoil_tape();
     }
@@ -132,7 +132,7 @@ impl Gpu {
     /// Whether this thread's dispatches only say which kernels they need, as this one does then.
     pub(super) fn only_named(&self, kernel: &Arc<KernelInner>) -> bool {
         self.in_named(|named| {
-            let only = named.scope == Scope::Names;
+            let only = named.naming == Naming::Names;
             if only {
                 named.add(kernel);
             }
@@ -143,7 +143,7 @@ impl Gpu {
 
     /// Whether this thread's dispatches only say which kernels they need.
     pub(super) fn only_names(&self) -> bool {
-        self.in_named(|named| named.scope == Scope::Names).unwrap_or(false)
+        self.in_named(|named| named.naming == Naming::Names).unwrap_or(false)
     }
 
     /// Before anything else is put behind what is recorded: records what waits.
@@ -155,12 +155,12 @@ impl Gpu {
         self.in_named(all).flatten().map_or(Ok(()), |named| self.compile_and_put(named))
     }
 
-    fn compile_and_put(&self, (kernels, waiting): (Vec<Arc<KernelInner>>, Vec<Waiting>)) -> Result<()> {
+    fn compile_and_put(&self, (kernels, waiting): (Vec<Arc<KernelInner>>, Vec<WaitingDispatch>)) -> Result<()> {
         self.compile_all(&kernels)?;
         match waiting.is_empty() {
             true => Ok(()),
             false => self.record(|pass| {
-                waiting.iter().try_for_each(|Waiting { kernel, group, offset, written, grid }| {
+                waiting.iter().try_for_each(|WaitingDispatch { kernel, group, offset, written, grid }| {
                     let pipeline = self.pipeline(kernel)?;
                     // It was noted for what was recorded then; others may have sent that.
                     self.list_written(written);
@@ -178,7 +178,7 @@ impl Gpu {
 
 impl Named {
     fn add(&mut self, kernel: &Arc<KernelInner>) {
-        if self.scope != Scope::Lazily && !self.kernels.iter().any(|known| known.id == kernel.id) {
+        if self.naming != Naming::Lazily && !self.kernels.iter().any(|known| known.id == kernel.id) {
             self.kernels.push(kernel.clone());
         }
     }
