@@ -180,7 +180,7 @@ impl Decoder {
         let LoadOptions { dtype, blocks, explicit, progress, leave_out } = options;
         config.check()?;
         let kind = blocks.map_or(dtype.into(), WeightType::from);
-        let store = store.with_report(progress);
+        let store = store.with_groups(config.files.quantised)?.with_report(progress);
         let source =
             WeightReader::new(gpu, &config, store, dtype).with_choices(explicit, leave_out).with_blocks(blocks)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);

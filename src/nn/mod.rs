@@ -22,6 +22,8 @@ pub use linear::{
     measure_dispatch_flop, quantise, AppendRows, BlockType, Linear, LinearArgs, LinearTuning, MatrixTile, Weight,
     WeightType,
 };
+#[cfg(feature = "model")]
+pub(crate) use linear::{PackedRows, RowPacker};
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{RopeKernel, RopeShape};
 pub use rope_wide::{RopeWideArgs, RopeWideKernel};

@@ -1,6 +1,7 @@
 //! What blocks of quantised weights stand for, element by element, exactly.
 //!
-//! Source: the public description of GGUF's tensor types. A block's numbers are little endian: f16 scales, and integers of
+//! Source: the public description of GGUF's tensor types; of `q4_g32` and `q4_g128`, which are this crate's, that of AWQ's and
+//! GPTQ's tensors. A block's numbers are little endian: f16 scales, and integers of
 //! 2 to 8 bits whose parts lie in several places. All products and sums here are exact in f64; rounded to f32 they are, to the
 //! last bit, what the PyPI package `gguf` computes.
 
@@ -34,6 +35,8 @@ pub fn dequantised(block_type: &str, blocks: &[u8]) -> Result<Vec<f64>> {
         "iq4_nl" => (32, 18, iq4_nl),
         "iq4_xs" => (256, 136, iq4_xs),
         "mxfp4" => (32, 17, mxfp4),
+        "q4_g32" => (32, 20, q4_group),
+        "q4_g128" => (128, 68, q4_group),
         _ => return Err(ErrorKind::argument("block_type", format!("{block_type:?} is no block type"))),
     };
     count_rows("blocks", blocks.len(), bytes)?;
@@ -162,4 +165,9 @@ fn mxfp4(block: &[u8], i: usize) -> f64 {
     } else {
         magnitude
     }
+}
+
+/// `d (q - z)`; the integers of each 32 elements lie together.
+fn q4_group(block: &[u8], i: usize) -> f64 {
+    half(block, 0) * (nibble(&block[4 + 16 * (i / 32)..], i % 32) - f64::from(block[2]))
 }

@@ -208,6 +208,80 @@ fn both_forms_give_the_same_logits_to_the_bit() {
     }
 }
 
+/// The file as converters write it since April 2025: `attn_kv_b` of each head in two parts, the key's transposed, and the widths
+/// of what is cached in the place of those of heads.
+fn in_parts(config: &Value, file: &mut GgufWriter) {
+    let count = |key: &str| config[key].as_u64().unwrap() as usize;
+    let [heads, nope, rope] = ["num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"].map(count);
+    let [latent, value] = ["kv_lora_rank", "v_head_dim"].map(count);
+    for (key, number) in [
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", latent + rope),
+        ("attention.value_length", latent),
+        ("attention.key_length_mla", nope + rope),
+        ("attention.value_length_mla", value),
+    ] {
+        let key = format!("deepseek2.{key}");
+        file.without(&key).count(&key, number as u32);
+    }
+    for tensor in std::mem::take(&mut file.tensors) {
+        let Some(layer) = tensor.name.strip_suffix("attn_kv_b.weight") else {
+            file.tensors.push(tensor);
+            continue;
+        };
+        let all: Vec<f32> = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let of_heads = || all.chunks_exact((nope + value) * latent);
+        let keys =
+            of_heads().flat_map(|head| (0..latent).flat_map(move |l| (0..nope).map(move |n| head[n * latent + l])));
+        let values = of_heads().flat_map(|head| &head[nope * latent..]).copied();
+        file.floats(&format!("{layer}attn_k_b.weight"), &[heads, latent, nope], &keys.collect::<Vec<_>>());
+        file.floats(&format!("{layer}attn_v_b.weight"), &[heads, value, latent], &values.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn latents_keys_and_values_may_be_tensors_of_their_own() {
+    for case in ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3"] {
+        let config: Value = serde_json::from_str(&config_text(case)).unwrap();
+        let whole = file(&config, &Vectors::read(case).tensors);
+        let mut parted = whole.clone();
+        in_parts(&config, &mut parted);
+        assert!(
+            parted.tensors.iter().all(|tensor| !tensor.name.contains("kv_b."))
+                && parted.tensors.len() > whole.tensors.len()
+        );
+        let [whole, own] = [&whole, &parted].map(|file| Model::of_folder(case, load(&file.bytes()).unwrap()));
+        assert_eq!(own.config.layout().unwrap(), whole.config.layout().unwrap(), "{case}");
+        assert_eq!((own.config.head_dim, own.config.v_head_dim), (whole.config.head_dim, whole.config.v_head_dim));
+        // The absorbed form, and the explicit one.
+        for logits in [|model: &Model| in_pieces(model, 64), crate::batched] {
+            let [want, got] = [&whole, &own].map(logits);
+            assert!(want.iter().zip(&got).all(|(w, g)| w.to_bits() == g.to_bits()), "{case}: {} {}", want[0], got[0]);
+        }
+    }
+    let refused = |change: &dyn Fn(&mut GgufWriter), words: &[&str]| {
+        let config: Value = serde_json::from_str(&config_text("deepseek_v2")).unwrap();
+        let mut parted = file(&config, &Vectors::read("deepseek_v2").tensors);
+        in_parts(&config, &mut parted);
+        change(&mut parted);
+        let text = message(load(&parted.bytes()));
+        assert!(text.contains("m.gguf") && words.iter().all(|word| text.contains(word)), "{text}, not {words:?}");
+    };
+    let with =
+        |name: &'static str, value: u32| move |file: &mut GgufWriter| file.without(name).count(name, value).end();
+    refused(&with("deepseek2.attention.key_length", 4), &["attention.key_length = 4", "is not supported, only"]);
+    refused(&with("deepseek2.attention.head_count_kv", 4), &["head_count_kv = 4", "only 1 is"]);
+    refused(&|file| file.without("deepseek2.attention.value_length_mla").end(), &["value_length_mla is missing"]);
+    refused(
+        &|file| file.tensors.retain(|tensor| tensor.name != "blk.0.attn_v_b.weight"),
+        &["tensor blk.0.attn_v_b.weight", "missing"],
+    );
+    refused(
+        &|file| file.tensors.retain(|tensor| tensor.name != "blk.0.attn_k_b.weight"),
+        &["tensor blk.0.attn_kv_b.weight", "missing"],
+    );
+}
+
 /// Llama 3's frequencies are divided by numbers of the file, where a config has their rule.
 #[test]
 fn frequency_factors_are_llama_3s() {
@@ -343,7 +417,7 @@ fn blocks_are_the_numbers_that_they_stand_for() {
         block.dequantise(&bytes, &mut values).unwrap();
         // As they lie in the file: rows of queries and keys are in the file's order in both.
         plain.bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        (tensor.number, tensor.bytes) = (block.gguf_id(), bytes);
+        (tensor.number, tensor.bytes) = (block.gguf_id().unwrap(), bytes);
     }
     let [a, b] = [blocks, plain].map(|file| Model::of_folder("llama_linear", load(&file.bytes()).unwrap()));
     let [a, b] = [a, b].map(|model| in_pieces(&model, 64));

@@ -9,6 +9,7 @@ mod folders;
 mod foreign;
 mod gguf;
 mod gguf_blocks;
+mod groups;
 mod model;
 mod parts;
 mod unused;

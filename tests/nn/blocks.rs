@@ -48,6 +48,10 @@ fn random_blocks(rng: &mut Rng, block: BlockType, count: usize, deviation: f32) 
         let (at, offset) = halves(block);
         let sign = if rng.below(2) == 0 { 1.0 } else { -1.0 };
         bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(sign * scale).to_le_bytes());
+        if [BlockType::Q4_G32, BlockType::Q4_G128].contains(&block) {
+            // What stands for 0; the byte behind it says nothing.
+            bytes[2] %= 17;
+        }
         if let Some(at) = offset {
             let least = if block.elements() == 256 { sign * scale * 4.0 } else { -sign * scale * 8.0 };
             bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(least).to_le_bytes());

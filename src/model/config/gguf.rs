@@ -191,6 +191,7 @@ impl ArchKeys<'_> {
             files: FileFacts {
                 names: TensorNames::Published,
                 biases: (self.architecture == "qwen2").then(|| vec!["q_proj", "k_proj", "v_proj"]),
+                quantised: None,
             },
         })
     }
@@ -229,24 +230,29 @@ impl ArchKeys<'_> {
 
     /// Attention, width of a head's part without position, and of its value.
     fn latent(&self, q_heads: usize) -> Result<(AttentionConfig, usize, usize)> {
-        if self.has("attention.key_length_mla") || self.has("attention.value_length_mla") {
-            let why = "is of a file whose attn_kv_b is in two parts, attn_k_b and attn_v_b, which is not read";
-            return Err(self.bad("attention.key_length_mla", why));
-        }
-        self.must_be("attention.head_count_kv", q_heads)?;
         let rope_dim = self.size("rope.dimension_count", WIDTH)?;
-        let both = self.size("attention.key_length", 2 * WIDTH)?;
-        let head_dim = both.checked_sub(rope_dim).filter(|dim| *dim > 0 && rope_dim.is_multiple_of(2));
-        let head_dim = head_dim.ok_or_else(|| {
-            self.bad(
-                "attention.key_length",
-                &format!("has no room for rope.dimension_count = {rope_dim}, or that is odd"),
-            )
-        })?;
         let latent_dim = self.size("attention.kv_lora_rank", WIDTH)?;
+        // Of newer files, whose attn_kv_b is in two parts, the plain widths are those of what is cached.
+        let parted = self.has("attention.key_length_mla") || self.has("attention.value_length_mla");
+        let (key, value) = match parted {
+            true => {
+                self.must_be("attention.head_count_kv", 1)?;
+                self.must_be("attention.key_length", latent_dim + rope_dim)?;
+                self.must_be("attention.value_length", latent_dim)?;
+                ("attention.key_length_mla", "attention.value_length_mla")
+            }
+            false => {
+                self.must_be("attention.head_count_kv", q_heads)?;
+                ("attention.key_length", "attention.value_length")
+            }
+        };
+        let both = self.size(key, 2 * WIDTH)?;
+        let head_dim = both.checked_sub(rope_dim).filter(|dim| *dim > 0 && rope_dim.is_multiple_of(2));
+        let no_room = || format!("has no room for rope.dimension_count = {rope_dim}, or that is odd");
+        let head_dim = head_dim.ok_or_else(|| self.bad(key, &no_room()))?;
         let q_latent_dim = self.count("attention.q_lora_rank", 0..=1 << 16)?.filter(|rank| *rank > 0);
         let attention = AttentionConfig::Latent { latent_heads: 1, latent_dim, q_latent_dim, rope_dim };
-        Ok((attention, head_dim, self.size("attention.value_length", WIDTH)?))
+        Ok((attention, head_dim, self.size(value, WIDTH)?))
     }
 
     fn experts(&self, biased: bool) -> Result<Option<ExpertsConfig>> {

@@ -11,16 +11,16 @@ pub(crate) mod keys;
 mod names;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod published;
+pub(crate) mod quantised;
 
 use keys::Keys;
 use names::TensorNames;
+use quantised::GroupQuantised;
 
 use crate::error::{ErrorKind, Result};
 use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
 use crate::nn::RouteShape;
-use crate::rope::Rope;
-use crate::rope::RopePairs;
-use crate::rope::RopeScaling;
+use crate::rope::{Rope, RopePairs, RopeScaling};
 use std::fmt;
 
 /// The numbers of a model. The names are those of the keys of this crate's own `config.json`. [`Config::parse`] reads them from
@@ -84,6 +84,8 @@ pub(crate) struct FileFacts {
     /// an error, and so is one of others that is not all 0 ([`LoadOptions::leave_out`](super::LoadOptions)). None for those
     /// that the files have.
     pub(crate) biases: Option<Vec<&'static str>>,
+    /// Whether matrices are in 4 bits, in three tensors each.
+    pub(crate) quantised: Option<GroupQuantised>,
 }
 
 /// [`Decoder::fingerprint`](super::Decoder::fingerprint) is made of this text, so it may not change: saved sessions would be
@@ -390,7 +392,7 @@ mod tests {
                     latent_norm_eps: 1e-6, rope_theta: 10000.0, rope_scaling: None, rope_gain: 1.0, rope_interleaved: false, \
                     score_gain: 1.0, max_positions: 2048, window: None, tied: false, names: Published, biases: None }";
         assert_eq!(format!("{config:?}"), want);
-        config.files = FileFacts { names: TensorNames::Authors, biases: Some(vec!["W_rope_k"]) };
+        config.files = FileFacts { names: TensorNames::Authors, biases: Some(vec!["W_rope_k"]), quantised: None };
         let end = "tied: false, names: Authors, biases: Some([\"W_rope_k\"]) }";
         assert!(format!("{config:?}").ends_with(end), "{config:?}");
     }

@@ -5,6 +5,7 @@
 use super::authors;
 use super::keys::Keys;
 use super::names::TensorNames;
+use super::quantised::quantised;
 use super::{AttentionConfig, Config, ExpertsConfig, FileFacts};
 use crate::error::Result;
 use crate::nn::RouteShape;
@@ -60,6 +61,7 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         files: FileFacts {
             names: if authors { TensorNames::Authors } else { TensorNames::Published },
             biases: Some(biases),
+            quantised: quantised(keys)?,
         },
     })
 }
@@ -68,9 +70,6 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
 fn refuse(keys: &Keys<'_>, authors: bool) -> Result<()> {
     if keys.differs("hidden_act", json!("silu")) {
         return Err(keys.bad("hidden_act", "is not supported, only \"silu\" is"));
-    }
-    if keys.has("quantization_config") {
-        return Err(keys.bad("quantization_config", "is not supported, only weights in bf16, f16 or f32 are"));
     }
     if !authors {
         keys.number_or("partial_rotary_factor", 1.0..=1.0, 1.0)?;

@@ -114,7 +114,8 @@ impl Attention {
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn from_bytes(gpu: &Gpu, config: &Config, weights: WeightBytes<'_>, dtype: DType) -> Result<Self> {
         config.check_attention()?;
-        let source = WeightReader::new(gpu, config, WeightFiles::from_bytes(weights.name, weights.bytes)?, dtype);
+        let store = WeightFiles::from_bytes(weights.name, weights.bytes)?.with_groups(config.files.quantised)?;
+        let source = WeightReader::new(gpu, config, store, dtype);
         let attention = Self::from_source(&source, config, "", None)?;
         source.check_unused(None)?;
         Ok(attention)

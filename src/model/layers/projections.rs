@@ -292,8 +292,7 @@ impl LayerReader<'_> {
                 (self.queries("q_proj", head_dim, hidden)?, queries)
             }
         };
-        let up = self.key_value_up(groups, latent_dim)?;
-        let (keys, values) = self.absorbed(&up);
+        let KeyValueUp { up, keys, values } = self.key_value_up(groups, latent_dim)?;
         let absorb = self.source.linear_heads(&keys)?;
         let rotates = rope_dim > 0;
         let explicit = match rotates && self.source.keeps_explicit() {
@@ -310,29 +309,44 @@ impl LayerReader<'_> {
         })
     }
 
-    /// `kv_b_proj`: per head `[W_UK (head_dim) | W_UV (v_head_dim)]` of latent_dim.
-    fn key_value_up(&self, latent_heads: usize, latent_dim: usize) -> Result<Matrix> {
+    /// `kv_b_proj`: per head `[W_UK (head_dim) | W_UV (v_head_dim)]` of latent_dim. Or its parts as newer GGUF files have them:
+    /// `k_b_proj`, per head W_UK^T (latent_dim, head_dim), and `v_b_proj`, per head W_UV.
+    fn key_value_up(&self, latent_heads: usize, latent_dim: usize) -> Result<KeyValueUp> {
         let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        if self.source.has(&format!("{}.weight", self.name("k_b_proj"))) {
+            let keys = self.matrix("k_b_proj", heads * latent_dim, head_dim)?;
+            let values = self.matrix("v_b_proj", heads * v_head_dim, latent_dim)?;
+            let head = |all: &Matrix, rows: usize, h: usize| all.cut(h * rows..(h + 1) * rows);
+            let keys: Vec<_> = (0..heads).map(|h| head(&keys, latent_dim, h)).collect();
+            let values: Vec<_> = (0..heads).map(|h| head(&values, v_head_dim, h)).collect();
+            let up = keys.iter().zip(&values).map(|(key, value)| Matrix::stack(&[key.transposed(), value.clone()]));
+            return Ok(KeyValueUp { up: up.collect(), keys, values });
+        }
         let names = self.names("kv_b_proj", latent_heads);
-        let rows = heads * (head_dim + v_head_dim) / names.len();
-        let parts = names.iter().map(|name| self.source.matrix(name, rows, latent_dim));
-        Ok(Matrix::stack(&parts.collect::<Result<Vec<_>>>()?))
-    }
-
-    /// Per head: W_UK^T (latent_dim, head_dim), and W_UV (v_head_dim, latent_dim) with its bias.
-    fn absorbed(&self, up: &Matrix) -> (Vec<Matrix>, Vec<Matrix>) {
-        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
         let both = head_dim + v_head_dim;
-        let keys = (0..heads).map(|h| up.cut(h * both..h * both + head_dim).transposed()).collect();
-        let values = (0..heads).map(|h| up.cut(h * both + head_dim..(h + 1) * both)).collect();
-        (keys, values)
+        let parts = names.iter().map(|name| self.source.matrix(name, heads * both / names.len(), latent_dim));
+        let all = Matrix::stack(&parts.collect::<Result<Vec<_>>>()?);
+        let up: Vec<_> = (0..heads).map(|h| all.cut(h * both..(h + 1) * both)).collect();
+        let keys = up.iter().map(|head| head.cut(0..head_dim).transposed()).collect();
+        let values = up.iter().map(|head| head.cut(head_dim..both)).collect();
+        Ok(KeyValueUp { up, keys, values })
     }
 
     /// Per latent head the rows of its query heads, in the order of explicit keys and values.
-    fn explicit(&self, up: &Matrix, groups: usize, rotate: RopeKernel) -> Result<ExplicitUp> {
+    fn explicit(&self, up: &[Matrix], groups: usize, rotate: RopeKernel) -> Result<ExplicitUp> {
         let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
-        let (both, per_group) = (head_dim + v_head_dim, heads / groups);
-        let group = |g: usize| up.cut(g * per_group * both..(g + 1) * per_group * both).without_bias(both, 0..head_dim);
-        Ok(ExplicitUp { up: self.source.linear_heads(&(0..groups).map(group).collect::<Vec<_>>())?, rotate })
+        let group = |heads: &[Matrix]| Matrix::stack(heads).without_bias(head_dim + v_head_dim, 0..head_dim);
+        let groups: Vec<_> = up.chunks((heads / groups).max(1)).map(group).collect();
+        Ok(ExplicitUp { up: self.source.linear_heads(&groups)?, rotate })
     }
+}
+
+/// What makes keys and values of latents, per head.
+struct KeyValueUp {
+    /// `[W_UK | W_UV]` (head_dim + v_head_dim, latent_dim).
+    up: Vec<Matrix>,
+    /// W_UK^T (latent_dim, head_dim).
+    keys: Vec<Matrix>,
+    /// W_UV (v_head_dim, latent_dim), with its bias.
+    values: Vec<Matrix>,
 }

@@ -8,7 +8,6 @@ use crate::error::Result;
 use crate::io::gguf::{parts, Gguf, StoredTensor};
 use crate::model::config::gguf::{architecture, TensorFacts};
 use crate::model::config::{AttentionConfig, Config};
-use std::cell::RefCell;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +19,7 @@ const GLOBAL: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Of a layer.
-const OF_LAYER: [(&str, &str); 22] = [
+const OF_LAYER: [(&str, &str); 24] = [
     ("attn_norm", "input_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -36,6 +35,8 @@ const OF_LAYER: [(&str, &str); 22] = [
     ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"),
     ("attn_kv_a_norm", "self_attn.kv_a_layernorm"),
     ("attn_kv_b", "self_attn.kv_b_proj"),
+    ("attn_k_b", "self_attn.k_b_proj"),
+    ("attn_v_b", "self_attn.v_b_proj"),
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
@@ -65,7 +66,7 @@ impl<'a> WeightFiles<'a> {
         let files = parts(path).unwrap_or_else(|| vec![path.to_path_buf()]);
         let open = |path: &PathBuf| {
             let (header, file, _) = Gguf::open(path)?;
-            Ok(GgufPart { header, data: Data::File(RefCell::new(file)) })
+            Ok(GgufPart { header, data: Data::File(file) })
         };
         Self::of_parts(files.iter().map(open).collect::<Result<_>>()?)
     }
@@ -142,11 +143,17 @@ impl<'a> WeightFiles<'a> {
             bytes,
             own_name: Some(own_name.into()),
             neighbours,
+            groups: None,
         };
         let Some((layer, part, [experts, shape @ ..])) = of_experts(&name).map(|(l, p)| (l, p, &tensor.shape[..]))
         else {
             let (neighbours, published) = (neighbours(config, &name, &tensor.shape), published_name(&name));
-            return self.insert(path, published, place(name, &tensor.shape, tensor.first, bytes, neighbours));
+            let shape = match tensor.shape[..] {
+                // Of heads, one below the other.
+                [heads, rows, columns] if is_of_heads(&name) => &[heads.saturating_mul(rows), columns][..],
+                _ => &tensor.shape,
+            };
+            return self.insert(path, published, place(name, shape, tensor.first, bytes, neighbours));
         };
         for expert in 0..*experts {
             let published = format!("model.layers.{layer}.mlp.experts.{expert}.{part}.weight");
@@ -203,6 +210,11 @@ fn of_experts(name: &str) -> Option<(&str, &'static str)> {
     let (layer, rest) = of_layer(name)?;
     let part = rest.strip_suffix(".weight")?;
     OF_EXPERTS.iter().find(|(own, _)| *own == part).map(|(_, published)| (layer, *published))
+}
+
+/// Whether a tensor is one matrix for each head.
+fn is_of_heads(name: &str) -> bool {
+    of_layer(name).is_some_and(|(_, rest)| ["attn_k_b.weight", "attn_v_b.weight"].contains(&rest))
 }
 
 /// How many rows of a head of queries or keys lie as neighbours rotate: llama.cpp's writers order them so, of Llamas alone.

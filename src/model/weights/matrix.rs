@@ -1,7 +1,7 @@
 //! A matrix of the model as rows of tensors in the files, and what is to be done to them. Pure: no number is read here.
 
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Rows of a projection. Their numbers stay in the file until they go to the device, so that the host holds no more of
 /// them than it works on; what is done to them is written down here.
@@ -17,7 +17,7 @@ pub(crate) struct Matrix {
 /// Rows of a tensor (rows, in_dim) in the file.
 #[derive(Clone)]
 pub(super) struct Piece {
-    pub(super) tensor: Rc<str>,
+    pub(super) tensor: Arc<str>,
     pub(super) rows: Range<usize>,
     /// What the rows are multiplied by, if anything: as many as rows.
     pub(super) factors: Option<Vec<f32>>,

@@ -18,10 +18,12 @@ impl std::fmt::Debug for WeightBytes<'_> {
 pub use metadata::{GgufMetadata, GgufTensor};
 
 pub(crate) mod gguf;
+mod groups;
 pub(crate) mod header;
 mod kinds;
 pub(crate) mod matrix;
 mod metadata;
+mod part;
 pub(crate) mod reader;
 pub(crate) mod safetensors;
 pub(crate) mod split;
@@ -29,3 +31,4 @@ pub(crate) mod store;
 mod stored;
 mod tied;
 mod unused;
+mod upload;

@@ -3,11 +3,11 @@
 use super::matrix::{Matrix, Piece};
 use super::split::{runs, Split};
 use super::store::{Place, WeightFiles};
-use super::stored::{halves, Stored};
+use super::upload::{check_finite, Numbers};
 use crate::error::{shape_text, Error, Result};
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::Config;
-use crate::nn::{largest_magnitude, BlockType, Linear, NormShape, RmsNorm, Weight, WeightType, WeightWriter};
+use crate::nn::{BlockType, Linear, NormShape, RmsNorm, Weight, WeightType, WeightWriter};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -65,7 +65,14 @@ impl<'a> WeightReader<'a> {
 
     /// A tensor, which must have this shape and a dtype that weights may have.
     pub(crate) fn place(&self, name: &str, shape: &[usize]) -> Result<&Place> {
-        let missing = || self.bad(name, format!("missing, wanted {}", shape_text(shape)));
+        let missing = || {
+            let stem = name.strip_suffix("weight").unwrap_or(name);
+            let quantised = match self.has(&format!("{stem}qweight")) {
+                true => format!("; there is {stem}qweight, and config.json has no quantization_config"),
+                false => String::new(),
+            };
+            self.bad(name, format!("missing, wanted {}{quantised}", shape_text(shape)))
+        };
         let place = self.store.get(name).ok_or_else(missing)?;
         self.used.borrow_mut().insert(name.to_string());
         // (1, 128) is as good as (128).
@@ -81,33 +88,17 @@ impl<'a> WeightReader<'a> {
         Ok(place)
     }
 
+    /// Whether the files have such a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.store.get(name).is_some()
+    }
+
     /// The values of a tensor of this shape.
     pub(crate) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let place = self.place(name, shape)?;
         let values = place.stored.decoded(&self.store.read(name, place)?);
-        self.check_finite(name, &values)?;
+        check_finite(&values).map_err(|why| self.bad(name, why))?;
         Ok(values)
-    }
-
-    fn check_finite(&self, name: &str, values: &[f32]) -> Result<()> {
-        match values.iter().find(|v| !v.is_finite()) {
-            Some(v) => Err(self.bad(name, format!("holds {v}"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Values of a matrix must fit the dtype that matrices are kept in.
-    fn check_fits(&self, name: &str, values: &[f32]) -> Result<()> {
-        // No larger one rounds to an f16.
-        let beyond = if self.dtype == DType::F32 && self.blocks.is_none() { f32::INFINITY } else { 65520.0 };
-        if largest_magnitude(values) < beyond {
-            return Ok(());
-        }
-        self.check_finite(name, values)?;
-        match values.iter().find(|v| v.abs() >= beyond) {
-            Some(v) => Err(self.bad(name, format!("holds {v}, beyond f16: load the model with DType::F32"))),
-            None => Ok(()),
-        }
     }
 
     /// `{name}.weight` (rows, in_dim) and, if it has one, `{name}.bias` (rows).
@@ -131,80 +122,41 @@ impl<'a> WeightReader<'a> {
         Ok(Matrix { in_dim, pieces: vec![piece], bias: None })
     }
 
-    /// Reads a matrix, its rows as they come, behind what a weight has.
-    fn write(&self, weight: &mut WeightWriter, matrix: &Matrix) -> Result<()> {
-        matrix.pieces.iter().try_for_each(|piece| match &piece.columns {
-            Some(columns) => weight.push(&self.columns(piece, columns.clone())?),
-            None => self.write_rows(weight, piece),
-        })
-    }
-
-    fn write_rows(&self, weight: &mut WeightWriter, piece: &Piece) -> Result<()> {
-        let place = self.known(&piece.tensor)?;
-        if piece.factors.is_none() && place.stored == Stored::F16 && weight.takes_f16() {
-            return self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |bytes| {
-                // Which one it is, is looked for where there is one.
-                if any_odd_f16(bytes) {
-                    self.check_finite(&piece.tensor, &halves(bytes))?;
-                }
-                weight.push_f16(bytes)
-            });
+    /// What the rows of a piece are, as numbers.
+    pub(super) fn numbers<'p>(&self, piece: &'p Piece, place: &Place) -> Numbers<'p> {
+        Numbers {
+            stored: place.stored,
+            in_dim: place.shape.last().copied().unwrap_or(1).max(1),
+            row_bytes: place.row_bytes(),
+            factors: piece.factors.as_deref(),
+            in_halves: self.dtype != DType::F32 || self.blocks.is_some(),
         }
-        match (place.stored, weight.takes_blocks()) {
-            (Stored::Blocks(stored), Some(block)) if stored == block && piece.factors.is_none() => {
-                self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |blocks| {
-                    weight.push_blocks(blocks).map_err(|e| self.of_blocks(&piece.tensor, e))
-                })
-            }
-            _ => self.read_values(piece, &mut |values| weight.push(values)),
-        }
-    }
-
-    /// The rows of a piece as they come, a few at a time, multiplied by what they are to be.
-    fn read_values(&self, piece: &Piece, each: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let place = self.known(&piece.tensor)?;
-        let in_dim = place.shape.last().copied().unwrap_or(1).max(1);
-        let mut factors = piece.factors.iter().flatten();
-        let row_bytes = place.row_bytes();
-        let block_bytes = (BLOCK_BYTES / row_bytes).max(1) * row_bytes;
-        self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |bytes| {
-            bytes.chunks(block_bytes).try_for_each(|block| {
-                let mut values = place.stored.decoded(block);
-                self.check_fits(&piece.tensor, &values)?;
-                for (row, factor) in values.chunks_exact_mut(in_dim).zip(&mut factors) {
-                    row.iter_mut().for_each(|w| *w *= factor);
-                }
-                each(&values)
-            })
-        })
     }
 
     /// The rows of a matrix as it was read, one by one.
     pub(crate) fn rows_of(&self, matrix: &Matrix, each: &mut dyn FnMut(&[f32])) -> Result<()> {
         matrix.pieces.iter().try_for_each(|piece| {
-            self.read_values(piece, &mut |values| {
-                values.chunks_exact(matrix.in_dim.max(1)).for_each(&mut *each);
-                Ok(())
+            let place = self.known(&piece.tensor)?;
+            let numbers = self.numbers(piece, place);
+            let mut factors = numbers.factors;
+            self.store.read_rows(&piece.tensor, place, piece.rows.clone(), &mut |bytes| {
+                let (of_these, behind) = match factors {
+                    Some(all) => all.split_at_checked(bytes.len() / numbers.row_bytes).unzip(),
+                    None => (None, None),
+                };
+                factors = behind;
+                let rows = |values: &[f32]| {
+                    values.chunks_exact(matrix.in_dim.max(1)).for_each(&mut *each);
+                    Ok(())
+                };
+                let read = Numbers { factors: of_these, ..numbers }.each(bytes, rows);
+                read.map_err(|fault| self.of_fault(&piece.tensor, fault))
             })
         })
     }
 
-    /// Some columns of a piece, as rows.
-    fn columns(&self, piece: &Piece, columns: Range<usize>) -> Result<Vec<f32>> {
-        let mut values = Vec::new();
-        self.read_values(piece, &mut |rows| {
-            values.extend_from_slice(rows);
-            Ok(())
-        })?;
-        let (rows, in_dim) = (piece.rows.len(), values.len() / piece.rows.len().max(1));
-        Ok(columns
-            .flat_map(|c| (0..rows).map(move |r| r * in_dim + c))
-            .filter_map(|i| values.get(i).copied())
-            .collect())
-    }
-
     /// A tensor that was looked up before.
-    fn known(&self, name: &str) -> Result<&Place> {
+    pub(super) fn known(&self, name: &str) -> Result<&Place> {
         self.store.get(name).ok_or_else(|| self.bad(name, "missing".into()))
     }
 
@@ -244,7 +196,7 @@ impl<'a> WeightReader<'a> {
         let (rows, in_dim) = heads.first().map_or((0, 0), |head| (head.rows(), head.in_dim));
         let shape = [heads.len(), rows, in_dim];
         let mut weight = self.writer(shape, self.kind(heads), heads)?;
-        heads.iter().try_for_each(|head| self.write(&mut weight, head))?;
+        self.write(&mut weight, heads)?;
         let bias = Matrix::stack(heads).bias;
         let bias = bias.map(|b| Tensor::from_slice(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
         Linear::new(self.gpu, &weight.finish()?, bias.as_ref())
@@ -254,7 +206,7 @@ impl<'a> WeightReader<'a> {
     pub(crate) fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
         let mut weight =
             self.writer([1, matrix.rows(), matrix.in_dim], DType::F32.into(), std::slice::from_ref(matrix))?;
-        self.write(&mut weight, matrix)?;
+        self.write(&mut weight, std::slice::from_ref(matrix))?;
         Linear::new(self.gpu, &weight.finish()?, None)
     }
 
@@ -262,7 +214,7 @@ impl<'a> WeightReader<'a> {
     pub(crate) fn stack(&self, shape: [usize; 3], mut matrix: impl FnMut(usize) -> Result<Matrix>) -> Result<Weight> {
         let matrices = (0..shape[0]).map(&mut matrix).collect::<Result<Vec<_>>>()?;
         let mut weight = self.writer(shape, self.kind(&matrices), matrices.get(..1).unwrap_or_default())?;
-        matrices.iter().try_for_each(|matrix| self.write(&mut weight, matrix))?;
+        self.write(&mut weight, &matrices)?;
         weight.finish()
     }
 
@@ -279,7 +231,7 @@ impl<'a> WeightReader<'a> {
         let part = |run: Range<usize>| {
             let part = table.cut(run);
             let mut weight = self.writer([1, part.rows(), dim], kind, std::slice::from_ref(&part))?;
-            self.write(&mut weight, &part)?;
+            self.write(&mut weight, std::slice::from_ref(&part))?;
             weight.finish()
         };
         runs(self.gpu.capabilities(), rows, 1, dim, kind).into_iter().map(part).collect()
@@ -317,39 +269,5 @@ impl<'a> WeightReader<'a> {
     /// Says that nothing more is read.
     pub(crate) fn end_report(&self) {
         self.store.end_report();
-    }
-}
-
-/// Of a file, worked on at a time where numbers are converted: what is made of them then stays in the processor's caches, and
-/// in memory that the allocator has at hand.
-const BLOCK_BYTES: usize = 32 << 10;
-
-/// Whether one of these f16 numbers is infinite or no number: all bits of its exponent are set. Four at a time, where the lowest
-/// bit of an exponent, added to it, reaches the sign's place for those alone.
-fn any_odd_f16(bytes: &[u8]) -> bool {
-    const EXPONENTS: u64 = 0x7c00_7c00_7c00_7c00;
-    const LOWEST: u64 = 0x0400_0400_0400_0400;
-    let words = bytes.chunks_exact(8);
-    let rest = words.remainder();
-    let odd =
-        words.filter_map(|w| w.first_chunk()).fold(0, |odd, w| odd | ((u64::from_le_bytes(*w) & EXPONENTS) + LOWEST));
-    let rest = rest.chunks_exact(2).any(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00);
-    odd & 0x8000_8000_8000_8000 != 0 || rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use half::f16;
-
-    #[test]
-    fn odd_numbers_are_found_wherever_they_are() {
-        let odd = |values: &[u16]| any_odd_f16(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-        for value in 0..=u16::MAX {
-            let at = usize::from(value % 7);
-            let mut values = [0x7bff, 0xfbff, 0, 0x8001, 0x3c00, 0xbbff, 0x03ff];
-            values[at] = value;
-            assert_eq!(odd(&values), !f16::from_bits(value).is_finite(), "{value:04x} at {at}");
-        }
     }
 }

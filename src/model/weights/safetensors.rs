@@ -6,7 +6,6 @@ use super::stored::Stored;
 use crate::error::{ErrorKind, Result};
 use crate::io::foreign::{kind_of, missing};
 use crate::io::regular::regular;
-use std::cell::RefCell;
 use std::collections::btree_map::Entry;
 use std::collections::HashMap;
 use std::io::Read;
@@ -78,7 +77,7 @@ impl<'a> WeightFiles<'a> {
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let (file, len) = regular(path).map_err(|e| missing(path, e))?;
-        self.add(&path.display().to_string(), Data::File(RefCell::new(file)), len)
+        self.add(&path.display().to_string(), Data::File(file), len)
     }
 
     /// Reads a file's header.
@@ -118,7 +117,8 @@ impl<'a> WeightFiles<'a> {
         // What exceeds 64 bits is past the file's end, which is looked at when all are known.
         let offset = first.saturating_add(info.data_offsets.0);
         let stored = Stored::of_safetensors(info.dtype);
-        let place = Place { file, stored, shape: info.shape.0, offset, bytes, own_name: None, neighbours: None };
+        let (own_name, neighbours, groups) = (None, None, None);
+        let place = Place { file, stored, shape: info.shape.0, offset, bytes, own_name, neighbours, groups };
         match self.tensors.entry(name) {
             Entry::Vacant(entry) => {
                 entry.insert(place);

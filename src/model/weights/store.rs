@@ -1,19 +1,20 @@
 //! The tensors of a model's files, read row by row: of bytes in memory, or of files, of which no more than a few MiB are in
 //! memory at a time.
 
+use super::groups::Groups;
+use super::part::{Counted, Heads, NewRows, Part};
 use super::stored::Stored;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::read_ahead::read_ahead;
+use crate::io::read_at::read_exact_at;
 use crate::io::{xxh64, Progress};
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
 /// Bytes that are read at once, or a row: fast from a disk, and still in the processor's cache when they are looked at.
-const PART_BYTES: usize = 1 << 20;
+pub(super) const PART_BYTES: usize = 1 << 20;
 
 pub(crate) struct WeightFiles<'a> {
     /// The file or folder, for messages.
@@ -38,7 +39,7 @@ pub(super) struct WeightFile<'a> {
 
 pub(super) enum Data<'a> {
     Bytes(&'a [u8]),
-    File(RefCell<File>),
+    File(File),
 }
 
 /// A tensor in its file.
@@ -54,6 +55,8 @@ pub(crate) struct Place {
     /// Whether the file has the rows of each head, of so many, in another order: those that rotate together are neighbours
     /// there, and half a head apart here.
     pub(super) neighbours: Option<usize>,
+    /// Where its rows are put together of, if they do not lie in the file as they are read.
+    pub(super) groups: Option<Groups>,
 }
 
 impl Place {
@@ -128,82 +131,88 @@ impl<'a> WeightFiles<'a> {
         rows: Range<usize>,
         each: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        if let Some(head) = place.neighbours {
-            return self.read_heads(tensor, place, rows, head, each);
-        }
-        let file = &self.files[place.file];
-        let row_bytes = place.row_bytes();
-        let part_bytes = (PART_BYTES / row_bytes).max(1) * row_bytes;
-        let first = place.offset + (rows.start * row_bytes) as u64;
-        let name = xxh64(tensor.as_bytes(), 0);
-        let mut at = rows.start;
-        file.read_parts(first, rows.len() * row_bytes, part_bytes, &mut |part| {
-            at += self.count(tensor, place, at, name, part);
-            each(part)
+        let mut memory = Vec::new();
+        self.parts(tensor, place, rows, PART_BYTES).into_iter().try_for_each(|part| {
+            let (bytes, counted) = part.read(&mut memory)?;
+            self.count(counted);
+            each(bytes)
         })
     }
 
-    /// The same of rows that the file has in another order within each `head` of them. A vector's elements are such rows.
-    fn read_heads(
-        &self,
+    /// Some of a tensor's rows in parts of whole ones, of about `part_bytes` each. Whoever asks for them reads them: what they are
+    /// is taken as read here, and is in the checksum when [`WeightFiles::count`] is told of each.
+    pub(crate) fn parts<'s>(
+        &'s self,
         tensor: &str,
-        place: &Place,
+        place: &'s Place,
         rows: Range<usize>,
-        head: usize,
-        each: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let (file, name) = (&self.files[place.file], xxh64(tensor.as_bytes(), 0));
+        part_bytes: usize,
+    ) -> Vec<Part<'s, 'a>> {
+        let (file, row_bytes) = (&self.files[place.file], place.row_bytes());
+        let name = xxh64(tensor.as_bytes(), 0);
+        let part = |first: usize, count: usize, offset: u64, bytes: usize, heads: Option<Heads>| {
+            let new = self.mark_new(tensor, place, first..first + count);
+            let groups = place.groups.as_ref().map(|groups| (groups, &self.files[..]));
+            Part { file, offset: place.offset + offset, bytes, heads, groups, row_bytes, first, name, new }
+        };
+        let Some(head) = place.neighbours else {
+            let step = (part_bytes / row_bytes).max(1);
+            let firsts = rows.clone().step_by(step).map(|first| (first, step.min(rows.end - first)));
+            let plain = |(first, count)| part(first, count, (first * row_bytes) as u64, count * row_bytes, None);
+            return firsts.map(plain).collect();
+        };
+        // A vector's elements are such rows.
         let vector = place.shape.len() == 1;
-        let unit = if vector { place.bytes / place.shape[0].max(1) } else { place.row_bytes() };
+        let unit = if vector { place.bytes / place.shape[0].max(1) } else { row_bytes };
         let wanted = if vector { 0..place.shape[0] } else { rows };
-        let head_bytes = head * unit;
         let heads = wanted.start / head..wanted.end.div_ceil(head);
-        let part_heads = if vector { heads.len().max(1) } else { (PART_BYTES / head_bytes).max(1) };
-        let (mut next, mut ordered) = (heads.start * head, Vec::new());
-        let first = place.offset + (next * unit) as u64;
-        file.read_parts(first, heads.len() * head_bytes, part_heads * head_bytes, &mut |part| {
-            ordered.clear();
-            for of_head in part.chunks_exact(head_bytes) {
-                let row = |row: usize| &of_head[row * unit..(row + 1) * unit];
-                (0..2).for_each(|half| (0..head / 2).for_each(|i| ordered.extend_from_slice(row(2 * i + half))));
-            }
-            let end = next + ordered.len() / unit;
-            let kept = wanted.start.max(next)..wanted.end.min(end);
-            let bytes = &ordered[(kept.start - next) * unit..(kept.end - next) * unit];
-            next = end;
-            self.count(tensor, place, if vector { 0 } else { kept.start }, name, bytes);
-            each(bytes)
-        })
+        let step = if vector { heads.len() } else { part_bytes / (head * unit) }.max(1);
+        let of_heads = |from: usize| {
+            let these = from..heads.end.min(from + step);
+            let (begin, end) = (these.start * head, these.end * head);
+            let kept = wanted.start.max(begin)..wanted.end.min(end);
+            let cut = (kept.start - begin) * unit..(kept.end - begin) * unit;
+            let (first, count) = if vector { (0, 1) } else { (kept.start, kept.len()) };
+            let bytes = (end - begin) * unit;
+            part(first, count, (begin * unit) as u64, bytes, Some(Heads { rows: head, row_bytes: unit, cut }))
+        };
+        heads.clone().step_by(step).map(of_heads).collect()
     }
 
     /// Some bytes of a tensor's rows, as they lie in the file, which are neither counted nor reported.
     ///
     /// Errors: [`ErrorKind::Io`].
     pub(crate) fn peek(&self, place: &Place, rows: Range<usize>) -> Result<Cow<'a, [u8]>> {
+        if let Some(groups) = &place.groups {
+            let mut read = Vec::new();
+            groups.read(&self.files, rows, &mut read)?;
+            return Ok(read.into());
+        }
         let (file, row_bytes) = (&self.files[place.file], place.row_bytes());
         file.read(place.offset + (rows.start * row_bytes) as u64, rows.len() * row_bytes)
     }
 
-    /// Takes the rows from `first` on, as far as they have not been read before, into the checksum and the progress.
-    /// Returns how many they are.
-    fn count(&self, tensor: &str, place: &Place, first: usize, name: u64, bytes: &[u8]) -> usize {
-        let row_bytes = place.row_bytes();
+    /// Takes rows as read. Returns which of them were not before.
+    fn mark_new(&self, tensor: &str, place: &Place, rows: Range<usize>) -> NewRows {
         let mut all = self.seen.borrow_mut();
         let seen = all.entry(tensor.into()).or_insert_with(|| vec![false; place.rows()]);
-        let (mut sum, mut new) = (self.checksum.get(), 0);
-        for (i, row) in bytes.chunks_exact(row_bytes).enumerate() {
-            if seen.get_mut(first + i).is_some_and(|seen| !std::mem::replace(seen, true)) {
-                sum = sum.wrapping_add(xxh64(row, name.wrapping_add((first + i) as u64)));
-                new += row_bytes as u64;
-            }
-        }
-        self.checksum.set(sum);
+        let Some(seen) = seen.get_mut(rows) else { return NewRows::Some(Vec::new()) };
+        let new = match seen.contains(&true) {
+            false => NewRows::All,
+            true => NewRows::Some(seen.iter().map(|seen| !seen).collect()),
+        };
+        seen.fill(true);
+        new
+    }
+
+    /// Takes what was read, as far as it was not before, into the checksum and the progress.
+    pub(crate) fn count(&self, counted: Counted) {
+        self.checksum.set(self.checksum.get().wrapping_add(counted.sum));
         let Progress { bytes: before, total_bytes } = self.progress.get();
-        self.progress.set(Progress { bytes: before + new, total_bytes });
-        if new > 0 {
+        self.progress.set(Progress { bytes: before + counted.bytes, total_bytes });
+        if counted.bytes > 0 {
             self.report.iter().for_each(|report| report(self.progress.get()));
         }
-        bytes.len() / row_bytes
     }
 
     /// Of the rows read so far, whatever their order.
@@ -231,32 +240,25 @@ impl<'a> WeightFile<'a> {
                 found.map(Cow::Borrowed).ok_or_else(|| bad(&self.path, "", format!("ends before byte {offset}")))
             }
             Data::File(file) => {
-                let mut file = file.borrow_mut();
                 let mut read = vec![0; bytes];
-                let done = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut read));
-                done.map_err(|e| ErrorKind::io(&self.path, e))?;
+                read_exact_at(file, &mut read, offset).map_err(|e| ErrorKind::io(&self.path, e))?;
                 Ok(Cow::Owned(read))
             }
         }
     }
-}
 
-impl WeightFile<'_> {
-    /// All of `bytes` from `offset` on, `part_bytes` at a time.
-    fn read_parts(
-        &self,
-        offset: u64,
-        bytes: usize,
-        part_bytes: usize,
-        each: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    /// The same, in `memory` unless they are in memory anyway.
+    pub(super) fn read_into<'b>(&'b self, offset: u64, bytes: usize, memory: &'b mut Vec<u8>) -> Result<&'b [u8]> {
         match &self.data {
-            Data::Bytes(_) => self.read(offset, bytes)?.chunks(part_bytes).try_for_each(each),
+            Data::Bytes(all) => {
+                let first = usize::try_from(offset).unwrap_or(usize::MAX);
+                let found = all.get(first..first.saturating_add(bytes));
+                found.ok_or_else(|| bad(&self.path, "", format!("ends before byte {offset}")))
+            }
             Data::File(file) => {
-                let failed = |e: std::io::Error| ErrorKind::io(&self.path, e);
-                let mut file = file.borrow_mut();
-                file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-                read_ahead(&mut file, bytes, part_bytes, |part| each(part.map_err(failed)?))
+                memory.resize(bytes, 0);
+                read_exact_at(file, memory, offset).map_err(|e| ErrorKind::io(&self.path, e))?;
+                Ok(memory)
             }
         }
     }

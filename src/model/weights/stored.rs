@@ -71,8 +71,9 @@ impl Stored {
     pub(crate) fn wanted(self) -> String {
         match self {
             Stored::OtherBlocks(_) => {
-                let blocks = BlockType::ALL.map(|block| block.to_string().to_uppercase()).join(", ");
-                format!("F32, F16, BF16, {blocks}")
+                let of_files = BlockType::ALL.into_iter().filter(|block| block.gguf_id().is_some());
+                let blocks: Vec<String> = of_files.map(|block| block.to_string().to_uppercase()).collect();
+                format!("F32, F16, BF16, {}", blocks.join(", "))
             }
             _ => "F32, F16 or BF16".into(),
         }

@@ -5,6 +5,7 @@ mod blocks;
 mod cached;
 mod dispatch_flop;
 pub(super) mod matrix;
+mod packer;
 mod run;
 pub(super) mod shape;
 pub(super) mod weight;
@@ -15,6 +16,8 @@ pub use blocks::BlockType;
 pub use cached::AppendRows;
 pub use dispatch_flop::measure_dispatch_flop;
 pub use matrix::MatrixTile;
+#[cfg(feature = "model")]
+pub(crate) use packer::{PackedRows, RowPacker};
 pub use run::LinearArgs;
 #[cfg(test)]
 pub(super) use run::PARAM_FIELDS;

@@ -1,7 +1,8 @@
 //! Rows of a weight as they come, on their way to the device.
 
 use super::blocks::BlockType;
-use super::weight::{check_sizes, packed, weight_text, zeros, Weight};
+use super::packer::{PackedRows, RowPacker};
+use super::weight::{check_sizes, weight_text, zeros, Weight};
 use super::weight_type::WeightType;
 use crate::error::{shape_text, ErrorKind, Result};
 use crate::gpu::{DType, Gpu, Tensor};
@@ -35,6 +36,8 @@ struct Plane {
 const MOST_WAITING: u64 = 16 << 20;
 /// Converted bytes that are written together.
 const BLOCK_BYTES: usize = 2 << 20;
+/// From so many on they are written from where they are.
+const DIRECT_BYTES: usize = 1 << 18;
 
 impl WeightWriter {
     /// `shape` is (heads, out_dim, in_dim). Errors: as [`Weight::new`].
@@ -56,56 +59,63 @@ impl WeightWriter {
         self.weight.kind.is(DType::F16) && self.weight.in_dim == 8 * self.weight.row_words()
     }
 
-    /// The next rows, where [`WeightWriter::takes_f16`].
-    pub(crate) fn push_f16(&mut self, bytes: &[u8]) -> Result<()> {
-        self.write_blocks()?;
-        self.write(bytes, false)
-    }
-
-    /// Which blocks [`WeightWriter::push_blocks`] takes.
+    /// Which blocks the weight is of, if it is of any.
     pub(crate) fn takes_blocks(&self) -> Option<BlockType> {
         self.weight.kind.blocks()
     }
 
+    /// What makes the next rows.
+    pub(crate) fn packer(&self) -> RowPacker {
+        RowPacker { kind: self.weight.kind, in_dim: self.weight.in_dim, first: self.count }
+    }
+
     /// The next blocks, whole ones, of the type that it takes. Errors: as [`Weight::from_blocks`].
     pub(crate) fn push_blocks(&mut self, blocks: &[u8]) -> Result<()> {
-        let Some(block) = self.takes_blocks().filter(|block| blocks.len().is_multiple_of(block.bytes())) else {
-            let why = format!("{} bytes of blocks for a weight in {}", blocks.len(), self.weight.kind);
-            return Err(ErrorKind::argument("blocks", why));
-        };
-        block.check(blocks, self.count)?;
-        self.count += blocks.len() / block.bytes();
-        let group = block.group_blocks() * block.bytes();
-        let mut rest = blocks;
-        if !self.blocks.is_empty() {
-            let (filling, after) = rest.split_at(rest.len().min(group - self.blocks.len()));
-            self.blocks.extend_from_slice(filling);
-            rest = after;
-            if self.blocks.len() == group {
+        let block = self.takes_blocks().map_or(1, BlockType::bytes);
+        let mut made = PackedRows::default();
+        for part in blocks.chunks(BLOCK_BYTES / block * block) {
+            self.packer().blocks(part, &mut made)?;
+            self.push_packed(&mut made)?;
+            made.clear();
+        }
+        Ok(())
+    }
+
+    /// The next rows, as [`WeightWriter::packer`] has made them.
+    pub(crate) fn push_packed(&mut self, made: &mut PackedRows) -> Result<()> {
+        self.count += made.blocks;
+        self.scales.append(&mut made.scales);
+        if let (false, Some(block)) = (made.head.is_empty(), self.takes_blocks()) {
+            self.blocks.extend_from_slice(&made.head);
+            if self.blocks.len() == block.group_blocks() * block.bytes() {
                 block.repack(&self.blocks, &mut self.rows.block, &mut self.side.block);
                 self.blocks.clear();
             }
         }
-        let (groups, rest) = rest.split_at(rest.len() / group * group);
-        for part in groups.chunks(BLOCK_BYTES / group * group) {
-            block.repack(part, &mut self.rows.block, &mut self.side.block);
-            if self.rows.block.len() >= BLOCK_BYTES {
-                self.write_blocks()?;
-            }
+        self.side.block.extend_from_slice(&made.side);
+        if self.side.block.len() >= BLOCK_BYTES / 4 {
+            self.write_block(true)?;
         }
-        self.blocks.extend_from_slice(rest);
+        if self.rows.block.is_empty() && made.rows.len() >= DIRECT_BYTES {
+            self.write(&made.rows, false)?;
+        } else {
+            self.rows.block.extend_from_slice(&made.rows);
+        }
+        if self.rows.block.len() >= BLOCK_BYTES {
+            self.write_block(false)?;
+        }
+        self.blocks.extend_from_slice(&made.tail);
         Ok(())
     }
 
-    fn write_blocks(&mut self) -> Result<()> {
-        for side in [false, true] {
-            let plane = if side { &mut self.side } else { &mut self.rows };
-            let mut block = std::mem::take(&mut plane.block);
-            self.write(&block, side)?;
-            block.clear();
-            let plane = if side { &mut self.side } else { &mut self.rows };
-            plane.block = block;
-        }
+    /// Writes what waits for one of the planes.
+    fn write_block(&mut self, side: bool) -> Result<()> {
+        let plane = |own: &mut Self| std::mem::take(if side { &mut own.side.block } else { &mut own.rows.block });
+        let mut block = plane(self);
+        self.write(&block, side)?;
+        block.clear();
+        let plane = if side { &mut self.side } else { &mut self.rows };
+        plane.block = block;
         Ok(())
     }
 
@@ -135,17 +145,9 @@ impl WeightWriter {
 
     /// The next rows. Errors: as [`Weight::new`].
     pub(crate) fn push(&mut self, values: &[f32]) -> Result<()> {
-        let dtype = match self.weight.kind {
-            WeightType::Blocks(block) => return self.push_blocks(&block.quantise(values)?),
-            WeightType::Plain(dtype) => dtype,
-        };
-        let (bytes, scales) = packed(values, self.weight.in_dim, dtype)?;
-        self.scales.extend(scales);
-        self.rows.block.extend_from_slice(&bytes);
-        match self.rows.block.len() < BLOCK_BYTES {
-            true => Ok(()),
-            false => self.write_blocks(),
-        }
+        let mut made = PackedRows::default();
+        self.packer().values(values, &mut made)?;
+        self.push_packed(&mut made)
     }
 
     /// Errors: [`ErrorKind::Argument`] where rows are missing.
@@ -153,7 +155,8 @@ impl WeightWriter {
         if let (false, Some(block)) = (self.blocks.is_empty(), self.takes_blocks()) {
             block.repack(&self.blocks, &mut self.rows.block, &mut self.side.block);
         }
-        self.write_blocks()?;
+        self.write_block(false)?;
+        self.write_block(true)?;
         let Weight { heads, out_dim, in_dim, kind, .. } = &self.weight;
         let whole = (kind.word_bytes() * self.weight.row_words() * heads * out_dim) as u64;
         if self.rows.written != whole {

@@ -14,6 +14,8 @@
 mod experts;
 mod weights;
 
+pub(crate) use weights::random_blocks;
+
 use crate::common::arguments::{count, TierName};
 use crate::common::facts::Facts;
 use crate::common::{ceilings, timing};

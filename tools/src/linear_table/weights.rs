@@ -37,7 +37,7 @@ pub fn weight(gpu: &Gpu, [outputs, inputs]: [usize; 2], kind: WeightType, copy: 
 }
 
 /// Random bits under scales that make numbers of about 0.5.
-fn random_blocks(block: BlockType, count: usize, copy: usize) -> Vec<u8> {
+pub(crate) fn random_blocks(block: BlockType, count: usize, copy: usize) -> Vec<u8> {
     let mut state = copy as u64 + 1;
     let mut next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

@@ -122,8 +122,8 @@ fn save_speed_measures_a_small_cache() {
 fn load_speed_measures_a_small_model() {
     for (args, why) in [
         ("--hidden 100", "invalid value '100' for '--hidden <N>': not a multiple of 256"),
-        ("--file i8", "[possible values: f16, bf16, f32]"),
-        ("--dtype bf16", "[possible values: f16, f32, i8]"),
+        ("--file i8", "[possible values: f16, bf16, f32, q4_0, "),
+        ("--weights bf16", "[possible values: f16, f32, i8, q8_0, q4_0]"),
         ("--layers 0", "invalid value '0' for '--layers <N>': not a number"),
         ("--layers", "a value is required for '--layers <N>'"),
         ("--mib 3", "unexpected argument '--mib'"),
@@ -133,18 +133,20 @@ fn load_speed_measures_a_small_model() {
     }
     let folder = std::env::temp_dir().join(format!("latten-load-speed-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    for (file, dtype, bytes) in [("bf16", "f16", 2), ("f32", "i8", 4)] {
-        let args = format!("--layers 1 --hidden 256 --vocab 300 --repeats 1 --file {file} --dtype {dtype}");
+    for (files, weights, elements_bytes) in
+        [("bf16", "f16", 2.0), ("f32", "i8", 4.0), ("q4_k,q8_0", "f16,f32", 144.0 / 256.0)]
+    {
+        let args = format!("--layers 1 --hidden 256 --vocab 300 --repeats 1 --file {files} --weights {weights}");
         let args = format!("{args} --folder {}", folder.display());
         let mut out = Vec::new();
         block_on(load_speed::run(&parsed(&args).unwrap(), &mut out)).unwrap();
         let out = String::from_utf8(out).unwrap();
-        let elements = 300 * 256 + 256 + 2 * 256 + 256 * 256 * 5 / 2 + 3 * 256 * 704;
-        assert!(
-            out.starts_with(&format!("{} MiB of {file} to {dtype}", (bytes * elements + (1 << 19)) >> 20)),
-            "{out}"
-        );
-        assert!(out.lines().count() == 4 && out.lines().skip(2).all(|line| line.ends_with('%')), "{out}");
+        let matrices = 300 * 256 + 256 * 256 * 5 / 2 + 3 * 256 * 704;
+        let rows: Vec<Vec<&str>> = out.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+        let kinds = files.split(',').flat_map(|file| weights.split(',').map(move |weights| [file, weights]));
+        assert!(rows.iter().map(|row| [row[0], row[1]]).eq(kinds), "{out}");
+        let mib = (f64::from(matrices) * elements_bytes / f64::from(1 << 20)).round();
+        assert!(rows[0][2] == mib.to_string() && rows[0][5].ends_with('%') && rows[0][8].ends_with('%'), "{out}");
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
     }
     std::fs::remove_dir_all(&folder).unwrap();

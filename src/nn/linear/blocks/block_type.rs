@@ -1,4 +1,4 @@
-//! The block types of GGUF files that are read, as numbers.
+//! The block types that are read, as numbers: those of GGUF files, and of AWQ's and GPTQ's groups.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use crate::error::{Error, ErrorKind, Result};
@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// How a run of weights is quantised together: a block of [`BlockType::elements`] in [`BlockType::bytes`]. Layouts and names are
-/// those of GGUF files; what a block stands for is [`reference::dequantised`](crate::reference::dequantised).
+/// those of GGUF files, but of the last two types, which are this crate's; what a block stands for is [`reference::dequantised`](crate::reference::dequantised).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 #[allow(non_camel_case_types)] // the names that files and users know
@@ -38,11 +38,16 @@ pub enum BlockType {
     IQ4_XS,
     /// 4-bit floats and a power of two: the microscaling format of OCP.
     MXFP4,
+    /// 4 bits, an f16 scale and a whole zero, as AWQ and GPTQ have them: `d (q - z)`, exactly. A block is d, z in a byte, a byte
+    /// that says nothing, and the integers as in [`BlockType::Q4_0`]. Groups of 32 elements, or of a multiple, each with its scale.
+    Q4_G32,
+    /// The same of groups of 128: the integers of 32 elements lie behind those of the 32 before.
+    Q4_G128,
 }
 
 impl BlockType {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         BlockType::Q4_0,
         BlockType::Q4_1,
         BlockType::Q5_0,
@@ -56,9 +61,11 @@ impl BlockType {
         BlockType::IQ4_NL,
         BlockType::IQ4_XS,
         BlockType::MXFP4,
+        BlockType::Q4_G32,
+        BlockType::Q4_G128,
     ];
 
-    /// GGUF id, elements and bytes of a block, name.
+    /// GGUF id (0 for none), elements and bytes of a block, name.
     const fn row(self) -> (u32, usize, usize, &'static str) {
         match self {
             BlockType::Q4_0 => (2, 32, 18, "q4_0"),
@@ -74,20 +81,25 @@ impl BlockType {
             BlockType::IQ4_NL => (20, 32, 18, "iq4_nl"),
             BlockType::IQ4_XS => (23, 256, 136, "iq4_xs"),
             BlockType::MXFP4 => (39, 32, 17, "mxfp4"),
+            BlockType::Q4_G32 => (0, 32, 20, "q4_g32"),
+            BlockType::Q4_G128 => (0, 128, 68, "q4_g128"),
         }
     }
 
-    /// The number of the type in GGUF files (`ggml_type`).
-    pub const fn gguf_id(self) -> u32 {
-        self.row().0
+    /// The number of the type in GGUF files (`ggml_type`), if they have it.
+    pub const fn gguf_id(self) -> Option<u32> {
+        match self.row().0 {
+            0 => None,
+            id => Some(id),
+        }
     }
 
     /// The type of this number in GGUF files; none where it is another type's, or no block type's.
     pub fn from_gguf_id(id: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|block| block.gguf_id() == id)
+        Self::ALL.into_iter().find(|block| block.gguf_id() == Some(id))
     }
 
-    /// Elements of a block: 32 or 256.
+    /// Elements of a block: 32, 128 or 256.
     pub const fn elements(self) -> usize {
         self.row().1
     }
@@ -132,7 +144,8 @@ mod tests {
         for block in BlockType::ALL {
             assert_eq!(block.to_string().parse::<BlockType>().unwrap(), block);
             assert_eq!(block.to_string().to_uppercase().parse::<BlockType>().unwrap(), block);
-            assert_eq!(BlockType::from_gguf_id(block.gguf_id()), Some(block));
+            let own = [BlockType::Q4_G32, BlockType::Q4_G128].contains(&block);
+            assert_eq!(block.gguf_id().and_then(BlockType::from_gguf_id), (!own).then_some(block));
             assert_eq!(block.row_bytes(3 * block.elements()), Some(3 * block.bytes()));
             assert_eq!(block.row_bytes(block.elements() + 1), None);
             assert_eq!(block.row_bytes(usize::MAX), None);

@@ -10,7 +10,7 @@ const IQ4: [f32; 16] = [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13
 const MXFP4: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
 
 impl BlockType {
-    /// The numbers that `blocks` stand for, in f32, to the last bit those of the PyPI package `gguf` and
+    /// The numbers that `blocks` stand for, in f32, to the last bit those of the PyPI package `gguf` (of its types) and
     /// [`reference::dequantised`](crate::reference::dequantised): any number of whole blocks, so also whole rows of a matrix. A
     /// scale that is not finite makes numbers that are not finite.
     ///
@@ -56,6 +56,11 @@ impl BlockType {
             BlockType::MXFP4 => {
                 all.for_each(|(b, y)| nibbles(&b[1..], y, |q| power(b[0]) * MXFP4[usize::from(q & 15)]));
             }
+            BlockType::Q4_G32 | BlockType::Q4_G128 => all.for_each(|(b, y)| {
+                let (d, zero) = (half(b, 0), whole(b[2]));
+                let runs = b[4..].chunks_exact(16).zip(y.chunks_exact_mut(32));
+                runs.for_each(|(bytes, y)| nibbles(bytes, y, |q| d * (whole(q) - zero)));
+            }),
         }
         Ok(())
     }

@@ -38,6 +38,8 @@ impl BlockType {
             BlockType::IQ4_NL => (4, 2, 1, 0, 0),
             BlockType::IQ4_XS => (4, 8, 2, 0, 0),
             BlockType::MXFP4 => (4, 4, 1, 0, 0),
+            BlockType::Q4_G32 => (4, 1, 1, 0, 0),
+            BlockType::Q4_G128 => (4, 4, 1, 0, 0),
         };
         BlockLayout { bits, group, header, high, zero }
     }
@@ -91,6 +93,7 @@ impl BlockType {
             BlockType::Q6_K => part!("nn/block_scales/k6.wgsl"),
             BlockType::IQ4_XS => part!("nn/block_scales/iq4_xs.wgsl"),
             BlockType::MXFP4 => part!("nn/block_scales/power.wgsl"),
+            BlockType::Q4_G32 | BlockType::Q4_G128 => part!("nn/block_scales/zero.wgsl"),
             _ => part!("nn/block_scales/half.wgsl"),
         };
         let consts =
@@ -123,7 +126,7 @@ impl BlockType {
                 blocks().for_each(|b| words.extend_from_slice(&b[2..]));
                 lead(side, 2);
             }
-            BlockType::Q4_1 => {
+            BlockType::Q4_1 | BlockType::Q4_G32 | BlockType::Q4_G128 => {
                 words.extend_from_slice(&group[4..]);
                 lead(side, 4);
             }
@@ -193,6 +196,7 @@ impl BlockType {
             BlockType::Q6_K => (4096.0, &[208]),
             BlockType::IQ4_XS => (4064.0, &[0]),
             BlockType::MXFP4 => (12.0, &[]),
+            BlockType::Q4_G32 | BlockType::Q4_G128 => (255.0, &[0]),
         };
         for (i, block) in blocks.chunks_exact(self.bytes()).enumerate() {
             let scales: f32 = match halves {
