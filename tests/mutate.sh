@@ -224,6 +224,8 @@ blocks-high-run     ~nn/bits/5.wgsl~(piece + 4u * run)~piece~B~dies
 blocks-high-word    ~nn/block_planes.wgsl~at % GROUP * HIGH + n~n~B~dies
 blocks-half         ~nn/block_scales/half.wgsl~unpack2x16float(header)[at % 2u]~unpack2x16float(header).x~B~dies
 blocks-offset       ~nn/block_scales/k4.wgsl~product * scale.x - inputs * scale.y~product * scale.x~B~dies
+blocks-zero         ~nn/block_scales/zero.wgsl~product * scale.x + inputs * scale.y~product * scale.x~B~dies
+blocks-zero-byte    ~nn/block_scales/zero.wgsl~(header >> 16u) & 255u~header >> 16u~B~dies
 blocks-last-group   ~src/nn/linear/blocks/planes.rs~words.truncate(end)~~B~dies
 TABLE
 }

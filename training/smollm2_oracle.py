@@ -4,20 +4,21 @@
 
 Needs torch, transformers, accelerate and gguf; tests/vectors/smollm2.json says with which versions it was made. The file is the one that
 ./dev chat fetches. For each chat: the rendered prompt, its tokens, the greedy tokens behind them (64, or up to an end), and how far
-the best logit was above the second at least. And the negative log-likelihood of the first tokens of tests/vectors/held_out.txt, in
-windows of so many tokens by themselves.
+the best logit was above the second at least. And the negative log-likelihood of tests/vectors/held_out.txt, of each of its windows
+of 512 tokens by itself, without its first token.
 """
 
 import json
 import os
 import sys
+from importlib.metadata import version
 
-import gguf
 import torch
 import transformers
 
 TOKENS = 64
-WINDOW, WINDOWS = 512, 4
+WINDOW = 512
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "vectors")
 
 SYSTEM = "You answer in one short sentence."
 CHATS = [
@@ -49,9 +50,19 @@ def greedy(model, ids, ends):
     return made, gap
 
 
+def held_out(model, tokenizer):
+    with open(os.path.join(ROOT, "held_out.txt"), encoding="utf-8") as file:
+        ids = tokenizer(file.read(), add_special_tokens=False)["input_ids"]
+    nll = []
+    for first in range(0, len(ids), WINDOW):
+        window = torch.tensor([ids[first : first + WINDOW]])
+        logits = torch.log_softmax(model(window, use_cache=False).logits[0, :-1].double(), -1)
+        nll.append(-float(logits.gather(1, window[0, 1:, None]).sum()))
+    return {"window": WINDOW, "tokens": len(ids), "ids": ids[:WINDOW], "nll": nll}
+
+
 def main():
     folder, name = os.path.split(os.path.abspath(sys.argv[1]))
-    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "vectors")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=torch.float32, attn_implementation="eager"
@@ -64,19 +75,10 @@ def main():
         made, gap = greedy(model, ids, {tokenizer.eos_token_id})
         print(repr(tokenizer.decode(made)), f"{gap:.3f}", flush=True)
         chats.append({"messages": messages, "rendered": rendered, "ids": ids, "greedy": made, "min_gap": round(gap, 4)})
-    with open(os.path.join(root, "held_out.txt"), encoding="utf-8") as file:
-        ids = tokenizer(file.read(), add_special_tokens=False)["input_ids"][: WINDOW * WINDOWS]
-    nll = 0.0
-    for first in range(0, len(ids), WINDOW):
-        window = torch.tensor([ids[first : first + WINDOW]])
-        logits = torch.log_softmax(model(window, use_cache=False).logits[0, :-1].double(), -1)
-        nll -= float(logits.gather(1, window[0, 1:, None]).sum())
-    held_out = {"window": WINDOW, "ids": ids, "nll": nll}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "gguf": gguf.__version__} \
-        if hasattr(gguf, "__version__") else {"torch": torch.__version__, "transformers": transformers.__version__}
-    with open(os.path.join(root, "smollm2.json"), "w", encoding="utf-8") as file:
+    versions = {name: version(name) for name in ["torch", "transformers", "gguf"]}
+    with open(os.path.join(ROOT, "smollm2.json"), "w", encoding="utf-8") as file:
         chats = ",\n".join(json.dumps(chat) for chat in chats)
-        file.write(f'{{"versions": {json.dumps(versions)},\n"chats": [\n{chats}\n],\n"held_out": {json.dumps(held_out)}}}\n')
+        file.write(f'{{"versions": {json.dumps(versions)},\n"chats": [\n{chats}\n],\n"held_out": {json.dumps(held_out(model, tokenizer))}}}\n')
 
 
 if __name__ == "__main__":

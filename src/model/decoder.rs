@@ -106,8 +106,9 @@ impl Decoder {
     /// ([`Capabilities::max_binding_bytes`](crate::Capabilities)) lies in several buffers, one dispatch each; not so a layer's
     /// experts, nor the absorbed matrices of GLA and MLA.
     ///
-    /// Rows go to the device as they are read: host memory holds some tens of MiB of them, whatever the model's size, while one
-    /// thread reads and another converts and uploads.
+    /// Rows go to the device as they are read: host memory holds some tens of MiB of them, whatever the model's size, while up to
+    /// 8 threads read and convert, and the caller's uploads. Folders in 4 bits by AWQ and GPTQ stay so with F16, as
+    /// [`BlockType::Q4_G128`] or [`BlockType::Q4_G32`].
     ///
     /// # Errors
     ///

@@ -31,8 +31,8 @@
 //! Rotations are of `rope_type` `default`, `linear`, `llama3` or `yarn` (with `attention_factor`, `mscale` and
 //! `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
 //! what the model computes and is not known is refused by name: sliding windows in some layers only, other activations,
-//! other ways to choose experts, quantised weights. Everything here works on tokens; [`Tokenizer`] makes them of text, by the folder's
-//! `tokenizer.json` where the feature `tokenizers` is on.
+//! other ways to choose experts, weights quantised otherwise than in 4 bits by AWQ or GPTQ. Everything here works on tokens;
+//! [`Tokenizer`] makes them of text, by the folder's `tokenizer.json` where the feature `tokenizers` is on.
 //!
 //! The authors of GTA and GLA published their layers within a Llama (github.com/Dao-AILab/grouped-latent-attention). Files of
 //! their code are known by a key of `config.json`: `rope_dim` for GTA; `qk_rope_dim` for GLA, which has two latents of
@@ -51,7 +51,7 @@
 //!
 //! [`Decoder::load`] takes a GGUF file too, or a folder with one, of version 2 or 3; of a model in several
 //! (`name-00001-of-00003.gguf`) any of them. Numbers come from its metadata: architectures `llama` (Mistral's models are of
-//! it), `qwen2`, and `deepseek2` where it has `attn_kv_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
+//! it), `qwen2`, and `deepseek2`, with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
 //! Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS or MXFP4 ([`BlockType`](crate::nn::BlockType)), and become the decoder's dtype, row by row, as
 //! they are read. [`GgufMetadata`] says what a file holds.
 //!

@@ -1,7 +1,7 @@
 //! Some rows of a tensor, read at once: by any thread, of a file that others read as well.
 
 use super::groups::Groups;
-use super::store::WeightFile;
+use super::store::{Data, WeightFile};
 use crate::error::Result;
 use crate::io::xxh64;
 use std::ops::Range;
@@ -72,6 +72,18 @@ impl Part<'_, '_> {
             }
         };
         Ok((read, self.counted(read)))
+    }
+
+    /// The same, in `memory` in any case.
+    pub(crate) fn read_to(&self, memory: &mut Vec<u8>) -> Result<Counted> {
+        if let (None, None, Data::File(_)) = (&self.heads, self.groups, &self.file.data) {
+            return Ok(self.read(memory)?.1);
+        }
+        let mut own = Vec::new();
+        let (read, counted) = self.read(&mut own)?;
+        memory.clear();
+        memory.extend_from_slice(read);
+        Ok(counted)
     }
 
     fn counted(&self, bytes: &[u8]) -> Counted {

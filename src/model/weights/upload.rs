@@ -114,7 +114,11 @@ struct Done<'j> {
 
 impl<'j> Job<'j, '_> {
     fn run(self, memory: &mut Vec<u8>, mut made: PackedRows) -> Done<'j> {
-        match self.part.read(memory) {
+        let read = match self.way {
+            Way::Copied => self.part.read_to(&mut made.rows).map(|counted| (&[][..], counted)),
+            _ => self.part.read(memory),
+        };
+        match read {
             Err(e) => Done { tensor: self.tensor, counted: Err(e), packed: Ok(made) },
             Ok((bytes, counted)) => {
                 let packed = self.pack(bytes, &mut made).map(|()| made);
@@ -123,15 +127,15 @@ impl<'j> Job<'j, '_> {
         }
     }
 
+    /// Of what was read, unless it is copied.
     fn pack(&self, bytes: &[u8], made: &mut PackedRows) -> Result<(), Fault> {
         match &self.way {
             Way::Copied => {
                 // Which one it is, is looked for where there is one.
-                if any_odd_f16(bytes) {
-                    check_finite(&halves(bytes)).map_err(Fault::Tensor)?;
+                match any_odd_f16(&made.rows) {
+                    true => check_finite(&halves(&made.rows)).map_err(Fault::Tensor),
+                    false => Ok(()),
                 }
-                made.rows.extend_from_slice(bytes);
-                Ok(())
             }
             Way::Kept => self.packer.blocks(bytes, made).map_err(Fault::Blocks),
             Way::Converted => self.numbers.each(bytes, |values| self.packer.values(values, made)),

@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, Result};
 /// Rows as they lie on the device: what [`RowPacker`] makes, and a writer takes.
 #[derive(Default)]
 pub(crate) struct PackedRows {
-    /// Of the plane of rows, or of words.
+    /// Of the plane of rows, or of words. Rows that lie in files as on the device are put here by whoever reads them.
     pub(crate) rows: Vec<u8>,
     /// Of blocks: of the plane of scales.
     pub(super) side: Vec<u8>,

@@ -5,6 +5,7 @@ use super::dequantise::{k_scales, q3_scales};
 use super::BlockType;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Consts, ShaderPart};
+use half::f16;
 
 /// Elements of a word.
 pub(crate) const WORD: usize = 32;
@@ -104,6 +105,20 @@ impl BlockType {
     /// Appends whole blocks to both planes. Blocks that are no whole group at the end are filled up with zeros, in the plane of
     /// scales alone.
     pub(crate) fn repack(self, blocks: &[u8], words: &mut Vec<u8>, side: &mut Vec<u8>) {
+        // Where a block is what it says of itself, then its integers in their order.
+        match self {
+            BlockType::Q4_0 | BlockType::IQ4_NL => parted::<2, 16>(blocks, words, side),
+            BlockType::Q4_1 | BlockType::Q4_G32 => parted::<4, 16>(blocks, words, side),
+            BlockType::Q4_G128 => parted::<4, 64>(blocks, words, side),
+            BlockType::Q8_0 => parted::<2, 32>(blocks, words, side),
+            BlockType::IQ4_XS => parted::<8, 128>(blocks, words, side),
+            BlockType::MXFP4 => parted::<1, 16>(blocks, words, side),
+            _ => return self.repack_groups(blocks, words, side),
+        }
+        side.resize(side.len().next_multiple_of(4), 0);
+    }
+
+    fn repack_groups(self, blocks: &[u8], words: &mut Vec<u8>, side: &mut Vec<u8>) {
         let mut groups = blocks.chunks_exact(self.group_blocks() * self.bytes());
         for group in &mut groups {
             self.repack_group(group, words, side);
@@ -118,18 +133,11 @@ impl BlockType {
         }
     }
 
+    /// Of types whose upper bits lie apart.
     fn repack_group(self, group: &[u8], words: &mut Vec<u8>, side: &mut Vec<u8>) {
         let blocks = || group.chunks_exact(self.bytes());
         let lead = |side: &mut Vec<u8>, bytes: usize| blocks().for_each(|b| side.extend_from_slice(&b[..bytes]));
         match self {
-            BlockType::Q4_0 | BlockType::IQ4_NL | BlockType::Q8_0 => {
-                blocks().for_each(|b| words.extend_from_slice(&b[2..]));
-                lead(side, 2);
-            }
-            BlockType::Q4_1 | BlockType::Q4_G32 | BlockType::Q4_G128 => {
-                words.extend_from_slice(&group[4..]);
-                lead(side, 4);
-            }
             BlockType::Q5_0 => {
                 lead(side, 2);
                 for block in blocks() {
@@ -141,10 +149,6 @@ impl BlockType {
                 words.extend_from_slice(&group[8..]);
                 lead(side, 4);
                 push(side, &[spread(u32_at(group, 4))]);
-            }
-            BlockType::MXFP4 => {
-                blocks().for_each(|b| words.extend_from_slice(&b[1..]));
-                lead(side, 1);
             }
             BlockType::Q2_K => {
                 push(words, &pairs(&group[16..80]));
@@ -176,10 +180,8 @@ impl BlockType {
                 side.extend_from_slice(&group[192..208]);
                 push(side, &pairs(&group[128..192]));
             }
-            BlockType::IQ4_XS => {
-                words.extend_from_slice(&group[8..]);
-                lead(side, 8);
-            }
+            // `repack` knows the others.
+            _ => {}
         }
     }
 
@@ -198,13 +200,15 @@ impl BlockType {
             BlockType::MXFP4 => (12.0, &[]),
             BlockType::Q4_G32 | BlockType::Q4_G128 => (255.0, &[0]),
         };
+        // Magnitudes of f16 are in the order of their bits.
+        let small = f16::from_f32(0.99 * LARGEST / (most * halves.len().max(1) as f32)).to_bits();
         for (i, block) in blocks.chunks_exact(self.bytes()).enumerate() {
-            let scales: f32 = match halves {
-                [] => super::dequantise::power(block[0]),
-                _ => halves.iter().map(|at| super::dequantise::half(block, *at).abs()).sum(),
+            // Nearly always by far; what is no number is not.
+            let fits = match halves {
+                [] => super::dequantise::power(block[0]) * most < LARGEST,
+                _ => halves.iter().all(|at| u16::from_le_bytes([block[*at], block[at + 1]]) & 0x7fff < small),
             };
-            // Nearly always by far; NaN is not.
-            if scales * most < LARGEST {
+            if fits {
                 continue;
             }
             let mut values = vec![0.0; self.elements()];
@@ -225,6 +229,18 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+/// Of blocks of `LEAD` + `CODES` bytes the first ones to `side`, the others to `words`.
+fn parted<const LEAD: usize, const CODES: usize>(blocks: &[u8], words: &mut Vec<u8>, side: &mut Vec<u8>) {
+    let (at, side_at, count) = (words.len(), side.len(), blocks.len() / (LEAD + CODES));
+    words.resize(at + count * CODES, 0);
+    side.resize(side_at + count * LEAD, 0);
+    let planes = words[at..].chunks_exact_mut(CODES).zip(side[side_at..].chunks_exact_mut(LEAD));
+    for ((words, side), block) in planes.zip(blocks.chunks_exact(LEAD + CODES)) {
+        side.copy_from_slice(&block[..LEAD]);
+        words.copy_from_slice(&block[LEAD..]);
+    }
+}
+
 fn push(bytes: &mut Vec<u8>, numbers: &[u32]) {
     numbers.iter().for_each(|n| bytes.extend_from_slice(&n.to_le_bytes()));
 }
@@ -243,10 +259,15 @@ fn singles(bytes: &[u8]) -> [u32; 8] {
 
 /// Of 64 bytes, two bits for each of 8 words of 32 elements, the two u32s of each: bits `8 e + 2 q` of element e of quad q of four.
 fn pairs(bytes: &[u8]) -> [u32; 16] {
-    std::array::from_fn(|i| {
-        let (word, first) = (i / 2, i / 2 / 4 * 32 + i % 2 * 16);
-        (0..4).fold(0, |all, q| all | (u32_at(bytes, first + 4 * q) >> (word % 4 * 2) & 0x0303_0303) << (2 * q))
-    })
+    let quads: [u32; 16] = std::array::from_fn(|i| u32_at(bytes, 4 * i));
+    let mut all = [0; 16];
+    for (i, four) in quads.chunks_exact(4).enumerate() {
+        for word in 0..4 {
+            let bits = |q: usize| (four[q] >> (2 * word) & 0x0303_0303) << (2 * q);
+            all[(i / 2 * 4 + word) * 2 + i % 2] = bits(0) | bits(1) | bits(2) | bits(3);
+        }
+    }
+    all
 }
 
 /// Runs of 32 elements in the lower or the upper halves of 32 bytes become words: 16 elements in lower halves, 16 in upper ones.
