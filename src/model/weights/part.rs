@@ -7,7 +7,7 @@ use crate::io::xxh64;
 use std::ops::Range;
 
 /// Some whole rows of a tensor, and where they lie.
-pub(crate) struct Part<'s, 'a> {
+pub(crate) struct RowsPart<'s, 'a> {
     pub(super) file: &'s WeightFile<'a>,
     pub(super) offset: u64,
     /// Of the file, which may be more than the rows.
@@ -46,7 +46,7 @@ pub(crate) struct Counted {
     pub(super) bytes: u64,
 }
 
-impl Part<'_, '_> {
+impl RowsPart<'_, '_> {
     pub(crate) fn rows(&self) -> usize {
         match &self.heads {
             Some(heads) => heads.cut.len() / self.row_bytes,

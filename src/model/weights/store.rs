@@ -2,7 +2,7 @@
 //! memory at a time.
 
 use super::groups::Groups;
-use super::part::{Counted, Heads, NewRows, Part};
+use super::part::{Counted, Heads, NewRows, RowsPart};
 use super::stored::Stored;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_at::read_exact_at;
@@ -147,13 +147,13 @@ impl<'a> WeightFiles<'a> {
         place: &'s Place,
         rows: Range<usize>,
         part_bytes: usize,
-    ) -> Vec<Part<'s, 'a>> {
+    ) -> Vec<RowsPart<'s, 'a>> {
         let (file, row_bytes) = (&self.files[place.file], place.row_bytes());
         let name = xxh64(tensor.as_bytes(), 0);
         let part = |first: usize, count: usize, offset: u64, bytes: usize, heads: Option<Heads>| {
             let new = self.mark_new(tensor, place, first..first + count);
             let groups = place.groups.as_ref().map(|groups| (groups, &self.files[..]));
-            Part { file, offset: place.offset + offset, bytes, heads, groups, row_bytes, first, name, new }
+            RowsPart { file, offset: place.offset + offset, bytes, heads, groups, row_bytes, first, name, new }
         };
         let Some(head) = place.neighbours else {
             let step = (part_bytes / row_bytes).max(1);

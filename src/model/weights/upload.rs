@@ -2,7 +2,7 @@
 //! loads writes them, in order.
 
 use super::matrix::{Matrix, Piece};
-use super::part::{Counted, Part};
+use super::part::{Counted, RowsPart};
 use super::reader::WeightReader;
 use super::store::PART_BYTES;
 use super::stored::{halves, Stored};
@@ -33,7 +33,7 @@ pub(super) struct Numbers<'j> {
 }
 
 /// What is wrong with a tensor's rows.
-pub(super) enum Fault {
+pub(super) enum RowsFault {
     /// In words.
     Tensor(String),
     /// As a weight of blocks says it.
@@ -41,20 +41,20 @@ pub(super) enum Fault {
     Other(Error),
 }
 
-impl From<Error> for Fault {
+impl From<Error> for RowsFault {
     fn from(error: Error) -> Self {
-        Fault::Other(error)
+        RowsFault::Other(error)
     }
 }
 
 impl Numbers<'_> {
     /// The numbers of whole rows, some rows at a time, multiplied by what they are to be.
-    pub(super) fn each(self, bytes: &[u8], mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<(), Fault> {
+    pub(super) fn each(self, bytes: &[u8], mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<(), RowsFault> {
         let mut factors = self.factors.into_iter().flatten();
         let block_bytes = (BLOCK_BYTES / self.row_bytes).max(1) * self.row_bytes;
         bytes.chunks(block_bytes).try_for_each(|block| {
             let mut values = self.stored.decoded(block);
-            self.check(&values).map_err(Fault::Tensor)?;
+            self.check(&values).map_err(RowsFault::Tensor)?;
             for (row, factor) in values.chunks_exact_mut(self.in_dim.max(1)).zip(&mut factors) {
                 row.iter_mut().for_each(|w| *w *= factor);
             }
@@ -86,7 +86,7 @@ pub(super) fn check_finite(values: &[f32]) -> Result<(), String> {
 
 /// What a part's rows become.
 #[derive(Clone)]
-enum Way {
+enum RowsWay {
     /// F16 rows that are F16 rows on the device.
     Copied,
     /// Blocks that stay blocks.
@@ -99,8 +99,8 @@ enum Way {
 /// A part of a matrix, for whichever thread comes to it.
 struct Job<'j, 'a> {
     tensor: &'j str,
-    part: Part<'j, 'a>,
-    way: Way,
+    part: RowsPart<'j, 'a>,
+    way: RowsWay,
     numbers: Numbers<'j>,
     packer: RowPacker,
 }
@@ -109,13 +109,13 @@ struct Job<'j, 'a> {
 struct Done<'j> {
     tensor: &'j str,
     counted: Result<Counted>,
-    packed: Result<PackedRows, Fault>,
+    packed: Result<PackedRows, RowsFault>,
 }
 
 impl<'j> Job<'j, '_> {
     fn run(self, memory: &mut Vec<u8>, mut made: PackedRows) -> Done<'j> {
         let read = match self.way {
-            Way::Copied => self.part.read_to(&mut made.rows).map(|counted| (&[][..], counted)),
+            RowsWay::Copied => self.part.read_to(&mut made.rows).map(|counted| (&[][..], counted)),
             _ => self.part.read(memory),
         };
         match read {
@@ -128,18 +128,18 @@ impl<'j> Job<'j, '_> {
     }
 
     /// Of what was read, unless it is copied.
-    fn pack(&self, bytes: &[u8], made: &mut PackedRows) -> Result<(), Fault> {
+    fn pack(&self, bytes: &[u8], made: &mut PackedRows) -> Result<(), RowsFault> {
         match &self.way {
-            Way::Copied => {
+            RowsWay::Copied => {
                 // Which one it is, is looked for where there is one.
                 match any_odd_f16(&made.rows) {
-                    true => check_finite(&halves(&made.rows)).map_err(Fault::Tensor),
+                    true => check_finite(&halves(&made.rows)).map_err(RowsFault::Tensor),
                     false => Ok(()),
                 }
             }
-            Way::Kept => self.packer.blocks(bytes, made).map_err(Fault::Blocks),
-            Way::Converted => self.numbers.each(bytes, |values| self.packer.values(values, made)),
-            Way::Columns(columns) => {
+            RowsWay::Kept => self.packer.blocks(bytes, made).map_err(RowsFault::Blocks),
+            RowsWay::Converted => self.numbers.each(bytes, |values| self.packer.values(values, made)),
+            RowsWay::Columns(columns) => {
                 let mut all = Vec::new();
                 self.numbers.each(bytes, |values| {
                     all.extend_from_slice(values);
@@ -193,10 +193,10 @@ impl WeightReader<'_> {
         let place = self.known(&piece.tensor)?;
         let plain = piece.factors.is_none();
         let (way, part_bytes) = match (place.stored, weight.takes_blocks()) {
-            _ if piece.columns.is_some() => (Way::Columns(piece.columns.clone().unwrap_or_default()), usize::MAX),
-            (Stored::F16, _) if plain && weight.takes_f16() => (Way::Copied, PART_BYTES),
-            (Stored::Blocks(stored), Some(block)) if stored == block && plain => (Way::Kept, PART_BYTES),
-            _ => (Way::Converted, PART_BYTES),
+            _ if piece.columns.is_some() => (RowsWay::Columns(piece.columns.clone().unwrap_or_default()), usize::MAX),
+            (Stored::F16, _) if plain && weight.takes_f16() => (RowsWay::Copied, PART_BYTES),
+            (Stored::Blocks(stored), Some(block)) if stored == block && plain => (RowsWay::Kept, PART_BYTES),
+            _ => (RowsWay::Converted, PART_BYTES),
         };
         let numbers = self.numbers(piece, place);
         let mut done = 0;
@@ -211,11 +211,11 @@ impl WeightReader<'_> {
         Ok(())
     }
 
-    pub(super) fn of_fault(&self, tensor: &str, fault: Fault) -> Error {
+    pub(super) fn of_fault(&self, tensor: &str, fault: RowsFault) -> Error {
         match fault {
-            Fault::Tensor(message) => self.bad(tensor, message),
-            Fault::Blocks(error) => self.of_blocks(tensor, error),
-            Fault::Other(error) => error,
+            RowsFault::Tensor(message) => self.bad(tensor, message),
+            RowsFault::Blocks(error) => self.of_blocks(tensor, error),
+            RowsFault::Other(error) => error,
         }
     }
 }
