@@ -45,6 +45,31 @@ fn a_cold_session_computes_what_a_warm_one_does() {
     }
 }
 
+/// A stream's first token waits for no kernel of the step behind it: those are compiled together with its own.
+#[test]
+fn a_stream_compiles_once() {
+    for variant in VARIANTS {
+        let gpu = gpu_with(GpuOptions::default());
+        let decoder = decoder(&gpu, variant, "streams");
+        let mut one_by_one = session(&decoder);
+        let want = fed(&mut one_by_one).0;
+        let other = gpu_with(GpuOptions::default());
+        let mut session = session(&self::decoder(&other, variant, "streams-cold"));
+        let (id, stats) = (session.insert(), session.stats());
+        let mut stream = session.stream(&[(id, &PROMPT)], |_| Draw::default()).unwrap();
+        assert_eq!(other.counters().pipelines, 0, "{variant}");
+        let mut tokens = block_on(stream.next(false)).unwrap();
+        let compiled = other.counters().pipelines;
+        assert_eq!(stream.session().stats().used, stats.used + PROMPT.len().div_ceil(8), "{variant}");
+        for _ in 1..want.len() {
+            tokens.extend(block_on(stream.next(true)).unwrap());
+        }
+        assert_eq!(tokens, want, "{variant}");
+        assert_eq!(other.counters().pipelines, compiled, "{variant}: behind the first token");
+        assert_eq!(gpu.counters().pipelines, compiled, "{variant}: no more than one by one");
+    }
+}
+
 #[test]
 fn loading_compiles_nothing_and_a_step_what_it_dispatches() {
     for variant in VARIANTS {

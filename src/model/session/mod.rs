@@ -39,6 +39,8 @@ pub struct Session {
     prefill: Option<ExplicitPrefill>,
     options: SessionOptions,
     buffers: Buffers,
+    /// Whether it has streamed before.
+    streamed: bool,
     /// Of the sequences of a call under way: what a failed or dropped call is rolled back to.
     pub(super) unfinished: Vec<Unfinished>,
 }
@@ -97,7 +99,8 @@ impl Session {
         let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
         let prefill = ExplicitPrefill::of_session(decoder, &options)?;
         let buffers = Buffers::new(decoder, &options, &cache.layer(0)?, prefill.is_some())?;
-        Ok(Session { decoder: decoder.clone(), cache, decode, prefill, options, buffers, unfinished: Vec::new() })
+        let (decoder, unfinished) = (decoder.clone(), Vec::new());
+        Ok(Session { decoder, cache, decode, prefill, options, buffers, streamed: false, unfinished })
     }
 
     /// All that is on a device, on that of `decoder`.

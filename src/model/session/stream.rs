@@ -125,9 +125,10 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
         let draws = self.draws(0);
         let (input, want) = (batch(&self.input), Want::Tokens(&draws));
         let samplers = self.session.check(&input, &want)?;
+        let lengths: Vec<usize> = input.iter().map(|(_, tokens)| tokens.len()).collect();
+        self.session.compile_stream(&lengths)?;
         self.session.begin(&input)?;
         let call = Call { batch: &input, want, undrawn: Undrawn::Fails, samplers };
-        let lengths: Vec<usize> = input.iter().map(|(_, tokens)| tokens.len()).collect();
         let mut steps = schedule(&lengths, self.session.capacity());
         let last = steps.pop().unwrap_or_default();
         for parts in steps {

@@ -2,6 +2,7 @@
 
 use super::feed::{Undrawn, Want};
 use super::owned::Owned;
+use super::schedule::{schedule, TokenRun};
 use super::{Draw, Session};
 use crate::cache::SeqId;
 use crate::error::Result;
@@ -45,9 +46,31 @@ impl Session {
         Ok(())
     }
 
+    /// Compiles what the ends of a stream's input need together with what the steps of single tokens behind it do, when a session
+    /// first streams: else its first token waited for the one and then for the other, since the step behind is recorded before it is
+    /// read. What does not fit the free part of the cache is compiled when its turn comes.
+    ///
+    /// Errors: those of the device.
+    pub(super) fn compile_stream(&mut self, lengths: &[usize]) -> Result<()> {
+        if std::mem::replace(&mut self.streamed, true) {
+            return Ok(());
+        }
+        let steps = schedule(lengths, self.capacity());
+        let tokens = |parts: &Vec<TokenRun>| parts.iter().map(|part| part.tokens.len()).collect();
+        let ends = steps.first().into_iter().chain(steps.last()).map(tokens);
+        let steps: Vec<Vec<usize>> = ends.chain([vec![1; lengths.len()]]).filter(|step| self.is_free(step)).collect();
+        let gpu = self.decoder().gpu().clone();
+        gpu.compile_for(|| steps.iter().try_for_each(|tokens| self.record_rehearsal(tokens)))
+    }
+
+    /// Whether new sequences of so many tokens fit the free part of the cache.
+    fn is_free(&self, tokens: &[usize]) -> bool {
+        let page_size = self.cache().pages().size;
+        tokens.iter().map(|n| n.div_ceil(page_size)).sum::<usize>() <= self.stats().free
+    }
+
     /// Tokens of each sequence of each step.
     fn steps_to_rehearse(&self, most: usize, sizes: &[usize]) -> Vec<Vec<usize>> {
-        let (page_size, free) = (self.cache().pages().size, self.stats().free);
         // Short sequences beside a long one: several kernels in one step need the most scratch memory for what is merged.
         let (mut mixed, mut left) = (Vec::new(), most);
         for rows in ROWS.into_iter().rev().take(self.max_batch() - 1) {
@@ -59,10 +82,9 @@ impl Session {
         mixed.push(left);
         let alone = sizes.iter().map(|rows| vec![*rows]);
         // Single tokens of several sequences: other rows for the products, the same for the attention.
-        let batches = self.max_batch().min(free);
+        let batches = self.max_batch().min(self.stats().free);
         let together = [batches].into_iter().chain(ROWS).filter(|n| (2..=batches).contains(n)).map(|n| vec![1; n]);
-        let fits = |tokens: &Vec<usize>| tokens.iter().map(|n| n.div_ceil(page_size)).sum::<usize>() <= free;
-        [mixed].into_iter().chain(alone).chain(together).filter(fits).collect()
+        [mixed].into_iter().chain(alone).chain(together).filter(|step| self.is_free(step)).collect()
     }
 
     /// Feeds so many tokens to each of new sequences, and removes them. Their merge kernels are bound too, with nothing
