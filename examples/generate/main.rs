@@ -251,6 +251,9 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
             r.variant, r.prefill_rate, r.prefill_ms, decode, r.kv_elements, r.kv_bytes, r.cached_bytes
         )?;
     }
+    for r in &reports {
+        r.cold_start.iter().try_for_each(|cold| write!(out, "{}", r.variant).and_then(|()| cold.print(out)))?;
+    }
     for r in reports.iter().filter(|r| args.profile && r.decode_rate.is_finite()) {
         let us = 1e6 / r.decode_rate;
         writeln!(
@@ -262,7 +265,6 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
             us / r.dispatches,
             r.submits
         )?;
-        r.cold_start.iter().try_for_each(|cold| cold.print(out))?;
         print_profile(out, &r.profile)?;
     }
     Ok(())
