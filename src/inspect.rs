@@ -7,6 +7,7 @@ use crate::attention::kernels::tile::ShapeLimits;
 use crate::attention::AttentionOptions;
 use crate::cache::{pages_rows_spec, Direction};
 use crate::error::Result;
+use crate::gpu::shader::Assembled;
 use crate::gpu::{Access, Const, DType, KernelSpec, Tier, MATRIX_WORKGROUP_BYTES, PORTABLE_WORKGROUP_BYTES};
 use crate::kv::append::append_spec;
 use crate::kv::pool::with_slabs;
@@ -53,7 +54,12 @@ pub fn variants() -> Result<Vec<Variant>> {
     all.extend(crate::nn::specs()?);
     all.push(("64 lanes".into(), crate::gpu::parallelism::spec()));
     let mut seen = HashSet::new();
-    Ok(all.into_iter().map(|(what, spec)| variant(&what, &spec)).filter(|v| seen.insert(v.wgsl.clone())).collect())
+    // Most texts come several times: only of those that stay are the lines annotated.
+    let new = all.into_iter().filter_map(|(what, spec)| {
+        let source = spec.assemble();
+        seen.insert(source.text.clone()).then(|| variant(&what, &spec, source))
+    });
+    Ok(new.collect())
 }
 
 /// A label and what it belongs to.
@@ -172,8 +178,7 @@ fn layouts() -> Result<Vec<(String, HeadLayout)>> {
     Ok(all)
 }
 
-fn variant(what: &str, spec: &KernelSpec) -> Variant {
-    let source = spec.assemble();
+fn variant(what: &str, spec: &KernelSpec, source: Assembled) -> Variant {
     let numbers: Vec<String> = spec.consts.iter().filter_map(|(name, value)| number(name, *value)).collect();
     let parts: Vec<&str> = spec.parts.iter().map(|part| part.name.trim_end_matches(".wgsl")).collect();
     Variant {

@@ -9,10 +9,17 @@ use crate::gpu::kernel::PARAM_BYTES;
 use crate::gpu::parallelism::StreamParams;
 use crate::kv::append::AppendParams;
 use std::mem::{offset_of, size_of};
+use std::sync::OnceLock;
+
+/// All texts, assembled once: that takes seconds.
+fn all() -> &'static [Variant] {
+    static ALL: OnceLock<Vec<Variant>> = OnceLock::new();
+    ALL.get_or_init(|| variants().unwrap())
+}
 
 /// Field names, their byte offsets, and the size of a struct of a kernel.
 fn reflect(kernel: &str, structure: &str) -> (Vec<(String, usize)>, usize) {
-    let variant = variants().unwrap().into_iter().find(|v| v.name == kernel).unwrap();
+    let variant = all().iter().find(|v| v.name == kernel).unwrap();
     let module = naga::front::wgsl::parse_str(&variant.wgsl).unwrap();
     let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some(structure)).unwrap();
     let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{structure} is no struct") };
@@ -79,7 +86,7 @@ fn items_are_read_in_the_order_of_their_fields() {
 
 #[test]
 fn labels_tell_variants_apart_and_no_text_comes_twice() {
-    let all = variants().unwrap();
+    let all = all();
     let labels: HashSet<(&str, &str)> = all.iter().map(|v| (v.name, v.label.as_str())).collect();
     let texts: HashSet<&str> = all.iter().map(|v| v.wgsl.as_str()).collect();
     assert_eq!((labels.len(), texts.len()), (all.len(), all.len()));
@@ -91,7 +98,7 @@ fn labels_tell_variants_apart_and_no_text_comes_twice() {
 /// The set must reach every lane assignment, or the tests over it prove less than they say.
 #[test]
 fn the_set_reaches_every_part_and_regime() {
-    let all = variants().unwrap();
+    let all = all();
     let reached = |what: &str| all.iter().any(|v| v.label.contains(what) || v.wgsl.contains(what));
     for what in [
         "ROWS_PER_BLOCK=1 ",

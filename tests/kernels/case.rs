@@ -56,7 +56,12 @@ pub fn scale(heads: &HeadLayout) -> f32 {
 
 /// Compares a case with the reference on a device of each tier.
 pub fn check(case: &Case, extra: &Extra) {
-    for gpu in tiers() {
+    check_on(&tiers(), case, extra);
+}
+
+/// The same on these devices.
+pub fn check_on(gpus: &[&Gpu], case: &Case, extra: &Extra) {
+    for gpu in gpus {
         let decode = Decode::with_options(gpu, case.heads, case.dtype, extra.options).unwrap().with_policy(case.policy);
         let results = case.run_with(gpu, &decode, case.draw(), 0xff, extra);
         case.compare_all_with(&results, extra);

@@ -1,7 +1,7 @@
 //! The shape table of the design: every pair of values in the default run, a large random sample behind `--ignored`.
 
 use crate::case::{Case, Errors};
-use crate::common::{gpu_of_thread as gpu, Rng};
+use crate::common::{gpu, Rng};
 use crate::pairwise;
 use latten::{DType, Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
 

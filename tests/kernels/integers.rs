@@ -1,8 +1,8 @@
 //! Integer caches: what append writes, seen in the memory itself, and what decode makes of it.
 
 use crate::append::{layouts_to_append, pool};
-use crate::case::{Case, Extra, Sequence};
-use crate::common::{gpu, layouts, tiers, Rng};
+use crate::case::{check_on, Case, Extra, Sequence};
+use crate::common::{gpu, layouts, tiers_in_turn, Rng};
 use half::f16;
 use latten::attention::AttentionOptions;
 use latten::kv::{Append, AppendArgs, KvSource, StateLayout};
@@ -303,20 +303,20 @@ fn slots_past_the_pool_are_clamped_to_its_last() {
 }
 
 /// Widths that fill no word, pages from one token on, and softcap, window and sinks at once, or a tree: against the
-/// reference over what the cache holds, in its bounds for any cache.
-#[test]
-fn odd_widths_pages_and_options() {
+/// reference over what the cache holds, in its bounds for any cache. On one tier each, unless it is to be `all`.
+fn odd_widths(all: bool) {
     let gqa = HeadLayout::gqa(Gqa { q_heads: 6, kv_heads: 3, head_dim: 20 }).unwrap();
     let gta = HeadLayout::gta(Gta { q_heads: 8, kv_heads: 2, head_dim: 12, rope_dim: 6 }).unwrap();
-    let all = AttentionOptions { softcap: Some(2.0), window: Some(70), keep_first: 3, sinks: true, tree: false };
+    let most = AttentionOptions { softcap: Some(2.0), window: Some(70), keep_first: 3, sinks: true, tree: false };
     let tree = AttentionOptions { tree: true, ..Default::default() };
-    for (heads, dtype, options, page_size) in [
-        (gqa, DType::I4, all, 1),
-        (gta, DType::I4, all, 256),
-        (gqa, DType::I4, tree, 16),
-        (gta, DType::I4, tree, 2),
-        (gqa, DType::I8, all, 64),
-        (gta, DType::I8, tree, 1),
+    // The numbers say which tier's turn it is: each has both widths, both dtypes, and both kinds of options.
+    for (number, heads, dtype, options, page_size) in [
+        (0, gqa, DType::I4, most, 1),
+        (1, gta, DType::I4, most, 256),
+        (1, gqa, DType::I4, tree, 16),
+        (0, gta, DType::I4, tree, 2),
+        (1, gqa, DType::I8, most, 64),
+        (0, gta, DType::I8, tree, 1),
     ] {
         let lengths = vec![(1, 1), (200, 1), (40, 5), (300, 16), (9, 0)];
         let policy = SplitPolicy::FixedTokens(48);
@@ -327,20 +327,27 @@ fn odd_widths_pages_and_options() {
             trees: if options.tree { lengths.iter().map(|l| masks(l.1).collect()).collect() } else { vec![] },
         };
         let case = Case { heads, dtype, page_size, lengths, policy, seed: 59 };
-        for gpu in tiers() {
-            let decode = Decode::with_options(gpu, heads, dtype, options).unwrap().with_policy(policy);
-            case.compare_all_with(&case.run_with(gpu, &decode, case.draw(), 0xff, &extra), &extra);
-        }
+        check_on(&tiers_in_turn(number, all), &case, &extra);
     }
+}
+
+#[test]
+fn odd_widths_pages_and_options() {
+    odd_widths(false);
+}
+
+#[test]
+#[ignore = "long: the same on every tier; a minute of software GPU"]
+fn odd_widths_pages_and_options_on_every_tier() {
+    odd_widths(true);
 }
 
 /// How far results are from those of the rows that were appended: printed, and bounded by what so many bits hold. See
 /// `reference::quantise_span`: 1e-5 (i8) and, for normal values, 1e-2 (i4) are out of reach of a scale per span.
-#[test]
-fn error_against_the_unquantised() {
+fn errors(all: bool) {
     // One of each kind of page: two spans, one, one span and a rope key.
     for (i, heads) in [layouts()[1], layouts()[3], layouts()[5]].into_iter().enumerate() {
-        for (dtype, levels) in [(DType::I8, 127.0), (DType::I4, 7.0)] {
+        for (j, (dtype, levels)) in [(DType::I8, 127.0), (DType::I4, 7.0)].into_iter().enumerate() {
             for uniform in [false, true] {
                 let lengths = vec![(100, 1), (400, 3)];
                 let policy = SplitPolicy::FixedTokens(64);
@@ -351,7 +358,7 @@ fn error_against_the_unquantised() {
                     drawn.iter_mut().flat_map(|s| &mut s.rows).for_each(|v| *v = 2.0 * rng.uniform() - 1.0);
                 }
                 let mut worst = 0.0f64;
-                for gpu in tiers() {
+                for gpu in tiers_in_turn(i + j, all) {
                     let decode = Decode::new(gpu, heads, dtype).unwrap().with_policy(policy);
                     let results = case.run(gpu, &decode, drawn.clone(), 0xff);
                     // Against the same integers, within the bounds of any cache.
@@ -370,4 +377,15 @@ fn error_against_the_unquantised() {
             }
         }
     }
+}
+
+#[test]
+fn error_against_the_unquantised() {
+    errors(false);
+}
+
+#[test]
+#[ignore = "long: the same on every tier; a minute of software GPU"]
+fn error_against_the_unquantised_on_every_tier() {
+    errors(true);
 }

@@ -1,8 +1,8 @@
 //! First tokens kept beside a window: against the f64 reference, and the bits of sequences whose pages between the two
 //! are gone.
 
-use crate::case::{check, Case, Extra};
-use crate::common::{bits, gpu, layouts, small, tiers, wait, Rng};
+use crate::case::{check, check_on, Case, Extra};
+use crate::common::{bits, gpu, layouts, small, tiers, tiers_in_turn, wait, Rng};
 use latten::attention::AttentionOptions;
 use latten::{
     CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SequenceOptions,
@@ -32,16 +32,27 @@ fn first_tokens_beside_a_window() {
     }
 }
 
-/// GQA, GTA, GLA and MLA, in each of their kernels.
-#[test]
-fn in_every_variant_and_dtype() {
-    for heads in [1, 3, 4, 5].map(|i| layouts()[i]) {
-        for dtype in [DType::F32, DType::F16, DType::I8] {
+/// GQA, GTA, GLA and MLA, in each of their kernels; on one tier each, unless it is to be `all`.
+fn every_variant_and_dtype(all: bool) {
+    let extra = Extra { options: kept(50, 6), ..Default::default() };
+    for (i, heads) in [1, 3, 4, 5].map(|i| layouts()[i]).into_iter().enumerate() {
+        for (j, dtype) in [DType::F32, DType::F16, DType::I8].into_iter().enumerate() {
             for (page_size, policy) in [1, 16, 64].into_iter().zip(POLICIES) {
-                check(&case(heads, dtype, page_size, policy), &Extra { options: kept(50, 6), ..Default::default() });
+                check_on(&tiers_in_turn(i + j, all), &case(heads, dtype, page_size, policy), &extra);
             }
         }
     }
+}
+
+#[test]
+fn in_every_variant_and_dtype() {
+    every_variant_and_dtype(false);
+}
+
+#[test]
+#[ignore = "long: the same on every tier; a minute of software GPU"]
+fn in_every_variant_and_dtype_on_every_tier() {
+    every_variant_and_dtype(true);
 }
 
 /// With a softcap and learned sinks; trees with both are in `tree.rs`.

@@ -1,7 +1,7 @@
 //! Softcap, sliding window and sinks, alone and together, against the f64 reference.
 
-use crate::case::{check, Case, Extra, Size};
-use crate::common::{bits, layouts, small, tiers, Rng};
+use crate::case::{check, check_on, Case, Extra, Size};
+use crate::common::{bits, layouts, small, tiers, tiers_in_turn, Rng};
 use latten::attention::AttentionOptions;
 use latten::{DType, Decode, Gpu, HeadLayout, SplitPolicy};
 
@@ -34,16 +34,27 @@ fn each_option_alone() {
     }
 }
 
-/// All of them in every layout, so in every shape of the kernels.
-#[test]
-fn all_options_in_every_layout() {
+/// All of them in every layout, so in every shape of the kernels; on one tier each, unless it is to be `all`.
+fn every_layout(all: bool) {
     for (i, heads) in layouts().into_iter().enumerate() {
         let dtype = [DType::F32, DType::F16][i % 2];
         let options = AttentionOptions { softcap: Some(2.0), window: Some(70), sinks: true, ..NONE };
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(48)] {
-            check(&case(heads, dtype, policy), &extra(options, &heads));
+            // Both dtypes on both tiers.
+            check_on(&tiers_in_turn(i.div_ceil(2), all), &case(heads, dtype, policy), &extra(options, &heads));
         }
     }
+}
+
+#[test]
+fn all_options_in_every_layout() {
+    every_layout(false);
+}
+
+#[test]
+#[ignore = "long: the same on every tier; half a minute of software GPU"]
+fn all_options_in_every_layout_on_every_tier() {
+    every_layout(true);
 }
 
 /// Pages outside every window may be gone: their tokens are NaN here, their neighbours' pages are.

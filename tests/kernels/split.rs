@@ -2,7 +2,7 @@
 //! than one grid dimension holds.
 
 use crate::case::{Case, Sequence, Size};
-use crate::common::{gpu, gpu_of_thread, layouts, small, Rng};
+use crate::common::{gpu, layouts, small, Rng};
 use latten::{DType, Decode, Gla, Gqa, Gta, HeadLayout, Mla, SplitPolicy};
 
 const POLICIES: [SplitPolicy; 7] = [
@@ -45,7 +45,7 @@ fn odd_dimensions() {
         for (dtype, q_len) in [(DType::F32, 1), (DType::F16, 3)] {
             let lengths = vec![(q_len, q_len), (200, q_len), (33, q_len), (0, 0), (70, q_len)];
             let case = Case { heads, dtype, page_size: 8, lengths, policy: SplitPolicy::FixedTokens(64), seed: 33 };
-            case.check(gpu_of_thread());
+            case.check(gpu());
         }
     }
 }
@@ -57,7 +57,7 @@ fn several_tiles_with_lanes_to_spare() {
     let heads = HeadLayout::mqa(9, 40).unwrap();
     let lengths = vec![(16, 16), (40, 16)];
     let case = Case { heads, dtype: DType::F16, page_size: 16, lengths, policy: SplitPolicy::Off, seed: 34 };
-    case.check(gpu_of_thread());
+    case.check(gpu());
 }
 
 /// 70,480 tokens in one append and 65,640 work items in one decode: both fold into the grid's third dimension.
