@@ -14,6 +14,15 @@ pub fn layouts() -> Vec<HeadLayout> {
     ]
 }
 
+/// The same with narrower latents, for what does not depend on their width: a software GPU compiles the kernels of many rows
+/// in a fraction of the time.
+pub fn narrow_layouts() -> Vec<HeadLayout> {
+    let mut all = layouts();
+    all[4] = HeadLayout::gla(Gla { q_heads: 6, latent_heads: 2, latent_dim: 32, rope_dim: 8 }).unwrap();
+    all[5] = HeadLayout::mla(Mla { q_heads: 8, latent_dim: 32, rope_dim: 16 }).unwrap();
+    all
+}
+
 /// The layout whose kernels compile fastest, for what does not depend on one.
 pub fn small() -> HeadLayout {
     HeadLayout::gta(Gta { q_heads: 4, kv_heads: 2, head_dim: 16, rope_dim: 8 }).unwrap()

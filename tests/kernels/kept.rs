@@ -1,8 +1,8 @@
 //! First tokens kept beside a window: against the f64 reference, and the bits of sequences whose pages between the two
 //! are gone.
 
-use crate::case::{check, check_on, Case, Extra};
-use crate::common::{bits, gpu, layouts, small, tiers, tiers_in_turn, wait, Rng};
+use crate::case::{check_on, Case, Extra};
+use crate::common::{bits, gpu, layouts, narrow_layouts, small, tiers, tiers_in_turn, wait, Rng};
 use latten::attention::AttentionOptions;
 use latten::{
     CacheOptions, DType, Decode, DecodeArgs, ErrorKind, Gpu, HeadLayout, PagedKvCache, Pages, SeqId, SequenceOptions,
@@ -24,10 +24,11 @@ const POLICIES: [SplitPolicy; 4] =
 
 #[test]
 fn first_tokens_beside_a_window() {
-    for (window, keep_first) in [(1, 1), (7, 3), (32, 8), (100, 150), (5, usize::MAX)] {
-        let options = kept(window, keep_first);
+    let edges = [(1, 1), (7, 3), (32, 8), (100, 150), (5, usize::MAX)];
+    for (i, (window, keep_first)) in edges.into_iter().enumerate() {
+        let extra = Extra { options: kept(window, keep_first), ..Default::default() };
         for (page_size, policy) in [1, 8, 16, 64].into_iter().zip(POLICIES) {
-            check(&case(small(), DType::F32, page_size, policy), &Extra { options, ..Default::default() });
+            check_on(&tiers_in_turn(i, false), &case(small(), DType::F32, page_size, policy), &extra);
         }
     }
 }
@@ -35,7 +36,7 @@ fn first_tokens_beside_a_window() {
 /// GQA, GTA, GLA and MLA, in each of their kernels; on one tier each, unless it is to be `all`.
 fn every_variant_and_dtype(all: bool) {
     let extra = Extra { options: kept(50, 6), ..Default::default() };
-    for (i, heads) in [1, 3, 4, 5].map(|i| layouts()[i]).into_iter().enumerate() {
+    for (i, heads) in [1, 3, 4, 5].map(|i| narrow_layouts()[i]).into_iter().enumerate() {
         for (j, dtype) in [DType::F32, DType::F16, DType::I8].into_iter().enumerate() {
             for (page_size, policy) in [1, 16, 64].into_iter().zip(POLICIES) {
                 check_on(&tiers_in_turn(i + j, all), &case(heads, dtype, page_size, policy), &extra);
@@ -58,11 +59,11 @@ fn in_every_variant_and_dtype_on_every_tier() {
 /// With a softcap and learned sinks; trees with both are in `tree.rs`.
 #[test]
 fn with_the_other_options() {
-    for (heads, dtype) in [(small(), DType::F32), (layouts()[5], DType::F16)] {
+    for (i, (heads, dtype)) in [(small(), DType::F32), (narrow_layouts()[5], DType::F16)].into_iter().enumerate() {
         let options = AttentionOptions { softcap: Some(2.0), sinks: true, ..kept(40, 5) };
         let extra = Extra { options, sinks: Rng(7).values(heads.q_heads()), trees: vec![] };
         for policy in POLICIES {
-            check(&case(heads, dtype, 16, policy), &extra);
+            check_on(&tiers_in_turn(i, false), &case(heads, dtype, 16, policy), &extra);
         }
     }
 }
@@ -121,7 +122,7 @@ fn step(cache: &mut PagedKvCache, decode: &Decode, ids: &[SeqId], n: usize, seed
 /// steps of one token and of many, and for forks.
 #[test]
 fn a_sequence_with_a_gap_gives_the_bits_of_one_that_keeps_all() {
-    let variants = [(layouts()[1], DType::F16), (layouts()[4], DType::F32), (layouts()[3], DType::I8)];
+    let variants = [(layouts()[1], DType::F16), (narrow_layouts()[4], DType::F32), (layouts()[3], DType::I8)];
     for (heads, dtype) in variants {
         let (window, keep_first) = (20, 5);
         let decode = Decode::with_options(gpu(), heads, dtype, kept(window, keep_first)).unwrap();

@@ -27,9 +27,12 @@ fn case(heads: HeadLayout, dtype: DType, policy: SplitPolicy) -> Case {
 /// Each option alone, where a sequence is whole and where it is split.
 #[test]
 fn each_option_alone() {
-    for options in [SOFTCAP, SINKS, window(1), window(7), window(32), window(100), window(usize::MAX)] {
+    let all = [SOFTCAP, SINKS, window(1), window(7), window(32), window(100), window(usize::MAX)];
+    for (i, options) in all.into_iter().enumerate() {
+        // The first two are the kernels' own; a window is the mask's, which all kernels share.
+        let gpus = if i < 2 { tiers() } else { tiers_in_turn(i, false) };
         for policy in [SplitPolicy::Off, SplitPolicy::FixedTokens(32)] {
-            check(&case(small(), DType::F32, policy), &extra(options, &small()));
+            check_on(&gpus, &case(small(), DType::F32, policy), &extra(options, &small()));
         }
     }
 }
@@ -97,13 +100,14 @@ fn sinks_from_nothing_to_nearly_all() {
 #[test]
 fn softcap_of_any_score() {
     let heads = small();
-    for (cap, factor) in [(1e-3, 1.0), (0.5, 4.0), (50.0, 1e-3), (50.0, 30.0), (50.0, 6e4), (1e6, 1.0), (30.0, 1e15)] {
+    let sizes = [(1e-3, 1.0), (0.5, 4.0), (50.0, 1e-3), (50.0, 30.0), (50.0, 6e4), (1e6, 1.0), (30.0, 1e15)];
+    for (i, (cap, factor)) in sizes.into_iter().enumerate() {
         let case = case(heads, DType::F32, SplitPolicy::Off);
         let options = AttentionOptions { softcap: Some(cap), ..Default::default() };
         let mut sequences = case.draw();
         sequences.iter_mut().for_each(|s| s.q.iter_mut().for_each(|v| *v *= factor));
         let extra = extra(options, &heads);
-        for gpu in tiers() {
+        for gpu in tiers_in_turn(i, false) {
             let decode = Decode::with_options(gpu, heads, DType::F32, options).unwrap().with_policy(SplitPolicy::Off);
             let results = case.run_with(gpu, &decode, sequences.clone(), 0xff, &extra);
             for (i, s) in results.iter().enumerate() {
