@@ -244,9 +244,8 @@ pub(crate) async fn run(args: Args, input: &mut dyn BufRead, screen: &mut Screen
     talk.lines(input, screen).await
 }
 
-fn main() -> ExitCode {
-    let args = Args::parse();
-    warnings::print_warnings();
+/// From now on Ctrl-C ends the answer under way, or where there is none the program.
+pub(crate) fn handle_ctrl_c() {
     let handled = ctrlc::set_handler(|| match ANSWERING.load(Ordering::Relaxed) {
         true => STOPPED.store(true, Ordering::Relaxed),
         false => std::process::exit(130),
@@ -254,6 +253,12 @@ fn main() -> ExitCode {
     if let Err(e) = handled {
         eprintln!("Ctrl-C will end the program: {e}");
     }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    warnings::print_warnings();
+    handle_ctrl_c();
     let mut screen = Screen { out: &mut io::stdout(), notes: &mut io::stderr() };
     match pollster::block_on(run(args, &mut io::stdin().lock(), &mut screen)) {
         Ok(()) => ExitCode::SUCCESS,

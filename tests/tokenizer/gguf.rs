@@ -44,7 +44,7 @@ fn byte_level(file: &mut GgufWriter, rule: &str) {
 const VOCAB: usize = 268;
 
 /// A Llama of one layer with these tokens, its numbers random.
-fn model() -> GgufWriter {
+pub(crate) fn model() -> GgufWriter {
     let mut file = GgufWriter::default();
     file.text("general.architecture", "llama").count("llama.block_count", 1).count("llama.context_length", 256);
     file.count("llama.embedding_length", 32).count("llama.feed_forward_length", 32);

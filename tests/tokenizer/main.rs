@@ -25,6 +25,8 @@ mod ends;
 mod generate;
 #[cfg(feature = "tokenizers")]
 mod gguf;
+#[cfg(all(feature = "tokenizers", target_os = "linux"))]
+mod interrupted;
 #[cfg(feature = "tokenizers")]
 mod real;
 #[cfg(feature = "tokenizers")]
