@@ -252,9 +252,12 @@ fn spread(bits: u32) -> u32 {
 
 /// Of 32 bytes, a bit for each of 8 words of 32 elements, the u32s of those words: bit `8 e + q` of element e of quad q.
 fn singles(bytes: &[u8]) -> [u32; 8] {
-    std::array::from_fn(|word| {
-        (0..8).fold(0, |all, quad| all | (u32_at(bytes, 4 * quad) >> word & 0x0101_0101) << quad)
-    })
+    let quads: [u32; 8] = std::array::from_fn(|i| u32_at(bytes, 4 * i));
+    let mut all = [0; 8];
+    for (quad, bits) in quads.into_iter().enumerate() {
+        all.iter_mut().enumerate().for_each(|(word, own)| *own |= (bits >> word & 0x0101_0101) << quad);
+    }
+    all
 }
 
 /// Of 64 bytes, two bits for each of 8 words of 32 elements, the two u32s of each: bits `8 e + 2 q` of element e of quad q of four.
