@@ -171,7 +171,11 @@ impl WeightReader<'_> {
         let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
         in_order(
             jobs,
-            |memory, job| job.run(memory, spare().pop().unwrap_or_default()),
+            |memory, job| {
+                // By itself, or the lock would be held while the job is done.
+                let made = spare().pop().unwrap_or_default();
+                job.run(memory, made)
+            },
             |done| {
                 self.store.count(done.counted?);
                 let mut made = done.packed.map_err(|fault| self.of_fault(done.tensor, fault))?;
