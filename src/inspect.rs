@@ -88,8 +88,8 @@ fn attention() -> Result<Vec<Labelled>> {
                 let limits = ShapeLimits { workgroup_bytes, subgroup_size: lanes };
                 let device = Device { limits, tier, subgroup_min: lanes };
                 let mut shapes = KernelShape::all(&heads, dtype, &device)?;
-                let shared: Vec<_> = shapes.iter().filter_map(|shape| shape.shared(&heads, &device)).collect();
-                shapes.extend(shared);
+                let others: Vec<_> = shapes.iter().map(|shape| shape.for_few(&heads, dtype, &device)).collect();
+                shapes.extend(others.into_iter().flat_map(|(squads, short)| [squads, short]).flatten());
                 if heads.heads_per_group() == 1 {
                     shapes.push(KernelShape::tallest(&heads, dtype, &device)?);
                 }

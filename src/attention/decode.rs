@@ -1,16 +1,16 @@
 //! Decode: attention of a step's query tokens over the paged cache. Kernels: `shaders/attention/decode_tile.wgsl`, `merge.wgsl`.
 
+use super::classes::{classes, token_flop, Class};
 use super::options::AttentionOptions;
 use super::output::DecodeOutput;
 use crate::attention::kernels::select::{Device, KernelShape};
-use crate::attention::kernels::spec::{kernel_spec, merge_blocks, merge_spec};
+use crate::attention::kernels::spec::merge_blocks;
 use crate::attention::plan::buffer::Home;
 use crate::attention::plan::planner::Plan;
 use crate::attention::plan::work::{PlanShape, SplitPolicy};
 use crate::error::{ErrorKind, Result};
-use crate::gpu::{Buffer, DType, Gpu, Kernel, Tensor, MOST_WORKGROUPS};
-use crate::kv::layout::{KvView, StateLayout};
-use crate::kv::pool::PoolKernel;
+use crate::gpu::{Buffer, DType, Gpu, Tensor, MOST_WORKGROUPS};
+use crate::kv::layout::KvView;
 use crate::kv::HeadLayout;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,24 +38,6 @@ pub struct Decode {
     pub(super) plans: Home,
     pub(super) partials: Mutex<Buffer>,
     pub(super) outputs: Mutex<Vec<DecodeOutput>>,
-}
-
-/// The kernels of one row tile.
-struct Class {
-    shape: KernelShape,
-    decode: PoolKernel,
-    /// For items that are too few to fill the device.
-    shared: Option<PoolKernel>,
-    merge: Kernel,
-}
-
-impl Class {
-    /// All of them, for pages in so many slabs: which of the two decodes depends on a step's lengths, and whether there is
-    /// something to merge.
-    fn want(&self, gpu: &Gpu, slabs: usize) -> Result<()> {
-        self.shared.iter().chain([&self.decode]).try_for_each(|kernel| kernel.of(gpu, slabs).map(drop))?;
-        gpu.want(&self.merge)
-    }
 }
 
 impl fmt::Debug for Decode {
@@ -111,11 +93,6 @@ pub(crate) struct MergeParams {
     pub(crate) item_first: u32,
 }
 
-/// FLOP of a whole tile of a kernel, over all groups, per token that its rows see.
-fn token_flop(heads: &HeadLayout, shape: &KernelShape) -> u64 {
-    2 * (shape.rows() * heads.groups() * (heads.q_dim() + heads.v_dim())) as u64
-}
-
 /// What one workgroup of a merge takes the time of, with so many parts, of which it joins 32 at a turn (llvmpipe: 3 us, a
 /// core's 16,000 FLOP of a product).
 fn merge_flop(parts: u32) -> u64 {
@@ -169,35 +146,7 @@ impl Decode {
         shapes: &[KernelShape],
     ) -> Result<Self> {
         options.check()?;
-        let dispatch_flop = gpu.capabilities().dispatch_flop;
-        let layout = StateLayout::new(&heads, dtype);
-        let device = Device::of(gpu.capabilities());
-        let (mut classes, mut squads) = (Vec::new(), Vec::new());
-        for &shape in shapes {
-            let decode = PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)?;
-            let merge = gpu.kernel(merge_spec(&heads, &options, shape.rows()))?;
-            let of_few = shape.shared(&heads, &device);
-            let shared =
-                of_few.map(|shape| PoolKernel::new(gpu, kernel_spec(&heads, dtype, &options, &shape)?)).transpose()?;
-            squads.push(of_few.map_or(1, |shape| shape.squads()));
-            classes.push(Class { shape, decode, shared, merge });
-        }
-        let shape = PlanShape {
-            heads_per_group: heads.heads_per_group(),
-            groups: heads.groups(),
-            v_dim: heads.v_dim(),
-            bytes_per_token: layout.group_bytes(),
-            rope_bytes: layout.rope_words * layout.word_bytes,
-            row_tiles: shapes.iter().map(KernelShape::rows).collect(),
-            groups_per_workgroup: shapes.iter().map(KernelShape::groups_per_workgroup).collect(),
-            room: shapes.iter().map(KernelShape::room).collect(),
-            squads,
-            most_tokens: shapes.iter().map(|shape| (dispatch_flop / token_flop(&heads, shape)).max(1)).collect(),
-            target_workgroups: gpu.capabilities().target_workgroups,
-            token_tile: shapes.iter().map(KernelShape::tokens).max().unwrap_or(1),
-            window: options.window_tokens(),
-            keep_first: options.first_tokens(),
-        };
+        let (classes, shape) = classes(gpu, &heads, dtype, &options, shapes)?;
         let partials = Mutex::new(gpu.create_scratch("partials", 16)?);
         let (plans, outputs) = (Arc::default(), Mutex::default());
         let policy = SplitPolicy::default();
@@ -294,8 +243,7 @@ impl Decode {
             let mut buffers = vec![&slabs[0], &q.buffer, plan_buffer, out, lse, &partials];
             buffers.extend(sinks);
             buffers.extend(&slabs[1..]);
-            let shared = class.shared.as_ref().filter(|_| plan.shared[index]);
-            let x = self.workgroups(index, shared.is_some());
+            let (kernel, x) = (class.kernel(plan.forms[index]), self.shape.workgroups_of(index, plan.forms[index]));
             let longest = u64::from(plan.longest[index]).max(1);
             let at_once = self.at_once(token_flop(&self.heads, &class.shape).saturating_mul(longest));
             for item_first in (0..*items).step_by(at_once) {
@@ -308,7 +256,7 @@ impl Decode {
                     item_first: item_first as u32,
                 };
                 let (y, z) = crate::gpu::grid::fold(at_once.min(items - item_first));
-                let kernel = shared.unwrap_or(&class.decode).of(&self.gpu, slabs.len())?;
+                let kernel = kernel.of(&self.gpu, slabs.len())?;
                 self.gpu.dispatch(pass, kernel, &params, &buffers, (x as u32, y, z))?;
             }
         }
@@ -329,15 +277,6 @@ impl Decode {
         Ok(())
     }
 
-    /// Workgroups of an item of a class, in its second form or its first.
-    pub(super) fn workgroups(&self, class: usize, shared: bool) -> usize {
-        if shared {
-            self.shape.groups
-        } else {
-            self.shape.workgroups(class)
-        }
-    }
-
     /// Items of one dispatch, of so much work each: a power of two, so that parameters repeat.
     fn at_once(&self, flop: u64) -> usize {
         let fits = (self.gpu.capabilities().dispatch_flop / flop).max(1);
@@ -354,7 +293,7 @@ impl Decode {
             let flop = token_flop(&self.heads, &class.shape).saturating_mul(u64::from(plan.longest[index]).max(1));
             let across = self.heads.groups() * class.shape.rows() * merge_blocks(&self.heads);
             let merge = self.at_once(across as u64 * merge_flop(plan.most_parts[index]));
-            let numbers = [*items, *merges, usize::from(plan.shared[index]), self.at_once(flop), merge];
+            let numbers = [*items, *merges, plan.forms[index] as usize, self.at_once(flop), merge];
             key.extend(numbers.map(|n| n as u64));
         }
     }

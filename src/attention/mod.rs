@@ -4,6 +4,7 @@
 //! One [`Plan`] serves all layers of a step. Kernels see buffers and page tables ([`KvView`](crate::KvView)), whoever manages
 //! them; [`PagedKvCache`](crate::PagedKvCache) is the manager that comes with latten.
 
+mod classes;
 pub mod decode;
 pub(crate) mod explicit;
 pub(crate) mod kernels;

@@ -3,5 +3,6 @@
 pub(crate) mod matrix;
 pub(crate) mod rows;
 pub(crate) mod select;
+pub(crate) mod short;
 pub(crate) mod spec;
 pub(crate) mod tile;

@@ -4,6 +4,7 @@ use super::matrix;
 use super::matrix::MatrixShape;
 use super::rows;
 use super::rows::RowShape;
+use super::short::ShortShape;
 use super::tile::{DecodeShape, ShapeLimits};
 use crate::error::Result;
 use crate::gpu::{Capabilities, DType, Tier};
@@ -19,6 +20,8 @@ pub(crate) enum KernelShape {
     Matrix(MatrixShape),
     /// Any rows, through workgroup memory: `shaders/attention/decode_tile.wgsl`.
     Tile(DecodeShape),
+    /// Few rows and tokens, by subgroups: `shaders/attention/decode_short.wgsl`. Never the only kernel of a class.
+    Short(ShortShape),
 }
 
 /// What a choice depends on.
@@ -100,6 +103,7 @@ impl KernelShape {
             Self::Rows(s) => s.rows(),
             Self::Matrix(s) => s.rows(),
             Self::Tile(s) => s.rows(),
+            Self::Short(s) => s.item_rows(),
         }
     }
 
@@ -109,6 +113,7 @@ impl KernelShape {
             Self::Rows(s) => s.tokens * s.teams,
             Self::Matrix(s) => s.tokens(),
             Self::Tile(s) => s.tokens,
+            Self::Short(_) => 1,
         }
     }
 
@@ -118,16 +123,38 @@ impl KernelShape {
             Self::Rows(s) => s.groups_per_workgroup * s.squads,
             // The registers of a multiprocessor that would run eight others.
             Self::Matrix(_) => 8,
-            Self::Tile(_) => 1,
+            Self::Tile(_) | Self::Short(_) => 1,
         }
     }
 
     /// The same kernel for items that are too few to fill the device, where there is one: several squads share an item's
     /// tokens.
-    pub(crate) fn shared(&self, heads: &HeadLayout, device: &Device) -> Option<Self> {
+    fn shared(&self, heads: &HeadLayout, device: &Device) -> Option<Self> {
         match self {
             Self::Rows(s) => s.shared(heads, device.limits.workgroup_bytes).map(Self::Rows),
-            Self::Matrix(_) | Self::Tile(_) => None,
+            Self::Matrix(_) | Self::Tile(_) | Self::Short(_) => None,
+        }
+    }
+
+    /// The kernels for few items, and for few items of few tokens. Not both: squads are as fast where the tokens are few, and faster
+    /// where they are not (GQA on an H200).
+    pub(crate) fn for_few(&self, heads: &HeadLayout, dtype: DType, device: &Device) -> (Option<Self>, Option<Self>) {
+        let squads = self.shared(heads, device);
+        (squads, if squads.is_some() { None } else { self.short(heads, dtype, device) })
+    }
+
+    /// The kernel for few items of few tokens, where there can be one.
+    fn short(&self, heads: &HeadLayout, dtype: DType, device: &Device) -> Option<Self> {
+        let limits = (device.subgroup_min, device.limits.workgroup_bytes);
+        let shape = ShortShape::choose(&StateLayout::of_decode(heads, dtype), self.rows(), limits);
+        shape.filter(|_| device.tier >= Tier::Subgroup).map(Self::Short)
+    }
+
+    /// Workgroups that share the rows of an item.
+    pub(crate) fn row_parts(&self) -> usize {
+        match self {
+            Self::Short(s) => s.row_parts,
+            Self::Rows(_) | Self::Matrix(_) | Self::Tile(_) => 1,
         }
     }
 
@@ -135,7 +162,7 @@ impl KernelShape {
     pub(crate) fn squads(&self) -> usize {
         match self {
             Self::Rows(s) => s.squads,
-            Self::Matrix(_) | Self::Tile(_) => 1,
+            Self::Matrix(_) | Self::Tile(_) | Self::Short(_) => 1,
         }
     }
 
@@ -143,7 +170,7 @@ impl KernelShape {
     pub(crate) fn groups_per_workgroup(&self) -> usize {
         match self {
             Self::Rows(s) => s.groups_per_workgroup,
-            Self::Matrix(_) | Self::Tile(_) => 1,
+            Self::Matrix(_) | Self::Tile(_) | Self::Short(_) => 1,
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::matrix::MatrixShape;
 use super::rows::RowShape;
 use super::select::KernelShape;
+use super::short::ShortShape;
 use super::tile::DecodeShape;
 use crate::attention::options::AttentionOptions;
 use crate::error::Result;
@@ -32,6 +33,7 @@ pub(crate) fn kernel_spec(
         KernelShape::Tile(shape) => tile_spec(heads, dtype, options, shape),
         KernelShape::Rows(shape) => rows_spec(heads, dtype, options, shape),
         KernelShape::Matrix(shape) => Ok(matrix_spec(heads, dtype, options, shape)),
+        KernelShape::Short(shape) => short_spec(heads, dtype, options, shape),
     }
 }
 
@@ -148,6 +150,40 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     parts.extend([scales, rows, shares, pages, end, part!("attention/decode_rows.wgsl")]);
     let name = if shape.squads == 1 { "decode_rows" } else { "decode_squads" };
     Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes: shape.workgroup_bytes(heads) })
+}
+
+fn short_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape: &ShortShape) -> Result<KernelSpec> {
+    let layout = StateLayout::of_decode(heads, dtype);
+    let (key_slots, rope_slots) = shape.slots(&layout);
+    let mut consts = state_consts(heads, &layout);
+    let (rows_type, rows) = rows_slot(shape.rows);
+    consts.extend([
+        ("THREADS", number(shape.threads())),
+        ("TEAM", number(shape.team())),
+        ("TEAM_LOG2", number(shape.team().ilog2() as usize)),
+        ("ROWS", number(shape.rows)),
+        ("ROW_PARTS", number(shape.row_parts)),
+        ("KEY_SLOTS", number(key_slots)),
+        ("ROPE_SLOTS", number(rope_slots)),
+        ("SLOTS", number(key_slots + rope_slots)),
+        ("ROPE_ELEMS", number(layout.rope_elems())),
+        ("ELEM_QUADS", number(layout.elems_per_word / 4)),
+        ("VALUE_LANES", number(shape.value_lanes)),
+        ("AT_ONCE", number(shape.at_once())),
+        ("AREA", number(shape.area(&layout))),
+        ("SUBGROUPS", number(shape.subgroups)),
+        ("Rows", rows_type),
+    ]);
+    let (bindings, mut parts) = common(options, false, &mut consts);
+    let scales = if layout.spans > 0 {
+        part!("attention/row_scales/token.wgsl")
+    } else {
+        part!("attention/row_scales/none.wgsl")
+    };
+    parts.extend(cache_parts(dtype, layout.word_bytes)?);
+    parts.extend([scales, rows, part!("attention/decode_short.wgsl")]);
+    let workgroup_bytes = shape.workgroup_bytes(&layout);
+    Ok(KernelSpec { name: "decode_short", consts, parts, bindings, workgroup_bytes })
 }
 
 fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape: &MatrixShape) -> KernelSpec {

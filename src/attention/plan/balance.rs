@@ -79,6 +79,11 @@ pub(crate) struct Cutter {
 }
 
 impl Cutter {
+    /// Cuts nothing.
+    pub(crate) fn whole() -> Self {
+        Cutter { cut: AutoCut::WHOLE, above: u64::MAX, left: 0 }
+    }
+
     /// Parts of the next `count` tiles of this length: of the first so many of them, and of the rest.
     fn run(&mut self, tokens: u64, count: u64) -> [(Parts, u64); 2] {
         let mut kept = if tokens > self.above { count } else { 0 };

@@ -1,6 +1,7 @@
 //! How the tokens of one tile are cut into parts, by a policy. Pure.
 
 use super::balance::{Cutter, Load, Parts};
+use super::shape::KernelForm;
 use super::work::{PlanShape, SplitPolicy, Tile};
 
 /// How a tile's tokens are cut: some parts of a fixed length, then near-equal runs of whole units.
@@ -33,9 +34,28 @@ impl Cut {
     }
 }
 
-/// How [`SplitPolicy::Auto`] cuts the tiles of a class, and whether for the kernel's second form; for other policies it is not
-/// asked.
-pub(super) fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) -> (Cutter, bool) {
+/// How [`SplitPolicy::Auto`] cuts the tiles of a class, and for which of its forms; [`KernelForm::Usual`] for other policies, which do not
+/// ask this.
+#[derive(Debug, Clone)]
+pub(super) struct Auto {
+    pub(super) cutter: Cutter,
+    form: KernelForm,
+    /// Whether the tiles, whole, leave some of the device idle.
+    few: bool,
+}
+
+impl Auto {
+    /// The form for so many items, the longest of them of so many tokens.
+    pub(super) fn form(&self, (items, longest): (usize, u64), shape: &PlanShape, class: usize) -> KernelForm {
+        match self.few && longest <= shape.short_tokens[class] && items <= shape.most_short(class) {
+            true => KernelForm::Short,
+            false => self.form,
+        }
+    }
+}
+
+/// Of the tiles of a class.
+pub(super) fn auto(tiles: &[Tile], class: usize, shape: &PlanShape, policy: SplitPolicy) -> Auto {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let wanted = if policy == SplitPolicy::Auto { tiles } else { &[] };
     for tile in wanted {
@@ -55,17 +75,21 @@ pub(super) fn cutter(tiles: &[Tile], class: usize, shape: &PlanShape, policy: Sp
         // A partial is written and read as f32; groups of one workgroup count on both sides.
         merge_tokens: 2.0 * 4.0 * f64::from(rows) * shape.v_dim as f64 / shape.bytes_per_token as f64,
     };
+    let few = load.leaves_room();
+    let longest = load.runs.iter().map(|run| run.0).max().unwrap_or(0);
+    if few && longest <= shape.short_tokens[class] && tiles.len() <= shape.most_short(class) {
+        return Auto { cutter: Cutter::whole(), form: KernelForm::Short, few };
+    }
     let (alone, cost) = load.choose();
-    if shape.squads[class] == 1 || !load.leaves_room() {
-        return (alone, false);
+    if shape.squads[class] == 1 || !few {
+        return Auto { cutter: alone, form: KernelForm::Usual, few };
     }
     let (slots, squads) = (shape.shared_slots(class), shape.squads[class]);
     let stretch = shape.shared_stretch(class);
     let (shared, less) = Load { slots, workgroups: shape.groups, squads, stretch, ..load }.choose();
-    if less < cost {
-        (shared, true)
-    } else {
-        (alone, false)
+    match less < cost {
+        true => Auto { cutter: shared, form: KernelForm::Squads, few },
+        false => Auto { cutter: alone, form: KernelForm::Usual, few },
     }
 }
 

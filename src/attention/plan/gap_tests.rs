@@ -53,6 +53,8 @@ fn shape(heads_per_group: usize, window: u32, keep_first: u32) -> PlanShape {
         groups_per_workgroup: vec![2, 1, 1],
         room: vec![2, 1, 1],
         squads: vec![1; 3],
+        short_tokens: vec![0; 3],
+        short_workgroups: vec![1; 3],
         most_tokens: vec![u64::MAX; 3],
         target_workgroups: 64,
         token_tile: 16,

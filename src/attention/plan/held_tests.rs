@@ -17,6 +17,8 @@ fn shape(window: u32) -> PlanShape {
         groups_per_workgroup: vec![1],
         room: vec![1],
         squads: vec![1; 1],
+        short_tokens: vec![0; 1],
+        short_workgroups: vec![1; 1],
         most_tokens: vec![u64::MAX; 1],
         target_workgroups: 16,
         token_tile: 16,

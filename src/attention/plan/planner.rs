@@ -3,6 +3,7 @@
 use super::balance::most_slots;
 use super::buffer as plan_buffer;
 use super::buffer::{Home, PageEntries, PlanBuffer};
+use super::shape::KernelForm;
 use super::work as plan;
 use super::work::{PlanShape, PlanStep, SplitPolicy, WorkList};
 use crate::attention::decode::Decode;
@@ -26,8 +27,8 @@ pub struct Plan {
     pub(crate) tokens: usize,
     /// Per class: work items and merge items.
     pub(crate) counts: Vec<(usize, usize)>,
-    /// Per class: whether its kernel is the one whose squads share tokens.
-    pub(crate) shared: Vec<bool>,
+    /// Per class: which of its kernels.
+    pub(crate) forms: Vec<KernelForm>,
     /// Per class: tokens of the longest item.
     pub(crate) longest: Vec<u32>,
     /// Per class: most parts of a merge.
@@ -171,10 +172,10 @@ impl Decode {
                 .map(|class| list.merges[class.clone()].iter().map(|merge| merge.partial_count).max().unwrap_or(0))
                 .collect(),
             workgroups: (0..)
-                .zip(list.classes.iter().zip(&list.shared))
-                .map(|(class, (items, shared))| items.len() * self.workgroups(class, *shared))
+                .zip(list.classes.iter().zip(&list.forms))
+                .map(|(class, (items, form))| items.len() * self.shape.workgroups_of(class, *form))
                 .sum(),
-            shared: list.shared,
+            forms: list.forms,
             partial_rows: list.partial_rows,
             max_page: most_page.or(entries.words.iter().copied().max()).unwrap_or(0),
             page_size,

@@ -128,6 +128,8 @@ proptest! {
             groups_per_workgroup: vec![groups, if groups.is_multiple_of(2) { 2 } else { 1 }, 1],
             room: vec![groups, 1, 8],
             squads: vec![1; 3],
+            short_tokens: vec![0; 3],
+            short_workgroups: vec![1; 3],
             most_tokens: vec![u64::MAX; 3],
             target_workgroups: target,
             token_tile: 32,

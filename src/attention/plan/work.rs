@@ -4,10 +4,10 @@
 //! into tiles of one kernel's height, and the tokens that a tile sees into chunks. A tile of one chunk writes its
 //! final output; the chunks of a split tile write partials, which a merge item then joins in ascending token order.
 
-use super::balance::Cutter;
-use super::cut::{cut, cutter, Cut};
+use super::cut::{auto, cut, Auto, Cut};
 pub(crate) use super::gap::PlanStep;
 use super::gap::Tables;
+use super::shape::KernelForm;
 pub(crate) use super::shape::PlanShape;
 use crate::error::{ErrorKind, Result};
 use crate::kv::view::SeqView;
@@ -89,8 +89,8 @@ pub(crate) struct WorkList {
     pub items: Vec<WorkItem>,
     /// For each class its range of `items`.
     pub classes: Vec<Range<usize>>,
-    /// For each class whether its items are of the kernel's second form, whose squads share an item's tokens.
-    pub shared: Vec<bool>,
+    /// For each class which of its kernels takes its items.
+    pub forms: Vec<KernelForm>,
     /// The split tiles, class after class.
     pub merges: Vec<MergeItem>,
     /// For each class its range of `merges`.
@@ -143,21 +143,21 @@ pub(crate) fn plan_step(step: &PlanStep<'_>, shape: &PlanShape, policy: SplitPol
     let mut tables = Tables::new(step)?;
     let classes = tiles(step, shape, &mut tables)?;
     // One class is one dispatch, and they run one after the other: each is to fill the device by itself.
-    let (cutters, shared): (Vec<Cutter>, Vec<bool>) =
-        classes.iter().enumerate().map(|(class, tiles)| cutter(tiles, class, shape, policy)).unzip();
+    let autos: Vec<Auto> = classes.iter().enumerate().map(|(class, tiles)| auto(tiles, class, shape, policy)).collect();
 
     // Counted before anything is allocated: a page size of 1 and large counts could ask for billions.
-    let parts = |((tiles, cutter), most): ((&Vec<Tile>, &Cutter), &u64)| {
-        let mut cutter = cutter.clone();
+    let parts = |((tiles, auto), most): ((&Vec<Tile>, &Auto), &u64)| {
+        let mut cutter = auto.cutter.clone();
         tiles.iter().map(|tile| cut(tile, (shape, *most), policy, &mut cutter).parts).sum::<u64>()
     };
-    let items: u64 = classes.iter().zip(&cutters).zip(&shape.most_tokens).map(parts).sum();
+    let items: u64 = classes.iter().zip(&autos).zip(&shape.most_tokens).map(parts).sum();
     check_items(items)?;
 
-    let mut list = WorkList { items: Vec::with_capacity(items as usize), shared, ..WorkList::default() };
+    let mut list = WorkList { items: Vec::with_capacity(items as usize), ..WorkList::default() };
     let mut partial_rows = 0u64;
     let kernels = shape.row_tiles.iter().zip(&shape.most_tokens);
-    for ((tiles, mut cutter), (&row_tile, &most)) in classes.iter().zip(cutters).zip(kernels) {
+    for (class, ((tiles, auto), (&row_tile, &most))) in classes.iter().zip(autos).zip(kernels).enumerate() {
+        let mut cutter = auto.cutter.clone();
         let (first_item, first_merge, mut slots) = (list.items.len(), list.merges.len(), 0);
         for tile in tiles {
             let cut = cut(tile, (shape, most), policy, &mut cutter);
@@ -176,6 +176,9 @@ pub(crate) fn plan_step(step: &PlanStep<'_>, shape: &PlanShape, policy: SplitPol
             partial_rows += cut.parts * row_tile as u64;
         }
         longest_first(&mut list.items[first_item..]);
+        let items = &list.items[first_item..];
+        let longest = items.first().map_or(0, |item| u64::from(item.token_last - item.token_first));
+        list.forms.push(auto.form((items.len(), longest), shape, class));
         list.classes.push(first_item..list.items.len());
         list.merge_classes.push(first_merge..list.merges.len());
         list.partial_slots.push(slots);

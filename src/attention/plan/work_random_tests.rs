@@ -28,6 +28,8 @@ fn shape() -> impl Strategy<Value = PlanShape> {
                 groups_per_workgroup: most_groups[..row_tiles.len()].iter().map(divisor).collect(),
                 room: most_groups[..row_tiles.len()].to_vec(),
                 squads: vec![1; row_tiles.len()],
+                short_tokens: vec![0; row_tiles.len()],
+                short_workgroups: vec![1; row_tiles.len()],
                 most_tokens: vec![u64::MAX; row_tiles.len()],
                 row_tiles,
                 target_workgroups,

@@ -22,6 +22,8 @@ fn bad_arguments() {
             groups_per_workgroup: vec![],
             room: vec![],
             squads: vec![1; 1],
+            short_tokens: vec![0; 1],
+            short_workgroups: vec![1; 1],
             most_tokens: vec![u64::MAX; 1],
             ..gla()
         },
@@ -35,6 +37,8 @@ fn bad_arguments() {
         PlanShape { room: vec![1, 0, 1], ..gla() },
         PlanShape { squads: vec![1, 1], ..gla() },
         PlanShape { squads: vec![8, 0, 1], ..gla() },
+        PlanShape { short_tokens: vec![0, 0], ..gla() },
+        PlanShape { short_workgroups: vec![1, 1, 1, 1], ..gla() },
         PlanShape { most_tokens: vec![9, 9], ..gla() },
         PlanShape { most_tokens: vec![9, 0, 9], ..gla() },
     ];
@@ -65,6 +69,8 @@ fn extremes_are_errors_or_plans() {
         groups_per_workgroup: vec![1],
         room: vec![1],
         squads: vec![1; 1],
+        short_tokens: vec![0; 1],
+        short_workgroups: vec![1; 1],
         most_tokens: vec![u64::MAX; 1],
         ..gla()
     };
@@ -83,6 +89,8 @@ fn extremes_are_errors_or_plans() {
         groups_per_workgroup: vec![1],
         room: vec![1],
         squads: vec![1; 1],
+        short_tokens: vec![0; 1],
+        short_workgroups: vec![1; 1],
         most_tokens: vec![u64::MAX; 1],
         ..gla()
     };

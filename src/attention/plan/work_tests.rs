@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use crate::gpu::grid::fold;
 
 use super::*;
+use crate::attention::plan::shape::KernelForm;
 
 /// GLA-2 with 64 heads per latent of 256 and a rope key of 64, f16, on a large card.
 fn gla() -> PlanShape {
@@ -16,6 +17,8 @@ fn gla() -> PlanShape {
         groups_per_workgroup: vec![1; 3],
         room: vec![1; 3],
         squads: vec![1; 3],
+        short_tokens: vec![0; 3],
+        short_workgroups: vec![1; 3],
         most_tokens: vec![u64::MAX; 3],
         target_workgroups: 264,
         token_tile: 64,
@@ -145,7 +148,7 @@ fn nothing_to_do() {
         classes: vec![0..0; 3],
         merge_classes: vec![0..0; 3],
         partial_slots: vec![0; 3],
-        shared: vec![false; 3],
+        forms: vec![KernelForm::Usual; 3],
         ..WorkList::default()
     };
     assert_eq!(plan(&[], &gla(), SplitPolicy::Auto).unwrap(), empty);
@@ -334,33 +337,8 @@ fn auto_bounds_what_an_item_sees() {
     assert_eq!(longest(&whole, 0), Some(40_000));
 }
 
-/// One sequence leaves a large device idle: squads share its tokens. Where a batch fills the device, and under policies that say
-/// how to cut, each squad has an item of its own.
-#[test]
-fn squads_share_the_tokens_of_few_items() {
-    let shape = PlanShape {
-        groups: 4,
-        heads_per_group: 4,
-        groups_per_workgroup: vec![4, 1, 1],
-        room: vec![4, 1, 1],
-        squads: vec![8, 8, 1],
-        target_workgroups: 1056,
-        ..gqa()
-    };
-    let planned = |lengths: &[u32], policy| {
-        let list = plan(&decode(lengths), &shape, policy).unwrap();
-        check_plan(&decode(lengths), &shape, &list);
-        list
-    };
-    for length in [1, 128, 4096] {
-        assert_eq!(planned(&[length], SplitPolicy::Auto).shared, [length > 1, false, false], "{length}");
-    }
-    assert!(planned(&[128], SplitPolicy::Auto).merges.is_empty());
-    for policy in [SplitPolicy::Off, SplitPolicy::Count(4), SplitPolicy::FixedTokens(256)] {
-        assert!(!planned(&[4096], policy).shared.contains(&true), "{policy:?}");
-    }
-    assert!(!planned(&[8192; 512], SplitPolicy::Auto).shared.contains(&true));
-}
+#[path = "work_forms_tests.rs"]
+mod forms;
 
 #[path = "work_refused_tests.rs"]
 mod refused;
