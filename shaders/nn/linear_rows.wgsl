@@ -8,7 +8,7 @@
 // A row's sums are formed in the same order whatever ROWS and STEPS are and whatever the other rows hold.
 // Constants: ROWS, OUTS, STEPS, IN_LANES, OUT_LANES, LANES = IN_LANES * OUT_LANES, VECS_PER_WORD, STEP_WORDS = STEPS *
 // OUTS, OUTPUTS = OUTS / SUMS_PER_OUTPUT, NORMS (1 with a norm, else 0); PADDED = PASSES * PASS, at least
-// ROWS * (OUTS + NORMS); MAX_SUBGROUPS; JOINED_LANES, JOINED_SUMS: rest_norm's lanes per sum, and sums per total.
+// ROWS * (OUTS + NORMS); SEGMENTS; WHOLE (1 where no step passes the end of a row, else 0); JOINED_LANES, JOINED_SUMS: rest_norm's lanes per sum, and sums per total.
 // Parts: linear_params, linear_io, and one each of nn/input/*, kv/element/*, nn/weights/*, nn/sums/*, nn/gain/*, nn/output/*,
 // nn/tail/*, nn/beside/*, nn/rows_end/* (what becomes of the sums), nn/reduce/* (which holds main, and the sums
 // over lanes: ROWS * OUTS of the products, then ROWS * NORMS of the squares, OUT_LANES of each).

@@ -57,7 +57,7 @@ fn word(value: usize) -> u32 {
 
 /// Every kernel text this folder can ask for, and what for.
 pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
-    let mut all = linear::shape::specs()?;
+    let mut all = linear::specs::specs()?;
     for dtype in [DType::F32, DType::F16] {
         all.push((dtype.to_string(), embedding::spec(dtype)?));
     }

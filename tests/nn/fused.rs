@@ -65,6 +65,38 @@ fn tunings() -> Vec<LinearTuning> {
     all
 }
 
+/// Eight lanes are joined by shuffles or in workgroup memory, in one order.
+#[test]
+fn subgroups_change_no_bit() {
+    let gpu = exact_gpu();
+    if gpu.capabilities().tier < Tier::Subgroup {
+        println!("skipped: no subgroups on {}", gpu.capabilities().adapter);
+        return;
+    }
+    let (rows, in_dim, out_dim) = (5, 1100, 37);
+    let mut rng = Rng(3);
+    let weight = Weight::new(gpu, [1, out_dim, in_dim], &rng.normals(out_dim * in_dim, 0.3), DType::F16).unwrap();
+    let gain = Tensor::from_slice(gpu, &[1, in_dim], &rng.normals(in_dim, 1.0), DType::F32).unwrap();
+    let x = Tensor::from_slice(gpu, &[rows, in_dim], &rng.normals(rows * in_dim, 1.0), DType::F32).unwrap();
+    let linear = Linear::new(gpu, &weight, None).unwrap().with_norm(&gain, 1e-5).unwrap();
+    for (in_lanes, out_lanes) in [(8, 1), (8, 8), (32, 1), (32, 4), (64, 2), (128, 1), (256, 1)] {
+        let plain = LinearTuning { in_lanes, outs: 2, steps: 2, max_rows: 16, out_lanes, subgroups: false };
+        let bits = |tuning: LinearTuning, rows: usize| {
+            let y = linear.clone().with_tuning(tuning).unwrap().forward(&x.view(&[rows, in_dim]).unwrap()).unwrap();
+            download(gpu, &y).iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        let want = bits(plain, rows);
+        assert!(want.iter().any(|v| f32::from_bits(*v).abs() > 0.1));
+        for tuning in [plain, LinearTuning { outs: 1, steps: 4, ..plain }] {
+            for subgroups in [false, true] {
+                let tuning = LinearTuning { subgroups, ..tuning };
+                assert_eq!(bits(tuning, rows), want, "{tuning:?}");
+                assert_eq!(bits(tuning, 1), want[..out_dim], "{tuning:?}, one row");
+            }
+        }
+    }
+}
+
 /// As the device holds it.
 fn held(values: &[f32], in_dim: usize, dtype: DType) -> Vec<f64> {
     if dtype != DType::I8 {

@@ -7,6 +7,7 @@ mod common;
 mod encode;
 mod experts;
 mod fused;
+mod integer_dot;
 mod linear;
 mod lost;
 mod matrix;

@@ -9,3 +9,10 @@ fn code_values(bytes: u32) -> vec4<f32> {
     let four = select(low, high, codes >= vec4<u32>(8u));
     return vec4<f32>((four >> ((codes & vec4<u32>(3u)) * 8u)) & vec4<u32>(255u)) - 128.0;
 }
+
+// The same as signed bytes, which CODE_ZERO is to be taken from.
+fn code_integers(bytes: u32) -> u32 {
+    return pack4xI8(vec4<i32>(code_values(bytes)));
+}
+
+const CODE_ZERO = 0i;

@@ -7,3 +7,10 @@ fn code_values(bytes: u32) -> vec4<f32> {
     let units = vec4<f32>(1.0, 0.00390625, 1.0, 0.00390625);
     return fma(numbers, units, vec4<f32>(-8388608.0, -32768.0, -8388608.0, -32768.0) - f32(ZERO));
 }
+
+// The same as signed bytes, which CODE_ZERO is to be taken from.
+fn code_integers(bytes: u32) -> u32 {
+    return bytes;
+}
+
+const CODE_ZERO = i32(ZERO);

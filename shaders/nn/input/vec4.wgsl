@@ -6,7 +6,7 @@
 
 // Elements 4 quad .. 4 quad + 3 of the row that begins at element `base`; 0 past in_dim, whatever lies there.
 fn input_quad(base: u32, quad: u32) -> vec4<f32> {
-    return select(vec4<f32>(), x[base / 4u + quad], 4u * quad < params.in_dim);
+    return select(vec4<f32>(), x[base / 4u + quad], WHOLE == 1u || 4u * quad < params.in_dim);
 }
 
 fn input_element(at: u32) -> f32 {
@@ -14,5 +14,5 @@ fn input_element(at: u32) -> f32 {
 }
 
 fn gain_quad(quad: u32) -> vec4<f32> {
-    return select(vec4<f32>(), gain[quad], 4u * quad < params.in_dim);
+    return select(vec4<f32>(), gain[quad], WHOLE == 1u || 4u * quad < params.in_dim);
 }

@@ -1,22 +1,32 @@
-// Sums over the IN_LANES lanes of each output through workgroup memory, PASS of a lane's values at a time. Slot: nn/reduce.
-const PARTIAL_STRIDE = LANES + 1u; // odd, against bank conflicts
+// Sums over the IN_LANES lanes of each output through workgroup memory, PASS of a lane's values at a time. No lane adds more than a few
+// numbers in turn, however few values there are. Slot: nn/reduce. Parts: nn/segments.
+const EIGHT_STRIDE = 9u; // odd, against bank conflicts
+const PARTIAL_STRIDE = LANES / 8u * EIGHT_STRIDE | 1u;
 var<workgroup> partials: array<f32, PASS * PARTIAL_STRIDE>;
-var<workgroup> totals: array<f32, PADDED * OUT_LANES>;
+var<workgroup> segments: array<f32, PASS * OUT_LANES * SEGMENT_STRIDE>;
 
 fn reduce(lane: u32, values: array<f32, PADDED>) {
     // unroll
     for (var p = 0u; p < PASSES; p++) {
         // unroll
         for (var i = 0u; i < PASS; i++) {
-            partials[i * PARTIAL_STRIDE + lane] = values[p * PASS + i];
+            partials[i * PARTIAL_STRIDE + lane / 8u * EIGHT_STRIDE + lane % 8u] = values[p * PASS + i];
+        }
+        workgroupBarrier();
+        for (var t = lane; t < PASS * OUT_LANES * SEGMENTS; t += LANES) {
+            let of_sum = t / SEGMENTS;
+            let eight = of_sum % OUT_LANES * SEGMENTS + t % SEGMENTS;
+            let at = of_sum / OUT_LANES * PARTIAL_STRIDE + eight * EIGHT_STRIDE;
+            segments[of_sum * SEGMENT_STRIDE + t % SEGMENTS] =
+                ((partials[at] + partials[at + 4u]) + (partials[at + 2u] + partials[at + 6u]))
+                + ((partials[at + 1u] + partials[at + 5u]) + (partials[at + 3u] + partials[at + 7u]));
         }
         workgroupBarrier();
         for (var t = lane; t < PASS * OUT_LANES; t += LANES) {
-            let first = t / OUT_LANES * PARTIAL_STRIDE + (t % OUT_LANES) * IN_LANES;
             var sum = 0.0;
             // unroll
-            for (var i = 0u; i < IN_LANES; i++) {
-                sum += partials[first + i];
+            for (var i = 0u; i < SEGMENTS; i++) {
+                sum += segments[t * SEGMENT_STRIDE + i];
             }
             totals[p * PASS * OUT_LANES + t] = sum;
         }

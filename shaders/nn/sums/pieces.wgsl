@@ -11,7 +11,8 @@ fn row_sums(x_base: array<u32, ROWS>, w_base: array<u32, OUTS>, in_lane: u32) ->
         // unroll
         for (var s = 0u; s < STEPS; s++) {
             // Past the row's end any of its own words will do: the input is 0 there.
-            let word = min(k + s * (IN_LANES / 4u), params.row_words - 1u);
+            let at = k + s * (IN_LANES / 4u);
+            let word = select(min(at, params.row_words - 1u), at, WHOLE == 1u);
             // unroll
             for (var j = 0u; j < OUTS; j++) {
                 loaded[s * OUTS + j] = load_piece(w_base[j] + word, piece);
@@ -21,7 +22,7 @@ fn row_sums(x_base: array<u32, ROWS>, w_base: array<u32, OUTS>, in_lane: u32) ->
         // unroll
         for (var s = 0u; s < STEPS; s++) {
             let word = k + s * (IN_LANES / 4u);
-            let held = min(word, params.row_words - 1u);
+            let held = select(min(word, params.row_words - 1u), word, WHOLE == 1u);
             // unroll
             for (var run = 0u; run < 2u; run++) {
                 let quad = word * 8u + 4u * run + piece;

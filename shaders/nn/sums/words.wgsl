@@ -7,7 +7,7 @@ fn row_sums(x_base: array<u32, ROWS>, w_base: array<u32, OUTS>, in_lane: u32) ->
         // unroll
         for (var s = 0u; s < STEPS; s++) {
             // Past the row's end any of its own words will do: the input is 0 there.
-            let word = min(k + s * IN_LANES, params.row_words - 1u);
+            let word = select(min(k + s * IN_LANES, params.row_words - 1u), k + s * IN_LANES, WHOLE == 1u);
             // unroll
             for (var j = 0u; j < OUTS; j++) {
                 packed[s * OUTS + j] = load_word(w_base[j] + word);

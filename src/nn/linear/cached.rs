@@ -1,4 +1,5 @@
-//! A product whose outputs are queries and new rows of a cache: rotated and stored where they belong, in one dispatch.
+//! A product that makes new rows of a cache, of its outputs or of what lies beside its input: rotated and stored where they belong,
+//! in one dispatch.
 
 use super::blocks::BlockType;
 use super::shape::{Fusion, LinearTuning, Shape};
@@ -9,6 +10,7 @@ use crate::gpu::{number, part, Capabilities, Consts, DType, KernelSpec, ShaderPa
 use crate::kv::append::{rotated_dim, row_consts};
 use crate::kv::{HeadLayout, KvView, StateLayout};
 use crate::nn::rope::pairs_part;
+use crate::nn::NormShape;
 use crate::rope::RopePairs;
 
 /// Where a [`Linear`] made by [`Linear::with_append`] puts new rows.
@@ -50,14 +52,14 @@ impl CachedOutputs {
         rotated_dim(&self.heads, self.pairs)
     }
 
-    /// Why this cannot be, if it cannot.
-    fn refusal(&self, capabilities: &Capabilities) -> Option<String> {
+    /// Why this cannot be, if it cannot. `rest`: of a row that lies beside the product's input.
+    fn refusal(&self, capabilities: &Capabilities, rest: bool) -> Option<String> {
         let CachedOutputs { heads, dtype, slabs, .. } = *self;
         let layout = StateLayout::new(&heads, dtype);
         let whole = |dim: usize| dim.is_multiple_of(layout.elems_per_word.max(UNIT));
         let rotated = self.rotated();
         let parts = [heads.nope_dim(), heads.v_dim(), heads.rope_dim(), heads.state_dim()];
-        let buffers = 9 + slabs - 1;
+        let buffers = if rest { 10 } else { 9 } + slabs - 1;
         if layout.spans > 0 {
             return Some(format!("{dtype}: a scale needs the whole of a row"));
         }
@@ -80,21 +82,22 @@ impl CachedOutputs {
         consts
     }
 
-    /// The parts beside those of a plain product, but for the slots `nn/output` and `nn/rows_end`; for pages in one buffer.
-    pub(super) fn parts(&self) -> Result<Vec<ShaderPart>> {
+    /// The parts beside those of a plain product, but for the slots `nn/output`, `nn/rows_end` and `nn/beside`; for pages in one
+    /// buffer. `rest`: of a row that lies beside the product's input.
+    pub(super) fn parts(&self, rest: bool) -> Result<Vec<ShaderPart>> {
         let unit = match self.pairs {
             RopePairs::Interleaved => part!("nn/unit/interleaved.wgsl"),
             RopePairs::None | RopePairs::Half => part!("nn/unit/half.wgsl"),
         };
-        Ok(vec![
-            unit,
-            part!("nn/cached_place.wgsl"),
+        let mut parts = if rest { Vec::new() } else { vec![unit, part!("nn/cached_place.wgsl")] };
+        parts.extend([
             pairs_part(self.pairs),
             pack_part(self.dtype)?,
             part!("kv/slabs/1.wgsl"),
             part!("kv/page.wgsl"),
             part!("kv/slab_stores/1.wgsl"),
-        ])
+        ]);
+        Ok(parts)
     }
 }
 
@@ -124,6 +127,9 @@ impl Linear {
     /// [`LinearTuning::max_rows`] rows, and gives [`LinearArgs::cos_sin`](super::LinearArgs) and
     /// [`LinearArgs::append`](super::LinearArgs).
     ///
+    /// After [`Linear::with_rest`] it is the rest that is cached, and the outputs are what they were: the latents of GLA and MLA, whose
+    /// norm that is, and their rope key, rotated. [`LinearArgs::rest`](super::LinearArgs) is then not given.
+    ///
     /// ```no_run
     /// # use latten::nn::{AppendRows, Linear, LinearArgs, Span};
     /// # use latten::{rope::RopePairs, PagedKvCache, SeqId, Tensor};
@@ -138,31 +144,47 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Shape`] for a matrix of other outputs or of several heads; [`ErrorKind::Argument`] beside SwiGLU, a tail or a
-    /// rest; [`ErrorKind::Unsupported`] for a cache of integers, rows that are not whole words of 16 bytes, or more storage
+    /// [`ErrorKind::Shape`] for a matrix of other outputs or of several heads, or a rest of other widths than the cached states and rope
+    /// key; [`ErrorKind::Argument`] beside SwiGLU or a tail; [`ErrorKind::Unsupported`] for a cache of integers, rows that are not whole words of 16 bytes, or more storage
     /// buffers than the device binds.
     pub fn with_append(self, layer: &KvView, pairs: RopePairs) -> Result<Self> {
         let cached = CachedOutputs::of(layer, pairs);
-        let w = &self.weight;
-        let shape = [w.heads(), w.out_dim(), w.in_dim()];
-        if w.heads() != 1 || w.out_dim() != cached.outputs() {
-            let want = format!("(1,{},_), queries and cached rows of {:?}", cached.outputs(), layer.heads);
-            return Err(ErrorKind::shape("weight", &shape, want));
+        self.check_widths(&cached)?;
+        if self.swiglu || self.tail.is_some() {
+            return Err(ErrorKind::argument("append", "this linear has SwiGLU or a tail"));
         }
-        if self.swiglu || self.tail.is_some() || self.rest.is_some() {
-            return Err(ErrorKind::argument("append", "this linear has SwiGLU, a tail or a rest"));
-        }
-        if let Some(why) = cached.refusal(self.gpu.capabilities()) {
+        if let Some(why) = cached.refusal(self.gpu.capabilities(), self.rest.is_some()) {
             return Err(ErrorKind::Unsupported { what: format!("an append in a product: {why}") }.into());
         }
-        let tunings = self.tunings.map(LinearTuning::for_units);
+        let tunings = match self.rest {
+            Some(_) => self.tunings,
+            None => self.tunings.map(LinearTuning::for_units),
+        };
         let tiles = Vec::new();
         Ok(Linear { cached: Some(cached), tunings, tiles, ..self }.without_kernels())
     }
 
+    /// Whether what is to be cached is as wide as a row of the cache.
+    fn check_widths(&self, cached: &CachedOutputs) -> Result<()> {
+        let heads = &cached.heads;
+        if let Some(norm) = &self.rest {
+            let NormShape { groups, dim, tail, .. } = norm.shape();
+            let want = [heads.groups(), heads.state_dim(), heads.rope_dim()];
+            let fits = [groups, dim, tail] == want && cached.rotated() <= tail;
+            let text = || format!("(groups, dim, tail) {}, a cached row of {heads:?}", shape_text(&want));
+            return if fits { Ok(()) } else { Err(ErrorKind::shape("rest", &[groups, dim, tail], text())) };
+        }
+        let w = &self.weight;
+        if w.heads() != 1 || w.out_dim() != cached.outputs() {
+            let want = format!("(1,{},_), queries and cached rows of {heads:?}", cached.outputs());
+            return Err(ErrorKind::shape("weight", &[w.heads(), w.out_dim(), w.in_dim()], want));
+        }
+        Ok(())
+    }
+
     /// Whether [`Linear::with_append`] takes such a layer, as far as the layer and the device go.
     pub(crate) fn takes_append(&self, layer: &KvView, pairs: RopePairs) -> bool {
-        CachedOutputs::of(layer, pairs).refusal(self.gpu.capabilities()).is_none()
+        CachedOutputs::of(layer, pairs).refusal(self.gpu.capabilities(), self.rest.is_some()).is_none()
     }
 
     /// Whether a place for new rows is there where, and only where, there is one to be; and whether it is as it was to be.
@@ -199,7 +221,7 @@ impl Linear {
 
 /// Kernel texts of every slot, for software adapters and GPUs of either tier.
 pub(super) fn specs([software, subgroups, portable]: [LinearTuning; 3]) -> Result<Vec<(String, KernelSpec)>> {
-    use crate::kv::{Gqa, Gta};
+    use crate::kv::{Gla, Gqa, Gta};
     let gqa = HeadLayout::gqa(Gqa { q_heads: 16, kv_heads: 4, head_dim: 128 })?;
     let gta = HeadLayout::gta(Gta { q_heads: 16, kv_heads: 4, head_dim: 128, rope_dim: 64 })?;
     let f16 = CachedOutputs { heads: gqa, dtype: DType::F16, page_size: 64, pairs: RopePairs::Half, slabs: 1 };
@@ -226,6 +248,14 @@ pub(super) fn specs([software, subgroups, portable]: [LinearTuning; 3]) -> Resul
         for tuning in [software, subgroups] {
             let block = BlockType::Q4_0;
             specs.push((block.to_string(), Shape::Rows(1).spec(&tuning.for_units(), block, true, fusion)?));
+        }
+    }
+    let gla = HeadLayout::gla(Gla { q_heads: 16, latent_heads: 2, latent_dim: 256, rope_dim: 64 })?;
+    let gla = CachedOutputs { heads: gla, ..f16 };
+    for cached in [gla, CachedOutputs { dtype: DType::F32, pairs: RopePairs::Interleaved, slabs: 2, ..gla }] {
+        let fusion = Fusion { norm: true, rest: true, cached: Some(cached), ..Default::default() };
+        for (dtype, rows, tuning) in [(DType::F16, 1, software), (DType::F16, 4, subgroups), (DType::I8, 4, portable)] {
+            specs.push((dtype.to_string(), Shape::Rows(rows).spec(&tuning, dtype, true, fusion)?));
         }
     }
     Ok(specs)

@@ -183,6 +183,7 @@ pub(crate) fn pack_spec(in_dim: usize, vec4: bool, norm: bool) -> KernelSpec {
         ("STEPS", number(steps)),
         ("ROW_ALIGN", number(ROW_ALIGN)),
         ("GAIN_BINDING", number(3)),
+        ("WHOLE", number(0)),
     ];
     let parts = vec![
         part!("nn/linear_params.wgsl"),

@@ -8,6 +8,7 @@ pub(super) mod matrix;
 mod packer;
 mod run;
 pub(super) mod shape;
+pub(super) mod specs;
 pub(super) mod weight;
 mod weight_type;
 mod writer;
@@ -57,8 +58,10 @@ pub struct Linear {
     tail: Option<(usize, RopePairs)>,
     /// A norm of what lies behind the input.
     rest: Option<RmsNorm>,
-    /// Whether the outputs are queries and new rows of a cache, and of which.
+    /// Whether the outputs are queries and new rows of a cache, or the rest is such rows; and of which cache.
     cached: Option<CachedOutputs>,
+    /// Dot products of bytes, of few rows.
+    integers: bool,
     /// Of one row of input, of more, and of 3 to 8.
     tunings: [LinearTuning; 3],
     /// Of the device's cooperative matrices, from large to small.
@@ -91,6 +94,7 @@ impl Linear {
             tail: None,
             rest: None,
             cached: None,
+            integers: false,
             tunings,
             tiles,
             kernels: fresh(shapes.len()),
@@ -121,15 +125,15 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail.
+    /// [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail or after [`Linear::with_append`].
     pub fn with_swiglu(self) -> Result<Self> {
         let w = &self.weight;
         if !w.out_dim().is_multiple_of(2) {
             let shape = [w.heads(), w.out_dim(), w.in_dim()];
             return Err(ErrorKind::shape("weight", &shape, "(_,an even number,_)"));
         }
-        if self.tail.is_some() {
-            return Err(ErrorKind::argument("swiglu", "this linear has a tail"));
+        if self.tail.is_some() || self.cached.is_some() {
+            return Err(ErrorKind::argument("swiglu", "this linear has a tail or appends"));
         }
         let tunings = self.tunings.map(|tuning| LinearTuning { outs: tuning.outs.max(2), ..tuning });
         Ok(Linear { swiglu: true, tunings, ..self.without_kernels() })
@@ -142,8 +146,8 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, or beside SwiGLU or a
-    /// rest.
+    /// [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, beside SwiGLU or a
+    /// rest, or after [`Linear::with_append`].
     pub fn with_tail(self, rope_dim: usize, rotation: RopePairs) -> Result<Self> {
         if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
@@ -151,8 +155,8 @@ impl Linear {
         let w = &self.weight;
         let (heads, width) = (w.heads(), w.in_dim().max(w.out_dim()));
         sum_of_products("rope_dim", &[&[heads, width], &[heads, rope_dim]], MOST_ROW)?;
-        if self.swiglu || self.rest.is_some() {
-            return Err(ErrorKind::argument("tail", "this linear has SwiGLU or a rest"));
+        if self.swiglu || self.rest.is_some() || self.cached.is_some() {
+            return Err(ErrorKind::argument("tail", "this linear has SwiGLU or a rest, or appends"));
         }
         Ok(Linear { tail: Some((rope_dim, rotation)), ..self.without_kernels() })
     }
@@ -162,17 +166,35 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for several heads, beside a tail, or where the norm before the product has
-    /// another `eps`.
+    /// [`ErrorKind::Argument`] for several heads, beside a tail, after [`Linear::with_append`], or where the norm before the
+    /// product has another `eps`.
     pub fn with_rest(self, norm: RmsNorm) -> Result<Self> {
-        if self.weight.heads() != 1 || self.tail.is_some() {
-            return Err(ErrorKind::argument("rest", "this linear has several heads or a tail"));
+        if self.weight.heads() != 1 || self.tail.is_some() || self.cached.is_some() {
+            return Err(ErrorKind::argument("rest", "this linear has several heads or a tail, or appends"));
         }
         match &self.norm {
             Some((_, eps)) if *eps != norm.shape().eps => {
                 Err(ErrorKind::argument("rest", format!("eps {} beside {eps}", norm.shape().eps)))
             }
             _ => Ok(Linear { rest: Some(norm), ..self.without_kernels() }),
+        }
+    }
+
+    /// The same with products of few rows (up to [`LinearTuning::max_rows`]) by dot products of bytes (WGSL's `dot4I8Packed`): the
+    /// input, normed if there is a norm, is rounded to 8 bits, each 8 elements (16 for weights in I8) under the largest magnitude of
+    /// them, `m`. So an element is off by at most `m / 254`, and an output by the sum of these errors times the weights' magnitudes.
+    /// Elements that are not finite give no defined output. Weights are multiplied as they are. Many GPUs are faster so; software
+    /// adapters are not, and multiply as before.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] for weights that are neither I8 nor in blocks.
+    pub fn with_integer_dot(self) -> Result<Self> {
+        match self.weight.weight_type() {
+            WeightType::Plain(DType::I8) | WeightType::Blocks(_) => {
+                Ok(Linear { integers: true, ..self.without_kernels() })
+            }
+            other => Err(ErrorKind::Unsupported { what: format!("dot products of bytes for {other} weights") }.into()),
         }
     }
 
@@ -276,6 +298,8 @@ impl Linear {
         let aligned = aligned || matches!(self.shapes[choice], Shape::Matrix(_));
         let cell = &self.kernels[choice][usize::from(!aligned)];
         self.gpu.kernel_in(cell, || {
+            let shape = self.shapes[choice];
+            let tuning = self.tuning(shape.rows());
             let fusion = Fusion {
                 norm: self.norm.is_some(),
                 swiglu: self.swiglu,
@@ -283,9 +307,10 @@ impl Linear {
                 rest: self.rest.is_some(),
                 cached: self.cached,
                 listed: false,
+                whole: tuning.whole_steps(shape.rows(), &self.weight),
+                integers: self.integers,
             };
-            let shape = self.shapes[choice];
-            shape.spec(&self.tuning(shape.rows()), self.weight.weight_type(), aligned, fusion)
+            shape.spec(&tuning, self.weight.weight_type(), aligned, fusion)
         })
     }
 }

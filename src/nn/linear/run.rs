@@ -63,7 +63,7 @@ pub struct LinearArgs<'a> {
     pub accumulate: bool,
     /// As [`RopeKernel::encode`](crate::nn::RopeKernel::encode) has it: of a linear made by [`Linear::with_tail`], and only there.
     pub cos_sin: Option<&'a Tensor>,
-    /// (rows, the norm's width) F32 in a third buffer: of a linear made by [`Linear::with_rest`], and only there.
+    /// (rows, the norm's width) F32 in a third buffer: of a linear made by [`Linear::with_rest`], and only there; not where it appends.
     pub rest: Option<&'a Tensor>,
     /// Where new cached rows go: of a linear made by [`Linear::with_append`], and only there.
     pub append: Option<AppendRows<'a>>,
@@ -145,6 +145,9 @@ impl Linear {
         }
         let gain = packed.as_ref().unwrap_or(&gain.buffer);
         let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
+        let norm = self.rest.as_ref().filter(|_| matches!(shape, Shape::Rows(_)));
+        buffers.extend(norm.map(|norm| &norm.gain().buffer));
+        buffers.extend(rest.filter(|_| norm.is_some()).map(|rest| &rest.buffer));
         buffers.extend(cos_sin.map(|table| &table.buffer));
         let slabs = append.map(|append| append.layer.pool.buffers()).unwrap_or_default();
         buffers.extend(append.map(|append| &append.slots.buffer));
@@ -156,9 +159,8 @@ impl Linear {
             Shape::Matrix(_) => (row_groups, word(outs), word(heads)),
             _ => (word(outs), row_groups, word(heads)),
         };
-        if let (Some(norm), Some(rest), Shape::Rows(n)) = (&self.rest, rest, shape) {
-            buffers.extend([&norm.gain().buffer, &rest.buffer]);
-            grid = (word(outs.max(n * (norm.shape().groups + 1))), grid.1, 2);
+        if let Some(norm) = norm {
+            grid = (word(outs.max(shape.rows() * (norm.shape().groups + 1))), grid.1, 2);
         }
         let whole = y.whole(extent).filter(|_| !accumulate);
         // 2 FLOP per weight of the workgroup's matrix rows and row of input.
@@ -182,7 +184,7 @@ impl Linear {
 
     /// What of `y` is written.
     fn stored(&self, rows: usize) -> Extent {
-        match &self.cached {
+        match self.cached.as_ref().filter(|_| self.rest.is_none()) {
             Some(cached) => Extent { rows, heads: cached.heads.q_heads(), dim: cached.heads.q_dim() },
             None => Extent { rows, heads: self.weight.heads(), dim: self.outputs() },
         }
@@ -206,22 +208,25 @@ impl Linear {
         }
     }
 
-    /// The norm of what lies beside the input, and where it goes: both or none.
-    fn check_rest<'a>(&'a self, rest: Option<&'a Tensor>) -> Result<Option<(&'a RmsNorm, &'a Tensor)>> {
-        match (&self.rest, rest) {
-            (None, None) => Ok(None),
-            (None, Some(_)) => Err(ErrorKind::argument("rest", "this linear has none")),
-            (Some(_), None) => Err(ErrorKind::argument("rest", "this linear has one, which needs a tensor")),
-            (Some(norm), Some(rest)) => Ok(Some((norm, rest))),
+    /// Whether a place for the rest is there where, and only where, there is one that is not cached.
+    fn check_rest(&self, rest: Option<&Tensor>) -> Result<()> {
+        match (self.rest.is_some() && self.cached.is_none(), rest) {
+            (true, Some(_)) | (false, None) => Ok(()),
+            (false, Some(_)) => Err(ErrorKind::argument("rest", "this linear has none that goes to a tensor")),
+            (true, None) => Err(ErrorKind::argument("rest", "this linear has one, which needs a tensor")),
         }
     }
 
     /// Checks what is beside a product, and records the norm of the rest where that is a dispatch of its own.
     fn rest_beside(&self, pass: &mut wgpu::ComputePass<'_>, args: &LinearArgs<'_>, shape: Shape) -> Result<()> {
-        let Some((norm, rest)) = self.check_rest(args.rest)? else { return Ok(()) };
+        self.check_rest(args.rest)?;
+        let Some(norm) = &self.rest else { return Ok(()) };
+        let x = args.x.offset(args.x.offset.saturating_add(self.weight.in_dim()));
+        let Some(rest) = args.rest else {
+            return x.check("x", Extent { rows: args.rows, heads: 1, dim: norm.width() });
+        };
         check_apart("rest", rest, &[args.y.tensor, &self.weight.tensor])?;
         rest.expect("rest", &[args.rows, norm.width()], DType::F32)?;
-        let x = args.x.offset(args.x.offset.saturating_add(self.weight.in_dim()));
         match shape {
             Shape::Tile(_) | Shape::Matrix(_) => norm.encode(pass, args.rows, x, Span::of(rest)),
             Shape::Rows(_) => norm.check(args.rows, x, Span::of(rest)),

@@ -1,8 +1,7 @@
 //! Which kernel a linear is, by its matrix, its rows and the device. Pure.
 
-use super::blocks::BlockType;
-use super::cached::{self, CachedOutputs};
-use super::matrix::{pack_spec, MatrixTile};
+use super::cached::CachedOutputs;
+use super::matrix::MatrixTile;
 use super::weight_type::WeightType;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier, PORTABLE_WORKGROUP_BYTES};
@@ -24,9 +23,9 @@ pub struct LinearTuning {
     /// Most rows of input in one go: 1, 2, 4, 8 or 16. More rows are the tile kernel's.
     pub max_rows: usize,
     /// So many times `in_lanes` lanes side by side in a workgroup, each for outputs of its own: 1, 2, 4, 8 or 16. At most 256 lanes in
-    /// all; with subgroup operations `in_lanes` is then a subgroup or more, and `in_lanes` of 1 takes 16.
+    /// all; `in_lanes` of 1 takes 16.
     pub out_lanes: usize,
-    /// Sums over lanes by subgroup operations.
+    /// Sums of eight lanes by subgroup operations, to the same bits as without.
     pub subgroups: bool,
 }
 
@@ -38,10 +37,14 @@ pub(crate) struct Fusion {
     pub(crate) tail: Option<RopePairs>,
     /// Of few rows only.
     pub(crate) rest: bool,
-    /// Outputs that are queries and cached rows; of few rows only.
+    /// Outputs that are queries and cached rows, or with `rest` a rest that is cached rows; of few rows only.
     pub(crate) cached: Option<CachedOutputs>,
     /// Rows by a list of those of each expert ([`Experts`](crate::nn::Experts)); of [`Shape::Tile`] alone.
     pub(crate) listed: bool,
+    /// Few rows of an aligned input take no step past the end of a matrix row ([`LinearTuning::whole_steps`]).
+    pub(crate) whole: bool,
+    /// Dot products of bytes for few rows ([`Linear::with_integer_dot`](crate::nn::Linear::with_integer_dot)).
+    pub(crate) integers: bool,
 }
 
 /// A kernel by the rows it takes at a time, and how it does so.
@@ -57,8 +60,6 @@ pub(crate) enum Shape {
 
 /// Outputs per lane, in each dimension, of linear_tile.wgsl.
 const MICRO_OUT: usize = 8;
-/// The fewest lanes of a subgroup where the tier has them.
-const LEAST_SUBGROUP: usize = 8;
 /// Lanes of a workgroup that share nothing.
 const LONE_LANES: usize = 16;
 /// Workgroup memory that the sums over lanes may take at once; the rest is left to the results.
@@ -74,9 +75,9 @@ impl LinearTuning {
 
     /// For a device and a matrix: of one row of input, of more, and of 3 to 8. They differ in what leaves a row's sums as they are.
     /// The time of few rows is that of reading the matrix, so what counts is enough loads on their way: as many lanes as
-    /// the device likes, a few words each. Measured with `linear_table --sweep` (4096 x 4096 on an H100, 2048 x 11264 on an
-    /// H200). Through workgroup memory the dozens of sums of 8 rows are faster than by subgroups (31 us, 40), and those of one row
-    /// as fast, if there are few lanes: of 128 it is slower (11.4 us, 9.3 of 5632 x 2048).
+    /// the device likes, a few words each. Measured with `linear_table --sweep` (4096 x 4096 on an H100, 2048 x 11264 and
+    /// 5632 x 2048 on an H200). Through workgroup memory the dozens of sums of 8 rows are faster than by subgroups (22.8 us, 40; of 128
+    /// lanes 14.5, 20.6). Those of one row are as fast, but of 128 lanes in a model (a step of 24 layers 1.40 ms, 1.33 by subgroups).
     pub(crate) fn of(capabilities: &Capabilities, weight: &Weight) -> [Self; 3] {
         if capabilities.is_software() {
             return LinearTuning::SOFTWARE;
@@ -96,17 +97,17 @@ impl LinearTuning {
         let steps = if outs == 4 { 2 } else { 4 };
         // Where it is not known how many lanes run together, a workgroup has at least 64.
         let out_lanes = if capabilities.tier >= Tier::Subgroup { 1 } else { 64usize.div_ceil(in_lanes) };
-        let subgroups = capabilities.tier >= Tier::Subgroup && in_lanes > 64;
-        let more = LinearTuning { in_lanes, outs, steps, max_rows: 16, out_lanes, subgroups };
+        let more = LinearTuning { in_lanes, outs, steps, max_rows: 16, out_lanes, subgroups: false };
         let half_enough = |outs: &usize| enough(&(outs / 2));
-        let eight = LinearTuning { outs: [8, 4].into_iter().find(half_enough).unwrap_or(2), steps: 4, ..more };
+        let widest: &[usize] = if in_lanes > 64 { &[4] } else { &[8, 4] };
+        let eight_outs = widest.iter().copied().find(half_enough).unwrap_or(2);
+        let eight = LinearTuning { outs: eight_outs, steps: 4, ..more };
         let one = match kind {
-            WeightType::Plain(DType::I8) if !subgroups => more,
-            WeightType::Plain(DType::I8) | WeightType::Blocks(_) => {
-                LinearTuning { outs: outs.min(2), steps: 4, ..more }
-            }
+            WeightType::Plain(DType::I8) => more,
+            WeightType::Blocks(_) => LinearTuning { outs: outs.min(2), steps: 8, ..more },
             WeightType::Plain(_) => LinearTuning { outs: 1, steps: 2, ..more },
         };
+        let one = LinearTuning { subgroups: capabilities.tier >= Tier::Subgroup && in_lanes > 64, ..one };
         [one, more, eight]
     }
 
@@ -124,10 +125,6 @@ impl LinearTuning {
         let fusion = Fusion { norm: true, swiglu, ..Default::default() };
         if !fits || self.sums(max_rows, fusion).bytes > PORTABLE_WORKGROUP_BYTES {
             return Err(ErrorKind::argument("tuning", format!("{self:?} makes no kernel")));
-        }
-        if subgroups && out_lanes > 1 && in_lanes < capabilities.subgroup_size as usize {
-            let why = format!("{self:?}: subgroups have up to {} lanes", capabilities.subgroup_size);
-            return Err(ErrorKind::argument("tuning", why));
         }
         if subgroups && capabilities.tier < Tier::Subgroup {
             return Err(ErrorKind::Unsupported { what: "subgroup operations".into() }.into());
@@ -149,6 +146,19 @@ impl LinearTuning {
         }
     }
 
+    /// Whether the lanes' steps along a matrix row end where it ends, so that no load needs a bound.
+    pub(crate) fn whole_steps(&self, rows: usize, weight: &Weight) -> bool {
+        let kind = weight.weight_type();
+        let lanes = if kind.blocks().is_some() && self.in_lanes > 1 { self.in_lanes / 4 } else { self.in_lanes };
+        weight.row_words().is_multiple_of(self.steps(rows) * lanes)
+            && weight.in_dim() == weight.row_words() * kind.per_word()
+    }
+
+    /// Sums of eight lanes of an output, which are added in turn.
+    fn segments(&self) -> usize {
+        (self.in_lanes / 8).max(1)
+    }
+
     /// How a lane's sums are joined with those of the others.
     fn sums(&self, rows: usize, fusion: Fusion) -> Sums {
         let values = rows * self.outs + if fusion.norm { rows } else { 0 };
@@ -156,11 +166,14 @@ impl LinearTuning {
         if self.in_lanes == 1 {
             return Sums { passes: 1, pass: values, bytes: 0 };
         }
+        let segments = out_lanes * (self.segments() | 1);
         let (passes, partials) = if self.subgroups {
-            (1, values * (lanes / LEAST_SUBGROUP))
+            (1, values * segments)
         } else {
-            let passes = values.div_ceil((PASS_BYTES / (4 * (lanes + 1))).min(16));
-            (passes, values.div_ceil(passes) * (lanes + 1))
+            // shaders/nn/reduce/workgroup.wgsl: nine places for eight lanes, an odd number.
+            let partials = (lanes / 8 * 9) | 1;
+            let passes = values.div_ceil((PASS_BYTES / (4 * partials)).clamp(1, 16));
+            (passes, values.div_ceil(passes) * (partials + segments))
         };
         let pass = values.div_ceil(passes);
         Sums { passes, pass, bytes: 4 * (partials + passes * pass * out_lanes) }
@@ -208,7 +221,8 @@ impl Shape {
         };
         let (weight_parts, mut consts) = kind.parts()?;
         parts.extend(weight_parts);
-        parts.push(match (fusion.swiglu, &fusion.cached) {
+        let cached_outputs = fusion.cached.filter(|_| !fusion.rest);
+        parts.push(match (fusion.swiglu, cached_outputs) {
             (true, _) => part!("nn/output/swiglu.wgsl"),
             (false, Some(_)) => part!("nn/output/cached.wgsl"),
             (false, None) => part!("nn/output/plain.wgsl"),
@@ -236,6 +250,7 @@ impl Shape {
                     ("OUTPUTS", number(outs / sums_per_output)),
                     ("STEPS", number(steps)),
                     ("STEP_WORDS", number(steps * outs)),
+                    ("WHOLE", number((fusion.whole && vec4).into())),
                     ("IN_LANES", number(tuning.in_lanes)),
                     ("OUT_LANES", number(out_lanes)),
                     ("LANES", number(lanes)),
@@ -245,29 +260,37 @@ impl Shape {
                     ("JOINED_LANES", number(if lone { 1 } else { lanes })),
                     ("JOINED_SUMS", number(if lone { 1 } else { out_lanes })),
                 ]);
-                if tuning.subgroups {
-                    consts.push(("MAX_SUBGROUPS", number(lanes / LEAST_SUBGROUP)));
-                    parts.push(part!("nn/reduce/subgroup.wgsl"));
-                } else if lone {
+                if lone {
                     parts.push(part!("nn/reduce/none.wgsl"));
                 } else {
-                    parts.push(part!("nn/reduce/workgroup.wgsl"));
+                    consts.push(("SEGMENTS", number(tuning.segments())));
+                    parts.push(part!("nn/segments.wgsl"));
+                    parts.push(match tuning.subgroups {
+                        true => part!("nn/reduce/subgroup.wgsl"),
+                        false => part!("nn/reduce/workgroup.wgsl"),
+                    });
                 }
                 consts.push(("PRODUCTS", number(rows * outs)));
                 parts.push(match kind {
                     WeightType::Blocks(_) if lone => part!("nn/sums/blocks.wgsl"),
+                    WeightType::Blocks(_) if fusion.integers => part!("nn/sums/integers.wgsl"),
+                    WeightType::Plain(DType::I8) if fusion.integers && !lone => part!("nn/sums/bytes.wgsl"),
                     WeightType::Blocks(_) => part!("nn/sums/pieces.wgsl"),
                     WeightType::Plain(_) => part!("nn/sums/words.wgsl"),
                 });
-                parts.push(if fusion.rest { part!("nn/beside/norm.wgsl") } else { part!("nn/beside/none.wgsl") });
-                match &fusion.cached {
-                    Some(cached) => {
-                        parts.extend(cached.parts()?);
-                        parts.push(part!("nn/rows_end/cached.wgsl"));
-                        consts.extend(cached.consts());
-                    }
-                    None => parts.push(part!("nn/rows_end/plain.wgsl")),
+                if let Some(cached) = &fusion.cached {
+                    parts.extend(cached.parts(fusion.rest)?);
+                    consts.extend(cached.consts());
                 }
+                parts.push(match (fusion.rest, fusion.cached) {
+                    (true, Some(_)) => part!("nn/beside/append.wgsl"),
+                    (true, None) => part!("nn/beside/norm.wgsl"),
+                    (false, _) => part!("nn/beside/none.wgsl"),
+                });
+                parts.push(match cached_outputs {
+                    Some(_) => part!("nn/rows_end/cached.wgsl"),
+                    None => part!("nn/rows_end/plain.wgsl"),
+                });
                 parts.push(part!("nn/linear_rows.wgsl"));
                 ("linear_rows", sums.bytes)
             }
@@ -280,6 +303,7 @@ impl Shape {
                     ("OUT_LANES", number(8)),
                     ("OUTPUTS", number(MICRO_OUT / sums_per_output)),
                     ("TILE_WORDS", number(MICRO_OUT / vecs)),
+                    ("WHOLE", number(0)),
                 ]);
                 parts.push(part!("nn/linear_tile.wgsl"));
                 (if fusion.listed { "experts_tile" } else { "linear_tile" }, 16 * 9 * 8 * (micro_rows + MICRO_OUT))
@@ -290,7 +314,8 @@ impl Shape {
         if fusion.tail.is_some() || fusion.listed {
             bindings.push(Read);
         } else if fusion.rest && matches!(self, Shape::Rows(_)) {
-            bindings.extend([Read, Write]);
+            bindings.push(Read);
+            bindings.extend(fusion.cached.is_none().then_some(Write));
         }
         bindings.extend(fusion.cached.iter().flat_map(|_| [Read, Read, Write]));
         let spec = KernelSpec { name, consts, parts, bindings, workgroup_bytes };
@@ -299,83 +324,6 @@ impl Shape {
             None => spec,
         })
     }
-}
-
-/// A representative set of kernel texts: every slot and shape, on software adapters and GPUs of either tier.
-pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
-    let [one, software, _] = LinearTuning::SOFTWARE;
-    let portable = LinearTuning { in_lanes: 32, outs: 2, steps: 4, max_rows: 16, out_lanes: 2, subgroups: false };
-    let wide = LinearTuning { in_lanes: 128, outs: 4, steps: 2, out_lanes: 1, ..portable };
-    let subgroups = LinearTuning { in_lanes: 64, subgroups: true, ..wide };
-    let side_by_side = LinearTuning { in_lanes: 32, steps: 8, out_lanes: 4, ..subgroups };
-    let plain = Fusion::default();
-    let norm = Fusion { norm: true, ..plain };
-    let both = Fusion { swiglu: true, ..norm };
-    let rest = Fusion { rest: true, ..norm };
-    let tails = [RopePairs::Half, RopePairs::Interleaved].map(|r| Fusion { tail: Some(r), ..plain });
-    let mut all = Vec::new();
-    let mut add = |shape: Shape, tuning: &LinearTuning, dtype: DType, vec4: bool, fusion: Fusion| {
-        shape.spec(tuning, dtype, vec4, fusion).map(|spec| all.push((dtype.to_string(), spec)))
-    };
-    // Each slot with each dtype and alignment, then each shape of each device.
-    for dtype in [DType::F32, DType::F16, DType::I8] {
-        for vec4 in [true, false] {
-            for fusion in [plain, norm, both, rest, tails[0], tails[1]] {
-                add(Shape::Rows(1), &one, dtype, vec4, fusion)?;
-            }
-            add(Shape::Tile(4), &software, dtype, vec4, both)?;
-        }
-    }
-    for tuning in [software, portable, wide, subgroups, side_by_side] {
-        for shape in tuning.shapes() {
-            add(shape, &tuning, DType::F16, true, both)?;
-        }
-        add(Shape::Rows(tuning.max_rows), &tuning, DType::I8, true, rest)?;
-        add(Shape::Rows(1), &tuning, DType::F16, true, plain)?;
-    }
-    for (dtype, outs, steps) in [(DType::F16, 1, 2), (DType::I8, 2, 4)] {
-        for tuning in [wide, subgroups] {
-            add(Shape::Rows(1), &LinearTuning { outs, steps, ..tuning }, dtype, true, norm)?;
-        }
-    }
-    for fusion in [plain, tails[0]] {
-        add(Shape::Tile(2), &software, DType::F16, true, fusion)?;
-    }
-    for tile in MatrixTile::TABLE {
-        for dtype in [DType::F16, DType::I8] {
-            for fusion in [plain, both, tails[0], tails[1]] {
-                add(Shape::Matrix(tile), &subgroups, dtype, true, fusion)?;
-            }
-        }
-    }
-    all.extend(block_specs(&subgroups, &software)?);
-    all.extend(cached::specs([one, subgroups, portable])?);
-    for (in_dim, vec4) in [(4096, true), (64, true), (61, false)] {
-        all.extend([false, true].map(|norm| (format!("{in_dim}"), pack_spec(in_dim, vec4, norm))));
-    }
-    Ok(all)
-}
-
-/// The same of each block type, with fewer of the other slots.
-fn block_specs(gpu: &LinearTuning, software: &LinearTuning) -> Result<Vec<(String, KernelSpec)>> {
-    let plain = Fusion::default();
-    let both = Fusion { norm: true, swiglu: true, ..plain };
-    let rest = Fusion { rest: true, norm: true, ..plain };
-    let mut all = Vec::new();
-    for block in BlockType::ALL {
-        let few = [
-            (Shape::Rows(1), software, false, plain),
-            (Shape::Rows(1), gpu, true, rest),
-            (Shape::Rows(8), software, true, both),
-            (Shape::Rows(16), gpu, true, both),
-        ];
-        let many = [(Shape::Tile(2), software, true, plain), (Shape::Tile(4), software, false, both)];
-        let tiles = MatrixTile::TABLE.map(|tile| (Shape::Matrix(tile), gpu, true, both));
-        for (shape, tuning, vec4, fusion) in few.into_iter().chain(many).chain(tiles) {
-            all.push((block.to_string(), shape.spec(tuning, block, vec4, fusion)?));
-        }
-    }
-    Ok(all)
 }
 
 #[cfg(test)]
