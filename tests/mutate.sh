@@ -22,6 +22,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 A="append::"
 U="appending::"
+V="appending_rest::"
 D="steps:: split::many|split::odd split::every split::several|isolation:: adversarial::"
 O="options::"
 K="kept::first kept::with"
@@ -59,6 +60,13 @@ unit-slot-clamp     ~nn/rows_end/cached.wgsl~min(slots[row], params.slot_count -
 unit-turned         ~nn/rows_end/cached.wgsl~element_of(place, output, 0u) >= place.rotated_first + place.rotated~true~U~dies
 unit-copied         ~nn/cached_place.wgsl~Q_DIM - ROTATED, ROTATED~0u, ROTATED~U~dies
 unit-rope-key       ~nn/rows_end/cached.wgsl~if (group < GROUPS)~if (true)~U~dies
+rest-row-end        ~nn/beside/append.wgsl~ || row >= params.rows~~V~dies
+rest-column-end     ~nn/beside/append.wgsl~group.x >= ROWS * stretches || ~~V~dies
+rest-rope-key       ~nn/beside/append.wgsl~if (stretch < GROUPS)~if (true)~V~dies
+rest-rotated        ~nn/beside/append.wgsl~if (i >= ROTATED_ROPE)~if (true)~V~dies
+rest-state          ~nn/beside/append.wgsl~if (is_state)~if (true)~V~dies
+rest-slot-clamp     ~nn/beside/append.wgsl~min(slots[row], params.slot_count - 1u)~slots[row]~V~same: the host has checked the slots
+sums-segments       ~nn/reduce/workgroup.wgsl~i < SEGMENTS~i < 1u~U~dies
 unit-half           ~nn/unit/half.wgsl~k ^ 2u~k ^ 1u~U~dies
 unit-neighbours     ~nn/unit/interleaved.wgsl~k ^ 1u~k ^ 2u~U~dies
 copy-page-source    ~kv/copy_pages.wgsl~pool_word(source + word)~pool_word(target_first + word)~C~dies
@@ -249,6 +257,7 @@ groups_of() {
     R) echo "$R" ;;
     E) echo "$E" ;;
     U) echo "$U" ;;
+    V) echo "$V" ;;
     B) echo "$B" ;;
     *) return 1 ;;
   esac
@@ -302,7 +311,7 @@ check_table() {
       echo "$name: no group of tests $tests" >&2 && wrong=$((wrong + 1))
     fi
   done < <(table)
-  for tests in A D G O K T I C L S H W N R E; do
+  for tests in A D G O K T I C L S H W N R E U V B; do
     target=$(target_of "$tests")
     for word in $(groups_of "$tests" | tr '|' ' '); do
       [[ $word != --* ]] || continue

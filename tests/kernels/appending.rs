@@ -16,15 +16,15 @@ use latten::{
 const IN_DIM: usize = 96;
 
 /// One product of both kinds, into two layers of one cache.
-struct Check<'a> {
-    gpu: &'a Gpu,
-    heads: HeadLayout,
-    cached: DType,
-    weights: WeightType,
-    pairs: RopePairs,
-    page_size: usize,
+pub struct Check<'a> {
+    pub gpu: &'a Gpu,
+    pub heads: HeadLayout,
+    pub cached: DType,
+    pub weights: WeightType,
+    pub pairs: RopePairs,
+    pub page_size: usize,
     /// Pages that nobody reads, so that there are several slabs.
-    more_pages: usize,
+    pub more_pages: usize,
 }
 
 fn layouts() -> Vec<HeadLayout> {
@@ -36,8 +36,16 @@ fn layouts() -> Vec<HeadLayout> {
     ]
 }
 
+pub fn weight_of(gpu: &Gpu, shape: [usize; 3], values: &[f32], weights: WeightType) -> Weight {
+    match weights {
+        WeightType::Plain(dtype) => Weight::new(gpu, shape, values, dtype).unwrap(),
+        WeightType::Blocks(block) => Weight::from_blocks(gpu, shape, block, &block.quantise(values).unwrap()).unwrap(),
+        other => unreachable!("no test has {other}"),
+    }
+}
+
 impl Check<'_> {
-    fn cache(&self, rows: usize) -> (PagedKvCache, Vec<SeqId>) {
+    pub fn cache(&self, rows: usize) -> (PagedKvCache, Vec<SeqId>) {
         let Check { heads, cached, pairs, page_size, more_pages, .. } = *self;
         let inv_freq = (0..heads.rotated_dim() / 2).map(|i| 0.7f32.powi(i as i32)).collect();
         let rope = (pairs != RopePairs::None).then_some(Rope { inv_freq, pairs });
@@ -70,13 +78,7 @@ impl Check<'_> {
         let out_dim = q_heads * q_dim + kv_dim;
         let mut rng = Rng(rows as u64 + 7);
         let (shape, values) = ([1, out_dim, IN_DIM], rng.normals(out_dim * IN_DIM, 0.2));
-        let weight = match weights {
-            WeightType::Plain(dtype) => Weight::new(gpu, shape, &values, dtype).unwrap(),
-            WeightType::Blocks(block) => {
-                Weight::from_blocks(gpu, shape, block, &block.quantise(&values).unwrap()).unwrap()
-            }
-            other => unreachable!("no test has {other}"),
-        };
+        let weight = weight_of(gpu, shape, &values, weights);
         let bias = tensor(gpu, &[1, out_dim], &rng.normals(out_dim, 1.0));
         let gain = tensor(gpu, &[1, IN_DIM], &rng.normals(IN_DIM, 1.0));
         // Behind some elements of others, in rows that are longer.
@@ -123,7 +125,7 @@ impl Check<'_> {
     }
 
     /// Rounded alike, but for what a last bit of f32 tips; and what one leaves alone, the other does.
-    fn compare_pools(&self, what: &str, [want, got]: [Vec<u32>; 2]) {
+    pub fn compare_pools(&self, what: &str, [want, got]: [Vec<u32>; 2]) {
         assert!(want.iter().any(|word| *word != 0xa5a5_a5a5), "{what}");
         let halves = |word: u32| [word as u16, (word >> 16) as u16];
         for (at, (want, got)) in want.iter().zip(&got).enumerate().filter(|(_, (want, got))| want != got) {

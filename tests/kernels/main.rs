@@ -4,6 +4,7 @@
 mod adversarial;
 mod append;
 mod appending;
+mod appending_rest;
 mod case;
 #[path = "../common/mod.rs"]
 mod common;

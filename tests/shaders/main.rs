@@ -163,7 +163,7 @@ fn check_host(v: &Variant, module: &Module) {
     assert_eq!(storage, host, "{what}: write access per storage binding");
     // WebGPU's default. Pages in more than two slabs are for devices of more (`Capabilities::max_slabs`), and so are products that
     // append (`Linear::with_append` counts what there is).
-    let appends = v.label.contains("nn/rows_end/cached");
+    let appends = ["nn/rows_end/cached", "nn/beside/append"].iter().any(|part| v.label.contains(part));
     let most = if v.label.contains("kv/slabs/4") { 10 } else { 8 };
     let most = if appends { 12 } else { most };
     assert!(storage.len() <= most, "{what}: {} storage buffers", storage.len());

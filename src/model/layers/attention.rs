@@ -146,7 +146,7 @@ impl Attention {
         self.projections.large_biases().channels()
     }
 
-    /// The product that makes queries and new cached rows in layers like this one, if there is one.
+    /// The product that makes new cached rows in layers like this one, if there is one.
     pub(crate) fn appending(&self, layer: &KvView, pairs: RopePairs) -> Result<Option<Linear>> {
         self.projections.appending(layer, pairs)
     }
@@ -212,16 +212,11 @@ impl Attention {
         let view = step.cache.layer(layer)?;
         let wide = step.wide.map(|rotate| (rotate, &view));
         let appending = step.appending.and_then(|(linears, slots)| Some((linears.get(layer)?, slots)));
-        match appending.filter(|(linear, _)| rows <= linear.tuning(rows).max_rows) {
-            Some((linear, slots)) => {
-                let append = Some(AppendRows { layer: &view, slots });
-                let args = LinearArgs::new(rows, input, Span::of(&s.q));
-                linear.run(LinearArgs { cos_sin: Some(step.cos_sin), append, ..args })?;
-            }
-            None => {
-                self.projections.project(s, rows, input, (step.cos_sin, wide), forms)?;
-                step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
-            }
+        let appending = appending.filter(|(linear, _)| rows <= linear.tuning(rows).max_rows);
+        let append = appending.map(|(linear, slots)| (linear, AppendRows { layer: &view, slots }));
+        self.projections.project(s, rows, input, (step.cos_sin, wide), (forms, append))?;
+        if append.is_none() {
+            step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
         }
         let attended = step
             .plan

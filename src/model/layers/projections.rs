@@ -9,7 +9,9 @@ use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::matrix::Matrix;
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
-use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span};
+use crate::nn::{
+    AppendRows, Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span,
+};
 use crate::rope::RopePairs;
 
 /// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
@@ -88,15 +90,19 @@ impl Projections {
         }
     }
 
-    /// The product that makes queries and puts new rows into layers like this one, where there can be one: it takes the place of
-    /// [`Projections::project`] and of the append, for few rows.
+    /// The product that puts new rows into layers like this one, where there can be one: for few rows, and in place of the append.
+    /// That of GQA and GTA makes the queries, too; that of GLA and MLA is the query's up-projection.
     pub(crate) fn appending(&self, layer: &KvView, pairs: RopePairs) -> Result<Option<Linear>> {
-        match self {
-            Projections::Direct(direct) => match direct.qkv.whole() {
-                Some(qkv) if qkv.takes_append(layer, pairs) => qkv.clone().with_append(layer, pairs).map(Some),
-                _ => Ok(None),
+        let product = match self {
+            Projections::Direct(direct) => direct.qkv.whole(),
+            Projections::Latent(latent) => match &latent.queries {
+                Queries::Latent(up) => up.whole(),
+                Queries::Direct { .. } => None,
             },
-            Projections::Latent(_) => Ok(None),
+        };
+        match product {
+            Some(product) if product.takes_append(layer, pairs) => product.clone().with_append(layer, pairs).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -108,18 +114,25 @@ impl Projections {
         }
     }
 
-    /// From `input` to `q`, or `q_explicit`, or both, and the rows to append. `wide`: of queries that read wide channels.
+    /// From `input` to `q`, or `q_explicit`, or both, and the rows to append, or to the cache by `appending`. `wide`: of queries that
+    /// read wide channels.
     pub(crate) fn project(
         &self,
         s: &AttentionScratch,
         rows: usize,
         input: Span<'_>,
         (cos_sin, wide): (&Tensor, Option<(&RopeWideKernel, &KvView)>),
-        forms: Forms,
+        (forms, appending): (Forms, Option<(&Linear, AppendRows<'_>)>),
     ) -> Result<()> {
         let (raw, q) = (Span::of(&s.raw), Span::of(&s.q));
+        let append = |linear: &Linear, append, x, y| {
+            linear.run(LinearArgs { cos_sin: Some(cos_sin), append: Some(append), ..LinearArgs::new(rows, x, y) })
+        };
         match self {
             Projections::Direct(direct) => {
+                if let Some((linear, to)) = appending {
+                    return append(linear, to, input, q);
+                }
                 direct.qkv.run(LinearArgs::new(rows, input, raw))?;
                 let x = raw.head_stride(direct.head_dim);
                 match wide {
@@ -132,7 +145,10 @@ impl Projections {
                 let q_raw = match &latent.queries {
                     Queries::Latent(up) => {
                         let q_raw = Span::of(&s.q_raw);
-                        up.run(LinearArgs { rest: Some(&s.kv), ..LinearArgs::new(rows, raw, q_raw) })?;
+                        match appending {
+                            Some((linear, to)) => append(linear, to, raw, q_raw)?,
+                            None => up.run(LinearArgs { rest: Some(&s.kv), ..LinearArgs::new(rows, raw, q_raw) })?,
+                        }
                         q_raw
                     }
                     Queries::Direct { kv_norm, heads, dim } => {
