@@ -42,6 +42,15 @@ pub struct Timed {
     pub busy_us: f64,
     /// Between them.
     pub gaps_us: f64,
+    /// The dispatches of a step in their order, each the median over the steps. Empty where the steps differed in theirs.
+    pub order: Vec<Dispatch>,
+}
+
+/// One dispatch of a step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Dispatch {
+    pub kernel: &'static str,
+    pub us: f64,
 }
 
 impl Breakdown {
@@ -82,6 +91,7 @@ impl Breakdown {
         let timed = Timed {
             busy_us: each(times.iter().map(|time| time.us).sum()),
             gaps_us: each(times.windows(2).map(gap).sum()),
+            order: in_order(times, steps),
         };
         Breakdown { timed: Some(timed), ..self }
     }
@@ -100,9 +110,37 @@ impl Breakdown {
                 "    device: first dispatch to last {first_to_last_us:.1}, then idle until the next step {idle_us:.1}"
             )?;
         }
-        if let Some(Timed { busy_us, gaps_us }) = &self.timed {
+        if let Some(Timed { busy_us, gaps_us, order }) = &self.timed {
             writeln!(out, "    device, with each dispatch timed: busy {busy_us:.1}, gaps {gaps_us:.1}")?;
+            let block = a_block(order).iter().map(|at| format!("{} {:.1}", at.kernel, at.us)).collect::<Vec<_>>();
+            if !block.is_empty() {
+                writeln!(out, "    a block: {}", block.join(", "))?;
+            }
         }
         Ok(())
     }
+}
+
+/// Medians by place in a step, if all steps have the same dispatches.
+fn in_order(times: &[DispatchTime], steps: usize) -> Vec<Dispatch> {
+    let count = times.len() / steps;
+    let same = |step: &[DispatchTime]| step.iter().zip(times).all(|(a, b)| a.kernel == b.kernel);
+    if count == 0 || !times.len().is_multiple_of(steps) || !times.chunks(count).all(same) {
+        return Vec::new();
+    }
+    let median = |i: usize| {
+        let mut all: Vec<f64> = times.chunks(count).map(|step| step[i].us).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    (0..count).map(|i| Dispatch { kernel: times[i].kernel, us: median(i) }).collect()
+}
+
+/// Those of a block in the middle: the shortest run of kernels that comes three times there. Empty where none does.
+fn a_block(order: &[Dispatch]) -> &[Dispatch] {
+    let from = order.len() / 2;
+    let rest = &order[from..];
+    let repeats = |run: &usize| (0..2 * run).all(|i| rest[i].kernel == rest[i + run].kernel);
+    let run = (2..=rest.len() / 3).find(repeats).unwrap_or(0);
+    &rest[..run]
 }
