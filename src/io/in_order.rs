@@ -98,7 +98,7 @@ mod tests {
                 begun.fetch_add(1, Ordering::SeqCst);
                 memory.push(0);
                 // Later ones are often ready sooner.
-                std::thread::sleep(Duration::from_micros(u64::from(job % 3 == 0) * 300));
+                std::thread::sleep(Duration::from_micros(u64::from(job.is_multiple_of(3)) * 300));
                 job * job
             };
             in_order((0..count).collect(), work, |made| {
