@@ -189,6 +189,7 @@ fn another_device_has_no_part_in_a_scope() {
     assert_eq!((one.counters().pipelines, other.counters().pipelines), (1, 1));
 }
 
+#[cfg(feature = "model")]
 #[test]
 fn work_that_is_not_to_be_recorded_is_not() {
     let gpu = gpu();
