@@ -97,7 +97,7 @@ impl WeightFiles<'_> {
             bytes,
             own_name: Some(qweight.into()),
             neighbours: None,
-            groups: Some(joined),
+            groups: Some(Box::new(joined)),
         })
     }
 

@@ -55,8 +55,9 @@ pub(crate) struct Place {
     /// Whether the file has the rows of each head, of so many, in another order: those that rotate together are neighbours
     /// there, and half a head apart here.
     pub(super) neighbours: Option<usize>,
-    /// Where its rows are put together of, if they do not lie in the file as they are read.
-    pub(super) groups: Option<Groups>,
+    /// Where its rows are put together of, if they do not lie in the file as they are read. Boxed: files may name a tensor for each of 60
+    /// bytes of their header, and few have such rows.
+    pub(super) groups: Option<Box<Groups>>,
 }
 
 impl Place {
@@ -152,7 +153,7 @@ impl<'a> WeightFiles<'a> {
         let name = xxh64(tensor.as_bytes(), 0);
         let part = |first: usize, count: usize, offset: u64, bytes: usize, heads: Option<Heads>| {
             let new = self.mark_new(tensor, place, first..first + count);
-            let groups = place.groups.as_ref().map(|groups| (groups, &self.files[..]));
+            let groups = place.groups.as_deref().map(|groups| (groups, &self.files[..]));
             RowsPart { file, offset: place.offset + offset, bytes, heads, groups, row_bytes, first, name, new }
         };
         let Some(head) = place.neighbours else {
