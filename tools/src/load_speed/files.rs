@@ -10,9 +10,14 @@ use std::path::{Path, PathBuf};
 
 type Tensor = (String, Vec<usize>);
 
+/// About 2.75 times the stream, in whole blocks of every type.
+pub(super) fn ffn_width(hidden: usize) -> usize {
+    (11 * hidden / 4).next_multiple_of(256)
+}
+
 /// Published names and shapes, in the order of the names.
 fn tensors(args: &Args) -> Vec<Tensor> {
-    let (hidden, wide) = (args.hidden, 11 * args.hidden / 4);
+    let (hidden, wide) = (args.hidden, ffn_width(args.hidden));
     let mut all = vec![
         ("model.embed_tokens.weight".into(), vec![args.vocab, hidden]),
         ("model.norm.weight".into(), vec![hidden]),
@@ -53,7 +58,7 @@ fn write_safetensors(folder: &Path, args: &Args, kind: &str) -> std::io::Result<
     let config = serde_json::json!({
         "model_type": "llama", "vocab_size": args.vocab, "hidden_size": args.hidden, "num_hidden_layers": args.layers,
         "num_attention_heads": args.hidden / 64, "num_key_value_heads": args.hidden / 256, "head_dim": 64,
-        "intermediate_size": 11 * args.hidden / 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
+        "intermediate_size": ffn_width(args.hidden), "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
         "tie_word_embeddings": true, "hidden_act": "silu",
     });
     std::fs::write(folder.join("config.json"), config.to_string())?;
@@ -117,7 +122,7 @@ fn write_gguf(path: &Path, args: &Args, block: BlockType) -> std::io::Result<()>
         ("block_count", args.layers as u32),
         ("context_length", 2048),
         ("embedding_length", hidden),
-        ("feed_forward_length", 11 * hidden / 4),
+        ("feed_forward_length", ffn_width(args.hidden) as u32),
         ("attention.head_count", hidden / 64),
         ("attention.head_count_kv", hidden / 256),
         ("attention.key_length", 64),
