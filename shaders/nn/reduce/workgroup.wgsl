@@ -1,7 +1,7 @@
 // Sums over the IN_LANES lanes of each output through workgroup memory, PASS of a lane's values at a time. No lane adds more than a few
 // numbers in turn, however few values there are. Slot: nn/reduce. Parts: nn/segments.
 const EIGHT_STRIDE = 9u; // odd, against bank conflicts
-const PARTIAL_STRIDE = LANES / 8u * EIGHT_STRIDE | 1u;
+const PARTIAL_STRIDE = (LANES / 8u * EIGHT_STRIDE) | 1u;
 var<workgroup> partials: array<f32, PASS * PARTIAL_STRIDE>;
 var<workgroup> segments: array<f32, PASS * OUT_LANES * SEGMENT_STRIDE>;
 
