@@ -61,7 +61,7 @@ unit-turned         ~nn/rows_end/cached.wgsl~element_of(place, output, 0u) >= pl
 unit-copied         ~nn/cached_place.wgsl~Q_DIM - ROTATED, ROTATED~0u, ROTATED~U~dies
 unit-rope-key       ~nn/rows_end/cached.wgsl~if (group < GROUPS)~if (true)~U~dies
 rest-row-end        ~nn/beside/append.wgsl~ || row >= params.rows~~V~dies
-rest-column-end     ~nn/beside/append.wgsl~group.x >= ROWS * stretches || ~~V~dies
+rest-column-end     ~nn/beside/append.wgsl~group.x >= ROWS * stretches || ~~V~same: rows of the next workgroups, written twice alike
 rest-rope-key       ~nn/beside/append.wgsl~if (stretch < GROUPS)~if (true)~V~dies
 rest-rotated        ~nn/beside/append.wgsl~if (i >= ROTATED_ROPE)~if (true)~V~dies
 rest-state          ~nn/beside/append.wgsl~if (is_state)~if (true)~V~dies
