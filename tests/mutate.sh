@@ -66,7 +66,7 @@ rest-rope-key       ~nn/beside/append.wgsl~if (stretch < GROUPS)~if (true)~V~die
 rest-rotated        ~nn/beside/append.wgsl~if (i >= ROTATED_ROPE)~if (true)~V~dies
 rest-state          ~nn/beside/append.wgsl~if (is_state)~if (true)~V~dies
 rest-slot-clamp     ~nn/beside/append.wgsl~min(slots[row], params.slot_count - 1u)~slots[row]~V~same: the host has checked the slots
-sums-segments       ~nn/reduce/workgroup.wgsl~i < SEGMENTS~i < 1u~U~dies
+sums-segments       ~nn/reduce/workgroup.wgsl~i < SEGMENTS~i < 1u~B~dies
 unit-half           ~nn/unit/half.wgsl~k ^ 2u~k ^ 1u~U~dies
 unit-neighbours     ~nn/unit/interleaved.wgsl~k ^ 1u~k ^ 2u~U~dies
 copy-page-source    ~kv/copy_pages.wgsl~pool_word(source + word)~pool_word(target_first + word)~C~dies
