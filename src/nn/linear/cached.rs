@@ -145,8 +145,8 @@ impl Linear {
     /// # Errors
     ///
     /// [`ErrorKind::Shape`] for a matrix of other outputs or of several heads, or a rest of other widths than the cached states and rope
-    /// key; [`ErrorKind::Argument`] beside SwiGLU or a tail; [`ErrorKind::Unsupported`] for a cache of integers, rows that are not whole words of 16 bytes, or more storage
-    /// buffers than the device binds.
+    /// key; [`ErrorKind::Argument`] beside SwiGLU or a tail; [`ErrorKind::Unsupported`] for a cache of integers, rows that are not
+    /// whole words of 16 bytes, or more storage buffers than the device binds.
     pub fn with_append(self, layer: &KvView, pairs: RopePairs) -> Result<Self> {
         let cached = CachedOutputs::of(layer, pairs);
         self.check_widths(&cached)?;
