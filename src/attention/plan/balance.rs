@@ -193,7 +193,13 @@ impl Load {
         let exact =
             |(cost, cut): (f64, AutoCut)| Some((if binned.runs == self.runs { cost } else { self.cost(cut)? }, cut));
         let cheaper = |a: (f64, AutoCut), b: (f64, AutoCut)| if b.0 < a.0 { b } else { a };
-        let (cost, cut) = best.into_iter().filter_map(exact).fold(whole, cheaper);
+        let mut known: Vec<(f64, AutoCut)> = best.iter().copied().filter_map(exact).collect();
+        if known.is_empty() && !best.is_empty() {
+            // By the lengths themselves all of these have too many partials. That is rare, so all cuts are asked then.
+            let exact = |cut| Some((self.cost(cut)?, cut));
+            known = binned.candidates(share, tiles).filter(cuts_any).filter_map(exact).collect();
+        }
+        let (cost, cut) = known.into_iter().fold(whole, cheaper);
         (self.cutter(cut), cost)
     }
 

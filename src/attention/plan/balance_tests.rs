@@ -187,6 +187,20 @@ fn magnitudes_on_few_slots_are_balanced() {
     assert!(got.ratio() < 1.3, "{:.3} {got:?}", got.ratio());
 }
 
+/// Found by chance: the cuts that look best by bins of lengths all have too many partials by the lengths themselves.
+#[test]
+fn cuts_that_fit_by_bins_alone_leave_others() {
+    #[rustfmt::skip]
+    let lengths = [
+        6634, 11457, 16819, 9764, 10111, 8028, 7589, 9511, 13635, 15172, 9279, 6220, 14780, 15360, 14691, 16741, 10162,
+        5829, 6522, 13925, 11936, 11523, 15806, 11410, 16579, 8667, 8026, 6510, 7949, 9344, 8452, 13600, 8007, 7737,
+        16259, 14770, 10906, 10299, 8619, 6144, 10216, 16652, 16907, 14929, 8725,
+    ];
+    let load = load(&lengths, 7, 770, 205.0);
+    let got = chosen(&load);
+    assert!((got.makespan as f64) < 1.25 * got.share + 3.0 * load.shortest() as f64 + 100.0, "{got:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
