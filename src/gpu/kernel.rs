@@ -37,15 +37,12 @@ impl KernelSpec {
         assemble(&self.consts, &self.parts)
     }
 
-    /// What the device must have: whatever the text uses.
+    /// What the device must have: what its parts say, and matrices where it enables them.
     pub(crate) fn tier(&self) -> Tier {
-        let code = || self.parts.iter().flat_map(|p| p.text.lines()).map(|l| l.split("//").next().unwrap_or(""));
-        if self.consts.contains(&("wgpu_cooperative_matrix", Const::Enable)) {
-            Tier::Matrix
-        } else if code().any(|line| line.contains("subgroup")) {
-            Tier::Subgroup
-        } else {
-            Tier::Portable
+        let parts = self.parts.iter().map(|part| part.tier).max().unwrap_or(Tier::Portable);
+        match self.consts.contains(&("wgpu_cooperative_matrix", Const::Enable)) {
+            true => Tier::Matrix,
+            false => parts,
         }
     }
 }

@@ -255,11 +255,11 @@ impl Gpu {
             let kind = ErrorKind::OutOfMemory { message: format!("{context}: {source}") };
             return Error::from(kind).caused_by(error);
         }
-        let message = error.to_string();
-        if message.contains("is lost") || message.contains("device lost") {
-            return self.mark_lost(message);
+        // It may tell of what came before a loss, which then is the reason.
+        if let Err(lost) = self.check_alive() {
+            return lost;
         }
-        Error::from(ErrorKind::Gpu { context: context.into(), message }).caused_by(error)
+        Error::from(ErrorKind::Gpu { context: context.into(), message: error.to_string() }).caused_by(error)
     }
 
     fn mark_lost(&self, message: String) -> Error {

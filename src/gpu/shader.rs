@@ -7,6 +7,7 @@
 //! wgpu adds a counter to every loop to bound it, which keeps drivers from unrolling and so from holding arrays in
 //! registers. Each file is valid WGSL with or without the directive.
 
+use super::Tier;
 use std::fmt::Write as _;
 
 /// One shader file under `shaders/`.
@@ -14,14 +15,20 @@ use std::fmt::Write as _;
 pub(crate) struct ShaderPart {
     pub(crate) name: &'static str,
     pub(crate) text: &'static str,
+    /// What its text uses. `tests/shaders` validates each kernel with its tier's capabilities alone.
+    pub(crate) tier: Tier,
 }
 
-/// A [`ShaderPart`] from its path under `shaders/`.
+/// A [`ShaderPart`] from its path under `shaders/`, and the tier that it needs where that is not [`Tier::Portable`].
 macro_rules! part {
     ($path:literal) => {
+        $crate::gpu::shader::part!($path, Portable)
+    };
+    ($path:literal, $tier:ident) => {
         $crate::gpu::shader::ShaderPart {
             name: $path,
             text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)),
+            tier: $crate::gpu::Tier::$tier,
         }
     };
 }
@@ -166,6 +173,7 @@ mod tests {
     use super::*;
 
     const NESTED: ShaderPart = ShaderPart {
+        tier: Tier::Portable,
         name: "nested.wgsl",
         text: "fn f() {\n    // unroll\n    for (var r = 0u; r < ROWS; r++) {\n        a[r] = 1.0;\n        // unroll\n        for (var v = 0u; v < 2u; v++) {\n            b[r][v] = a[r];\n        }\n    }\n    let x = 1;\n}\n",
     };
@@ -184,6 +192,7 @@ mod tests {
     #[test]
     fn a_loop_without_the_directive_or_with_a_runtime_bound_stays() {
         let plain = ShaderPart {
+            tier: Tier::Portable,
             name: "p",
             text: "// unroll\nfor (var i = 0u; i < n; i++) {\n}\nfor (var i = 0u; i < 4u; i++) {\n}\n",
         };

@@ -69,9 +69,18 @@ impl KvBatch {
     /// Each query token is of one sequence.
     fn check_query_tokens(&self) -> Result<()> {
         let with_tokens = self.sequences.iter().filter(|sequence| sequence.q_len > 0);
-        let mut of_sequences: Vec<(u64, u64)> =
-            with_tokens.map(|sequence| (sequence.q_token_first.into(), sequence.q_len.into())).collect();
-        of_sequences.sort_unstable();
+        let of_sequences = with_tokens.map(|sequence| (sequence.q_token_first.into(), sequence.q_len.into()));
+        // Mostly they are in order, and a step asks for every sequence.
+        if self.check_in_order(of_sequences.clone()).is_ok() {
+            return Ok(());
+        }
+        let mut sorted: Vec<(u64, u64)> = of_sequences.collect();
+        sorted.sort_unstable();
+        self.check_in_order(sorted)
+    }
+
+    /// [`KvBatch::check_query_tokens`] of the first query tokens and numbers of sequences, in this order.
+    fn check_in_order(&self, of_sequences: impl IntoIterator<Item = (u64, u64)>) -> Result<()> {
         let mut next = 0u64;
         for (first, count) in of_sequences {
             if first != next {
@@ -100,15 +109,17 @@ impl SeqView {
         if q_token_first.checked_add(q_len).is_none() {
             return Err(("q_token_first", format!("has {q_token_first}, with q_len {q_len} past 32 bits")));
         }
-        let whole_pages = gap_first.is_multiple_of(page_size) && gap_last.is_multiple_of(page_size);
+        // By bits: `page_size` is a power of two, and a step asks this of every sequence.
+        let whole_pages = (gap_first | gap_last) & (page_size - 1) == 0;
         let gap = gap_last.checked_sub(gap_first).filter(|_| whole_pages && gap_last <= before);
         let Some(gap) = gap else {
             let why = format!("has a gap of {gap_first}..{gap_last}, wanted whole pages of the first {before} tokens");
             return Err(("gap_last", why));
         };
         // Whoever has no query token is not read.
-        let pages = if q_len > 0 { kv_len.saturating_sub(gap).div_ceil(page_size) } else { 0 };
-        let end = u64::from(page_table_first).saturating_add(pages.into());
+        let tokens = if q_len > 0 { u64::from(kv_len.saturating_sub(gap)) } else { 0 };
+        let pages = (tokens + u64::from(page_size - 1)) >> page_size.trailing_zeros();
+        let end = u64::from(page_table_first).saturating_add(pages);
         match end <= entries || pages == 0 {
             true => Ok(()),
             false => Err(("page_table", format!("has its pages at {page_table_first}..{end} of {entries} entries"))),

@@ -145,9 +145,9 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         1 => part!("attention/row_end/alone.wgsl"),
         _ => part!("attention/row_end/joined.wgsl"),
     };
-    let shares = part!("attention/score_shares.wgsl");
+    let shares = part!("attention/score_shares.wgsl", Subgroup);
     parts.extend(cache_parts(dtype, layout.word_bytes)?);
-    parts.extend([scales, rows, shares, pages, end, part!("attention/decode_rows.wgsl")]);
+    parts.extend([scales, rows, shares, pages, end, part!("attention/decode_rows.wgsl", Subgroup)]);
     let name = if shape.squads == 1 { "decode_rows" } else { "decode_squads" };
     Ok(KernelSpec { name, consts, parts, bindings, workgroup_bytes: shape.workgroup_bytes(heads) })
 }
@@ -181,7 +181,7 @@ fn short_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shap
         part!("attention/row_scales/none.wgsl")
     };
     parts.extend(cache_parts(dtype, layout.word_bytes)?);
-    parts.extend([scales, rows, part!("attention/decode_short.wgsl")]);
+    parts.extend([scales, rows, part!("attention/decode_short.wgsl", Subgroup)]);
     let workgroup_bytes = shape.workgroup_bytes(&layout);
     Ok(KernelSpec { name: "decode_short", consts, parts, bindings, workgroup_bytes })
 }
@@ -220,7 +220,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
     ]);
     consts.push(("Rows", ONE_ROW));
     let (bindings, mut parts) = common(options, true, &mut consts);
-    parts.extend([part!("half_word.wgsl"), part!("attention/decode_matrix.wgsl")]);
+    parts.extend([part!("half_word.wgsl"), part!("attention/decode_matrix.wgsl", Subgroup)]);
     let workgroup_bytes = shape.workgroup_bytes(&layout);
     KernelSpec { name: "decode_matrix", consts, parts, bindings, workgroup_bytes }
 }

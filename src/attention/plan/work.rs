@@ -191,15 +191,18 @@ pub(crate) fn plan_step(step: &PlanStep<'_>, shape: &PlanShape, policy: SplitPol
 /// The items of one tile; `partial` is the row of its first slot and the slots' height.
 fn push_items(items: &mut Vec<WorkItem>, tile: &Tile, cut: Cut, partial: Option<(u64, u64)>) -> Result<()> {
     let SeqView { page_table_first, q_token_first, q_len, kv_len, .. } = tile.sequence;
+    let mut token_last = tile.first;
     for part in 0..cut.parts {
+        let token_first = token_last;
+        token_last = if part + 1 < cut.parts { cut.boundary(part + 1) } else { tile.last };
         items.push(WorkItem {
             page_table_first,
             q_token_first,
             q_len,
             kv_len,
             row_first: tile.row_first,
-            token_first: cut.boundary(part),
-            token_last: cut.boundary(part + 1),
+            token_first,
+            token_last,
             partial: match partial {
                 Some((first, row_tile)) => partial_row(first + part * row_tile)?,
                 None => NO_PARTIAL,
@@ -220,6 +223,9 @@ fn tiles(step: &PlanStep<'_>, shape: &PlanShape, tables: &mut Tables) -> Result<
         }
         let class = shape.row_tiles.iter().position(|&tile| tile as u64 >= rows).unwrap_or(shape.row_tiles.len() - 1);
         let (row_tile, begin) = (shape.row_tiles[class] as u64, classes[class].len());
+        if begin == 0 {
+            classes[class].reserve(step.sequences.len() - index); // the others are mostly like it
+        }
         count = count.saturating_add(rows.div_ceil(row_tile));
         check_items(count)?;
         for first in (0..rows).step_by(row_tile as usize) {

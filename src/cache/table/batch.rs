@@ -1,7 +1,7 @@
 //! What planner and kernels see of a table's sequences. Pure.
 
 use super::{SeqId, SeqTable};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kv::view::{KvBatch, KvSource, Resident, SeqView};
 
 /// A step asks this several times. Its sequences are mostly in the order in which they were made: that needs no copy.
@@ -22,6 +22,8 @@ impl KvSource for SeqTable {
 
     fn batch(&self, sequences: &[SeqId]) -> Result<KvBatch> {
         let mut batch = self.batch_in_tables(sequences)?;
+        let pages = sequences.iter().map(|id| self.sequence(*id).map_or(0, |sequence| sequence.pages.len()));
+        batch.page_table.reserve_exact(pages.sum());
         for (view, id) in batch.sequences.iter_mut().zip(sequences) {
             view.page_table_first = index_u32(batch.page_table.len())?;
             batch.page_table.extend_from_slice(&self.sequence(*id)?.pages);
@@ -65,7 +67,15 @@ impl SeqTable {
     /// A batch whose page tables are in `tables`.
     fn batch_in_tables(&self, sequences: &[SeqId]) -> Result<KvBatch> {
         check_distinct(sequences.iter().copied())?;
-        let mut batch = KvBatch { generation: self.generation.now(), ..KvBatch::default() };
+        // One new token each, mostly: none of the arrays grows on the way.
+        let most = sequences.len();
+        let mut batch = KvBatch {
+            sequences: Vec::with_capacity(most),
+            slots: Vec::with_capacity(most),
+            positions: Vec::with_capacity(most),
+            generation: self.generation.now(),
+            ..KvBatch::default()
+        };
         for &id in sequences {
             let sequence = self.sequence(id)?;
             let region = self.slots[id.index()].region;
@@ -93,6 +103,13 @@ impl SeqTable {
 }
 
 /// An index as kernels hold it. [`SeqTable::new`] keeps every length and slot inside 32 bits.
+#[inline]
 fn index_u32(index: usize) -> Result<u32> {
-    u32::try_from(index).map_err(|_| ErrorKind::argument("sequences", format!("index {index} is past 32 bits")))
+    u32::try_from(index).map_err(|_| past_32_bits(index))
+}
+
+/// Apart, so that what asks for an index in a loop stays small.
+#[cold]
+fn past_32_bits(index: usize) -> Error {
+    ErrorKind::argument("sequences", format!("index {index} is past 32 bits"))
 }

@@ -266,7 +266,7 @@ impl Shape {
                     consts.push(("SEGMENTS", number(tuning.segments())));
                     parts.push(part!("nn/segments.wgsl"));
                     parts.push(match tuning.subgroups {
-                        true => part!("nn/reduce/subgroup.wgsl"),
+                        true => part!("nn/reduce/subgroup.wgsl", Subgroup),
                         false => part!("nn/reduce/workgroup.wgsl"),
                     });
                 }
