@@ -2,6 +2,7 @@
 
     python3 benches/peers/llama_cpp.py fetch DIR
     python3 benches/peers/llama_cpp.py run DIR [--types f16,q8_0,q4_0,q4_k] [--ours FILE.json ..]
+    python3 benches/peers/llama_cpp.py answers DIR FILE.gguf
 """
 
 import argparse
@@ -17,6 +18,8 @@ import tempfile
 import time
 
 PACKAGE = "@node-llama-cpp/linux-x64-vulkan"
+# The same without a GPU: Vulkan's package has no backend of processors.
+PACKAGE_CPU = "@node-llama-cpp/linux-x64"
 # prefill_table's 1471m with GQA-4.
 SHAPE = {"layers": 24, "hidden": 2048, "heads": 16, "kv_heads": 4, "head_dim": 128, "ffn": 5632, "vocab": 50304}
 # Elements that are drawn; every matrix is a part of them, over and over.
@@ -28,7 +31,7 @@ WARM, MOST_WARM = 0.5, 5
 def fetch(folder):
     """Packages into a folder, where there is a network."""
     os.makedirs(folder, exist_ok=True)
-    subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True)
+    subprocess.run(["npm", "pack", "--silent", PACKAGE, PACKAGE_CPU], cwd=folder, check=True)
     wheel = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder, "gguf"]
     subprocess.run(wheel, check=True)
     for name in sorted(os.listdir(folder)):
@@ -151,6 +154,7 @@ class Llama:
             (self.lib, "llama_init_from_model", ctypes.c_void_p, [ctypes.c_void_p, Params]),
             (self.lib, "llama_model_free", None, [ctypes.c_void_p]),
             (self.lib, "llama_free", None, [ctypes.c_void_p]),
+            (self.lib, "llama_set_n_threads", None, [ctypes.c_void_p] + 2 * [ctypes.c_int32]),
             (self.lib, "llama_get_memory", ctypes.c_void_p, [ctypes.c_void_p]),
             (self.lib, "llama_memory_seq_rm", ctypes.c_bool, [ctypes.c_void_p] + 3 * [ctypes.c_int32]),
             (self.lib, "llama_batch_get_one", Batch, [ctypes.c_void_p, ctypes.c_int32]),
@@ -272,16 +276,22 @@ def print_rows(rows, args):
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def unpack(folder, package, temporary, verbose):
+    """llama.cpp of one of the packages, and its release."""
+    name = package.lstrip("@").replace("/", "-")
+    with tarfile.open(one(os.path.join(folder, f"{name}-[0-9]*.tgz"))) as archive:
+        archive.extractall(temporary, filter="data")
+    with open(one(f"{temporary}/**/_nlcBuildMetadata.json")) as file:
+        release = json.load(file)["buildOptions"]["llamaCpp"]["release"]
+    return Llama(temporary, verbose), release
+
+
 def run(args):
     sys.path.insert(0, one(os.path.join(args.folder, "gguf-*.whl")))
     shape = {**SHAPE, **{name: value for name, value in vars(args).items() if name in SHAPE and value}}
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        with tarfile.open(one(os.path.join(args.folder, "*.tgz"))) as archive:
-            archive.extractall(temporary, filter="data")
-        with open(one(f"{temporary}/**/_nlcBuildMetadata.json")) as file:
-            release = json.load(file)["buildOptions"]["llamaCpp"]["release"]
-        llama = Llama(temporary, args.verbose)
+        llama, release = unpack(args.folder, PACKAGE, temporary, args.verbose)
         print(f"llama.cpp {release} on {', '.join(llama.devices)}; {shape}", flush=True)
         for kind in args.types:
             path = os.path.join(temporary, f"{kind}.gguf")
@@ -294,6 +304,31 @@ def run(args):
     if args.json:
         with open(args.json, "w") as file:
             json.dump([{"name": name, **found} for name, found in rows], file, indent=1)
+
+
+def answers(args):
+    """Greedy answers to the prompts of tests/vectors/smollm2.json, beside those of transformers with the same weights in f32,
+    which latten's are equal to (tests/tokenizer/real.rs)."""
+    with open(os.path.join(os.path.dirname(__file__), "../../tests/vectors/smollm2.json")) as file:
+        chats = json.load(file)["chats"]
+    equal = at_all = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        llama, release = unpack(args.folder, PACKAGE_CPU, temporary, args.verbose)
+        llama.open(args.file, 4096, 512)
+        llama.lib.llama_set_n_threads(llama.context, args.threads, args.threads)
+        print(f"llama.cpp {release} on {', '.join(llama.devices)}; {os.path.basename(args.file)}")
+        for number, chat in enumerate(chats):
+            llama.cut(0)
+            made = [llama.feed(chat["ids"])]
+            while len(made) < len(chat["greedy"]):
+                made.append(llama.feed([made[-1]]))
+            same = next((i for i, (a, b) in enumerate(zip(made, chat["greedy"])) if a != b), len(made))
+            equal, at_all = equal + (same == len(made)), at_all + same
+            where = "equal" if same == len(made) else f"differs at token {same}"
+            print(f"prompt {number}: {len(made)} tokens, {where}; f32's least lead of the best logit {chat['min_gap']:.3f}")
+        llama.close()
+    tokens = sum(len(chat["greedy"]) for chat in chats)
+    print(f"{equal} of {len(chats)} answers are equal, {at_all} of {tokens} tokens come before a first difference")
 
 
 def main():
@@ -313,8 +348,13 @@ def main():
     command.add_argument("--verbose", action="store_true", help="llama.cpp's log")
     for name in ["layers", "vocab"]:
         command.add_argument(f"--{name}", type=int, help="instead of the shape's")
+    command = commands.add_parser("answers", help="greedy answers of a real model on the processor, beside f32's")
+    command.add_argument("folder")
+    command.add_argument("--threads", type=int, default=os.cpu_count(), help="more than there are idle cores wait for each other")
+    command.add_argument("file", help="SmolLM2-135M-Instruct.Q4_1.gguf, as ./dev chat fetches it")
+    command.add_argument("--verbose", action="store_true", help="llama.cpp's log")
     args = parser.parse_args()
-    fetch(args.folder) if args.command == "fetch" else run(args)
+    {"fetch": lambda args: fetch(args.folder), "run": run, "answers": answers}[args.command](args)
 
 
 if __name__ == "__main__":
