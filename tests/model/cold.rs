@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::tiny::{Tiny, VARIANTS};
-use latten::model::{Decoder, Draw, Session, SessionOptions};
+use latten::model::{Decoder, Draw, GenerateOptions, Request, Scheduler, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions};
 use pollster::block_on;
 
@@ -67,6 +67,28 @@ fn a_stream_compiles_once() {
         assert_eq!(tokens, want, "{variant}");
         assert_eq!(other.counters().pipelines, compiled, "{variant}: behind the first token");
         assert_eq!(gpu.counters().pipelines, compiled, "{variant}: no more than one by one");
+    }
+}
+
+/// Nor does a scheduler's: its first step compiles what those of single tokens need, too.
+#[test]
+fn a_scheduler_compiles_once() {
+    for variant in VARIANTS {
+        let gpu = gpu_with(GpuOptions::default());
+        let mut scheduler = Scheduler::new(session(&decoder(&gpu, variant, "scheduler-cold")));
+        let generate = GenerateOptions { max_new_tokens: 6, ..Default::default() };
+        scheduler.add(Request { prompt: PROMPT.to_vec(), generate, ..Default::default() }).unwrap();
+        let mut events = block_on(scheduler.step()).unwrap();
+        let compiled = gpu.counters().pipelines;
+        while !scheduler.is_idle() {
+            events.extend(block_on(scheduler.step()).unwrap());
+        }
+        assert_eq!(gpu.counters().pipelines, compiled, "{variant}: behind the first token");
+        assert_eq!(scheduler.session().stats().used, 0);
+        let other = gpu_with(GpuOptions::default());
+        let want = fed(&mut session(&decoder(&other, variant, "scheduler-cold-alone"))).0;
+        assert_eq!(events.into_iter().filter_map(|event| event.token).collect::<Vec<_>>(), want, "{variant}");
+        assert_eq!(other.counters().pipelines, compiled, "{variant}: no more than one by one");
     }
 }
 

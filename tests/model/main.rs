@@ -18,6 +18,7 @@ mod saved;
 mod scheduler;
 mod scheduler_ahead;
 mod scheduler_hands;
+mod scheduler_load;
 mod scheduler_windows;
 mod sharing;
 mod speculative;

@@ -8,6 +8,7 @@ use crate::model::generate::random::SplitMix64;
 use crate::model::generate::GenerateOptions;
 use crate::model::session::{Draw, Session};
 use crate::model::text::words::Words;
+use std::time::Instant;
 
 /// A prompt to continue, and where to stop.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -22,6 +23,9 @@ pub struct Request {
     pub stop_strings: Vec<Vec<u8>>,
     /// Requests of the same salt share the cache of what their tokens begin with. See [`Session::match_prefix`].
     pub salt: u64,
+    /// When it ends, whatever it has by then ([`Finished::Deadline`]): the first step that begins at this time or later ends it, also
+    /// where it still waits. None where it may take its time; browsers have no such clock.
+    pub deadline: Option<Instant>,
 }
 
 /// Names a request of one [`Scheduler`](crate::model::Scheduler); later ones are larger.
@@ -55,6 +59,8 @@ pub enum Finished {
     Length,
     /// [`Scheduler::cancel`](crate::model::Scheduler::cancel).
     Cancelled,
+    /// Its [`Request::deadline`] has passed.
+    Deadline,
     /// It cannot go on, alone as it is. The others do. [`ErrorKind::CacheFull`] where other sequences of the session, pins
     /// or a lower byte budget leave it no room; [`ErrorKind::Argument`] named `logits` where its logits give no
     /// probabilities, as in [`Session::next_tokens`]; [`ErrorKind::UnknownSequence`] and [`ErrorKind::Argument`] named `sequence`
@@ -147,6 +153,10 @@ impl Active {
 
     pub(crate) fn salt(&self) -> u64 {
         self.request.salt
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.request.deadline
     }
 
     /// How the next token is drawn, or with 1 the one after it. Random numbers are used up by [`Active::take`].

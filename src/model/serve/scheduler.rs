@@ -18,8 +18,9 @@ type TokenBytes = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 /// Requests over one [`Session`], as many at a time as its `max_batch`.
 ///
 /// A step is one [`Session::next_tokens`] of at most the session's chunk of tokens: one of each request that is past its prompt,
-/// and of the prompts as much as there is room for, the oldest first. Requests are taken up in the order they came. Where
-/// the cache is full, the youngest gives up its part and waits; later it is computed again, from what it had. A request
+/// and of the prompts as much as there is room for: half of it is for the oldest prompt, the other half for those that are done with
+/// least. So no request waits longer than a step of one chunk for its next token, a short prompt does not wait for a long one, and
+/// none is put off for ever. Requests are taken up in the order they came. Where the cache is full, the youngest gives up its part and waits; later it is computed again, from what it had. A request
 /// alone gives the tokens of [`generate()`](crate::model::generate()) with its seed. Among others, and after it was
 /// computed again, its logits may differ in their last bits, as they do wherever steps are of another size.
 ///

@@ -14,6 +14,7 @@ use crate::model::session::feed::no_probabilities;
 use crate::model::session::step::{Ids, Submitted};
 use crate::model::session::Draw;
 use crate::nn::Sample;
+use std::time::Instant;
 
 /// What one request does in a step.
 pub(super) struct ScheduledRequest {
@@ -80,6 +81,7 @@ impl Scheduler {
         if under_way.is_none() {
             self.session.roll_back(); // what an earlier step left half done
         }
+        self.end_late();
         if self.take_drawn() {
             self.under_way = under_way;
             return Ok(()); // of a step whose callback panicked
@@ -92,6 +94,9 @@ impl Scheduler {
                 if parts.is_empty() {
                     return Ok(());
                 }
+                // Once: what this step and those behind it need.
+                let lengths: Vec<usize> = parts.iter().map(|part| part.of - part.from).collect();
+                self.session.compile_stream(&lengths)?;
                 self.submit(parts)?
             }
         };
@@ -280,6 +285,18 @@ impl Scheduler {
         any
     }
 
+    /// Ends those whose time is up. Nobody looks at a clock where there is none.
+    fn end_late(&mut self) {
+        if self.requests.iter().all(|request| request.deadline().is_none()) {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(place) = self.requests.iter().position(|r| r.deadline().is_some_and(|deadline| deadline <= now))
+        {
+            self.end(place, Finished::Deadline);
+        }
+    }
+
     /// Ends a request without a token.
     pub(crate) fn end(&mut self, place: usize, why: Finished) {
         let event = self.take_out(place).end(why);
@@ -301,18 +318,24 @@ impl Scheduler {
     }
 }
 
-/// What so many tokens have room for: a token of each that decodes, then prompts by age.
-fn share(mut room: usize, all: Vec<ScheduledRequest>) -> Vec<ScheduledRequest> {
-    let (decoding, prompts): (Vec<_>, Vec<_>) = all.into_iter().partition(|part| part.to - part.from == 1);
-    room -= decoding.len(); // there are at most as many as the capacity
-    let mut parts = decoding;
-    for mut part in prompts {
-        part.to = part.to.min(part.from + room);
-        if part.from < part.to {
-            room -= part.to - part.from;
-            parts.push(part);
+/// What so many tokens have room for: a token of each that decodes, then prompts. The oldest prompt has half of what is left, the
+/// other half is for those that are done with least, the older of equals first; what one half does not need is the other's. So a
+/// short prompt waits for no long one, and a long one is never put off: it comes to be the oldest.
+fn share(room: usize, all: Vec<ScheduledRequest>) -> Vec<ScheduledRequest> {
+    let (mut parts, mut prompts): (Vec<_>, Vec<_>) = all.into_iter().partition(|part| part.to - part.from == 1);
+    let room = room - parts.len(); // there are at most as many as the capacity
+    let wanted = |part: &ScheduledRequest| part.of - part.from;
+    let half = prompts.first().map_or(0, |oldest| wanted(oldest).min(room.div_ceil(2)));
+    let mut left = room - half;
+    if let Some((oldest, others)) = prompts.split_first_mut() {
+        others.sort_by_key(|part| (wanted(part), part.request));
+        for part in others {
+            part.to = part.from + wanted(part).min(left);
+            left -= part.to - part.from;
         }
+        oldest.to = oldest.from + wanted(oldest).min(half + left);
     }
+    parts.extend(prompts.into_iter().filter(|part| part.from < part.to));
     parts.sort_by_key(|part| part.request); // by age
     parts
 }

@@ -47,11 +47,11 @@ impl Session {
     }
 
     /// Compiles what the ends of a stream's input need together with what the steps of single tokens behind it do, when a session
-    /// first streams: else its first token waited for the one and then for the other, since the step behind is recorded before it is
+    /// first streams, or a scheduler takes its first step: else its first token waited for the one and then for the other, since the step behind is recorded before it is
     /// read. What does not fit the free part of the cache is compiled when its turn comes.
     ///
     /// Errors: those of the device.
-    pub(super) fn compile_stream(&mut self, lengths: &[usize]) -> Result<()> {
+    pub(crate) fn compile_stream(&mut self, lengths: &[usize]) -> Result<()> {
         if std::mem::replace(&mut self.streamed, true) {
             return Ok(());
         }
