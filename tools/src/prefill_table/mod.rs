@@ -23,6 +23,7 @@
 //! dispatch to the last, and how long it is idle. `--dispatch-flop` is what dispatches may hold (`GpuOptions::dispatch_flop`).
 
 mod measure;
+#[path = "../../../examples/shared/random_models.rs"]
 mod models;
 mod report;
 
