@@ -36,4 +36,7 @@ pub(crate) struct Args {
     /// How weights are kept on the device, whatever they are in the file
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = weight_types(WEIGHT_TYPES))]
     pub(crate) weights: WeightType,
+    /// Products of few rows by dot products of bytes, where weights are i8 or blocks: faster on many GPUs, less exact
+    #[arg(long)]
+    pub(crate) integer_dot: bool,
 }

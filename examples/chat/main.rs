@@ -73,7 +73,7 @@ impl Talk {
             return Err(format!("{model} has no chat template: --raw lets the model go on after a text as it is"));
         }
         let gpu = Gpu::new().await.map_err(words)?;
-        let decoder = loading::load(&gpu, model, args.weights).map_err(words)?;
+        let decoder = loading::load(&gpu, model, args.weights, args.integer_dot).map_err(words)?;
         let cache_tokens = args.context.min(decoder.config().max_positions);
         let session = Session::new(&decoder, SessionOptions { cache_tokens, ..Default::default() }).map_err(words)?;
         let sampling = latten::nn::Sampling { temperature: args.temperature, top_p: args.top_p };

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Of weights alone; without it as --dtype
     #[arg(long, value_name = "TYPE", value_parser = weight_types(WEIGHT_TYPES))]
     weights: Option<WeightType>,
+    /// Products of few rows by dot products of bytes, where weights are i8 or blocks: faster on many GPUs, less exact
+    #[arg(long)]
+    pub(crate) integer_dot: bool,
     /// Of the KV cache alone; without it as --dtype
     #[arg(long, value_name = "DTYPE", value_parser = dtypes(CACHE_DTYPES))]
     kv_dtype: Option<DType>,

@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 /// What is loaded sooner has no bar.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// [`Decoder::load`] with a bar of how far it is.
-pub(crate) fn load(gpu: &Gpu, folder: &str, kind: impl Into<WeightType>) -> latten::Result<Decoder> {
+/// [`Decoder::load`] with a bar of how far it is; with dot products of bytes, if so wanted.
+pub(crate) fn load(gpu: &Gpu, folder: &str, kind: impl Into<WeightType>, integer_dot: bool) -> latten::Result<Decoder> {
     let (start, bar) = (Instant::now(), bar(folder));
     let progress = |now: Progress| {
         if start.elapsed() >= PAUSE {
             show(&bar, now);
         }
     };
-    let loaded = Decoder::load_with(gpu, folder, LoadOptions { progress: Some(&progress), ..LoadOptions::of(kind) });
+    let options = LoadOptions { progress: Some(&progress), integer_dot, ..LoadOptions::of(kind) };
+    let loaded = Decoder::load_with(gpu, folder, options);
     bar.finish_and_clear();
     loaded
 }

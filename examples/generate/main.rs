@@ -94,7 +94,7 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     let (weights, kv_dtype) = args.types();
     gpu.take_compile_times();
     let begun = Instant::now();
-    let decoder = loading::load(gpu, folder, weights)?;
+    let decoder = loading::load(gpu, folder, weights, args.integer_dot)?;
     let load = begun.elapsed();
     let mut options = SessionOptions {
         kv_dtype,

@@ -14,7 +14,7 @@ use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::model::weights::store::WeightFiles;
 use crate::model::weights::WeightBytes;
-use crate::nn::{BlockType, Embedding, Linear, Sample, WeightType};
+use crate::nn::{BlockType, Embedding, Sample, WeightType};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +46,11 @@ pub struct LoadOptions<'a> {
     /// Of matrices, in the place of `dtype`: Q8_0 or Q4_0, made of the numbers as they are read ([`BlockType::quantise`]). Rows
     /// that are no whole blocks stay in `dtype`, which is then F16 or F32; the embedding table, and a head tied to it, are Q8_0.
     pub blocks: Option<BlockType>,
+    /// Whether matrices that are I8 or blocks on the device multiply few rows (a decode step's, up to
+    /// [`LinearTuning::max_rows`](crate::nn::LinearTuning)) by dot products of bytes, with the input rounded to 8 bits:
+    /// faster on many GPUs, less exact, and refused by none ([`Linear::with_integer_dot`] has the bound). Experts, and matrices of
+    /// other types, multiply as before.
+    pub integer_dot: bool,
     /// Of GLA and MLA, whether `kv_b_proj` is kept as it is beside its absorbed form, for prompts in the explicit form
     /// ([`PrefillPath`](super::PrefillPath)): some hundredths of the weights (2% of the paper's largest GLA-2 model, 4% of its MLA). Without,
     /// sessions take the absorbed form alone.
@@ -68,7 +73,14 @@ impl fmt::Debug for Decoder {
 
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        LoadOptions { dtype: DType::F16, blocks: None, explicit: true, progress: None, leave_out: false }
+        LoadOptions {
+            dtype: DType::F16,
+            blocks: None,
+            integer_dot: false,
+            explicit: true,
+            progress: None,
+            leave_out: false,
+        }
     }
 }
 
@@ -84,11 +96,12 @@ impl LoadOptions<'_> {
 
 impl fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LoadOptions { dtype, blocks, explicit, progress, leave_out } = self;
+        let LoadOptions { dtype, blocks, integer_dot, explicit, progress, leave_out } = self;
         let progress = progress.map(|_| "..");
         f.debug_struct("LoadOptions")
             .field("dtype", dtype)
             .field("blocks", blocks)
+            .field("integer_dot", integer_dot)
             .field("explicit", explicit)
             .field("progress", &progress)
             .field("leave_out", leave_out)
@@ -178,17 +191,19 @@ impl Decoder {
     }
 
     fn read_store<'a>(gpu: &'a Gpu, config: Config, store: WeightFiles<'a>, options: LoadOptions<'a>) -> Result<Self> {
-        let LoadOptions { dtype, blocks, explicit, progress, leave_out } = options;
+        let LoadOptions { dtype, blocks, integer_dot, explicit, progress, leave_out } = options;
         config.check()?;
         let kind = blocks.map_or(dtype.into(), WeightType::from);
         let store = store.with_groups(config.files.quantised)?.with_report(progress);
-        let source =
-            WeightReader::new(gpu, &config, store, dtype).with_choices(explicit, leave_out).with_blocks(blocks)?;
+        let source = WeightReader::new(gpu, &config, store, dtype)
+            .with_choices(explicit, leave_out)
+            .with_integer_dot(integer_dot)
+            .with_blocks(blocks)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let ends = source.ends(&config)?;
         let table = source.table(ends.table, vocab, hidden)?;
         let head = match ends.head {
-            None => Split::new(table.iter().map(|part| Linear::new(gpu, part, None)).collect::<Result<_>>()?),
+            None => Split::new(table.iter().map(|part| source.linear_of(part, None)).collect::<Result<_>>()?),
             Some(head) => source.linear(&source.matrix(head, vocab, hidden)?)?,
         };
         let head = source.normed(head, "model.norm", config.rms_norm_eps)?;
@@ -207,7 +222,7 @@ impl Decoder {
             large_keys: LargeKeys::of(&config, &biases)?,
             head,
             sample: Sample::new(gpu, vocab)?,
-            fingerprint: fingerprint(&config, source.checksum(), kind),
+            fingerprint: fingerprint(&config, source.checksum(), kind, integer_dot),
             config,
         };
         gpu.flush()?;
@@ -249,6 +264,7 @@ fn config_text(path: &Path) -> Result<String> {
 }
 
 /// Of the weights, and of every other number that a cached row depends on.
-fn fingerprint(config: &Config, weights: u64, kind: WeightType) -> u64 {
-    xxh64(format!("{kind} {config:?}").as_bytes(), weights)
+fn fingerprint(config: &Config, weights: u64, kind: WeightType, integer_dot: bool) -> u64 {
+    let bytes = if integer_dot { ", bytes" } else { "" };
+    xxh64(format!("{kind}{bytes} {config:?}").as_bytes(), weights)
 }

@@ -38,6 +38,15 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
     pollster::block_on(session.all_logits(&[(sequence, &tokens)])).unwrap().remove(0)
 }
 
+/// Of a last token that is fed by itself.
+fn next_logits(decoder: &Decoder) -> Vec<f32> {
+    let options = SessionOptions { kv_dtype: DType::F32, cache_tokens: 64, ..Default::default() };
+    let mut session = Session::new(decoder, options).unwrap();
+    let sequence = session.insert();
+    pollster::block_on(session.all_logits(&[(sequence, &[82, 79, 77, 69, 79])])).unwrap();
+    pollster::block_on(session.all_logits(&[(sequence, &[58])])).unwrap().remove(0)
+}
+
 #[test]
 fn a_folder_in_blocks_is_the_rounded_model() {
     let folder = checkout("examples/models/gqa");
@@ -71,6 +80,26 @@ fn every_variant_loads_in_blocks() {
         let cost = nmse(&got, &f64s(&plain));
         println!("{variant} in q8_0: normalised mean square error of the logits {cost:.1e}");
         assert!(cost > 1e-7 && cost < 1e-3, "{variant}: {cost:e}");
+    }
+}
+
+/// A step of one token by dot products of bytes: on software adapters, which multiply as before, to the bit. Weights of other types
+/// do not change.
+#[test]
+fn dot_products_of_bytes_cost_little() {
+    let folder = checkout("examples/models/gqa");
+    for kind in [WeightType::from(DType::I8), BlockType::Q8_0.into(), BlockType::Q4_0.into(), DType::F16.into()] {
+        let load = |integer_dot| {
+            Decoder::load_with(gpu(), &folder, LoadOptions { integer_dot, ..LoadOptions::of(kind) }).unwrap()
+        };
+        let (plain, bytes) = (load(false), load(true));
+        assert_ne!(plain.fingerprint(), bytes.fingerprint());
+        let cost = nmse(&next_logits(&bytes), &f64s(&next_logits(&plain)));
+        println!("{kind}, input in bytes: normalised mean square error of the logits {cost:.1e}");
+        match gpu().capabilities().is_software() || kind == DType::F16.into() {
+            true => assert_eq!(cost, 0.0, "{kind}"),
+            false => assert!(cost > 1e-9 && cost < 2e-3, "{kind}: {cost:e}"),
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct WeightReader<'a> {
     pub(super) dtype: DType,
     /// In the place of `dtype`, of rows that are whole blocks.
     pub(super) blocks: Option<BlockType>,
+    /// Whether linears of bytes and blocks multiply few rows by dot products of bytes.
+    integer_dot: bool,
     /// Whether the explicit form's matrices are kept beside the absorbed one's.
     explicit: bool,
     /// Whether what looks like a weight of the model, and is not, is left out.
@@ -33,12 +35,27 @@ impl<'a> WeightReader<'a> {
     /// A reader of the tensors of `config` in `store`. `dtype` is what matrices become on the device.
     pub(crate) fn new(gpu: &'a Gpu, config: &Config, store: WeightFiles<'a>, dtype: DType) -> Self {
         let (biases, used) = (config.files.biases.clone(), RefCell::default());
-        WeightReader { gpu, store, dtype, blocks: None, explicit: true, leave_out: false, biases, used }
+        WeightReader {
+            gpu,
+            store,
+            dtype,
+            blocks: None,
+            integer_dot: false,
+            explicit: true,
+            leave_out: false,
+            biases,
+            used,
+        }
     }
 
     /// The same with or without the matrices of explicit prefill; and whether weights without a place are left out.
     pub(crate) fn with_choices(self, explicit: bool, leave_out: bool) -> Self {
         WeightReader { explicit, leave_out, ..self }
+    }
+
+    /// The same with or without dot products of bytes.
+    pub(crate) fn with_integer_dot(self, integer_dot: bool) -> Self {
+        WeightReader { integer_dot, ..self }
     }
 
     /// Whether the matrices of explicit prefill are kept.
@@ -199,7 +216,16 @@ impl<'a> WeightReader<'a> {
         self.write(&mut weight, heads)?;
         let bias = Matrix::stack(heads).bias;
         let bias = bias.map(|b| Tensor::from_slice(self.gpu, &shape[..2], &b, DType::F32)).transpose()?;
-        Linear::new(self.gpu, &weight.finish()?, bias.as_ref())
+        self.linear_of(&weight.finish()?, bias.as_ref())
+    }
+
+    /// A linear of a weight that is whole, with dot products of bytes where they are wanted and there are any.
+    pub(crate) fn linear_of(&self, weight: &Weight, bias: Option<&Tensor>) -> Result<Linear> {
+        let linear = Linear::new(self.gpu, weight, bias)?;
+        match weight.weight_type() {
+            WeightType::Plain(DType::I8) | WeightType::Blocks(_) if self.integer_dot => linear.with_integer_dot(),
+            _ => Ok(linear),
+        }
     }
 
     /// A linear of one head in F32, whatever the others are: what it decides must not hang on rounding.

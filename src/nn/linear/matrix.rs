@@ -156,7 +156,11 @@ impl MatrixTile {
             ("ROW_ALIGN", number(ROW_ALIGN)),
         ];
         consts.extend(weight_consts);
-        parts.extend([part!("nn/packed_input.wgsl"), part!("half_word.wgsl"), part!("nn/linear_matrix.wgsl", Subgroup)]);
+        parts.extend([
+            part!("nn/packed_input.wgsl"),
+            part!("half_word.wgsl"),
+            part!("nn/linear_matrix.wgsl", Subgroup),
+        ]);
         use Access::{Read, Write};
         let mut bindings = vec![Read, Read, Read, Write, Read, Read];
         bindings.extend(fusion.tail.map(|_| Read));

@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Of weights
     #[arg(long, default_value = "f16", value_parser = weight_types(WEIGHT_TYPES))]
     dtype: WeightType,
+    /// Products of few rows by dot products of bytes, where weights are i8 or blocks: less exact (with --batch times --chunk of 8 and less)
+    #[arg(long)]
+    integer_dot: bool,
     /// Of the KV cache; without it as --dtype, and f16 for integers
     #[arg(long, value_name = "DTYPE", value_parser = dtypes(CACHE_DTYPES))]
     kv_dtype: Option<DType>,
@@ -125,7 +128,7 @@ async fn run_model(gpu: &Gpu, folder: &str, text: &[u8], args: &Args) -> Result<
     let failed = |e: latten::Error| format!("{folder}: {e}");
     let tokenizer = Tokenizer::from_folder(folder).map_err(failed)?;
     let tokens = tokenizer.encode(text).map_err(failed)?;
-    let decoder = loading::load(gpu, folder, args.dtype).map_err(failed)?;
+    let decoder = loading::load(gpu, folder, args.dtype, args.integer_dot).map_err(failed)?;
     let most = decoder.config().max_positions;
     let window = args.window.unwrap_or(most);
     let stride = args.stride.unwrap_or(window);
