@@ -11,7 +11,7 @@
 //! | you have | you want | use |
 //! |---|---|---|
 //! | your own model and your own compute passes | **attention**: the kernels | [`Decode::encode`], [`kv::Append::encode`]; a [`PagedKvCache`] holds the pages. `examples/own_device.rs` |
-//! | your own model | **cache**: attention with sequences, sharing, saving | [`PagedKvCache`], [`Decode::run`]; [`nn`] has linear, norm, rope, SwiGLU, sampling. `examples/own_layer.rs` |
+//! | your own model | **cache**: attention with sequences, sharing, saving | [`PagedKvCache`], [`Decode::run`]; [`nn`] has linear, norm, rope, SwiGLU, sampling. `examples/own_layer/` |
 //! | a model folder | **model**: text | [`Decoder`], [`Session`], [`model::generate()`]; [`model::Scheduler`] for many requests. `examples/quickstart.rs` |
 //!
 //! The module `model` is behind the feature of that name, which is on by default.

@@ -110,7 +110,8 @@ impl SeqView {
             return Err(("q_token_first", format!("has {q_token_first}, with q_len {q_len} past 32 bits")));
         }
         // By bits: `page_size` is a power of two, and a step asks this of every sequence.
-        let whole_pages = (gap_first | gap_last) & (page_size - 1) == 0;
+        let below = page_size.wrapping_sub(1);
+        let whole_pages = (gap_first | gap_last) & below == 0;
         let gap = gap_last.checked_sub(gap_first).filter(|_| whole_pages && gap_last <= before);
         let Some(gap) = gap else {
             let why = format!("has a gap of {gap_first}..{gap_last}, wanted whole pages of the first {before} tokens");
@@ -118,7 +119,7 @@ impl SeqView {
         };
         // Whoever has no query token is not read.
         let tokens = if q_len > 0 { u64::from(kv_len.saturating_sub(gap)) } else { 0 };
-        let pages = (tokens + u64::from(page_size - 1)) >> page_size.trailing_zeros();
+        let pages = tokens.saturating_add(below.into()).wrapping_shr(page_size.trailing_zeros());
         let end = u64::from(page_table_first).saturating_add(pages);
         match end <= entries || pages == 0 {
             true => Ok(()),

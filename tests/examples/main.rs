@@ -21,7 +21,7 @@ mod generate;
 #[path = "../../examples/own_device.rs"]
 mod own_device;
 #[allow(dead_code)]
-#[path = "../../examples/own_layer.rs"]
+#[path = "../../examples/own_layer/main.rs"]
 mod own_layer;
 #[allow(dead_code)]
 #[path = "../../examples/quickstart.rs"]
