@@ -1,5 +1,8 @@
 //! The one error type of the crate: a kind to match on, and a message with the names and numbers.
 
+mod rank_fault;
+
+pub use rank_fault::RankFault;
 use std::fmt;
 
 /// Result with this crate's [`Error`].
@@ -193,6 +196,16 @@ pub enum ErrorKind {
         path: String,
         /// The system's words.
         message: String,
+    },
+    /// Ranks that work together cannot go on ([`parallel`](super::parallel)).
+    #[error("rank {rank} of {size}: {fault}")]
+    Rank {
+        /// Whose call this is.
+        rank: usize,
+        /// How many there are.
+        size: usize,
+        /// What happened, to whichever of them.
+        fault: RankFault,
     },
 }
 

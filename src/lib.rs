@@ -87,6 +87,7 @@
 //! - [`cache`]: [`PagedKvCache`], sequences and pages, saved and loaded.
 //! - [`rope`]: frequencies, their scaling, and tables of cosines and sines.
 //! - [`nn`]: linear, norm, rotary positions, SwiGLU, experts, embedding, sampling.
+//! - [`parallel`]: what ranks exchange, where several devices compute one model.
 //! - [`model`]: a Llama-style decoder over all of these.
 //! - [`reference`](mod@reference): every kernel as plain f64 loops, the specification. Needs no GPU.
 //! - [`inspect`]: the assembled text of the attention kernels. Needs no GPU.
@@ -122,6 +123,7 @@ pub mod kv;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod nn;
+pub mod parallel;
 pub mod reference;
 pub mod rope;
 mod self_test;
@@ -133,7 +135,7 @@ pub use attention::{AttentionOptions, Decode, DecodeArgs, DecodeOutput, Plan, Sp
 #[doc(inline)]
 pub use cache::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, SequenceOptions};
 #[doc(inline)]
-pub use error::{Error, ErrorKind, Result, SavedFault};
+pub use error::{Error, ErrorKind, RankFault, Result, SavedFault};
 #[doc(inline)]
 pub use gpu::{
     Capabilities, CompileTime, DType, DispatchTime, Element, Gpu, GpuOptions, LimitsChoice, Parallelism, PassTime,

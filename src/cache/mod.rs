@@ -6,6 +6,8 @@
 mod copy;
 mod file;
 mod kept;
+#[cfg(feature = "model")]
+mod mirror;
 mod options;
 mod rebuild;
 mod sharing;
@@ -18,6 +20,8 @@ pub use crate::io::Progress;
 pub(crate) use copy::copy_spec;
 pub(crate) use file::{pages_rows_spec, Direction};
 pub use file::{saved_info, LoadedSequence, Save, SaveSequence, SavedInfo, SavedSequence};
+#[cfg(feature = "model")]
+pub(crate) use mirror::{Mirror, MirroredSequence};
 pub use options::{CacheOptions, Pages};
 pub use rebuild::EmptiedSequence;
 pub(crate) use table::check_pages;
@@ -63,6 +67,8 @@ pub struct PagedKvCache {
     step_buffers: StepBuffers,
     /// Whether tokens were committed of which a browser has not yet said that their rows are written.
     unsure: AtomicBool,
+    /// Pages copied, by calls, for other ranks to be told of; none where there are none.
+    journal: Option<Vec<Vec<PageCopy>>>,
 }
 
 /// Layers of a cache, at most.
@@ -120,6 +126,7 @@ impl PagedKvCache {
             step: None,
             step_buffers,
             unsure: AtomicBool::new(false),
+            journal: None,
         };
         let layer = this.layer(0)?;
         this.append.prepare(&this.gpu, &layer)?;
@@ -197,6 +204,8 @@ impl PagedKvCache {
         if made.is_err() {
             self.table.undo_reserve(wanted, &copies);
             self.forget_losses();
+        } else if let Some(journal) = self.journal.as_mut().filter(|_| !copies.is_empty()) {
+            journal.push(copies);
         }
         made
     }

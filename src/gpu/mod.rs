@@ -12,6 +12,8 @@ mod element;
 pub(crate) mod elements;
 #[cfg(test)]
 mod emulation_tests;
+#[cfg(feature = "model")]
+mod exchange;
 mod fate;
 pub(crate) mod grid;
 pub(crate) mod kernel;
@@ -384,7 +386,7 @@ impl fmt::Debug for Kernel {
 }
 
 /// A future's value if it is there already.
-fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),

@@ -79,6 +79,21 @@ impl Gpu {
         Ok(data)
     }
 
+    /// The bytes of a sole tensor that is there, where they lie; what waits for it is done elsewhere ([`Download::is_there`]).
+    #[cfg(feature = "model")]
+    pub(super) fn take_download<T>(&self, download: Download, take: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let Download { buffers, reading: Reading { into, mapping, size, ticket }, .. } = download;
+        if let Some(Err(message)) = super::ready(mapping.answer) {
+            self.check_alive()?;
+            return Err(self.mark_lost(format!("mapping a result: {message}")));
+        }
+        let taken = with_mapped(&into.buffer, size, take)?;
+        self.lock(&self.inner.readback).push(into.buffer);
+        ticket.check(self)?;
+        self.expect_kept(&buffers)?;
+        Ok(taken)
+    }
+
     /// A staging buffer of at least `size` bytes, from the last ones used if one fits.
     fn staging(&self, size: u64) -> Result<wgpu::Buffer> {
         let mut kept = self.lock(&self.inner.readback);
@@ -192,6 +207,15 @@ impl Gpu {
         }
     }
 
+    /// Records that a tensor becomes zeros, between what was recorded before and what comes after.
+    #[cfg(feature = "model")]
+    pub(crate) fn record_clear(&self, tensor: &Tensor) -> Result<()> {
+        let bytes = (tensor.len() * tensor.dtype().size_bits() / 8) as u64;
+        self.record_beside_passes(|encoder| {
+            encoder.clear_buffer(tensor.buffer.raw(), 0, Some(bytes.next_multiple_of(4)));
+        })
+    }
+
     /// Waits for a copy (and all else that was submitted).
     pub(crate) async fn arrived(&self, reading: Reading) -> Result<Arrived> {
         self.mapped(reading.mapping).await?;
@@ -247,6 +271,14 @@ pub(crate) struct Download {
     reading: Reading,
     /// Each tensor's bytes in the host memory.
     runs: Vec<Range<u64>>,
+}
+
+impl Download {
+    /// Whether the device has said what became of it.
+    #[cfg(feature = "model")]
+    pub(super) fn is_there(&self) -> bool {
+        self.reading.mapping.answer.state.lock().unwrap_or_else(PoisonError::into_inner).0.is_some()
+    }
 }
 
 /// The bytes of a downloaded tensor of this dtype, as its elements.

@@ -142,7 +142,7 @@ impl Gpu {
     }
 
     /// Whether this thread's dispatches only say which kernels they need.
-    pub(super) fn only_names(&self) -> bool {
+    pub(crate) fn only_names(&self) -> bool {
         self.in_named(|named| named.naming == Naming::Names).unwrap_or(false)
     }
 

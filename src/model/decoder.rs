@@ -1,5 +1,6 @@
 //! A model's weights on the device, with its kernels.
 
+use super::config::share::ModelShare;
 use super::config::Config;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Gpu};
@@ -15,6 +16,7 @@ use crate::model::weights::split::Split;
 use crate::model::weights::store::WeightFiles;
 use crate::model::weights::WeightBytes;
 use crate::nn::{BlockType, Embedding, Sample, WeightType};
+use crate::parallel::Shard;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +31,10 @@ pub struct Decoder {
 pub(crate) struct DecoderInner {
     pub(super) gpu: Gpu,
     pub(super) config: Config,
+    /// What of it is here.
+    pub(super) share: ModelShare,
+    /// What all ranks of a model have in common: 0 of one that is whole.
+    pub(super) identity: u64,
     pub(super) embedding: Embedding,
     pub(super) blocks: Vec<Block>,
     pub(super) large_keys: LargeKeys,
@@ -61,6 +67,9 @@ pub struct LoadOptions<'a> {
     /// Whether tensors that look like weights of the model, but have no place in it, are left out with a warning in the log.
     /// Else they are an error: the model would compute something else without them.
     pub leave_out: bool,
+    /// The part that this device is to have of a model that several compute ([`Session::sharded`](super::Session::sharded)); by default
+    /// the whole. Of each matrix of the layers only that part is read, and of a file's blocks none may be cut.
+    pub shard: Shard,
 }
 
 impl fmt::Debug for Decoder {
@@ -80,6 +89,7 @@ impl Default for LoadOptions<'_> {
             explicit: true,
             progress: None,
             leave_out: false,
+            shard: Shard::whole(),
         }
     }
 }
@@ -96,7 +106,7 @@ impl LoadOptions<'_> {
 
 impl fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LoadOptions { dtype, blocks, integer_dot, explicit, progress, leave_out } = self;
+        let LoadOptions { dtype, blocks, integer_dot, explicit, progress, leave_out, shard } = self;
         let progress = progress.map(|_| "..");
         f.debug_struct("LoadOptions")
             .field("dtype", dtype)
@@ -105,6 +115,7 @@ impl fmt::Debug for LoadOptions<'_> {
             .field("explicit", explicit)
             .field("progress", &progress)
             .field("leave_out", leave_out)
+            .field("shard", shard)
             .finish()
     }
 }
@@ -125,7 +136,8 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Weights`] for a missing, misshapen or unfit
+    /// [`ErrorKind::Io`], [`ErrorKind::Config`], [`ErrorKind::Argument`] for numbers that [`LoadOptions::shard`] cannot divide,
+    /// [`ErrorKind::Weights`] for a missing, misshapen or unfit
     /// tensor, one that looks like a weight and has no place in the model ([`LoadOptions::leave_out`]), or a broken file;
     /// [`ErrorKind::TooLarge`] and [`ErrorKind::OutOfMemory`], which name the tensor.
     pub fn load(gpu: &Gpu, folder: impl AsRef<Path>, kind: impl Into<WeightType>) -> Result<Self> {
@@ -191,8 +203,9 @@ impl Decoder {
     }
 
     fn read_store<'a>(gpu: &'a Gpu, config: Config, store: WeightFiles<'a>, options: LoadOptions<'a>) -> Result<Self> {
-        let LoadOptions { dtype, blocks, integer_dot, explicit, progress, leave_out } = options;
+        let LoadOptions { dtype, blocks, integer_dot, explicit, progress, leave_out, shard } = options;
         config.check()?;
+        let share = config.share(shard)?;
         let kind = blocks.map_or(dtype.into(), WeightType::from);
         let store = store.with_groups(config.files.quantised)?.with_report(progress);
         let source = WeightReader::new(gpu, &config, store, dtype)
@@ -210,19 +223,25 @@ impl Decoder {
         let block = |i| {
             // What was written waits on the host for the next submit.
             gpu.flush()?;
-            Block::load(&source, &config, i)
+            Block::load(&source, &config, &share, i)
         };
         let embedding = Embedding::of_parts(gpu, &table)?;
         let blocks = (0..config.layers).map(block).collect::<Result<Vec<Block>>>()?;
         let biases: Vec<_> = blocks.iter().map(|block| block.attention().large_biases()).collect();
+        let identity = match shard.size() {
+            1 => 0,
+            _ => fingerprint(&config, source.identity()?, (kind, integer_dot), Shard::whole()),
+        };
         let inner = DecoderInner {
             gpu: gpu.clone(),
             embedding,
             blocks,
-            large_keys: LargeKeys::of(&config, &biases)?,
+            large_keys: LargeKeys::of(&share.config, &biases)?,
             head,
             sample: Sample::new(gpu, vocab)?,
-            fingerprint: fingerprint(&config, source.checksum(), kind, integer_dot),
+            fingerprint: fingerprint(&config, source.checksum(), (kind, integer_dot), shard),
+            identity,
+            share,
             config,
         };
         gpu.flush()?;
@@ -231,12 +250,22 @@ impl Decoder {
         Ok(Decoder { inner: Arc::new(inner) })
     }
 
-    /// The model's numbers.
+    /// The model's numbers: of all of it, where it is shared out.
     pub fn config(&self) -> &Config {
         &self.inner.config
     }
 
-    /// A number that decoders of the same weights, in the same dtype, and config share: what saved sessions know their
+    /// The numbers of what is computed here.
+    pub(super) fn own_config(&self) -> &Config {
+        &self.inner.share.config
+    }
+
+    /// Which part of the model is here ([`LoadOptions::shard`]).
+    pub fn shard(&self) -> Shard {
+        self.inner.share.shard
+    }
+
+    /// A number that decoders of the same weights, in the same dtype, config and shard share: what saved sessions know their
     /// model by. Against mistakes, not against malice.
     pub fn fingerprint(&self) -> u64 {
         self.inner.fingerprint
@@ -264,7 +293,11 @@ fn config_text(path: &Path) -> Result<String> {
 }
 
 /// Of the weights, and of every other number that a cached row depends on.
-fn fingerprint(config: &Config, weights: u64, kind: WeightType, integer_dot: bool) -> u64 {
+fn fingerprint(config: &Config, weights: u64, (kind, integer_dot): (WeightType, bool), shard: Shard) -> u64 {
     let bytes = if integer_dot { ", bytes" } else { "" };
-    xxh64(format!("{kind}{bytes} {config:?}").as_bytes(), weights)
+    let part = match shard.size() {
+        1 => String::new(),
+        size => format!(" rank {} of {size}", shard.rank()),
+    };
+    xxh64(format!("{kind}{bytes} {config:?}{part}").as_bytes(), weights)
 }

@@ -106,7 +106,7 @@ pub use generate::{
 };
 pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
 pub use serve::{Event, Finished, Request, RequestId, Scheduler};
-pub use session::{Draw, Session, SessionOptions, TokenStream, TokensAndLogits};
+pub use session::{follow, Draw, Session, SessionOptions, TokenStream, TokensAndLogits};
 #[cfg(feature = "tokenizers")]
 pub use text::{ChatTemplate, Message};
 pub use text::{TextStream, Tokenizer, Utf8Stream};

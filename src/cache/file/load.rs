@@ -49,7 +49,7 @@ impl PagedKvCache {
         reader: impl Read,
         progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
-        self.load_from(fingerprint, Input::new(reader, ""), progress).await
+        self.load_from(fingerprint, Input::new(reader, ""), None, progress).await
     }
 
     /// [`PagedKvCache::load`] from a file, which errors then name.
@@ -65,13 +65,22 @@ impl PagedKvCache {
     ) -> Result<Vec<LoadedSequence>> {
         let path = path.as_ref().display().to_string();
         let file = File::open(&path).map_err(|e| ErrorKind::io(&path, e))?;
-        self.load_from(fingerprint, Input::new(file, &path), progress).await
+        self.load_from(fingerprint, Input::new(file, &path), None, progress).await
     }
 
+    /// [`PagedKvCache::load_file`] into the pages of sequences that another rank's cache has for them.
+    #[cfg(feature = "model")]
+    pub(crate) async fn load_file_into(&mut self, ids: &[SeqId], fingerprint: &[u8], path: &str) -> Result<()> {
+        let file = File::open(path).map_err(|e| ErrorKind::io(path, e))?;
+        self.load_from(fingerprint, Input::new(file, path), Some(ids), |_| {}).await.map(drop)
+    }
+
+    /// `into`: the sequences, if they are there, without their rows.
     async fn load_from<R: Read>(
         &mut self,
         fingerprint: &[u8],
         mut input: Input<'_, R>,
+        into: Option<&[SeqId]>,
         mut progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
         let (info, seed) = SavedInfo::read(&mut input)?;
@@ -80,8 +89,11 @@ impl PagedKvCache {
             Progress { bytes: input.at, total_bytes: input.at.saturating_add(info.blocks_bytes().unwrap_or(u64::MAX)) };
         progress(done);
 
-        let mut new = NewSequences { cache: self, ids: Vec::new() };
-        new.reserve(&info)?;
+        let mut new = NewSequences { cache: self, ids: Vec::new(), own: into.is_none() };
+        match into {
+            Some(ids) => new.take(ids, &info).map_err(|fault| input.fault(fault))?,
+            None => new.reserve(&info)?,
+        }
         let mut writer = RowWriter::new(new.cache, &info)?;
         let mut bytes = vec![0; writer.rows.most_bytes() as usize + SUM_BYTES];
         for (index, block) in info.blocks().enumerate() {
@@ -138,6 +150,8 @@ fn same<T: PartialEq + Debug>(name: &'static str, file: &T, here: &T) -> Result<
 struct NewSequences<'a> {
     cache: &'a mut PagedKvCache,
     ids: Vec<SeqId>,
+    /// Whether they are made here, and not by another rank.
+    own: bool,
 }
 
 impl NewSequences<'_> {
@@ -149,7 +163,22 @@ impl NewSequences<'_> {
         self.cache.reserve_each(&wanted)
     }
 
+    /// Sequences that are there, which must be those of the file.
+    fn take(&mut self, ids: &[SeqId], info: &SavedInfo) -> Result<(), SavedFault> {
+        same("number of sequences", &info.sequences.len(), &ids.len())?;
+        for (id, sequence) in ids.iter().zip(&info.sequences) {
+            let there = self.cache.table.to_save(*id).unwrap_or_default();
+            let numbers = |s: &SavedSequence| (s.len, s.window, s.gap.clone());
+            same("sequence", &numbers(sequence), &numbers(&there))?;
+        }
+        self.ids = ids.to_vec();
+        Ok(())
+    }
+
     fn commit(&mut self, info: &SavedInfo) -> Result<Vec<SeqId>> {
+        if !self.own {
+            return Ok(std::mem::take(&mut self.ids));
+        }
         for (id, sequence) in self.ids.iter().zip(&info.sequences) {
             self.cache.commit(&[*id], sequence.len)?;
         }
@@ -159,7 +188,7 @@ impl NewSequences<'_> {
 
 impl Drop for NewSequences<'_> {
     fn drop(&mut self) {
-        for id in self.ids.drain(..) {
+        for id in self.ids.drain(..).filter(|_| self.own) {
             let removed = self.cache.remove(id);
             debug_assert!(removed.is_ok(), "sequence {id} was this load's own");
         }

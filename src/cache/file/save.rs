@@ -110,6 +110,12 @@ impl PagedKvCache {
         writer.flush().map_err(|e| ErrorKind::io(path, e))
     }
 
+    /// Refuses what [`PagedKvCache::save`] refuses before it writes.
+    #[cfg(feature = "model")]
+    pub(crate) fn check_save(&self, what: Save<'_>) -> Result<()> {
+        self.saved_info(what).map(drop)
+    }
+
     /// The head of the file that this makes.
     fn saved_info(&self, what: Save<'_>) -> Result<SavedInfo> {
         let most = MOST_FINGERPRINT;

@@ -36,10 +36,10 @@ use store::Store;
 /// unknown here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId {
-    table: u64,
-    slot: u32,
+    pub(super) table: u64,
+    pub(super) slot: u32,
     /// How many sequences had that slot before.
-    generation: u32,
+    pub(super) generation: u32,
 }
 
 impl SeqId {
@@ -64,19 +64,19 @@ impl fmt::Display for SeqId {
 /// Sequences and pages of a paged KV cache, without the memory itself.
 #[derive(Debug, Clone)]
 pub struct SeqTable {
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     /// Slots without a sequence that may get one.
     vacant: Vec<usize>,
     pub(super) store: Store,
     /// The page tables as a device has them, of all that has tokens reserved.
-    tables: PageTables,
+    pub(super) tables: PageTables,
     /// Whether they are there: not once they would pass 2^31 entries.
     resident: bool,
     /// Pages held for pinned sequences, which may be gone.
     pub(super) pins: HashMap<SeqId, Vec<u32>>,
     pub(super) page_size: usize,
     /// Which table of the process this is.
-    id: u64,
+    pub(super) id: u64,
     generation: Generation,
     /// For [`CacheStats`].
     pub(super) hits: u64,
@@ -86,12 +86,12 @@ pub struct SeqTable {
 /// Tables made so far by this process.
 static TABLES: AtomicU64 = AtomicU64::new(0);
 
-#[derive(Debug, Clone)]
-struct Slot {
-    generation: u32,
-    sequence: Option<Sequence>,
+#[derive(Debug, Clone, Default)]
+pub(super) struct Slot {
+    pub(super) generation: u32,
+    pub(super) sequence: Option<Sequence>,
     /// Where its page table lies in `tables`.
-    region: Region,
+    pub(super) region: Region,
 }
 
 impl SeqTable {

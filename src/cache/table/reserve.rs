@@ -105,7 +105,7 @@ impl SeqTable {
     }
 
     /// Brings the page tables of these sequences up to date.
-    fn write_tables(&mut self, sequences: &[(SeqId, usize)]) {
+    pub(in crate::cache) fn write_tables(&mut self, sequences: &[(SeqId, usize)]) {
         for (id, _) in sequences {
             let slot = &mut self.slots[id.index()];
             let Some(sequence) = slot.sequence.as_mut() else { continue };

@@ -12,12 +12,14 @@ use crate::kv::HeadLayout;
 use crate::kv::KvView;
 #[cfg(doc)]
 use crate::kv::WideChannels;
+use crate::model::config::share::ModelShare;
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::model::weights::store::WeightFiles;
 use crate::model::weights::WeightBytes;
 use crate::nn::{AppendRows, Linear, LinearArgs, RopeWideKernel, Span};
+use crate::parallel::Shard;
 use crate::rope::RopePairs;
 use std::fmt;
 
@@ -30,6 +32,8 @@ pub struct Attention {
     config: Config,
     projections: Projections,
     o: Split,
+    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first.
+    adds: bool,
 }
 
 /// What an [`Attention::forward`] works on.
@@ -116,24 +120,29 @@ impl Attention {
         config.check_attention()?;
         let store = WeightFiles::from_bytes(weights.name, weights.bytes)?.with_groups(config.files.quantised)?;
         let source = WeightReader::new(gpu, config, store, dtype);
-        let attention = Self::from_source(&source, config, "", None)?;
+        let share = config.share(Shard::whole())?;
+        let attention = Self::from_source(&source, (config, &share), "", None)?;
         source.check_unused(None)?;
         Ok(attention)
     }
 
-    /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
+    /// A rank's share of the layer of `config`. `norm`: the name of the norm of the layer's input, if that is part of the layer.
     pub(crate) fn from_source(
         source: &WeightReader<'_>,
-        config: &Config,
+        (config, share): (&Config, &ModelShare),
         prefix: &str,
         norm: Option<&str>,
     ) -> Result<Self> {
-        let o = source.matrix(&format!("{prefix}o_proj"), config.hidden_size, config.q_heads * config.v_head_dim)?;
+        let (heads, width, first) = (&share.q_heads, config.v_head_dim, share.shard.is_first());
+        let o = source.matrix(&format!("{prefix}o_proj"), config.hidden_size, config.q_heads * width)?;
+        let o = source.of_inputs(o, &(heads.start * width..heads.end * width))?;
+        let o = if first { o } else { o.without_any_bias() };
         Ok(Attention {
             gpu: source.gpu().clone(),
-            config: config.clone(),
-            projections: Projections::load(source, config, prefix, norm)?,
+            config: share.config.clone(),
+            projections: Projections::load(source, (config, share), prefix, norm)?,
             o: source.linear(&o)?,
+            adds: first,
         })
     }
 
@@ -233,7 +242,7 @@ impl Attention {
                 up.run(rows, latents, kv)
             })?;
         }
-        self.o.run(LinearArgs { accumulate: true, ..LinearArgs::new(rows, Span::of(values), x) })
+        self.o.run(LinearArgs { accumulate: self.adds, ..LinearArgs::new(rows, Span::of(values), x) })
     }
 }
 

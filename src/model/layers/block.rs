@@ -5,9 +5,13 @@ use super::feed_forward::{FeedForward, MixtureScratch};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::HeadLayout;
+use crate::model::config::share::ModelShare;
 use crate::model::config::Config;
 use crate::model::weights::reader::WeightReader;
 use crate::nn::Span;
+
+/// Makes of a tensor, the rows of all ranks, their sum: where there is one rank, nothing.
+pub(crate) type Exchange<'a> = &'a mut dyn FnMut(&Tensor) -> Result<()>;
 
 pub(crate) struct Block {
     /// With the norm before it.
@@ -26,12 +30,13 @@ pub(crate) struct Scratch {
 }
 
 impl Block {
-    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, layer: usize) -> Result<Self> {
+    /// A rank's share of the block of a model.
+    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, share: &ModelShare, layer: usize) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let norm = name("input_layernorm");
         Ok(Block {
-            attention: Attention::from_source(source, config, &name("self_attn."), Some(&norm))?,
-            feed_forward: FeedForward::load(source, config, layer)?,
+            attention: Attention::from_source(source, (config, share), &name("self_attn."), Some(&norm))?,
+            feed_forward: FeedForward::load(source, config, share, layer)?,
         })
     }
 
@@ -44,11 +49,20 @@ impl Block {
         &self.attention
     }
 
-    /// Records the block for the step's rows: `x` in, `x` out.
-    pub(crate) fn run(&self, layer: usize, s: &Scratch, step: &mut AttentionStep<'_>) -> Result<()> {
+    /// Records the block for the step's rows: `x` in, `x` out. Of a rank's share `x` is, after each of the two parts, what the rank
+    /// adds to the stream, the first rank's with the stream itself; `exchange` makes it the sum of all.
+    pub(crate) fn run(
+        &self,
+        layer: usize,
+        s: &Scratch,
+        step: &mut AttentionStep<'_>,
+        exchange: Exchange<'_>,
+    ) -> Result<()> {
         let (rows, x) = (step.rows, Span::of(&s.x));
         self.attention.run(layer, &s.attention, step, x, x)?;
-        self.feed_forward.run(rows, s)
+        exchange(&s.x)?;
+        self.feed_forward.run(rows, s)?;
+        exchange(&s.x)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::block::Scratch;
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
+use crate::model::config::share::ModelShare;
 use crate::model::config::{Config, ExpertsConfig};
 use crate::model::weights::matrix::Matrix;
 use crate::model::weights::reader::WeightReader;
@@ -10,6 +11,7 @@ use crate::model::weights::split::Split;
 use crate::nn::{
     ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Linear, LinearArgs, NormShape, RmsNorm, Route, Span,
 };
+use std::ops::Range;
 
 pub(crate) enum FeedForward {
     /// With the norm before it.
@@ -22,6 +24,8 @@ pub(crate) struct Dense {
     /// [gate | up], with the SwiGLU behind it.
     gate_up: Split,
     down: Split,
+    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first.
+    adds: bool,
 }
 
 pub(crate) struct Mixture {
@@ -31,6 +35,9 @@ pub(crate) struct Mixture {
     route: Route,
     experts: Experts,
     shared: Option<Dense>,
+    gpu: Gpu,
+    /// As [`Dense`] has it.
+    adds: bool,
 }
 
 /// The tensors of a step's experts, one row per token; of one element each where a model has none.
@@ -48,7 +55,8 @@ pub(crate) struct MixtureScratch {
 }
 
 impl FeedForward {
-    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, layer: usize) -> Result<Self> {
+    /// A rank's share of the layer of `config`.
+    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, share: &ModelShare, layer: usize) -> Result<Self> {
         let prefix = format!("model.layers.{layer}.");
         let norm = format!("{prefix}post_attention_layernorm");
         let mlp = format!("{prefix}mlp.");
@@ -56,11 +64,11 @@ impl FeedForward {
             None => Ok(FeedForward::Dense(Box::new(Dense::load(
                 source,
                 &mlp,
-                (config.hidden_size, config.intermediate_size),
-                Some((&norm, config.rms_norm_eps)),
+                (config.hidden_size, config.intermediate_size, &share.ffn),
+                (Some((&norm, config.rms_norm_eps)), share.shard.is_first()),
             )?))),
             Some(experts) => {
-                Ok(FeedForward::Mixture(Box::new(Mixture::load(source, config, &experts, (&mlp, &norm))?)))
+                Ok(FeedForward::Mixture(Box::new(Mixture::load(source, (config, share), &experts, (&mlp, &norm))?)))
             }
         }
     }
@@ -69,37 +77,48 @@ impl FeedForward {
     pub(crate) fn run(&self, rows: usize, s: &Scratch) -> Result<()> {
         let x = Span::of(&s.x);
         match self {
-            FeedForward::Dense(dense) => dense.run(rows, x, s),
+            FeedForward::Dense(dense) => dense.run(rows, x, (s, dense.adds)),
             FeedForward::Mixture(mixture) => mixture.run(rows, s),
         }
     }
 }
 
 impl Dense {
-    /// `sizes`: of the stream and of the SwiGLU. `norm`: name and eps of a norm before it.
-    fn load(source: &WeightReader<'_>, prefix: &str, sizes: (usize, usize), norm: Option<(&str, f32)>) -> Result<Self> {
-        let (hidden, width) = sizes;
-        let gate = source.matrix(&format!("{prefix}gate_proj"), width, hidden)?;
-        let up = source.matrix(&format!("{prefix}up_proj"), width, hidden)?;
-        let gate_up = source.side_by_side(&[gate, up])?;
+    /// `sizes`: of the stream and of the SwiGLU, and which of its elements are the rank's. `norm`: name and eps of a norm before it.
+    /// `adds`: whether this is the first rank, which has the bias, too.
+    fn load(
+        source: &WeightReader<'_>,
+        prefix: &str,
+        (hidden, width, part): (usize, usize, &Range<usize>),
+        (norm, adds): (Option<(&str, f32)>, bool),
+    ) -> Result<Self> {
+        let rows = |name| source.matrix(&format!("{prefix}{name}"), width, hidden).map(|all| all.cut(part.clone()));
+        let gate_up = source.side_by_side(&[rows("gate_proj")?, rows("up_proj")?])?;
         let gate_up = match norm {
             Some((name, eps)) => source.normed(gate_up, name, eps)?,
             None => gate_up,
         };
-        let down = source.matrix(&format!("{prefix}down_proj"), hidden, width)?;
-        Ok(Dense { gate_up: gate_up.map(Linear::with_swiglu)?, down: source.linear(&down)? })
+        let down = source.of_inputs(source.matrix(&format!("{prefix}down_proj"), hidden, width)?, part)?;
+        let down = if adds { down } else { down.without_any_bias() };
+        Ok(Dense { gate_up: gate_up.map(Linear::with_swiglu)?, down: source.linear(&down)?, adds })
     }
 
-    fn run(&self, rows: usize, input: Span<'_>, s: &Scratch) -> Result<()> {
+    fn run(&self, rows: usize, input: Span<'_>, (s, accumulate): (&Scratch, bool)) -> Result<()> {
         let ffn = Span::of(&s.ffn);
         self.gate_up.run(LinearArgs::new(rows, input, ffn))?;
-        self.down.run(LinearArgs { accumulate: true, ..LinearArgs::new(rows, ffn, Span::of(&s.x)) })
+        self.down.run(LinearArgs { accumulate, ..LinearArgs::new(rows, ffn, Span::of(&s.x)) })
     }
 }
 
 impl Mixture {
-    fn load(source: &WeightReader<'_>, config: &Config, experts: &ExpertsConfig, names: (&str, &str)) -> Result<Self> {
-        let ((mlp, norm), hidden) = (names, config.hidden_size);
+    /// A rank has its part of each expert's width, so that it computes as much whichever are chosen.
+    fn load(
+        source: &WeightReader<'_>,
+        (config, share): (&Config, &ModelShare),
+        experts: &ExpertsConfig,
+        (mlp, norm): (&str, &str),
+    ) -> Result<Self> {
+        let (hidden, own, adds) = (config.hidden_size, &share.expert, share.shard.is_first());
         let ExpertsConfig { route, width, shared_width, .. } = *experts;
         let count = route.experts;
         let router = source.bare_matrix(&format!("{mlp}gate"), count, hidden)?;
@@ -109,12 +128,15 @@ impl Mixture {
         };
         let part =
             |e: usize, part: &str, rows, in_dim| source.bare_matrix(&format!("{mlp}experts.{e}.{part}"), rows, in_dim);
-        let gate_up = source.stack([count, 2 * width, hidden], |e| {
-            Ok(Matrix::stack(&[part(e, "gate_proj", width, hidden)?, part(e, "up_proj", width, hidden)?]))
+        let rows = |e, name| part(e, name, width, hidden).map(|all| all.cut(own.clone()));
+        let gate_up = source.stack([count, 2 * own.len(), hidden], |e| {
+            Ok(Matrix::stack(&[rows(e, "gate_proj")?, rows(e, "up_proj")?]))
         })?;
-        let down = source.stack([count, hidden, width], |e| part(e, "down_proj", hidden, width))?;
-        let shared = (shared_width > 0)
-            .then(|| Dense::load(source, &format!("{mlp}shared_experts."), (hidden, shared_width), None));
+        let down = source
+            .stack([count, hidden, own.len()], |e| source.of_inputs(part(e, "down_proj", hidden, width)?, own))?;
+        let of_all = (hidden, shared_width, &share.shared);
+        let shared =
+            (shared_width > 0).then(|| Dense::load(source, &format!("{mlp}shared_experts."), of_all, (None, adds)));
         let shape = NormShape { groups: 1, dim: hidden, tail: 0, eps: config.rms_norm_eps };
         Ok(Mixture {
             norm: source.norm(norm, shape)?,
@@ -122,6 +144,8 @@ impl Mixture {
             route: Route::new(source.gpu(), &bias, route)?,
             experts: Experts::new(source.gpu(), gate_up, down, route.top)?,
             shared: shared.transpose()?,
+            gpu: source.gpu().clone(),
+            adds,
         })
     }
 
@@ -131,9 +155,12 @@ impl Mixture {
         self.norm.run(rows, x, normed)?;
         self.router.run(LinearArgs::new(rows, normed, Span::of(&m.logits)))?;
         self.route.run(&m.logits, &m.ids, &m.weights)?;
+        if !self.adds {
+            self.gpu.record_clear(&s.x)?;
+        }
         self.experts.run(normed, x, ExpertArgs { ids: &m.ids, weights: &m.weights, scratch: &m.experts })?;
         match &self.shared {
-            Some(shared) => shared.run(rows, normed, s),
+            Some(shared) => shared.run(rows, normed, (s, true)),
             None => Ok(()),
         }
     }

@@ -5,6 +5,7 @@ use super::large_keys::LargeBiases;
 use crate::error::Result;
 use crate::gpu::Tensor;
 use crate::kv::KvView;
+use crate::model::config::share::ModelShare;
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::matrix::Matrix;
 use crate::model::weights::reader::WeightReader;
@@ -13,6 +14,7 @@ use crate::nn::{
     AppendRows, Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span,
 };
 use crate::rope::RopePairs;
+use std::ops::Range;
 
 /// From the stream to queries and cache rows. The first products have the block's norm before them, if there is one.
 pub(crate) enum Projections {
@@ -70,9 +72,14 @@ pub(crate) enum Queries {
 }
 
 impl Projections {
-    /// `norm`: the name of the norm of the layer's input, if that is part of the layer.
-    pub(crate) fn load(source: &WeightReader<'_>, config: &Config, prefix: &str, norm: Option<&str>) -> Result<Self> {
-        let load = LayerReader { source, config, prefix, norm };
+    /// A rank's share. `norm`: the name of the norm of the layer's input, if that is part of the layer.
+    pub(crate) fn load(
+        source: &WeightReader<'_>,
+        (config, share): (&Config, &ModelShare),
+        prefix: &str,
+        norm: Option<&str>,
+    ) -> Result<Self> {
+        let load = LayerReader { source, config, share, prefix, norm };
         match config.attention {
             AttentionConfig::Gqa { kv_heads } => Ok(Projections::Direct(Box::new(load.gqa(kv_heads)?))),
             AttentionConfig::Gta { kv_heads, rope_dim } => {
@@ -213,7 +220,10 @@ impl ExplicitUp {
 /// What a layer's weights are read with.
 struct LayerReader<'a> {
     source: &'a WeightReader<'a>,
+    /// Of the whole model, as the files have it.
     config: &'a Config,
+    /// What is made of them.
+    share: &'a ModelShare,
     prefix: &'a str,
     norm: Option<&'a str>,
 }
@@ -248,6 +258,11 @@ impl LayerReader<'_> {
         self.norm.map(|norm| self.source.values(&format!("{norm}.weight"), &[self.config.hidden_size])).transpose()
     }
 
+    /// Rows of the rank's heads or groups, of those that lie one behind the other in a matrix.
+    fn cut(&self, all: &Matrix, which: &Range<usize>, rows: usize) -> Matrix {
+        all.cut(which.start * rows..which.end * rows)
+    }
+
     /// A matrix that makes queries, per head [copied | rotated].
     fn queries(&self, part: &'static str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
         let (dim, gain) = (copy_dim + self.config.rope_dim(), self.config.rotated_query_gain());
@@ -255,12 +270,12 @@ impl LayerReader<'_> {
         if gain != 1.0 {
             matrix.scale_rows(dim, copy_dim..dim, gain);
         }
-        Ok(matrix)
+        Ok(self.cut(&matrix, &self.share.q_heads, dim))
     }
 
     /// Rotates what stands behind `copy_dim` elements of each query, if anything.
     fn rotate(&self, copy_dim: usize) -> Result<RopeKernel> {
-        let (heads, rope_dim) = (self.config.q_heads, self.config.rope_dim());
+        let (heads, rope_dim) = (self.share.q_heads.len(), self.config.rope_dim());
         RopeKernel::or_copy(self.source.gpu(), RopeShape { heads, copy_dim, rope_dim, pairs: self.config.rotation() })
     }
 
@@ -268,34 +283,38 @@ impl LayerReader<'_> {
     fn direct(&self, copy_dim: usize, kv: &[Matrix], biases: LargeBiases) -> Result<Direct> {
         let queries = self.queries("q_proj", copy_dim, self.config.hidden_size)?;
         let qkv = self.first(&Matrix::stack(&[&[queries], kv].concat()))?;
-        let (heads, head_dim) = (self.config.q_heads, self.config.head_dim);
+        let (heads, head_dim) = (self.share.q_heads.len(), self.config.head_dim);
         Ok(Direct { qkv, head_dim, heads, rotate: self.rotate(copy_dim)?, biases })
     }
 
     fn gqa(&self, kv_heads: usize) -> Result<Direct> {
         let Config { hidden_size: hidden, head_dim, .. } = *self.config;
-        let k = self.matrix("k_proj", kv_heads * head_dim, hidden)?;
-        let v = self.matrix("v_proj", kv_heads * head_dim, hidden)?;
+        let all = |part| self.matrix(part, kv_heads * head_dim, hidden);
+        let own = |part| all(part).map(|all| self.cut(&all, &self.share.groups, head_dim));
+        let (k, v) = (own("k_proj")?, own("v_proj")?);
         // Rows in the order of a cached row: the key and the value of each group in turn.
         let group = |g: usize| g * head_dim..(g + 1) * head_dim;
-        let kv: Vec<Matrix> = (0..kv_heads).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
+        let kv: Vec<Matrix> = (0..self.share.groups.len()).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
         let biases = LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?;
         self.direct(0, &kv, biases)
     }
 
     fn gta(&self, kv_heads: usize, rope_dim: usize) -> Result<Direct> {
         let Config { hidden_size: hidden, head_dim, .. } = *self.config;
-        let kv = self.matrix("kv_proj", kv_heads * head_dim, hidden)?;
+        let kv = self.cut(&self.matrix("kv_proj", kv_heads * head_dim, hidden)?, &self.share.groups, head_dim);
         let rope_key = self.matrix("k_rope_proj", rope_dim, hidden)?;
         let biases = LargeBiases::of_tied(self.source, self.config, &kv, self.gain()?.as_deref())?;
         self.direct(head_dim - rope_dim, &[kv, rope_key], biases)
     }
 
     fn latent(&self, kv_norm: NormShape, q_latent_dim: Option<usize>) -> Result<Latent> {
-        let Config { hidden_size: hidden, q_heads: heads, head_dim, .. } = *self.config;
+        let Config { hidden_size: hidden, head_dim, .. } = *self.config;
         let NormShape { groups, dim: latent_dim, tail: rope_dim, eps } = kv_norm;
+        let (heads, own) = (self.share.q_heads.len(), &self.share.groups);
         let kv_down = self.matrix("kv_a_proj_with_mqa", groups * latent_dim + rope_dim, hidden)?;
-        let kv_norm = self.source.norms(&self.names("kv_a_layernorm", groups), kv_norm)?;
+        let rope_key = kv_down.cut(groups * latent_dim..groups * latent_dim + rope_dim);
+        let kv_down = Matrix::stack(&[self.cut(&kv_down, own, latent_dim), rope_key]);
+        let kv_norm = self.source.norms_of(&self.names("kv_a_layernorm", groups), kv_norm, own.clone())?;
         let (down, queries) = match q_latent_dim {
             Some(q_latent_dim) => {
                 let up = self.source.linear(&self.queries("q_b_proj", head_dim, q_latent_dim)?)?;
@@ -312,7 +331,7 @@ impl LayerReader<'_> {
         let absorb = self.source.linear_heads(&keys)?;
         let rotates = rope_dim > 0;
         let explicit = match rotates && self.source.keeps_explicit() {
-            true => Some(self.explicit(&up, groups, self.rotate(head_dim)?)?),
+            true => Some(self.explicit(&up, own.len(), self.rotate(head_dim)?)?),
             false => None,
         };
         Ok(Latent {
@@ -329,12 +348,13 @@ impl LayerReader<'_> {
     /// `k_b_proj`, per head W_UK^T (latent_dim, head_dim), and `v_b_proj`, per head W_UV.
     fn key_value_up(&self, latent_heads: usize, latent_dim: usize) -> Result<KeyValueUp> {
         let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        let own = || self.share.q_heads.clone();
         if self.source.has(&format!("{}.weight", self.name("k_b_proj"))) {
             let keys = self.matrix("k_b_proj", heads * latent_dim, head_dim)?;
             let values = self.matrix("v_b_proj", heads * v_head_dim, latent_dim)?;
             let head = |all: &Matrix, rows: usize, h: usize| all.cut(h * rows..(h + 1) * rows);
-            let keys: Vec<_> = (0..heads).map(|h| head(&keys, latent_dim, h)).collect();
-            let values: Vec<_> = (0..heads).map(|h| head(&values, v_head_dim, h)).collect();
+            let keys: Vec<_> = own().map(|h| head(&keys, latent_dim, h)).collect();
+            let values: Vec<_> = own().map(|h| head(&values, v_head_dim, h)).collect();
             let up = keys.iter().zip(&values).map(|(key, value)| Matrix::stack(&[key.transposed(), value.clone()]));
             return Ok(KeyValueUp { up: up.collect(), keys, values });
         }
@@ -342,7 +362,7 @@ impl LayerReader<'_> {
         let both = head_dim + v_head_dim;
         let parts = names.iter().map(|name| self.source.matrix(name, heads * both / names.len(), latent_dim));
         let all = Matrix::stack(&parts.collect::<Result<Vec<_>>>()?);
-        let up: Vec<_> = (0..heads).map(|h| all.cut(h * both..(h + 1) * both)).collect();
+        let up: Vec<_> = own().map(|h| all.cut(h * both..(h + 1) * both)).collect();
         let keys = up.iter().map(|head| head.cut(0..head_dim).transposed()).collect();
         let values = up.iter().map(|head| head.cut(head_dim..both)).collect();
         Ok(KeyValueUp { up, keys, values })
@@ -350,7 +370,8 @@ impl LayerReader<'_> {
 
     /// Per latent head the rows of its query heads, in the order of explicit keys and values.
     fn explicit(&self, up: &[Matrix], groups: usize, rotate: RopeKernel) -> Result<ExplicitUp> {
-        let Config { q_heads: heads, head_dim, v_head_dim, .. } = *self.config;
+        let Config { head_dim, v_head_dim, .. } = *self.config;
+        let heads = self.share.q_heads.len();
         let group = |heads: &[Matrix]| Matrix::stack(heads).without_bias(head_dim + v_head_dim, 0..head_dim);
         let groups: Vec<_> = up.chunks((heads / groups).max(1)).map(group).collect();
         Ok(ExplicitUp { up: self.source.linear_heads(&groups)?, rotate })

@@ -49,7 +49,8 @@ impl Session {
         // From a commit that gives pages back to a window there would be no way back to before `first`.
         let stays = |(id, tokens): &(SeqId, &[u32])| self.cache.frees_with(*id, tokens.len()).is_ok_and(|frees| !frees);
         let forked = self.unfinished.iter().any(|begun| begun.fork.is_some());
-        if forked || !fed.iter().all(stays) || self.decoder.gpu().losses() != first.losses {
+        // Others hear of a step with its tokens.
+        if forked || self.ranks.is_some() || !fed.iter().all(stays) || self.decoder.gpu().losses() != first.losses {
             return None;
         }
         for (id, tokens) in batch {

@@ -39,7 +39,7 @@ impl Buffers {
         let layout = layer.heads();
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
-        let scratch = Scratch::new(gpu, (config, layout), (capacity, explicit)).map_err(|e| {
+        let scratch = Scratch::new(gpu, (decoder.own_config(), layout), (capacity, explicit)).map_err(|e| {
             e.of(&format!("a tensor of a step of {capacity} tokens (SessionOptions::chunk or max_batch)"))
         })?;
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;

@@ -32,8 +32,9 @@ impl Session {
         if cfg!(target_arch = "wasm32") {
             return Err(ErrorKind::Unsupported { what: "the host's clock in a browser".into() }.into());
         }
+        self.expect_alone("Session::measure_prefill")?;
         let (decoder, options) = (self.decoder().clone(), *self.options());
-        let config = decoder.config();
+        let config = decoder.own_config();
         let most = self.capacity().min(self.max_positions().saturating_sub(1));
         let choice = Choice::new(config, PrefillPath::Explicit, options.window, most);
         let Some(choice) = choice.filter(|_| decoder.keeps_explicit() && options.keep_first == 0) else {
@@ -63,7 +64,7 @@ impl Session {
         explicit: Option<&mut ExplicitPrefill>,
     ) -> Result<f64> {
         let decoder = self.decoder().clone();
-        let (gpu, config) = (decoder.gpu(), decoder.config());
+        let (gpu, config) = (decoder.gpu(), decoder.own_config());
         let Some(block) = decoder.inner.blocks.first() else { return Ok(0.0) };
         let mut own = Owned::new(self);
         let id = own.insert();

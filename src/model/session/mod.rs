@@ -6,10 +6,13 @@ use buffers::Buffers;
 mod behind;
 pub(crate) mod buffers;
 pub(crate) mod feed;
+mod follow;
 mod measure_prefill;
+mod message;
 mod options;
 pub(crate) mod owned;
 mod parts;
+mod ranks;
 mod rebuild;
 mod rollback;
 mod room;
@@ -21,14 +24,17 @@ mod stream;
 mod warm_up;
 
 pub use feed::{Draw, TokensAndLogits};
+pub use follow::follow;
 pub use options::SessionOptions;
 pub use stream::TokenStream;
 
 use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
+use ranks::Ranks;
 use rollback::Unfinished;
 use std::fmt;
+use std::sync::Arc;
 
 /// Sequences of one [`Decoder`].
 pub struct Session {
@@ -43,6 +49,8 @@ pub struct Session {
     streamed: bool,
     /// Of the sequences of a call under way: what a failed or dropped call is rolled back to.
     pub(super) unfinished: Vec<Unfinished>,
+    /// Where others compute its layers, too.
+    ranks: Option<Arc<Ranks>>,
 }
 
 impl fmt::Debug for Session {
@@ -63,12 +71,22 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for a zero size, a window past `max_position_embeddings`, first tokens without a
+    /// [`ErrorKind::Argument`] for a decoder of a part of a model ([`Session::sharded`]), a zero size, a window past `max_position_embeddings`, first tokens without a
     /// window, [`PrefillPath::Explicit`](crate::model::PrefillPath::Explicit) or [`PrefillPath::From`](crate::model::PrefillPath::From) of what has no explicit form or does not keep it
     /// ([`LoadOptions::explicit`](super::LoadOptions)); [`ErrorKind::TooLarge`], [`ErrorKind::OutOfMemory`],
     /// [`ErrorKind::Unsupported`] for a head too large for the device, or a `kv_dtype` of integers under biases that are too
     /// large for it.
     pub fn new(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
+        let shard = decoder.shard();
+        if shard.size() > 1 {
+            let why = format!("holds part {} of {}: see Session::sharded", shard.rank(), shard.size());
+            return Err(ErrorKind::argument("decoder", why));
+        }
+        Self::of_part(decoder, options)
+    }
+
+    /// Of a model, or of a rank's part.
+    fn of_part(decoder: &Decoder, options: SessionOptions) -> Result<Self> {
         for (name, value) in [
             ("max_batch", options.max_batch),
             ("chunk", options.chunk),
@@ -100,7 +118,7 @@ impl Session {
         let prefill = ExplicitPrefill::of_session(decoder, &options)?;
         let buffers = Buffers::new(decoder, &options, &cache.layer(0)?, prefill.is_some())?;
         let (decoder, unfinished) = (decoder.clone(), Vec::new());
-        Ok(Session { decoder, cache, decode, prefill, options, buffers, streamed: false, unfinished })
+        Ok(Session { decoder, cache, decode, prefill, options, buffers, streamed: false, unfinished, ranks: None })
     }
 
     /// All that is on a device, on that of `decoder`.
@@ -179,6 +197,14 @@ impl Session {
     /// The KV cache, for its sizes.
     pub fn cache(&self) -> &PagedKvCache {
         &self.cache
+    }
+
+    /// Refuses what only a session on one device does.
+    fn expect_alone(&self, what: &str) -> Result<()> {
+        match self.ranks {
+            Some(_) => Err(ErrorKind::Unsupported { what: format!("{what}, of a session of several ranks") }.into()),
+            None => Ok(()),
+        }
     }
 
     /// What it was made with.

@@ -9,7 +9,7 @@ use crate::model::layers::prefill::{Choice, PrefillPath};
 
 /// The cache of a session of `decoder`.
 pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<PagedKvCache> {
-    let (gpu, config) = (decoder.gpu(), decoder.config());
+    let (gpu, config) = (decoder.gpu(), decoder.own_config());
     let pages = options.cache_tokens.div_ceil(options.page_size);
     check_pages(["cache_tokens", "page_size"], pages, options.page_size)?;
     let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
@@ -26,7 +26,7 @@ pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<Paged
 impl ExplicitPrefill {
     /// What a session's prompts in the explicit form need, if some may take it. Allocates nothing yet.
     pub(in crate::model) fn of_session(decoder: &Decoder, options: &SessionOptions) -> Result<Option<Self>> {
-        let (config, path) = (decoder.config(), options.prefill);
+        let (config, path) = (decoder.own_config(), options.prefill);
         let kept = decoder.keeps_explicit() && options.keep_first == 0;
         if !kept && matches!(path, PrefillPath::Explicit | PrefillPath::From(_)) {
             let why = match options.keep_first {

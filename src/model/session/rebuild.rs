@@ -12,9 +12,10 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for a decoder of another fingerprint, [`ErrorKind::TooLarge`],
+    /// [`ErrorKind::Argument`] for a decoder of another fingerprint, [`ErrorKind::Unsupported`] for a session of several ranks, [`ErrorKind::TooLarge`],
     /// [`ErrorKind::OutOfMemory`]; then the session is as it was.
     pub fn rebuild(&mut self, decoder: &Decoder) -> Result<Vec<EmptiedSequence>> {
+        self.expect_alone("Session::rebuild")?;
         let (got, want) = (decoder.fingerprint(), self.decoder().fingerprint());
         if got != want {
             let why = format!("has fingerprint {got:016x}, the session's model has {want:016x}");

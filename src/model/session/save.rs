@@ -1,7 +1,8 @@
 //! Sessions between runs: the sequences of a session in a file, with the fingerprint of its model.
 
+use super::message::Message;
 use super::Session;
-use crate::cache::{LoadedSequence, Save, SaveSequence};
+use crate::cache::{LoadedSequence, Save, SaveSequence, SeqId};
 use crate::error::{Error, ErrorKind, Result, SavedFault};
 use crate::io::Progress;
 use std::io::{Read, Write};
@@ -24,6 +25,7 @@ impl Session {
         progress: impl FnMut(Progress),
     ) -> Result<()> {
         self.roll_back();
+        self.expect_alone("Session::save (save_file saves each rank's rows)")?;
         let fingerprint = self.fingerprint();
         self.cache().save(Save { sequences, fingerprint: &fingerprint }, writer, progress).await
     }
@@ -42,7 +44,23 @@ impl Session {
     ) -> Result<()> {
         self.roll_back();
         let fingerprint = self.fingerprint();
-        self.cache().save_file(Save { sequences, fingerprint: &fingerprint }, path, progress).await
+        let save = Save { sequences, fingerprint: &fingerprint };
+        let Some(ranks) = &self.ranks else {
+            return self.cache().save_file(save, path, progress).await;
+        };
+        // What is refused is refused before anyone writes.
+        self.cache.check_save(save)?;
+        let tokens = sequences.iter().map(|one| match one.tokens {
+            [] => Ok(self.cache.tokens(one.id)?.unwrap_or_default()),
+            given => Ok(given.to_vec()),
+        });
+        let tokens = tokens.collect::<Result<_>>()?;
+        let ids: Vec<SeqId> = sequences.iter().map(|one| one.id).collect();
+        let mirror = self.cache.told(&ids)?;
+        ranks.tell(&Message::Save { path: text_of(path.as_ref())?, tokens, mirror })?;
+        let saved = self.cache.save_file(save, path, progress).await;
+        let others = ranks.outcome(saved.as_ref().err())?;
+        saved.and(others)
     }
 
     /// Adds the sequences of a saved session, or none if anything is wrong:
@@ -54,6 +72,7 @@ impl Session {
     /// As there; a file of another model, of the same in other dtypes or of a session with another window, is
     /// [`SavedFault::Other`](crate::SavedFault).
     pub async fn load(&mut self, reader: impl Read, progress: impl FnMut(Progress)) -> Result<Vec<LoadedSequence>> {
+        self.expect_alone("Session::load (load_file loads each rank's rows)")?;
         let fingerprint = self.fingerprint();
         let loaded = self.cache_mut().load(&fingerprint, reader, progress).await.map_err(of_model)?;
         self.see_window(loaded)
@@ -70,8 +89,21 @@ impl Session {
         progress: impl FnMut(Progress),
     ) -> Result<Vec<LoadedSequence>> {
         let fingerprint = self.fingerprint();
-        let loaded = self.cache_mut().load_file(&fingerprint, path, progress).await.map_err(of_model)?;
+        let loaded = self.cache_mut().load_file(&fingerprint, path.as_ref(), progress).await.map_err(of_model)?;
+        let ids: Vec<SeqId> = loaded.iter().map(|sequence| sequence.id).collect();
+        if let Err(error) = self.load_others(&ids, path.as_ref()) {
+            ids.into_iter().for_each(|id| self.cache.remove(id).unwrap_or_default()); // they are there
+            return Err(error);
+        }
         self.see_window(loaded)
+    }
+
+    /// Has the other ranks, if there are any, load what is loaded here.
+    fn load_others(&mut self, ids: &[SeqId], path: &Path) -> Result<()> {
+        let Some(ranks) = &self.ranks else { return Ok(()) };
+        let mirror = self.cache.told(ids)?;
+        ranks.tell(&Message::Load { path: text_of(path)?, mirror })?;
+        ranks.outcome(None)?
     }
 
     /// Loaded sequences as this session's own: with its window.
@@ -84,13 +116,21 @@ impl Session {
     }
 
     /// The model, and what its tokens see: cached states follow from both.
-    fn fingerprint(&self) -> Vec<u8> {
+    pub(super) fn fingerprint(&self) -> Vec<u8> {
         let mut bytes = self.decoder().fingerprint().to_le_bytes().to_vec();
         if let Some((window, keep_first)) = self.window() {
             bytes.extend([window, keep_first].map(|tokens| (tokens as u64).to_le_bytes()).as_flattened());
         }
         bytes
     }
+}
+
+/// A path as other ranks are told it.
+fn text_of(path: &Path) -> Result<String> {
+    let text = path.to_str().map(str::to_string);
+    text.ok_or_else(|| {
+        ErrorKind::argument("path", format!("{} is no Unicode, as ranks tell each other", path.display()))
+    })
 }
 
 /// The error of a load, in words of a session: its callers know no fingerprint.

@@ -2,6 +2,8 @@
 
 use super::buffers::Buffers;
 use super::feed::{no_probabilities, Call, TokensAndLogits, Undrawn};
+use super::message::Message;
+use super::ranks::Ranks;
 use super::schedule::TokenRun;
 use super::Session;
 use crate::cache::SeqId;
@@ -9,6 +11,7 @@ use crate::error::Result;
 use crate::gpu::{elements, DType, Download, HostPart, Run, Tensor};
 use crate::model::decoder::DecoderInner;
 use crate::model::layers::attention::{AttentionStep, StepPlans};
+use crate::model::layers::block::Exchange;
 use crate::nn::{LinearArgs, Span};
 
 /// A step that is with the device: its pages are reserved, not committed.
@@ -180,32 +183,61 @@ impl Session {
                 b.samplers_there.extend_from_slice(samplers);
             }
         }
-        let plans = StepPlans::new(&self.decode, &self.cache, &sequences, self.prefill.as_mut())?;
-        let (cos_sin, slots) = (self.cache.cos_sin(&sequences)?, self.cache.slots(&sequences)?);
-        gpu.record_copies(&self.buffers.tokens.buffer, &self.buffers.ids.buffer, &joined(copies))?;
         let ends = StepEnds { ending, all_logits, draws: !samplers.is_empty() };
+        let step = RowsOfStep { rows, id_rows, sequences: &sequences, copies: &joined(copies), ends };
+        match self.ranks.clone() {
+            Some(ranks) => self.record_with_ranks(step, &ranks, ids)?,
+            None => self.record_rows(step, None)?,
+        }
+        Ok(rows)
+    }
+
+    /// Tells the other ranks of a step and records this one's part. Once they are told, an error here is the end for all.
+    fn record_with_ranks(&mut self, step: RowsOfStep<'_>, ranks: &Ranks, ids: Vec<u32>) -> Result<()> {
+        if self.decoder.gpu().only_names() {
+            return self.record_rows(step, None); // whoever names kernels exchanges nothing
+        }
+        let (policy, mirror) = (self.decode.policy(), self.cache.told(step.sequences)?);
+        ranks.tell(&Message::Step { ids, policy, mirror })?;
+        ranks.abandoned_unless(self.record_rows(step, Some(ranks)))
+    }
+
+    /// Records what is reserved and uploaded, with what the ranks exchange.
+    pub(super) fn record_rows(&mut self, step: RowsOfStep<'_>, ranks: Option<&Ranks>) -> Result<()> {
+        let RowsOfStep { rows, id_rows, sequences, copies, ends } = step;
+        let model = &*self.decoder.inner;
+        let gpu = &model.gpu;
+        let plans = StepPlans::new(&self.decode, &self.cache, sequences, self.prefill.as_mut())?;
+        let (cos_sin, slots) = (self.cache.cos_sin(sequences)?, self.cache.slots(sequences)?);
+        gpu.record_copies(&self.buffers.tokens.buffer, &self.buffers.ids.buffer, copies)?;
         let step = AttentionStep {
             rows,
             cache: &mut self.cache,
             decode: &self.decode,
             plan: plans.absorbed.as_ref(),
             explicit: plans.explicit(),
-            sequences: &sequences,
+            sequences,
             cos_sin: &cos_sin,
             appending: self.buffers.appending.as_deref().map(|linears| (linears, &slots)),
             wide: self.buffers.rotate_wide.as_ref(),
             softmax_scale: model.config.softmax_scale(),
         };
+        if let Some(ranks) = ranks {
+            ranks.begin_step();
+            let mut exchange = |x: &Tensor| ranks.exchange(gpu, x);
+            return record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut exchange));
+        }
+        let mut alone = |_: &Tensor| Ok(());
         let plan = match (&plans.absorbed, plans.explicit()) {
-            (Some(plan), None) if rows == parts.len() => plan,
-            _ => return record_commands(model, &self.buffers, (&id_rows, ends), step).map(|()| rows),
+            (Some(plan), None) if rows == sequences.len() => plan,
+            _ => return record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut alone)),
         };
         // Steps of a token for each sequence repeat: this, and the buffers, is all that their commands hang on.
-        let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into(), ends.draws.into()];
+        let StepEnds { ending, all_logits, draws } = ends;
+        let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into(), draws.into()];
         key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id(), slots.buffer.id()]);
         self.decode.extend_key(plan, &mut key);
-        gpu.record_again(&key, || record_commands(model, &self.buffers, (&id_rows, ends), step))?;
-        Ok(rows)
+        gpu.record_again(&key, || record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut alone)))
     }
 }
 
@@ -226,9 +258,20 @@ fn joined(copies: Vec<Run>) -> Vec<Run> {
     joined
 }
 
+/// A step whose pages are reserved, and whose tokens are on the device or will be.
+pub(super) struct RowsOfStep<'a> {
+    pub(super) rows: usize,
+    /// (rows) U32
+    pub(super) id_rows: Tensor,
+    pub(super) sequences: &'a [SeqId],
+    /// Of drawn tokens to where ids are read.
+    pub(super) copies: &'a [Run],
+    pub(super) ends: StepEnds,
+}
+
 /// What is made of the rows at the end of a step.
-#[derive(Clone, Copy)]
-struct StepEnds {
+#[derive(Clone, Copy, Default)]
+pub(super) struct StepEnds {
     /// Rows that are their sequence's last.
     ending: usize,
     all_logits: bool,
@@ -242,7 +285,7 @@ fn record_commands(
     model: &DecoderInner,
     b: &Buffers,
     ends: (&Tensor, StepEnds),
-    step: AttentionStep<'_>,
+    step: (AttentionStep<'_>, Exchange<'_>),
 ) -> Result<()> {
     model.gpu.together(|| record_blocks(model, b, ends, step))
 }
@@ -251,13 +294,13 @@ fn record_blocks(
     model: &DecoderInner,
     b: &Buffers,
     (id_rows, ends): (&Tensor, StepEnds),
-    mut step: AttentionStep<'_>,
+    (mut step, exchange): (AttentionStep<'_>, Exchange<'_>),
 ) -> Result<()> {
     let (rows, StepEnds { ending, all_logits, draws }) = (step.rows, ends);
     let scratch = b.scratch.first(rows)?;
     model.embedding.run(id_rows, &scratch.x)?;
     for (i, block) in model.blocks.iter().enumerate() {
-        block.run(i, &scratch, &mut step)?;
+        block.run(i, &scratch, &mut step, exchange)?;
     }
     let logits = Span::of(&b.logits);
     if all_logits {

@@ -23,6 +23,8 @@ pub(super) struct Piece {
     pub(super) factors: Option<Vec<f32>>,
     /// Whether the piece is these of the columns of those rows instead.
     pub(super) columns: Option<Range<usize>>,
+    /// Which of the inputs of those rows it has, if not all.
+    pub(super) inputs: Option<Range<usize>>,
 }
 
 impl Piece {
@@ -99,6 +101,11 @@ impl Matrix {
         }
         let biases = self.bias.iter_mut().flatten().enumerate().filter(|(row, _)| scaled(*row));
         biases.for_each(|(_, b)| *b *= factor);
+    }
+
+    /// The same without a bias.
+    pub(crate) fn without_any_bias(self) -> Matrix {
+        Matrix { bias: None, ..self }
     }
 
     /// Columns become rows, of a matrix that was cut from one as it was read. The bias, which belongs to rows, is dropped.

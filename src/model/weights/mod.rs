@@ -26,6 +26,7 @@ mod metadata;
 mod part;
 pub(crate) mod reader;
 pub(crate) mod safetensors;
+pub(crate) mod share;
 pub(crate) mod split;
 pub(crate) mod store;
 mod stored;

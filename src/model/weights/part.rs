@@ -6,6 +6,9 @@ use crate::error::Result;
 use crate::io::xxh64;
 use std::ops::Range;
 
+/// Bytes of a row from which on it is read by itself, rather than with what lies between.
+const CUT_BYTES: usize = 4 << 10;
+
 /// Some whole rows of a tensor, and where they lie.
 pub(crate) struct RowsPart<'s, 'a> {
     pub(super) file: &'s WeightFile<'a>,
@@ -16,6 +19,8 @@ pub(crate) struct RowsPart<'s, 'a> {
     /// What the rows are put together of, and the files that have it.
     pub(super) groups: Option<(&'s Groups, &'s [WeightFile<'a>])>,
     pub(super) row_bytes: usize,
+    /// The bytes of each row that are wanted, if not all.
+    pub(super) cut: Option<Range<usize>>,
     /// The number of the first row.
     pub(super) first: usize,
     /// That of the tensor, hashed.
@@ -58,25 +63,54 @@ impl RowsPart<'_, '_> {
     ///
     /// Errors: [`ErrorKind::Io`](crate::ErrorKind::Io).
     pub(crate) fn read<'b>(&'b self, memory: &'b mut Vec<u8>) -> Result<(&'b [u8], Counted)> {
-        let read = match (&self.heads, self.groups) {
+        if let Some(cut) = &self.cut {
+            self.read_cut(cut, memory)?;
+            return Ok((memory, self.counted(memory)));
+        }
+        let read = self.read_whole(memory)?;
+        Ok((read, self.counted(read)))
+    }
+
+    /// Some bytes of each row. What lies between is read, too, where that is less work than to ask for each row by itself.
+    fn read_cut(&self, cut: &Range<usize>, memory: &mut Vec<u8>) -> Result<()> {
+        let plain = self.heads.is_none() && self.groups.is_none();
+        let by_rows = plain && cut.len() >= CUT_BYTES && 2 * cut.len() <= self.row_bytes;
+        let mut read = Vec::new();
+        if by_rows {
+            let mut made = Vec::with_capacity(self.rows() * cut.len());
+            for row in 0..self.rows() {
+                let offset = self.offset + (row * self.row_bytes + cut.start) as u64;
+                made.extend_from_slice(self.file.read_into(offset, cut.len(), &mut read)?);
+            }
+            *memory = made;
+            return Ok(());
+        }
+        let whole = self.read_whole(&mut read)?;
+        memory.clear();
+        whole.chunks_exact(self.row_bytes).for_each(|row| memory.extend_from_slice(&row[cut.clone()]));
+        Ok(())
+    }
+
+    fn read_whole<'b>(&'b self, memory: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+        match (&self.heads, self.groups) {
             (_, Some((groups, files))) => {
                 groups.read(files, self.first..self.first + self.rows(), memory)?;
-                memory
+                Ok(memory)
             }
-            (None, _) => self.file.read_into(self.offset, self.bytes, memory)?,
+            (None, _) => self.file.read_into(self.offset, self.bytes, memory),
             (Some(heads), _) => {
                 let mut as_stored = Vec::new();
                 let read = self.file.read_into(self.offset, self.bytes, &mut as_stored)?;
                 heads.ordered(read, memory);
-                &memory[heads.cut.clone()]
+                Ok(&memory[heads.cut.clone()])
             }
-        };
-        Ok((read, self.counted(read)))
+        }
     }
 
     /// The same, in `memory` in any case.
     pub(crate) fn read_to(&self, memory: &mut Vec<u8>) -> Result<Counted> {
-        if let (None, None, Data::File(_)) = (&self.heads, self.groups, &self.file.data) {
+        let in_memory = self.cut.is_some() || matches!(self.file.data, Data::File(_));
+        if self.heads.is_none() && self.groups.is_none() && in_memory {
             return Ok(self.read(memory)?.1);
         }
         let mut own = Vec::new();
@@ -87,7 +121,8 @@ impl RowsPart<'_, '_> {
     }
 
     fn counted(&self, bytes: &[u8]) -> Counted {
-        let rows = bytes.chunks_exact(self.row_bytes).enumerate();
+        let row_bytes = self.cut.as_ref().map_or(self.row_bytes, Range::len);
+        let rows = bytes.chunks_exact(row_bytes).enumerate();
         let hash = |(i, row): (usize, &[u8])| xxh64(row, self.name.wrapping_add((self.first + i) as u64));
         let is_new = |(i, _): &(usize, &[u8])| match &self.new {
             NewRows::All => true,
@@ -96,7 +131,7 @@ impl RowsPart<'_, '_> {
         let none = Counted { sum: 0, bytes: 0 };
         rows.filter(is_new).fold(none, |all, row| Counted {
             sum: all.sum.wrapping_add(hash(row)),
-            bytes: all.bytes + self.row_bytes as u64,
+            bytes: all.bytes + row_bytes as u64,
         })
     }
 }

@@ -135,16 +135,17 @@ impl<'a> WeightReader<'a> {
 
     fn bare(&self, tensor: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
         self.place(tensor, &[rows, in_dim])?;
-        let piece = Piece { tensor: tensor.into(), rows: 0..rows, factors: None, columns: None };
+        let piece = Piece { tensor: tensor.into(), rows: 0..rows, factors: None, columns: None, inputs: None };
         Ok(Matrix { in_dim, pieces: vec![piece], bias: None })
     }
 
     /// What the rows of a piece are, as numbers.
     pub(super) fn numbers<'p>(&self, piece: &'p Piece, place: &Place) -> Numbers<'p> {
+        let all = place.shape.last().copied().unwrap_or(1);
         Numbers {
             stored: place.stored,
-            in_dim: place.shape.last().copied().unwrap_or(1).max(1),
-            row_bytes: place.row_bytes(),
+            in_dim: piece.inputs.as_ref().map_or(all, Range::len).max(1),
+            row_bytes: self.cut_bytes(piece, place).map_or(place.row_bytes(), |cut| cut.len()),
             factors: piece.factors.as_deref(),
             in_halves: self.dtype != DType::F32 || self.blocks.is_some(),
         }
@@ -284,11 +285,18 @@ impl<'a> WeightReader<'a> {
 
     /// The same of several tensors, each of as many groups.
     pub(crate) fn norms(&self, names: &[String], shape: NormShape) -> Result<RmsNorm> {
+        self.norms_of(names, shape, 0..shape.groups)
+    }
+
+    /// The same of these groups of them alone. `shape` is that of all.
+    pub(crate) fn norms_of(&self, names: &[String], shape: NormShape, groups: Range<usize>) -> Result<RmsNorm> {
         let wanted = [shape.groups / names.len(), shape.dim];
         let wanted = if wanted[0] == 1 { &wanted[1..] } else { &wanted };
         let gains = names.iter().map(|name| self.values(&format!("{name}.weight"), wanted));
         let gains = gains.collect::<Result<Vec<_>>>()?.concat();
-        let gains = Tensor::from_slice(self.gpu, &[shape.groups, shape.dim], &gains, DType::F32)?;
+        let shape = NormShape { groups: groups.len(), ..shape };
+        let gains = &gains[groups.start * shape.dim..groups.end * shape.dim];
+        let gains = Tensor::from_slice(self.gpu, &[shape.groups, shape.dim], gains, DType::F32)?;
         RmsNorm::new(self.gpu, &gains, shape)
     }
 

@@ -133,20 +133,20 @@ impl<'a> WeightFiles<'a> {
         each: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let mut memory = Vec::new();
-        self.parts(tensor, place, rows, PART_BYTES).into_iter().try_for_each(|part| {
+        self.parts(tensor, place, (rows, None), PART_BYTES).into_iter().try_for_each(|part| {
             let (bytes, counted) = part.read(&mut memory)?;
             self.count(counted);
             each(bytes)
         })
     }
 
-    /// Some of a tensor's rows in parts of whole ones, of about `part_bytes` each. Whoever asks for them reads them: what they are
+    /// Some of a tensor's rows, or some bytes of each, in parts of whole ones, of about `part_bytes` each. Whoever asks for them reads them: what they are
     /// is taken as read here, and is in the checksum when [`WeightFiles::count`] is told of each.
     pub(crate) fn parts<'s>(
         &'s self,
         tensor: &str,
         place: &'s Place,
-        rows: Range<usize>,
+        (rows, cut): (Range<usize>, Option<Range<usize>>),
         part_bytes: usize,
     ) -> Vec<RowsPart<'s, 'a>> {
         let (file, row_bytes) = (&self.files[place.file], place.row_bytes());
@@ -154,7 +154,8 @@ impl<'a> WeightFiles<'a> {
         let part = |first: usize, count: usize, offset: u64, bytes: usize, heads: Option<Heads>| {
             let new = self.mark_new(tensor, place, first..first + count);
             let groups = place.groups.as_deref().map(|groups| (groups, &self.files[..]));
-            RowsPart { file, offset: place.offset + offset, bytes, heads, groups, row_bytes, first, name, new }
+            let cut = cut.clone();
+            RowsPart { file, offset: place.offset + offset, bytes, heads, groups, row_bytes, cut, first, name, new }
         };
         let Some(head) = place.neighbours else {
             let step = (part_bytes / row_bytes).max(1);

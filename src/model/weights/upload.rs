@@ -204,7 +204,8 @@ impl WeightReader<'_> {
         };
         let numbers = self.numbers(piece, place);
         let mut done = 0;
-        for part in self.store.parts(&piece.tensor, place, piece.rows.clone(), part_bytes) {
+        let rows = (piece.rows.clone(), self.cut_bytes(piece, place));
+        for part in self.store.parts(&piece.tensor, place, rows, part_bytes) {
             let rows = part.rows();
             let factors = piece.factors.as_ref().and_then(|all| all.get(done..done + rows));
             let numbers = Numbers { factors, ..numbers };

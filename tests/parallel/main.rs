@@ -1,0 +1,86 @@
+//! Models that two ranks compute: two threads, each with a device of its own. Oracles: the same model on one device, and the f64
+//! reference.
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
+
+mod caches;
+#[path = "../common/mod.rs"]
+mod common;
+mod faults;
+mod forms;
+#[path = "../hf/model.rs"]
+#[allow(dead_code)]
+mod hf;
+mod models;
+mod refused;
+#[path = "../model/tiny.rs"]
+#[allow(dead_code)]
+mod tiny;
+
+use common::gpu_with;
+use latten::model::{follow, Decoder, LoadOptions, Session, SessionOptions};
+use latten::parallel::{local, Collective, Shard, Transfer};
+use latten::{Gpu, GpuOptions, Result};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// A software GPU compiles for seconds in the first step.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Two devices for one test at a time: each has threads of its own, and the machine has two cores.
+pub struct Devices {
+    pub gpus: &'static [Gpu; 2],
+    _turn: MutexGuard<'static, ()>,
+}
+
+pub fn devices() -> Devices {
+    static GPUS: OnceLock<[Gpu; 2]> = OnceLock::new();
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = || {
+        let gpu = gpu_with(GpuOptions::default());
+        gpu.keep_idle_kernels(1 << 8);
+        gpu
+    };
+    Devices { gpus: GPUS.get_or_init(|| [new(), new()]), _turn: turn }
+}
+
+/// How the ranks of a test are made.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub options: SessionOptions,
+    pub transfer: Transfer,
+    pub timeout: Duration,
+}
+
+impl Setup {
+    pub fn new(options: SessionOptions) -> Self {
+        Setup { options, transfer: Transfer::F32, timeout: TIMEOUT }
+    }
+}
+
+/// Loads a rank's part.
+pub type Load<'a> = &'a (dyn Fn(&Gpu, LoadOptions<'_>) -> Result<Decoder> + Sync);
+
+/// Runs `lead` with the session of two ranks. What the other rank returned must be good.
+pub fn two_ranks<T: Send>(devices: &Devices, load: Load<'_>, setup: Setup, lead: impl Fn(Session) -> T + Sync) -> T {
+    let results = local::run(2, setup.timeout, |rank| {
+        let shard = Shard::of(&rank)?;
+        let decoder = load(&devices.gpus[rank.rank()], LoadOptions { shard, ..Default::default() })?;
+        if rank.rank() > 0 {
+            return follow(&decoder, Box::new(rank)).map(|()| None);
+        }
+        let session = Session::sharded(&decoder, setup.options, Box::new(rank), setup.transfer)?;
+        Ok(Some(lead(session)))
+    });
+    let mut results: Vec<Option<T>> = results.unwrap().into_iter().map(Result::unwrap).collect();
+    results.swap_remove(0).unwrap()
+}
+
+/// Largest difference.
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| if a.is_finite() && b.is_finite() { (a - b).abs() } else { f32::INFINITY })
+        .fold(0.0, f32::max)
+}
