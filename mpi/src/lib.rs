@@ -254,7 +254,8 @@ fn send(to: usize, kind: Kind, bytes: &[u8]) {
     let mut message = Vec::with_capacity(HEAD + bytes.len());
     message.extend_from_slice(&(kind as u32).to_le_bytes());
     message.extend_from_slice(bytes);
-    SimpleCommunicator::world().process_at_rank(to as i32).buffered_send_with_tag(&message[..], TAG); // ranks are i32
+    SimpleCommunicator::world().process_at_rank(to as i32).buffered_send_with_tag(&message[..], TAG);
+    // ranks are i32
 }
 
 impl Collective for MpiRank {

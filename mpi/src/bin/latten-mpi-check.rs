@@ -43,7 +43,9 @@ impl Collective for Unlucky {
         if self.sums == 19 {
             match self.mishap {
                 Mishap::None => {}
-                Mishap::Killed => drop(std::process::Command::new("kill").args(["-9", &std::process::id().to_string()]).status()),
+                Mishap::Killed => {
+                    drop(std::process::Command::new("kill").args(["-9", &std::process::id().to_string()]).status())
+                }
                 Mishap::Sleeps => std::thread::sleep(3 * SHORT),
                 Mishap::Panics => panic!("an unlucky rank"),
             }
@@ -94,8 +96,8 @@ fn life(session: &mut Session, file: &str) -> (Vec<u32>, Vec<Vec<f32>>) {
     session.truncate(fork, 21).unwrap();
     feed(session, fork, &[68]);
     let found = session.match_prefix(&prompt(), 0);
-    assert_eq!(session.len(found).unwrap(), 48);
-    feed(session, found, &prompt()[48..]);
+    assert_eq!(session.len(found).unwrap(), 40);
+    feed(session, found, &prompt()[40..]);
     block_on(session.save_file(&[SaveSequence { id: fork, tokens: &[] }], file, |_| {})).unwrap();
     let loaded = block_on(session.load_file(file, |_| {})).unwrap()[0].id;
     feed(session, loaded, &[69]);

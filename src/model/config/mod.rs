@@ -12,7 +12,6 @@ mod names;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod published;
 pub(crate) mod quantised;
-#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of ranges that are within the model's numbers
 pub(crate) mod share;
 
 use keys::Keys;

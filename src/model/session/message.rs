@@ -9,7 +9,7 @@ use crate::parallel::Transfer;
 
 /// A call of the session of rank 0, as far as it concerns the others.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Message {
+pub(super) enum Told {
     /// The first: what all sessions are made with.
     Begin { options: SessionOptions, transfer: Transfer },
     /// Tokens through all layers.
@@ -22,11 +22,11 @@ pub(super) enum Message {
     End,
 }
 
-/// Words as they are written.
+/// MessageWords as they are written.
 #[derive(Default)]
-struct Words(Vec<u8>);
+struct MessageWords(Vec<u8>);
 
-impl Words {
+impl MessageWords {
     fn word(&mut self, word: u32) {
         self.0.extend_from_slice(&word.to_le_bytes());
     }
@@ -130,11 +130,11 @@ impl<'a> Rest<'a> {
     }
 }
 
-impl Message {
+impl Told {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut words = Words::default();
+        let mut words = MessageWords::default();
         match self {
-            Message::Begin { options, transfer } => {
+            Told::Begin { options, transfer } => {
                 words.word(0);
                 words.options(options);
                 words.word(match transfer {
@@ -142,7 +142,7 @@ impl Message {
                     Transfer::F16 => 1,
                 });
             }
-            Message::Step { ids, policy, mirror } => {
+            Told::Step { ids, policy, mirror } => {
                 words.word(1);
                 words.words(ids);
                 let (kind, number) = match *policy {
@@ -155,31 +155,31 @@ impl Message {
                 words.size(number);
                 words.mirror(mirror);
             }
-            Message::Save { path, tokens, mirror } => {
+            Told::Save { path, tokens, mirror } => {
                 words.word(2);
                 words.text(path);
                 words.size(tokens.len());
                 tokens.iter().for_each(|tokens| words.words(tokens));
                 words.mirror(mirror);
             }
-            Message::Load { path, mirror } => {
+            Told::Load { path, mirror } => {
                 words.word(3);
                 words.text(path);
                 words.mirror(mirror);
             }
-            Message::End => words.word(4),
+            Told::End => words.word(4),
         }
         words.0
     }
 
     /// None of what is no message.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Message> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Told> {
         let mut rest = Rest(bytes);
         let message = match rest.word()? {
             0 => {
                 let options = rest.options()?;
                 let transfer = if rest.word()? == 0 { Transfer::F32 } else { Transfer::F16 };
-                Message::Begin { options, transfer }
+                Told::Begin { options, transfer }
             }
             1 => {
                 let ids = rest.words()?;
@@ -189,15 +189,15 @@ impl Message {
                     (2, parts) => SplitPolicy::Count(parts),
                     _ => SplitPolicy::Off,
                 };
-                Message::Step { ids, policy, mirror: rest.mirror()? }
+                Told::Step { ids, policy, mirror: rest.mirror()? }
             }
             2 => {
                 let path = rest.text()?.into();
                 let tokens = rest.list(|rest| rest.words())?;
-                Message::Save { path, tokens, mirror: rest.mirror()? }
+                Told::Save { path, tokens, mirror: rest.mirror()? }
             }
-            3 => Message::Load { path: rest.text()?.into(), mirror: rest.mirror()? },
-            4 => Message::End,
+            3 => Told::Load { path: rest.text()?.into(), mirror: rest.mirror()? },
+            4 => Told::End,
             _ => return None,
         };
         rest.0.is_empty().then_some(message)
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::model::PrefillPath;
 
-    fn messages() -> Vec<Message> {
+    fn messages() -> Vec<Told> {
         let sequence = |n: u32| MirroredSequence { pages: (0..n).collect(), numbers: [n, 1, 2, 3, u32::MAX] };
         let copies = vec![vec![PageCopy { source: 1, target: 2 }, PageCopy { source: 3, target: 4 }], vec![]];
         let mirror = Mirror { sequences: vec![sequence(3), sequence(0)], copies };
@@ -221,23 +221,23 @@ mod tests {
             ..Default::default()
         };
         let policies = [SplitPolicy::Auto, SplitPolicy::FixedTokens(64), SplitPolicy::Count(3), SplitPolicy::Off];
-        let step = |policy| Message::Step { ids: vec![1, u32::MAX], policy, mirror: mirror.clone() };
-        let mut all: Vec<Message> = policies.into_iter().map(step).collect();
+        let step = |policy| Told::Step { ids: vec![1, u32::MAX], policy, mirror: mirror.clone() };
+        let mut all: Vec<Told> = policies.into_iter().map(step).collect();
         for transfer in [Transfer::F32, Transfer::F16] {
-            all.push(Message::Begin { options, transfer });
-            all.push(Message::Begin { options: SessionOptions::default(), transfer });
+            all.push(Told::Begin { options, transfer });
+            all.push(Told::Begin { options: SessionOptions::default(), transfer });
         }
         let tokens = vec![vec![5, 6], vec![]];
-        all.push(Message::Save { path: "a/b c".into(), tokens, mirror: mirror.clone() });
-        all.push(Message::Load { path: String::new(), mirror });
-        all.push(Message::End);
+        all.push(Told::Save { path: "a/b c".into(), tokens, mirror: mirror.clone() });
+        all.push(Told::Load { path: String::new(), mirror });
+        all.push(Told::End);
         all
     }
 
     #[test]
     fn what_is_sent_is_what_comes() {
         for message in messages() {
-            assert_eq!(Message::decode(&message.encode()), Some(message));
+            assert_eq!(Told::decode(&message.encode()), Some(message));
         }
     }
 
@@ -247,14 +247,14 @@ mod tests {
         for message in messages() {
             let bytes = message.encode();
             for end in 0..bytes.len() {
-                assert_eq!(Message::decode(&bytes[..end]), None, "{message:?} cut at {end}");
+                assert_eq!(Told::decode(&bytes[..end]), None, "{message:?} cut at {end}");
             }
-            assert_eq!(Message::decode(&[&bytes[..], &[0]].concat()), None);
+            assert_eq!(Told::decode(&[&bytes[..], &[0]].concat()), None);
             for _ in 0..200 {
                 let mut changed = bytes.clone();
                 let at = random.usize(..changed.len());
                 changed[at] = random.u8(..);
-                let _ = Message::decode(&changed); // whatever it is
+                let _ = Told::decode(&changed); // whatever it is
             }
         }
     }
