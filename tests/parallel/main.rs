@@ -24,15 +24,15 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// A software GPU compiles for seconds in the first step.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Two devices for one test at a time: each has threads of its own, and the machine has two cores.
-pub struct Devices {
-    pub gpus: &'static [Gpu; 2],
+pub(crate) struct Devices {
+    pub(crate) gpus: &'static [Gpu; 2],
     _turn: MutexGuard<'static, ()>,
 }
 
-pub fn devices() -> Devices {
+pub(crate) fn devices() -> Devices {
     static GPUS: OnceLock<[Gpu; 2]> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,23 +46,28 @@ pub fn devices() -> Devices {
 
 /// How the ranks of a test are made.
 #[derive(Clone, Copy)]
-pub struct Setup {
-    pub options: SessionOptions,
-    pub transfer: Transfer,
-    pub timeout: Duration,
+pub(crate) struct Setup {
+    pub(crate) options: SessionOptions,
+    pub(crate) transfer: Transfer,
+    pub(crate) timeout: Duration,
 }
 
 impl Setup {
-    pub fn new(options: SessionOptions) -> Self {
+    pub(crate) fn new(options: SessionOptions) -> Self {
         Setup { options, transfer: Transfer::F32, timeout: TIMEOUT }
     }
 }
 
 /// Loads a rank's part.
-pub type Load<'a> = &'a (dyn Fn(&Gpu, LoadOptions<'_>) -> Result<Decoder> + Sync);
+pub(crate) type Load<'a> = &'a (dyn Fn(&Gpu, LoadOptions<'_>) -> Result<Decoder> + Sync);
 
 /// Runs `lead` with the session of two ranks. What the other rank returned must be good.
-pub fn two_ranks<T: Send>(devices: &Devices, load: Load<'_>, setup: Setup, lead: impl Fn(Session) -> T + Sync) -> T {
+pub(crate) fn two_ranks<T: Send>(
+    devices: &Devices,
+    load: Load<'_>,
+    setup: Setup,
+    lead: impl Fn(Session) -> T + Sync,
+) -> T {
     let results = local::run(2, setup.timeout, |rank| {
         let shard = Shard::of(&rank)?;
         let decoder = load(&devices.gpus[rank.rank()], LoadOptions { shard, ..Default::default() })?;
@@ -77,7 +82,7 @@ pub fn two_ranks<T: Send>(devices: &Devices, load: Load<'_>, setup: Setup, lead:
 }
 
 /// Largest difference.
-pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()
         .zip(b)

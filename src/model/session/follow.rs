@@ -1,6 +1,6 @@
 //! The ranks that follow the first: they do as they are told, step by step.
 
-use super::message::Told;
+use super::message::RankMessage;
 use super::ranks::{message_fault, Ranks, Role};
 use super::step::{RowsOfStep, StepEnds};
 use super::Session;
@@ -20,7 +20,7 @@ use std::future::Future;
 /// As [`Session::sharded`]; those of a step, which end the work of all ranks.
 pub fn follow(decoder: &Decoder, collective: Box<dyn Collective>) -> Result<()> {
     let ranks = Ranks::begin(decoder, collective, Transfer::F32, Role::Follows)?;
-    let Told::Begin { options, transfer } = ranks.heard()? else {
+    let RankMessage::Begin { options, transfer } = ranks.heard()? else {
         return Err(ranks.abandon(ranks.error(message_fault("not the first"))));
     };
     ranks.set_transfer(transfer);
@@ -31,8 +31,8 @@ pub fn follow(decoder: &Decoder, collective: Box<dyn Collective>) -> Result<()> 
     loop {
         let message = ranks.heard()?;
         match message {
-            Told::End => return Ok(()),
-            Told::Step { ids, policy, mirror } => {
+            RankMessage::End => return Ok(()),
+            RankMessage::Step { ids, policy, mirror } => {
                 if session.decode.policy() != policy {
                     session = session.with_policy(policy);
                 }
@@ -40,15 +40,15 @@ pub fn follow(decoder: &Decoder, collective: Box<dyn Collective>) -> Result<()> 
                     return Err(ranks.abandon(error));
                 }
             }
-            Told::Save { path, tokens, mirror } => {
+            RankMessage::Save { path, tokens, mirror } => {
                 let saved = session.follow_save(&ranks.own_path(&path), &tokens, &mirror);
                 let _ = ranks.outcome(saved.as_ref().err())?; // rank 0 tells whoever called
             }
-            Told::Load { path, mirror } => {
+            RankMessage::Load { path, mirror } => {
                 let loaded = session.follow_load(&ranks.own_path(&path), &mirror);
                 let _ = ranks.outcome(loaded.as_ref().err())?;
             }
-            Told::Begin { .. } => return Err(ranks.abandon(ranks.error(message_fault("a second beginning")))),
+            RankMessage::Begin { .. } => return Err(ranks.abandon(ranks.error(message_fault("a second beginning")))),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::parallel::Transfer;
 
 /// A call of the session of rank 0, as far as it concerns the others.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Told {
+pub(super) enum RankMessage {
     /// The first: what all sessions are made with.
     Begin { options: SessionOptions, transfer: Transfer },
     /// Tokens through all layers.
@@ -130,11 +130,11 @@ impl<'a> Rest<'a> {
     }
 }
 
-impl Told {
+impl RankMessage {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut words = MessageWords::default();
         match self {
-            Told::Begin { options, transfer } => {
+            RankMessage::Begin { options, transfer } => {
                 words.word(0);
                 words.options(options);
                 words.word(match transfer {
@@ -142,7 +142,7 @@ impl Told {
                     Transfer::F16 => 1,
                 });
             }
-            Told::Step { ids, policy, mirror } => {
+            RankMessage::Step { ids, policy, mirror } => {
                 words.word(1);
                 words.words(ids);
                 let (kind, number) = match *policy {
@@ -155,31 +155,31 @@ impl Told {
                 words.size(number);
                 words.mirror(mirror);
             }
-            Told::Save { path, tokens, mirror } => {
+            RankMessage::Save { path, tokens, mirror } => {
                 words.word(2);
                 words.text(path);
                 words.size(tokens.len());
                 tokens.iter().for_each(|tokens| words.words(tokens));
                 words.mirror(mirror);
             }
-            Told::Load { path, mirror } => {
+            RankMessage::Load { path, mirror } => {
                 words.word(3);
                 words.text(path);
                 words.mirror(mirror);
             }
-            Told::End => words.word(4),
+            RankMessage::End => words.word(4),
         }
         words.0
     }
 
     /// None of what is no message.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Told> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<RankMessage> {
         let mut rest = Rest(bytes);
         let message = match rest.word()? {
             0 => {
                 let options = rest.options()?;
                 let transfer = if rest.word()? == 0 { Transfer::F32 } else { Transfer::F16 };
-                Told::Begin { options, transfer }
+                RankMessage::Begin { options, transfer }
             }
             1 => {
                 let ids = rest.words()?;
@@ -189,15 +189,15 @@ impl Told {
                     (2, parts) => SplitPolicy::Count(parts),
                     _ => SplitPolicy::Off,
                 };
-                Told::Step { ids, policy, mirror: rest.mirror()? }
+                RankMessage::Step { ids, policy, mirror: rest.mirror()? }
             }
             2 => {
                 let path = rest.text()?.into();
                 let tokens = rest.list(|rest| rest.words())?;
-                Told::Save { path, tokens, mirror: rest.mirror()? }
+                RankMessage::Save { path, tokens, mirror: rest.mirror()? }
             }
-            3 => Told::Load { path: rest.text()?.into(), mirror: rest.mirror()? },
-            4 => Told::End,
+            3 => RankMessage::Load { path: rest.text()?.into(), mirror: rest.mirror()? },
+            4 => RankMessage::End,
             _ => return None,
         };
         rest.0.is_empty().then_some(message)
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::model::PrefillPath;
 
-    fn messages() -> Vec<Told> {
+    fn messages() -> Vec<RankMessage> {
         let sequence = |n: u32| MirroredSequence { pages: (0..n).collect(), numbers: [n, 1, 2, 3, u32::MAX] };
         let copies = vec![vec![PageCopy { source: 1, target: 2 }, PageCopy { source: 3, target: 4 }], vec![]];
         let mirror = Mirror { sequences: vec![sequence(3), sequence(0)], copies };
@@ -221,23 +221,23 @@ mod tests {
             ..Default::default()
         };
         let policies = [SplitPolicy::Auto, SplitPolicy::FixedTokens(64), SplitPolicy::Count(3), SplitPolicy::Off];
-        let step = |policy| Told::Step { ids: vec![1, u32::MAX], policy, mirror: mirror.clone() };
-        let mut all: Vec<Told> = policies.into_iter().map(step).collect();
+        let step = |policy| RankMessage::Step { ids: vec![1, u32::MAX], policy, mirror: mirror.clone() };
+        let mut all: Vec<RankMessage> = policies.into_iter().map(step).collect();
         for transfer in [Transfer::F32, Transfer::F16] {
-            all.push(Told::Begin { options, transfer });
-            all.push(Told::Begin { options: SessionOptions::default(), transfer });
+            all.push(RankMessage::Begin { options, transfer });
+            all.push(RankMessage::Begin { options: SessionOptions::default(), transfer });
         }
         let tokens = vec![vec![5, 6], vec![]];
-        all.push(Told::Save { path: "a/b c".into(), tokens, mirror: mirror.clone() });
-        all.push(Told::Load { path: String::new(), mirror });
-        all.push(Told::End);
+        all.push(RankMessage::Save { path: "a/b c".into(), tokens, mirror: mirror.clone() });
+        all.push(RankMessage::Load { path: String::new(), mirror });
+        all.push(RankMessage::End);
         all
     }
 
     #[test]
     fn what_is_sent_is_what_comes() {
         for message in messages() {
-            assert_eq!(Told::decode(&message.encode()), Some(message));
+            assert_eq!(RankMessage::decode(&message.encode()), Some(message));
         }
     }
 
@@ -247,14 +247,14 @@ mod tests {
         for message in messages() {
             let bytes = message.encode();
             for end in 0..bytes.len() {
-                assert_eq!(Told::decode(&bytes[..end]), None, "{message:?} cut at {end}");
+                assert_eq!(RankMessage::decode(&bytes[..end]), None, "{message:?} cut at {end}");
             }
-            assert_eq!(Told::decode(&[&bytes[..], &[0]].concat()), None);
+            assert_eq!(RankMessage::decode(&[&bytes[..], &[0]].concat()), None);
             for _ in 0..200 {
                 let mut changed = bytes.clone();
                 let at = random.usize(..changed.len());
                 changed[at] = random.u8(..);
-                let _ = Told::decode(&changed); // whatever it is
+                let _ = RankMessage::decode(&changed); // whatever it is
             }
         }
     }

@@ -4,7 +4,7 @@
 //! the cache's rows under the same page numbers, and does what it is told. A step is told once, with the pages of its sequences; then
 //! all ranks record the same layers, and after each half of a block they add what each has made of it.
 
-use super::message::Told;
+use super::message::RankMessage;
 use super::{Session, SessionOptions};
 use crate::error::{Error, ErrorKind, RankFault, Result};
 use crate::gpu::{Gpu, Tensor};
@@ -61,7 +61,7 @@ impl Session {
         transfer: Transfer,
     ) -> Result<Session> {
         let ranks = Ranks::begin(decoder, collective, transfer, Role::Leads)?;
-        ranks.tell(&Told::Begin { options, transfer })?;
+        ranks.tell(&RankMessage::Begin { options, transfer })?;
         let session = Session::of_part(decoder, options);
         let failed = ranks.outcome(session.as_ref().err())?;
         let mut session = session?;
@@ -173,15 +173,15 @@ impl Ranks {
     }
 
     /// Rank 0's.
-    pub(super) fn tell(&self, message: &Told) -> Result<()> {
+    pub(super) fn tell(&self, message: &RankMessage) -> Result<()> {
         self.lock().collective.broadcast(&mut message.encode())
     }
 
     /// What rank 0 tells next.
-    pub(super) fn heard(&self) -> Result<Told> {
+    pub(super) fn heard(&self) -> Result<RankMessage> {
         let mut bytes = Vec::new();
         self.lock().collective.broadcast(&mut bytes)?;
-        match Told::decode(&bytes) {
+        match RankMessage::decode(&bytes) {
             Some(message) => Ok(message),
             None => {
                 Err(self.abandon(self.error(message_fault(&format!("none of this version, {} bytes", bytes.len())))))
@@ -278,7 +278,7 @@ impl Drop for Ranks {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         if inner.collective.rank() == 0 {
             // Where this fails the others have heard of it, or are gone.
-            let _ = inner.collective.broadcast(&mut Told::End.encode());
+            let _ = inner.collective.broadcast(&mut RankMessage::End.encode());
         }
     }
 }

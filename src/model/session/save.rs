@@ -1,6 +1,6 @@
 //! Sessions between runs: the sequences of a session in a file, with the fingerprint of its model.
 
-use super::message::Told;
+use super::message::RankMessage;
 use super::Session;
 use crate::cache::{LoadedSequence, Save, SaveSequence, SeqId};
 use crate::error::{Error, ErrorKind, Result, SavedFault};
@@ -57,7 +57,7 @@ impl Session {
         let tokens = tokens.collect::<Result<_>>()?;
         let ids: Vec<SeqId> = sequences.iter().map(|one| one.id).collect();
         let mirror = self.cache.told(&ids)?;
-        ranks.tell(&Told::Save { path: text_of(path.as_ref())?, tokens, mirror })?;
+        ranks.tell(&RankMessage::Save { path: text_of(path.as_ref())?, tokens, mirror })?;
         let saved = self.cache.save_file(save, path, progress).await;
         let others = ranks.outcome(saved.as_ref().err())?;
         saved.and(others)
@@ -102,7 +102,7 @@ impl Session {
     fn load_others(&mut self, ids: &[SeqId], path: &Path) -> Result<()> {
         let Some(ranks) = &self.ranks else { return Ok(()) };
         let mirror = self.cache.told(ids)?;
-        ranks.tell(&Told::Load { path: text_of(path)?, mirror })?;
+        ranks.tell(&RankMessage::Load { path: text_of(path)?, mirror })?;
         ranks.outcome(None)?
     }
 

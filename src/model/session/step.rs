@@ -2,7 +2,7 @@
 
 use super::buffers::Buffers;
 use super::feed::{no_probabilities, Call, TokensAndLogits, Undrawn};
-use super::message::Told;
+use super::message::RankMessage;
 use super::ranks::Ranks;
 use super::schedule::TokenRun;
 use super::Session;
@@ -198,7 +198,7 @@ impl Session {
             return self.record_rows(step, None); // whoever names kernels exchanges nothing
         }
         let (policy, mirror) = (self.decode.policy(), self.cache.told(step.sequences)?);
-        ranks.tell(&Told::Step { ids, policy, mirror })?;
+        ranks.tell(&RankMessage::Step { ids, policy, mirror })?;
         ranks.abandoned_unless(self.record_rows(step, Some(ranks)))
     }
 
