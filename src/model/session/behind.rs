@@ -50,7 +50,7 @@ impl Session {
         let stays = |(id, tokens): &(SeqId, &[u32])| self.cache.frees_with(*id, tokens.len()).is_ok_and(|frees| !frees);
         let forked = self.unfinished.iter().any(|begun| begun.fork.is_some());
         // Others hear of a step with its tokens.
-        if forked || self.ranks.is_some() || !fed.iter().all(stays) || self.decoder.gpu().losses() != first.losses {
+        if self.ranks.is_some() || forked || !fed.iter().all(stays) || self.decoder.gpu().losses() != first.losses {
             return None;
         }
         for (id, tokens) in batch {
