@@ -211,6 +211,7 @@ impl Gpu {
     #[cfg(feature = "model")]
     pub(crate) fn record_clear(&self, tensor: &Tensor) -> Result<()> {
         let bytes = (tensor.len() * tensor.dtype().size_bits() / 8) as u64;
+        self.spoil_tape(); // a tape has dispatches alone
         self.record_beside_passes(|encoder| {
             encoder.clear_buffer(tensor.buffer.raw(), 0, Some(bytes.next_multiple_of(4)));
         })

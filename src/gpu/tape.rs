@@ -29,6 +29,8 @@ pub(super) struct Tapes {
 struct Tape {
     key: Vec<u64>,
     dispatches: Vec<TapedDispatch>,
+    /// Dispatches before each cut, where something else is done than to dispatch.
+    cuts: Vec<usize>,
     /// What they bind, by number.
     buffers: Vec<u64>,
     /// Of what they write.
@@ -84,17 +86,35 @@ impl Gpu {
     ///
     /// Errors: those of `record`; of the device.
     pub(crate) fn record_again(&self, key: &[u64], record: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.record_again_cut(key, &mut || Ok(()), |_| record())
+    }
+
+    /// [`Gpu::record_again`] of work that is cut: `record` calls what it is given between its parts, and that calls `between`, as do
+    /// later calls at the same places.
+    ///
+    /// Errors: as there; those of `between`.
+    pub(crate) fn record_again_cut(
+        &self,
+        key: &[u64],
+        between: &mut dyn FnMut() -> Result<()>,
+        record: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
         // Single dispatches are timed, or looked at one by one for what is lost; or nothing is recorded.
         if self.losses() > 0 || self.lock(&self.inner.profile).is_some() || self.only_names() {
-            return record();
+            return record(between);
         }
         match self.tape(key) {
-            Some(tape) if !tape.dispatches.is_empty() => self.play(&tape),
-            Some(_) => self.record_tape(key, record),
+            Some(tape) if !tape.dispatches.is_empty() => self.play(&tape, between),
+            Some(_) => self.record_tape(key, || {
+                record(&mut || {
+                    self.cut_tape();
+                    between()
+                })
+            }),
             // Much comes once and never again.
             None => {
                 self.keep_tape(Tape { key: key.to_vec(), ..Tape::default() }, || true);
-                record()
+                record(between)
             }
         }
     }
@@ -142,9 +162,22 @@ impl Gpu {
         Some(tape)
     }
 
-    fn play(&self, tape: &Tape) -> Result<()> {
+    fn play(&self, tape: &Tape, between: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let mut first = 0;
+        for cut in &tape.cuts {
+            self.play_part(tape, &tape.dispatches[first..*cut])?;
+            between()?;
+            first = *cut;
+        }
+        self.play_part(tape, &tape.dispatches[first..])
+    }
+
+    fn play_part(&self, tape: &Tape, dispatches: &[TapedDispatch]) -> Result<()> {
+        if dispatches.is_empty() {
+            return Ok(());
+        }
         self.record(|pass| {
-            for TapedDispatch { pipeline, group, offset, grid } in &tape.dispatches {
+            for TapedDispatch { pipeline, group, offset, grid } in dispatches {
                 if let Some(pipeline) = pipeline {
                     pass.set_pipeline(pipeline);
                 }
@@ -152,7 +185,7 @@ impl Gpu {
                 pass.dispatch_workgroups(grid.0, grid.1, grid.2);
             }
             self.list_written(&tape.written);
-            self.inner.counters.dispatches.fetch_add(tape.dispatches.len() as u64, Ordering::Relaxed);
+            self.inner.counters.dispatches.fetch_add(dispatches.len() as u64, Ordering::Relaxed);
             Ok(())
         })
     }
@@ -172,6 +205,16 @@ impl Gpu {
             {
                 let new = |fate: &&Arc<Fate>| !taping.tape.written.iter().any(|known| Arc::ptr_eq(known, fate));
                 taping.tape.written.extend(buffer.fate().filter(new).cloned());
+            }
+        });
+    }
+
+    /// Notes that something else comes between what this thread's tape has and what follows, in another pass.
+    fn cut_tape(&self) {
+        TAPING.with_borrow_mut(|taping| {
+            if let Some(taping) = taping.as_mut().filter(|taping| taping.gpu == self.address()) {
+                taping.tape.cuts.push(taping.tape.dispatches.len());
+                taping.last = None;
             }
         });
     }

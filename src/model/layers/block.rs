@@ -10,8 +10,8 @@ use crate::model::config::Config;
 use crate::model::weights::reader::WeightReader;
 use crate::nn::Span;
 
-/// Makes of a tensor, the rows of all ranks, their sum: where there is one rank, nothing.
-pub(crate) type Exchange<'a> = &'a mut dyn FnMut(&Tensor) -> Result<()>;
+/// Makes of a step's stream, the rows of all ranks, their sum: where there is one rank, nothing.
+pub(crate) type Exchange<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 pub(crate) struct Block {
     /// With the norm before it.
@@ -60,9 +60,9 @@ impl Block {
     ) -> Result<()> {
         let (rows, x) = (step.rows, Span::of(&s.x));
         self.attention.run(layer, &s.attention, step, x, x)?;
-        exchange(&s.x)?;
+        exchange()?;
         self.feed_forward.run(rows, s)?;
-        exchange(&s.x)
+        exchange()
     }
 }
 

@@ -222,22 +222,27 @@ impl Session {
             wide: self.buffers.rotate_wide.as_ref(),
             softmax_scale: model.config.softmax_scale(),
         };
+        let x = self.buffers.scratch.x.view(&[rows, model.config.hidden_size])?;
         if let Some(ranks) = ranks {
             ranks.begin_step();
-            let mut exchange = |x: &Tensor| ranks.exchange(gpu, x);
-            return record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut exchange));
         }
-        let mut alone = |_: &Tensor| Ok(());
+        let mut exchange = || ranks.map_or(Ok(()), |ranks| ranks.exchange(gpu, &x));
         let plan = match (&plans.absorbed, plans.explicit()) {
             (Some(plan), None) if rows == sequences.len() => plan,
-            _ => return record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut alone)),
+            _ => return record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut exchange)),
         };
         // Steps of a token for each sequence repeat: this, and the buffers, is all that their commands hang on.
         let StepEnds { ending, all_logits, draws } = ends;
         let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into(), draws.into()];
         key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id(), slots.buffer.id()]);
         self.decode.extend_key(plan, &mut key);
-        gpu.record_again(&key, || record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut alone)))
+        let ends = (&id_rows, ends);
+        match ranks {
+            Some(_) => gpu.record_again_cut(&key, &mut exchange, |exchange| {
+                record_commands(model, &self.buffers, ends, (step, exchange))
+            }),
+            None => gpu.record_again(&key, || record_commands(model, &self.buffers, ends, (step, &mut exchange))),
+        }
     }
 }
 
