@@ -116,7 +116,7 @@ impl Chats {
 
     /// Feeds every chat what it has not in the cache, and draws its next token.
     async fn step(&mut self) -> latten::Result<()> {
-        let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
+        let sampling = Sampling::new(0.8, 0.95);
         let draws: Vec<Draw> = self.open.iter_mut().map(|c| Draw { sampling, u: c.random.uniform() }).collect();
         let mut batch = Vec::new();
         for chat in &self.open {

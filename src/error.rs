@@ -189,6 +189,13 @@ pub enum ErrorKind {
         /// What is wrong with it.
         fault: SavedFault,
     },
+    /// A grammar cannot be compiled, or no token of the model continues a text by it: see
+    /// `Constraint` of [`model`](super::model).
+    #[error("grammar: {why}")]
+    Grammar {
+        /// What is wrong with it, or where it ends.
+        why: String,
+    },
     /// A file, or a caller's reader or writer, could not be read or written.
     #[error("{}{message}", named("", if path.is_empty() { "the reader or writer" } else { path }))]
     Io {

@@ -76,7 +76,7 @@ impl Talk {
         let decoder = loading::load(&gpu, model, args.weights, args.integer_dot).map_err(words)?;
         let cache_tokens = args.context.min(decoder.config().max_positions);
         let session = Session::new(&decoder, SessionOptions { cache_tokens, ..Default::default() }).map_err(words)?;
-        let sampling = latten::nn::Sampling { temperature: args.temperature, top_p: args.top_p };
+        let sampling = latten::nn::Sampling::new(args.temperature, args.top_p);
         let options = ChatOptions { max_new_tokens: args.tokens, sampling, seed: args.seed };
         let chat = Chat::new(session, tokenizer, template);
         let mut talk = Talk {

@@ -137,7 +137,7 @@ impl Args {
         GenerateOptions {
             max_new_tokens: self.tokens,
             seed: self.seed,
-            sampling: Sampling { temperature: self.temperature, top_p: self.top_p },
+            sampling: Sampling::new(self.temperature, self.top_p),
         }
     }
 

@@ -91,6 +91,7 @@ mod config;
 mod decoder;
 mod generate;
 mod layers;
+mod sampler;
 mod serve;
 mod session;
 mod text;
@@ -101,12 +102,14 @@ pub use chat::{AnswerEnd, AnswerFacts, Chat, ChatAnswer, ChatOptions};
 pub use config::{AttentionConfig, Config, ExpertsConfig};
 pub use decoder::{Decoder, LoadOptions};
 pub use generate::{
-    beam_search, best_of, continue_sequence, generate, generate_speculative, BeamOptions, BestOfOptions, Continuation,
-    Drafter, GenerateOptions, Speculated, SpeculativeOptions, SplitMix64,
+    beam_search, best_of, continue_sequence, continue_with, generate, generate_speculative, BeamOptions, BestOfOptions,
+    Continuation, Drafter, GenerateOptions, Speculated, SpeculativeOptions,
 };
 pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
+pub use sampler::random::SplitMix64;
+pub use sampler::{Constraint, Draw, Drawn, Sampler, TokenMask};
 pub use serve::{Event, Finished, Request, RequestId, Scheduler};
-pub use session::{follow, Draw, Session, SessionOptions, TokenStream, TokensAndLogits};
+pub use session::{follow, DrawSource, Samplers, Session, SessionOptions, TokenStream, TokensAndLogits};
 #[cfg(feature = "tokenizers")]
 pub use text::{ChatTemplate, Message};
 pub use text::{TextStream, Tokenizer, Utf8Stream};

@@ -27,7 +27,7 @@ pub(crate) use linear::{PackedRows, RowPacker};
 pub use norm::{NormShape, RmsNorm};
 pub use rope::{RopeKernel, RopeShape};
 pub use rope_wide::{RopeWideArgs, RopeWideKernel};
-pub use sample::{Sample, Sampling};
+pub use sample::{ListedToken, Logprobs, Penalties, Sample, Sampling, ShapedRow, ShapedSample};
 
 use crate::error::Result;
 use crate::gpu::{DType, KernelSpec};
@@ -79,6 +79,10 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     all.extend([RopePairs::Half, RopePairs::Interleaved].map(|r| (format!("{r:?} wide"), rope_wide::spec(r))));
     all.extend([100, 100_000].map(|vocab| (format!("vocabulary of {vocab}"), sample::spec(vocab))));
     all.push(("parts of a vocabulary".into(), sample::parts_spec()));
+    for vocab in [100, 100_000, 1_000_000] {
+        all.extend(sample::shaped::specs(vocab).map(|spec| (format!("vocabulary of {vocab}"), spec)));
+        all.extend(sample::logprobs::specs(vocab).map(|spec| (format!("vocabulary of {vocab}"), spec)));
+    }
     Ok(all)
 }
 
@@ -105,7 +109,8 @@ mod tests {
             "experts_list" => experts::listed::PARAM_FIELDS[0],
             "experts_tile" => experts::listed::PARAM_FIELDS[1],
             "experts_sum" => experts::listed::PARAM_FIELDS[2],
-            "sample" | "sample_parts" => sample::PARAM_FIELDS,
+            "sample" | "sample_parts" | "sampled_shape" | "sampled_buckets" | "sampled_draw" => sample::PARAM_FIELDS,
+            "logprob_parts" | "logprobs" => sample::logprobs::PARAM_FIELDS,
             _ => linear::PARAM_FIELDS,
         };
         specs().unwrap().into_iter().map(|(_, spec)| (spec.clone(), fields(spec.name))).collect()

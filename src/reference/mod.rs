@@ -39,6 +39,7 @@ mod pages;
 mod rope;
 mod route;
 mod sample;
+mod shaped;
 mod wide;
 
 pub use append::{append, quantise_span, round_to_i4, round_to_i8, I4_LEVELS, I8_LEVELS};
@@ -53,6 +54,7 @@ pub use pages::pages_rows;
 pub use rope::{inv_freq, rope, Angles, Rope, RopePairs};
 pub use route::{route, Routing};
 pub use sample::sample;
+pub use shaped::{log_probabilities, sample_shaped, shape_logits, shaped_probabilities, ShapeOptions};
 pub use wide::{keep_wide, wide_queries};
 
 use crate::error::{shape_text, ErrorKind, Result};

@@ -123,7 +123,7 @@ fn tokens(g: &mut Gen, most: usize) -> Vec<u32> {
 }
 
 fn sampling(g: &mut Gen) -> Sampling {
-    Sampling { temperature: g.float(0.7) as f32, top_p: g.float(0.9) as f32 }
+    Sampling::new(g.float(0.7) as f32, g.float(0.9) as f32)
 }
 
 fn generating(g: &mut Gen) -> GenerateOptions {

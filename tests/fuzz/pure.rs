@@ -200,7 +200,7 @@ fn saved(g: &mut Gen) {
 }
 
 fn small(g: &mut Gen) {
-    let sampling = Sampling { temperature: g.float(0.7) as f32, top_p: g.float(0.9) as f32 };
+    let sampling = Sampling::new(g.float(0.7) as f32, g.float(0.9) as f32);
     let u = g.float(0.5) as f32;
     g.call("Sampling::row", sampling.row(u));
     let (values, in_dim) = (g.f32s(8), g.near(4));

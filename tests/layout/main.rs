@@ -25,12 +25,14 @@ const MAY: &[(&str, &[&str])] = &[
     ("model/weights", &["model/config", "nn", "cache", "gpu", "io"]),
     ("model/layers", &["model/weights", "model/config", "attention", "cache", "nn", "kv", "rope", "gpu", "parallel"]),
     ("model/decoder", &["model/layers", "model/weights", "model/config", "cache", "nn", "kv", "gpu", "io", "parallel"]),
+    ("model/sampler", &["nn"]),
     (
         "model/session",
         &[
             "model/decoder",
             "model/layers",
             "model/config",
+            "model/sampler",
             "attention",
             "cache",
             "nn",
@@ -42,9 +44,9 @@ const MAY: &[(&str, &[&str])] = &[
         ],
     ),
     ("model/text", &["io"]),
-    ("model/generate", &["model/session", "model/text", "cache", "nn"]),
-    ("model/chat", &["model/generate", "model/session", "model/text", "cache", "nn"]),
-    ("model/serve", &["model/generate", "model/session", "model/text", "cache", "nn"]),
+    ("model/generate", &["model/session", "model/sampler", "model/text", "cache", "nn"]),
+    ("model/chat", &["model/generate", "model/session", "model/sampler", "model/text", "cache", "nn"]),
+    ("model/serve", &["model/generate", "model/session", "model/sampler", "model/text", "cache", "nn"]),
 ];
 
 /// The room of a path of modules: its first part, or the first two in `model`.

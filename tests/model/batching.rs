@@ -111,7 +111,7 @@ fn a_decode_loop_creates_nothing_and_waits_once_per_step() {
         let mut session = session(&decoder(&gpu, variant, "counters"), 2, 16);
         let ids = [session.insert(), session.insert()];
         let step = |session: &mut Session, token: u32| {
-            let (t, draws) = ([token], [Draw { sampling: Sampling { temperature: 1.0, top_p: 0.9 }, u: 0.3 }; 2]);
+            let (t, draws) = ([token], [Draw { sampling: Sampling::new(1.0, 0.9), u: 0.3 }; 2]);
             block_on(session.next_tokens(&[(ids[0], &t), (ids[1], &t)], &draws)).unwrap()
         };
         step(&mut session, 1);
@@ -253,7 +253,7 @@ fn bad_calls_are_typed_errors_and_change_nothing() {
     assert_kind!(fails!(logits, &[(a, &one), (b, &[1, 257])]), ErrorKind::Argument { .. });
     assert_kind!(fails!(next_tokens, &[(a, &one)], &[]), ErrorKind::Shape { .. });
     assert_kind!(fails!(next_tokens_and_logits, &[(a, &one)], &[]), ErrorKind::Shape { .. });
-    let hot = [Draw { sampling: Sampling { temperature: f32::NAN, top_p: 1.0 }, u: 0.0 }];
+    let hot = [Draw { sampling: Sampling::new(f32::NAN, 1.0), u: 0.0 }];
     assert_kind!(fails!(next_tokens, &[(a, &one)], &hot), ErrorKind::Argument { .. });
     assert_kind!(fails!(next_tokens, &[(a, &one)], &[Draw { u: 1.0, ..greedy[0] }]), ErrorKind::Argument { .. });
     let too_long = message(fails!(next_tokens, &[(a, &long)], &greedy));
@@ -296,7 +296,7 @@ fn generation_stops_where_it_should_and_repeats_with_its_seed() {
     let decoder = decoder(gpu(), "gqa", "generate");
     let mut session = session(&decoder, 1, 64);
     let all = |_| ControlFlow::Continue(());
-    let sampling = Sampling { temperature: 1.5, top_p: 1.0 };
+    let sampling = Sampling::new(1.5, 1.0);
     let options = GenerateOptions { max_new_tokens: 30, sampling, seed: 42 };
     let mut run = |options, prompt: &[u32]| block_on(generate(&mut session, prompt, options, all));
     let tokens = run(options, &[1, 2, 3]).unwrap();

@@ -176,7 +176,7 @@ fn samples(session: &mut Session, options: BestOfOptions<'_>) -> Vec<Continuatio
     made
 }
 
-const HOT: Sampling = Sampling { temperature: 1.3, top_p: 0.95 };
+const HOT: Sampling = Sampling::new(1.3, 0.95);
 
 #[test]
 fn one_sample_is_what_generate_draws() {
@@ -400,7 +400,7 @@ fn bad_options_are_typed_errors_and_change_nothing() {
         assert_kind!(samples(id, input, options), ErrorKind::Argument { name: "samples", .. });
     }
     let drawn = |max_new_tokens, temperature| {
-        let sampling = Sampling { temperature, top_p: 1.0 };
+        let sampling = Sampling::new(temperature, 1.0);
         BestOfOptions { generate: GenerateOptions { max_new_tokens, sampling, seed: 0 }, ..SAMPLES }
     };
     for n in [0, 29] {

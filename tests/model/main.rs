@@ -14,6 +14,7 @@ mod lost;
 mod no_numbers;
 mod prefill;
 mod repeats;
+mod sampled;
 mod saved;
 mod scheduler;
 mod scheduler_ahead;

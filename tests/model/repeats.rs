@@ -46,7 +46,7 @@ fn steps(decoder: &Decoder) -> Vec<u32> {
         let (session, ids) = (&mut sessions[which], &mut ids[which]);
         let tokens: Vec<u32> = (0..ids.len() as u32).map(|i| 1 + (round * 31 + i * 7) % 200).collect();
         let batch: Vec<(SeqId, &[u32])> = ids.iter().copied().zip(tokens.chunks(1)).collect();
-        let sampling = Sampling { temperature: if round % 7 == 3 { 1.1 } else { 0.0 }, top_p: 0.9 };
+        let sampling = Sampling::new(if round % 7 == 3 { 1.1 } else { 0.0 }, 0.9);
         let draws = vec![Draw { sampling, u: 0.37 }; ids.len()];
         if round % 11 == 10 {
             let logits = block_on(session.all_logits(&batch)).unwrap();

@@ -31,7 +31,7 @@ pub fn session(decoder: &Decoder, max_batch: usize, pages: usize) -> Session {
 }
 
 pub fn request(i: u32, max_new_tokens: usize) -> Request {
-    let sampling = Sampling { temperature: [0.0, 0.8, 1.3][i as usize % 3], top_p: [1.0, 0.9][i as usize % 2] };
+    let sampling = Sampling::new([0.0, 0.8, 1.3][i as usize % 3], [1.0, 0.9][i as usize % 2]);
     Request {
         prompt: (0..2 + i * 5 % 13).map(|j| 3 + (7 * i + 11 * j) % 200).collect(),
         generate: GenerateOptions { max_new_tokens, sampling, seed: 90 + u64::from(i) },

@@ -91,7 +91,7 @@ fn drawn_tokens_repeat_with_their_seed_and_have_the_models_probabilities() {
     let [target, draft] = [5, 6].map(|seed| decoder(gpu(), "gla", seed));
     let (mut target, mut draft) = (session(&target, 80), session(&draft, 80));
     let mut options = options(2, 3);
-    options.generate.sampling = Sampling { temperature: 0.35, top_p: 0.9 };
+    options.generate.sampling = Sampling::new(0.35, 0.9);
     let logits = |session: &mut Session, tokens: &[u32]| {
         let id = session.insert();
         let logits = block_on(session.logits(&[(id, tokens)])).unwrap().remove(0);

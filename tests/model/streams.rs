@@ -33,7 +33,7 @@ fn draw(greedy: bool, sequence: usize, step: usize) -> Draw {
     let u = ((sequence * 31 + step * 17 + 5) % 97) as f32 / 97.0;
     match greedy {
         true => Draw::default(),
-        false => Draw { sampling: Sampling { temperature: 1.2, top_p: 0.9 }, u },
+        false => Draw { sampling: Sampling::new(1.2, 0.9), u },
     }
 }
 

@@ -39,7 +39,7 @@ fn draws_equal_the_reference() {
             .map(|r| {
                 let temperature = [0.0, 0.3, 1.0, 2.5][r / 3 % 4];
                 let top_p = [1.0, 0.9, 0.5, 0.01][r / 12 % 4];
-                (Sampling { temperature, top_p }, if r % 17 == 0 { 0.0 } else { rng.uniform() })
+                (Sampling::new(temperature, top_p), if r % 17 == 0 { 0.0 } else { rng.uniform() })
             })
             .collect();
         let samplers: Vec<[f32; 4]> = options.iter().map(|(s, u)| s.row(*u).unwrap()).collect();
@@ -73,7 +73,7 @@ fn ties_at_the_threshold_are_kept_together() {
     let logits: Vec<f32> = [0.5f32, 0.2, 0.2, 0.1].iter().map(|p| p.ln()).collect();
     let mut seen = [0; 4];
     for i in 0..50 {
-        let row = Sampling { temperature: 1.0, top_p: 0.6 }.row(i as f32 / 50.0).unwrap();
+        let row = Sampling::new(1.0, 0.6).row(i as f32 / 50.0).unwrap();
         seen[draw(4, &logits, &[row])[0] as usize] += 1;
     }
     assert!(seen[1] > 8 && seen[2] > 8 && seen[3] == 0, "{seen:?}");
@@ -82,7 +82,7 @@ fn ties_at_the_threshold_are_kept_together() {
 #[test]
 fn what_cannot_come_is_not_drawn_by_the_smallest_number() {
     for top_p in [1.0, 0.5] {
-        let row = Sampling { temperature: 1.0, top_p }.row(0.0).unwrap();
+        let row = Sampling::new(1.0, top_p).row(0.0).unwrap();
         assert_eq!(draw(3, &[-1000.0, 0.0, 0.0], &[row]), [1]);
     }
 }
@@ -95,7 +95,7 @@ fn frequencies_are_those_of_the_softmax() {
     let p: Vec<f64> = one.iter().map(|l| f64::from(*l / 0.8).exp()).collect();
     let total: f64 = p.iter().sum();
     let logits: Vec<f32> = (0..rows).flat_map(|_| one.clone()).collect();
-    let s = Sampling { temperature: 0.8, top_p: 1.0 };
+    let s = Sampling::new(0.8, 1.0);
     let samplers: Vec<[f32; 4]> = (0..rows).map(|_| s.row(rng.uniform()).unwrap()).collect();
     let mut counts = vec![0.0; vocab];
     draw(vocab, &logits, &samplers).iter().for_each(|&t| counts[t as usize] += 1.0);
@@ -115,7 +115,7 @@ fn frequencies_are_those_of_the_softmax() {
 #[test]
 fn rows_without_probabilities_have_no_token() {
     let samplings =
-        [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5), (0.01, 0.9)].map(|(temperature, top_p)| Sampling { temperature, top_p });
+        [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5), (0.01, 0.9)].map(|(temperature, top_p)| Sampling::new(temperature, top_p));
     let (mut refused, mut drawn) = (0, 0);
     for vocab in [1, 2, 100, 5000] {
         // (rows of 4 samplings each) one value everywhere, in every third place, first, last, and all but one.
@@ -166,7 +166,7 @@ fn bad_calls_are_typed_errors() {
         (1.0, f32::NAN, 0.0),
         (1.0, 1.0, 1.0),
     ] {
-        assert_kind!(Sampling { temperature, top_p }.row(u), ErrorKind::Argument { .. });
+        assert_kind!(Sampling::new(temperature, top_p).row(u), ErrorKind::Argument { .. });
     }
     assert_kind!(Sample::new(gpu, 0), ErrorKind::Argument { .. });
     let sample = Sample::new(gpu, 10).unwrap();

@@ -29,7 +29,7 @@ fn options_come_back() {
         keep_first: 4,
         prefill: PrefillPath::From(300),
     };
-    let sampling = Sampling { temperature: 0.75, top_p: 0.5 };
+    let sampling = Sampling::new(0.75, 0.5);
     let generate = GenerateOptions { max_new_tokens: 5, sampling, seed: u64::MAX };
     text(&session);
     text(&generate);

@@ -52,7 +52,7 @@ fn stop_strings_across_words_of_every_tokenizer() {
         let mut scheduler = Scheduler::new(session).with_tokenizer(tokenizer.clone());
         for seed in 0..3 {
             let prompt = vec![1, 40 + seed as u32, library.token_to_id("\u{2581}world").unwrap_or(7)];
-            let sampling = Sampling { temperature: 4.0, top_p: 1.0 };
+            let sampling = Sampling::new(4.0, 1.0);
             let generate = GenerateOptions { max_new_tokens: 24, sampling, seed };
             let request = Request { prompt, generate, ..Default::default() };
             let (tokens, text, why) = run(&mut scheduler, request.clone());
@@ -81,7 +81,7 @@ fn the_end_of_a_text_is_not_lost() {
     let pair = crate::streamed::all().into_iter().find(|pair| pair.name == "pattern of all").unwrap();
     let tokenizer = Arc::new(pair.ours);
     let mut scheduler = Scheduler::new(Session::new(&decoder, options).unwrap()).with_tokenizer(tokenizer.clone());
-    let sampling = Sampling { temperature: 4.0, top_p: 1.0 };
+    let sampling = Sampling::new(4.0, 1.0);
     let generate = GenerateOptions { max_new_tokens: 12, sampling, seed: 1 };
     let request = Request { prompt: vec![1], generate, ..Default::default() };
     let (tokens, text, _) = run(&mut scheduler, request.clone());

@@ -206,10 +206,10 @@ impl Generate {
         }
         Ok(Generate {
             max_new_tokens: o.size("maxNewTokens", 0..=1 << 30)?.unwrap_or(100),
-            sampling: Sampling {
-                temperature: o.number("temperature", f64::MIN..=f64::MAX)?.unwrap_or(0.0) as f32,
-                top_p: o.number("topP", f64::MIN..=f64::MAX)?.unwrap_or(1.0) as f32,
-            },
+            sampling: Sampling::new(
+                o.number("temperature", f64::MIN..=f64::MAX)?.unwrap_or(0.0) as f32,
+                o.number("topP", f64::MIN..=f64::MAX)?.unwrap_or(1.0) as f32,
+            ),
             seed: seed as u64,
         })
     }

@@ -1,7 +1,7 @@
 //! Chats: messages in, text out as it comes; what a prompt has in common with the one before is not computed again.
 
-use super::generate::SplitMix64;
-use super::session::{Draw, Session, TokenStream};
+use super::sampler::Sampler;
+use super::session::{Samplers, Session, TokenStream};
 use super::text::{ChatTemplate, Message, TextStream, Tokenizer};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
@@ -108,13 +108,13 @@ impl Chat {
         }
         let reused = self.rewind(&prompt)?;
         self.tokens = prompt;
-        let mut random = SplitMix64::new(options.seed);
-        let draw: DrawFn = Box::new(move |_| Draw { sampling: options.sampling, u: random.uniform() });
+        let mut sampler = Sampler::new(options.sampling, options.seed)?;
+        sampler.see(&self.tokens);
         let input = self.tokens.get(reused..).unwrap_or_default();
         let (prompt_tokens, room) = (self.tokens.len(), (most + 1).saturating_sub(self.tokens.len()));
         let words = self.tokenizer.stream_after(&self.tokens);
         Ok(ChatAnswer {
-            stream: self.session.stream(&[(self.sequence, input)], draw)?,
+            stream: self.session.stream_with(&[(self.sequence, input)], vec![sampler])?,
             words,
             ends: self.tokenizer.end_tokens(),
             all: &mut self.tokens,
@@ -183,8 +183,6 @@ impl fmt::Debug for Chat {
     }
 }
 
-type DrawFn = Box<dyn FnMut(usize) -> Draw + Send>;
-
 /// How large an answer is, and its prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -199,7 +197,7 @@ pub struct AnswerFacts {
 
 /// An answer as it comes. Dropped before its end it stays as far as it was given out, and the next one goes on from there.
 pub struct ChatAnswer<'a> {
-    stream: TokenStream<'a, DrawFn>,
+    stream: TokenStream<'a, Samplers<Vec<Sampler>>>,
     words: TextStream<'a>,
     ends: &'a [u32],
     all: &'a mut Vec<u32>,

@@ -1,12 +1,14 @@
 //! Best of n: several samples of one prompt, made side by side and ordered by what the model says of them.
 
 use super::continuation::{log_sum_exp, Common, Continuation};
-use super::random::SplitMix64;
 use super::{check_positions, GenerateOptions};
 use crate::cache::SeqId;
 use crate::error::Result;
+use crate::model::sampler::random::SplitMix64;
+use crate::model::sampler::{DrawRow, Sampler};
+use crate::model::session::feed::{Undrawn, Want};
 use crate::model::session::owned::{pause, Owned};
-use crate::model::session::{Draw, Session};
+use crate::model::session::Session;
 use std::slice::from_ref;
 
 /// How [`best_of`] makes its samples.
@@ -36,7 +38,7 @@ impl Default for BestOfOptions<'_> {
 struct SampledSequence {
     index: usize,
     id: SeqId,
-    random: SplitMix64,
+    sampler: Sampler,
     tokens: Vec<u32>,
     log_probability: f64,
 }
@@ -75,7 +77,7 @@ pub async fn best_of(
     if windowed && !before.is_empty() {
         own.session.logits(&[(root, before)]).await?;
     }
-    let mut live = vec![SampledSequence::new(0, root, generate.seed)];
+    let mut live = vec![SampledSequence::new(0, root, (generate, generate.seed), input)?];
     if !windowed {
         options.draw(&mut own, &mut live, input).await?;
     }
@@ -87,7 +89,7 @@ pub async fn best_of(
         if !windowed {
             own.session.truncate(id, held - 1)?;
         }
-        others.push(SampledSequence::new(index, id, seeds.next_u64()));
+        others.push(SampledSequence::new(index, id, (generate, seeds.next_u64()), input)?);
     }
     if windowed {
         live.append(&mut others);
@@ -119,13 +121,13 @@ pub async fn best_of(
 impl BestOfOptions<'_> {
     /// One more token for each of these: after its last one, or after `input` if it has none.
     async fn draw(&self, own: &mut Owned<'_>, samples: &mut [SampledSequence], input: &[u32]) -> Result<()> {
-        let sampling = self.generate.sampling;
-        let draws: Vec<Draw> = samples.iter_mut().map(|s| Draw { sampling, u: s.random.uniform() }).collect();
-        let fed = samples.iter().map(|s| (s.id, s.tokens.last().map_or(input, from_ref)));
-        let fed = own.session.next_tokens_and_logits(&fed.collect::<Vec<_>>(), &draws).await?;
+        let rows: Vec<DrawRow> = samples.iter().map(|s| s.sampler.row(0)).collect();
+        let fed: Vec<_> = samples.iter().map(|s| (s.id, s.tokens.last().map_or(input, from_ref))).collect();
+        let fed = own.session.feed(&fed, Want::TokensAndLogits(&rows), Undrawn::Fails).await?;
         for ((sample, token), logits) in samples.iter_mut().zip(fed.tokens).zip(fed.logits) {
             let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
             sample.log_probability += f64::from(logit) - log_sum_exp(&logits)?;
+            sample.sampler.take(token);
             sample.tokens.push(token);
         }
         Ok(())
@@ -146,7 +148,9 @@ impl BestOfOptions<'_> {
 }
 
 impl SampledSequence {
-    fn new(index: usize, id: SeqId, seed: u64) -> Self {
-        SampledSequence { index, id, random: SplitMix64::new(seed), tokens: Vec::new(), log_probability: 0.0 }
+    fn new(index: usize, id: SeqId, (generate, seed): (GenerateOptions, u64), input: &[u32]) -> Result<Self> {
+        let mut sampler = Sampler::new(generate.sampling, seed)?;
+        sampler.see(input);
+        Ok(SampledSequence { index, id, sampler, tokens: Vec::new(), log_probability: 0.0 })
     }
 }

@@ -4,17 +4,16 @@ mod beams;
 mod best_of;
 mod continuation;
 mod lookup;
-pub(crate) mod random;
 mod rejection;
 mod speculative;
 
 pub use beams::{beam_search, BeamOptions};
 pub use best_of::{best_of, BestOfOptions};
 pub use continuation::Continuation;
-pub use random::SplitMix64;
 pub use speculative::{generate_speculative, Drafter, Speculated, SpeculativeOptions};
 
-use super::session::{Draw, Session};
+use super::sampler::{Drawn, Sampler};
+use super::session::Session;
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use crate::model::session::owned::Owned;
@@ -27,7 +26,7 @@ use std::ops::ControlFlow;
 pub struct GenerateOptions {
     /// Tokens to make, unless the callback stops before.
     pub max_new_tokens: usize,
-    /// Temperature and nucleus; the default is greedy.
+    /// How tokens are drawn; the default is greedy. Of penalties, the window reaches back to the first token that the call is given.
     pub sampling: Sampling,
     /// Start of the random numbers: the same seed gives the same tokens on the same device.
     pub seed: u64,
@@ -71,18 +70,37 @@ pub async fn continue_sequence(
     options: GenerateOptions,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    check_positions(session, sequence, input, options.max_new_tokens)?;
-    if options.max_new_tokens == 0 {
-        return Ok(Vec::new());
-    }
-    let mut random = SplitMix64::new(options.seed);
-    let draw = |_| Draw { sampling: options.sampling, u: random.uniform() };
-    let mut stream = session.stream(&[(sequence, input)], draw)?;
+    let mut sampler = Sampler::new(options.sampling, options.seed)?;
+    let (most, on_drawn) = (options.max_new_tokens, |drawn: &Drawn| on_token(drawn.token));
+    continue_with(session, sequence, input, most, &mut sampler, on_drawn).await
+}
+
+/// [`continue_sequence`] by a sampler, with all that it has: it is told of `input` and of each token that is drawn, and may go on
+/// from there. Ends early where its constraint is complete ([`Sampler::is_complete`]). `on_drawn` gets each token as it comes, with
+/// the log-probabilities that the sampler asks for, and may stop. Returns the new tokens.
+///
+/// # Errors
+///
+/// As [`continue_sequence`] and [`Session::draw`]. The sampler is then where the last token left it.
+pub async fn continue_with(
+    session: &mut Session,
+    sequence: SeqId,
+    input: &[u32],
+    max_new_tokens: usize,
+    sampler: &mut Sampler,
+    mut on_drawn: impl FnMut(&Drawn) -> ControlFlow<()>,
+) -> Result<Vec<u32>> {
+    check_positions(session, sequence, input, max_new_tokens)?;
     let mut tokens = Vec::new();
-    while tokens.len() < options.max_new_tokens {
-        let drawn = stream.next(tokens.len() + 1 < options.max_new_tokens).await?;
-        tokens.extend(&drawn);
-        if drawn.into_iter().any(|token| on_token(token).is_break()) {
+    if max_new_tokens == 0 || sampler.is_complete() {
+        return Ok(tokens);
+    }
+    sampler.see(input);
+    let mut stream = session.stream_with(&[(sequence, input)], std::slice::from_mut(sampler))?;
+    while tokens.len() < max_new_tokens {
+        let drawn = stream.next_drawn(tokens.len() + 1 < max_new_tokens).await?;
+        tokens.extend(drawn.iter().map(|drawn| drawn.token));
+        if drawn.iter().any(|drawn| on_drawn(drawn).is_break()) || stream.is_complete() {
             break;
         }
     }

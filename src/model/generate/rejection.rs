@@ -6,21 +6,24 @@
 //! in place of the first that does not, one is drawn from max(0, p - q), normalised. Either way it has the probability
 //! p: min(p, q) + (1 - sum of min(p, q)) * max(0, p - q) / (sum of max(0, p - q)) = p.
 
-use super::random::SplitMix64;
 use crate::error::{ErrorKind, Result};
-use crate::nn::Sampling;
+use crate::model::sampler::random::SplitMix64;
+use crate::nn::{Penalties, Sampling};
+use std::cmp::Ordering;
 
 /// Probabilities of the next token: (vocab_size), their sum is 1.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Distribution(Vec<f64>);
 
 impl Distribution {
-    /// What a [`Sample`](crate::nn::Sample) draws from: temperature and nucleus as in
-    /// [`reference::sample`](crate::reference::sample()); one token alone at temperature 0.
+    /// What the device draws from: temperature and cuts as in [`reference::sample_shaped`](crate::reference::sample_shaped); one token
+    /// alone at temperature 0.
     ///
-    /// Errors: [`ErrorKind::Argument`] for logits that give no probabilities, and a bad `sampling`.
+    /// Errors: [`ErrorKind::Argument`] for logits that give no probabilities, and a bad `sampling`, or one with penalties.
     pub(crate) fn new(logits: &[f32], sampling: Sampling) -> Result<Self> {
-        let [temperature, top_p, ..] = sampling.row(0.0)?.map(f64::from);
+        check_sampling(&sampling)?;
+        let [temperature, min_p, typical_p, top_p] =
+            [sampling.divisor(), sampling.min_p, sampling.typical_p, sampling.top_p].map(f64::from);
         let mut best = 0;
         for (i, logit) in logits.iter().enumerate() {
             if *logit > logits[best] {
@@ -38,9 +41,26 @@ impl Distribution {
             return Ok(Distribution(p));
         }
         let mut p: Vec<f64> = logits.iter().map(|l| ((f64::from(*l) - max) / temperature).exp()).collect();
+        // The largest is 1.
+        p.iter_mut().filter(|p| **p < min_p).for_each(|p| *p = 0.0);
+        if let Some(last) = (sampling.top_k as usize).checked_sub(1).filter(|last| *last < logits.len()) {
+            let mut descending = logits.to_vec();
+            let (_, least, _) = descending.select_nth_unstable_by(last, |a, b| b.total_cmp(a));
+            let below = p.iter_mut().zip(logits).filter(|(_, logit)| **logit < *least);
+            below.for_each(|(p, _)| *p = 0.0);
+        }
+        if typical_p < 1.0 {
+            // How far a token's information is from its mean, less what both have in common.
+            let mass: f64 = p.iter().sum();
+            let mean = p.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f64>() / mass;
+            let distance = |p: f64| if p > 0.0 { (p.ln() - mean).abs() } else { f64::INFINITY };
+            let farthest =
+                threshold(&p, typical_p, |a, b| distance(a).total_cmp(&distance(b))).map_or(f64::MAX, distance);
+            p.iter_mut().filter(|p| distance(**p) > farthest).for_each(|p| *p = 0.0);
+        }
         if top_p < 1.0 {
-            let threshold = nucleus_threshold(&p, top_p);
-            p.iter_mut().filter(|p| **p < threshold).for_each(|p| *p = 0.0);
+            let least = threshold(&p, top_p, |a, b| b.total_cmp(&a)).unwrap_or(0.0);
+            p.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
         }
         let mass: f64 = p.iter().sum();
         p.iter_mut().for_each(|p| *p /= mass);
@@ -57,17 +77,32 @@ impl Distribution {
     }
 }
 
-/// The largest t among `p` such that all `p_i >= t` together reach `top_p` of the total.
-fn nucleus_threshold(p: &[f64], top_p: f64) -> f64 {
-    let wanted = top_p * p.iter().sum::<f64>();
-    let mut descending = p.to_vec();
-    descending.sort_by(|a, b| b.total_cmp(a));
+/// The last of `p` in this order such that all up to it together reach a share of the total; none where rounding leaves the sum
+/// below.
+fn threshold(p: &[f64], share: f64, order: impl Fn(f64, f64) -> Ordering) -> Option<f64> {
+    let wanted = share * p.iter().sum::<f64>();
+    let mut ordered = p.to_vec();
+    ordered.sort_by(|a, b| order(*a, *b));
     let mut mass = 0.0;
     let reaches = |p: &&f64| {
         mass += **p;
         mass >= wanted
     };
-    descending.iter().find(reaches).copied().unwrap_or(0.0) // rounding left the sum below: keep all
+    ordered.iter().find(reaches).copied()
+}
+
+/// Refuses numbers out of their range, and penalties: these change with each token, a guess among them.
+pub(crate) fn check_sampling(sampling: &Sampling) -> Result<()> {
+    sampling.check()?;
+    match sampling.penalties.are_off() {
+        true => Ok(()),
+        false => {
+            let Penalties { repetition, presence, frequency, .. } = sampling.penalties;
+            let why =
+                format!("repetition {repetition}, presence {presence}, frequency {frequency}: guessing knows none");
+            Err(ErrorKind::argument("penalties", why))
+        }
+    }
 }
 
 /// The first index at which the cumulative weight exceeds `u` times the whole.

@@ -43,7 +43,7 @@ fn what_comes_out_has_the_target_distribution_whatever_is_drafted() {
     for (case, (temperature, top_p)) in
         [(1.0, 1.0), (0.7, 0.9), (1.6, 0.6), (0.3, 1.0), (1.0, 0.3), (1.0, 1.0)].into_iter().enumerate()
     {
-        let sampling = Sampling { temperature, top_p };
+        let sampling = Sampling::new(temperature, top_p);
         let p = Distribution::new(&logits(&mut random, 5.0), sampling).unwrap();
         let q = Distribution::new(&logits(&mut random, 5.0), sampling).unwrap();
         let drawn = |random: &mut SplitMix64| Proposal { token: q.draw(random), drawn_from: Some(q.clone()) };
@@ -68,7 +68,7 @@ fn what_comes_out_has_the_target_distribution_whatever_is_drafted() {
 fn vocabularies_of_other_sizes_leave_the_target_distribution() {
     let mut random = SplitMix64::new(23);
     for (temperature, top_p) in [(1.0, 1.0), (0.7, 0.9)] {
-        let sampling = Sampling { temperature, top_p };
+        let sampling = Sampling::new(temperature, top_p);
         let p = Distribution::new(&logits(&mut random, 3.0), sampling).unwrap();
         let row = [logits(&mut random, 5.0), vec![9.0; 3]].concat();
         for tokens in [VOCAB - 3, VOCAB - 1, 1, VOCAB] {
@@ -84,7 +84,7 @@ fn vocabularies_of_other_sizes_leave_the_target_distribution() {
 #[test]
 fn pairs_of_tokens_have_the_joint_distribution() {
     let mut random = SplitMix64::new(5);
-    let sampling = Sampling { temperature: 1.0, top_p: 1.0 };
+    let sampling = Sampling::new(1.0, 1.0);
     let make = |random: &mut SplitMix64| Distribution::new(&logits(random, 4.0)[..3], sampling).unwrap();
     let first = make(&mut random);
     let (second, q): (Vec<_>, Vec<_>) = (0..3).map(|_| (make(&mut random), make(&mut random))).unzip();
@@ -111,7 +111,7 @@ fn pairs_of_tokens_have_the_joint_distribution() {
 #[test]
 fn drafts_as_good_as_the_target_all_stand_and_greedy_ones_only_where_they_are_its_choice() {
     let mut random = SplitMix64::new(3);
-    let p = Distribution::new(&logits(&mut random, 3.0), Sampling { temperature: 1.0, top_p: 0.9 }).unwrap();
+    let p = Distribution::new(&logits(&mut random, 3.0), Sampling::new(1.0, 0.9)).unwrap();
     let greedy = |logits: &[f32]| Distribution::new(logits, Sampling::default()).unwrap();
     for _ in 0..2000 {
         let proposals: Vec<Proposal> =
@@ -140,7 +140,7 @@ fn a_distribution_is_what_the_reference_draws_from() {
     let mut random = SplitMix64::new(21);
     for (temperature, top_p) in [(0.0, 1.0), (0.0, 0.5), (1.0, 1.0), (0.7, 0.9), (2.0, 0.5), (1.0, 0.05)] {
         let logits = logits(&mut random, 6.0);
-        let p = Distribution::new(&logits, Sampling { temperature, top_p }).unwrap();
+        let p = Distribution::new(&logits, Sampling::new(temperature, top_p)).unwrap();
         let wide: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
         let mut share = [0.0; VOCAB];
         for i in 0..10_000 {
@@ -171,4 +171,43 @@ fn the_ends_of_intervals_belong_to_what_follows() {
         assert_ne!(token, 0);
     }
     assert_eq!([0.0, 0.24, 0.25, 0.5].map(|u| pick(&p.0, u)), [1, 1, 2, 2]);
+}
+
+/// What guesses are judged by is what the device draws from: the definition of every cut.
+#[test]
+fn distributions_are_those_of_the_reference_with_every_cut() {
+    let mut random = SplitMix64::new(77);
+    for round in 0..400 {
+        let mut logits = logits(&mut random, 8.0);
+        if round % 2 == 0 {
+            logits.iter_mut().for_each(|logit| *logit = logit.round());
+        }
+        let mut pick = |on: &[f32]| on[(random.next_u64() % on.len() as u64) as usize];
+        let sampling = Sampling {
+            min_p: pick(&[0.0, 0.0, 0.05, 0.3]),
+            top_k: pick(&[0.0, 0.0, 1.0, 3.0, 50.0]) as u32,
+            typical_p: pick(&[1.0, 1.0, 0.4, 0.9]),
+            ..Sampling::new(pick(&[0.0, 0.5, 1.0, 2.0]), pick(&[1.0, 0.45, 0.93]))
+        };
+        let p = Distribution::new(&logits, sampling).unwrap();
+        let options = reference::ShapeOptions {
+            temperature: sampling.temperature.into(),
+            min_p: sampling.min_p.into(),
+            top_k: sampling.top_k as usize,
+            typical_p: sampling.typical_p.into(),
+            top_p: sampling.top_p.into(),
+            ..Default::default()
+        };
+        let row: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
+        let want = reference::shaped_probabilities(&row, &options).unwrap();
+        let off = p.0.iter().zip(&want).map(|(p, q)| (p - q).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-9, "{sampling:?}, {logits:?}: off by {off}");
+    }
+}
+
+#[test]
+fn penalties_are_refused_by_name() {
+    let penalties = Penalties { frequency: 0.5, ..Default::default() };
+    let error = Distribution::new(&[0.0, 1.0], Sampling { penalties, ..Default::default() }).unwrap_err();
+    assert!(error.to_string().contains("frequency 0.5"), "{error}");
 }

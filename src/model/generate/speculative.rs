@@ -1,11 +1,11 @@
 //! Speculative decoding: several tokens are guessed cheaply, and the model judges them in one step.
 
 use super::lookup::look_up;
-use super::random::SplitMix64;
-use super::rejection::{verify, Distribution, Proposal};
+use super::rejection::{check_sampling, verify, Distribution, Proposal};
 use super::{check_positions, GenerateOptions};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
+use crate::model::sampler::random::SplitMix64;
 use crate::model::session::owned::{pause, Owned};
 use crate::model::session::Session;
 use std::ops::ControlFlow;
@@ -83,7 +83,7 @@ pub struct Speculated {
 /// # Errors
 ///
 /// [`ErrorKind::Argument`] for a drafter whose vocabulary is of another size, by more than padding, a session with a window, its own or the model's, a
-/// `max_draft` of 0, a `min_ngram` of 0 or above `max_ngram`, a bad sampling, or where the model's logits are no numbers;
+/// `max_draft` of 0, a `min_ngram` of 0 or above `max_ngram`, a bad sampling, or one with penalties, which are not for guesses, or where the model's logits are no numbers;
 /// else as `generate`.
 pub async fn generate_speculative(
     target: &mut Session,
@@ -135,7 +135,7 @@ pub async fn generate_speculative(
 }
 
 fn check(target: &Session, drafter: &Drafter<'_>, options: SpeculativeOptions) -> Result<()> {
-    options.generate.sampling.row(0.0)?;
+    check_sampling(&options.generate.sampling)?;
     if options.max_draft == 0 {
         return Err(ErrorKind::argument("max_draft", "0, wanted at least 1"));
     }

@@ -4,9 +4,9 @@
 use super::stops::Stops;
 use crate::cache::SeqId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::generate::random::SplitMix64;
 use crate::model::generate::GenerateOptions;
-use crate::model::session::{Draw, Session};
+use crate::model::sampler::{DrawRow, Drawn, Sampler};
+use crate::model::session::Session;
 use crate::model::text::words::Words;
 use std::time::Instant;
 
@@ -40,6 +40,10 @@ pub struct Event {
     pub id: RequestId,
     /// The token that was drawn, stop tokens included; none where the request was cancelled or failed.
     pub token: Option<u32>,
+    /// Its log-probability, where the request's [`Sampler`] asks for it ([`Scheduler::add_with`](crate::model::Scheduler::add_with)).
+    pub log_probability: Option<f32>,
+    /// The most likely tokens with theirs, the more likely first, where the sampler asks for them.
+    pub most_likely: Vec<(u32, f32)>,
     /// The bytes that are now known to come before any stop string, maybe none. All of a request's, one after the other,
     /// are its text, without what ended it.
     pub bytes: Vec<u8>,
@@ -55,6 +59,8 @@ pub enum Finished {
     StopToken,
     /// Its text has come to this one of its stop strings.
     StopString(usize),
+    /// The constraint of its [`Sampler`] is met, and allows nothing more.
+    Complete,
     /// It has its `max_new_tokens`.
     Length,
     /// [`Scheduler::cancel`](crate::model::Scheduler::cancel).
@@ -63,7 +69,8 @@ pub enum Finished {
     Deadline,
     /// It cannot go on, alone as it is. The others do. [`ErrorKind::CacheFull`] where other sequences of the session, pins
     /// or a lower byte budget leave it no room; [`ErrorKind::Argument`] named `logits` where its logits give no
-    /// probabilities, as in [`Session::next_tokens`]; [`ErrorKind::UnknownSequence`] and [`ErrorKind::Argument`] named `sequence`
+    /// probabilities, as in [`Session::next_tokens`]; [`ErrorKind::Grammar`], or what else its constraint fails with, where that
+    /// allows no token; [`ErrorKind::UnknownSequence`] and [`ErrorKind::Argument`] named `sequence`
     /// where its sequence was removed, or given other tokens, through
     /// [`Scheduler::session_mut`](crate::model::Scheduler::session_mut); [`ErrorKind::Argument`] named `token_bytes` where that
     /// function has panicked twice for one token; and what [`Scheduler::add`](crate::model::Scheduler::add) would say of it, where
@@ -76,7 +83,7 @@ impl Request {
     pub(crate) fn check(&self, session: &Session) -> Result<()> {
         let (config, pages) = (session.decoder().config(), session.cache().pages());
         let max_new_tokens = self.generate.max_new_tokens;
-        self.generate.sampling.row(0.0)?;
+        self.generate.sampling.check()?;
         if self.prompt.is_empty() || max_new_tokens == 0 {
             let why = format!("{} tokens and {max_new_tokens} to make, wanted 1 of each", self.prompt.len());
             return Err(ErrorKind::argument("prompt", why));
@@ -116,7 +123,7 @@ pub(crate) struct Active {
     request: Request,
     /// The prompt, and what was drawn: all that is needed to compute it again.
     pub(crate) tokens: Vec<u32>,
-    random: SplitMix64,
+    sampler: Sampler,
     stops: Stops,
     /// Its text, where a tokenizer makes it.
     words: Option<Words>,
@@ -125,20 +132,35 @@ pub(crate) struct Active {
     /// When that sequence last got tokens from here.
     pub(crate) committed_at: u64,
     /// What the last step drew, until [`Active::take`] takes it; and how often its bytes were asked for.
-    pub(crate) drawn: Option<u32>,
+    pub(crate) drawn: Option<Drawn>,
     pub(crate) tries: u32,
+    /// Why it drew no token, where that is not for the logits.
+    pub(crate) undrawn: Option<ErrorKind>,
 }
 
 impl Active {
-    pub(crate) fn new(id: RequestId, request: Request) -> Self {
-        let (random, stops) = (SplitMix64::new(request.generate.seed), Stops::new(&request.stop_strings));
-        let (tokens, sequence) = (request.prompt.clone(), None);
-        Active { id, tokens, random, stops, words: None, sequence, committed_at: 0, drawn: None, tries: 0, request }
+    /// The sampler draws its tokens, and has not seen its prompt.
+    pub(crate) fn new(id: RequestId, request: Request, mut sampler: Sampler) -> Self {
+        sampler.see(&request.prompt);
+        Active {
+            id,
+            tokens: request.prompt.clone(),
+            sampler,
+            stops: Stops::new(&request.stop_strings),
+            words: None,
+            sequence: None,
+            committed_at: 0,
+            drawn: None,
+            tries: 0,
+            undrawn: None,
+            request,
+        }
     }
 
-    /// Errors: as [`Request::check`].
+    /// Errors: as [`Request::check`]; [`ErrorKind::Argument`] for a sampler of another vocabulary.
     pub(crate) fn check(&self, session: &Session) -> Result<()> {
-        self.request.check(session)
+        self.request.check(session)?;
+        self.sampler.row(0).check(session.decoder().config().vocab_size)
     }
 
     /// Whether its sequence comes to give pages back to the session's window.
@@ -160,12 +182,18 @@ impl Active {
     }
 
     /// How the next token is drawn, or with 1 the one after it. Random numbers are used up by [`Active::take`].
-    pub(crate) fn draw(&self, after: usize) -> Draw {
-        let mut random = self.random.clone();
-        for _ in 0..after {
-            random.uniform();
-        }
-        Draw { sampling: self.request.generate.sampling, u: random.uniform() }
+    pub(crate) fn draw(&self, after: usize) -> DrawRow {
+        self.sampler.row(after)
+    }
+
+    /// How many of the most likely tokens are told, if any log-probability is.
+    pub(crate) fn logprobs(&self) -> Option<usize> {
+        self.sampler.logprobs()
+    }
+
+    /// Whether its next token can only be drawn when the one before it is known.
+    pub(crate) fn waits(&self) -> bool {
+        self.sampler.waits()
     }
 
     /// Whether the next token is its last, whatever it is.
@@ -175,15 +203,18 @@ impl Active {
     }
 
     /// Takes the token that was drawn, of these bytes, where no tokenizer knows better.
-    pub(crate) fn take(&mut self, token: u32, token_bytes: &[u8]) -> Event {
+    pub(crate) fn take(&mut self, drawn: Drawn, token_bytes: &[u8]) -> Event {
         (self.drawn, self.tries) = (None, 0);
-        self.random.uniform();
+        let Drawn { token, log_probability, most_likely } = drawn;
+        self.sampler.take(token);
         self.tokens.push(token);
         let mut bytes = Vec::new();
         let finished = if self.request.stop_tokens.contains(&token) {
             Some(Finished::StopToken)
         } else if let Some(which) = self.push_text(token, token_bytes, &mut bytes) {
             Some(Finished::StopString(which))
+        } else if self.sampler.is_complete() {
+            Some(Finished::Complete)
         } else {
             let made = self.tokens.len().saturating_sub(self.request.prompt.len());
             (made >= self.request.generate.max_new_tokens).then_some(Finished::Length)
@@ -191,11 +222,11 @@ impl Active {
         let finished = match finished {
             None | Some(Finished::StopString(_)) => finished,
             Some(why) => Some(match (self.finish_text(&mut bytes), why) {
-                (Some(which), Finished::Length) => Finished::StopString(which),
+                (Some(which), Finished::Length | Finished::Complete) => Finished::StopString(which),
                 (_, why) => why,
             }),
         };
-        Event { id: self.id, token: Some(token), bytes, finished }
+        Event { id: self.id, token: Some(token), log_probability, most_likely, bytes, finished }
     }
 
     /// Appends to `text` what is now known to come before any stop string. Returns the one that is complete.
@@ -218,6 +249,7 @@ impl Active {
     pub(crate) fn end(&mut self, why: Finished) -> Event {
         let mut bytes = Vec::new();
         self.finish_text(&mut bytes);
-        Event { id: self.id, token: None, bytes, finished: Some(why) }
+        let (token, log_probability, most_likely) = (None, None, Vec::new());
+        Event { id: self.id, token, log_probability, most_likely, bytes, finished: Some(why) }
     }
 }

@@ -4,6 +4,7 @@ use super::request::{Active, Event, Finished, Request, RequestId};
 use super::steps::{ScheduledRequest, StepUnderWay};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
+use crate::model::sampler::Sampler;
 use crate::model::session::Session;
 use crate::model::text::tokenizer::Tokenizer;
 use crate::model::text::words::Words;
@@ -103,11 +104,25 @@ impl Scheduler {
     /// string, a bad sampling, or more tokens than [`Session::max_positions`]; [`ErrorKind::CacheFull`] where the whole
     /// cache could not hold it, or what the session's window shows of it.
     pub fn add(&mut self, request: Request) -> Result<RequestId> {
-        request.check(&self.session)?;
+        let sampler = Sampler::new(request.generate.sampling, request.generate.seed)?;
+        self.add_with(request, sampler)
+    }
+
+    /// Adds a request whose tokens this sampler draws, in place of the sampling and the seed of its
+    /// [`GenerateOptions`](crate::model::GenerateOptions): with biases, log-probabilities and a constraint of its own. It is told of
+    /// the prompt. A request with a constraint has its next token drawn when the one before it is known, so it has one in every second
+    /// step where others go on ahead; it ends where the constraint is complete ([`Finished::Complete`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Scheduler::add`]; [`ErrorKind::Argument`] for a bias of a token that is not in the vocabulary.
+    pub fn add_with(&mut self, request: Request, sampler: Sampler) -> Result<RequestId> {
         let id = RequestId(self.next_id);
-        self.next_id += 1;
         let words = self.tokenizer.as_ref().map(|tokenizer| Words::after(tokenizer, &request.prompt));
-        self.requests.push(Active::new(id, request).with_words(words));
+        let request = Active::new(id, request, sampler).with_words(words);
+        request.check(&self.session)?;
+        self.next_id += 1;
+        self.requests.push(request);
         Ok(id)
     }
 

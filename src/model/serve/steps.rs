@@ -10,9 +10,9 @@ use super::request::{Active, Finished, RequestId};
 use super::scheduler::Scheduler;
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
+use crate::model::sampler::{DrawRow, Drawn};
 use crate::model::session::feed::no_probabilities;
 use crate::model::session::step::{Ids, Submitted};
-use crate::model::session::Draw;
 use crate::nn::Sample;
 use std::time::Instant;
 
@@ -131,16 +131,16 @@ impl Scheduler {
 
     /// Submits a step whose tokens are all here.
     fn submit(&mut self, parts: Vec<ScheduledRequest>) -> Result<StepUnderWay> {
-        let draws: Vec<Draw> = parts.iter().map(|part| self.draw(part, 0)).collect();
+        let draws: Vec<DrawRow> = parts.iter().map(|part| self.draw(part, 0)).collect();
         let step = self.session.submit_call(&fed(&self.requests, &parts), &draws)?;
         Ok(StepUnderWay { step, parts })
     }
 
     /// How a part's token is drawn, after so many others.
-    fn draw(&self, part: &ScheduledRequest, after: usize) -> Draw {
+    fn draw(&self, part: &ScheduledRequest, after: usize) -> DrawRow {
         match self.place(part).filter(|_| part.draws()) {
             Some(place) => self.requests[place].draw(after),
-            None => Draw::default(),
+            None => DrawRow::default(),
         }
     }
 
@@ -153,7 +153,7 @@ impl Scheduler {
         let in_order = drawn.iter().enumerate().all(|(row, token)| *token == Some(row));
         let ids = if in_order { Ids::Drawn } else { Ids::Some(&drawn) };
         let draw = |(part, drawn): (_, &Option<usize>)| self.draw(part, usize::from(drawn.is_some()));
-        let draws: Vec<Draw> = parts.iter().zip(&drawn).map(draw).collect();
+        let draws: Vec<DrawRow> = parts.iter().zip(&drawn).map(draw).collect();
         let batch = parts.iter().zip(&drawn).map(|(part, drawn)| match drawn {
             // Their count is all that is needed.
             Some(_) => Some((part.sequence, &[0][..])),
@@ -180,6 +180,10 @@ impl Scheduler {
                 ended = true;
                 continue;
             }
+            // What it may draw after that token is not known before the token is.
+            if draws && request.waits() {
+                continue;
+            }
             let from = match before {
                 Some(part) => part.to,
                 None => self.session.len(sequence).ok()?,
@@ -197,14 +201,19 @@ impl Scheduler {
         let StepUnderWay { step, parts } = first;
         let committed = step.committed;
         let batch: Vec<(SeqId, &[u32])> = parts.iter().map(|part| (part.sequence, &[][..])).collect();
-        let drawn = self.session.read_call(&batch, step).await?;
+        let read = self.session.read_call(&batch, step).await?;
+        let drawn = parts.iter().enumerate().map(|(row, part)| {
+            let logprobs = self.place(part).and_then(|place| self.requests[place].logprobs());
+            (read.drawn(row, logprobs), read.fault(row).cloned())
+        });
+        let drawn: Vec<(Drawn, Option<ErrorKind>)> = drawn.collect();
         let (parts, drawn): (Vec<_>, Vec<_>) =
             parts.into_iter().zip(drawn).filter(|(part, _)| self.place(part).is_some()).unzip();
         if !committed {
             let mut fed = fed(&self.requests, &parts);
             // What no token came of is not kept.
-            for ((part, token), (_, fed)) in parts.iter().zip(&drawn).zip(&mut fed) {
-                if part.draws() && *token == Sample::NO_TOKEN {
+            for ((part, (drawn, _)), (_, fed)) in parts.iter().zip(&drawn).zip(&mut fed) {
+                if part.draws() && drawn.token == Sample::NO_TOKEN {
                     *fed = &[];
                 }
             }
@@ -213,9 +222,9 @@ impl Scheduler {
         }
         self.session.finish();
         // All of it first, then the callback, which may panic.
-        for (part, token) in parts.iter().zip(drawn).filter(|(part, _)| part.draws()) {
+        for (part, (drawn, fault)) in parts.iter().zip(drawn).filter(|(part, _)| part.draws()) {
             if let Some(place) = self.place(part) {
-                self.requests[place].drawn = Some(token);
+                (self.requests[place].drawn, self.requests[place].undrawn) = (Some(drawn), fault);
             }
         }
         Ok(())
@@ -246,7 +255,7 @@ impl Scheduler {
     fn take_drawn(&mut self) -> bool {
         let (mut place, mut any) = (0, false);
         while let Some(request) = self.requests.get_mut(place) {
-            let Some(token) = request.drawn else {
+            let Some(token) = request.drawn.as_ref().map(|drawn| drawn.token) else {
                 place += 1;
                 continue;
             };
@@ -261,7 +270,10 @@ impl Scheduler {
                     let last = request.tokens.len().saturating_sub(1);
                     // What led to it is not for others to find.
                     let _ = self.session.cache_mut().discard(id, 0); // it is there, or has nothing to give up
-                    no_probabilities(id, last)
+                    match request.undrawn.take() {
+                        Some(fault) => fault.into(),
+                        None => no_probabilities(id, last),
+                    }
                 }
                 _ if request.tries >= 2 => {
                     let why = format!("panicked twice for token {token} of request {}", request.id.0);
@@ -269,7 +281,9 @@ impl Scheduler {
                 }
                 _ => {
                     request.tries += 1;
-                    let event = request.take(token, &(self.token_bytes)(token));
+                    let bytes = (self.token_bytes)(token);
+                    let Some(drawn) = request.drawn.take() else { continue };
+                    let event = request.take(drawn, &bytes);
                     let ended = event.finished.is_some();
                     self.events.push_back(event);
                     if ended {

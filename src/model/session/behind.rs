@@ -1,23 +1,25 @@
 //! A step behind another: with the device before the tokens of the first are read.
 
-use super::feed::{Call, Draw, TokensAndLogits, Undrawn, Want};
+use super::draws::StepDraws;
+use super::feed::{Call, Fed, Undrawn, Want};
 use super::rollback::Unfinished;
 use super::schedule::TokenRun;
 use super::step::{Ids, Submitted};
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
+use crate::model::sampler::DrawRow;
 
 impl Session {
     /// The first half of [`Session::feed`] for a call that is one step and draws a token for each sequence. What fails has
     /// changed nothing.
-    pub(crate) fn submit_call(&mut self, batch: &[(SeqId, &[u32])], draws: &[Draw]) -> Result<Submitted> {
+    pub(crate) fn submit_call(&mut self, batch: &[(SeqId, &[u32])], draws: &[DrawRow]) -> Result<Submitted> {
         self.roll_back();
         let want = Want::Tokens(draws);
-        let samplers = self.check(batch, &want)?;
+        self.check(batch, &want)?;
         let begun = self.begin(batch);
         // Whether a token that could not be drawn matters is for whoever reads it.
-        let call = Call { batch, want, undrawn: Undrawn::IsTold(&[]), samplers };
+        let call = Call { batch, want, undrawn: Undrawn::IsTold(&[]) };
         let submitted = begun.and_then(|()| self.submit_step(&call, whole(batch)));
         if submitted.is_err() {
             self.roll_back();
@@ -26,13 +28,14 @@ impl Session {
     }
 
     /// Records what [`Session::submit_call`] would submit, and rolls it back: for whoever names kernels (`Gpu::compile_for`).
-    pub(super) fn record_call(&mut self, batch: &[(SeqId, &[u32])], draws: &[Draw]) -> Result<()> {
+    pub(super) fn record_call(&mut self, batch: &[(SeqId, &[u32])], draws: &[DrawRow]) -> Result<()> {
         self.roll_back();
         let want = Want::Tokens(draws);
-        let samplers = self.check(batch, &want)?;
+        self.check(batch, &want)?;
         let begun = self.begin(batch);
-        let call = Call { batch, want, undrawn: Undrawn::IsTold(&[]), samplers };
-        let recorded = begun.and_then(|()| self.record_step(&call, &whole(batch), &call.samplers, Ids::Host));
+        let call = Call { batch, want, undrawn: Undrawn::IsTold(&[]) };
+        let rows = StepDraws::new(draws.iter().enumerate().collect(), |_| None);
+        let recorded = begun.and_then(|()| self.record_step(&call, &whole(batch), Some(&rows), Ids::Host));
         self.roll_back();
         recorded.map(drop)
     }
@@ -43,7 +46,7 @@ impl Session {
     pub(crate) fn submit_behind(
         &mut self,
         (first, fed): (&mut Submitted, &[(SeqId, &[u32])]),
-        (batch, draws): (&[(SeqId, &[u32])], &[Draw]),
+        (batch, draws): (&[(SeqId, &[u32])], &[DrawRow]),
         ids: Ids<'_>,
     ) -> Option<Submitted> {
         // From a commit that gives pages back to a window there would be no way back to before `first`.
@@ -59,7 +62,8 @@ impl Session {
                 return None;
             }
         }
-        let samplers = draws.iter().map(|draw| draw.sampling.row(draw.u)).collect::<Result<Vec<_>>>().ok()?;
+        let vocab = self.decoder.config().vocab_size;
+        draws.iter().try_for_each(|row| row.check(vocab)).ok()?;
         self.cache.commit_tokens(fed).ok()?;
         first.committed = true;
         let lengths = batch.iter().map(|(id, _)| Ok((*id, self.len(*id)?))).collect::<Result<Vec<_>>>().ok()?;
@@ -68,7 +72,7 @@ impl Session {
                 self.unfinished.push(Unfinished { id, len, fork: None });
             }
         }
-        let call = Call { batch, want: Want::Tokens(draws), undrawn: Undrawn::IsTold(&[]), samplers };
+        let call = Call { batch, want: Want::Tokens(draws), undrawn: Undrawn::IsTold(&[]) };
         let submitted = self.submit_step_of(&call, whole(batch), ids);
         if submitted.is_err() {
             for (id, len) in lengths {
@@ -82,13 +86,13 @@ impl Session {
         submitted.ok()
     }
 
-    /// Waits for the tokens of a step of [`Session::submit_call`] or [`Session::submit_behind`], whatever they are, and commits
+    /// Waits for the tokens, and what comes with them, of a step of [`Session::submit_call`] or [`Session::submit_behind`], whatever they are, and commits
     /// nothing.
-    pub(crate) async fn read_call(&self, batch: &[(SeqId, &[u32])], step: Submitted) -> Result<Vec<u32>> {
-        let call = Call { batch, want: Want::Tokens(&[]), undrawn: Undrawn::IsTold(&[]), samplers: Vec::new() };
-        let mut read = TokensAndLogits { tokens: vec![0; batch.len()], ..Default::default() };
+    pub(crate) async fn read_call(&self, batch: &[(SeqId, &[u32])], step: Submitted) -> Result<Fed> {
+        let call = Call { batch, want: Want::Tokens(&[]), undrawn: Undrawn::IsTold(&[]) };
+        let mut read = Fed::of_tokens(batch.len());
         self.read_results(&call, step, &mut read).await?;
-        Ok(read.tokens)
+        Ok(read)
     }
 
     /// Commits tokens of sequences.

@@ -1,5 +1,6 @@
 //! What a session's steps read and write on the device, made once.
 
+use super::draws::ShapedBuffers;
 use super::SessionOptions;
 use crate::error::Result;
 use crate::gpu::{DType, Tensor};
@@ -31,6 +32,8 @@ pub(crate) struct Buffers {
     pub(crate) samplers_there: Vec<[f32; 4]>,
     /// (max_batch) U32
     pub(crate) tokens: Tensor,
+    /// What draws need beyond temperature and nucleus.
+    pub(crate) shaped: ShapedBuffers,
 }
 
 impl Buffers {
@@ -61,6 +64,7 @@ impl Buffers {
             samplers: tensor(&[batch, 4], DType::F32)?,
             samplers_there: Vec::new(),
             tokens: tensor(&[batch], DType::U32)?,
+            shaped: ShapedBuffers::default(),
         })
     }
 

@@ -4,16 +4,8 @@ use super::schedule::{schedule, TokenRun};
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{Sample, Sampling};
-
-/// How the next token of one sequence is drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Draw {
-    /// Temperature and nucleus; the default is greedy.
-    pub sampling: Sampling,
-    /// A uniform random number in [0, 1); not used by greedy draws.
-    pub u: f32,
-}
+use crate::model::sampler::{Draw, DrawRow, Drawn, Sampler};
+use crate::nn::Sample;
 
 /// What [`Session::next_tokens_and_logits`] returns, by sequence in the order of the call.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,21 +17,53 @@ pub struct TokensAndLogits {
     pub logits: Vec<Vec<f32>>,
 }
 
+/// What a call has read, by sequence in the order of the call. What was not wanted is empty.
+#[derive(Debug, Default)]
+pub(crate) struct Fed {
+    /// [`Sample::NO_TOKEN`] where none could be drawn.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logits: Vec<Vec<f32>>,
+    /// The drawn token's log-probability, then those of the most likely ones, as [`Logprobs`](crate::nn::Logprobs) has them.
+    pub(crate) logprobs: Vec<Vec<(u32, f32)>>,
+    /// Sequences for which the host knows why they got no token.
+    pub(crate) faults: Vec<(usize, ErrorKind)>,
+}
+
+impl Fed {
+    /// With room for a call that draws tokens.
+    pub(crate) fn of_tokens(sequences: usize) -> Self {
+        Fed { tokens: vec![0; sequences], logprobs: vec![Vec::new(); sequences], ..Default::default() }
+    }
+
+    /// Why a sequence got no token, where that is not for its logits.
+    pub(crate) fn fault(&self, sequence: usize) -> Option<&ErrorKind> {
+        self.faults.iter().find(|(of, _)| *of == sequence).map(|(_, fault)| fault)
+    }
+
+    /// The token of a sequence, with what was asked for beside it: so many of the most likely ones.
+    pub(crate) fn drawn(&self, sequence: usize, logprobs: Option<usize>) -> Drawn {
+        let token = self.tokens.get(sequence).copied().unwrap_or(Sample::NO_TOKEN);
+        let read = self.logprobs.get(sequence).map(Vec::as_slice).unwrap_or_default();
+        let wanted = logprobs.map_or(0, |count| (1 + count).min(read.len()));
+        Drawn::new(token, read.get(..wanted).unwrap_or_default())
+    }
+}
+
 /// What a call is to read back for each sequence.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Want<'a> {
-    /// The token after its last one: one [`Draw`] per sequence.
-    Tokens(&'a [Draw]),
+    /// The token after its last one: one row per sequence.
+    Tokens(&'a [DrawRow]),
     /// The logits after its last token.
     Logits,
     /// Both.
-    TokensAndLogits(&'a [Draw]),
+    TokensAndLogits(&'a [DrawRow]),
     /// The logits after each of its tokens.
     AllLogits,
 }
 
 impl<'a> Want<'a> {
-    fn draws(&self) -> Option<&'a [Draw]> {
+    pub(super) fn draws(&self) -> Option<&'a [DrawRow]> {
         match *self {
             Want::Tokens(draws) | Want::TokensAndLogits(draws) => Some(draws),
             Want::Logits | Want::AllLogits => None,
@@ -88,8 +112,6 @@ pub(super) struct Call<'a> {
     pub(super) batch: &'a [(SeqId, &'a [u32])],
     pub(super) want: Want<'a>,
     pub(super) undrawn: Undrawn<'a>,
-    /// One per sequence, where tokens are drawn.
-    pub(super) samplers: Vec<[f32; 4]>,
 }
 
 impl Session {
@@ -111,7 +133,21 @@ impl Session {
     /// [`ErrorKind::Argument`] named `logits`, with the sequence and the position of its last token, where the logits give no
     /// probabilities: one is NaN or +infinity, or none is finite (-infinity forbids a token).
     pub async fn next_tokens(&mut self, batch: &[(SeqId, &[u32])], draws: &[Draw]) -> Result<Vec<u32>> {
-        Ok(self.feed(batch, Want::Tokens(draws), Undrawn::Fails).await?.tokens)
+        Ok(self.feed(batch, Want::Tokens(&DrawRow::of(draws)), Undrawn::Fails).await?.tokens)
+    }
+
+    /// [`Session::next_tokens`] by samplers, one per sequence: with penalties, biases, constraints and log-probabilities where they
+    /// have such. Each is told of its token, and moves on to the next; after an error all are as they were.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::next_tokens`]; [`ErrorKind::Argument`] for a token of a sampler that is not in the vocabulary;
+    /// [`ErrorKind::Grammar`] where a constraint allows no token, and whatever it fails with.
+    pub async fn draw(&mut self, batch: &[(SeqId, &[u32])], samplers: &mut [Sampler]) -> Result<Vec<Drawn>> {
+        let rows: Vec<DrawRow> = samplers.iter().map(|sampler| sampler.row(0)).collect();
+        let fed = self.feed(batch, Want::Tokens(&rows), Undrawn::Fails).await?;
+        samplers.iter_mut().zip(&fed.tokens).for_each(|(sampler, token)| sampler.take(*token));
+        Ok(rows.iter().enumerate().map(|(sequence, row)| fed.drawn(sequence, row.logprobs)).collect())
     }
 
     /// Adds tokens as [`Session::next_tokens`] does, and returns the logits after each sequence's last token, whatever numbers
@@ -145,7 +181,8 @@ impl Session {
         batch: &[(SeqId, &[u32])],
         draws: &[Draw],
     ) -> Result<TokensAndLogits> {
-        self.feed(batch, Want::TokensAndLogits(draws), Undrawn::Fails).await
+        let fed = self.feed(batch, Want::TokensAndLogits(&DrawRow::of(draws)), Undrawn::Fails).await?;
+        Ok(TokensAndLogits { tokens: fed.tokens, logits: fed.logits })
     }
 
     /// What all of these are, with a say in what becomes of a sequence for which no token can be drawn. What was not wanted is
@@ -155,11 +192,11 @@ impl Session {
         batch: &[(SeqId, &[u32])],
         want: Want<'_>,
         undrawn: Undrawn<'_>,
-    ) -> Result<TokensAndLogits> {
+    ) -> Result<Fed> {
         self.roll_back();
-        let samplers = self.check(batch, &want)?;
+        self.check(batch, &want)?;
         self.begin(batch)?;
-        let fed = self.feed_checked(&Call { batch, want, undrawn, samplers }).await;
+        let fed = self.feed_checked(&Call { batch, want, undrawn }).await;
         match fed {
             Ok(_) => self.finish(),
             Err(_) => self.roll_back(),
@@ -167,7 +204,7 @@ impl Session {
         fed
     }
 
-    async fn feed_checked(&mut self, call: &Call<'_>) -> Result<TokensAndLogits> {
+    async fn feed_checked(&mut self, call: &Call<'_>) -> Result<Fed> {
         let lengths: Vec<usize> = call.batch.iter().map(|(_, tokens)| tokens.len()).collect();
         let steps = schedule(&lengths, self.capacity());
         if call.want.all_logits() {
@@ -175,10 +212,8 @@ impl Session {
             self.reserve_logits(most.unwrap_or(1))?;
         }
         let count = |wanted| if wanted { lengths.len() } else { 0 };
-        let mut fed = TokensAndLogits {
-            tokens: vec![0; count(call.want.tokens())],
-            logits: vec![Vec::new(); count(call.want.logits())],
-        };
+        let logits = vec![Vec::new(); count(call.want.logits())];
+        let mut fed = Fed { logits, ..Fed::of_tokens(count(call.want.tokens())) };
         for parts in steps {
             let step = self.submit_step(call, parts)?;
             self.read_step(call, step, &mut fed).await?;
@@ -186,7 +221,7 @@ impl Session {
         Ok(fed)
     }
 
-    pub(super) fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<Vec<[f32; 4]>> {
+    pub(super) fn check(&self, batch: &[(SeqId, &[u32])], want: &Want<'_>) -> Result<()> {
         if batch.is_empty() || batch.len() > self.options.max_batch {
             let why = format!("{} sequences, wanted 1..={}", batch.len(), self.options.max_batch);
             return Err(ErrorKind::argument("batch", why));
@@ -218,8 +253,8 @@ impl Session {
             Some(draws) if draws.len() != batch.len() => {
                 Err(ErrorKind::shape("draws", &[draws.len()], format!("({})", batch.len())))
             }
-            Some(draws) => draws.iter().map(|d| d.sampling.row(d.u)).collect(),
-            None => Ok(Vec::new()),
+            Some(draws) => draws.iter().try_for_each(|row| row.check(self.decoder.config().vocab_size)),
+            None => Ok(()),
         }
     }
 }

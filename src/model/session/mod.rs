@@ -5,6 +5,7 @@ use crate::model::layers::explicit::ExplicitPrefill;
 use buffers::Buffers;
 mod behind;
 pub(crate) mod buffers;
+mod draws;
 pub(crate) mod feed;
 mod follow;
 mod measure_prefill;
@@ -23,10 +24,10 @@ pub(crate) mod step;
 mod stream;
 mod warm_up;
 
-pub use feed::{Draw, TokensAndLogits};
+pub use feed::TokensAndLogits;
 pub use follow::follow;
 pub use options::SessionOptions;
-pub use stream::TokenStream;
+pub use stream::{DrawSource, Samplers, TokenStream};
 
 use crate::attention::{AttentionOptions, Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};

@@ -1,18 +1,19 @@
 //! One step of a call: its commands are submitted, and later its results are read. Between the two the host is free.
 
 use super::buffers::Buffers;
-use super::feed::{no_probabilities, Call, TokensAndLogits, Undrawn};
+use super::draws::{record_draws, DrawKinds, StepDraws};
+use super::feed::{no_probabilities, Call, Fed, Undrawn};
 use super::message::RankMessage;
 use super::ranks::Ranks;
 use super::schedule::TokenRun;
 use super::Session;
 use crate::cache::SeqId;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::gpu::{elements, DType, Download, HostPart, Run, Tensor};
 use crate::model::decoder::DecoderInner;
 use crate::model::layers::attention::{AttentionStep, StepPlans};
 use crate::model::layers::block::Exchange;
-use crate::nn::{LinearArgs, Span};
+use crate::nn::{LinearArgs, Sample, Span};
 
 /// A step that is with the device: its pages are reserved, not committed.
 pub(crate) struct Submitted {
@@ -21,7 +22,11 @@ pub(crate) struct Submitted {
     pub(crate) committed: bool,
     /// Batches that were lost before it was recorded.
     pub(super) losses: u64,
-    /// Tokens first, then logits, as far as the call wants them; none where the step ends no sequence and nothing of it is
+    /// Of each row of log-probabilities, where there are any: the tokens beside the drawn one.
+    logprobs: Option<usize>,
+    /// Sequences that get no token, and why.
+    faults: Vec<(usize, ErrorKind)>,
+    /// Tokens first, then log-probabilities, then logits, as far as the call wants them; none where the step ends no sequence and nothing of it is
     /// wanted.
     results: Option<Download>,
 }
@@ -37,6 +42,17 @@ pub(crate) enum Ids<'a> {
     Some(&'a [Option<usize>]),
 }
 
+impl Ids<'_> {
+    /// Which of the tokens of the step before a sequence feeds, where the host may not have it.
+    fn drawn(&self, sequence: usize) -> Option<usize> {
+        match self {
+            Ids::Host => None,
+            Ids::Drawn => Some(sequence),
+            Ids::Some(drawn) => drawn[sequence],
+        }
+    }
+}
+
 impl Session {
     /// Reserves, uploads, records and submits one step, with copies of the results that are wanted: one submit.
     pub(super) fn submit_step(&mut self, call: &Call<'_>, parts: Vec<TokenRun>) -> Result<Submitted> {
@@ -45,17 +61,26 @@ impl Session {
 
     /// [`Session::submit_step`] of tokens from where `ids` says.
     pub(super) fn submit_step_of(&mut self, call: &Call<'_>, parts: Vec<TokenRun>, ids: Ids<'_>) -> Result<Submitted> {
+        let rows = call.want.draws().unwrap_or_default();
         let ending = parts.iter().filter(|p| p.last);
-        let samplers: Vec<[f32; 4]> = ending.filter_map(|p| call.samplers.get(p.sequence).copied()).collect();
+        let rows = ending.filter_map(|p| Some((p.sequence, rows.get(p.sequence)?))).collect();
+        let mut draws = StepDraws::new(rows, |sequence| ids.drawn(sequence));
         let (losses, clock) = (self.decoder.gpu().losses(), self.decoder.gpu().clock());
-        let rows = self.record_step(call, &parts, &samplers, ids)?;
+        let rows = match draws.is_constrained() {
+            false => self.record_step(call, &parts, Some(&draws), ids)?,
+            true => self.record_constrained(call, &parts, &mut draws, ids)?,
+        };
         let (gpu, b) = (self.decoder.gpu(), &self.buffers);
         gpu.stop(clock, HostPart::Record);
         let ending = parts.iter().filter(|p| p.last).count();
+        let logprobs = draws.kinds().and_then(|kinds| kinds.logprobs());
         let all = call.want.all_logits();
-        let mut wanted = Vec::with_capacity(2);
+        let mut wanted = Vec::with_capacity(3);
         if call.want.tokens() && ending > 0 {
             wanted.push(b.tokens.view(&[ending])?);
+        }
+        if let Some(count) = logprobs {
+            wanted.extend(b.shaped.logprobs_of(ending, count)?);
         }
         if call.want.logits() && (ending > 0 || all) {
             wanted.push(b.logits.view(&[if all { rows } else { ending }, self.decoder.config().vocab_size])?);
@@ -64,16 +89,32 @@ impl Session {
             [] => gpu.submit().map(|()| None)?,
             wanted => Some(gpu.start_download(&wanted.iter().collect::<Vec<_>>())?),
         };
-        Ok(Submitted { parts, committed: false, losses, results })
+        Ok(Submitted { parts, committed: false, losses, logprobs, faults: draws.into_faults(), results })
+    }
+
+    /// Records and submits what gives the logits while masks are made, and then records the draws.
+    fn record_constrained(
+        &mut self,
+        call: &Call<'_>,
+        parts: &[TokenRun],
+        draws: &mut StepDraws<'_>,
+        ids: Ids<'_>,
+    ) -> Result<usize> {
+        let vocab = self.decoder.config().vocab_size;
+        let rows = draws.with_masks(vocab, || {
+            let rows = self.record_step(call, parts, None, ids)?;
+            self.decoder.gpu().submit().map(|()| rows)
+        })?;
+        self.write_draws(draws)?;
+        if let Some(kinds) = draws.kinds() {
+            let (model, ending) = (&*self.decoder.inner, parts.iter().filter(|p| p.last).count());
+            model.gpu.together(|| record_draws(model, &self.buffers, ending, kinds))?;
+        }
+        Ok(rows)
     }
 
     /// Waits for a step, adds its results to those of the call, and commits its tokens.
-    pub(super) async fn read_step(
-        &mut self,
-        call: &Call<'_>,
-        step: Submitted,
-        fed: &mut TokensAndLogits,
-    ) -> Result<()> {
+    pub(super) async fn read_step(&mut self, call: &Call<'_>, step: Submitted, fed: &mut Fed) -> Result<()> {
         let parts = self.read_results(call, step, fed).await?;
         let tokens = |part: &TokenRun| {
             let (id, tokens) = call.batch[part.sequence];
@@ -91,13 +132,8 @@ impl Session {
     }
 
     /// Waits for a step and adds its results to those of the call. Returns its parts, which are still to be committed.
-    pub(super) async fn read_results(
-        &self,
-        call: &Call<'_>,
-        step: Submitted,
-        fed: &mut TokensAndLogits,
-    ) -> Result<Vec<TokenRun>> {
-        let Submitted { parts, committed, losses, results } = step;
+    pub(super) async fn read_results(&self, call: &Call<'_>, step: Submitted, fed: &mut Fed) -> Result<Vec<TokenRun>> {
+        let Submitted { parts, committed, losses, logprobs, faults, results } = step;
         let (gpu, vocab) = (self.decoder.gpu(), self.decoder.config().vocab_size);
         let mut read = match results {
             Some(results) => gpu.finish_download(results).await?.into_iter(),
@@ -108,7 +144,16 @@ impl Session {
         if call.want.tokens() && !ending.is_empty() {
             let tokens: Vec<u32> = elements(DType::U32, &read.next().unwrap_or_default());
             ending.iter().zip(tokens).for_each(|(p, token)| fed.tokens[p.sequence] = token);
-            self.check_drawn(call, (&ending, committed), &fed.tokens)?;
+            faults.iter().for_each(|(sequence, _)| fed.tokens[*sequence] = Sample::NO_TOKEN);
+            fed.faults.extend(faults);
+            self.check_drawn(call, (&ending, committed), fed)?;
+        }
+        if let Some(count) = logprobs {
+            let words: Vec<u32> = elements(DType::U32, &read.next().unwrap_or_default());
+            let pairs: Vec<(u32, f32)> = words.chunks_exact(2).map(|pair| (pair[0], f32::from_bits(pair[1]))).collect();
+            for (part, row) in ending.iter().zip(pairs.chunks_exact(1 + count)) {
+                fed.logprobs[part.sequence] = row.to_vec();
+            }
         }
         let mut values = elements::<f32>(DType::F32, &read.next().unwrap_or_default()).into_iter();
         let all = call.want.all_logits();
@@ -122,10 +167,13 @@ impl Session {
     }
 
     /// Fails where no token was drawn for one of the parts that end, if that is to fail.
-    fn check_drawn(&self, call: &Call<'_>, (ending, committed): (&[&TokenRun], bool), tokens: &[u32]) -> Result<()> {
+    fn check_drawn(&self, call: &Call<'_>, (ending, committed): (&[&TokenRun], bool), fed: &Fed) -> Result<()> {
         let fails = matches!(call.undrawn, Undrawn::Fails);
-        match ending.iter().find(|part| fails && call.undrawn.spoils(part, tokens)) {
+        match ending.iter().find(|part| fails && call.undrawn.spoils(part, &fed.tokens)) {
             Some(part) => {
+                if let Some(fault) = fed.fault(part.sequence) {
+                    return Err(fault.clone().into());
+                }
                 let id = call.batch[part.sequence].0;
                 let new = if committed { 0 } else { part.tokens.len() };
                 let last = (self.len(id)? + new).saturating_sub(1);
@@ -135,12 +183,13 @@ impl Session {
         }
     }
 
-    /// Reserves, uploads and records one step, with the results that are wanted. Returns its rows.
+    /// Reserves, uploads and records one step, with the results that are wanted, and with the draws that are given. Returns its
+    /// rows.
     pub(super) fn record_step(
         &mut self,
         call: &Call<'_>,
         parts: &[TokenRun],
-        samplers: &[[f32; 4]],
+        draws: Option<&StepDraws<'_>>,
         from: Ids<'_>,
     ) -> Result<usize> {
         let all_logits = call.want.all_logits();
@@ -152,9 +201,8 @@ impl Session {
             let (id, tokens) = call.batch[part.sequence];
             wanted.push((id, part.tokens.len()));
             sequences.push(id);
-            match from {
-                Ids::Some(drawn) => copies.extend(drawn[part.sequence].map(|token| id_copy(token, rows))),
-                Ids::Host | Ids::Drawn => {}
+            if let Ids::Some(_) = from {
+                copies.extend(from.drawn(part.sequence).map(|token| id_copy(token, rows)));
             }
             ids.extend_from_slice(&tokens[part.tokens.clone()]);
             rows += part.tokens.len();
@@ -176,14 +224,11 @@ impl Session {
             if ending < rows {
                 gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
             }
-            // Greedy draws are the same in each step.
-            if b.samplers_there != samplers && !samplers.is_empty() {
-                b.samplers_there.clear();
-                gpu.upload(&b.samplers.view(&[ending, 4])?, samplers.as_flattened())?;
-                b.samplers_there.extend_from_slice(samplers);
+            if let Some(draws) = draws {
+                self.write_draws(draws)?;
             }
         }
-        let ends = StepEnds { ending, all_logits, draws: !samplers.is_empty() };
+        let ends = StepEnds { ending, all_logits, draws: draws.and_then(StepDraws::kinds) };
         let step = RowsOfStep { rows, id_rows, sequences: &sequences, copies: &joined(copies), ends };
         match self.ranks.clone() {
             Some(ranks) => self.record_with_ranks(step, &ranks, ids)?,
@@ -233,7 +278,8 @@ impl Session {
         };
         // Steps of a token for each sequence repeat: this, and the buffers, is all that their commands hang on.
         let StepEnds { ending, all_logits, draws } = ends;
-        let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into(), draws.into()];
+        let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into()];
+        self.buffers.shaped.extend_key(draws, &mut key);
         key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id(), slots.buffer.id()]);
         self.decode.extend_key(plan, &mut key);
         let ends = (&id_rows, ends);
@@ -280,8 +326,8 @@ pub(super) struct StepEnds {
     /// Rows that are their sequence's last.
     ending: usize,
     all_logits: bool,
-    /// Whether tokens are drawn.
-    draws: bool,
+    /// How tokens are drawn, if they are.
+    draws: Option<DrawKinds>,
 }
 
 /// Records the commands of a step, once all that they read from the host is written. Kernels that are not there yet are
@@ -317,8 +363,8 @@ fn record_blocks(
             b.gather.run(&b.last_rows.view(&[ending])?, &b.last.view(&[ending, model.config.hidden_size])?)?;
         }
         model.head.run(LinearArgs::new(ending, Span::of(last), logits))?;
-        if draws {
-            model.sample.run(logits, &b.samplers.view(&[ending, 4])?, &b.tokens.view(&[ending])?)?;
+        if let Some(kinds) = draws {
+            record_draws(model, b, ending, kinds)?;
         }
     }
     Ok(())

@@ -5,14 +5,75 @@
 //! A step's own tokens are known when the next one is recorded, and are committed then, as those of a call of several steps
 //! are; what fails, or was computed for nothing, is rolled back to the last token that was handed out.
 
-use super::feed::{Call, Draw, TokensAndLogits, Undrawn, Want};
+use super::feed::{Call, Fed, Undrawn, Want};
 use super::schedule::schedule;
 use super::step::{Ids, Submitted};
 use super::Session;
 use crate::cache::SeqId;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::model::sampler::{Draw, DrawRow, Drawn, Sampler};
 
-/// Tokens that follow sequences, drawn one step after the other: made by [`Session::stream`].
+/// How the tokens of a [`TokenStream`] are drawn: a function that says it for each sequence and step, or [`Samplers`].
+pub trait DrawSource: private::Source {}
+
+impl<D: private::Source> DrawSource for D {}
+
+/// The samplers of a [`TokenStream`], one per sequence.
+#[derive(Debug)]
+pub struct Samplers<S>(pub(crate) S);
+
+mod private {
+    use super::{Draw, DrawRow, Sampler, Samplers};
+
+    pub trait Source {
+        /// How the tokens of the next step to be read are drawn, or with 1 those of the one after it: one row per sequence.
+        #[allow(private_interfaces)]
+        fn rows(&mut self, after: usize, sequences: usize) -> Vec<DrawRow>;
+
+        /// Whether rows are asked for once, and stay as they are when the step before is read.
+        const ONCE: bool;
+
+        /// Whether a step has to know the tokens of the one before.
+        fn waits(&self) -> bool;
+
+        /// The tokens of the step that was read.
+        fn take(&mut self, tokens: &[u32]);
+    }
+
+    impl<D: FnMut(usize) -> Draw> Source for D {
+        const ONCE: bool = true;
+
+        #[allow(private_interfaces)]
+        fn rows(&mut self, _: usize, sequences: usize) -> Vec<DrawRow> {
+            (0..sequences).map(|sequence| self(sequence).into()).collect()
+        }
+
+        fn waits(&self) -> bool {
+            false
+        }
+
+        fn take(&mut self, _: &[u32]) {}
+    }
+
+    impl<S: AsMut<[Sampler]> + AsRef<[Sampler]>> Source for Samplers<S> {
+        const ONCE: bool = false;
+
+        #[allow(private_interfaces)]
+        fn rows(&mut self, after: usize, _: usize) -> Vec<DrawRow> {
+            self.0.as_ref().iter().map(|sampler| sampler.row(after)).collect()
+        }
+
+        fn waits(&self) -> bool {
+            self.0.as_ref().iter().any(Sampler::waits)
+        }
+
+        fn take(&mut self, tokens: &[u32]) {
+            self.0.as_mut().iter_mut().zip(tokens).for_each(|(sampler, token)| sampler.take(*token));
+        }
+    }
+}
+
+/// Tokens that follow sequences, drawn one step after the other: made by [`Session::stream`] and [`Session::stream_with`].
 ///
 /// Dropped, or where a future of [`TokenStream::next`] is dropped before it ends, it leaves each sequence as
 /// [`Session::next_tokens`] would have: with its input, and all tokens that were handed out but the last.
@@ -24,7 +85,7 @@ pub struct TokenStream<'a, D> {
     /// That step, if it is with the device. Its tokens are not committed, and a call that fails goes back to before it.
     ahead: Option<Submitted>,
     /// How that step's tokens are drawn, and those of the step after it, as far as that was asked.
-    draws: [Option<Vec<Draw>>; 2],
+    draws: [Option<Vec<DrawRow>>; 2],
 }
 
 impl Session {
@@ -53,8 +114,31 @@ impl Session {
         batch: &[(SeqId, &[u32])],
         draw: D,
     ) -> Result<TokenStream<'_, D>> {
+        self.stream_of(batch, draw)
+    }
+
+    /// [`Session::stream`] by samplers, one per sequence, with all that these have: a `Vec` of them or a slice. Its tokens are those
+    /// of [`Session::draw`] in a loop. Penalties count the token of a step that is under way on the device, so nothing waits for
+    /// them; with a [`Constraint`](crate::model::Constraint) each step waits for the one before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::stream`]; [`ErrorKind::Shape`] for another number of samplers than of sequences.
+    pub fn stream_with<S: AsMut<[Sampler]> + AsRef<[Sampler]>>(
+        &mut self,
+        batch: &[(SeqId, &[u32])],
+        samplers: S,
+    ) -> Result<TokenStream<'_, Samplers<S>>> {
+        let count = samplers.as_ref().len();
+        if count != batch.len() {
+            return Err(ErrorKind::shape("samplers", &[count], format!("({})", batch.len())));
+        }
+        self.stream_of(batch, Samplers(samplers))
+    }
+
+    fn stream_of<D>(&mut self, batch: &[(SeqId, &[u32])], draw: D) -> Result<TokenStream<'_, D>> {
         self.roll_back();
-        self.check(batch, &Want::Tokens(&vec![Draw::default(); batch.len()]))?;
+        self.check(batch, &Want::Tokens(&vec![DrawRow::default(); batch.len()]))?;
         let input = batch.iter().map(|(id, tokens)| (*id, tokens.to_vec())).collect();
         Ok(TokenStream { session: self, draw, input, ahead: None, draws: [None, None] })
     }
@@ -67,7 +151,7 @@ fn batch(input: &[(SeqId, Vec<u32>)]) -> Batch<'_> {
     input.iter().map(|(id, tokens)| (*id, &tokens[..])).collect()
 }
 
-impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
+impl<D: DrawSource> TokenStream<'_, D> {
     /// The next token of each sequence, in the order of the batch. `more`: whether another call will follow, so that its step
     /// is worth computing ahead. Where it is and none follows, that step is rolled back; where it is not and one follows, the
     /// device waits for the host once.
@@ -76,11 +160,25 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
     ///
     /// As [`Session::next_tokens`] of the step. The sequences are as they were before it, so that it may be asked for again.
     pub async fn next(&mut self, more: bool) -> Result<Vec<u32>> {
-        let tokens = self.step(more).await;
-        if tokens.is_err() {
+        Ok(self.next_fed(more).await?.1.tokens)
+    }
+
+    /// [`TokenStream::next`], with the log-probabilities that samplers ask for.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenStream::next`].
+    pub async fn next_drawn(&mut self, more: bool) -> Result<Vec<Drawn>> {
+        let (rows, fed) = self.next_fed(more).await?;
+        Ok(rows.iter().enumerate().map(|(sequence, row)| fed.drawn(sequence, row.logprobs)).collect())
+    }
+
+    async fn next_fed(&mut self, more: bool) -> Result<(Vec<DrawRow>, Fed)> {
+        let fed = self.step(more).await;
+        if fed.is_err() {
             self.session.roll_back();
         }
-        tokens
+        fed
     }
 
     /// The session, for its sizes and statistics. The page of a step under way counts as used.
@@ -88,47 +186,52 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
         self.session
     }
 
-    async fn step(&mut self, more: bool) -> Result<Vec<u32>> {
+    async fn step(&mut self, more: bool) -> Result<(Vec<DrawRow>, Fed)> {
         // Taken: a future that is dropped takes the steps with it, and the next begins again.
-        let mut read = TokensAndLogits { tokens: vec![0; self.input.len()], ..Default::default() };
+        let mut read = Fed::of_tokens(self.input.len());
         let mut first = match self.ahead.take() {
             Some(step) => step,
             None => self.submit_first(&mut read).await?,
         };
         let second = if more { self.submit_second(&mut first) } else { None };
         let (input, parts, committed) = (batch(&self.input), first.parts.clone(), first.committed);
-        let call = Call { batch: &input, want: Want::Tokens(&[]), undrawn: Undrawn::Fails, samplers: Vec::new() };
+        let call = Call { batch: &input, want: Want::Tokens(&[]), undrawn: Undrawn::Fails };
         self.session.read_results(&call, first, &mut read).await?;
         if !committed {
             self.session.commit_parts(&input, &parts)?;
         }
         self.session.finish();
         self.input = self.input.iter().zip(&read.tokens).map(|((id, _), token)| (*id, vec![*token])).collect();
-        self.draws = [self.draws[1].take(), None];
+        self.draw.take(&read.tokens);
+        let next = self.draws[1].take().filter(|_| D::ONCE || second.is_some());
+        let rows = std::mem::replace(&mut self.draws, [next, None])[0].take().unwrap_or_default();
         if second.is_some() {
             self.session.begin(&batch(&self.input))?;
             self.ahead = second;
         }
-        Ok(read.tokens)
+        Ok((rows, read))
     }
 
     /// How the tokens of the next step to be read are drawn (0), or those of the one after it (1).
-    fn draws(&mut self, step: usize) -> Vec<Draw> {
+    fn draws(&mut self, step: usize) -> Vec<DrawRow> {
         let count = self.input.len();
-        self.draws[step].get_or_insert_with(|| (0..count).map(&mut self.draw).collect()).clone()
+        if !D::ONCE {
+            self.draws[step] = None; // they may hang on tokens that have come since
+        }
+        self.draws[step].get_or_insert_with(|| self.draw.rows(step, count)).clone()
     }
 
     /// Submits the step whose tokens are next; of an input in several steps the last, after the others are done and what they
     /// drew is in `read`.
-    async fn submit_first(&mut self, read: &mut TokensAndLogits) -> Result<Submitted> {
+    async fn submit_first(&mut self, read: &mut Fed) -> Result<Submitted> {
         self.session.roll_back();
         let draws = self.draws(0);
         let (input, want) = (batch(&self.input), Want::Tokens(&draws));
-        let samplers = self.session.check(&input, &want)?;
+        self.session.check(&input, &want)?;
         let lengths: Vec<usize> = input.iter().map(|(_, tokens)| tokens.len()).collect();
         self.session.compile_stream(&lengths)?;
         self.session.begin(&input)?;
-        let call = Call { batch: &input, want, undrawn: Undrawn::Fails, samplers };
+        let call = Call { batch: &input, want, undrawn: Undrawn::Fails };
         let mut steps = schedule(&lengths, self.session.capacity());
         let last = steps.pop().unwrap_or_default();
         for parts in steps {
@@ -141,6 +244,9 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
     /// Commits the tokens that `first` feeds and submits the step after it, with the tokens that it draws, if that can be done
     /// before they are read.
     fn submit_second(&mut self, first: &mut Submitted) -> Option<Submitted> {
+        if self.draw.waits() {
+            return None;
+        }
         let draws = self.draws(1);
         // Whoever ends in an earlier step of the input has its token in no row of this one.
         if first.parts.len() != self.input.len() || !first.parts.iter().all(|part| part.last) {
@@ -151,6 +257,13 @@ impl<D: FnMut(usize) -> Draw> TokenStream<'_, D> {
         // The host does not have the tokens, and needs their count alone.
         let unknown: Batch<'_> = self.input.iter().map(|(id, _)| (*id, &[0][..])).collect();
         self.session.submit_behind((first, &fed), (&unknown, &draws), Ids::Drawn)
+    }
+}
+
+impl<S: AsRef<[Sampler]>> TokenStream<'_, Samplers<S>> {
+    /// Whether the constraint of any sampler is complete: no token can follow.
+    pub fn is_complete(&self) -> bool {
+        self.draw.0.as_ref().iter().any(Sampler::is_complete)
     }
 }
 

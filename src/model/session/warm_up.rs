@@ -3,10 +3,11 @@
 use super::feed::{Undrawn, Want};
 use super::owned::Owned;
 use super::schedule::{schedule, TokenRun};
-use super::{Draw, Session};
+use super::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
 use crate::gpu::Tier;
+use crate::model::sampler::DrawRow;
 
 /// One of each class of rows that kernels tell apart. The largest first: scratch memory that grew would make the bind
 /// groups of what ran before it anew.
@@ -94,8 +95,8 @@ impl Session {
         let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
         let batch = own.rehearsed(tokens, &zeros);
         // Whatever the logits are.
-        let want = Want::Tokens(&vec![Draw::default(); tokens.len()]);
-        own.session.feed(&batch, want, Undrawn::IsTold(&[])).await.map(drop)
+        let rows = vec![DrawRow::default(); tokens.len()];
+        own.session.feed(&batch, Want::Tokens(&rows), Undrawn::IsTold(&[])).await.map(drop)
     }
 
     /// Records the same, and rolls it back.
@@ -103,7 +104,7 @@ impl Session {
         let mut own = Owned::new(self);
         let zeros = vec![0; tokens.iter().copied().max().unwrap_or(0)];
         let batch = own.rehearsed(tokens, &zeros);
-        let draws = vec![Draw::default(); tokens.len()];
+        let draws = vec![DrawRow::default(); tokens.len()];
         own.session.record_call(&batch, &draws)
     }
 }

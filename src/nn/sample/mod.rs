@@ -1,5 +1,13 @@
 //! The next token of each row of logits.
 
+pub(super) mod logprobs;
+mod sampling;
+pub(super) mod shaped;
+
+pub use logprobs::Logprobs;
+pub use sampling::{Penalties, Sampling};
+pub use shaped::{ListedToken, ShapedRow, ShapedSample};
+
 use super::{params, word, Span};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{check_apart, Extent};
@@ -8,7 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 params!(Params { vocab: u32, row_stride: u32 });
 #[cfg(test)]
-pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
+pub(in crate::nn) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
+
+fn params_of(vocab: usize, logits: &Span<'_>) -> Params {
+    Params { vocab: word(vocab), row_stride: word(logits.row_stride) }
+}
 
 /// The largest vocabulary that one workgroup goes through by itself.
 const MOST_ALONE: usize = 4096;
@@ -41,48 +53,6 @@ pub(super) fn parts_spec() -> KernelSpec {
         parts: vec![part!("nn/top.wgsl"), part!("nn/sample_parts.wgsl")],
         bindings: vec![Access::Read, Access::Write],
         workgroup_bytes: 8 * PART_LANES,
-    }
-}
-
-/// How a token is drawn from logits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the largest one, the lowest index among equals.
-    pub temperature: f32,
-    /// Keep the most likely tokens that together hold this share of the mass; 1 keeps all. Tokens of one probability
-    /// are kept or dropped together.
-    pub top_p: f32,
-}
-
-impl Default for Sampling {
-    /// Greedy.
-    fn default() -> Self {
-        Sampling { temperature: 0.0, top_p: 1.0 }
-    }
-}
-
-impl Sampling {
-    /// One row of a [`Sample`]'s `samplers`, drawing with `u` in [0, 1).
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Argument`] for a negative or non-finite temperature, a `top_p` outside (0, 1], or a `u`
-    /// outside [0, 1).
-    pub fn row(&self, u: f32) -> Result<[f32; 4]> {
-        let Sampling { temperature, top_p } = *self;
-        if !(temperature >= 0.0 && temperature.is_finite()) {
-            return Err(ErrorKind::argument("temperature", format!("{temperature} is not a number of at least 0")));
-        }
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(ErrorKind::argument("top_p", format!("{top_p} is not in (0, 1]")));
-        }
-        if !(0.0..1.0).contains(&u) {
-            return Err(ErrorKind::argument("u", format!("{u} is not in [0, 1)")));
-        }
-        // Below this the division by it could overflow; the result is the same as at 0 long before.
-        let temperature = if temperature < 1e-6 { 0.0 } else { temperature };
-        Ok([temperature, top_p, u, 0.0])
     }
 }
 
@@ -147,7 +117,7 @@ impl Sample {
             return Err(ErrorKind::argument("logits", format!("offset {}, wanted 0", logits.offset)));
         }
         check_apart("tokens", tokens, &[logits.tensor, samplers])?;
-        let params = Params { vocab: word(self.vocab), row_stride: word(logits.row_stride) };
+        let params = params_of(self.vocab, &logits);
         let mut buffers = vec![&logits.tensor.buffer, &samplers.buffer, &tokens.buffer];
         let tops = self.parts.as_ref().map(|parts| parts.tops_of(&self.gpu, self.vocab, rows)).transpose()?;
         if let Some((parts, tops)) = self.parts.as_ref().zip(tops.as_ref()) {
