@@ -6,7 +6,7 @@ use super::several::Several;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
 use latten::model::{BeamOptions, BestOfOptions, GenerateOptions, PrefillPath};
-use latten::nn::{Sampling, WeightType};
+use latten::nn::{Penalties, Sampling, WeightType};
 use latten::DType;
 
 /// Text from the example models, one per variant of attention, with what each costs
@@ -41,6 +41,27 @@ pub(crate) struct Args {
     /// Draw from the most probable tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value = "0.95", conflicts_with = "beams")]
     top_p: f32,
+    /// Draw from the N most probable tokens; 0 for all
+    #[arg(long, value_name = "N", default_value = "0", conflicts_with = "beams")]
+    top_k: u32,
+    /// Draw from tokens with at least this share of the largest probability
+    #[arg(long, value_name = "P", default_value = "0", conflicts_with = "beams")]
+    min_p: f32,
+    /// Draw from the tokens whose information is closest to its mean and whose probabilities add up to P
+    #[arg(long, value_name = "P", default_value = "1", conflicts_with = "beams")]
+    typical_p: f32,
+    /// Divides the logits of tokens that were there, the prompt's included; 1 for none
+    #[arg(long, value_name = "R", default_value = "1", conflicts_with = "beams")]
+    repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that were drawn
+    #[arg(long, value_name = "P", default_value = "0", conflicts_with = "beams", allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Subtracted as often as a token was drawn
+    #[arg(long, value_name = "P", default_value = "0", conflicts_with = "beams", allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// The last N tokens count for the penalties; without it all
+    #[arg(long, value_name = "N", conflicts_with = "beams")]
+    penalty_window: Option<u32>,
     /// Of weights and KV cache
     #[arg(long, default_value = "f16", value_parser = dtypes(["f16", "f32"]))]
     pub(crate) dtype: DType,
@@ -137,7 +158,19 @@ impl Args {
         GenerateOptions {
             max_new_tokens: self.tokens,
             seed: self.seed,
-            sampling: Sampling::new(self.temperature, self.top_p),
+            sampling: Sampling {
+                temperature: self.temperature,
+                min_p: self.min_p,
+                top_k: self.top_k,
+                typical_p: self.typical_p,
+                top_p: self.top_p,
+                penalties: Penalties {
+                    repetition: self.repetition_penalty,
+                    presence: self.presence_penalty,
+                    frequency: self.frequency_penalty,
+                    window: self.penalty_window.unwrap_or(u32::MAX),
+                },
+            },
         }
     }
 

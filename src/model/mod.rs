@@ -90,6 +90,8 @@ mod chat;
 mod config;
 mod decoder;
 mod generate;
+#[cfg(feature = "constrained")]
+mod grammar;
 mod layers;
 mod sampler;
 mod serve;
@@ -105,6 +107,8 @@ pub use generate::{
     beam_search, best_of, continue_sequence, continue_with, generate, generate_speculative, BeamOptions, BestOfOptions,
     Continuation, Drafter, GenerateOptions, Speculated, SpeculativeOptions,
 };
+#[cfg(feature = "constrained")]
+pub use grammar::{Grammar, GrammarCompiler};
 pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
 pub use sampler::random::SplitMix64;
 pub use sampler::{Constraint, Draw, Drawn, Sampler, TokenMask};

@@ -44,6 +44,7 @@ const MAY: &[(&str, &[&str])] = &[
         ],
     ),
     ("model/text", &["io"]),
+    ("model/grammar", &["model/sampler", "model/text"]),
     ("model/generate", &["model/session", "model/sampler", "model/text", "cache", "nn"]),
     ("model/chat", &["model/generate", "model/session", "model/sampler", "model/text", "cache", "nn"]),
     ("model/serve", &["model/generate", "model/session", "model/sampler", "model/text", "cache", "nn"]),

@@ -4,7 +4,7 @@
 use latten::attention::{AttentionOptions, SplitPolicy};
 use latten::gpu::{GpuOptions, LimitsChoice};
 use latten::model::{GenerateOptions, PrefillPath, SessionOptions, SpeculativeOptions};
-use latten::nn::Sampling;
+use latten::nn::{Penalties, Sampling};
 use latten::{CacheOptions, DType, Gla, Gqa, Gta, HeadLayout, Mla, Pages, Rope, RopePairs, SequenceOptions, Tier};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -29,7 +29,8 @@ fn options_come_back() {
         keep_first: 4,
         prefill: PrefillPath::From(300),
     };
-    let sampling = Sampling::new(0.75, 0.5);
+    let penalties = Penalties { repetition: 1.25, presence: -0.5, frequency: 0.125, window: 64 };
+    let sampling = Sampling { temperature: 0.75, min_p: 0.25, top_k: 40, typical_p: 0.5, top_p: 0.5, penalties };
     let generate = GenerateOptions { max_new_tokens: 5, sampling, seed: u64::MAX };
     text(&session);
     text(&generate);

@@ -14,9 +14,9 @@ use crate::error::{ErrorKind, Result};
 use crate::model::sampler::{Draw, DrawRow, Drawn, Sampler};
 
 /// How the tokens of a [`TokenStream`] are drawn: a function that says it for each sequence and step, or [`Samplers`].
-pub trait DrawSource: private::Source {}
+pub trait DrawSource: private::RowSource {}
 
-impl<D: private::Source> DrawSource for D {}
+impl<D: private::RowSource> DrawSource for D {}
 
 /// The samplers of a [`TokenStream`], one per sequence.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Samplers<S>(pub(crate) S);
 mod private {
     use super::{Draw, DrawRow, Sampler, Samplers};
 
-    pub trait Source {
+    pub trait RowSource {
         /// How the tokens of the next step to be read are drawn, or with 1 those of the one after it: one row per sequence.
         #[allow(private_interfaces)]
         fn rows(&mut self, after: usize, sequences: usize) -> Vec<DrawRow>;
@@ -40,7 +40,7 @@ mod private {
         fn take(&mut self, tokens: &[u32]);
     }
 
-    impl<D: FnMut(usize) -> Draw> Source for D {
+    impl<D: FnMut(usize) -> Draw> RowSource for D {
         const ONCE: bool = true;
 
         #[allow(private_interfaces)]
@@ -55,7 +55,7 @@ mod private {
         fn take(&mut self, _: &[u32]) {}
     }
 
-    impl<S: AsMut<[Sampler]> + AsRef<[Sampler]>> Source for Samplers<S> {
+    impl<S: AsMut<[Sampler]> + AsRef<[Sampler]>> RowSource for Samplers<S> {
         const ONCE: bool = false;
 
         #[allow(private_interfaces)]

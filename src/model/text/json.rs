@@ -86,6 +86,12 @@ impl Json {
         self.piece(token).map_or_else(Vec::new, |(piece, added)| self.chain.bytes(piece, added))
     }
 
+    /// Whether a token is one of its own.
+    #[cfg(feature = "constrained")]
+    pub(crate) fn knows(&self, token: u32) -> bool {
+        matches!(guarded(|| Ok(self.inner.id_to_token(token))), Ok(Some(_)))
+    }
+
     /// What the decoder is given for a token, and whether it was added to the model's vocabulary; nothing for a special
     /// token, and U+FFFD for one that is not known.
     fn piece(&self, token: u32) -> Option<(String, bool)> {

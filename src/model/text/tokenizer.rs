@@ -182,6 +182,16 @@ impl Tokenizer {
         }
     }
 
+    /// Whether a token is one of its own.
+    #[cfg(feature = "constrained")]
+    pub(crate) fn knows(&self, token: u32) -> bool {
+        match &self.kind {
+            Kind::Bytes => token < 256,
+            #[cfg(feature = "tokenizers")]
+            Kind::Json(json) => json.knows(token),
+        }
+    }
+
     pub(crate) fn held(&self) -> Held {
         match &self.kind {
             Kind::Bytes => Held::Bytes(Utf8Stream::default()),
