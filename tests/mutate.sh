@@ -3,7 +3,7 @@
 # and at least one test of tests/kernels must fail, or of src/cache/file/page_rows_tests.rs for pages_rows, which software GPUs
 # use nowhere else. So are decisions of the scheduler, of steps ahead and of speculative decoding (src/model), whose tests are tests/model and
 # src/model/generate/rejection_tests.rs, and the kernels that list rows by expert and
-# those of weights in blocks, whose tests are those of tests/nn. Not part of
+# those of weights in blocks and of sampling, whose tests are those of tests/nn. Not part of
 # the default run, but for --check; about an hour on two cores with a software GPU.
 #
 #   tests/mutate.sh --check         only whether every row applies: its text occurs once in its file, its tests have such names
@@ -37,6 +37,7 @@ N="repeats::"
 R="rejection::"
 E="experts::"
 B="blocks::"
+P="logprobs:: sampled::the sampled::what sampled::numbers|sampled::shaped_draws_equal|sampled::shaped_draws_of"
 table() {
   cat <<'TABLE'
 rows-word-end       ~kv/pages_rows.wgsl~word >= TOKEN_WORDS || ~~S~dies
@@ -209,10 +210,10 @@ guesses-rows        ~src/model/generate/speculative.rs~saturating_sub(proposals.
 rule-less           ~src/model/generate/rejection.rs~proposal.probability(proposal.token) < p.of~proposal.probability(proposal.token) <= p.of~R~dies
 rule-rest           ~src/model/generate/rejection.rs~(p - proposal.probability(token)).max(0.0)~{ let _ = token; *p }~R~dies
 rule-again          ~src/model/generate/rejection.rs~pick(rest, f64::from(random.uniform()))~pick(rest, u)~R~dies
-rule-nucleus        ~src/model/generate/rejection.rs~|p| **p < threshold~|p| **p <= threshold~R~dies
+rule-nucleus        ~src/model/generate/rejection.rs~|p| **p < least~|p| **p <= least~R~dies
 rule-pick           ~src/model/generate/rejection.rs~if cumulative > wanted~if cumulative >= wanted~R~dies
 rule-all            ~src/model/generate/rejection.rs~Ok((proposals.len(), last.draw(random)))~Ok((proposals.len().saturating_sub(1), last.draw(random)))~R~dies
-requests-random     ~src/model/serve/request.rs~        self.random.uniform();\n        self.tokens.push~        self.tokens.push~H~dies
+requests-random     ~src/model/sampler/mod.rs~        self.random.uniform();\n        self.window.push~        self.window.push~H~dies
 experts-base        ~nn/experts_list.wgsl~(first / TILE_ROWS + expert) * TILE_ROWS~(first / TILE_ROWS) * TILE_ROWS~E~dies
 experts-rank        ~nn/experts_list.wgsl~i < lane~i <= lane~E~dies
 experts-none        ~nn/experts_list.wgsl~at < next~at + 1u < next~E~dies
@@ -235,6 +236,25 @@ blocks-offset       ~nn/block_scales/k4.wgsl~product * scale.x - inputs * scale.
 blocks-zero         ~nn/block_scales/zero.wgsl~product * scale.x + inputs * scale.y~product * scale.x~B~dies
 blocks-zero-byte    ~nn/block_scales/zero.wgsl~(header >> 16u) & 255u~header >> 16u~B~dies
 blocks-last-group   ~src/nn/linear/blocks/planes.rs~words.truncate(end)~~B~dies
+sampled-mask        ~nn/sampled_shape.wgsl~(rows[mask + i / 32u] >> (i % 32u)) & 1u~rows[mask + i / 32u] & 1u~P~dies
+sampled-mask-spoils ~nn/sampled_shape.wgsl~mask != NONE && is_finite(bits) && ~mask != NONE && ~P~dies
+sampled-list-start  ~nn/sampled_shape.wgsl~low = middle + 1u;~low = middle + 2u;~P~dies
+sampled-list-end    ~nn/sampled_shape.wgsl~if (token >= end)~if (token > end)~P~dies
+sampled-drawn-once  ~nn/sampled_shape.wgsl~listed == 0u && last >= first~last >= first~P~dies
+sampled-drawn-count ~nn/sampled_shape.wgsl~select(0u, 1u, again)~0u~P~dies
+sampled-sign        ~nn/sampled_shape.wgsl~value / repetition, value > 0.0~value / repetition, true~P~dies
+sampled-presence    ~nn/sampled_shape.wgsl~ - head_number(row, PRESENCE)~~P~dies
+sampled-range       ~nn/sampled_shape.wgsl~clamp(bitcast<f32>(bits) + bias, -LARGEST, LARGEST)~bitcast<f32>(bits) + bias~P~dies
+sampled-members     ~nn/sampled_draw.wgsl~select(SOME, WHOLE, inside && bucket < end)~select(SOME, WHOLE, inside)~P~dies
+sampled-spread      ~nn/sampled_draw.wgsl~abs(near - cut.mean) <= cut.spread && abs(far - cut.mean) <= cut.spread~true~P~dies
+sampled-keeps       ~nn/sampled_draw.wgsl~value >= cut.low && abs(x - cut.mean)~abs(x - cut.mean)~P~dies
+sampled-dead        ~nn/sampled_draw.wgsl~cut.spread && x < LAST_PLACE~cut.spread~P~same: of a bucket that is not drawn from no member is looked at, but in the part of the token
+sampled-none        ~nn/sampled_draw.wgsl~select(token, NO_TOKEN, best.index == NO_TOKEN)~token~P~dies
+sampled-edge        ~nn/sampled_places.wgsl~24.0 + 4.0 * (f32(bucket)~24.0 + 3.0 * (f32(bucket)~P~dies
+sampled-sorted      ~nn/sampled_buckets.wgsl~i < lane; i++~i < lane + 1u; i++~P~dies
+logprobs-later      ~nn/logprobs.wgsl~logit == best.value && i > best.index~logit == best.value~P~dies
+logprobs-scaled     ~nn/logprobs.wgsl~part_sum * exp(max(exponent, -80.0))~part_sum~P~dies
+logprobs-none       ~nn/logprobs.wgsl~!spoiled && token < params.vocab~token < params.vocab~P~dies
 TABLE
 }
 
@@ -259,6 +279,7 @@ groups_of() {
     U) echo "$U" ;;
     V) echo "$V" ;;
     B) echo "$B" ;;
+    P) echo "$P" ;;
     *) return 1 ;;
   esac
 }
@@ -268,7 +289,7 @@ target_of() {
   case $1 in
     L | S | R) echo "--lib" ;;
     H | W | N) echo "--test model" ;;
-    E | B) echo "--test nn" ;;
+    E | B | P) echo "--test nn" ;;
     *) echo "--test kernels" ;;
   esac
 }
@@ -311,7 +332,7 @@ check_table() {
       echo "$name: no group of tests $tests" >&2 && wrong=$((wrong + 1))
     fi
   done < <(table)
-  for tests in A D G O K T I C L S H W N R E U V B; do
+  for tests in A D G O K T I C L S H W N R E U V B P; do
     target=$(target_of "$tests")
     for word in $(groups_of "$tests" | tr '|' ' '); do
       [[ $word != --* ]] || continue

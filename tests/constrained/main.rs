@@ -242,7 +242,7 @@ fn words_of_a_published_tokenizer_make_the_text() {
     let folder = std::env::temp_dir().join(format!("latten-constrained-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let vectors: Value =
-        serde_json::from_slice(&std::fs::read(checkout("tests/vectors/tokenizers/byte_level.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(checkout::checkout("tests/vectors/tokenizers/byte_level.json")).unwrap()).unwrap();
     std::fs::write(folder.join("tokenizer.json"), vectors.to_string()).unwrap();
     std::fs::write(folder.join("config.json"), r#"{ "eos_token_id": 262 }"#).unwrap();
     let tokenizer = Tokenizer::from_folder(&folder).unwrap();

@@ -278,6 +278,7 @@ fn scheduled(g: &mut Gen, session: Session) {
             stop_tokens: (0..g.below(2)).map(|_| g.near(7) as u32).collect(),
             stop_strings: (0..g.below(2)).map(|_| vec![1; g.len(1)]).collect(),
             salt: g.bits() % 2,
+            ..Default::default()
         };
         ids.extend(g.call("Scheduler::add", scheduler.add(request)));
     }

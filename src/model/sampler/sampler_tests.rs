@@ -15,7 +15,7 @@ fn the_window_counts_the_last_tokens() {
         let mut sampler = Sampler::new(Sampling { penalties, ..Default::default() }, 0).unwrap();
         let mut all: Vec<(u32, bool)> = Vec::new();
         for _ in 0..80 {
-            let (token, drawn) = ((random.next_u64() % 9) as u32, random.next_u64() % 3 > 0);
+            let (token, drawn) = ((random.next_u64() % 9) as u32, !random.next_u64().is_multiple_of(3));
             match drawn {
                 true => sampler.take(token),
                 false => sampler.see(&[token]),

@@ -283,7 +283,7 @@ impl Common<'_> {
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(ApiError::field("top_p", format!("{top_p} is not above 0 and at most 1")));
         }
-        let sampling = Sampling { temperature: temperature as f32, top_p: as_f32 };
+        let sampling = Sampling::new(temperature as f32, as_f32);
         let seed = self.seed.map_or_else(|| fastrand::u64(..), |seed| seed as u64);
         let (stop_strings, stop_tokens) = (self.stop_strings()?, self.stop_tokens(served)?);
         prompts
