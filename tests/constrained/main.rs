@@ -101,7 +101,6 @@ fn texts_of_chance_fit_their_schema() {
 #[test]
 fn what_cannot_be_compiled_is_a_typed_error() {
     let compiler = bytes(256);
-    let long = format!("({})", "a{1000}".repeat(40)).replace('}', "}?");
     let refused = [
         compiler.json_schema("{").map(drop),
         compiler.json_schema(r#"{ "type": "nothing" }"#).map(drop),
@@ -110,7 +109,6 @@ fn what_cannot_be_compiled_is_a_typed_error() {
         compiler.json_schema("7").map(drop),
         compiler.regex("(").map(drop),
         compiler.regex("(?=a)").map(drop),
-        compiler.regex(&format!("({long}){{1000}}")).map(drop),
         compiler.lark("start: missing").map(drop),
         compiler.lark("").map(drop),
         compiler.lark("start: \"a").map(drop),
@@ -156,7 +154,7 @@ fn a_model_writes_what_the_grammar_says() {
     for seed in 0..3 {
         let mut own = session(&decoder);
         let (sequence, mut sampler) = (own.insert(), sampler(seed).with_constraint(grammar.clone()));
-        let ask = continue_with(&mut own, sequence, &prompt, 40, &mut sampler, |_| ControlFlow::Continue(()));
+        let ask = continue_with(&mut own, sequence, &prompt, 38, &mut sampler, |_| ControlFlow::Continue(()));
         let tokens = block_on(ask).unwrap();
         let value: Value = serde_json::from_str(&text(&tokens)).unwrap();
         assert!(value["n"].is_u64() && value["b"].is_boolean(), "{value}");
@@ -172,7 +170,7 @@ fn a_model_writes_what_the_grammar_says() {
     let mut ids = Vec::new();
     for seed in 0..3 {
         let sampler = sampler(seed).with_constraint(grammar.clone());
-        ids.push(scheduler.add_with(request(40), sampler).unwrap());
+        ids.push(scheduler.add_with(request(38), sampler).unwrap());
     }
     let free = scheduler.add(request(9)).unwrap();
     let mut got = vec![Vec::new(); 4];
@@ -242,7 +240,8 @@ fn words_of_a_published_tokenizer_make_the_text() {
     let folder = std::env::temp_dir().join(format!("latten-constrained-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let vectors: Value =
-        serde_json::from_slice(&std::fs::read(checkout::checkout("tests/vectors/tokenizers/byte_level.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(checkout::checkout("tests/vectors/tokenizers/byte_level.json")).unwrap())
+            .unwrap();
     std::fs::write(folder.join("tokenizer.json"), vectors.to_string()).unwrap();
     std::fs::write(folder.join("config.json"), r#"{ "eos_token_id": 262 }"#).unwrap();
     let tokenizer = Tokenizer::from_folder(&folder).unwrap();
