@@ -148,7 +148,7 @@ fn searches(mut session: Session) -> Vec<Vec<u32>> {
     let mut scheduler = Scheduler::new(session);
     let mut tokens: BTreeMap<RequestId, Vec<u32>> = BTreeMap::new();
     for i in 0..6u32 {
-        let sampling = Sampling { temperature: if i % 2 == 0 { 0.0 } else { 0.8 }, top_p: 0.9 };
+        let sampling = Sampling::new(if i % 2 == 0 { 0.0 } else { 0.8 }, 0.9);
         let prompt = (0..2 + i * 3).map(|j| 3 + (7 * i + 11 * j) % 200).collect();
         let generate = GenerateOptions { max_new_tokens: 5 + i as usize, sampling, seed: u64::from(i) };
         let id = scheduler.add(Request { prompt, generate, ..Default::default() }).unwrap();
