@@ -157,4 +157,5 @@ pub use wgpu;
 #[doc = include_str!("../docs/guide/saving.md")]
 #[doc = include_str!("../docs/guide/serving.md")]
 #[doc = include_str!("../docs/guide/sharing.md")]
+#[doc = include_str!("../docs/sharding.md")]
 struct Readme;

@@ -1,6 +1,6 @@
 //! The paper's model shapes with random weights: one Llama-style decoder per variant of attention.
 
-use latten::model::{AttentionConfig, Config, Decoder, WeightBytes};
+use latten::model::{AttentionConfig, Config, Decoder, LoadOptions, WeightBytes};
 use latten::{DType, Gpu, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
@@ -156,6 +156,17 @@ impl Weights {
         config: &Config,
         dtype: DType,
     ) -> Result<(Decoder, Duration), String> {
+        self.decoder_with(gpu, size, config, LoadOptions { dtype, ..Default::default() })
+    }
+
+    /// The same with options.
+    pub fn decoder_with(
+        &self,
+        gpu: &Gpu,
+        size: &Size,
+        config: &Config,
+        options: LoadOptions<'_>,
+    ) -> Result<(Decoder, Duration), String> {
         let tensors = size.tensors(config);
         let views = tensors.iter().enumerate().map(|(index, (name, shape))| {
             let bytes = 2 * shape.iter().product::<usize>();
@@ -169,7 +180,7 @@ impl Weights {
         let views = views.collect::<Result<Vec<_>, String>>()?;
         let bytes = safetensors::serialize(views, None).map_err(|e| e.to_string())?;
         let start = Instant::now();
-        Decoder::from_bytes(gpu, config.clone(), WeightBytes { name: "random", bytes: &bytes }, dtype)
+        Decoder::from_bytes_with(gpu, config.clone(), WeightBytes { name: "random", bytes: &bytes }, options)
             .map(|decoder| (decoder, start.elapsed()))
             .map_err(|e| e.to_string())
     }

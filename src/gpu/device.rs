@@ -36,6 +36,9 @@ pub struct GpuOptions {
     /// Take the adapter whose description ([`Capabilities::adapter`]) contains this, whatever its case; of several the
     /// best. Default: the environment variable `LATTEN_ADAPTER`, if it is set and not empty.
     pub adapter: Option<String>,
+    /// Which of the adapters that are as good as the best, in the system's order: for several GPUs of one host, of one name as they
+    /// may be. Default: 0, the first.
+    pub number: usize,
     /// What to call an adapter that tells no name, as most browsers' do: in the log, in errors and in
     /// [`Capabilities::adapter`]. Default: "unnamed adapter".
     pub unnamed: Option<String>,
@@ -248,9 +251,16 @@ async fn pick(instance: &wgpu::Instance, options: &GpuOptions) -> Result<wgpu::A
         wgpu::DeviceType::Cpu => 4,
     };
     let fits = |name: &str| wish.as_ref().is_none_or(|w| name.to_lowercase().contains(&w.to_lowercase()));
-    let best = adapters.into_iter().zip(&names).filter(|(_, n)| fits(n)).map(|(a, _)| a).min_by_key(rank);
-    best.ok_or_else(|| match &wish {
-        Some(wish) => format!("LATTEN_ADAPTER or the options ask for {wish:?}; found: {found}"),
-        None => found,
+    let fitting: Vec<_> = adapters.into_iter().zip(&names).filter(|(_, n)| fits(n)).map(|(a, _)| a).collect();
+    let kind = |a: &wgpu::Adapter| (rank(a), a.get_info().backend);
+    let Some(best) = fitting.iter().min_by_key(|a| rank(a)).map(kind) else {
+        return Err(match &wish {
+            Some(wish) => format!("LATTEN_ADAPTER or the options ask for {wish:?}; found: {found}"),
+            None => found,
+        });
+    };
+    let alike = fitting.into_iter().filter(|a| kind(a) == best);
+    alike.enumerate().find(|(number, _)| *number == options.number).map(|(_, adapter)| adapter).ok_or_else(|| {
+        format!("the options ask for adapter {} of its kind, counted from 0; found: {found}", options.number)
     })
 }

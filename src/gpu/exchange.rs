@@ -10,11 +10,15 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 const LOOKS: u32 = 256;
 
 impl Gpu {
-    /// Submits what is recorded, hands the elements of an F32 tensor to `change` and writes them back. What was recorded is done
+    /// What a session of several ranks does between its submits; public for those who time it. Submits what is recorded, hands the elements of an F32 tensor to `change` and writes them back. What was recorded is done
     /// by then. `values` is memory that the next exchange uses again.
     ///
-    /// Errors: those of the device and of `change`; [`ErrorKind::CommandsLost`](crate::ErrorKind::CommandsLost).
-    pub(crate) fn exchange(
+    /// # Errors
+    ///
+    /// Those of the device and of `change`; [`ErrorKind::DType`](crate::ErrorKind::DType),
+    /// [`ErrorKind::CommandsLost`](crate::ErrorKind::CommandsLost).
+    #[doc(hidden)]
+    pub fn exchange(
         &self,
         tensor: &Tensor,
         values: &mut Vec<f32>,

@@ -1,10 +1,13 @@
 //! Tiny models with every bias and odd widths, against the f64 reference: batches, steps of several sizes, the explicit form, windows,
 //! weights in blocks.
 
+use crate::common::Rng;
+use crate::gguf_file::GgufWriter;
 use crate::tiny::{Tiny, VARIANTS};
 use crate::{devices, two_ranks, Setup};
-use latten::model::{Decoder, Draw, LoadOptions, PrefillPath, SessionOptions};
+use latten::model::{Decoder, Draw, LoadOptions, PrefillPath, Session, SessionOptions, WeightBytes};
 use latten::nn::BlockType;
+use latten::parallel::Shard;
 use latten::reference::DecodeOptions;
 use latten::{DType, Gpu};
 use pollster::block_on;
@@ -109,7 +112,7 @@ fn quantised_weights_are_those_of_one_device() {
             Decoder::load_with(gpu, &folder, LoadOptions { blocks: Some(blocks), ..options })
         };
         let alone = load(&devices.gpus[0], LoadOptions::default()).unwrap();
-        let mut session = latten::Session::new(&alone, options).unwrap();
+        let mut session = Session::new(&alone, options).unwrap();
         let id = session.insert();
         let want = block_on(session.all_logits(&[(id, &text)])).unwrap().swap_remove(0);
         let got = two_ranks(&devices, &load, Setup::new(options), |mut session| {
@@ -119,4 +122,88 @@ fn quantised_weights_are_those_of_one_device() {
         let off = crate::distance(&got, &want);
         assert!(off < 1e-4, "{blocks}: {off}");
     }
+}
+
+/// Random numbers as blocks of this type.
+fn blocks_of(block: BlockType, count: usize, random: &mut Rng) -> Vec<u8> {
+    let values: Vec<f32> = (0..count).map(|_| random.normal(0.2)).collect();
+    block.quantise(&values).unwrap()
+}
+
+/// A Llama of one layer, 4 heads of 32 and a SwiGLU of 128, whose matrices are in these blocks.
+fn gguf(block: BlockType) -> Vec<u8> {
+    const HIDDEN: usize = 64;
+    let (mut file, mut random, number) = (GgufWriter::default(), Rng(5), block.gguf_id().unwrap());
+    file.text("general.architecture", "llama");
+    for (key, count) in [
+        ("block_count", 1),
+        ("context_length", 64),
+        ("embedding_length", HIDDEN as u32),
+        ("feed_forward_length", 128),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("attention.key_length", 32),
+        ("attention.value_length", 32),
+        ("rope.dimension_count", 32),
+        ("vocab_size", 257),
+    ] {
+        file.count(&format!("llama.{key}"), count);
+    }
+    file.number("llama.attention.layer_norm_rms_epsilon", 1e-5);
+    for (name, rows, inputs) in [
+        ("token_embd", 257, HIDDEN),
+        ("blk.0.attn_q", 128, HIDDEN),
+        ("blk.0.attn_k", 64, HIDDEN),
+        ("blk.0.attn_v", 64, HIDDEN),
+        ("blk.0.attn_output", HIDDEN, 128),
+        ("blk.0.ffn_gate", 128, HIDDEN),
+        ("blk.0.ffn_up", 128, HIDDEN),
+        ("blk.0.ffn_down", HIDDEN, 128),
+    ] {
+        file.tensor(&format!("{name}.weight"), &[rows, inputs], number, blocks_of(block, rows * inputs, &mut random));
+    }
+    for name in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"] {
+        file.floats(&format!("{name}.weight"), &[HIDDEN], &[1.0; HIDDEN]);
+    }
+    file.bytes()
+}
+
+/// Columns of rows in blocks: those of a file of bytes, and of a file on the disk, kept as they are and as numbers.
+#[test]
+fn blocks_of_a_file_are_cut_between_blocks() {
+    let devices = devices();
+    let folder = crate::tiny::Folder::new("sharded-gguf");
+    let options = SessionOptions { kv_dtype: DType::F32, page_size: 8, cache_tokens: 64, ..Default::default() };
+    let text = tokens(5, 20);
+    for (block, dtype) in [(BlockType::Q4_0, DType::F16), (BlockType::Q8_0, DType::F16), (BlockType::Q4_0, DType::F32)]
+    {
+        let bytes = gguf(block);
+        let path = folder.path().join(format!("{block}.gguf"));
+        std::fs::write(&path, &bytes).unwrap();
+        let load = |gpu: &Gpu, options: LoadOptions<'_>| {
+            let options = LoadOptions { dtype, ..options };
+            match options.shard.rank() {
+                0 => Decoder::from_gguf_bytes(gpu, WeightBytes { name: "some.gguf", bytes: &bytes }, options),
+                _ => Decoder::load_with(gpu, &path, options),
+            }
+        };
+        let logits = |session: &mut Session| {
+            let id = session.insert();
+            block_on(session.all_logits(&[(id, &text)])).unwrap().swap_remove(0)
+        };
+        let alone = load(&devices.gpus[0], LoadOptions::default()).unwrap();
+        let want = logits(&mut Session::new(&alone, options).unwrap());
+        assert!(want.iter().any(|l| l.abs() > 0.5));
+        let got = two_ranks(&devices, &load, Setup::new(options), |mut session| logits(&mut session));
+        let off = crate::distance(&got, &want);
+        assert!(off < 1e-4, "{block} {dtype}: {off}");
+    }
+    // 32 inputs of attn_output are one block.
+    let bytes = std::fs::read(crate::common::checkout::checkout("tests/vectors/gguf/tiny.gguf")).unwrap();
+    let shard = Shard::new(0, 2).unwrap();
+    let file = WeightBytes { name: "tiny.gguf", bytes: &bytes };
+    let options = LoadOptions { shard, ..Default::default() };
+    let error = Decoder::from_gguf_bytes(&devices.gpus[0], file, options).unwrap_err().to_string();
+    let why = "is in Q4_1, blocks of 32, and cannot be cut at the inputs 0 and 16 of a rank";
+    assert!(error.contains("attn_output.weight") && error.contains(why), "{error}");
 }

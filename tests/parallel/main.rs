@@ -7,6 +7,8 @@ mod caches;
 mod common;
 mod faults;
 mod forms;
+#[path = "../common/gguf.rs"]
+mod gguf_file;
 #[path = "../hf/model.rs"]
 #[allow(dead_code)]
 mod hf;

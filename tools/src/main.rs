@@ -11,6 +11,7 @@ mod logits;
 mod perplexity;
 mod prefill_table;
 mod save_speed;
+mod shard_table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy.toml does not reach
 mod tests;
@@ -38,6 +39,7 @@ enum Tool {
     Perplexity(perplexity::Args),
     PrefillTable(prefill_table::Args),
     SaveSpeed(save_speed::Args),
+    ShardTable(shard_table::Args),
 }
 
 /// Runs a tool, and says which.
@@ -51,6 +53,7 @@ fn run(tool: Tool) -> (&'static str, Result<(), String>) {
         Tool::Perplexity(args) => ("perplexity", perplexity::main(&checked("perplexity", args))),
         Tool::PrefillTable(args) => ("prefill_table", prefill_table::main(&checked("prefill_table", args))),
         Tool::SaveSpeed(args) => ("save_speed", save_speed::main(&args)),
+        Tool::ShardTable(args) => ("shard_table", shard_table::main(&checked("shard_table", args))),
     }
 }
 

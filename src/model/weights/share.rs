@@ -72,3 +72,57 @@ impl WeightReader<'_> {
         Ok(sum)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::weights::store::WeightFiles;
+    use safetensors::tensor::{Dtype, TensorView};
+
+    /// Of bytes and of a file, in parts of several rows: cuts that are read row by row, and those that are read with what lies between.
+    #[test]
+    fn cut_rows_are_the_same_numbers_wherever_they_are_read() {
+        let (rows, width) = (37usize, 4096usize);
+        let values: Vec<f32> = (0..rows * width).map(|i| i as f32).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, vec![rows, width], &bytes).unwrap();
+        let file = safetensors::serialize([("w", view)], None).unwrap();
+        let folder = std::env::temp_dir().join(format!("latten-cut-rows-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("model.safetensors"), &file).unwrap();
+        let stores = [WeightFiles::from_bytes("w", &file).unwrap(), WeightFiles::open(&folder).unwrap()];
+        let mut sums = Vec::new();
+        for inputs in [0..2048, 2048..4096, 1024..2048, 0..16, 4080..4096, 0..4000] {
+            for store in &stores {
+                let place = store.get("w").unwrap();
+                let cut = place.stored.bytes_of(&inputs).unwrap();
+                let (mut got, mut memory) = (Vec::new(), Vec::new());
+                for part in store.parts("w", place, (3..rows, Some(cut.clone())), 1 << 16) {
+                    let (bytes, counted) = part.read(&mut memory).unwrap();
+                    assert_eq!(bytes.len(), part.rows() * cut.len());
+                    got.extend(place.stored.decoded(bytes));
+                    let mut copied = vec![7; 3];
+                    part.read_to(&mut copied).unwrap();
+                    assert_eq!(copied, memory);
+                    store.count(counted);
+                }
+                let want: Vec<f32> =
+                    (3..rows).flat_map(|row| values[row * width..][inputs.clone()].iter().copied()).collect();
+                assert_eq!(got, want, "{inputs:?}");
+                sums.push(store.checksum());
+            }
+        }
+        // Whoever reads the same has the same sum.
+        assert!(sums.chunks(2).all(|both| both[0] == both[1]), "{sums:?}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn blocks_are_not_cut() {
+        use crate::nn::BlockType;
+        let q4 = Stored::Blocks(BlockType::Q4_0);
+        assert_eq!(q4.bytes_of(&(32..96)), Some(18..54));
+        assert_eq!((q4.bytes_of(&(16..64)), q4.bytes_of(&(32..80))), (None, None));
+        assert_eq!((Stored::F32.bytes_of(&(3..5)), Stored::BF16.bytes_of(&(3..5))), (Some(12..20), Some(6..10)));
+    }
+}

@@ -24,7 +24,7 @@
 
 mod measure;
 #[path = "../../../examples/shared/random_models.rs"]
-mod models;
+pub(crate) mod models;
 mod report;
 
 use crate::common::arguments::{count, dtypes, Checked, TierName, FORMS};

@@ -34,6 +34,7 @@ fn every_tool_has_help_with_its_defaults() {
         ("linear_table", "[possible values: portable, subgroup, matrix]"),
         ("prefill_table", "[default: 1471m]"),
         ("save_speed", "[default: 256]"),
+        ("shard_table", "[default: 8192,65536,131072]"),
         ("load_speed", "[default: 2048]"),
         ("logits", "[default: f32]"),
         ("perplexity", "[default: gqa gta gla mla]"),
