@@ -104,6 +104,28 @@ CASES = {
             ),
         },
     },
+    # A norm of each head of queries and keys, before it rotates.
+    "qwen3": {
+        "config": {
+            **GQA, "model_type": "qwen3", "head_dim": 12, "tie_word_embeddings": True, "rms_norm_eps": 0.03,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
+    "qwen3_window": {
+        "config": {
+            **GQA, "model_type": "qwen3", "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 4, "attention_bias": True,
+            "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "prompt": 30,
+    },
+    # Queries, keys and values in one matrix, gate and up in another.
+    "phi3": {
+        "config": {
+            **GQA, "model_type": "phi3", "sliding_window": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
     "deepseek_v2_lite": {
         "config": {
             **MLA, "model_type": "deepseek_v2", "q_lora_rank": None, "rms_norm_eps": 0.03,

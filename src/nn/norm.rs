@@ -16,6 +16,7 @@ params!(Params {
     y_offset: u32,
     y_row_stride: u32,
     eps: f32,
+    gap: u32,
 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
@@ -45,13 +46,16 @@ pub struct NormShape {
     pub eps: f32,
 }
 
-/// `y[r, g, :] = gain[g, :] x[r, g, :] / sqrt(mean(x[r, g, :]^2) + eps)`, then the tail of the row copied.
+/// `y[r, g, :] = gain[g, :] x[r, g, :] / sqrt(mean(x[r, g, :]^2) + eps)`, then the tail of the row copied; and the gap behind each
+/// group, where there is one.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     gpu: Gpu,
     /// (groups, dim) F32.
     gain: Tensor,
     shape: NormShape,
+    /// Elements behind each group that are copied.
+    gap: usize,
     /// Elements of a row.
     width: usize,
     kernel: Kernel,
@@ -73,12 +77,29 @@ impl RmsNorm {
         }
         let width = sum_of_products("shape", &[&[shape.groups, shape.dim], &[shape.tail]], MOST_ROW)?;
         gain.expect("gain", &[shape.groups, shape.dim], DType::F32)?;
-        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, width, kernel: gpu.kernel(spec())? })
+        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, gap: 0, width, kernel: gpu.kernel(spec())? })
+    }
+
+    /// The same of rows of `groups * (dim + gap) + tail` elements, of which those behind each group are copied as they are: the values
+    /// of GQA's heads, between keys that are normalised.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for rows of 2^32 elements or more.
+    pub fn with_gap(self, gap: usize) -> Result<Self> {
+        let NormShape { groups, dim, tail, .. } = self.shape;
+        let width = sum_of_products("gap", &[&[groups, dim], &[groups, gap], &[tail]], MOST_ROW)?;
+        Ok(RmsNorm { gap, width, ..self })
     }
 
     /// What it does with a row.
     pub fn shape(&self) -> NormShape {
         self.shape
+    }
+
+    /// Elements behind each group that are copied ([`RmsNorm::with_gap`]).
+    pub fn gap(&self) -> usize {
+        self.gap
     }
 
     /// Elements of a row.
@@ -96,7 +117,7 @@ impl RmsNorm {
         y.check_output("y", extent, &[x.tensor, &self.gain])
     }
 
-    /// Records `rows` rows; `x` and `y` are (rows, groups * dim + tail) F32, in two buffers.
+    /// Records `rows` rows; `x` and `y` are (rows, groups * (dim + gap) + tail) F32, in two buffers.
     ///
     /// # Errors
     ///
@@ -113,6 +134,7 @@ impl RmsNorm {
             y_offset: word(y.offset),
             y_row_stride: word(y.row_stride),
             eps,
+            gap: word(self.gap),
         };
         let buffers = [&x.tensor.buffer, &self.gain.buffer, &y.tensor.buffer];
         let grid = (word(groups.saturating_add(usize::from(tail > 0))), word(rows), 1);

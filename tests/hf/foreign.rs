@@ -83,7 +83,7 @@ fn folders_in_other_forms_are_named() {
 #[test]
 fn other_families_are_named_with_those_that_are_read() {
     let mut config: Value = serde_json::from_str(&config_text("llama")).unwrap();
-    for family in [json!("qwen3"), json!("gpt2"), json!(3)] {
+    for family in [json!("gemma3"), json!("gpt2"), json!(3)] {
         config["model_type"] = family.clone();
         let text = message(Config::parse("c", &config.to_string()));
         assert!(text.contains(&format!("key model_type = {family} is not among")), "{text}");

@@ -19,6 +19,7 @@ fn metadata(config: &Value) -> GgufWriter {
     let (deepseek, arch) = match family {
         "deepseek_v2" | "deepseek_v3" => (true, "deepseek2"),
         "qwen2" => (false, "qwen2"),
+        "qwen3" => (false, "qwen3"),
         _ => (false, "llama"),
     };
     let mut file = GgufWriter::default();
@@ -107,6 +108,8 @@ fn name(published: &str) -> String {
         ("model.layers", "blk"),
         ("input_layernorm", "attn_norm"),
         ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
@@ -188,12 +191,13 @@ fn forms(case: &str, change: Change) -> [Model; 2] {
 #[test]
 fn both_forms_give_the_same_logits_to_the_bit() {
     let plain = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 100.0 });
-    let cases: [(&str, Change); 9] = [
+    let cases: [(&str, Change); 10] = [
         ("llama", |_| {}),
         ("llama_linear", |_| {}),
         ("llama_yarn", |_| {}),
         ("mistral_window", |_| {}),
         ("qwen2", plain),
+        ("qwen3", |_| {}),
         ("deepseek_v2_lite", |_| {}),
         ("deepseek_v2_groups", |_| {}),
         ("deepseek_v3", |_| {}),
@@ -325,7 +329,7 @@ fn what_a_file_says_that_is_not_read_is_refused_by_name() {
     refused(&with("llama.expert_count", 8), &["llama.expert_count = 8", "only 0 is"]);
     refused(&with("llama.logit_scale", 3), &["llama.logit_scale = 3", "not known"]);
     refused(&with("split.count", 3), &["split.count = 3", "1 files"]);
-    for arch in ["gemma3", "qwen3", "mamba"] {
+    for arch in ["gemma3", "qwen3moe", "mamba"] {
         let change =
             |file: &mut GgufWriter| file.without("general.architecture").text("general.architecture", arch).end();
         refused(&change, &[arch, "\"qwen2\"", "latten reads"]);

@@ -96,8 +96,8 @@ fn a_tied_model_with_the_same_head_is_tied() {
 #[test]
 fn what_looks_like_a_weight_and_is_not_used_is_an_error() {
     for (case, name, what) in [
-        ("llama", "model.layers.1.self_attn.q_norm.weight", "Qwen3"),
-        ("llama", "model.layers.0.self_attn.k_norm.weight", "Qwen3"),
+        ("llama", "model.layers.1.self_attn.q_norm.weight", "qwen3"),
+        ("llama", "model.layers.0.self_attn.k_norm.weight", "qwen3"),
         ("mistral", "model.layers.1.self_attn.o_proj.bias", "a bias that config.json does not ask for"),
         ("qwen2", "model.layers.0.mlp.up_proj.bias", "a bias"),
         ("llama", "model.layers.0.pre_feedforward_layernorm.weight", "Gemma"),

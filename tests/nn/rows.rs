@@ -39,6 +39,38 @@ fn norm_matches_the_reference_and_copies_the_tail() {
     }
 }
 
+/// Keys of GQA's cached rows are normalised, the values behind each are not.
+#[test]
+fn a_norm_with_gaps_copies_them() {
+    let gpu = gpu();
+    for (groups, dim, gap, tail) in [(2, 64, 64, 0), (3, 5, 7, 0), (1, 130, 3, 2), (4, 12, 200, 9)] {
+        for rows in [1, 37] {
+            let mut rng = Rng(5);
+            let (width, gain) = (groups * (dim + gap) + tail, rng.normals(groups * dim, 1.0));
+            let x = rng.normals(rows * width, 2.0);
+            let mut want = f64s(&x);
+            for row in want.chunks_mut(width) {
+                for (group, gain) in row.chunks_mut(dim + gap).zip(gain.chunks(dim)) {
+                    let normed = reference::rms_norm(&group[..dim], &f64s(gain), dim, 1e-6f32.into()).unwrap();
+                    group[..dim].copy_from_slice(&normed);
+                }
+            }
+            let gain = tensor(gpu, &[groups, dim], &gain);
+            let norm = RmsNorm::new(gpu, &gain, NormShape { groups, dim, tail, eps: 1e-6 }).unwrap();
+            let norm = norm.with_gap(gap).unwrap();
+            assert_eq!(norm.gap(), gap);
+            let (x, y) = (tensor(gpu, &[rows, width], &x), tensor(gpu, &[rows, width], &vec![f32::NAN; rows * width]));
+            norm.run(rows, Span::of(&x), Span::of(&y)).unwrap();
+            let case = format!("{rows} rows of {groups} x ({dim} + {gap}) + {tail}");
+            assert_close(&case, &download(gpu, &y), &want, 2e-5, 1e-10);
+            // A row without gaps is too short for it.
+            let short = tensor(gpu, &[rows, width - gap], &vec![0.0; rows * (width - gap)]);
+            assert_kind!(norm.run(rows, Span::of(&x), Span::of(&short)), ErrorKind::Shape { .. });
+            assert_kind!(norm.with_gap(usize::MAX), ErrorKind::Argument { .. });
+        }
+    }
+}
+
 #[test]
 fn swiglu_matches_the_reference_at_any_size_of_gate() {
     let gpu = gpu();

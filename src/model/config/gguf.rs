@@ -1,4 +1,4 @@
-//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's too), `qwen2` (GQA), and `deepseek2` (MLA). Pure. A
+//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's too), `qwen2`, `qwen3` (GQA), and `deepseek2` (MLA). Pure. A
 //! key that would change what the model computes, and is not known here, is refused by name.
 //!
 //! Source: github.com/ggml-org/llama.cpp, `gguf-py/gguf/constants.py` and the hparams of `src/llama-model.cpp`.
@@ -17,7 +17,7 @@ use std::ops::RangeInclusive;
 
 const WIDTH: usize = 1 << 14;
 const ARCHITECTURE: &str = "general.architecture";
-const KNOWN: [&str; 3] = ["llama", "qwen2", "deepseek2"];
+const KNOWN: [&str; 4] = ["llama", "qwen2", "qwen3", "deepseek2"];
 
 /// Keys behind the architecture's name that change nothing here.
 const HARMLESS: [&str; 7] = [
@@ -178,6 +178,7 @@ impl ArchKeys<'_> {
             intermediate_size: intermediate.ok_or_else(|| self.bad("feed_forward_length", ""))?,
             experts: if deepseek { self.experts(facts.biased_experts)? } else { None },
             rms_norm_eps,
+            qk_norm: self.architecture == "qwen3",
             latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
             rope_theta: rotation.theta,
             rope_scaling: rotation.scaling,
@@ -190,8 +191,12 @@ impl ArchKeys<'_> {
             tied: facts.tied,
             files: FileFacts {
                 names: TensorNames::Published,
-                biases: (self.architecture == "qwen2").then(|| vec!["q_proj", "k_proj", "v_proj"]),
-                quantised: None,
+                biases: match self.architecture {
+                    "qwen2" => Some(vec!["q_proj", "k_proj", "v_proj"]),
+                    "qwen3" => Some(Vec::new()),
+                    _ => None,
+                },
+                ..FileFacts::default()
             },
         })
     }

@@ -48,6 +48,9 @@ pub struct Config {
     pub experts: Option<ExpertsConfig>,
     /// `rms_norm_eps`.
     pub rms_norm_eps: f32,
+    /// Whether each head of GQA's queries and keys has a norm before it rotates (Qwen3), with `rms_norm_eps` and one gain for all heads;
+    /// of this crate's own folders none.
+    pub qk_norm: bool,
     /// Of the norms inside GLA and MLA.
     pub latent_norm_eps: f32,
     /// `rope_theta`.
@@ -85,6 +88,8 @@ pub(crate) struct FileFacts {
     /// an error, and so is one of others that is not all 0 ([`LoadOptions::leave_out`](super::LoadOptions)). None for those
     /// that the files have.
     pub(crate) biases: Option<Vec<&'static str>>,
+    /// Whether queries, keys and values are one matrix (`qkv_proj`), and gate and up another (`gate_up_proj`).
+    pub(crate) fused: bool,
     /// Whether matrices are in 4 bits, in three tensors each.
     pub(crate) quantised: Option<GroupQuantised>,
 }
@@ -118,6 +123,9 @@ impl fmt::Debug for Config {
             .field("biases", &self.files.biases);
         if !self.rope_factors.is_empty() {
             fields.field("rope_factors", &self.rope_factors);
+        }
+        if self.qk_norm {
+            fields.field("qk_norm", &self.qk_norm);
         }
         fields.finish()
     }
@@ -184,6 +192,7 @@ impl Config {
             intermediate_size: hidden_size.saturating_mul(4),
             experts: None,
             rms_norm_eps: 1e-6,
+            qk_norm: false,
             latent_norm_eps: 1e-6,
             rope_theta: 1e4,
             rope_scaling: RopeScaling::None,
@@ -206,7 +215,7 @@ impl Config {
     /// [`ErrorKind::Config`], naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
         let keys = Keys::parse(path, json)?;
-        let families = ["latten", "llama", "mistral", "qwen2", "deepseek_v2", "deepseek_v3"];
+        let families = ["latten", "llama", "mistral", "qwen2", "qwen3", "phi3", "deepseek_v2", "deepseek_v3"];
         let config = match keys.word_of("model_type", &families, ", the families that latten reads")? {
             "latten" => Self::own(&keys)?,
             family => published::config(&keys, family)?,
@@ -236,6 +245,7 @@ impl Config {
             intermediate_size: keys.size("intermediate_size", 1 << 20)?,
             experts: None,
             rms_norm_eps,
+            qk_norm: false,
             latent_norm_eps: rms_norm_eps,
             rope_theta: keys.number("rope_theta", 1.0..=1e12)?,
             rope_scaling: RopeScaling::None,
@@ -393,7 +403,8 @@ mod tests {
                     latent_norm_eps: 1e-6, rope_theta: 10000.0, rope_scaling: None, rope_gain: 1.0, rope_interleaved: false, \
                     score_gain: 1.0, max_positions: 2048, window: None, tied: false, names: Published, biases: None }";
         assert_eq!(format!("{config:?}"), want);
-        config.files = FileFacts { names: TensorNames::Authors, biases: Some(vec!["W_rope_k"]), quantised: None };
+        config.files =
+            FileFacts { names: TensorNames::Authors, biases: Some(vec!["W_rope_k"]), ..FileFacts::default() };
         let end = "tied: false, names: Authors, biases: Some([\"W_rope_k\"]) }";
         assert!(format!("{config:?}").ends_with(end), "{config:?}");
     }

@@ -1,4 +1,4 @@
-//! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral and Qwen2 (GQA),
+//! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral, Qwen2, Qwen3 and Phi-3 (GQA),
 //! DeepSeek-V2 and V3 (MLA); and Llamas with the GTA or GLA layers of their authors. Pure. A key that would change what
 //! the model computes, and is not known here, is refused by name.
 
@@ -30,7 +30,7 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
     let (attention, head_dim, v_head_dim) = match deepseek {
         true => latent(keys, q_heads)?,
         false => {
-            let dim = head_dim(keys, q_heads, hidden_size)?;
+            let dim = head_dim(keys, family, q_heads, hidden_size)?;
             let attention =
                 if authors { authors::attention(keys, q_heads, dim)? } else { grouped(keys, q_heads, dim)? };
             (attention, dim, dim)
@@ -48,6 +48,7 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         intermediate_size: keys.size("intermediate_size", 1 << 20)?,
         experts: if deepseek { experts(keys, family)? } else { None },
         rms_norm_eps,
+        qk_norm: family == "qwen3",
         latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
@@ -61,6 +62,7 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         files: FileFacts {
             names: if authors { TensorNames::Authors } else { TensorNames::Published },
             biases: Some(biases),
+            fused: family == "phi3",
             quantised: quantised(keys)?,
         },
     })
@@ -93,9 +95,9 @@ fn biases(keys: &Keys<'_>, family: &str, attention: &AttentionConfig) -> Result<
         _ => &[],
     };
     parts.extend(always);
-    if asked(&["llama", "deepseek_v2", "deepseek_v3"], "attention_bias")? {
+    if asked(&["llama", "qwen3", "deepseek_v2", "deepseek_v3"], "attention_bias")? {
         let first: &[_] = match (family, attention) {
-            ("llama", AttentionConfig::Gqa { .. }) => &["q_proj", "k_proj", "v_proj"],
+            ("llama" | "qwen3", AttentionConfig::Gqa { .. }) => &["q_proj", "k_proj", "v_proj"],
             ("llama", AttentionConfig::Gta { .. }) => &["q_proj", "kv_proj"],
             ("llama", _) => &[],
             _ => &["q_a_proj", "kv_a_proj_with_mqa"],
@@ -109,8 +111,8 @@ fn biases(keys: &Keys<'_>, family: &str, attention: &AttentionConfig) -> Result<
 /// Tokens that a token sees in every layer, if not all; a window past the model's positions hides nothing.
 fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>> {
     let windowed = match family {
-        "mistral" => !keys.is_null("sliding_window"),
-        "qwen2" if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
+        "mistral" | "phi3" => !keys.is_null("sliding_window"),
+        "qwen2" | "qwen3" if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
             // The layers from here on have it.
             let first = keys.count("max_window_layers", 1 << 10)?;
             if 0 < first && first < layers {
@@ -129,9 +131,10 @@ fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>>
 }
 
 /// Width of a head that is not cut.
-fn head_dim(keys: &Keys<'_>, q_heads: usize, hidden_size: usize) -> Result<usize> {
+fn head_dim(keys: &Keys<'_>, family: &str, q_heads: usize, hidden_size: usize) -> Result<usize> {
     match keys.has("head_dim") {
         true => keys.size("head_dim", WIDTH),
+        false if family == "qwen3" => Ok(128), // the library's default
         false if hidden_size.is_multiple_of(q_heads) => Ok(hidden_size / q_heads),
         false => Err(keys.bad("num_attention_heads", &format!("does not divide hidden_size = {hidden_size}"))),
     }

@@ -57,11 +57,11 @@ pub(crate) struct AttentionScratch {
     /// What the first product makes: (rows, q_heads * head_dim + kv_dim), of GLA and MLA (rows, q_latent_dim + kv_dim) or without a
     /// query latent (rows, q_heads * (head_dim + rope_dim) + kv_dim)
     pub(crate) raw: Tensor,
-    /// Queries before rotation and absorption, where they are not in `raw`: (rows, q_heads, head_dim [+ rope_dim])
+    /// Queries before rotation and absorption, where they are not in `raw`, or after their norm: (rows, q_heads, head_dim [+ rope_dim])
     pub(crate) q_raw: Tensor,
     /// (rows, q_heads, q_dim)
     pub(crate) q: Tensor,
-    /// GLA, MLA: (rows, kv_dim)
+    /// GLA, MLA, GQA with a norm of its keys: (rows, kv_dim)
     pub(crate) kv: Tensor,
     /// GLA, MLA, out of the latent space: (rows, q_heads, v_head_dim)
     pub(crate) values: Tensor,
@@ -300,7 +300,14 @@ impl AttentionScratch {
                 let q_raw = if q_latent_dim.is_some() { f32s(&[heads, raw_dim])? } else { unused(2)? };
                 (raw, q_raw, f32s(&[layout.kv_dim()])?, f32s(&[heads, config.v_head_dim])?)
             }
-            _ => (f32s(&[heads * config.head_dim + layout.kv_dim()])?, unused(2)?, unused(1)?, unused(2)?),
+            _ => {
+                let raw = f32s(&[heads * config.head_dim + layout.kv_dim()])?;
+                let (q_raw, kv) = match config.qk_norm {
+                    true => (f32s(&[heads, config.head_dim])?, f32s(&[layout.kv_dim()])?),
+                    false => (unused(2)?, unused(1)?),
+                };
+                (raw, q_raw, kv, unused(2)?)
+            }
         };
         let q = f32s(&[heads, layout.q_dim()])?;
         let (q_explicit, lse) = match explicit {

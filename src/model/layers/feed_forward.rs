@@ -65,7 +65,7 @@ impl FeedForward {
                 source,
                 &mlp,
                 (config.hidden_size, config.intermediate_size, &share.ffn),
-                (Some((&norm, config.rms_norm_eps)), share.shard.is_first()),
+                (Some((&norm, config.rms_norm_eps)), config.files.fused, share.shard.is_first()),
             )?))),
             Some(experts) => {
                 Ok(FeedForward::Mixture(Box::new(Mixture::load(source, (config, share), &experts, (&mlp, &norm))?)))
@@ -85,15 +85,22 @@ impl FeedForward {
 
 impl Dense {
     /// `sizes`: of the stream and of the SwiGLU, and which of its elements are the rank's. `norm`: name and eps of a norm before it.
-    /// `adds`: whether this is the first rank, which has the bias, too.
+    /// `fused`: whether gate and up are one matrix in the files. `adds`: whether this is the first rank, which has the bias, too.
     fn load(
         source: &WeightReader<'_>,
         prefix: &str,
         (hidden, width, part): (usize, usize, &Range<usize>),
-        (norm, adds): (Option<(&str, f32)>, bool),
+        (norm, fused, adds): (Option<(&str, f32)>, bool, bool),
     ) -> Result<Self> {
-        let rows = |name| source.matrix(&format!("{prefix}{name}"), width, hidden).map(|all| all.cut(part.clone()));
-        let gate_up = source.side_by_side(&[rows("gate_proj")?, rows("up_proj")?])?;
+        let both = || source.matrix(&format!("{prefix}gate_up_proj"), 2 * width, hidden);
+        let rows = |half: usize, name| -> Result<Matrix> {
+            let all = match fused {
+                true => both()?.cut(half * width..(half + 1) * width),
+                false => source.matrix(&format!("{prefix}{name}"), width, hidden)?,
+            };
+            Ok(all.cut(part.clone()))
+        };
+        let gate_up = source.side_by_side(&[rows(0, "gate_proj")?, rows(1, "up_proj")?])?;
         let gate_up = match norm {
             Some((name, eps)) => source.normed(gate_up, name, eps)?,
             None => gate_up,
@@ -135,8 +142,8 @@ impl Mixture {
         let down = source
             .stack([count, hidden, own.len()], |e| source.of_inputs(part(e, "down_proj", hidden, width)?, own))?;
         let of_all = (hidden, shared_width, &share.shared);
-        let shared =
-            (shared_width > 0).then(|| Dense::load(source, &format!("{mlp}shared_experts."), of_all, (None, adds)));
+        let shared = (shared_width > 0)
+            .then(|| Dense::load(source, &format!("{mlp}shared_experts."), of_all, (None, false, adds)));
         let shape = NormShape { groups: 1, dim: hidden, tail: 0, eps: config.rms_norm_eps };
         Ok(Mixture {
             norm: source.norm(norm, shape)?,

@@ -3,7 +3,7 @@
 use super::attention::AttentionScratch;
 use super::large_keys::LargeBiases;
 use crate::error::Result;
-use crate::gpu::Tensor;
+use crate::gpu::{DType, Tensor};
 use crate::kv::KvView;
 use crate::model::config::share::ModelShare;
 use crate::model::config::{AttentionConfig, Config};
@@ -30,8 +30,16 @@ pub(crate) struct Direct {
     /// Outputs of a head of the queries.
     head_dim: usize,
     heads: usize,
+    norms: Option<QkNorms>,
     rotate: RopeKernel,
     biases: LargeBiases,
+}
+
+/// Norms of each head before it rotates, which are between the product and all that reads it.
+pub(crate) struct QkNorms {
+    queries: RmsNorm,
+    /// Of the keys of a cached row; its values are copied.
+    keys: RmsNorm,
 }
 
 pub(crate) struct Latent {
@@ -101,7 +109,7 @@ impl Projections {
     /// That of GQA and GTA makes the queries, too; that of GLA and MLA is the query's up-projection.
     pub(crate) fn appending(&self, layer: &KvView, pairs: RopePairs) -> Result<Option<Linear>> {
         let product = match self {
-            Projections::Direct(direct) => direct.qkv.whole(),
+            Projections::Direct(direct) => direct.qkv.whole().filter(|_| direct.norms.is_none()),
             Projections::Latent(latent) => match &latent.queries {
                 Queries::Latent(up) => up.whole(),
                 Queries::Direct { .. } => None,
@@ -116,8 +124,8 @@ impl Projections {
     /// The rows to append, of what [`Projections::project`] wrote.
     pub(crate) fn cached_rows<'a>(&self, s: &'a AttentionScratch) -> Span<'a> {
         match self {
-            Projections::Direct(direct) => Span::of(&s.raw).offset(direct.heads * direct.head_dim),
-            Projections::Latent(_) => Span::of(&s.kv),
+            Projections::Direct(direct) if direct.norms.is_none() => direct.raw_rows(s),
+            _ => Span::of(&s.kv),
         }
     }
 
@@ -141,7 +149,14 @@ impl Projections {
                     return append(linear, to, input, q);
                 }
                 direct.qkv.run(LinearArgs::new(rows, input, raw))?;
-                let x = raw.head_stride(direct.head_dim);
+                let x = match &direct.norms {
+                    None => raw.head_stride(direct.head_dim),
+                    Some(norms) => {
+                        norms.queries.run(rows, raw, Span::of(&s.q_raw))?;
+                        norms.keys.run(rows, direct.raw_rows(s), Span::of(&s.kv))?;
+                        Span::of(&s.q_raw)
+                    }
+                };
                 match wide {
                     Some((rotate, layer)) => rotate.run(RopeWideArgs { rows, layer, cos_sin, x, y: q }),
                     None => direct.rotate.run(rows, cos_sin, x, q),
@@ -204,6 +219,13 @@ impl Projections {
     }
 }
 
+impl Direct {
+    /// What is to be cached of each token, as the product makes it.
+    fn raw_rows<'a>(&self, s: &'a AttentionScratch) -> Span<'a> {
+        Span::of(&s.raw).offset(self.heads * self.head_dim)
+    }
+}
+
 impl ExplicitUp {
     /// [nope | rope] -> [nope | rotated]
     fn queries(&self, s: &AttentionScratch, rows: usize, cos_sin: &Tensor, q_raw: Span<'_>) -> Result<()> {
@@ -244,6 +266,36 @@ impl LayerReader<'_> {
         self.source.matrix(&self.name(part), rows, in_dim)
     }
 
+    /// `q_proj`, `k_proj` or `v_proj` of GQA, which may be parts of one matrix.
+    fn of_gqa(&self, part: &'static str, kv_heads: usize) -> Result<Matrix> {
+        let Config { hidden_size, head_dim, q_heads, .. } = *self.config;
+        let (q, kv) = (q_heads * head_dim, kv_heads * head_dim);
+        let rows = match part {
+            "q_proj" => 0..q,
+            "k_proj" => q..q + kv,
+            _ => q + kv..q + 2 * kv,
+        };
+        match self.config.files.fused {
+            true => self.matrix("qkv_proj", q + 2 * kv, hidden_size).map(|all| all.cut(rows)),
+            false => self.matrix(part, rows.len(), hidden_size),
+        }
+    }
+
+    /// Norms of `heads` and `groups`, if the model has them: their gains are the same for all heads.
+    fn qk_norms(&self) -> Result<Option<QkNorms>> {
+        let Config { qk_norm, head_dim, rms_norm_eps: eps, .. } = *self.config;
+        let norm = |part, groups: usize| {
+            let gain = self.source.values(&format!("{}.weight", self.name(part)), &[head_dim])?;
+            let gain = Tensor::from_slice(self.source.gpu(), &[groups, head_dim], &gain.repeat(groups), DType::F32)?;
+            RmsNorm::new(self.source.gpu(), &gain, NormShape { groups, dim: head_dim, tail: 0, eps })
+        };
+        let both = || {
+            let queries = norm("q_norm", self.share.q_heads.len())?;
+            Ok(QkNorms { queries, keys: norm("k_norm", self.share.groups.len())?.with_gap(head_dim)? })
+        };
+        qk_norm.then(both).transpose()
+    }
+
     /// A product with the layer's input.
     fn first(&self, matrix: &Matrix) -> Result<Split> {
         let linear = self.source.linear(matrix)?;
@@ -263,10 +315,13 @@ impl LayerReader<'_> {
         all.cut(which.start * rows..which.end * rows)
     }
 
-    /// A matrix that makes queries, per head [copied | rotated].
+    /// A matrix that makes queries, per head [copied | rotated]: `part`, if it is by itself.
     fn queries(&self, part: &'static str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
         let (dim, gain) = (copy_dim + self.config.rope_dim(), self.config.rotated_query_gain());
-        let mut matrix = self.matrix(part, self.config.q_heads * dim, in_dim)?;
+        let mut matrix = match self.config.attention {
+            AttentionConfig::Gqa { kv_heads } => self.of_gqa(part, kv_heads)?,
+            _ => self.matrix(part, self.config.q_heads * dim, in_dim)?,
+        };
         if gain != 1.0 {
             matrix.scale_rows(dim, copy_dim..dim, gain);
         }
@@ -284,18 +339,20 @@ impl LayerReader<'_> {
         let queries = self.queries("q_proj", copy_dim, self.config.hidden_size)?;
         let qkv = self.first(&Matrix::stack(&[&[queries], kv].concat()))?;
         let (heads, head_dim) = (self.share.q_heads.len(), self.config.head_dim);
-        Ok(Direct { qkv, head_dim, heads, rotate: self.rotate(copy_dim)?, biases })
+        Ok(Direct { qkv, head_dim, heads, norms: self.qk_norms()?, rotate: self.rotate(copy_dim)?, biases })
     }
 
     fn gqa(&self, kv_heads: usize) -> Result<Direct> {
-        let Config { hidden_size: hidden, head_dim, .. } = *self.config;
-        let all = |part| self.matrix(part, kv_heads * head_dim, hidden);
-        let own = |part| all(part).map(|all| self.cut(&all, &self.share.groups, head_dim));
+        let head_dim = self.config.head_dim;
+        let own = |part| self.of_gqa(part, kv_heads).map(|all| self.cut(&all, &self.share.groups, head_dim));
         let (k, v) = (own("k_proj")?, own("v_proj")?);
         // Rows in the order of a cached row: the key and the value of each group in turn.
         let group = |g: usize| g * head_dim..(g + 1) * head_dim;
         let kv: Vec<Matrix> = (0..self.share.groups.len()).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
-        let biases = LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?;
+        let biases = match self.config.qk_norm {
+            true => LargeBiases::default(), // what is cached has the size that the norm gives it
+            false => LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?,
+        };
         self.direct(0, &kv, biases)
     }
 

@@ -123,7 +123,7 @@ fn seems(part: &str) -> &'static str {
     } else if any(&["lora_", "base_layer"]) {
         "an adapter's (LoRA) that is not merged"
     } else if any(&["q_norm", "k_norm", "q_layernorm", "k_layernorm"]) {
-        "a norm of queries or keys (Qwen3's layers have them)"
+        "a norm of queries or keys (layers of model_type qwen3 have them)"
     } else if last == "bias" {
         "a bias that config.json does not ask for (attention_bias, mlp_bias)"
     } else if any(&["feedforward_layernorm"]) {
@@ -131,7 +131,7 @@ fn seems(part: &str) -> &'static str {
     } else if any(&["experts", "router", "shared_expert", "block_sparse_moe", "mlp.gate."]) {
         "a mixture of experts'"
     } else if any(&["qkv_proj", "gate_up_proj", "Wqkv", "query_key_value", "c_attn"]) {
-        "several projections in one (Phi-3's layers have them)"
+        "several projections in one (layers of model_type phi3 have them)"
     } else if any(&["sinks"]) {
         "attention sinks"
     } else if any(&["norm"]) {
@@ -165,7 +165,7 @@ mod tests {
             assert_eq!(judged(name, Some(2)), Unused::Beside, "{name}");
         }
         for (name, what) in [
-            ("model.layers.1.self_attn.q_norm.weight", "Qwen3"),
+            ("model.layers.1.self_attn.q_norm.weight", "qwen3"),
             ("model.layers.1.self_attn.o_proj.bias", "a bias"),
             ("model.layers.0.self_attn.q_proj.lora_A.weight", "LoRA"),
             ("model.layers.0.mlp.down_proj.weight_scale", "quantiser"),

@@ -166,11 +166,14 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for several heads, beside a tail, after [`Linear::with_append`], or where the norm before the
-    /// product has another `eps`.
+    /// [`ErrorKind::Argument`] for several heads, beside a tail, after [`Linear::with_append`], for a norm with gaps
+    /// ([`RmsNorm::with_gap`]), or where the norm before the product has another `eps`.
     pub fn with_rest(self, norm: RmsNorm) -> Result<Self> {
         if self.weight.heads() != 1 || self.tail.is_some() || self.cached.is_some() {
             return Err(ErrorKind::argument("rest", "this linear has several heads or a tail, or appends"));
+        }
+        if norm.gap() > 0 {
+            return Err(ErrorKind::argument("rest", format!("has gaps of {} elements", norm.gap())));
         }
         match &self.norm {
             Some((_, eps)) if *eps != norm.shape().eps => {
