@@ -119,6 +119,18 @@ CASES = {
         },
         "prompt": 30,
     },
+    "qwen3_moe": {
+        "config": {
+            **GQA, "model_type": "qwen3_moe", "head_dim": 12, "num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+            "norm_topk_prob": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
+    "mixtral": {
+        "config": {
+            **GQA, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 20,
+            "sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
     # Queries, keys and values in one matrix, gate and up in another.
     "phi3": {
         "config": {

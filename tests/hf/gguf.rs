@@ -20,6 +20,7 @@ fn metadata(config: &Value) -> GgufWriter {
         "deepseek_v2" | "deepseek_v3" => (true, "deepseek2"),
         "qwen2" => (false, "qwen2"),
         "qwen3" => (false, "qwen3"),
+        "qwen3_moe" => (false, "qwen3moe"),
         _ => (false, "llama"),
     };
     let mut file = GgufWriter::default();
@@ -33,6 +34,9 @@ fn metadata(config: &Value) -> GgufWriter {
     put("embedding_length", count("hidden_size"));
     put("feed_forward_length", count("intermediate_size"));
     put("attention.head_count", count("num_attention_heads"));
+    put("expert_count", count("num_experts").or(count("num_local_experts")));
+    put("expert_used_count", count("num_experts_per_tok").filter(|_| !deepseek));
+    put("expert_feed_forward_length", count("moe_intermediate_size").filter(|_| !deepseek));
     put("attention.sliding_window", count("sliding_window").filter(|_| family == "mistral"));
     if deepseek {
         let [nope, rope] = ["qk_nope_head_dim", "qk_rope_head_dim"].map(|key| count(key).unwrap());
@@ -122,6 +126,7 @@ fn name(published: &str) -> String {
         ("self_attn.kv_b_proj", "attn_kv_b"),
         ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
         ("mlp.gate.", "ffn_gate_inp."),
+        ("block_sparse_moe.gate.", "ffn_gate_inp."),
         ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
         ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
         ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
@@ -151,10 +156,16 @@ fn file(config: &Value, tensors: &BTreeMap<String, Vec<usize>>) -> GgufWriter {
     let mut experts: BTreeMap<String, Vec<Expert>> = BTreeMap::new();
     for (published, shape) in tensors {
         let values = named_values(published, shape.iter().product());
-        if let Some((layer, rest)) = published.split_once(".mlp.experts.") {
+        let experts_of = |name: &'static str| published.split_once(name);
+        if let Some((layer, rest)) = experts_of(".mlp.experts.").or(experts_of(".block_sparse_moe.experts.")) {
             let (expert, part) = rest.split_once('.').unwrap();
-            let own =
-                format!("{layer}.ffn_{}_exps.weight", part.split('_').next().unwrap()).replace("model.layers", "blk");
+            let part = match part.split(['_', '.']).next().unwrap() {
+                "w1" => "gate",
+                "w3" => "up",
+                "w2" => "down",
+                part => part,
+            };
+            let own = format!("{layer}.ffn_{part}_exps.weight").replace("model.layers", "blk");
             experts.entry(own).or_default().push((expert.parse().unwrap(), shape.clone(), values));
             continue;
         }
@@ -191,13 +202,15 @@ fn forms(case: &str, change: Change) -> [Model; 2] {
 #[test]
 fn both_forms_give_the_same_logits_to_the_bit() {
     let plain = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 100.0 });
-    let cases: [(&str, Change); 10] = [
+    let cases: [(&str, Change); 12] = [
         ("llama", |_| {}),
         ("llama_linear", |_| {}),
         ("llama_yarn", |_| {}),
         ("mistral_window", |_| {}),
         ("qwen2", plain),
         ("qwen3", |_| {}),
+        ("qwen3_moe", |_| {}),
+        ("mixtral", |_| {}),
         ("deepseek_v2_lite", |_| {}),
         ("deepseek_v2_groups", |_| {}),
         ("deepseek_v3", |_| {}),
@@ -326,10 +339,10 @@ fn what_a_file_says_that_is_not_read_is_refused_by_name() {
     refused(&with("llama.attention.head_count", 7), &["head_count_kv", "does not divide"]);
     refused(&with("llama.attention.value_length", 4), &["value_length = 4", "only 8 is"]);
     refused(&with("llama.rope.dimension_count", 4), &["rope.dimension_count = 4", "only 8 is"]);
-    refused(&with("llama.expert_count", 8), &["llama.expert_count = 8", "only 0 is"]);
+    refused(&with("llama.expert_count", 8), &["llama.expert_used_count is missing"]);
     refused(&with("llama.logit_scale", 3), &["llama.logit_scale = 3", "not known"]);
     refused(&with("split.count", 3), &["split.count = 3", "1 files"]);
-    for arch in ["gemma3", "qwen3moe", "mamba"] {
+    for arch in ["gemma3", "phi3", "mamba"] {
         let change =
             |file: &mut GgufWriter| file.without("general.architecture").text("general.architecture", arch).end();
         refused(&change, &[arch, "\"qwen2\"", "latten reads"]);

@@ -136,6 +136,8 @@ cases!(
     qwen2_window,
     qwen3,
     qwen3_window,
+    qwen3_moe,
+    mixtral,
     phi3,
     deepseek_v2,
     deepseek_v2_lite,

@@ -1,4 +1,4 @@
-//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's too), `qwen2`, `qwen3` (GQA), and `deepseek2` (MLA). Pure. A
+//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's and Mixtral too), `qwen2`, `qwen3`, `qwen3moe` (GQA), and `deepseek2` (MLA). Pure. A
 //! key that would change what the model computes, and is not known here, is refused by name.
 //!
 //! Source: github.com/ggml-org/llama.cpp, `gguf-py/gguf/constants.py` and the hparams of `src/llama-model.cpp`.
@@ -17,7 +17,7 @@ use std::ops::RangeInclusive;
 
 const WIDTH: usize = 1 << 14;
 const ARCHITECTURE: &str = "general.architecture";
-const KNOWN: [&str; 4] = ["llama", "qwen2", "qwen3", "deepseek2"];
+const KNOWN: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen3moe", "deepseek2"];
 
 /// Keys behind the architecture's name that change nothing here.
 const HARMLESS: [&str; 7] = [
@@ -164,7 +164,7 @@ impl ArchKeys<'_> {
             if deepseek { self.latent(q_heads)? } else { self.grouped(q_heads, hidden_size)? };
         let window = self.count("attention.sliding_window", 0..=u32::MAX as usize)?;
         let intermediate = self.size_of_all("feed_forward_length", 1 << 20)?;
-        if !deepseek {
+        if ["qwen2", "qwen3"].contains(&self.architecture) {
             self.must_be("expert_count", 0)?;
         }
         Ok(Config {
@@ -176,9 +176,9 @@ impl ArchKeys<'_> {
             head_dim,
             v_head_dim,
             intermediate_size: intermediate.ok_or_else(|| self.bad("feed_forward_length", ""))?,
-            experts: if deepseek { self.experts(facts.biased_experts)? } else { None },
+            experts: self.experts(facts.biased_experts)?,
             rms_norm_eps,
-            qk_norm: self.architecture == "qwen3",
+            qk_norm: self.architecture.starts_with("qwen3"),
             latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
             rope_theta: rotation.theta,
             rope_scaling: rotation.scaling,
@@ -193,7 +193,7 @@ impl ArchKeys<'_> {
                 names: TensorNames::Published,
                 biases: match self.architecture {
                     "qwen2" => Some(vec!["q_proj", "k_proj", "v_proj"]),
-                    "qwen3" => Some(Vec::new()),
+                    "qwen3" | "qwen3moe" => Some(Vec::new()),
                     _ => None,
                 },
                 ..FileFacts::default()
@@ -267,7 +267,9 @@ impl ArchKeys<'_> {
             None | Some(0 | 1) => false,
             Some(_) => true,
         };
-        let normalise = self.file.flag(&self.key("expert_weights_norm"))?.unwrap_or(false);
+        // Mixtral's and Qwen3's files do not say that theirs are.
+        let usual = self.architecture != "deepseek2";
+        let normalise = self.file.flag(&self.key("expert_weights_norm"))?.unwrap_or(usual);
         let factor = self.number("expert_weights_scale", 0.0..=1e6)?.filter(|factor| *factor > 0.0).unwrap_or(1.0);
         let shared = self.count("expert_shared_count", 0..=1 << 10)?.unwrap_or(0);
         let groups = self.count("expert_group_count", 0..=1 << 10)?.unwrap_or(0).max(1);
@@ -276,7 +278,10 @@ impl ArchKeys<'_> {
             return Ok(None);
         }
         let top = self.size("expert_used_count", experts.min(64))?;
-        let width = self.size("expert_feed_forward_length", 1 << 20)?;
+        let width = match self.architecture == "llama" && !self.has("expert_feed_forward_length") {
+            true => self.size("feed_forward_length", 1 << 20)?,
+            false => self.size("expert_feed_forward_length", 1 << 20)?,
+        };
         let group_best = if sigmoid && groups > 1 { 2 } else { 1 };
         let factor = factor as f32;
         let route = RouteShape { experts, top, groups, top_groups, group_best, sigmoid, normalise, factor };

@@ -131,7 +131,7 @@ impl fmt::Debug for Config {
     }
 }
 
-/// A mixture of experts with shared experts, as DeepSeek's models have it.
+/// A mixture of experts, as DeepSeek's models have it, with shared experts, and Mixtral and Qwen3's, without.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertsConfig {
     /// The first layer that has one; all after it have.
@@ -215,7 +215,18 @@ impl Config {
     /// [`ErrorKind::Config`], naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
         let keys = Keys::parse(path, json)?;
-        let families = ["latten", "llama", "mistral", "qwen2", "qwen3", "phi3", "deepseek_v2", "deepseek_v3"];
+        let families = [
+            "latten",
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "qwen3_moe",
+            "mixtral",
+            "phi3",
+            "deepseek_v2",
+            "deepseek_v3",
+        ];
         let config = match keys.word_of("model_type", &families, ", the families that latten reads")? {
             "latten" => Self::own(&keys)?,
             family => published::config(&keys, family)?,

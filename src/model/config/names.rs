@@ -1,11 +1,13 @@
-//! What the tensors of an attention layer are called. Pure.
+//! What the tensors of a layer are called. Pure.
 
-/// What the tensors of an attention layer are called.
+/// What the tensors of a layer are called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum TensorNames {
     /// As in the table of the [module](crate::model), which has the names of published models.
     #[default]
     Published,
+    /// The same, but those of the experts, which have Mistral's names.
+    Mixtral,
     /// As in the code that the authors of GTA and GLA published, github.com/Dao-AILab/grouped-latent-attention: in the
     /// [module](crate::model)'s documentation, too.
     Authors,
@@ -19,14 +21,21 @@ const ONE: [(&str, &str); 5] = [
     ("q_b_proj", "W_uQ_rope"),
     ("kv_a_proj_with_mqa", "W_dKV"),
 ];
+/// Published name and Mixtral's, of the feed-forward part.
+const EXPERTS: [(&str, &str); 4] =
+    [("mlp", "block_sparse_moe"), ("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
 /// Of these the authors have one per latent head, numbered from 1.
 const PER_LATENT_HEAD: [(&str, &str); 2] = [("kv_a_layernorm", "kv_norm_"), ("kv_b_proj", "W_ukv_")];
 
 impl TensorNames {
     /// Of what has the published name `part`.
     pub(crate) fn of(self, part: &'static str) -> &'static str {
-        let other = ONE.iter().find(|(published, _)| self == TensorNames::Authors && *published == part);
-        other.map_or(part, |(_, authors)| *authors)
+        let others: &[(&str, &'static str)] = match self {
+            TensorNames::Published => &[],
+            TensorNames::Mixtral => &EXPERTS,
+            TensorNames::Authors => &ONE,
+        };
+        others.iter().find(|(published, _)| *published == part).map_or(part, |(_, own)| *own)
     }
 
     /// Of what has the published name `part`, in the order of its rows: one tensor, or one per latent head.

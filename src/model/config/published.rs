@@ -1,4 +1,4 @@
-//! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral, Qwen2, Qwen3 and Phi-3 (GQA),
+//! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral, Mixtral, Qwen2, Qwen3 and Phi-3 (GQA),
 //! DeepSeek-V2 and V3 (MLA); and Llamas with the GTA or GLA layers of their authors. Pure. A key that would change what
 //! the model computes, and is not known here, is refused by name.
 
@@ -46,9 +46,14 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         head_dim,
         v_head_dim,
         intermediate_size: keys.size("intermediate_size", 1 << 20)?,
-        experts: if deepseek { experts(keys, family)? } else { None },
+        experts: match family {
+            "qwen3_moe" => Some(qwen3_experts(keys)?),
+            "mixtral" => Some(mixtral_experts(keys)?),
+            _ if deepseek => experts(keys, family)?,
+            _ => None,
+        },
         rms_norm_eps,
-        qk_norm: family == "qwen3",
+        qk_norm: family.starts_with("qwen3"),
         latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
@@ -60,7 +65,11 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
         window: window(keys, family, layers)?.filter(|window| *window < max_positions),
         tied: keys.flag_or("tie_word_embeddings", false)?,
         files: FileFacts {
-            names: if authors { TensorNames::Authors } else { TensorNames::Published },
+            names: match family {
+                "mixtral" => TensorNames::Mixtral,
+                _ if authors => TensorNames::Authors,
+                _ => TensorNames::Published,
+            },
             biases: Some(biases),
             fused: family == "phi3",
             quantised: quantised(keys)?,
@@ -95,9 +104,9 @@ fn biases(keys: &Keys<'_>, family: &str, attention: &AttentionConfig) -> Result<
         _ => &[],
     };
     parts.extend(always);
-    if asked(&["llama", "qwen3", "deepseek_v2", "deepseek_v3"], "attention_bias")? {
+    if asked(&["llama", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3"], "attention_bias")? {
         let first: &[_] = match (family, attention) {
-            ("llama" | "qwen3", AttentionConfig::Gqa { .. }) => &["q_proj", "k_proj", "v_proj"],
+            ("llama" | "qwen3" | "qwen3_moe", AttentionConfig::Gqa { .. }) => &["q_proj", "k_proj", "v_proj"],
             ("llama", AttentionConfig::Gta { .. }) => &["q_proj", "kv_proj"],
             ("llama", _) => &[],
             _ => &["q_a_proj", "kv_a_proj_with_mqa"],
@@ -111,8 +120,8 @@ fn biases(keys: &Keys<'_>, family: &str, attention: &AttentionConfig) -> Result<
 /// Tokens that a token sees in every layer, if not all; a window past the model's positions hides nothing.
 fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>> {
     let windowed = match family {
-        "mistral" | "phi3" => !keys.is_null("sliding_window"),
-        "qwen2" | "qwen3" if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
+        "mistral" | "mixtral" | "phi3" => !keys.is_null("sliding_window"),
+        "qwen2" | "qwen3" | "qwen3_moe" if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
             // The layers from here on have it.
             let first = keys.count("max_window_layers", 1 << 10)?;
             if 0 < first && first < layers {
@@ -134,7 +143,7 @@ fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>>
 fn head_dim(keys: &Keys<'_>, family: &str, q_heads: usize, hidden_size: usize) -> Result<usize> {
     match keys.has("head_dim") {
         true => keys.size("head_dim", WIDTH),
-        false if family == "qwen3" => Ok(128), // the library's default
+        false if family.starts_with("qwen3") => Ok(128), // the library's default
         false if hidden_size.is_multiple_of(q_heads) => Ok(hidden_size / q_heads),
         false => Err(keys.bad("num_attention_heads", &format!("does not divide hidden_size = {hidden_size}"))),
     }
@@ -206,6 +215,31 @@ fn experts(keys: &Keys<'_>, family: &str) -> Result<Option<ExpertsConfig>> {
     let width = keys.size("moe_intermediate_size", 1 << 20)?;
     let shared = if keys.has("n_shared_experts") { keys.count("n_shared_experts", 1 << 10)? } else { 0 };
     Ok(Some(ExpertsConfig { first_layer, route, biased: third, width, shared_width: shared * width }))
+}
+
+/// Of all layers, without shared ones: the best `top` of `experts`, weighted by a softmax over all, or over the best.
+fn plain_experts((experts, top): (usize, usize), width: usize, normalise: bool) -> ExpertsConfig {
+    let route =
+        RouteShape { experts, top, groups: 1, top_groups: 1, group_best: 1, sigmoid: false, normalise, factor: 1.0 };
+    ExpertsConfig { first_layer: 0, route, biased: false, width, shared_width: 0 }
+}
+
+fn qwen3_experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
+    for (key, only) in [("decoder_sparse_step", json!(1)), ("mlp_only_layers", json!([]))] {
+        if keys.differs(key, only.clone()) {
+            return Err(keys.bad(key, &format!("is not supported, only {only} is")));
+        }
+    }
+    let experts = keys.size(keys.either(["num_experts", "num_local_experts"]), 1 << 10)?;
+    let top = keys.size("num_experts_per_tok", experts.min(64))?;
+    let width = keys.size("moe_intermediate_size", 1 << 20)?;
+    Ok(plain_experts((experts, top), width, keys.flag_or("norm_topk_prob", false)?))
+}
+
+fn mixtral_experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
+    let experts = keys.size("num_local_experts", 1 << 10)?;
+    let top = keys.size("num_experts_per_tok", experts.min(64))?;
+    Ok(plain_experts((experts, top), keys.size("intermediate_size", 1 << 20)?, true))
 }
 
 /// By the best scores; or those of the groups with the best experts.

@@ -59,7 +59,7 @@ impl FeedForward {
     pub(crate) fn load(source: &WeightReader<'_>, config: &Config, share: &ModelShare, layer: usize) -> Result<Self> {
         let prefix = format!("model.layers.{layer}.");
         let norm = format!("{prefix}post_attention_layernorm");
-        let mlp = format!("{prefix}mlp.");
+        let mlp = format!("{prefix}{}.", config.files.names.of("mlp"));
         match config.experts.filter(|experts| layer >= experts.first_layer) {
             None => Ok(FeedForward::Dense(Box::new(Dense::load(
                 source,
@@ -133,8 +133,10 @@ impl Mixture {
             true => source.vector(&format!("{mlp}gate.e_score_correction_bias"), count)?,
             false => Tensor::zeros(source.gpu(), &[count], DType::F32)?,
         };
-        let part =
-            |e: usize, part: &str, rows, in_dim| source.bare_matrix(&format!("{mlp}experts.{e}.{part}"), rows, in_dim);
+        let part = |e: usize, part: &'static str, rows, in_dim| {
+            let part = config.files.names.of(part);
+            source.bare_matrix(&format!("{mlp}experts.{e}.{part}"), rows, in_dim)
+        };
         let rows = |e, name| part(e, name, width, hidden).map(|all| all.cut(own.clone()));
         let gate_up = source.stack([count, 2 * own.len(), hidden], |e| {
             Ok(Matrix::stack(&[rows(e, "gate_proj")?, rows(e, "up_proj")?]))
