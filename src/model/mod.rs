@@ -13,7 +13,8 @@
 //!
 //! | | attention | |
 //! |---|---|---|
-//! | `llama`, `mistral`, `qwen2` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]) |
+//! | `llama`, `mistral`, `qwen2`, `qwen3`, `phi3` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]); norms of heads ([`Config::qk_norm`]); projections in one matrix |
+//! | `mixtral`, `qwen3_moe` | GQA | the same with experts in every layer |
 //! | `deepseek_v2`, `deepseek_v3` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
 //! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors, by their names of tensors (below) |
 //!
@@ -50,8 +51,8 @@
 //! # GGUF files
 //!
 //! [`Decoder::load`] takes a GGUF file too, or a folder with one, of version 2 or 3; of a model in several
-//! (`name-00001-of-00003.gguf`) any of them. Numbers come from its metadata: architectures `llama` (Mistral's models are of
-//! it), `qwen2`, and `deepseek2`, with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
+//! (`name-00001-of-00003.gguf`) any of them. Numbers come from its metadata: architectures `llama` (Mistral's models and Mixtral are of
+//! it), `qwen2`, `qwen3`, `qwen3moe`, and `deepseek2`, with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
 //! Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS or MXFP4 ([`BlockType`](crate::nn::BlockType)), and become the decoder's dtype, row by row, as
 //! they are read. [`GgufMetadata`] says what a file holds.
 //!

@@ -83,7 +83,7 @@ fn shipped_mla() {
 #[test]
 fn published_cases() {
     let devices = devices();
-    for case in ["deepseek_v3_experts", "deepseek_v2_lite", "authors_gla_biased", "qwen2"] {
+    for case in ["deepseek_v3_experts", "deepseek_v2_lite", "authors_gla_biased", "qwen2", "qwen3", "phi3", "mixtral"] {
         let vectors = hf::Vectors::read(case);
         let bytes = hf::file(&vectors.tensors, Dtype::F32);
         let config = Config::parse("config.json", &hf::config_text(case)).unwrap();

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod block;
+mod direct;
 pub(crate) mod explicit;
 pub(crate) mod feed_forward;
 pub(crate) mod large_keys;

@@ -1,18 +1,17 @@
 //! From the stream to queries and cached rows, and from what was attended to values: where the variants differ.
 
 use super::attention::AttentionScratch;
+use super::direct::Direct;
 use super::large_keys::LargeBiases;
 use crate::error::Result;
-use crate::gpu::{DType, Tensor};
+use crate::gpu::Tensor;
 use crate::kv::KvView;
 use crate::model::config::share::ModelShare;
 use crate::model::config::{AttentionConfig, Config};
 use crate::model::weights::matrix::Matrix;
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
-use crate::nn::{
-    AppendRows, Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideArgs, RopeWideKernel, Span,
-};
+use crate::nn::{AppendRows, Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeShape, RopeWideKernel, Span};
 use crate::rope::RopePairs;
 use std::ops::Range;
 
@@ -22,24 +21,6 @@ pub(crate) enum Projections {
     Direct(Box<Direct>),
     /// GLA, MLA: through latents, with the key's matrix absorbed into the query and the value's applied afterwards.
     Latent(Box<Latent>),
-}
-
-pub(crate) struct Direct {
-    /// [queries | all that is cached of a token, in the order of a cached row].
-    qkv: Split,
-    /// Outputs of a head of the queries.
-    head_dim: usize,
-    heads: usize,
-    norms: Option<QkNorms>,
-    rotate: RopeKernel,
-    biases: LargeBiases,
-}
-
-/// Norms of each head before it rotates, which are between the product and all that reads it.
-pub(crate) struct QkNorms {
-    queries: RmsNorm,
-    /// Of the keys of a cached row; its values are copied.
-    keys: RmsNorm,
 }
 
 pub(crate) struct Latent {
@@ -109,7 +90,7 @@ impl Projections {
     /// That of GQA and GTA makes the queries, too; that of GLA and MLA is the query's up-projection.
     pub(crate) fn appending(&self, layer: &KvView, pairs: RopePairs) -> Result<Option<Linear>> {
         let product = match self {
-            Projections::Direct(direct) => direct.qkv.whole().filter(|_| direct.norms.is_none()),
+            Projections::Direct(direct) => direct.product(),
             Projections::Latent(latent) => match &latent.queries {
                 Queries::Latent(up) => up.whole(),
                 Queries::Direct { .. } => None,
@@ -124,8 +105,8 @@ impl Projections {
     /// The rows to append, of what [`Projections::project`] wrote.
     pub(crate) fn cached_rows<'a>(&self, s: &'a AttentionScratch) -> Span<'a> {
         match self {
-            Projections::Direct(direct) if direct.norms.is_none() => direct.raw_rows(s),
-            _ => Span::of(&s.kv),
+            Projections::Direct(direct) => direct.cached_rows(s),
+            Projections::Latent(_) => Span::of(&s.kv),
         }
     }
 
@@ -148,19 +129,7 @@ impl Projections {
                 if let Some((linear, to)) = appending {
                     return append(linear, to, input, q);
                 }
-                direct.qkv.run(LinearArgs::new(rows, input, raw))?;
-                let x = match &direct.norms {
-                    None => raw.head_stride(direct.head_dim),
-                    Some(norms) => {
-                        norms.queries.run(rows, raw, Span::of(&s.q_raw))?;
-                        norms.keys.run(rows, direct.raw_rows(s), Span::of(&s.kv))?;
-                        Span::of(&s.q_raw)
-                    }
-                };
-                match wide {
-                    Some((rotate, layer)) => rotate.run(RopeWideArgs { rows, layer, cos_sin, x, y: q }),
-                    None => direct.rotate.run(rows, cos_sin, x, q),
-                }
+                direct.project(s, rows, input, (cos_sin, wide))
             }
             Projections::Latent(latent) => {
                 latent.down.run(LinearArgs::new(rows, input, raw))?;
@@ -194,7 +163,7 @@ impl Projections {
     /// The biases that are too large for a cache of integers.
     pub(crate) fn large_biases(&self) -> LargeBiases {
         match self {
-            Projections::Direct(direct) => direct.biases.clone(),
+            Projections::Direct(direct) => direct.biases().clone(),
             Projections::Latent(_) => LargeBiases::default(),
         }
     }
@@ -219,16 +188,9 @@ impl Projections {
     }
 }
 
-impl Direct {
-    /// What is to be cached of each token, as the product makes it.
-    fn raw_rows<'a>(&self, s: &'a AttentionScratch) -> Span<'a> {
-        Span::of(&s.raw).offset(self.heads * self.head_dim)
-    }
-}
-
 impl ExplicitUp {
     /// [nope | rope] -> [nope | rotated]
-    fn queries(&self, s: &AttentionScratch, rows: usize, cos_sin: &Tensor, q_raw: Span<'_>) -> Result<()> {
+    pub(super) fn queries(&self, s: &AttentionScratch, rows: usize, cos_sin: &Tensor, q_raw: Span<'_>) -> Result<()> {
         self.rotate.run(rows, cos_sin, q_raw, Span::of(&s.q_explicit))
     }
 
@@ -240,19 +202,19 @@ impl ExplicitUp {
 }
 
 /// What a layer's weights are read with.
-struct LayerReader<'a> {
-    source: &'a WeightReader<'a>,
+pub(super) struct LayerReader<'a> {
+    pub(super) source: &'a WeightReader<'a>,
     /// Of the whole model, as the files have it.
-    config: &'a Config,
+    pub(super) config: &'a Config,
     /// What is made of them.
-    share: &'a ModelShare,
+    pub(super) share: &'a ModelShare,
     prefix: &'a str,
     norm: Option<&'a str>,
 }
 
 impl LayerReader<'_> {
     /// The name of what is published as `part`.
-    fn name(&self, part: &'static str) -> String {
+    pub(super) fn name(&self, part: &'static str) -> String {
         format!("{}{}", self.prefix, self.config.files.names.of(part))
     }
 
@@ -262,42 +224,12 @@ impl LayerReader<'_> {
         names.into_iter().map(|name| format!("{}{name}", self.prefix)).collect()
     }
 
-    fn matrix(&self, part: &'static str, rows: usize, in_dim: usize) -> Result<Matrix> {
+    pub(super) fn matrix(&self, part: &'static str, rows: usize, in_dim: usize) -> Result<Matrix> {
         self.source.matrix(&self.name(part), rows, in_dim)
     }
 
-    /// `q_proj`, `k_proj` or `v_proj` of GQA, which may be parts of one matrix.
-    fn of_gqa(&self, part: &'static str, kv_heads: usize) -> Result<Matrix> {
-        let Config { hidden_size, head_dim, q_heads, .. } = *self.config;
-        let (q, kv) = (q_heads * head_dim, kv_heads * head_dim);
-        let rows = match part {
-            "q_proj" => 0..q,
-            "k_proj" => q..q + kv,
-            _ => q + kv..q + 2 * kv,
-        };
-        match self.config.files.fused {
-            true => self.matrix("qkv_proj", q + 2 * kv, hidden_size).map(|all| all.cut(rows)),
-            false => self.matrix(part, rows.len(), hidden_size),
-        }
-    }
-
-    /// Norms of `heads` and `groups`, if the model has them: their gains are the same for all heads.
-    fn qk_norms(&self) -> Result<Option<QkNorms>> {
-        let Config { qk_norm, head_dim, rms_norm_eps: eps, .. } = *self.config;
-        let norm = |part, groups: usize| {
-            let gain = self.source.values(&format!("{}.weight", self.name(part)), &[head_dim])?;
-            let gain = Tensor::from_slice(self.source.gpu(), &[groups, head_dim], &gain.repeat(groups), DType::F32)?;
-            RmsNorm::new(self.source.gpu(), &gain, NormShape { groups, dim: head_dim, tail: 0, eps })
-        };
-        let both = || {
-            let queries = norm("q_norm", self.share.q_heads.len())?;
-            Ok(QkNorms { queries, keys: norm("k_norm", self.share.groups.len())?.with_gap(head_dim)? })
-        };
-        qk_norm.then(both).transpose()
-    }
-
     /// A product with the layer's input.
-    fn first(&self, matrix: &Matrix) -> Result<Split> {
+    pub(super) fn first(&self, matrix: &Matrix) -> Result<Split> {
         let linear = self.source.linear(matrix)?;
         match self.norm {
             Some(norm) => self.source.normed(linear, norm, self.config.rms_norm_eps),
@@ -306,17 +238,17 @@ impl LayerReader<'_> {
     }
 
     /// That of the norm of the layer's input, if it is part of the layer.
-    fn gain(&self) -> Result<Option<Vec<f32>>> {
+    pub(super) fn gain(&self) -> Result<Option<Vec<f32>>> {
         self.norm.map(|norm| self.source.values(&format!("{norm}.weight"), &[self.config.hidden_size])).transpose()
     }
 
     /// Rows of the rank's heads or groups, of those that lie one behind the other in a matrix.
-    fn cut(&self, all: &Matrix, which: &Range<usize>, rows: usize) -> Matrix {
+    pub(super) fn cut(&self, all: &Matrix, which: &Range<usize>, rows: usize) -> Matrix {
         all.cut(which.start * rows..which.end * rows)
     }
 
     /// A matrix that makes queries, per head [copied | rotated]: `part`, if it is by itself.
-    fn queries(&self, part: &'static str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
+    pub(super) fn queries(&self, part: &'static str, copy_dim: usize, in_dim: usize) -> Result<Matrix> {
         let (dim, gain) = (copy_dim + self.config.rope_dim(), self.config.rotated_query_gain());
         let mut matrix = match self.config.attention {
             AttentionConfig::Gqa { kv_heads } => self.of_gqa(part, kv_heads)?,
@@ -329,39 +261,9 @@ impl LayerReader<'_> {
     }
 
     /// Rotates what stands behind `copy_dim` elements of each query, if anything.
-    fn rotate(&self, copy_dim: usize) -> Result<RopeKernel> {
+    pub(super) fn rotate(&self, copy_dim: usize) -> Result<RopeKernel> {
         let (heads, rope_dim) = (self.share.q_heads.len(), self.config.rope_dim());
         RopeKernel::or_copy(self.source.gpu(), RopeShape { heads, copy_dim, rope_dim, pairs: self.config.rotation() })
-    }
-
-    /// Of queries and cached rows.
-    fn direct(&self, copy_dim: usize, kv: &[Matrix], biases: LargeBiases) -> Result<Direct> {
-        let queries = self.queries("q_proj", copy_dim, self.config.hidden_size)?;
-        let qkv = self.first(&Matrix::stack(&[&[queries], kv].concat()))?;
-        let (heads, head_dim) = (self.share.q_heads.len(), self.config.head_dim);
-        Ok(Direct { qkv, head_dim, heads, norms: self.qk_norms()?, rotate: self.rotate(copy_dim)?, biases })
-    }
-
-    fn gqa(&self, kv_heads: usize) -> Result<Direct> {
-        let head_dim = self.config.head_dim;
-        let own = |part| self.of_gqa(part, kv_heads).map(|all| self.cut(&all, &self.share.groups, head_dim));
-        let (k, v) = (own("k_proj")?, own("v_proj")?);
-        // Rows in the order of a cached row: the key and the value of each group in turn.
-        let group = |g: usize| g * head_dim..(g + 1) * head_dim;
-        let kv: Vec<Matrix> = (0..self.share.groups.len()).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
-        let biases = match self.config.qk_norm {
-            true => LargeBiases::default(), // what is cached has the size that the norm gives it
-            false => LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?,
-        };
-        self.direct(0, &kv, biases)
-    }
-
-    fn gta(&self, kv_heads: usize, rope_dim: usize) -> Result<Direct> {
-        let Config { hidden_size: hidden, head_dim, .. } = *self.config;
-        let kv = self.cut(&self.matrix("kv_proj", kv_heads * head_dim, hidden)?, &self.share.groups, head_dim);
-        let rope_key = self.matrix("k_rope_proj", rope_dim, hidden)?;
-        let biases = LargeBiases::of_tied(self.source, self.config, &kv, self.gain()?.as_deref())?;
-        self.direct(head_dim - rope_dim, &[kv, rope_key], biases)
     }
 
     fn latent(&self, kv_norm: NormShape, q_latent_dim: Option<usize>) -> Result<Latent> {
