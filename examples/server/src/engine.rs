@@ -2,7 +2,7 @@
 
 use crate::errors::ApiError;
 use crate::metrics::Metrics;
-use latten::model::{Event, Finished, Request, RequestId, Scheduler};
+use latten::model::{Event, Finished, Grammar, Request, RequestId, Sampler, Scheduler};
 use latten::ErrorKind;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -18,6 +18,8 @@ pub struct Job {
     pub id: String,
     /// Prompts, with how often each is to be continued. Continuations of one prompt differ by their seeds.
     pub prompts: Vec<(Request, usize)>,
+    /// How the tokens of all of them are drawn, beside what the requests say.
+    pub drawing: Drawing,
     /// Where what they give goes. When nobody is there any more, the requests are cancelled.
     pub pieces: UnboundedSender<Piece>,
     pub received: Instant,
@@ -27,13 +29,51 @@ pub struct Job {
     pub first_token_by: Instant,
 }
 
+/// How tokens are drawn, beside a request's sampling and seed.
+#[derive(Debug, Clone, Default)]
+pub struct Drawing {
+    pub bias: Vec<(u32, f32)>,
+    /// Whether log-probabilities are told, and of how many likely tokens beside the drawn one.
+    pub logprobs: Option<usize>,
+    /// What texts may be.
+    pub grammar: Option<Grammar>,
+}
+
+impl Drawing {
+    /// For one request.
+    ///
+    /// Errors: those of the library, for numbers that it does not take.
+    fn sampler(&self, request: &Request) -> Result<Sampler, latten::Error> {
+        let mut sampler = Sampler::new(request.generate.sampling, request.generate.seed)?;
+        if !self.bias.is_empty() {
+            sampler = sampler.with_bias(&self.bias)?;
+        }
+        if let Some(count) = self.logprobs {
+            sampler = sampler.with_logprobs(count)?;
+        }
+        Ok(match &self.grammar {
+            Some(grammar) => sampler.with_constraint(grammar.clone()),
+            None => sampler,
+        })
+    }
+}
+
+/// A token, and how likely it and others were.
+#[derive(Debug, Clone)]
+pub struct Token {
+    pub token: u32,
+    /// None where it was not asked for.
+    pub log_probability: Option<f32>,
+    pub most_likely: Vec<(u32, f32)>,
+}
+
 /// What a job gets.
 #[derive(Debug)]
 pub enum Piece {
     /// None of it can be answered.
     Refused(ApiError),
     /// Of one choice, in the order of prompts and then of their continuations: what is new of its text.
-    Part { choice: usize, text: String, token: Option<u32>, end: Option<End> },
+    Part { choice: usize, text: String, token: Option<Token>, end: Option<End> },
 }
 
 /// Why a choice ended.
@@ -73,6 +113,8 @@ struct Live {
     /// Continuations that wait until the first of their prompt has a token: then its pages are there to be shared.
     later: BTreeMap<usize, Vec<(usize, Request)>>,
     ends: Option<End>,
+    /// Whether its client went away before the end.
+    gone: bool,
 }
 
 /// The scheduler and whose requests it runs.
@@ -97,9 +139,12 @@ impl Engine {
     /// Errors: a device that gives no more answers. All requests have ended with that error.
     pub fn run(mut self) -> Result<(), latten::Error> {
         self.metrics.observe(&self.scheduler);
+        let mut since = Instant::now();
         loop {
             if self.scheduler.is_idle() && !self.stopping {
-                match self.commands.recv() {
+                let command = self.commands.recv();
+                since = Instant::now();
+                match command {
                     Ok(command) => self.take(command),
                     Err(_) => return Ok(()),
                 }
@@ -123,11 +168,14 @@ impl Engine {
                 }
             }
             let start = Instant::now();
-            match pollster::block_on(self.scheduler.step()) {
+            self.metrics.between_steps.inc_by((start - since).as_secs_f64());
+            let stepped = pollster::block_on(self.scheduler.step());
+            since = Instant::now();
+            match stepped {
                 Ok(events) => {
-                    events.into_iter().for_each(|event| self.give(event));
                     self.metrics.steps.inc();
-                    self.metrics.step_seconds.observe(start.elapsed().as_secs_f64());
+                    self.metrics.step_seconds.observe((since - start).as_secs_f64());
+                    events.into_iter().for_each(|event| self.give(event));
                 }
                 Err(error) => self.fail_all(error)?,
             }
@@ -162,7 +210,7 @@ impl Engine {
                 if nth > 0 && request.prompt.len() > page {
                     rest.push((index, request));
                 } else {
-                    match self.scheduler.add(request) {
+                    match add(&mut self.scheduler, &job.drawing, request) {
                         Ok(request) => added.push((request, index)),
                         Err(error) => {
                             added.iter().for_each(|(request, _)| drop(self.scheduler.cancel(*request)));
@@ -182,7 +230,7 @@ impl Engine {
         for (request, index) in added {
             self.choices.insert(request, Choice { job: id, index, last_token: None });
         }
-        self.jobs.insert(id, Live { job, left: index, tokens: 0, first: None, later, ends: None });
+        self.jobs.insert(id, Live { job, left: index, tokens: 0, first: None, later, ends: None, gone: false });
     }
 
     /// Cancels the requests of clients that have gone, and of those whose first token takes too long.
@@ -192,6 +240,9 @@ impl Engine {
         let late = |live: &Live| live.first.is_none() && live.job.first_token_by <= now && live.ends.is_none();
         let lost: Vec<u64> = self.jobs.iter().filter(|(_, live)| gone(live) || late(live)).map(|(id, _)| *id).collect();
         for id in lost {
+            if let Some(live) = self.jobs.get_mut(&id) {
+                live.gone = live.gone || live.job.pieces.is_closed();
+            }
             self.end_job(id, End::Timeout);
         }
     }
@@ -222,7 +273,7 @@ impl Engine {
     }
 
     /// What a step gave to one request.
-    fn give(&mut self, event: Event) {
+    fn give(&mut self, mut event: Event) {
         let now = Instant::now();
         let Some(choice) = self.choices.get_mut(&event.id) else { return };
         let (id, index) = (choice.job, choice.index);
@@ -242,15 +293,17 @@ impl Engine {
             later = live.later.remove(&index).unwrap_or_default();
         }
         let ended = event.finished.is_some();
-        let end = event.finished.map(|why| end_of(why, live.ends.as_ref()));
+        let end = event.finished.take().map(|why| end_of(why, live.ends.as_ref()));
         let text = String::from_utf8_lossy(&event.bytes).into_owned();
-        let _ = live.job.pieces.send(Piece::Part { choice: index, text, token: event.token, end: end.clone() });
+        let Event { log_probability, most_likely, .. } = event;
+        let token = event.token.map(|token| Token { token, log_probability, most_likely });
+        let _ = live.job.pieces.send(Piece::Part { choice: index, text, token, end: end.clone() });
         if ended {
             self.choices.remove(&event.id);
             live.left -= 1;
         }
         for (index, request) in later {
-            match self.scheduler.add(request) {
+            match add(&mut self.scheduler, &live.job.drawing, request) {
                 Ok(request) => drop(self.choices.insert(request, Choice { job: id, index, last_token: None })),
                 Err(error) => {
                     let end = Some(End::Failed(ApiError::of(&error)));
@@ -268,7 +321,7 @@ impl Engine {
     fn end(&mut self, id: u64, end: Option<&End>, now: Instant) {
         let Some(live) = self.jobs.remove(&id) else { return };
         let outcome = match end {
-            _ if live.job.pieces.is_closed() => "gone",
+            _ if live.gone => "gone",
             Some(End::Stop) => "stop",
             Some(End::Length) => "length",
             Some(End::Abort) => "abort",
@@ -315,9 +368,15 @@ impl Engine {
     }
 }
 
+/// Errors: those of a request, or of how its tokens are to be drawn.
+fn add(scheduler: &mut Scheduler, drawing: &Drawing, request: Request) -> Result<RequestId, latten::Error> {
+    let sampler = drawing.sampler(&request)?;
+    scheduler.add_with(request, sampler)
+}
+
 fn end_of(finished: Finished, early: Option<&End>) -> End {
     match finished {
-        Finished::StopToken | Finished::StopString(_) => End::Stop,
+        Finished::StopToken | Finished::StopString(_) | Finished::Complete => End::Stop,
         Finished::Length => End::Length,
         Finished::Deadline => End::Timeout,
         Finished::Cancelled => early.cloned().unwrap_or(End::Abort),

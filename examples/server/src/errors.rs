@@ -90,6 +90,9 @@ impl ApiError {
                 let why = format!("the request is larger than the whole cache: {message}");
                 Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", why).about("max_tokens")
             }
+            ErrorKind::Grammar { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, "invalid_grammar", message).about("response_format")
+            }
             ErrorKind::Argument { name, .. } => {
                 Self::new(StatusCode::BAD_REQUEST, "invalid_value", message).about(*name)
             }

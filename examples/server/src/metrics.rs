@@ -3,7 +3,8 @@
 use latten::cache::CacheStats;
 use latten::model::Scheduler;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, Result, TextEncoder,
+    Counter, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, Result,
+    TextEncoder,
 };
 
 /// From a hundredth of a millisecond to minutes, by factors of about three.
@@ -22,6 +23,7 @@ pub struct Metrics {
     pub generated_tokens: IntCounter,
     pub steps: IntCounter,
     pub step_seconds: Histogram,
+    pub between_steps: Counter,
     pub first_token: Histogram,
     pub inter_token: Histogram,
     pub request_seconds: Histogram,
@@ -46,6 +48,10 @@ impl Metrics {
             let counter = IntCounter::new(name, help)?;
             registry.register(Box::new(counter.clone())).map(|()| counter)
         };
+        let seconds = |name: &str, help: &str| {
+            let seconds = Counter::new(name, help)?;
+            registry.register(Box::new(seconds.clone())).map(|()| seconds)
+        };
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counters.clone())).map(|()| counters)
@@ -64,6 +70,10 @@ impl Metrics {
             generated_tokens: counter("latten_generated_tokens_total", "Tokens made")?,
             steps: counter("latten_steps_total", "Steps of the model")?,
             step_seconds: histogram("latten_step_seconds", "Time of a step")?,
+            between_steps: seconds(
+                "latten_between_steps_seconds_total",
+                "Time from a step to the next in which tokens are handed out and requests taken in",
+            )?,
             first_token: histogram("latten_time_to_first_token_seconds", "From the request to its first token")?,
             inter_token: histogram("latten_inter_token_seconds", "From a token to the next of the same request")?,
             request_seconds: histogram("latten_request_seconds", "From the request to its end")?,

@@ -1,12 +1,16 @@
 //! The model that is served: its weights on the device, its words, and how large a request may be.
 
 use crate::args::Args;
+use crate::errors::ApiError;
 use crate::random_models::Weights;
 use crate::shared_repository;
 use latten::cache::Pages;
-use latten::model::{ChatTemplate, Decoder, LoadOptions, Message, Scheduler, Session, SessionOptions, Tokenizer};
+use latten::model::{
+    ChatTemplate, Decoder, Grammar, GrammarCompiler, LoadOptions, Message, Scheduler, Session, SessionOptions,
+    Tokenizer,
+};
 use latten::{DType, Gpu, SplitPolicy};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// For models of bytes, which have none: they were trained on texts, and answer nobody.
@@ -28,9 +32,25 @@ pub struct Served {
     pub vocab: usize,
     /// Tokens that prompt and answer may have together.
     pub context: usize,
+    /// Made when it is first asked for.
+    grammars: OnceLock<Result<GrammarCompiler, ApiError>>,
 }
 
 impl Served {
+    /// A grammar that `compile` makes, which takes its time.
+    ///
+    /// Errors: those of the grammar.
+    pub fn grammar(
+        &self,
+        compile: impl FnOnce(&GrammarCompiler) -> Result<Grammar, latten::Error>,
+    ) -> Result<Grammar, ApiError> {
+        let made = self
+            .grammars
+            .get_or_init(|| GrammarCompiler::new(&self.tokenizer, self.vocab).map_err(|error| ApiError::of(&error)));
+        let compiler = made.as_ref().map_err(Clone::clone)?;
+        compile(compiler).map_err(|error| ApiError::of(&error))
+    }
+
     /// The text of a chat, if there is a template.
     ///
     /// Errors: what the template says of the messages.
@@ -92,6 +112,7 @@ pub fn load(args: &Args) -> Result<(Served, Scheduler), String> {
         template,
         vocab: decoder.config().vocab_size,
         context,
+        grammars: OnceLock::new(),
     };
     Ok((served, Scheduler::new(session).with_tokenizer(tokenizer)))
 }

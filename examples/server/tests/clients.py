@@ -107,6 +107,29 @@ def test_openai_n_seed_stop(address):
         assert parts[0] == greedy and parts[1]
 
 
+def test_openai_logprobs_and_schemas(address):
+    from typing import Literal
+
+    from pydantic import BaseModel
+
+    class Person(BaseModel):
+        glad: bool
+        name: Literal["Ann", "Ben"]
+
+    with client(address) as api:
+        asked = {"model": "gla", "messages": [{"role": "user", "content": STORY}], "max_tokens": 120, "seed": 2}
+        person = api.chat.completions.parse(**asked, response_format=Person).choices[0]
+        assert person.finish_reason == "stop" and person.message.parsed.name in ("Ann", "Ben"), person
+        one = api.chat.completions.create(**{**asked, "max_tokens": 5}, temperature=0, logprobs=True, top_logprobs=4)
+        content = one.choices[0].logprobs.content
+        assert len(content) == 5 and "".join(token.token for token in content) == one.choices[0].message.content
+        for token in content:
+            assert token.logprob == max(other.logprob for other in token.top_logprobs) <= 0 and len(token.top_logprobs) == 4
+        ids = {str(byte): 50 for byte in b"z"}
+        biased = api.chat.completions.create(**{**asked, "max_tokens": 5}, logit_bias=ids, presence_penalty=0.5)
+        assert biased.choices[0].message.content == "zzzzz"
+
+
 def test_openai_errors(address):
     with client(address, max_retries=0) as api:
         asked = {"model": "gla", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}

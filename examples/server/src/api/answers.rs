@@ -1,6 +1,7 @@
 //! What clients are answered.
 
 use serde::Serialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Why a text ended.
@@ -56,7 +57,7 @@ pub struct ChatChoice {
     pub index: usize,
     pub message: AnswerMessage,
     #[schema(required)]
-    pub logprobs: Option<()>,
+    pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: FinishReason,
 }
 
@@ -87,6 +88,8 @@ pub struct ChatChunk {
 pub struct ChunkChoice {
     pub index: usize,
     pub delta: Delta,
+    #[schema(required)]
+    pub logprobs: Option<ChatLogprobs>,
     #[schema(required)]
     pub finish_reason: Option<FinishReason>,
 }
@@ -120,9 +123,58 @@ pub struct CompletionChoice {
     pub index: usize,
     pub text: String,
     #[schema(required)]
-    pub logprobs: Option<()>,
+    pub logprobs: Option<TextLogprobs>,
     #[schema(required)]
     pub finish_reason: Option<FinishReason>,
+}
+
+/// How likely the tokens of a chat's answer were.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChatLogprobs {
+    pub content: Vec<TokenLogprob>,
+}
+
+/// How likely a token was, by the model's logits as they are.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TokenLogprob {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+    /// The likeliest tokens in its place.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// How likely another token was.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TopLogprob {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+}
+
+/// How likely the tokens of a text were.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct TextLogprobs {
+    pub tokens: Vec<String>,
+    pub token_logprobs: Vec<f32>,
+    /// The likeliest tokens in each place; of those with one text the likeliest.
+    pub top_logprobs: Vec<BTreeMap<String, f32>>,
+    /// Characters of the answer that were given out before the token.
+    pub text_offset: Vec<usize>,
+}
+
+impl TextLogprobs {
+    /// One more token, after so many characters.
+    pub fn push(&mut self, token: TokenLogprob, offset: usize) {
+        let mut likely = BTreeMap::new();
+        for TopLogprob { token, logprob, .. } in token.top_logprobs {
+            likely.entry(token).or_insert(logprob);
+        }
+        self.tokens.push(token.token);
+        self.token_logprobs.push(token.logprob);
+        self.top_logprobs.push(likely);
+        self.text_offset.push(offset);
+    }
 }
 
 /// The models that are served.

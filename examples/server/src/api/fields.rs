@@ -4,9 +4,10 @@ use crate::errors::ApiError;
 use crate::model::Served;
 use axum::http::StatusCode;
 use latten::model::{GenerateOptions, Request};
-use latten::nn::Sampling;
+use latten::nn::{Logprobs, Penalties, Sampling};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 use utoipa::ToSchema;
 
@@ -50,14 +51,28 @@ macro_rules! request {
             pub stream_options: Option<StreamOptions>,
             /// Whether tokens that end a text are tokens as any other.
             pub ignore_eos: Option<bool>,
-            /// Only what changes nothing: 0.
-            #[schema(minimum = 0, maximum = 0)]
+            /// Keep so many of the likeliest tokens; 0 and -1 keep all.
+            #[schema(minimum = -1)]
+            pub top_k: Option<i64>,
+            /// Keep the tokens whose probability is at least this share of the largest.
+            #[schema(minimum = 0, maximum = 1)]
+            pub min_p: Option<f64>,
+            /// Keep the tokens whose information is closest to its mean, of so much probability together.
+            #[schema(exclusive_minimum = 0, maximum = 1)]
+            pub typical_p: Option<f64>,
+            /// Subtracted from the logits of tokens that were drawn, as often as they were.
+            #[schema(minimum = -2, maximum = 2)]
             pub frequency_penalty: Option<f64>,
-            /// Only what changes nothing: 0.
-            #[schema(minimum = 0, maximum = 0)]
+            /// Subtracted from the logits of tokens that were drawn.
+            #[schema(minimum = -2, maximum = 2)]
             pub presence_penalty: Option<f64>,
-            /// Only what changes nothing: no tokens.
+            /// Divides the positive logits of tokens of prompt and answer, and multiplies the others.
+            #[schema(exclusive_minimum = 0, maximum = 100)]
+            pub repetition_penalty: Option<f64>,
+            /// Added to the logits of tokens, which are the keys: -100 to 100.
             pub logit_bias: Option<BTreeMap<String, f64>>,
+            /// What the answer is to be; any text without it.
+            pub response_format: Option<ResponseFormat>,
             /// Who asks, for whom this server has no use.
             #[allow(dead_code)]
             pub user: Option<String>,
@@ -76,11 +91,12 @@ macro_rules! request {
                     stream: self.stream.unwrap_or(false),
                     stream_options: self.stream_options.as_ref(),
                     ignore_eos: self.ignore_eos.unwrap_or(false),
-                    penalties: [
-                        ("frequency_penalty", self.frequency_penalty),
-                        ("presence_penalty", self.presence_penalty),
-                    ],
-                    biased: self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty()),
+                    top_k: self.top_k,
+                    min_p: self.min_p,
+                    typical_p: self.typical_p,
+                    penalties: [self.frequency_penalty, self.presence_penalty, self.repetition_penalty],
+                    logit_bias: self.logit_bias.as_ref(),
+                    response_format: self.response_format.as_ref(),
                 }
             }
         }
@@ -96,11 +112,11 @@ request! {
         /// The newer name of `max_tokens`; where both are given they must be equal.
         #[schema(minimum = 1)]
         max_completion_tokens: Option<usize>,
-        /// Only what changes nothing: text.
-        #[allow(dead_code)]
-        response_format: Option<ResponseFormat>,
-        /// Only what changes nothing: false.
+        /// Whether the log-probabilities of the answer's tokens are told.
         logprobs: Option<bool>,
+        /// And of so many of the likeliest tokens in each place.
+        #[schema(minimum = 0, maximum = 20)]
+        top_logprobs: Option<usize>,
     }
 }
 
@@ -111,6 +127,9 @@ request! {
         prompt: Prompt,
         /// Whether the prompt is a part of the answer: only false.
         echo: Option<bool>,
+        /// The log-probabilities of the answer's tokens, and of so many of the likeliest in each place.
+        #[schema(minimum = 0, maximum = 20)]
+        logprobs: Option<usize>,
     }
 }
 
@@ -204,22 +223,49 @@ pub enum Stop {
 pub struct StreamOptions {
     /// Whether a last event tells how many tokens prompt and answer have.
     pub include_usage: Option<bool>,
+    /// Whether each event tells how many there are so far.
+    pub continuous_usage_stats: Option<bool>,
 }
 
 /// What an answer is to be.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ResponseFormat {
-    #[serde(rename = "type")]
-    #[allow(dead_code)] // there is one
-    pub kind: FormatKind,
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ResponseFormat {
+    /// Any text.
+    Text {},
+    /// An object in JSON.
+    JsonObject {},
+    /// JSON by a schema.
+    JsonSchema { json_schema: JsonSchema },
+    /// Text that a regular expression matches as a whole.
+    Regex { regex: String },
+    /// Text of a grammar in llguidance's variant of Lark.
+    Lark { lark: String },
 }
 
-/// Any text.
+/// JSON by a schema.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum FormatKind {
-    Text,
+#[serde(deny_unknown_fields)]
+pub struct JsonSchema {
+    #[schema(value_type = Object)]
+    pub schema: serde_json::Value,
+    /// What it is called, for which this server has no use.
+    #[allow(dead_code)]
+    pub name: Option<String>,
+    /// Another for which it has none.
+    #[allow(dead_code)]
+    pub description: Option<String>,
+    /// Schemas are always kept to the letter.
+    #[allow(dead_code)]
+    pub strict: Option<bool>,
+}
+
+/// Which of a stream's events tell of the tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UsageTold {
+    Never,
+    AtTheEnd,
+    Always,
 }
 
 /// What both kinds of requests ask for alike.
@@ -234,8 +280,13 @@ pub struct Common<'a> {
     pub stream: bool,
     stream_options: Option<&'a StreamOptions>,
     ignore_eos: bool,
-    penalties: [(&'static str, Option<f64>); 2],
-    biased: bool,
+    top_k: Option<i64>,
+    min_p: Option<f64>,
+    typical_p: Option<f64>,
+    /// Frequency, presence, repetition.
+    penalties: [Option<f64>; 3],
+    logit_bias: Option<&'a BTreeMap<String, f64>>,
+    pub response_format: Option<&'a ResponseFormat>,
 }
 
 impl Common<'_> {
@@ -246,14 +297,18 @@ impl Common<'_> {
         within("n", self.n.unwrap_or(1), 1, MOST_CHOICES)
     }
 
-    /// Whether a stream's last event tells of the tokens.
+    /// Which of a stream's events tell of the tokens.
     ///
     /// Errors: those of the fields.
-    pub fn include_usage(&self) -> Result<bool, ApiError> {
+    pub fn usage(&self) -> Result<UsageTold, ApiError> {
         match self.stream_options {
             Some(_) if !self.stream => Err(ApiError::field("stream_options", "only where \"stream\" is true")),
-            Some(options) => Ok(options.include_usage.unwrap_or(false)),
-            None => Ok(false),
+            Some(options) => Ok(match (options.include_usage, options.continuous_usage_stats) {
+                (_, Some(true)) => UsageTold::Always,
+                (Some(true), _) => UsageTold::AtTheEnd,
+                _ => UsageTold::Never,
+            }),
+            None => Ok(UsageTold::Never),
         }
     }
 
@@ -267,23 +322,7 @@ impl Common<'_> {
         (param, max_tokens): (&str, Option<usize>),
         (salt, deadline): (u64, Instant),
     ) -> Result<Vec<Request>, ApiError> {
-        if self.biased {
-            return Err(ApiError::unsupported("logit_bias"));
-        }
-        if let Some((name, _)) = self.penalties.into_iter().find(|(_, penalty)| penalty.is_some_and(|p| p != 0.0)) {
-            return Err(ApiError::unsupported(name));
-        }
-        let temperature = self.temperature.unwrap_or(1.0);
-        if !(0.0..=2.0).contains(&temperature) {
-            return Err(ApiError::field("temperature", format!("{temperature} is not in 0 to 2")));
-        }
-        let top_p = self.top_p.unwrap_or(1.0);
-        // As f32: what is above 0 and too small for it is the likeliest token alone.
-        let as_f32 = (top_p as f32).max(f32::MIN_POSITIVE);
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return Err(ApiError::field("top_p", format!("{top_p} is not above 0 and at most 1")));
-        }
-        let sampling = Sampling::new(temperature as f32, as_f32);
+        let sampling = self.sampling()?;
         let seed = self.seed.map_or_else(|| fastrand::u64(..), |seed| seed as u64);
         let (stop_strings, stop_tokens) = (self.stop_strings()?, self.stop_tokens(served)?);
         prompts
@@ -314,6 +353,58 @@ impl Common<'_> {
                 })
             })
             .collect()
+    }
+
+    /// How tokens are drawn.
+    ///
+    /// Errors: those of the fields, with their names.
+    fn sampling(&self) -> Result<Sampling, ApiError> {
+        let temperature = number("temperature", self.temperature, 1.0, 0.0..=2.0)?;
+        // What is above 0 and too small for an f32 keeps the likeliest token alone.
+        let share = |name: &str, value: Option<f64>| match value {
+            Some(value) if value <= 0.0 => Err(ApiError::field(name, format!("{value} is not above 0"))),
+            value => Ok(number(name, value, 1.0, 0.0..=1.0)?.max(f32::MIN_POSITIVE)),
+        };
+        let [frequency, presence, repetition] = self.penalties;
+        let penalties = Penalties {
+            frequency: number("frequency_penalty", frequency, 0.0, -2.0..=2.0)?,
+            presence: number("presence_penalty", presence, 0.0, -2.0..=2.0)?,
+            repetition: match repetition {
+                Some(value) if value <= 0.0 => {
+                    return Err(ApiError::field("repetition_penalty", format!("{value} is not above 0")));
+                }
+                value => number("repetition_penalty", value, 1.0, 0.0..=100.0)?.max(f32::MIN_POSITIVE),
+            },
+            ..Penalties::default()
+        };
+        let top_k = match self.top_k.unwrap_or(0) {
+            -1 => 0,
+            k if k < -1 => return Err(ApiError::field("top_k", format!("{k} is not a number from -1 on"))),
+            k => u32::try_from(k).unwrap_or(u32::MAX),
+        };
+        let min_p = number("min_p", self.min_p, 0.0, 0.0..=1.0)?;
+        let (top_p, typical_p) = (share("top_p", self.top_p)?, share("typical_p", self.typical_p)?);
+        Ok(Sampling { min_p, top_k, typical_p, penalties, ..Sampling::new(temperature, top_p) })
+    }
+
+    /// Tokens and what is added to their logits.
+    ///
+    /// Errors: those of the field.
+    pub fn bias(&self, served: &Served) -> Result<Vec<(u32, f32)>, ApiError> {
+        let wrong = |why: String| ApiError::field("logit_bias", why);
+        let mut all = BTreeMap::new();
+        for (key, bias) in self.logit_bias.into_iter().flatten() {
+            let token = key.parse::<u32>().ok().filter(|token| (*token as usize) < served.vocab);
+            let token =
+                token.ok_or_else(|| wrong(format!("{key:?} is no token of the vocabulary of {}", served.vocab)))?;
+            if !(-100.0..=100.0).contains(bias) {
+                return Err(wrong(format!("{bias} for token {token} is not in -100 to 100")));
+            }
+            if all.insert(token, *bias as f32).is_some() {
+                return Err(wrong(format!("token {token} is named twice")));
+            }
+        }
+        Ok(all.into_iter().collect())
     }
 
     fn stop_strings(&self) -> Result<Vec<Vec<u8>>, ApiError> {
@@ -350,7 +441,16 @@ impl Common<'_> {
     }
 }
 
-/// A number in a range.
+/// A number in a range, or what it is where it is not given.
+fn number(name: &str, value: Option<f64>, default: f64, range: RangeInclusive<f64>) -> Result<f32, ApiError> {
+    let value = value.unwrap_or(default);
+    match range.contains(&value) {
+        true => Ok(value as f32),
+        false => Err(ApiError::field(name, format!("{value} is not in {} to {}", range.start(), range.end()))),
+    }
+}
+
+/// A whole number in a range.
 pub fn within(name: &str, value: usize, least: usize, most: usize) -> Result<usize, ApiError> {
     match (least..=most).contains(&value) {
         true => Ok(value),
@@ -359,6 +459,17 @@ pub fn within(name: &str, value: usize, least: usize, most: usize) -> Result<usi
 }
 
 impl ChatRequest {
+    /// Whether log-probabilities are told, and of how many likely tokens beside the answer's.
+    ///
+    /// Errors: those of the fields.
+    pub fn told(&self) -> Result<Option<usize>, ApiError> {
+        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (false, Some(_)) => Err(ApiError::field("top_logprobs", "only where \"logprobs\" is true")),
+            (false, None) => Ok(None),
+            (true, count) => within("top_logprobs", count.unwrap_or(0), 0, Logprobs::MOST).map(Some),
+        }
+    }
+
     /// Tokens to make at most, and the name of the field that says so.
     ///
     /// Errors: those of the fields.

@@ -1,20 +1,22 @@
 //! Chats and texts that go on.
 
 use super::answers::{
-    AnswerMessage, ChatChoice, ChatCompletion, Completion, CompletionChoice, FinishReason, StreamEvent, Usage,
+    AnswerMessage, ChatChoice, ChatCompletion, ChatLogprobs, Completion, CompletionChoice, FinishReason, StreamEvent,
+    TextLogprobs, TokenLogprob, TopLogprob, Usage,
 };
 use super::body::Fields;
-use super::fields::{within, ChatRequest, Common, CompletionRequest, Prompt};
+use super::fields::{within, ChatRequest, Common, CompletionRequest, Prompt, UsageTold};
 use super::stream::stream;
 use super::words;
 use crate::app::App;
-use crate::engine::{Command, End, Job, Piece};
+use crate::engine::{Command, Drawing, End, Job, Piece, Token};
 use crate::errors::{ApiError, ErrorBody};
 use crate::model::Served;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::Json;
+use latten::nn::Logprobs;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver};
@@ -25,6 +27,8 @@ const MOST_PROMPTS: usize = 128;
 /// Tokens of a text that goes on, where nobody says how many.
 const DEFAULT_TOKENS: usize = 16;
 /// For so long a stream waits for its first token before it begins without one.
+/// What a token has that cannot be: JSON has no infinity.
+const LEAST_LOGPROB: f32 = -9999.0;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The two forms of answers.
@@ -44,8 +48,11 @@ pub struct Head {
     pub system_fingerprint: String,
     pub prompt_tokens: usize,
     pub choices: usize,
-    /// Whether a stream's last event tells of the tokens.
-    pub include_usage: bool,
+    /// Which of a stream's events tell of the tokens.
+    pub usage: UsageTold,
+    /// Whether log-probabilities are told.
+    pub logprobs: bool,
+    served: Arc<Served>,
 }
 
 /// How a chat goes on.
@@ -63,11 +70,9 @@ pub async fn chat(
 ) -> Result<Response, ApiError> {
     let (received, (served, _)) = (Instant::now(), app.ready()?);
     words::check_model(served, request.model.as_deref())?;
-    if request.logprobs == Some(true) {
-        return Err(ApiError::unsupported("logprobs"));
-    }
     let prompts = vec![words::chat_prompt(served, std::mem::take(&mut request.messages)).await?];
-    let asked = Asked { form: Form::Chat, prompts, most: request.most()?, received, salt: app.salt(&headers) };
+    let (most, logprobs) = (request.most()?, request.told()?);
+    let asked = Asked { form: Form::Chat, prompts, most, logprobs, received, salt: app.salt(&headers) };
     answer(&app, asked, &request.common()).await
 }
 
@@ -93,7 +98,8 @@ pub async fn complete(
     within("max_tokens", most.1.unwrap_or(DEFAULT_TOKENS), 1, usize::MAX)?;
     let prompt = std::mem::replace(&mut request.prompt, Prompt::Text(String::new()));
     let prompts = words::prompts(served, prompt).await?;
-    let asked = Asked { form: Form::Text, prompts, most, received, salt: app.salt(&headers) };
+    let logprobs = request.logprobs.map(|count| within("logprobs", count, 0, Logprobs::MOST)).transpose()?;
+    let asked = Asked { form: Form::Text, prompts, most, logprobs, received, salt: app.salt(&headers) };
     answer(&app, asked, &request.common()).await
 }
 
@@ -103,6 +109,8 @@ struct Asked {
     prompts: Vec<Vec<u32>>,
     /// Tokens to make at most, and the name of the field that says so.
     most: (&'static str, Option<usize>),
+    /// Whether log-probabilities are told, and of how many likely tokens beside the answer's.
+    logprobs: Option<usize>,
     received: Instant,
     salt: u64,
 }
@@ -110,18 +118,20 @@ struct Asked {
 /// Puts a request into the queue, and answers with what comes.
 async fn answer(app: &Arc<App>, asked: Asked, common: &Common<'_>) -> Result<Response, ApiError> {
     let (served, commands) = app.ready()?;
-    let Asked { form, prompts, most, received, salt } = asked;
+    let Asked { form, prompts, most, logprobs, received, salt } = asked;
     within("prompt", prompts.len(), 1, MOST_PROMPTS)?;
-    let (times, include_usage) = (common.choices()?, common.include_usage()?);
+    let (times, usage) = (common.choices()?, common.usage()?);
     let choices = times * prompts.len();
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
     let requests = common.requests(served, prompts, most, (salt, received + app.args.request_timeout))?;
+    let drawing = Drawing { bias: common.bias(served)?, logprobs, grammar: words::grammar(served, common).await? };
     let _places = take_places(app, choices)?;
-    let head = Head::new(form, served, prompt_tokens, choices, include_usage);
+    let head = Head::new((form, served), prompt_tokens, choices, (usage, logprobs.is_some()));
     let (pieces, mut got) = unbounded_channel();
     let job = Job {
         id: head.id.clone(),
         prompts: requests.into_iter().map(|request| (request, times)).collect(),
+        drawing,
         pieces,
         received,
         _places,
@@ -156,45 +166,58 @@ fn take_places(app: &App, choices: usize) -> Result<OwnedSemaphorePermit, ApiErr
     })
 }
 
+/// One continuation of an answer.
+#[derive(Debug, Default)]
+struct Whole {
+    text: String,
+    tokens: usize,
+    /// By token, with the characters before it.
+    told: Vec<(TokenLogprob, usize)>,
+    end: Option<FinishReason>,
+}
+
 /// Waits for all of the answer.
 async fn whole(head: Head, mut got: UnboundedReceiver<Piece>) -> Result<Response, ApiError> {
-    let mut texts = vec![String::new(); head.choices];
-    let (mut ends, mut tokens, mut left) = (vec![None; head.choices], vec![0; head.choices], head.choices);
-    while left > 0 {
+    let mut all: Vec<Whole> = (0..head.choices).map(|_| Whole::default()).collect();
+    while all.iter().any(|one| one.end.is_none()) {
         match got.recv().await {
             None => return Err(ApiError::unavailable("shutting_down", "the server ended before the answer")),
             Some(Piece::Refused(error)) => return Err(error),
             Some(Piece::Part { choice, text, token, end }) => {
-                texts[choice] += &text;
-                tokens[choice] += usize::from(token.is_some());
+                let one = &mut all[choice];
+                one.tokens += usize::from(token.is_some());
+                let offset = one.text.chars().count();
+                one.told.extend(token.and_then(|token| head.told(&token)).map(|told| (told, offset)));
+                one.text += &text;
                 if let Some(end) = end {
-                    left -= 1;
-                    ends[choice] = Some(reason(end, tokens[choice])?);
+                    one.end = Some(reason(end, one.tokens)?);
                 }
             }
         }
     }
-    let usage = Usage::new(head.prompt_tokens, tokens.iter().sum());
-    let parts = texts.into_iter().zip(ends).enumerate();
+    let usage = Usage::new(head.prompt_tokens, all.iter().map(|one| one.tokens).sum());
+    let all = all.into_iter().enumerate();
+    let Head { id, created, model, system_fingerprint, logprobs, .. } = head;
     Ok(match head.form {
         Form::Chat => {
-            let choice = |(index, (content, end)): (usize, (String, Option<FinishReason>))| ChatChoice {
+            let choice = |(index, one): (usize, Whole)| ChatChoice {
                 index,
-                message: AnswerMessage { role: "assistant", content },
-                logprobs: None,
-                finish_reason: end.unwrap_or(FinishReason::Abort),
+                message: AnswerMessage { role: "assistant", content: one.text },
+                logprobs: logprobs
+                    .then(|| ChatLogprobs { content: one.told.into_iter().map(|(told, _)| told).collect() }),
+                finish_reason: one.end.unwrap_or(FinishReason::Abort),
             };
-            let choices = parts.map(choice).collect();
-            let Head { id, created, model, system_fingerprint, .. } = head;
-            let object = "chat.completion";
+            let (object, choices) = ("chat.completion", all.map(choice).collect());
             Json(ChatCompletion { id, object, created, model, system_fingerprint, choices, usage }).into_response()
         }
         Form::Text => {
-            let choice =
-                |(index, (text, finish_reason))| CompletionChoice { index, text, logprobs: None, finish_reason };
-            let choices = parts.map(choice).collect();
-            let Head { id, created, model, system_fingerprint, .. } = head;
-            let (object, usage) = ("text_completion", Some(Some(usage)));
+            let choice = |(index, one): (usize, Whole)| {
+                let mut told = TextLogprobs::default();
+                one.told.into_iter().for_each(|(token, offset)| told.push(token, offset));
+                let logprobs = logprobs.then_some(told);
+                CompletionChoice { index, text: one.text, logprobs, finish_reason: one.end }
+            };
+            let (object, usage, choices) = ("text_completion", Some(Some(usage)), all.map(choice).collect());
             Json(Completion { id, object, created, model, system_fingerprint, choices, usage }).into_response()
         }
     })
@@ -218,7 +241,12 @@ pub fn reason(end: End, tokens: usize) -> Result<FinishReason, ApiError> {
 }
 
 impl Head {
-    fn new(form: Form, served: &Served, prompt_tokens: usize, choices: usize, include_usage: bool) -> Self {
+    fn new(
+        (form, served): (Form, &Arc<Served>),
+        prompt_tokens: usize,
+        choices: usize,
+        (usage, logprobs): (UsageTold, bool),
+    ) -> Self {
         let kind = if form == Form::Chat { "chatcmpl" } else { "cmpl" };
         Head {
             form,
@@ -228,7 +256,26 @@ impl Head {
             system_fingerprint: served.fingerprint.clone(),
             prompt_tokens,
             choices,
-            include_usage,
+            usage,
+            logprobs,
+            served: served.clone(),
         }
+    }
+
+    /// How likely a token was, where that is told.
+    pub fn told(&self, token: &Token) -> Option<TokenLogprob> {
+        let logprob = |value: f32| value.max(LEAST_LOGPROB);
+        let words = |token: u32| {
+            let bytes = self.served.tokenizer.token_bytes(token);
+            (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+        };
+        let top = token.most_likely.iter().map(|(token, value)| {
+            let (token, bytes) = words(*token);
+            TopLogprob { token, logprob: logprob(*value), bytes }
+        });
+        let value = logprob(token.log_probability?);
+        let top_logprobs = top.collect();
+        let (token, bytes) = words(token.token);
+        Some(TokenLogprob { token, logprob: value, bytes, top_logprobs })
     }
 }

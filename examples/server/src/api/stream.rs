@@ -1,6 +1,9 @@
 //! Answers as they are made: server-sent events.
 
-use super::answers::{ChatChunk, ChunkChoice, Completion, CompletionChoice, Delta, FinishReason, Usage};
+use super::answers::{
+    ChatChunk, ChatLogprobs, ChunkChoice, Completion, CompletionChoice, Delta, FinishReason, TextLogprobs, Usage,
+};
+use super::fields::UsageTold;
 use super::generation::{reason, Form, Head};
 use crate::engine::Piece;
 use crate::errors::ApiError;
@@ -44,6 +47,8 @@ struct Answer {
     head: Head,
     /// By choice: tokens so far, and whether its first event was sent.
     tokens: Vec<usize>,
+    /// Characters so far.
+    characters: Vec<usize>,
     begun: Vec<bool>,
     left: usize,
     failed: bool,
@@ -52,7 +57,7 @@ struct Answer {
 impl Answer {
     fn new(head: Head) -> Self {
         let n = head.choices;
-        Answer { tokens: vec![0; n], begun: vec![false; n], left: n, failed: false, head }
+        Answer { tokens: vec![0; n], characters: vec![0; n], begun: vec![false; n], left: n, failed: false, head }
     }
 
     /// What a piece is to the client; with none the server ended.
@@ -66,8 +71,11 @@ impl Answer {
         let mut events = Vec::new();
         if self.head.form == Form::Chat && !std::mem::replace(&mut self.begun[choice], true) {
             let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-            events.push(self.chat_event(choice, delta, None));
+            events.push(self.chat_event((choice, delta), None, None));
         }
+        let told = token.and_then(|token| self.head.told(&token));
+        let offset = self.characters[choice];
+        self.characters[choice] += text.chars().count();
         let end = match end.map(|end| reason(end, self.tokens[choice].max(1))) {
             Some(Err(error)) => {
                 events.extend(self.fail(&error));
@@ -81,16 +89,22 @@ impl Answer {
         };
         match self.head.form {
             Form::Chat => {
-                if !text.is_empty() {
+                if !text.is_empty() || told.is_some() {
                     let delta = Delta { role: None, content: Some(text) };
-                    events.push(self.chat_event(choice, delta, None));
+                    let logprobs = told.map(|told| ChatLogprobs { content: vec![told] });
+                    events.push(self.chat_event((choice, delta), logprobs, None));
                 }
                 if end.is_some() {
-                    events.push(self.chat_event(choice, Delta::default(), end));
+                    events.push(self.chat_event((choice, Delta::default()), None, end));
                 }
             }
-            Form::Text if !text.is_empty() || end.is_some() => {
-                let choice = CompletionChoice { index: choice, text, logprobs: None, finish_reason: end };
+            Form::Text if !text.is_empty() || told.is_some() || end.is_some() => {
+                let logprobs = told.map(|told| {
+                    let mut logprobs = TextLogprobs::default();
+                    logprobs.push(told, offset);
+                    logprobs
+                });
+                let choice = CompletionChoice { index: choice, text, logprobs, finish_reason: end };
                 events.push(self.text_event(vec![choice], None));
             }
             Form::Text => {}
@@ -101,7 +115,7 @@ impl Answer {
     /// What comes after all parts.
     fn end(&self) -> Vec<Event> {
         let mut events = Vec::new();
-        if self.head.include_usage && !self.failed {
+        if self.head.usage != UsageTold::Never && !self.failed {
             let usage = Usage::new(self.head.prompt_tokens, self.tokens.iter().sum());
             events.push(match self.head.form {
                 Form::Chat => self.chunk(Vec::new(), Some(usage)),
@@ -118,19 +132,33 @@ impl Answer {
         vec![json(&error.body())]
     }
 
-    fn chat_event(&self, index: usize, delta: Delta, finish_reason: Option<FinishReason>) -> Event {
-        self.chunk(vec![ChunkChoice { index, delta, finish_reason }], None)
+    fn chat_event(
+        &self,
+        (index, delta): (usize, Delta),
+        logprobs: Option<ChatLogprobs>,
+        finish_reason: Option<FinishReason>,
+    ) -> Event {
+        self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason }], None)
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Event {
-        let Head { id, created, model, system_fingerprint, include_usage, .. } = self.head.clone();
-        let (object, usage) = ("chat.completion.chunk", include_usage.then_some(usage));
+        let Head { id, created, model, system_fingerprint, .. } = self.head.clone();
+        let (object, usage) = ("chat.completion.chunk", self.usage(usage));
         json(&ChatChunk { id, object, created, model, system_fingerprint, choices, usage })
     }
 
+    /// What an event tells of the tokens: where it was asked for, the last one all, the others null or what there is so far.
+    fn usage(&self, all: Option<Usage>) -> Option<Option<Usage>> {
+        match self.head.usage {
+            UsageTold::Never => None,
+            UsageTold::AtTheEnd => Some(all),
+            UsageTold::Always => Some(Some(Usage::new(self.head.prompt_tokens, self.tokens.iter().sum()))),
+        }
+    }
+
     fn text_event(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Event {
-        let Head { id, created, model, system_fingerprint, include_usage, .. } = self.head.clone();
-        let (object, usage) = ("text_completion", include_usage.then_some(usage));
+        let Head { id, created, model, system_fingerprint, .. } = self.head.clone();
+        let (object, usage) = ("text_completion", self.usage(usage));
         json(&Completion { id, object, created, model, system_fingerprint, choices, usage })
     }
 }

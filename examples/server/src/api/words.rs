@@ -1,15 +1,16 @@
 //! Texts to tokens and back.
 
 use super::body::Fields;
-use super::fields::{ChatMessage, Prompt};
+use super::fields::{ChatMessage, Common, Prompt, ResponseFormat};
 use crate::app::App;
 use crate::errors::{ApiError, ErrorBody};
 use crate::model::Served;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::Json;
-use latten::model::Message;
+use latten::model::{Grammar, GrammarCompiler, Message};
 use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -146,6 +147,38 @@ async fn encode(served: &Arc<Served>, param: &'static str, texts: Vec<String>) -
     let encoded = encoded.await?;
     encoded.iter().try_for_each(|tokens| check_tokens(served, param, tokens))?;
     Ok(encoded)
+}
+
+/// How a grammar is made of its text.
+type Compile = fn(&GrammarCompiler, &str) -> latten::Result<Grammar>;
+
+/// What the answer is to be.
+///
+/// Errors: 400 for a schema, an expression or a grammar that is none.
+pub async fn grammar(served: &Arc<Served>, common: &Common<'_>) -> Result<Option<Grammar>, ApiError> {
+    let own = served.clone();
+    let (text, compile): (String, Compile) = match common.response_format {
+        None | Some(ResponseFormat::Text {}) => return Ok(None),
+        Some(ResponseFormat::JsonObject {}) => {
+            (on_one_line(&json!({ "type": "object" })), GrammarCompiler::json_schema)
+        }
+        Some(ResponseFormat::JsonSchema { json_schema }) => {
+            (on_one_line(&json_schema.schema), GrammarCompiler::json_schema)
+        }
+        Some(ResponseFormat::Regex { regex }) => (regex.clone(), GrammarCompiler::regex),
+        Some(ResponseFormat::Lark { lark }) => (lark.clone(), GrammarCompiler::lark),
+    };
+    apart(move || own.grammar(|compiler| compile(compiler, &text))).await.map(Some)
+}
+
+/// A schema whose JSON has no more spaces than Python's: models that may write any number of them sometimes write nothing else.
+fn on_one_line(schema: &Value) -> String {
+    let mut schema = schema.clone();
+    if let Some(keys) = schema.as_object_mut() {
+        let spaces = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
+        keys.entry("x-guidance").or_insert(spaces);
+    }
+    schema.to_string()
 }
 
 /// Long texts take their time, in which others are served.

@@ -120,6 +120,17 @@ fn a_chat_is_answered_whole_and_in_events() {
 }
 
 #[test]
+fn each_event_tells_of_the_tokens_where_that_is_asked_for() {
+    let mut body = completion("Once", 5);
+    body["stream"] = true.into();
+    body["stream_options"] = json!({ "include_usage": true, "continuous_usage_stats": true });
+    let events = shared().post(TEXT, &body).events();
+    let events = events[..events.len() - 1].iter().map(|event| serde_json::from_str::<Value>(event).unwrap());
+    let counts: Vec<u64> = events.map(|event| event["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+    assert_eq!(counts, [1, 2, 3, 4, 5, 5]);
+}
+
+#[test]
 fn choices_prompts_seeds_and_stops() {
     let server = shared();
     // Several prompts, several answers each: by prompt, then by answer.
@@ -191,6 +202,7 @@ fn what_is_served_and_how_it_is_described() {
     // Nothing is fetched from elsewhere: the one address in it is a name of SVG's.
     assert_eq!(page.matches("://").count(), page.matches("http://www.w3.org/2000/svg").count());
 
+    assert_eq!(server.metric("latten_requests_total{outcome=\"gone\"}"), 0.0);
     server.post(TEXT, &completion("a", 5));
     for (name, least) in [
         ("latten_generated_tokens_total", 5.0),
@@ -225,4 +237,97 @@ fn prompts_are_shared_within_a_key() {
     };
     assert_eq!(origin("https://a.example").as_deref(), Some("https://a.example"));
     assert_eq!(origin("https://b.example"), None);
+}
+
+/// By the library's own log-probabilities: of the tokens that it draws alone.
+#[test]
+fn log_probabilities_are_the_librarys() {
+    let server = shared();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/gla");
+    let decoder = Decoder::load(&block_on(Gpu::new()).unwrap(), folder, DType::F16).unwrap();
+    let prompt = "Once upon a time";
+    let (mut want, mut tokens) = (Vec::new(), prompt.bytes().map(u32::from).collect::<Vec<_>>());
+    for _ in 0..6 {
+        let options = SessionOptions { cache_tokens: 128, page_size: 16, ..SessionOptions::default() };
+        let mut session = Session::new(&decoder, options).unwrap();
+        let id = session.insert();
+        let logits = block_on(session.logits(&[(id, &tokens)])).unwrap().remove(0);
+        let sum: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+        let mut likely: Vec<(u32, f64)> =
+            logits.iter().enumerate().map(|(token, logit)| (token as u32, f64::from(*logit) - sum.ln())).collect();
+        likely.sort_by(|a, b| b.1.total_cmp(&a.1));
+        tokens.push(likely[0].0);
+        want.push(likely[..3].to_vec());
+    }
+    let mut body = completion(prompt, 6);
+    body["logprobs"] = 3.into();
+    let near = |got: &Value, want: f64| assert!((got.as_f64().unwrap() - want).abs() < 0.02, "{got}, wanted {want}");
+    let name = |token: u32| String::from_utf8_lossy(&[token as u8]).into_owned();
+    let whole = server.post(TEXT, &body).json()["choices"][0]["logprobs"].clone();
+    for (i, want) in want.iter().enumerate() {
+        assert_eq!((&whole["tokens"][i], &whole["text_offset"][i]), (&json!(name(want[0].0)), &json!(i)));
+        near(&whole["token_logprobs"][i], want[0].1);
+        assert_eq!(whole["top_logprobs"][i].as_object().unwrap().len(), 3);
+        want.iter().for_each(|(token, value)| near(&whole["top_logprobs"][i][name(*token)], *value));
+    }
+    body["stream"] = true.into();
+    let events = server.post(TEXT, &body).events();
+    let events: Vec<Value> =
+        events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let told = events.iter().filter_map(|event| event["choices"][0]["logprobs"]["token_logprobs"][0].as_f64());
+    let wanted = whole["token_logprobs"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap());
+    assert!(told.zip(wanted).filter(|(told, wanted)| (told - wanted).abs() < 0.02).count() == 6, "{events:?}");
+
+    let chat = json!({ "messages": [{ "role": "user", "content": prompt }], "max_tokens": 4, "temperature": 0,
+        "logprobs": true, "top_logprobs": 2 });
+    let content = server.post(CHAT, &chat).json()["choices"][0]["logprobs"]["content"].clone();
+    assert_eq!(content.as_array().unwrap().len(), 4);
+    for token in content.as_array().unwrap() {
+        assert_eq!(
+            (&token["top_logprobs"][0]["token"], &token["top_logprobs"][0]["logprob"]),
+            (&token["token"], &token["logprob"])
+        );
+        assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn what_an_answer_may_be() {
+    let server = shared();
+    let ask = |format: Value, more: Value| {
+        let mut body = json!({ "messages": [{ "role": "user", "content": "Once upon" }], "max_tokens": 200, "seed": 3,
+            "response_format": format });
+        more.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        let reply = server.post(CHAT, &body);
+        assert_eq!(reply.status, 200, "{body}: {reply:?}");
+        let choice = reply.json()["choices"][0].clone();
+        (choice["message"]["content"].as_str().unwrap().to_string(), choice["finish_reason"].clone())
+    };
+    let schema = json!({ "type": "object", "additionalProperties": false, "required": ["mood", "age"],
+        "properties": { "mood": { "enum": ["glad", "sad"] }, "age": { "type": "integer", "minimum": 1, "maximum": 99 } } });
+    for seed in 0..3 {
+        let format = json!({ "type": "json_schema", "json_schema": { "name": "a", "strict": true, "schema": schema } });
+        let (text, end) = ask(format, json!({ "seed": seed }));
+        let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(["glad", "sad"].contains(&value["mood"].as_str().unwrap()) && end == "stop", "{text}");
+        assert!((1..=99).contains(&value["age"].as_i64().unwrap()) && value.as_object().unwrap().len() == 2);
+    }
+    let (text, end) = ask(json!({ "type": "regex", "regex": "[0-9]{3}-[a-f]{4}" }), json!({}));
+    let (digits, letters) = text.split_once('-').unwrap();
+    assert!(digits.len() == 3 && digits.bytes().all(|byte| byte.is_ascii_digit()), "{text}");
+    assert!(letters.len() == 4 && letters.bytes().all(|byte| (b'a'..=b'f').contains(&byte)) && end == "stop", "{text}");
+    let (text, _) = ask(json!({ "type": "lark", "lark": "start: \"yes\" | \"no\"" }), json!({}));
+    assert!(["yes", "no"].contains(&text.as_str()), "{text}");
+    assert!(ask(json!({ "type": "json_object" }), json!({})).0.starts_with('{'));
+
+    // Biases and penalties: a token that is as likely as can be, and one that may not come twice.
+    let (text, _) =
+        ask(json!({ "type": "text" }), json!({ "logit_bias": { "113": 100 }, "max_tokens": 5, "temperature": 0 }));
+    assert_eq!(text, "qqqqq");
+    let more = json!({ "logit_bias": { "113": 30 }, "frequency_penalty": 2, "max_tokens": 60, "temperature": 0 });
+    let (text, _) = ask(json!({ "type": "text" }), more);
+    assert!(text.starts_with("qqq") && text.bytes().any(|byte| byte != b'q'), "{text}");
+    let (text, _) = ask(json!({ "type": "text" }), json!({ "top_k": 1, "max_tokens": 20 }));
+    assert_eq!(text, ask(json!({ "type": "text" }), json!({ "temperature": 0, "max_tokens": 20 })).0);
+    assert_eq!(text, ask(json!({ "type": "text" }), json!({ "min_p": 1, "max_tokens": 20, "top_k": -1 })).0);
 }

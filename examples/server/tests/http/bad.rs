@@ -65,6 +65,23 @@ fn fields_that_cannot_be_are_named() {
         text("seed", json!("a")),
         text("stream", json!(1)),
         text("stream_options", json!({ "include_usage": true })),
+        text("top_k", json!(-2)),
+        text("min_p", json!(1.5)),
+        text("typical_p", json!(0)),
+        text("frequency_penalty", json!(2.5)),
+        text("presence_penalty", json!(-2.5)),
+        text("repetition_penalty", json!(0)),
+        text("logit_bias", json!({ "a": 1 })),
+        text("logit_bias", json!({ "256": 1 })),
+        text("logit_bias", json!({ "1": 101 })),
+        text("logit_bias", json!({ "1": 1, "01": 2 })),
+        text("logprobs", json!(21)),
+        text(
+            "response_format",
+            json!({ "type": "json_schema", "json_schema": { "schema": { "type": "no such type" } } }),
+        ),
+        text("response_format", json!({ "type": "regex", "regex": "(" })),
+        text("response_format", json!({ "type": "lark", "lark": "start: nothing_of_the_kind" })),
         text("echo", json!(true)),
         text("best_of", json!(2)),
         text("suffix", json!("a")),
@@ -72,6 +89,7 @@ fn fields_that_cannot_be_are_named() {
         chat("messages", json!([])),
         chat("messages", json!("a")),
         chat("max_completion_tokens", json!(3)),
+        chat("top_logprobs", json!(3)),
         chat("tools", json!([])),
         chat("functions", json!([])),
     ] {
@@ -81,6 +99,8 @@ fn fields_that_cannot_be_are_named() {
     }
     let parts = json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] });
     assert_eq!(error(&server.post(CHAT, &parts)).0, 400);
+    let format = json!({ "prompt": "a", "response_format": { "type": "xml" } });
+    assert_eq!(error(&server.post(TEXT, &format)).2.as_deref(), Some("response_format.type"));
     let other = json!({ "model": "other", "prompt": "a" });
     assert_eq!(error(&server.post(TEXT, &other)), (404, "model_not_found".into(), Some("model".into())));
     assert_eq!(error(&server.post("/detokenize", &json!({ "tokens": [256] }))).0, 400);
