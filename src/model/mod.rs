@@ -52,7 +52,7 @@
 //!
 //! [`Decoder::load`] takes a GGUF file too, or a folder with one, of version 2 or 3; of a model in several
 //! (`name-00001-of-00003.gguf`) any of them. Numbers come from its metadata: architectures `llama` (Mistral's models and Mixtral are of
-//! it), `qwen2`, `qwen3`, `qwen3moe`, and `deepseek2`, with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
+//! it), `qwen2`, `qwen3`, `qwen3moe`, `phi3`, and `deepseek2`, with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
 //! Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS or MXFP4 ([`BlockType`](crate::nn::BlockType)), and become the decoder's dtype, row by row, as
 //! they are read. [`GgufMetadata`] says what a file holds.
 //!

@@ -21,6 +21,7 @@ fn metadata(config: &Value) -> GgufWriter {
         "qwen2" => (false, "qwen2"),
         "qwen3" => (false, "qwen3"),
         "qwen3_moe" => (false, "qwen3moe"),
+        "phi3" => (false, "phi3"),
         _ => (false, "llama"),
     };
     let mut file = GgufWriter::default();
@@ -112,6 +113,8 @@ fn name(published: &str) -> String {
         ("model.layers", "blk"),
         ("input_layernorm", "attn_norm"),
         ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.qkv_proj", "attn_qkv"),
+        ("mlp.gate_up_proj", "ffn_up"),
         ("self_attn.q_norm", "attn_q_norm"),
         ("self_attn.k_norm", "attn_k_norm"),
         ("self_attn.q_proj", "attn_q"),
@@ -202,13 +205,14 @@ fn forms(case: &str, change: Change) -> [Model; 2] {
 #[test]
 fn both_forms_give_the_same_logits_to_the_bit() {
     let plain = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 100.0 });
-    let cases: [(&str, Change); 12] = [
+    let cases: [(&str, Change); 13] = [
         ("llama", |_| {}),
         ("llama_linear", |_| {}),
         ("llama_yarn", |_| {}),
         ("mistral_window", |_| {}),
         ("qwen2", plain),
         ("qwen3", |_| {}),
+        ("phi3", |_| {}),
         ("qwen3_moe", |_| {}),
         ("mixtral", |_| {}),
         ("deepseek_v2_lite", |_| {}),
@@ -342,7 +346,7 @@ fn what_a_file_says_that_is_not_read_is_refused_by_name() {
     refused(&with("llama.expert_count", 8), &["llama.expert_used_count is missing"]);
     refused(&with("llama.logit_scale", 3), &["llama.logit_scale = 3", "not known"]);
     refused(&with("split.count", 3), &["split.count = 3", "1 files"]);
-    for arch in ["gemma3", "phi3", "mamba"] {
+    for arch in ["gemma3", "phi2", "mamba"] {
         let change =
             |file: &mut GgufWriter| file.without("general.architecture").text("general.architecture", arch).end();
         refused(&change, &[arch, "\"qwen2\"", "latten reads"]);

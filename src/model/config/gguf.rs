@@ -1,4 +1,4 @@
-//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's and Mixtral too), `qwen2`, `qwen3`, `qwen3moe` (GQA), and `deepseek2` (MLA). Pure. A
+//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's and Mixtral too), `qwen2`, `qwen3`, `qwen3moe`, `phi3` (GQA), and `deepseek2` (MLA). Pure. A
 //! key that would change what the model computes, and is not known here, is refused by name.
 //!
 //! Source: github.com/ggml-org/llama.cpp, `gguf-py/gguf/constants.py` and the hparams of `src/llama-model.cpp`.
@@ -17,7 +17,7 @@ use std::ops::RangeInclusive;
 
 const WIDTH: usize = 1 << 14;
 const ARCHITECTURE: &str = "general.architecture";
-const KNOWN: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen3moe", "deepseek2"];
+const KNOWN: [&str; 6] = ["llama", "qwen2", "qwen3", "qwen3moe", "phi3", "deepseek2"];
 
 /// Keys behind the architecture's name that change nothing here.
 const HARMLESS: [&str; 7] = [
@@ -164,7 +164,7 @@ impl ArchKeys<'_> {
             if deepseek { self.latent(q_heads)? } else { self.grouped(q_heads, hidden_size)? };
         let window = self.count("attention.sliding_window", 0..=u32::MAX as usize)?;
         let intermediate = self.size_of_all("feed_forward_length", 1 << 20)?;
-        if ["qwen2", "qwen3"].contains(&self.architecture) {
+        if ["qwen2", "qwen3", "phi3"].contains(&self.architecture) {
             self.must_be("expert_count", 0)?;
         }
         Ok(Config {
@@ -193,9 +193,10 @@ impl ArchKeys<'_> {
                 names: TensorNames::Published,
                 biases: match self.architecture {
                     "qwen2" => Some(vec!["q_proj", "k_proj", "v_proj"]),
-                    "qwen3" | "qwen3moe" => Some(Vec::new()),
+                    "qwen3" | "qwen3moe" | "phi3" => Some(Vec::new()),
                     _ => None,
                 },
+                fused: self.architecture == "phi3",
                 ..FileFacts::default()
             },
         })

@@ -19,12 +19,13 @@ const GLOBAL: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Of a layer.
-const OF_LAYER: [(&str, &str); 24] = [
+const OF_LAYER: [(&str, &str); 25] = [
     ("attn_norm", "input_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
     ("attn_v", "self_attn.v_proj"),
+    ("attn_qkv", "self_attn.qkv_proj"),
     ("attn_output", "self_attn.o_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
     ("attn_k_norm", "self_attn.k_norm"),
@@ -45,6 +46,9 @@ const OF_LAYER: [(&str, &str); 24] = [
     ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
     ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
 ];
+
+/// Of Phi-3's layers, whose up-projection is [gate | up].
+const FUSED_UP: (&str, &str) = ("ffn_up", "mlp.gate_up_proj");
 
 /// Of all experts of a layer, one behind the other.
 const OF_EXPERTS: [(&str, &str); 3] =
@@ -148,6 +152,10 @@ impl<'a> WeightFiles<'a> {
         let Some((layer, part, [experts, shape @ ..])) = of_experts(&name).map(|(l, p)| (l, p, &tensor.shape[..]))
         else {
             let (neighbours, published) = (neighbours(config, &name, &tensor.shape), published_name(&name));
+            let published = match config.files.fused {
+                true => published.replace(".mlp.up_proj.", &format!(".{}.", FUSED_UP.1)),
+                false => published,
+            };
             let shape = match tensor.shape[..] {
                 // Of heads, one below the other.
                 [heads, rows, columns] if is_of_heads(&name) => &[heads.saturating_mul(rows), columns][..],
@@ -267,7 +275,7 @@ fn ggml_name(published: &str) -> String {
             return Some(format!("blk.{layer}.{}", EXPERTS_BIAS.0));
         }
         let (part, end) = rest.rsplit_once('.')?;
-        if let Some(own) = own(&OF_LAYER, part) {
+        if let Some(own) = own(&OF_LAYER, part).or(own(&[FUSED_UP], part)) {
             return Some(format!("blk.{layer}.{own}.{end}"));
         }
         let (_, part) = part.strip_prefix("mlp.experts.")?.split_once('.')?;
@@ -294,6 +302,7 @@ mod tests {
             }
         }
         assert_eq!(ggml_name("model.layers.3.mlp.experts.5.up_proj.weight"), "blk.3.ffn_up_exps.weight");
+        assert_eq!(ggml_name("model.layers.3.mlp.gate_up_proj.weight"), "blk.3.ffn_up.weight");
         assert_eq!(ggml_name("model.layers.3.mlp.gate.e_score_correction_bias"), "blk.3.exp_probs_b.bias");
         assert_eq!(published_name("blk.3.exp_probs_b.bias"), "model.layers.3.mlp.gate.e_score_correction_bias");
         // What is not known is a weight of the model all the same.
