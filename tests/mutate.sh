@@ -32,6 +32,7 @@ C="sharing::"
 G="--include-ignored split::more_merges"
 S="page_rows::"
 H="scheduler::|speculative::"
+Q="scheduler_load::"
 W="scheduler_ahead::|streams::"
 N="repeats::"
 R="rejection::"
@@ -183,8 +184,12 @@ requests-refused    ~src/model/serve/scheduler.rs~                self.give_up(r
 requests-running    ~src/model/serve/scheduler.rs~.map(|request| self.needed(request)).sum()~.map(|_| 0).sum()~H~dies
 requests-give-up    ~src/model/serve/steps.rs~let _ = self.session.remove_alone(id);~let _ = id;~H~dies
 requests-second     ~src/model/serve/scheduler.rs~if youngest > 0 {~if youngest > 1 {~H~dies
-requests-room       ~src/model/serve/steps.rs~room -= decoding.len();~~H~dies
-requests-chunk      ~src/model/serve/steps.rs~part.to.min(part.from + room)~part.to~H~dies
+requests-room       ~src/model/serve/steps.rs~    let room = room - parts.len(); // there are at most as many as the capacity\n~~H~dies
+requests-chunk      ~src/model/serve/steps.rs~part.from + wanted(part).min(left)~part.from + wanted(part)~H~dies
+requests-half       ~src/model/serve/steps.rs~wanted(oldest).min(room.div_ceil(2))~wanted(oldest).min(room)~Q~dies
+requests-oldest     ~src/model/serve/steps.rs~wanted(oldest).min(half + left)~wanted(oldest).min(half)~Q~dies
+requests-least      ~src/model/serve/steps.rs~others.sort_by_key(|part| (wanted(part), part.request));~~Q~dies
+requests-late       ~src/model/serve/steps.rs~deadline <= now~deadline > now~Q~dies
 requests-prompt     ~src/model/serve/steps.rs~in parts.iter().zip(drawn).filter(|(part, _)| part.draws()) {~in parts.iter().zip(drawn) {~H~dies
 requests-ended      ~src/model/serve/steps.rs~        self.give_up(place);\n        self.requests.remove(place)~        self.requests.remove(place)~H~dies
 requests-rollback   ~src/model/serve/steps.rs~            self.session.roll_back(); // what an earlier step left half done~~H~same: off browsers no step is left half way, and what is submitted next rolls back itself
@@ -272,6 +277,7 @@ groups_of() {
     L) echo "corrupted" ;;
     S) echo "$S" ;;
     H) echo "$H" ;;
+    Q) echo "$Q" ;;
     W) echo "$W" ;;
     N) echo "$N" ;;
     R) echo "$R" ;;
@@ -288,7 +294,7 @@ groups_of() {
 target_of() {
   case $1 in
     L | S | R) echo "--lib" ;;
-    H | W | N) echo "--test model" ;;
+    H | Q | W | N) echo "--test model" ;;
     E | B | P) echo "--test nn" ;;
     *) echo "--test kernels" ;;
   esac
@@ -332,7 +338,7 @@ check_table() {
       echo "$name: no group of tests $tests" >&2 && wrong=$((wrong + 1))
     fi
   done < <(table)
-  for tests in A D G O K T I C L S H W N R E U V B P; do
+  for tests in A D G O K T I C L S H Q W N R E U V B P; do
     target=$(target_of "$tests")
     for word in $(groups_of "$tests" | tr '|' ' '); do
       [[ $word != --* ]] || continue
