@@ -3,7 +3,7 @@
 # and at least one test of tests/kernels must fail, or of src/cache/file/page_rows_tests.rs for pages_rows, which software GPUs
 # use nowhere else. So are decisions of the scheduler, of steps ahead and of speculative decoding (src/model), whose tests are tests/model and
 # src/model/generate/rejection_tests.rs, and the kernels that list rows by expert and
-# those of weights in blocks and of sampling, whose tests are those of tests/nn. Not part of
+# those of weights in blocks and of sampling, whose tests are those of tests/nn; and what ranks of a model share (tests/parallel). Not part of
 # the default run, but for --check; about an hour on two cores with a software GPU.
 #
 #   tests/mutate.sh --check         only whether every row applies: its text occurs once in its file, its tests have such names
@@ -38,6 +38,7 @@ N="repeats::"
 R="rejection::"
 E="experts::"
 B="blocks::"
+X="caches::|forms::"
 P="logprobs:: sampled::the sampled::what sampled::numbers|sampled::shaped_draws_equal|sampled::shaped_draws_of"
 table() {
   cat <<'TABLE'
@@ -260,6 +261,11 @@ sampled-sorted      ~nn/sampled_buckets.wgsl~i < lane; i++~i < lane + 1u; i++~P~
 logprobs-later      ~nn/logprobs.wgsl~logit == best.value && i > best.index~logit == best.value~P~dies
 logprobs-scaled     ~nn/logprobs.wgsl~part_sum * exp(max(exponent, -80.0))~part_sum~P~dies
 logprobs-none       ~nn/logprobs.wgsl~!spoiled && token < params.vocab~token < params.vocab~P~dies
+shard-copies        ~src/cache/mod.rs~journal.push(copies);~~X~dies
+shard-adds          ~src/model/layers/attention.rs~accumulate: self.adds,~accumulate: true,~X~dies
+shard-bias          ~src/model/layers/feed_forward.rs~let down = if adds { down } else { down.without_any_bias() };~~X~dies
+shard-norms         ~src/model/weights/reader.rs~&gains[groups.start * shape.dim..groups.end * shape.dim]~&gains[..groups.len() * shape.dim]~X~dies
+shard-pages         ~src/cache/mirror.rs~drop(pages.cut(same..));~~X~dies
 TABLE
 }
 
@@ -286,6 +292,7 @@ groups_of() {
     V) echo "$V" ;;
     B) echo "$B" ;;
     P) echo "$P" ;;
+    X) echo "$X" ;;
     *) return 1 ;;
   esac
 }
@@ -296,6 +303,7 @@ target_of() {
     L | S | R) echo "--lib" ;;
     H | Q | W | N) echo "--test model" ;;
     E | B | P) echo "--test nn" ;;
+    X) echo "--test parallel" ;;
     *) echo "--test kernels" ;;
   esac
 }
