@@ -245,7 +245,7 @@ blocks-last-group   ~src/nn/linear/blocks/planes.rs~words.truncate(end)~~B~dies
 sampled-mask        ~nn/sampled_shape.wgsl~(rows[mask + i / 32u] >> (i % 32u)) & 1u~rows[mask + i / 32u] & 1u~P~dies
 sampled-mask-spoils ~nn/sampled_shape.wgsl~mask != NONE && is_finite(bits) && ~mask != NONE && ~P~dies
 sampled-list-start  ~nn/sampled_shape.wgsl~low = middle + 1u;~low = middle + 2u;~P~dies
-sampled-list-end    ~nn/sampled_shape.wgsl~if (token >= end)~if (token > end)~P~dies
+sampled-list-end    ~nn/sampled_shape.wgsl~token < first || token >= end~token < first || token > end~P~dies
 sampled-drawn-once  ~nn/sampled_shape.wgsl~listed == 0u && last >= first~last >= first~P~dies
 sampled-drawn-count ~nn/sampled_shape.wgsl~select(0u, 1u, again)~0u~P~dies
 sampled-sign        ~nn/sampled_shape.wgsl~value / repetition, value > 0.0~value / repetition, true~P~dies

@@ -71,7 +71,8 @@ fn main(
     // The list is in the order of its tokens, each once: those of this part follow one another.
     let list = head(row, LIST);
     var low = 0u;
-    var high = head(row, LISTED);
+    let count = min(head(row, LISTED), arrayLength(&rows) / 4u); // whatever an app wrote there
+    var high = count;
     while (low < high) {
         let middle = (low + high) / 2u;
         if (rows[list + 4u * middle] < first) {
@@ -80,17 +81,17 @@ fn main(
             high = middle;
         }
     }
-    for (var i = low + lane; i < head(row, LISTED); i += LANES) {
+    for (var i = low + lane; i < count; i += LANES) {
         let entry = list + 4u * i;
         let token = rows[entry];
-        if (token >= end) {
+        if (token < first || token >= end) {
             break;
         }
         let again = token == last;
-        let count = rows[entry + 2u] + select(0u, 1u, again);
+        let times = rows[entry + 2u] + select(0u, 1u, again);
         let seen = rows[entry + 1u] > 0u || again;
         let bias = bitcast<f32>(rows[entry + 3u]);
-        part_bits[token - first] = with_penalties(row, part_bits[token - first], bias, seen, count);
+        part_bits[token - first] = with_penalties(row, part_bits[token - first], bias, seen, times);
         if (again) {
             listed = 1u;
         }

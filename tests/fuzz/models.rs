@@ -8,7 +8,7 @@ use latten::model::{
     beam_search, best_of, generate, generate_speculative, Attention, BeamOptions, BestOfOptions, Config, Drafter, Draw,
     ExplicitPrefill, GenerateOptions, PrefillPath, Request, RequestId, Scheduler, SpeculativeOptions, WeightBytes,
 };
-use latten::nn::Sampling;
+use latten::nn::{Penalties, Sampling};
 use latten::{
     CacheOptions, DType, Decode, Decoder, Gpu, KvSource, PagedKvCache, Pages, SeqId, Session, SessionOptions,
     SplitPolicy,
@@ -123,7 +123,17 @@ fn tokens(g: &mut Gen, most: usize) -> Vec<u32> {
 }
 
 fn sampling(g: &mut Gen) -> Sampling {
-    Sampling::new(g.float(0.7) as f32, g.float(0.9) as f32)
+    let plain = Sampling::new(g.float(0.7) as f32, g.float(0.9) as f32);
+    if g.one_in(2) {
+        return plain;
+    }
+    let penalties = Penalties {
+        repetition: g.float(1.2) as f32,
+        presence: g.float(0.5) as f32,
+        frequency: g.float(0.1) as f32,
+        window: g.near(8) as u32,
+    };
+    Sampling { min_p: g.float(0.1) as f32, top_k: g.near(3) as u32, typical_p: g.float(0.9) as f32, penalties, ..plain }
 }
 
 fn generating(g: &mut Gen) -> GenerateOptions {

@@ -4,8 +4,9 @@ use crate::device::{zeros, World};
 use crate::numbers::Gen;
 use crate::pure::{DTYPES, ROTATIONS};
 use latten::nn::{
-    Embedding, ExpertArgs, ExpertTuning, Experts, Linear, LinearArgs, LinearTuning, MatrixTile, NormShape, RmsNorm,
-    RopeKernel, RopeShape, Route, RouteShape, Sample, Span, SwiGlu, Weight,
+    Embedding, ExpertArgs, ExpertTuning, Experts, Linear, LinearArgs, LinearTuning, ListedToken, Logprobs, MatrixTile,
+    NormShape, Penalties, RmsNorm, RopeKernel, RopeShape, Route, RouteShape, Sample, Sampling, ShapedRow, ShapedSample,
+    Span, SwiGlu, Weight,
 };
 use latten::{DType, Gpu, RopePairs, Tensor};
 
@@ -217,4 +218,21 @@ fn sample(g: &mut Gen, gpu: &Gpu) {
     let tokens = zeros(gpu, &[g.len(3).max(1)], DType::U32);
     let logits = span(g, &logits);
     g.call("Sample::run", sample.run(logits, &samplers, &tokens));
+    let Some(shaped) = g.call("ShapedSample::new", ShapedSample::new(gpu, vocab)) else { return };
+    let penalties = Penalties { repetition: g.float(1.2) as f32, presence: g.float(0.5) as f32, ..Default::default() };
+    let sampling =
+        Sampling { top_k: g.near(3) as u32, typical_p: g.float(0.9) as f32, penalties, ..Default::default() };
+    let listed = [ListedToken { token: g.near(3) as u32, seen: 1, drawn: 1, bias: g.float(1.0) as f32 }];
+    let (mask, u) = ([g.word()], g.float(0.5) as f32);
+    let drawn = g.one_in(2).then(|| g.near(1));
+    let row = ShapedRow { listed: &listed, mask: Some(&mask), drawn, ..ShapedRow::new(g.near(1), sampling, u) };
+    let words = g.call("ShapedSample::words", shaped.words(&[row, ShapedRow::new(0, sampling, u)]));
+    // Or what nobody made.
+    let words = words.filter(|_| !g.one_in(4)).unwrap_or_else(|| (0..40).map(|_| g.word()).collect());
+    let words = Tensor::from_slice(gpu, &[words.len()], &words, DType::U32).unwrap();
+    let count = g.near(2);
+    g.call("ShapedSample::run", shaped.run(logits, (&words, count), &tokens, &tokens));
+    let Some(logprobs) = g.call("Logprobs::new", Logprobs::new(gpu, vocab)) else { return };
+    let out = zeros(gpu, &[3, 1 + g.below(24), 2], DType::U32);
+    g.call("Logprobs::run", logprobs.run(logits, &tokens, &out));
 }

@@ -181,4 +181,23 @@ fn choices(g: &mut Gen) {
     g.call("reference::route", r::route(logits, bias, &shape));
     let (temperature, top_p, u) = (g.float(0.7), g.float(0.9), g.float(0.5));
     g.call("reference::sample", r::sample(logits, temperature, top_p, u));
+    let (tokens, bias) = ([g.near(3), g.near(7)], [(g.near(2), g.float(1.0))]);
+    let allowed: Vec<bool> = (0..logits.len() + usize::from(g.one_in(8))).map(|_| g.one_in(2)).collect();
+    let options = r::ShapeOptions {
+        bias: &bias,
+        seen: &tokens,
+        drawn: &tokens[..1],
+        repetition: g.float(1.2),
+        presence: g.float(0.5),
+        frequency: g.float(0.1),
+        allowed: g.one_in(2).then_some(&allowed[..]),
+        temperature,
+        min_p: g.float(0.1),
+        top_k: g.near(3),
+        typical_p: g.float(0.9),
+        top_p,
+    };
+    g.call("reference::shape_logits", r::shape_logits(logits, &options));
+    g.call("reference::sample_shaped", r::sample_shaped(logits, &options, u));
+    g.call("reference::log_probabilities", r::log_probabilities(logits));
 }
