@@ -319,6 +319,26 @@ fn the_token_of_the_step_before_counts() {
     assert!(same > 30 && changed > 5, "{same} clear, {changed} changed by it");
 }
 
+/// By hand: 10 becomes 8 by the repetition, and then loses 0.5 and 0.25 for each time that it was drawn.
+#[test]
+fn the_token_of_the_step_before_is_penalised_once() {
+    let penalties = Penalties { repetition: 1.25, presence: 0.5, frequency: 0.25, window: 9 };
+    let sampling = Sampling { penalties, ..Default::default() };
+    let listed = |token| [ListedToken { token, seen: 1, drawn: 1, bias: 0.0 }];
+    // First and last of parts, and of the row.
+    for token in [0usize, 15, 16, 31, 700, 2999] {
+        for (before, second, stays) in [(1, 6.9, true), (1, 7.1, false), (0, 7.2, true), (0, 7.3, false)] {
+            let (mut logits, other) = (vec![0.0; 3000], 1234);
+            (logits[token], logits[other]) = (10.0, second);
+            let listed = listed(token as u32);
+            let row = ShapedRow { listed: &listed[..before], drawn: Some(0), ..ShapedRow::new(0, sampling, 0.0) };
+            let want = if stays { token } else { other };
+            let got = draw_rows(3000, &logits, &[row], &[token as u32]);
+            assert_eq!(got, [want as u32], "token {token}, listed {before}, beside {second}");
+        }
+    }
+}
+
 #[test]
 fn other_rows_are_left_alone_and_rows_may_come_in_any_order() {
     let (vocab, mut rng) = (600, Rng(3));
