@@ -250,7 +250,7 @@ sampled-drawn-once  ~nn/sampled_shape.wgsl~listed == 0u && last >= first~last >=
 sampled-drawn-count ~nn/sampled_shape.wgsl~select(0u, 1u, again)~0u~P~dies
 sampled-sign        ~nn/sampled_shape.wgsl~value / repetition, value > 0.0~value / repetition, true~P~dies
 sampled-presence    ~nn/sampled_shape.wgsl~ - head_number(row, PRESENCE)~~P~dies
-sampled-range       ~nn/sampled_shape.wgsl~clamp(bitcast<f32>(bits) + bias, -LARGEST, LARGEST)~bitcast<f32>(bits) + bias~P~dies
+sampled-range       ~nn/sampled_shape.wgsl~clamp(bitcast<f32>(bits) + bias, -LARGEST, LARGEST)~bitcast<f32>(bits) + bias~P~same: the largest f32 and 1000 round to itself
 sampled-members     ~nn/sampled_draw.wgsl~select(SOME, WHOLE, inside && bucket < end)~select(SOME, WHOLE, inside)~P~dies
 sampled-spread      ~nn/sampled_draw.wgsl~abs(near - cut.mean) <= cut.spread && abs(far - cut.mean) <= cut.spread~true~P~dies
 sampled-keeps       ~nn/sampled_draw.wgsl~value >= cut.low && abs(x - cut.mean)~abs(x - cut.mean)~P~dies
