@@ -256,7 +256,7 @@ sampled-spread      ~nn/sampled_draw.wgsl~abs(near - cut.mean) <= cut.spread && 
 sampled-keeps       ~nn/sampled_draw.wgsl~value >= cut.low && abs(x - cut.mean)~abs(x - cut.mean)~P~dies
 sampled-dead        ~nn/sampled_draw.wgsl~cut.spread && x < LAST_PLACE~cut.spread~P~same: of a bucket that is not drawn from no member is looked at, but in the part of the token
 sampled-none        ~nn/sampled_draw.wgsl~select(token, NO_TOKEN, best.index == NO_TOKEN)~token~P~dies
-sampled-edge        ~nn/sampled_places.wgsl~24.0 + 4.0 * (f32(bucket)~24.0 + 3.0 * (f32(bucket)~P~dies
+sampled-edge        ~nn/sampled_places.wgsl~24.0 + 4.0 * (f32(bucket)~24.0 + 3.0 * (f32(bucket)~P~same: what is so far below the top has no weight in a sum of f32
 sampled-sorted      ~nn/sampled_buckets.wgsl~i < lane; i++~i < lane + 1u; i++~P~dies
 logprobs-later      ~nn/logprobs.wgsl~logit == best.value && i > best.index~logit == best.value~P~dies
 logprobs-scaled     ~nn/logprobs.wgsl~part_sum * exp(max(exponent, -80.0))~part_sum~P~dies
