@@ -54,7 +54,8 @@ pub struct LoadOptions<'a> {
     pub blocks: Option<BlockType>,
     /// Whether matrices that are I8 or blocks on the device multiply few rows (a decode step's, up to
     /// [`LinearTuning::max_rows`](crate::nn::LinearTuning)) by dot products of bytes, with the input rounded to 8 bits:
-    /// faster on many GPUs, less exact, and refused by none ([`Linear::with_integer_dot`] has the bound). Experts, and matrices of
+    /// faster on many GPUs, less exact, and refused by none
+    /// ([`Linear::with_integer_dot`](crate::nn::Linear::with_integer_dot) has the bound). Experts, and matrices of
     /// other types, multiply as before.
     pub integer_dot: bool,
     /// Of GLA and MLA, whether `kv_b_proj` is kept as it is beside its absorbed form, for prompts in the explicit form

@@ -41,7 +41,7 @@ const COMPARED: usize = 5;
 
 impl Session {
     /// A session of a model that several ranks compute, each with a device and a decoder of its own part
-    /// ([`LoadOptions::shard`](crate::model::LoadOptions)). This is rank 0; all others call [`follow`] at the same time, and follow until this
+    /// ([`LoadOptions::shard`](crate::model::LoadOptions)). This is rank 0; all others call [`follow`](crate::model::follow) at the same time, and follow until this
     /// session is dropped. It is used as any other: what it draws is drawn here. A step is then one submit for each half of a
     /// block, and no step is computed ahead of what is read.
     ///
