@@ -5,7 +5,8 @@ use super::answers::{
     TextLogprobs, TokenLogprob, TopLogprob, Usage,
 };
 use super::body::Fields;
-use super::fields::{within, ChatRequest, Common, CompletionRequest, Prompt, UsageTold};
+use super::common::{within, Common, UsageTold};
+use super::fields::{ChatRequest, CompletionRequest, Prompt};
 use super::stream::stream;
 use super::words;
 use crate::app::App;

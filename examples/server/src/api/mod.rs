@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod body;
+mod common;
 pub mod fields;
 mod generation;
 mod stream;

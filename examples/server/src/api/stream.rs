@@ -3,7 +3,7 @@
 use super::answers::{
     ChatChunk, ChatLogprobs, ChunkChoice, Completion, CompletionChoice, Delta, FinishReason, TextLogprobs, Usage,
 };
-use super::fields::UsageTold;
+use super::common::UsageTold;
 use super::generation::{reason, Form, Head};
 use crate::engine::Piece;
 use crate::errors::ApiError;

@@ -1,7 +1,8 @@
 //! Texts to tokens and back.
 
 use super::body::Fields;
-use super::fields::{ChatMessage, Common, Prompt, ResponseFormat};
+use super::common::Common;
+use super::fields::{ChatMessage, Prompt, ResponseFormat};
 use crate::app::App;
 use crate::errors::{ApiError, ErrorBody};
 use crate::model::Served;
