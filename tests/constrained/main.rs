@@ -237,15 +237,13 @@ impl Constraint for Few {
 #[test]
 fn words_of_a_published_tokenizer_make_the_text() {
     const END: u32 = 262;
-    let folder = std::env::temp_dir().join(format!("latten-constrained-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = tiny::Folder::new("constrained-words");
     let vectors: Value =
         serde_json::from_slice(&std::fs::read(checkout::checkout("tests/vectors/tokenizers/byte_level.json")).unwrap())
             .unwrap();
-    std::fs::write(folder.join("tokenizer.json"), vectors.to_string()).unwrap();
-    std::fs::write(folder.join("config.json"), r#"{ "eos_token_id": 262 }"#).unwrap();
-    let tokenizer = Tokenizer::from_folder(&folder).unwrap();
-    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), vectors.to_string()).unwrap();
+    std::fs::write(folder.path().join("config.json"), r#"{ "eos_token_id": 262 }"#).unwrap();
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
     assert_eq!(tokenizer.end_tokens(), [END]);
     let (vocab, mut rng) = (300, Rng(8));
     let compiler = GrammarCompiler::new(&tokenizer, vocab).unwrap();
