@@ -39,6 +39,7 @@ R="rejection::"
 E="experts::"
 B="blocks::"
 X="caches::|forms::"
+Z="rows::a_norm"
 P="logprobs:: sampled::the sampled::what sampled::numbers|sampled::shaped_draws_equal|sampled::shaped_draws_of"
 table() {
   cat <<'TABLE'
@@ -261,6 +262,8 @@ sampled-sorted      ~nn/sampled_buckets.wgsl~i < lane; i++~i < lane + 1u; i++~P~
 logprobs-later      ~nn/logprobs.wgsl~logit == best.value && i > best.index~logit == best.value~P~dies
 logprobs-scaled     ~nn/logprobs.wgsl~part_sum * exp(max(exponent, -80.0))~part_sum~P~dies
 logprobs-none       ~nn/logprobs.wgsl~!spoiled && token < params.vocab~token < params.vocab~P~dies
+norm-gap-end        ~nn/norm.wgsl~i < params.dim + params.gap~i < params.dim~Z~dies
+norm-gap-stride     ~nn/norm.wgsl~group.x * (params.dim + params.gap)~group.x * params.dim~Z~dies
 shard-copies        ~src/cache/mod.rs~journal.push(copies);~~X~dies
 shard-adds          ~src/model/layers/attention.rs~accumulate: self.adds,~accumulate: true,~X~dies
 shard-bias          ~src/model/layers/feed_forward.rs~let down = if adds { down } else { down.without_any_bias() };~~X~dies
@@ -292,6 +295,7 @@ groups_of() {
     V) echo "$V" ;;
     B) echo "$B" ;;
     P) echo "$P" ;;
+    Z) echo "$Z" ;;
     X) echo "$X" ;;
     *) return 1 ;;
   esac
@@ -302,7 +306,7 @@ target_of() {
   case $1 in
     L | S | R) echo "--lib" ;;
     H | Q | W | N) echo "--test model" ;;
-    E | B | P) echo "--test nn" ;;
+    E | B | P | Z) echo "--test nn" ;;
     X) echo "--test parallel" ;;
     *) echo "--test kernels" ;;
   esac
@@ -346,7 +350,7 @@ check_table() {
       echo "$name: no group of tests $tests" >&2 && wrong=$((wrong + 1))
     fi
   done < <(table)
-  for tests in A D G O K T I C L S H Q W N R E U V B P; do
+  for tests in A D G O K T I C L S H Q W N R E U V B P Z X; do
     target=$(target_of "$tests")
     for word in $(groups_of "$tests" | tr '|' ' '); do
       [[ $word != --* ]] || continue
