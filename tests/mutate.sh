@@ -370,7 +370,7 @@ copy=target/mutate/tree
 mkdir -p "$copy"
 export CARGO_TARGET_DIR="$PWD/target/mutate/build"
 fresh() {
-  for part in src shaders tests tools examples benches docs Cargo.toml Cargo.lock clippy.toml README.md; do
+  for part in src shaders tests tools examples mpi benches docs Cargo.toml Cargo.lock clippy.toml README.md; do
     if [[ -e $part ]]; then rm -rf "${copy:?}/$part" && cp -r "$part" "$copy/"; fi
   done
   read_shaders_late
@@ -393,8 +393,8 @@ RUST
 
 # The test binary of a target, built from the copy as it is.
 binary_of() {
-  (cd "$copy" && cargo test --release --quiet --no-run --message-format=json "$@") 2>>target/mutate/log |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | head -1
+  { (cd "$copy" && cargo test --release --quiet --no-run --message-format=json "$@") 2>>target/mutate/log ||
+    cat target/mutate/log >&2; } | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | head -1
 }
 
 # The kernel of every device is tested as such: where there are subgroups, the row kernel would take its place.
