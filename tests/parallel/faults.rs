@@ -1,25 +1,15 @@
 //! A rank that ends, hangs or panics in the middle of a step: the others hear of it in time, with a typed error, and nothing hangs.
 
-use crate::devices;
 use crate::tiny::Tiny;
-use latten::model::{follow, Decoder, LoadOptions, Session, SessionOptions};
+use crate::{devices, SMALL as OPTIONS};
+use latten::model::{follow, Decoder, LoadOptions, Session};
 use latten::parallel::{local, Collective, Shard, Transfer};
-use latten::{DType, Error, ErrorKind, RankFault, Result};
+use latten::{Error, ErrorKind, RankFault, Result};
 use pollster::block_on;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-const OPTIONS: SessionOptions = SessionOptions {
-    max_batch: 1,
-    chunk: 8,
-    cache_tokens: 32,
-    page_size: 4,
-    kv_dtype: DType::F32,
-    window: None,
-    keep_first: 0,
-    prefill: latten::model::PrefillPath::Auto,
-};
 
 /// What a rank does at one of its sums.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -21,12 +21,24 @@ mod tiny;
 use common::gpu_with;
 use latten::model::{follow, Decoder, LoadOptions, Session, SessionOptions};
 use latten::parallel::{local, Collective, Shard, Transfer};
-use latten::{Gpu, GpuOptions, Result};
+use latten::{DType, Gpu, GpuOptions, Result};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// A software GPU compiles for seconds in the first step.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A session of one short sequence.
+pub(crate) const SMALL: SessionOptions = SessionOptions {
+    max_batch: 1,
+    chunk: 8,
+    cache_tokens: 32,
+    page_size: 4,
+    kv_dtype: DType::F32,
+    window: None,
+    keep_first: 0,
+    prefill: latten::model::PrefillPath::Auto,
+};
 
 /// Two devices for one test at a time: each has threads of its own, and the machine has two cores.
 pub(crate) struct Devices {

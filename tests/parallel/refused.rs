@@ -1,23 +1,12 @@
 //! What is refused before anything is computed: other models, other parts, what cannot be divided, calls of one device alone.
 
 use crate::tiny::Tiny;
-use crate::{devices, two_ranks, Setup};
+use crate::{devices, two_ranks, Setup, SMALL as OPTIONS};
 use latten::model::{follow, Decoder, LoadOptions, Session, SessionOptions};
 use latten::parallel::{local, Collective, Shard, Transfer};
 use latten::{DType, Error, ErrorKind, Gpu, RankFault, Result};
 use pollster::block_on;
 use std::time::Duration;
-
-const OPTIONS: SessionOptions = SessionOptions {
-    max_batch: 1,
-    chunk: 8,
-    cache_tokens: 32,
-    page_size: 4,
-    kv_dtype: DType::F32,
-    window: None,
-    keep_first: 0,
-    prefill: latten::model::PrefillPath::Auto,
-};
 
 /// Two ranks whose decoders are what `load` makes of their number: what becomes of each.
 fn errors(load: impl Fn(usize, &Gpu, LoadOptions<'_>) -> Result<Decoder> + Sync) -> [Error; 2] {
