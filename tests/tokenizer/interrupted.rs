@@ -35,7 +35,8 @@ struct Terminal {
 impl Terminal {
     fn open(model: &str) -> Option<Terminal> {
         let this = std::env::current_exe().unwrap();
-        let program = format!("'{}' --ignored --nocapture the_program_in_the_terminal", this.display());
+        // Without `exec` a shell such as dash stays, is interrupted with the program, and ends with 130 whatever the program does.
+        let program = format!("exec '{}' --ignored --nocapture the_program_in_the_terminal", this.display());
         let mut script = Command::new("script");
         script.args(["-q", "-e", "-f", "-c", &program, "/dev/null"]).env(MODEL, model);
         let child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
