@@ -1,6 +1,7 @@
 //! Text from a model that several devices compute, each with a part of every layer: docs/sharding.md.
 //!
-//! `cargo run --release --example sharded -- --ranks 2` in a checkout of the repository, which has the models. Where there are fewer
+//! `cargo run --release --example sharded -- --ranks 2` in a checkout of the repository, which has the models; with
+//! `--model examples/models/mla --by-context` each device has half of the tokens of a sequence. Where there are fewer
 //! adapters than ranks, several devices of one are taken: that shows how it is done, and is slower than one.
 
 #[path = "shared/arguments.rs"]
@@ -37,6 +38,9 @@ struct Args {
     /// Tokens to make
     #[arg(long, value_name = "N", default_value = "100", value_parser = count)]
     tokens: usize,
+    /// Divide the attention by the tokens of a sequence, not by heads: for MLA, whose cache is else whole on each device
+    #[arg(long)]
+    by_context: bool,
     /// Send what is added to the stream in 16 bits
     #[arg(long)]
     halves: bool,
@@ -54,6 +58,7 @@ fn device(rank: usize) -> Result<Gpu> {
 /// What one rank does: the first makes the text, the others follow.
 fn run(args: &Args, rank: local::LocalRank) -> Result<()> {
     let shard = Shard::of(&rank)?;
+    let shard = if args.by_context { shard.by_context() } else { shard };
     let gpu = device(shard.rank())?;
     let decoder = Decoder::load_with(&gpu, &args.model, LoadOptions { shard, ..Default::default() })?;
     if !shard.is_first() {
@@ -74,7 +79,7 @@ fn run(args: &Args, rank: local::LocalRank) -> Result<()> {
     };
     let tokens = block_on(generate(&mut session, &prompt, options, written))?;
     let seconds = start.elapsed().as_secs_f64();
-    let bytes = session.cache().token_bytes();
+    let bytes = session.cache().page_bytes() / session.cache().pages().size as u64;
     eprintln!(
         "\n{} ranks: {} tokens in {seconds:.2} s, {bytes} B of cache for a token on each",
         shard.size(),

@@ -38,7 +38,7 @@ N="repeats::"
 R="rejection::"
 E="experts::"
 B="blocks::"
-X="caches::|forms::"
+X="caches::|forms::|context::"
 Z="rows::a_norm"
 P="logprobs:: sampled::the sampled::what sampled::numbers|sampled::shaped_draws_equal|sampled::shaped_draws_of"
 table() {
@@ -49,7 +49,7 @@ rows-rope-end       ~kv/pages_rows.wgsl~after_states < ROPE_WORDS~true~S~dies
 rows-first-token    ~kv/pages_rows.wgsl~let token = places[0] + row~let token = row~S~dies
 append-row-end      ~kv/append.wgsl~id.x >= ROW_U32S || ~~A~dies
 append-token-end    ~kv/append.wgsl~ || token >= params.token_count~~A~dies
-append-slot-clamp   ~kv/append.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~A~dies
+append-slot-none    ~kv/append.wgsl~if (slot >= params.slot_count)~if (false)~A~dies
 append-rotated-end  ~kv/append_row.wgsl~if (i >= rotated)~if (i > rotated)~A~dies
 append-rotated-none ~kv/append_row.wgsl~if (i >= rotated)~if (false)~A~dies
 append-tied-pad     ~kv/append_row.wgsl~if (e < STATE_DIM)~if (true)~A~dies
@@ -60,7 +60,7 @@ append-rope-pad     ~kv/append_row.wgsl~if (e < ROPE_DIM)~if (true)~A~dies
 append-group        ~kv/append.wgsl~select(GROUPS, group, in_state)~group~A~dies
 unit-row-end        ~nn/rows_end/cached.wgsl~row >= params.rows || ~~U~dies
 unit-output-end     ~nn/rows_end/cached.wgsl~ || output >= params.out_dim~~U~dies
-unit-slot-clamp     ~nn/rows_end/cached.wgsl~min(slots[row], params.slot_count - 1u)~slots[row]~U~same: the host has checked the slots
+unit-slot-none      ~nn/rows_end/cached.wgsl~if (slot >= params.slot_count)~if (false)~U~dies
 unit-turned         ~nn/rows_end/cached.wgsl~element_of(place, output, 0u) >= place.rotated_first + place.rotated~true~U~dies
 unit-copied         ~nn/cached_place.wgsl~Q_DIM - ROTATED, ROTATED~0u, ROTATED~U~dies
 unit-rope-key       ~nn/rows_end/cached.wgsl~if (group < GROUPS)~if (true)~U~dies
@@ -69,7 +69,7 @@ rest-column-end     ~nn/beside/append.wgsl~group.x >= ROWS * stretches || ~~V~sa
 rest-rope-key       ~nn/beside/append.wgsl~if (stretch < GROUPS)~if (true)~V~dies
 rest-rotated        ~nn/beside/append.wgsl~if (i >= ROTATED_ROPE)~if (true)~V~dies
 rest-state          ~nn/beside/append.wgsl~if (is_state)~if (true)~V~dies
-rest-slot-clamp     ~nn/beside/append.wgsl~min(slots[row], params.slot_count - 1u)~slots[row]~V~same: the host has checked the slots
+rest-slot-none      ~nn/beside/append.wgsl~if (slots[row] >= params.slot_count)~if (false)~V~dies
 sums-segments       ~nn/reduce/workgroup.wgsl~i < SEGMENTS~i < 1u~B~dies
 unit-half           ~nn/unit/half.wgsl~k ^ 2u~k ^ 1u~U~dies
 unit-neighbours     ~nn/unit/interleaved.wgsl~k ^ 1u~k ^ 2u~U~dies
@@ -83,7 +83,7 @@ bf16-tie            ~kv/pack/bf16.wgsl~ + ((size >> 16u) & 1u)~~A~dies
 bf16-largest        ~kv/pack/bf16.wgsl~min((size + 0x7fffu~max((size + 0x7fffu~A~dies
 bf16-nan            ~kv/pack/bf16.wgsl~size > 0x7f800000u~false~A~dies
 scaled-token-end    ~kv/append_scaled.wgsl~if (token >= params.token_count)~if (false)~I~dies
-scaled-slot-clamp   ~kv/append_scaled.wgsl~min(slots[token], params.slot_count - 1u)~slots[token]~I~dies
+scaled-slot-none    ~kv/append_scaled.wgsl~if (slot >= params.slot_count)~if (false)~I~dies
 scaled-least        ~kv/append_scaled.wgsl~let held = top >= LEAST~let held = true~I~dies
 scaled-most         ~kv/append_scaled.wgsl~min(tops[0], MOST)~tops[0]~I~dies
 scaled-range        ~kv/append_scaled.wgsl~clamp(round(x * inverse), -LEVELS, LEVELS)~round(x * inverse)~I~dies
@@ -269,6 +269,9 @@ shard-adds          ~src/model/layers/attention.rs~accumulate: self.adds,~accumu
 shard-bias          ~src/model/layers/feed_forward.rs~let down = if adds { down } else { down.without_any_bias() };~~X~dies
 shard-norms         ~src/model/weights/reader.rs~&gains[groups.start * shape.dim..groups.end * shape.dim]~&gains[..groups.len() * shape.dim]~X~dies
 shard-pages         ~src/cache/mirror.rs~drop(pages.cut(same..));~~X~dies
+shard-turns         ~src/kv/turns.rs~let kv_len = if own(at) { seen } else { seen.saturating_add(q_len) };~let kv_len = seen.max(q_len);~X~dies
+shard-slots         ~src/cache/step.rs~*slot = share.slot(*slot)~()~X~dies
+shard-weighs        ~src/model/session/ranks.rs~merge::weigh(values, width, own, all_lse);~~X~dies
 TABLE
 }
 

@@ -124,8 +124,19 @@ impl Size {
     /// Elements of the matrices of all blocks: a token goes through each once.
     #[allow(dead_code)] // not all who include this count them
     pub fn block_elements(&self, config: &Config) -> usize {
+        self.elements_of(config, "")
+    }
+
+    /// [`Size::block_elements`] of attention alone.
+    #[allow(dead_code)]
+    pub fn attention_elements(&self, config: &Config) -> usize {
+        self.elements_of(config, "self_attn")
+    }
+
+    #[allow(dead_code)]
+    fn elements_of(&self, config: &Config, part: &str) -> usize {
         let tensors = self.tensors(config);
-        let matrices = tensors.iter().filter(|(name, _)| name.contains("proj"));
+        let matrices = tensors.iter().filter(|(name, _)| name.contains("proj") && name.contains(part));
         matrices.map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 }

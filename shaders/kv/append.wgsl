@@ -17,8 +17,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if (id.x >= ROW_U32S || token >= params.token_count) {
         return;
     }
-    // The host has checked the slots; the clamp keeps a corrupted buffer from reaching another binding.
-    let slot = min(slots[token], params.slot_count - 1u);
+    // A token of another rank, or a corrupted buffer: nothing is written.
+    let slot = slots[token];
+    if (slot >= params.slot_count) {
+        return;
+    }
     let page = slot / PAGE_SIZE;
     let offset = slot % PAGE_SIZE;
     let group = id.x / (STATE_WORDS * U32S_PER_WORD);

@@ -13,7 +13,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 // (tokens, GROUPS * STATE_DIM + ROPE_DIM) f32 through kv_offset and kv_row_stride
 @group(0) @binding(1) var<storage, read> kv: array<f32>;
-// (tokens) u32: page * PAGE_SIZE + offset
+// (tokens) u32: page * PAGE_SIZE + offset; past the pool where the token is not kept here
 @group(0) @binding(2) var<storage, read> slots: array<u32>;
 // (tokens, rotated span / 2) f32 (cos, sin)
 @group(0) @binding(3) var<storage, read> cos_sin: array<vec2<f32>>;

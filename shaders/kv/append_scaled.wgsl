@@ -33,8 +33,11 @@ fn main(
     if (token >= params.token_count) {
         return;
     }
-    // The host has checked the slots; the clamp keeps a corrupted buffer from reaching another binding.
-    let slot = min(slots[token], params.slot_count - 1u);
+    // A token of another rank, or a corrupted buffer: nothing is written. The same for all lanes.
+    let slot = slots[token];
+    if (slot >= params.slot_count) {
+        return;
+    }
     let page = slot / PAGE_SIZE;
     let offset = slot % PAGE_SIZE;
     if (workgroup.x == GROUPS * SPANS) {

@@ -32,6 +32,7 @@ pub(crate) use {copy::CopyParams, file::PageRowsParams};
 use crate::error::{ErrorKind, Result};
 use crate::kv::append::{frequencies_text, Append};
 use crate::kv::layout::{KvView, StateLayout};
+use crate::kv::turns::TokenShare;
 use crate::kv::view::Resident;
 use crate::kv::{HeadLayout, KvBatch, KvSource};
 use crate::rope::{Rope, RopePairs};
@@ -58,6 +59,8 @@ pub struct PagedKvCache {
     table: SeqTable,
     slabs: Slabs,
     pages: Pages,
+    /// Where ranks divide sequences by context: which tokens of a page are here.
+    share: Option<TokenShare>,
     grows: bool,
     append: Append,
     copy: CopyPages,
@@ -91,6 +94,18 @@ impl PagedKvCache {
     /// for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16. Caches of those hold rows as they come;
     /// for I8 and I4 see [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, options: CacheOptions) -> Result<Self> {
+        Self::of_share(gpu, heads, options, None)
+    }
+
+    /// [`PagedKvCache::new`], with a rank's part of each page in the pools. `pages.size` is still that of all ranks: of their page tables.
+    ///
+    /// Errors: as there.
+    pub(crate) fn of_share(
+        gpu: &Gpu,
+        heads: HeadLayout,
+        options: CacheOptions,
+        share: Option<TokenShare>,
+    ) -> Result<Self> {
         let CacheOptions { dtype, pages, grows, rope } = options;
         // Checks the pages' number and size before anything is made of them.
         check_pages(["pages.count", "pages.size"], pages.count, pages.size)?;
@@ -99,12 +114,13 @@ impl PagedKvCache {
             return Err(ErrorKind::argument("pages.layers", why));
         }
         let Rope { inv_freq, pairs } = rope.unwrap_or_default();
-        let append = Append::new(gpu, heads, dtype, pages.size, pairs)?;
+        let own_size = share.map_or(pages.size, |share| share.run());
+        let append = Append::new(gpu, heads, dtype, own_size, pairs)?;
         if 2 * inv_freq.len() != append.rotated_dim() {
             return Err(ErrorKind::shape("inv_freq", &[inv_freq.len()], frequencies_text(&heads, pairs)));
         }
         let layout = StateLayout::new(&heads, dtype);
-        let page_words = pages.size * layout.row_words(heads.groups());
+        let page_words = own_size * layout.row_words(heads.groups());
         let copy = CopyPages::new(gpu, page_words)?;
         let cut = SlabLayout::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
         let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
@@ -118,6 +134,7 @@ impl PagedKvCache {
             table,
             slabs,
             pages,
+            share,
             grows,
             append,
             copy,
@@ -273,7 +290,7 @@ impl PagedKvCache {
             pool: pool.clone(),
             heads: self.heads,
             dtype: self.dtype,
-            page_size: self.pages.size,
+            page_size: self.own_page_size(),
             wide: self.wide.as_ref().and_then(|wide| wide.layers.get(layer).cloned()),
             live_generation: self.table.live_generation(),
         })
@@ -306,9 +323,28 @@ impl PagedKvCache {
         16 * self.layout.row_words(self.heads.groups()) * self.pages.layers
     }
 
-    /// Bytes of one page over all layers.
+    /// Bytes of one page over all layers; of a rank's cache by context those of its tokens of the page.
     pub fn page_bytes(&self) -> u64 {
-        self.token_bytes() as u64 * self.pages.size as u64
+        self.token_bytes() as u64 * self.own_page_size() as u64
+    }
+
+    /// Tokens of a page that are in the pools here.
+    pub(crate) fn own_page_size(&self) -> usize {
+        self.share.map_or(self.pages.size, |share| share.run())
+    }
+
+    /// Where the pools have a rank's part of each page: what planners are to see of its sequences, and which tokens are here.
+    pub(crate) fn shared_out(&self) -> Option<(&SeqTable, TokenShare)> {
+        self.share.map(|share| (&self.table, share))
+    }
+
+    fn expect_whole(&self) -> Result<()> {
+        match self.share {
+            Some(_) => {
+                Err(ErrorKind::Unsupported { what: "a plan of a cache of which ranks have parts".into() }.into())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Bytes that are allocated for pages, over all layers. Those of a cache that grows change.
@@ -321,10 +357,12 @@ impl KvSource for PagedKvCache {
     type Id = SeqId;
 
     fn batch(&self, ids: &[SeqId]) -> Result<KvBatch> {
+        self.expect_whole()?;
         self.table.batch(ids)
     }
 
     fn resident(&self, ids: &[SeqId]) -> Result<Option<Resident<'_>>> {
+        self.expect_whole()?;
         self.table.resident(ids)
     }
 

@@ -96,7 +96,11 @@ impl PagedKvCache {
             let width = self.append.rotated_dim().max(2);
             self.step_buffers = StepBuffers::new(&self.gpu, tokens.next_power_of_two(), width)?;
         }
-        self.gpu.write(&self.step_buffers.slots.buffer, 0, bytemuck::cast_slice(&batch.slots))?;
+        let mut slots = batch.slots;
+        if let Some(share) = self.share {
+            slots.iter_mut().for_each(|slot| *slot = share.slot(*slot)); // the rows of others are written nowhere
+        }
+        self.gpu.write(&self.step_buffers.slots.buffer, 0, bytemuck::cast_slice(&slots))?;
         let table = cos_sin_table(&self.inv_freq, &batch.positions);
         self.gpu.write(&self.step_buffers.cos_sin.buffer, 0, bytemuck::cast_slice(&table))?;
         self.step = Some(Step { generation, sequences: ids.to_vec(), tokens });

@@ -24,16 +24,26 @@ impl Gpu {
         values: &mut Vec<f32>,
         change: impl FnOnce(&mut [f32]) -> Result<()>,
     ) -> Result<()> {
-        tensor.dtype().expect("tensor", DType::F32)?;
-        let download = self.start_download(&[tensor])?;
+        self.exchange_beside(&[tensor], values, change)
+    }
+
+    /// [`Gpu::exchange`] of several tensors, one behind the other in `values`, of which the first is written back.
+    pub(crate) fn exchange_beside(
+        &self,
+        tensors: &[&Tensor],
+        values: &mut Vec<f32>,
+        change: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        tensors.iter().try_for_each(|tensor| tensor.dtype().expect("tensor", DType::F32))?;
+        let download = self.start_download(tensors)?;
         self.timed(HostPart::Wait, || self.look_until(|| download.is_there()))?;
         values.clear();
         self.take_download(download, |bytes| {
             values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         })?;
-        values.truncate(tensor.len());
+        values.truncate(tensors.iter().map(|tensor| tensor.len()).sum());
         change(values)?;
-        self.upload(tensor, values)
+        tensors.first().map_or(Ok(()), |tensor| self.upload(tensor, &values[..tensor.len()]))
     }
 
     /// Asks the device until `there` says that what is waited for has come.

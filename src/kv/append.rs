@@ -85,8 +85,8 @@ impl Append {
 
     /// Records the append of `args` into `layer`.
     ///
-    /// The slots must come from the cache that owns `layer` ([`super::KvBatch::slots`]); they are clamped
-    /// to the pool, not to a sequence. f16 caches take values beyond +-65,504 as +-65,504, bf16 caches
+    /// The slots must come from the cache that owns `layer` ([`super::KvBatch::slots`]); they are checked against
+    /// the pool, not a sequence: of a token whose slot is past the pool nothing is written. f16 caches take values beyond +-65,504 as +-65,504, bf16 caches
     /// those beyond +-3.39e38 as that. i8 caches round a state to 127 steps of its largest value (key and value apart where they
     /// are), i4 caches to 7, and both keep rope keys as f16.
     ///

@@ -9,6 +9,7 @@ pub mod layout;
 pub(crate) mod pool;
 mod shard;
 pub mod tables;
+pub(crate) mod turns;
 pub mod view;
 mod wide;
 

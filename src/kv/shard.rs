@@ -19,12 +19,16 @@ pub struct HeadShard {
 impl HeadLayout {
     /// The heads of one rank. Query heads are divided in order, and each rank caches the groups that its heads read: of GQA, GTA and
     /// GLA `1 / size` of them. Where there are fewer groups than ranks (MQA, MLA) several ranks hold the same group, each for its
-    /// own query heads: their caches are no smaller. A rope key that all groups share is on every rank.
+    /// own query heads: their caches are no smaller. A rope key that all groups share is on every rank. Of a shard
+    /// [by context](Shard::by_context) every rank has all heads.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Argument`] where query heads cannot be divided equally, or groups and ranks cannot be divided by one another.
     pub fn shard(&self, shard: Shard) -> Result<HeadShard> {
+        if shard.is_by_context() {
+            return Ok(HeadShard { q_heads: 0..self.q_heads, groups: 0..self.groups, layout: *self });
+        }
         let q_heads = shard.part("q_heads", self.q_heads)?;
         let size = shard.size();
         if !self.groups.is_multiple_of(size) && !size.is_multiple_of(self.groups) {
@@ -88,6 +92,16 @@ mod tests {
         let gqa = HeadLayout::gqa(Gqa { q_heads: 8, kv_heads: 2, head_dim: 16 }).unwrap();
         let groups: Vec<_> = shards(gqa, 4).into_iter().map(|shard| (shard.q_heads, shard.groups)).collect();
         assert_eq!(groups, [(0..2, 0..1), (2..4, 0..1), (4..6, 1..2), (6..8, 1..2)]);
+    }
+
+    #[test]
+    fn by_context_every_rank_has_all_heads() {
+        let mla = HeadLayout::mla(Mla { q_heads: 7, latent_dim: 32, rope_dim: 8 }).unwrap();
+        for rank in 0..3 {
+            let shard = mla.shard(Shard::new(rank, 3).unwrap().by_context()).unwrap();
+            assert_eq!((shard.q_heads, shard.groups, shard.layout), (0..7, 0..1, mla));
+        }
+        assert_eq!(Shard::whole().by_context(), Shard::whole(), "one rank has all tokens");
     }
 
     #[test]

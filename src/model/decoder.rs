@@ -69,7 +69,8 @@ pub struct LoadOptions<'a> {
     /// Else they are an error: the model would compute something else without them.
     pub leave_out: bool,
     /// The part that this device is to have of a model that several compute ([`Session::sharded`](super::Session::sharded)); by default
-    /// the whole. Of each matrix of the layers only that part is read, and of a file's blocks none may be cut.
+    /// the whole. Of each matrix of the layers only that part is read, and of a file's blocks none may be cut. Attention is divided by
+    /// heads, or, with [`Shard::by_context`], by the tokens of each sequence.
     pub shard: Shard,
 }
 
@@ -231,7 +232,11 @@ impl Decoder {
         let biases: Vec<_> = blocks.iter().map(|block| block.attention().large_biases()).collect();
         let identity = match shard.size() {
             1 => 0,
-            _ => fingerprint(&config, source.identity()?, (kind, integer_dot), Shard::whole()),
+            _ => fingerprint(&config, source.identity()?, (kind, integer_dot), by_context(shard)),
+        };
+        let part = match shard.size() {
+            1 => String::new(),
+            size => format!(" rank {} of {size}{}", shard.rank(), by_context(shard)),
         };
         let inner = DecoderInner {
             gpu: gpu.clone(),
@@ -240,7 +245,7 @@ impl Decoder {
             large_keys: LargeKeys::of(&share.config, &biases)?,
             head,
             sample: Sample::new(gpu, vocab)?,
-            fingerprint: fingerprint(&config, source.checksum(), (kind, integer_dot), shard),
+            fingerprint: fingerprint(&config, source.checksum(), (kind, integer_dot), &part),
             identity,
             share,
             config,
@@ -293,12 +298,17 @@ fn config_text(path: &Path) -> Result<String> {
     std::io::read_to_string(file).map_err(|e| ErrorKind::io(path, e))
 }
 
+/// What all ranks have in common of how a model is divided.
+fn by_context(shard: Shard) -> &'static str {
+    if shard.is_by_context() {
+        " by context"
+    } else {
+        ""
+    }
+}
+
 /// Of the weights, and of every other number that a cached row depends on.
-fn fingerprint(config: &Config, weights: u64, (kind, integer_dot): (WeightType, bool), shard: Shard) -> u64 {
+fn fingerprint(config: &Config, weights: u64, (kind, integer_dot): (WeightType, bool), part: &str) -> u64 {
     let bytes = if integer_dot { ", bytes" } else { "" };
-    let part = match shard.size() {
-        1 => String::new(),
-        size => format!(" rank {} of {size}", shard.rank()),
-    };
     xxh64(format!("{kind}{bytes} {config:?}{part}").as_bytes(), weights)
 }

@@ -15,6 +15,7 @@
 
 pub(crate) mod halves;
 pub mod local;
+pub(crate) mod merge;
 
 pub use halves::Transfer;
 
@@ -62,6 +63,7 @@ pub trait Collective: Send {
 pub struct Shard {
     rank: usize,
     size: usize,
+    by_context: bool,
 }
 
 /// Ranks at most.
@@ -78,14 +80,14 @@ impl Shard {
             return Err(ErrorKind::argument("size", format!("{size} ranks, wanted 1..={MOST_RANKS}")));
         }
         match rank < size {
-            true => Ok(Shard { rank, size }),
+            true => Ok(Shard { rank, size, by_context: false }),
             false => Err(ErrorKind::argument("rank", format!("{rank} is not below the {size} ranks"))),
         }
     }
 
     /// All of it: the only part of one.
     pub const fn whole() -> Self {
-        Shard { rank: 0, size: 1 }
+        Shard { rank: 0, size: 1, by_context: false }
     }
 
     /// That of a rank of these.
@@ -95,6 +97,19 @@ impl Shard {
     /// As [`Shard::new`].
     pub fn of(ranks: &dyn Collective) -> Result<Self> {
         Self::new(ranks.rank(), ranks.size())
+    }
+
+    /// The same part, with attention divided by context and not by heads (decode context parallelism): each rank has the attention's
+    /// weights of all heads, and of every sequence's cached tokens `1 / size`, dealt out in turns. What each rank attends over its
+    /// tokens is merged exactly. The feed-forward part is divided as ever. For MLA and MQA, whose caches cannot be divided by heads.
+    #[must_use]
+    pub const fn by_context(self) -> Self {
+        Shard { by_context: self.size > 1, ..self }
+    }
+
+    /// Whether it is one of several parts whose attention is divided by context ([`Shard::by_context`]).
+    pub const fn is_by_context(&self) -> bool {
+        self.by_context
     }
 
     /// Its number.

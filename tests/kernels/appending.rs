@@ -14,6 +14,8 @@ use latten::{
 };
 
 const IN_DIM: usize = 96;
+/// A slot whose place is that of slot 0, in 32 bits.
+pub const PAST: u32 = 1 << 30;
 
 /// One product of both kinds, into two layers of one cache.
 pub struct Check<'a> {
@@ -111,8 +113,12 @@ impl Check<'_> {
         let layer = cache.layer(1).unwrap();
         let fused = linear.with_append(&layer, pairs).unwrap();
         let q = nothing(&[rows + 1, q_heads, q_dim]);
-        let append = Some(AppendRows { layer: &layer, slots: &slots });
         let args = LinearArgs::new(rows, input, Span::of(&q));
+        // Slots past the pool are written nowhere, where 32 bits of a place would begin anew, too.
+        let none = Tensor::from_slice(gpu, &[rows], &vec![PAST; rows], DType::U32).unwrap();
+        let nowhere = Some(AppendRows { layer: &layer, slots: &none });
+        fused.run(LinearArgs { cos_sin: Some(&cos_sin), append: nowhere, ..args }).unwrap();
+        let append = Some(AppendRows { layer: &layer, slots: &slots });
         fused.run(LinearArgs { cos_sin: Some(&cos_sin), append, ..args }).unwrap();
 
         let (got, want) = (download(gpu, &q), download(gpu, &want));

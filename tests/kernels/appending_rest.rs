@@ -1,7 +1,7 @@
 //! A product beside which latents are normalised and appended, against the product with a rest and the append whose work it does.
 
 use crate::append::pool;
-use crate::appending::{weight_of, Check};
+use crate::appending::{weight_of, Check, PAST};
 use crate::common::{download, gpu, tensor, Rng};
 use crate::device::poor_device;
 use latten::kv::KvSource;
@@ -54,6 +54,10 @@ fn run(check: &Check<'_>, rows: usize, tuning: Option<LinearTuning>) {
     let fused = linear.with_append(&layer, pairs).unwrap();
     let got = nothing(&[rows + 1, OUT_DIM]);
     let args = LinearArgs::new(rows, input, Span::of(&got));
+    // Slots past the pool are written nowhere.
+    let none = Tensor::from_slice(gpu, &[rows], &vec![PAST; rows], DType::U32).unwrap();
+    let nowhere = Some(AppendRows { layer: &layer, slots: &none });
+    fused.run(LinearArgs { cos_sin: Some(&cos_sin), append: nowhere, ..args }).unwrap();
     let append = Some(AppendRows { layer: &layer, slots: &slots });
     fused.run(LinearArgs { cos_sin: Some(&cos_sin), append, ..args }).unwrap();
     let bits = |y: &Tensor| download(gpu, y).iter().map(|v| v.to_bits()).collect::<Vec<_>>();

@@ -276,27 +276,27 @@ fn every_token_past_a_grid_dimension_is_written_once() {
     }
 }
 
-/// A slot that is none ends up in the pool's last one.
+/// Of a token whose slot is past the pool nothing is written.
 #[test]
-fn slots_past_the_pool_are_clamped_to_its_last() {
+fn slots_past_the_pool_are_written_nowhere() {
     let (gpu, heads, size) = (gpu(), layouts()[3], 8);
-    let kv = Tensor::from_slice(gpu, &[1, heads.kv_dim()], &vec![1.0; heads.kv_dim()], DType::F32).unwrap();
+    let kv = Tensor::from_slice(gpu, &[2, heads.kv_dim()], &vec![1.0; 2 * heads.kv_dim()], DType::F32).unwrap();
     for dtype in INTEGERS {
         let cache =
             PagedKvCache::new(gpu, heads, CacheOptions::new(dtype, Pages { count: 5, size, layers: 1 })).unwrap();
         let append = Append::new(gpu, heads, dtype, size, RopePairs::None).unwrap();
-        for slot in [40, 41, 1 << 20, u32::MAX] {
+        for slot in [40, 41, 1 << 20, 1 << 30, u32::MAX] {
             let layer = cache.layer(0).unwrap();
             gpu.queue().write_buffer(&layer.wgpu_buffers()[0], 0, &vec![0; cache.pool_bytes()]);
-            let slots = Tensor::from_slice(gpu, &[1], &[slot], DType::U32).unwrap();
-            let args = AppendArgs { kv: latten::kv::Span::of(&kv), slots: &slots, cos_sin: &kv, tokens: 1 };
+            let slots = Tensor::from_slice(gpu, &[2], &[slot, 11], DType::U32).unwrap();
+            let args = AppendArgs { kv: latten::kv::Span::of(&kv), slots: &slots, cos_sin: &kv, tokens: 2 };
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             append.encode(gpu, &mut encoder.begin_compute_pass(&Default::default()), &layer, args).unwrap();
             gpu.queue().submit([encoder.finish()]);
             let memory = pool(gpu, &cache, 0);
             let row = |slot: usize| held(heads, dtype, size, &memory, slot);
-            assert!(row(39).iter().all(|v| (v - 1.0).abs() < 1e-6), "{dtype} slot {slot}: not in the last slot");
-            let elsewhere = (0..39).find(|slot| row(*slot).iter().any(|v| *v != 0.0));
+            assert!(row(11).iter().all(|v| (v - 1.0).abs() < 1e-6), "{dtype} slot {slot}: not the next token's either");
+            let elsewhere = (0..40).find(|slot| *slot != 11 && row(*slot).iter().any(|v| *v != 0.0));
             assert_eq!(elsewhere, None, "{dtype} slot {slot}");
         }
     }

@@ -13,7 +13,7 @@ use pollster::block_on;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-const OPTIONS: SessionOptions = SessionOptions {
+pub(crate) const OPTIONS: SessionOptions = SessionOptions {
     max_batch: 3,
     chunk: 8,
     cache_tokens: 96,
@@ -32,7 +32,7 @@ fn feed(session: &mut Session, id: latten::SeqId, tokens: &[u32], log: &mut Vec<
 }
 
 /// A life of sequences. Everything that is computed is returned.
-fn life(session: &mut Session, file: &std::path::Path) -> Vec<Vec<f32>> {
+pub(crate) fn life(session: &mut Session, file: &std::path::Path) -> Vec<Vec<f32>> {
     let mut log = Vec::new();
     let text: Vec<u32> = (0..19).map(|i| (i * 37) % 257).collect();
     let first = session.match_prefix(&text, 1);

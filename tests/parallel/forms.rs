@@ -12,13 +12,13 @@ use latten::reference::DecodeOptions;
 use latten::{DType, Gpu};
 use pollster::block_on;
 
-fn largest(got: &[f32], want: &[Vec<f64>]) -> f64 {
+pub(crate) fn largest(got: &[f32], want: &[Vec<f64>]) -> f64 {
     let want: Vec<f64> = want.concat();
     assert_eq!(got.len(), want.len());
     got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max)
 }
 
-fn tokens(seed: u32, count: u32) -> Vec<u32> {
+pub(crate) fn tokens(seed: u32, count: u32) -> Vec<u32> {
     (0..count).map(|i| (seed * 31 + i * 17) % 257).collect()
 }
 

@@ -5,6 +5,7 @@
 mod caches;
 #[path = "../common/mod.rs"]
 mod common;
+mod context;
 mod faults;
 mod forms;
 #[path = "../common/gguf.rs"]
@@ -82,8 +83,19 @@ pub(crate) fn two_ranks<T: Send>(
     setup: Setup,
     lead: impl Fn(Session) -> T + Sync,
 ) -> T {
+    two_ranks_sharing(devices, load, setup, |shard| shard, lead)
+}
+
+/// The same of parts as `part` makes them.
+pub(crate) fn two_ranks_sharing<T: Send>(
+    devices: &Devices,
+    load: Load<'_>,
+    setup: Setup,
+    part: fn(Shard) -> Shard,
+    lead: impl Fn(Session) -> T + Sync,
+) -> T {
     let results = local::run(2, setup.timeout, |rank| {
-        let shard = Shard::of(&rank)?;
+        let shard = part(Shard::of(&rank)?);
         let decoder = load(&devices.gpus[rank.rank()], LoadOptions { shard, ..Default::default() })?;
         if rank.rank() > 0 {
             return follow(&decoder, Box::new(rank)).map(|()| None);

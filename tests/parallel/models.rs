@@ -16,7 +16,7 @@ fn prompt() -> Vec<u32> {
 }
 
 /// Tokens, and the logits after each token of prompt and answer.
-fn tokens_and_logits(session: &mut Session) -> (Vec<u32>, Vec<f32>) {
+pub(crate) fn tokens_and_logits(session: &mut Session) -> (Vec<u32>, Vec<f32>) {
     let options = GenerateOptions { max_new_tokens: 24, ..Default::default() };
     let tokens = block_on(generate(session, &prompt(), options, |_| ControlFlow::Continue(()))).unwrap();
     let all = [prompt(), tokens.clone()].concat();

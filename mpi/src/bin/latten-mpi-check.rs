@@ -114,9 +114,11 @@ fn load(gpu: &Gpu, variant: &str, shard: Shard) -> Decoder {
 fn tokens(gpu: &Gpu, mpi: &Mpi) {
     let files = std::env::temp_dir().join(format!("latten-mpi-{}", std::process::id()));
     std::fs::create_dir_all(&files).unwrap();
-    for variant in ["gqa", "gta", "gla", "mla"] {
+    let by_heads = ["gqa", "gta", "gla", "mla"].map(|variant| (variant, false));
+    for (variant, by_context) in by_heads.into_iter().chain([("gqa", true), ("mla", true)]) {
         let rank = mpi.ranks(TIMEOUT);
-        let decoder = load(gpu, variant, Shard::of(&rank).unwrap());
+        let shard = Shard::of(&rank).unwrap();
+        let decoder = load(gpu, variant, if by_context { shard.by_context() } else { shard });
         if rank.rank() > 0 {
             follow(&decoder, Box::new(rank)).unwrap();
             continue;
@@ -129,7 +131,8 @@ fn tokens(gpu: &Gpu, mpi: &Mpi) {
         assert_eq!(tokens, want, "{variant}");
         let off = logits.iter().zip(&of_one).map(|(a, b)| largest(a, b)).fold(0.0, f32::max);
         assert!(off < 1e-4, "{variant}: {off}");
-        println!("{variant}: the tokens of one device, logits differ by up to {off:e}");
+        let how = if by_context { "by context" } else { "by heads" };
+        println!("{variant} {how}: the tokens of one device, logits differ by up to {off:e}");
     }
     let _ = std::fs::remove_dir_all(files);
     passed(mpi, "tokens");

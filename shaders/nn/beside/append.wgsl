@@ -8,7 +8,7 @@
 @group(0) @binding(7) var<storage, read> rest_gain: array<f32>;
 // cos_sin: (rows, ROTATED_ROPE / 2) vec2<f32>
 @group(0) @binding(8) var<storage, read> cos_sin: array<vec2<f32>>;
-// slots: (rows) u32, page * PAGE_SIZE + offset
+// slots: (rows) u32, page * PAGE_SIZE + offset; past the pool where the token is not kept here
 @group(0) @binding(9) var<storage, read> slots: array<u32>;
 // pages of one layer, as u32 (kv/slabs/*)
 @group(0) @binding(10) var<storage, read_write> pool: array<PoolWord>;
@@ -28,8 +28,7 @@ fn rotated_key(row: u32, source: u32, i: u32) -> f32 {
 
 // First word of a state of the row's token, or of its rope key.
 fn row_word(row: u32, stretch: u32) -> u32 {
-    // The host has checked the slots; the clamp keeps a corrupted buffer from reaching another binding.
-    let slot = min(slots[row], params.slot_count - 1u);
+    let slot = slots[row];
     let page = slot / PAGE_SIZE;
     let offset = slot % PAGE_SIZE;
     if (stretch < GROUPS) {
@@ -65,6 +64,10 @@ fn rest_of(group: vec3<u32>, lane: u32) -> bool {
         square += total(0u, i);
     }
     let scale = 1.0 / sqrt(square / f32(STATE_DIM) + params.eps);
+    // A token of another rank, or a corrupted buffer: nothing is written.
+    if (slots[row] >= params.slot_count) {
+        return true;
+    }
     let word = row_word(row, stretch);
     for (var u = lane; u < width / ELEMS_PER_U32; u += LANES) {
         var values: array<f32, ELEMS_PER_U32>;

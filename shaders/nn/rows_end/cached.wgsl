@@ -6,7 +6,7 @@
 
 // cos_sin: (rows, ROTATED / 2) vec2<f32>
 @group(0) @binding(7) var<storage, read> cos_sin: array<vec2<f32>>;
-// slots: (rows) u32, page * PAGE_SIZE + offset
+// slots: (rows) u32, page * PAGE_SIZE + offset; past the pool where the token is not kept here
 @group(0) @binding(8) var<storage, read> slots: array<u32>;
 // pages of one layer, as u32 (kv/slabs/*)
 @group(0) @binding(9) var<storage, read_write> pool: array<PoolWord>;
@@ -35,8 +35,11 @@ fn rotated_unit(row: u32, place: Place, output: u32, values: array<f32, 4>) -> a
 
 // Writes four values of a new row into its page.
 fn store_cached(row: u32, place: Place, output: u32, values: array<f32, 4>) {
-    // The host has checked the slots; the clamp keeps a corrupted buffer from reaching another binding.
-    let slot = min(slots[row], params.slot_count - 1u);
+    // A token of another rank, or a corrupted buffer: nothing is written.
+    let slot = slots[row];
+    if (slot >= params.slot_count) {
+        return;
+    }
     let page = slot / PAGE_SIZE;
     let offset = slot % PAGE_SIZE;
     let group = (place.first - Q_WIDTH) / STATE_DIM;

@@ -24,8 +24,8 @@ pub(crate) struct PlanStep<'a> {
     pub page_size: u32,
     /// Entries of the batch's page table.
     pub page_entries: usize,
-    /// Of each sequence the tokens that there are keys and values of, none empty; no ranges for all of them. What lies
-    /// before is the sequence's gap, what lies behind has no page. Not beside first tokens of a window.
+    /// Of each sequence the tokens that there are keys and values of; no ranges for all of them. What lies
+    /// before is the sequence's gap, what lies behind has no page, or is another rank's. Not beside first tokens of a window.
     pub held: &'a [Range<u32>],
 }
 

@@ -9,8 +9,9 @@ use super::work::{PlanShape, PlanStep, SplitPolicy, WorkList};
 use crate::attention::decode::Decode;
 #[cfg(doc)]
 use crate::attention::options::AttentionOptions;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kv::tables::PageTables;
+use crate::kv::turns::TokenShare;
 use crate::kv::view::{KvSource, Resident, SeqView};
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -104,6 +105,34 @@ impl Decode {
         self.plan_from(cache, sequences, None, attends)
     }
 
+    /// [`Decode::plan`] over the tokens of each sequence that a rank has, where ranks divide them by context. `tables` are of the pages
+    /// of all ranks; a layer's view is of this rank's part of them.
+    ///
+    /// Errors: as [`Decode::plan`].
+    pub(crate) fn plan_share<S: KvSource>(&self, tables: &S, sequences: &[S::Id], share: TokenShare) -> Result<Plan> {
+        let (batch, resident, most_page) = match tables.resident(sequences)? {
+            Some(Resident { batch, tables, most_page }) => (batch, Some(tables), Some(most_page)),
+            None => (tables.batch(sequences)?, None, None),
+        };
+        if batch.tokens() == 0 {
+            return Err(no_token());
+        }
+        let words = resident.map_or(&batch.page_table[..], PageTables::words);
+        batch.check(tables.page_size(), words.len())?;
+        let parts = batch.sequences.iter().flat_map(|sequence| share.parts(sequence));
+        let (parts, held): (Vec<SeqView>, Vec<Range<u32>>) = parts.unzip();
+        self.plan_views(PlanViews {
+            sequences: &parts,
+            held: &held,
+            masks: &[],
+            tokens: batch.tokens(),
+            page_size: share.run(),
+            generation: batch.generation,
+            entries: PageEntries { words, resident },
+            most_page,
+        })
+    }
+
     fn plan_from<S: KvSource>(
         &self,
         cache: &S,
@@ -118,7 +147,7 @@ impl Decode {
         };
         let tokens = batch.tokens();
         if tokens == 0 {
-            return Err(ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from"));
+            return Err(no_token());
         }
         let entries = tables.map_or(&batch.page_table[..], PageTables::words).len();
         batch.check(cache.page_size(), entries)?;
@@ -227,6 +256,10 @@ impl Drop for Plan {
             self.home.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
         }
     }
+}
+
+fn no_token() -> Error {
+    ErrorKind::argument("sequences", "no token is reserved, so there is nothing to attend from")
 }
 
 /// Partial rows that Auto may need for batches like this one: each of its classes may use so many slots.

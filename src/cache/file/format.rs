@@ -4,7 +4,8 @@
 //! head     96 bytes: "lattenKV", then u32s: version, dtype, the seven numbers of the layout, rotation, frequencies,
 //!          page size, layers, words of a row, tokens of a block, sequences, bytes of the fingerprint, wide channels of a group;
 //!          then u64s: bytes of the table, XXH64 of the 88 bytes before
-//! table    fingerprint; frequencies (f32); wide channels (u32), if there are any, by layer and group; of each sequence:
+//! table    fingerprint; frequencies (f32); wide channels (u32), if there are any, by layer and group; of version 3 three u32s (rank,
+//!          ranks, tokens of a turn: the rows of other ranks' tokens are in their files); of each sequence:
 //!          committed tokens (u64), from version 2 on three u64s (the tokens of its window or 0 for all, the first tokens
 //!          that are kept beside it, one past the last token between these and the window whose row is gone, or 0 where
 //!          none is), token ids (u64 count, then u32 each)
@@ -13,7 +14,8 @@
 //!          followed by its XXH64, seeded with the table's plus the block's index
 //! ```
 //!
-//! A file without windowed sequences and wide channels is of version 1, for older programs to read; else of version 2.
+//! A file without windowed sequences and wide channels is of version 1, for older programs to read; else of version 2, or 3 where ranks
+//! divide sequences by context.
 //!
 //! All numbers are little-endian. A block is laid out as a page of just its tokens: planes of 16-byte words as in
 //! [`StateLayout`]. So a page's part of a plane is one run in the file too, and nothing but one number in the head depends on
@@ -28,13 +30,14 @@ use crate::gpu::DType;
 use crate::io::xxh64;
 use crate::kv::append::rotated_dim;
 use crate::kv::layout::StateLayout;
+use crate::kv::turns::TokenShare;
 use crate::kv::{Gqa, HeadLayout, WideChannels};
 use crate::rope::RopePairs;
 use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"lattenKV";
-/// The last version, which is written where windowed sequences or wide channels need it; else it is 1.
-pub(crate) const VERSION: u32 = 2;
+/// The last version, which is written of a rank's part of sequences; else it is that of what is in the file, down to 1.
+pub(crate) const VERSION: u32 = 3;
 const HEAD_BYTES: usize = 96;
 /// A checksum.
 pub(crate) const SUM_BYTES: usize = 8;
@@ -68,6 +71,8 @@ pub struct SavedInfo {
     /// The sequences, in the order of the call that saved them.
     pub sequences: Vec<SavedSequence>,
     pub(crate) block_tokens: usize,
+    /// Whose tokens have their rows here, where ranks divide sequences by context.
+    pub(crate) share: Option<TokenShare>,
 }
 
 /// Some rows of one layer of one sequence.
@@ -91,12 +96,22 @@ impl SavedInfo {
         16 * StateLayout::new(&self.heads, self.dtype).row_words(self.heads.groups())
     }
 
+    /// Rows of a sequence that are in the file.
+    pub(crate) fn rows(&self, sequence: &SavedSequence) -> usize {
+        self.share.map_or(sequence.rows(), |share| share.count(sequence.rows()))
+    }
+
+    /// The most of any sequence.
+    pub(crate) fn most_rows(&self) -> usize {
+        self.sequences.iter().map(|sequence| self.rows(sequence)).max().unwrap_or(0)
+    }
+
     /// The blocks of the file in order.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = RowBlock> + '_ {
         let step = self.block_tokens;
         self.sequences.iter().enumerate().flat_map(move |(sequence, s)| {
             (0..self.layers).flat_map(move |layer| {
-                let rows = s.rows();
+                let rows = self.rows(s);
                 let firsts = (0..rows.div_ceil(step)).map(move |i| i * step);
                 firsts.map(move |first| RowBlock { sequence, layer, first, tokens: step.min(rows - first) })
             })
@@ -107,7 +122,8 @@ impl SavedInfo {
     pub(crate) fn blocks_bytes(&self) -> Option<u64> {
         let row = self.row_bytes() as u128;
         let of = |s: &SavedSequence| {
-            s.rows() as u128 * row + s.rows().div_ceil(self.block_tokens) as u128 * SUM_BYTES as u128
+            let rows = self.rows(s);
+            rows as u128 * row + rows.div_ceil(self.block_tokens) as u128 * SUM_BYTES as u128
         };
         let bytes = self.sequences.iter().map(of).sum::<u128>() * self.layers as u128;
         u64::try_from(bytes).ok()
@@ -140,7 +156,10 @@ impl SavedInfo {
 
     /// The first version that can hold it.
     fn version(&self) -> u32 {
-        1 + u32::from(self.wide.is_some() || self.sequences.iter().any(|s| s.window > 0))
+        match self.share {
+            Some(_) => 3,
+            None => 1 + u32::from(self.wide.is_some() || self.sequences.iter().any(|s| s.window > 0)),
+        }
     }
 
     fn table(&self) -> Vec<u8> {
@@ -148,6 +167,8 @@ impl SavedInfo {
         bytes.extend(self.inv_freq.iter().flat_map(|f| f.to_le_bytes()));
         let wide = self.wide.iter().flat_map(|wide| wide.numbers());
         bytes.extend(wide.flat_map(|channel| channel.to_le_bytes()));
+        let share = self.share.iter().flat_map(TokenShare::numbers);
+        bytes.extend(share.flat_map(|number| number.to_le_bytes()));
         for s in &self.sequences {
             bytes.extend((s.len as u64).to_le_bytes());
             if windowed {
@@ -246,6 +267,7 @@ impl Head {
         self.bounded()?;
         let heads = heads(self.layout, self.wide)?;
         let wide = wide(&heads, self.layers, &mut table)?;
+        let share = if self.version > 2 { Some(share(&mut table)?) } else { None };
         let mut sequences = Vec::new();
         for _ in 0..self.sequences {
             let len = table.u64()?;
@@ -275,6 +297,7 @@ impl Head {
             fingerprint,
             sequences,
             block_tokens: self.block_tokens as usize,
+            share,
         };
         let integers = matches!(info.dtype, DType::I8 | DType::I4);
         if info.wide.is_some() && (!integers || self.version == 1) {
@@ -343,6 +366,13 @@ fn wide(heads: &HeadLayout, layers: u32, table: &mut Cursor<'_>) -> Result<Optio
     let numbers: Vec<u32> = table.u32s(heads.rope_dim as u64 * u64::from(layers))?.collect();
     let known = WideChannels::from_numbers(heads, &numbers);
     known.map(Some).map_err(|_| malformed("wide channels", heads.wide_dim as u64, "not so many elements of a key"))
+}
+
+/// Whose tokens' rows the file has.
+fn share(table: &mut Cursor<'_>) -> Result<TokenShare, SavedFault> {
+    let numbers: Vec<u32> = table.u32s(3)?.collect();
+    let share = numbers.first_chunk().and_then(|numbers| TokenShare::of_numbers(*numbers));
+    share.ok_or_else(|| malformed("rank", numbers.first().copied().unwrap_or(0).into(), "no rank that divides pages"))
 }
 
 pub(crate) fn malformed(name: &'static str, value: u64, why: &'static str) -> SavedFault {

@@ -22,6 +22,7 @@ fn info() -> SavedInfo {
             SavedSequence { len: 3, ..Default::default() },
         ],
         block_tokens: 2,
+        share: None,
     }
 }
 
@@ -180,8 +181,8 @@ fn every_flipped_bit_of(mut bytes: Vec<u8>) {
         let (at, fault) = (bit / 8, fault(&bytes));
         let wanted = match at {
             0..8 => matches!(fault, SavedFault::Foreign { .. }),
-            // Version 1 and 2 by another name: then the checksum says it.
-            8 if bytes[8] == 1 || bytes[8] == 2 => matches!(fault, SavedFault::Damaged { .. }),
+            // A known version by another name: then the checksum says it.
+            8 if (1..=3).contains(&bytes[8]) => matches!(fault, SavedFault::Damaged { .. }),
             8..12 => matches!(fault, SavedFault::Newer { .. } | SavedFault::Malformed { .. }),
             _ => matches!(fault, SavedFault::Damaged { .. }),
         };
@@ -223,7 +224,7 @@ fn messages_have_names_and_numbers() {
     let bytes = file(&info());
     let text = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
     assert_eq!(text(b"#!/bin/sh\n# not a cache"), "saved cache f: not a saved cache, its first bytes are \"#!/bin/s\"");
-    assert_eq!(text(&with_u32(8, 7)), "saved cache f: its format is version 7, this program knows up to 2");
+    assert_eq!(text(&with_u32(8, 7)), "saved cache f: its format is version 7, this program knows up to 3");
     let end = bytes.len() - 1;
     assert_eq!(
         text(&bytes[..end]),
@@ -259,7 +260,30 @@ fn wide_channels_are_written_and_checked() {
             "{value} at {at}: {fault:?}"
         );
     }
-    assert!(matches!(fault(&changed(8, 3)), SavedFault::Newer { version: 3, known: 2 }));
+    assert!(matches!(fault(&changed(8, 4)), SavedFault::Newer { version: 4, known: 3 }));
+}
+
+/// A rank's part of sequences: their lengths, and the rows of its own tokens alone.
+#[test]
+fn a_ranks_part_is_written_and_checked() {
+    let share = TokenShare::of_numbers([1, 2, 2]).unwrap();
+    let part = SavedInfo { share: Some(share), ..info() };
+    let bytes = file(&part);
+    assert_eq!(read(&bytes).unwrap().0, part);
+    assert_eq!(u32_at(bytes.first_chunk().unwrap(), 8), 3);
+    // Of each sequence the tokens 2, 3, 6, 7, ..
+    for (sequence, all) in part.sequences.iter().enumerate() {
+        let rows: usize = part.blocks().filter(|b| (b.sequence, b.layer) == (sequence, 0)).map(|b| b.tokens).sum();
+        assert_eq!(rows, (0..all.len).filter(|token| token / 2 % 2 == 1).count());
+    }
+    // Behind fingerprint and frequencies: rank, ranks, tokens of a turn.
+    let first = 96 + 5 + 4 * info().inv_freq.len();
+    assert_eq!(bytes[first..first + 12], [1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0]);
+    let changed =
+        |at: usize, value: u32| resealed_of(&part, |bytes| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()));
+    for (at, value) in [(first, 2), (first, u32::MAX), (first + 4, 1), (first + 4, 0), (first + 8, 0), (8, 2), (8, 1)] {
+        assert!(matches!(fault(&changed(at, value)), SavedFault::Malformed { .. }), "{value} at {at}");
+    }
 }
 
 /// What a reader may do: give little at a time, or nothing now; or fail.

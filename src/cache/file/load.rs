@@ -6,6 +6,7 @@ use super::page_rows::{Direction, PageRows};
 use crate::cache::{PagedKvCache, SeqId};
 use crate::error::{bytes_text, ErrorKind, Result, SavedFault};
 use crate::io::Progress;
+use crate::kv::turns::TokenShare;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::Read;
@@ -125,6 +126,8 @@ impl PagedKvCache {
             }
         }
         same("wide channels", &info.wide.as_ref(), &self.wide_channels())?;
+        let numbers = |share: Option<TokenShare>| share.map(|share| share.numbers());
+        same("part of the tokens (rank, ranks, turn)", &numbers(info.share), &numbers(self.share))?;
         let size = self.pages.size;
         let cut = |s: &&SavedSequence| !s.gap.start.is_multiple_of(size) || !s.gap.end.is_multiple_of(size);
         if let Some(SavedSequence { gap, .. }) = info.sequences.iter().find(cut) {
@@ -204,8 +207,7 @@ struct RowWriter {
 
 impl RowWriter {
     fn new(cache: &PagedKvCache, info: &SavedInfo) -> Result<RowWriter> {
-        let longest = info.sequences.iter().map(SavedSequence::rows).max().unwrap_or(0);
-        let rows = PageRows::new(cache, Direction::ToPages, info.block_tokens, longest)?;
+        let rows = PageRows::new(cache, Direction::ToPages, info.block_tokens, info.most_rows())?;
         Ok(RowWriter { rows, sequence: None })
     }
 

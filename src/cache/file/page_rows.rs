@@ -65,7 +65,7 @@ impl WayKind {
         if cache.slabs.layers.iter().any(|pool| pool.buffers().len() > 1) {
             return WayKind::Kernel;
         }
-        match 16 * cache.pages.size * cache.layout.state_words >= COPIED_BYTES {
+        match 16 * cache.own_page_size() * cache.layout.state_words >= COPIED_BYTES {
             true => WayKind::Copies,
             false if cache.gpu.capabilities().is_software() => WayKind::Host,
             false => WayKind::Kernel,
@@ -100,7 +100,7 @@ impl PageRows {
         direction: Direction,
         (block_tokens, most_len): (usize, usize),
     ) -> Result<Self> {
-        let (gpu, heads, page_size) = (&cache.gpu, &cache.heads, cache.pages.size);
+        let (gpu, heads, page_size) = (&cache.gpu, &cache.heads, cache.own_page_size());
         let way = match choice {
             WayKind::Copies => Way::Copies,
             WayKind::Host => Way::Host,

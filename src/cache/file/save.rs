@@ -135,11 +135,12 @@ impl PagedKvCache {
             rotation: self.append.rotation(),
             inv_freq: self.inv_freq.clone(),
             wide: self.wide_channels().cloned(),
-            page_size: self.pages.size,
+            page_size: self.own_page_size(),
             layers: self.pages.layers,
             fingerprint: what.fingerprint.to_vec(),
             sequences,
             block_tokens: block_tokens(row_bytes),
+            share: self.share,
         })
     }
 
@@ -184,8 +185,7 @@ impl<'a> RowReader<'a, ()> {
         info: &'a SavedInfo,
         what: Save<'a>,
     ) -> Result<RowReader<'a, impl Iterator<Item = RowBlock> + 'a>> {
-        let longest = info.sequences.iter().map(SavedSequence::rows).max().unwrap_or(0);
-        let rows = PageRows::new(cache, Direction::FromPages, info.block_tokens, longest)?;
+        let rows = PageRows::new(cache, Direction::FromPages, info.block_tokens, info.most_rows())?;
         let size = rows.most_bytes();
         let free = vec![cache.gpu.host_buffer(size)?, cache.gpu.host_buffer(size)?];
         let mut reader =
@@ -215,8 +215,8 @@ impl<B: Iterator<Item = RowBlock>> RowReader<'_, B> {
         if self.sequence != Some(block.sequence) {
             let id = self.what.sequences[block.sequence].id;
             let held = self.cache.table.page_table(id)?;
-            let rows = self.info.sequences[block.sequence].rows();
-            let pages = rows.div_ceil(self.cache.pages.size);
+            let rows = self.info.rows(&self.info.sequences[block.sequence]);
+            let pages = rows.div_ceil(self.cache.own_page_size());
             self.rows.sequence(gpu, held.get(..pages).unwrap_or(held))?; // not those of reserved tokens
             self.sequence = Some(block.sequence);
         }

@@ -1,5 +1,6 @@
 //! The attention of a block: from the stream through norm, queries, cache and decode back to the stream.
 
+use super::block::Exchange;
 use super::explicit::{ExplicitPrefill, ExplicitStep};
 use super::large_keys::LargeBiases;
 use super::projections::{Forms, Projections};
@@ -32,8 +33,10 @@ pub struct Attention {
     config: Config,
     projections: Projections,
     o: Split,
-    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first.
+    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first, unless sequences are divided.
     adds: bool,
+    /// Whether each rank attends over its own tokens, and all merge what they have found.
+    by_context: bool,
 }
 
 /// What an [`Attention::forward`] works on.
@@ -67,8 +70,10 @@ pub(crate) struct AttentionScratch {
     pub(crate) values: Tensor,
     /// Explicit prefill: (rows, q_heads, head_dim + rope_dim)
     pub(crate) q_explicit: Tensor,
-    /// Explicit prefill: (rows, q_heads)
+    /// Explicit prefill, and attention over a rank's own tokens: (rows, q_heads)
     pub(crate) lse: Tensor,
+    /// Attention over a rank's own tokens: (rows, q_heads, v_dim)
+    pub(crate) attended: Tensor,
 }
 
 /// What the attention of every block of a step needs beside its own weights.
@@ -133,7 +138,8 @@ impl Attention {
         prefix: &str,
         norm: Option<&str>,
     ) -> Result<Self> {
-        let (heads, width, first) = (&share.q_heads, config.v_head_dim, share.shard.is_first());
+        let (heads, width, by_context) = (&share.q_heads, config.v_head_dim, share.shard.is_by_context());
+        let first = share.shard.is_first() || by_context;
         let o = source.matrix(&format!("{prefix}o_proj"), config.hidden_size, config.q_heads * width)?;
         let o = source.of_inputs(o, &(heads.start * width..heads.end * width))?;
         let o = if first { o } else { o.without_any_bias() };
@@ -143,6 +149,7 @@ impl Attention {
             projections: Projections::load(source, (config, share), prefix, norm)?,
             o: source.linear(&o)?,
             adds: first,
+            by_context,
         })
     }
 
@@ -183,7 +190,8 @@ impl Attention {
         x.expect("x", &[rows, hidden], DType::F32)?;
         let cos_sin = cache.cos_sin(sequences)?;
         let heads = *cache.heads();
-        let scratch = AttentionScratch::new(&self.gpu, (&self.config, &heads), (rows, planned.explicit().is_some()))?;
+        let forms = ScratchForms { explicit: planned.explicit().is_some(), by_context: false };
+        let scratch = AttentionScratch::new(&self.gpu, (&self.config, &heads), rows, forms)?;
         let rotation = self.config.rope()?.pairs;
         let wide = (heads.wide_dim() > 0).then(|| RopeWideKernel::new(&self.gpu, heads, rotation)).transpose()?;
         let y = Tensor::zeros(&self.gpu, &[rows, hidden], DType::F32)?;
@@ -199,21 +207,27 @@ impl Attention {
             wide: wide.as_ref(),
             softmax_scale: self.config.softmax_scale(),
         };
-        self.gpu.together(|| self.run(layer, &scratch, &mut step, Span::of(x), Span::of(&y)))?;
+        self.gpu.together(|| self.run(layer, &scratch, &mut step, (Span::of(x), Span::of(&y)), &mut || Ok(())))?;
         // The plan and the scratch go at the end of this function, so what uses them must be on its way.
         self.gpu.submit()?;
         self.gpu.expect_no_loss(losses, "this layer")?;
         Ok(y)
     }
 
-    /// Records the attention of the step's rows of `input`, added to `x`.
+    /// Whether [`Attention::run`] calls `merge`: where each rank attends over its own tokens.
+    pub(crate) fn is_by_context(&self) -> bool {
+        self.by_context
+    }
+
+    /// Records the attention of the step's rows of `input`, added to `x`. `merge` is called where each rank has attended over its own
+    /// tokens: to make of [`AttentionScratch::found`] what attention over the tokens of all has found.
     pub(crate) fn run(
         &self,
         layer: usize,
         s: &AttentionScratch,
         step: &mut AttentionStep<'_>,
-        input: Span<'_>,
-        x: Span<'_>,
+        (input, x): (Span<'_>, Span<'_>),
+        merge: Exchange<'_>,
     ) -> Result<()> {
         let rows = step.rows;
         let explicit = self.projections.explicit().zip(step.explicit);
@@ -227,15 +241,24 @@ impl Attention {
         if append.is_none() {
             step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
         }
-        let attended = step
-            .plan
-            .map(|plan| step.decode.run(DecodeArgs::new(plan, &view, &s.q, step.softmax_scale)))
-            .transpose()?;
+        let args = step.plan.map(|plan| DecodeArgs::new(plan, &view, &s.q, step.softmax_scale));
+        let attended = match args {
+            Some(args) if self.by_context => {
+                // In memory of its own, which is exchanged at this place whenever the step's commands come again.
+                let own = DecodeOutput { out: s.attended.clone(), lse: s.lse.clone() };
+                self.gpu.record(|pass| step.decode.encode(pass, args, &own))?;
+                Some(own)
+            }
+            args => args.map(|args| step.decode.run(args)).transpose()?,
+        };
         let values = match &attended {
             // Of rows in the explicit form this is nothing: what follows writes them.
             Some(attended) => self.projections.values(s, rows, &attended.out)?,
             None => &s.values,
         };
+        if self.by_context {
+            merge()?;
+        }
         if let Some((up, explicit)) = explicit {
             let output = DecodeOutput { out: s.values.clone(), lse: s.lse.clone() };
             explicit.run(&view, &s.q_explicit, step.softmax_scale, &output, |rows, latents, kv| {
@@ -266,6 +289,10 @@ impl<'a> StepPlans<'a> {
             Some(prefill) => prefill.plan(decode, cache, sequences)?.map(|planned| (&*prefill, planned)),
             None => None,
         };
+        if let Some((tables, share)) = cache.shared_out() {
+            let plan = decode.plan_share(tables, sequences, share)?;
+            return Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None });
+        }
         let Some((prefill, planned)) = planned else {
             let plan = decode.plan(cache, sequences)?;
             return Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None });
@@ -282,12 +309,22 @@ impl<'a> StepPlans<'a> {
     }
 }
 
+/// What attention needs tensors for beside the absorbed form on one device.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ScratchForms {
+    /// Prompts in the explicit form.
+    pub(crate) explicit: bool,
+    /// Attention over a rank's own tokens.
+    pub(crate) by_context: bool,
+}
+
 impl AttentionScratch {
-    /// Tensors of `rows` rows for a cache of `layout`, with those of explicit prefill or without.
+    /// Tensors of `rows` rows for a cache of `layout`, with those that forms need.
     pub(crate) fn new(
         gpu: &Gpu,
         (config, layout): (&Config, &HeadLayout),
-        (rows, explicit): (usize, bool),
+        rows: usize,
+        forms: ScratchForms,
     ) -> Result<Self> {
         let heads = config.q_heads;
         let f32s = |dims: &[usize]| Tensor::scratch(gpu, &[&[rows], dims].concat(), DType::F32);
@@ -310,11 +347,13 @@ impl AttentionScratch {
             }
         };
         let q = f32s(&[heads, layout.q_dim()])?;
-        let (q_explicit, lse) = match explicit {
-            true => (f32s(&[heads, config.head_dim + config.rope_dim()])?, f32s(&[heads])?),
-            false => (unused(2)?, unused(1)?),
+        let q_explicit = match forms.explicit {
+            true => f32s(&[heads, config.head_dim + config.rope_dim()])?,
+            false => unused(2)?,
         };
-        Ok(AttentionScratch { raw, q_raw, q, kv, values, q_explicit, lse })
+        let lse = if forms.explicit || forms.by_context { f32s(&[heads])? } else { unused(1)? };
+        let attended = if forms.by_context { f32s(&[heads, layout.v_dim()])? } else { unused(2)? };
+        Ok(AttentionScratch { raw, q_raw, q, kv, values, q_explicit, lse, attended })
     }
 
     /// The same memory for the first `rows` rows.
@@ -328,6 +367,15 @@ impl AttentionScratch {
             values: cut(&self.values)?,
             q_explicit: cut(&self.q_explicit)?,
             lse: cut(&self.lse)?,
+            attended: cut(&self.attended)?,
         })
+    }
+
+    /// What attention over a rank's own tokens has found, (rows, q_heads, v_head_dim), and its log-sum-exp, (rows, q_heads).
+    pub(crate) fn found(&self, config: &Config) -> [&Tensor; 2] {
+        match config.attention {
+            AttentionConfig::Latent { .. } => [&self.values, &self.lse],
+            _ => [&self.attended, &self.lse],
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! One block of the decoder: attention and a feed-forward part, each behind a norm and added to the residual stream.
 
-use super::attention::{Attention, AttentionScratch, AttentionStep};
+use super::attention::{Attention, AttentionScratch, AttentionStep, ScratchForms};
 use super::feed_forward::{FeedForward, MixtureScratch};
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
@@ -10,7 +10,8 @@ use crate::model::config::Config;
 use crate::model::weights::reader::WeightReader;
 use crate::nn::Span;
 
-/// Makes of a step's stream, the rows of all ranks, their sum: where there is one rank, nothing.
+/// What ranks do twice in each block: makes of a step's stream, the rows of all ranks, their sum; where they divide sequences by context,
+/// the first time of what each has attended the attention over all. Where there is one rank, nothing.
 pub(crate) type Exchange<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 pub(crate) struct Block {
@@ -50,7 +51,8 @@ impl Block {
     }
 
     /// Records the block for the step's rows: `x` in, `x` out. Of a rank's share `x` is, after each of the two parts, what the rank
-    /// adds to the stream, the first rank's with the stream itself; `exchange` makes it the sum of all.
+    /// adds to the stream, the first rank's with the stream itself; `exchange` makes it the sum of all. Where ranks divide sequences by
+    /// context, the attention's part is the same on all of them.
     pub(crate) fn run(
         &self,
         layer: usize,
@@ -59,27 +61,37 @@ impl Block {
         exchange: Exchange<'_>,
     ) -> Result<()> {
         let (rows, x) = (step.rows, Span::of(&s.x));
-        self.attention.run(layer, &s.attention, step, x, x)?;
-        exchange()?;
+        self.attention.run(layer, &s.attention, step, (x, x), exchange)?;
+        if !self.attention.is_by_context() {
+            exchange()?;
+        }
         self.feed_forward.run(rows, s)?;
         exchange()
     }
 }
 
 impl Scratch {
-    /// Tensors of `rows` rows for a cache of `layout`, with those of explicit prefill or without.
+    /// Tensors of `rows` rows for a cache of `layout`, with those that forms need.
     pub(crate) fn new(
         gpu: &Gpu,
         (config, layout): (&Config, &HeadLayout),
-        (rows, explicit): (usize, bool),
+        rows: usize,
+        forms: ScratchForms,
     ) -> Result<Self> {
         let f32s = |dim: usize| Tensor::scratch(gpu, &[rows, dim], DType::F32);
         Ok(Scratch {
             x: f32s(config.hidden_size)?,
-            attention: AttentionScratch::new(gpu, (config, layout), (rows, explicit))?,
+            attention: AttentionScratch::new(gpu, (config, layout), rows, forms)?,
             ffn: f32s(config.experts.map_or(0, |e| e.shared_width).max(config.intermediate_size))?,
             mixture: MixtureScratch::new(gpu, config, rows)?,
         })
+    }
+
+    /// [`AttentionScratch::found`] of the first `rows` rows.
+    pub(crate) fn found(&self, config: &Config, rows: usize) -> Result<[Tensor; 2]> {
+        let [values, lse] = self.attention.found(config);
+        let cut = |t: &Tensor| t.view(&[&[rows], &t.shape()[1..]].concat());
+        Ok([cut(values)?, cut(lse)?])
     }
 
     /// The same memory for the first `rows` rows.

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::gpu::{DType, Tensor};
 use crate::kv::KvView;
 use crate::model::decoder::Decoder;
+use crate::model::layers::attention::ScratchForms;
 use crate::model::layers::block::Scratch;
 use crate::nn::{Embedding, Linear, RopeWideKernel, Weight};
 
@@ -42,7 +43,8 @@ impl Buffers {
         let layout = layer.heads();
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
-        let scratch = Scratch::new(gpu, (decoder.own_config(), layout), (capacity, explicit)).map_err(|e| {
+        let forms = ScratchForms { explicit, by_context: decoder.shard().is_by_context() };
+        let scratch = Scratch::new(gpu, (decoder.own_config(), layout), capacity, forms).map_err(|e| {
             e.of(&format!("a tensor of a step of {capacity} tokens (SessionOptions::chunk or max_batch)"))
         })?;
         let gather = Embedding::new(gpu, &Weight::from_rows(&scratch.x)?)?;

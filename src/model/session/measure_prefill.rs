@@ -4,7 +4,7 @@ use super::owned::Owned;
 use super::Session;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{DType, Tensor};
-use crate::model::layers::attention::{AttentionScratch, AttentionStep, StepPlans};
+use crate::model::layers::attention::{AttentionScratch, AttentionStep, ScratchForms, StepPlans};
 use crate::model::layers::explicit::ExplicitPrefill;
 use crate::model::layers::prefill::{Choice, PrefillPath};
 use crate::nn::Span;
@@ -75,7 +75,8 @@ impl Session {
             cache.commit(&[id], context)?;
         }
         cache.reserve(&[id], new)?;
-        let scratch = AttentionScratch::new(gpu, (config, cache.heads()), (new, explicit.is_some()))?;
+        let forms = ScratchForms { explicit: explicit.is_some(), by_context: false };
+        let scratch = AttentionScratch::new(gpu, (config, cache.heads()), new, forms)?;
         let x = Tensor::zeros(gpu, &[new, config.hidden_size], DType::F32)?;
         let (decode, cache) = own.session.attention_parts();
         let plans = StepPlans::new(decode, cache, &[id], explicit)?;
@@ -97,7 +98,7 @@ impl Session {
                     wide: None, // variants with two forms have no wide channels
                     softmax_scale: config.softmax_scale(),
                 };
-                block.attention().run(0, &scratch, &mut step, Span::of(&x), Span::of(&x))?;
+                block.attention().run(0, &scratch, &mut step, (Span::of(&x), Span::of(&x)), &mut || Ok(()))?;
             }
             gpu.download::<f32>(&x.view(&[1, 4])?).await?;
             best = if repeats > 1 { best.min(start.elapsed().as_secs_f64() / repeats as f64) } else { best };

@@ -105,6 +105,10 @@ impl Session {
             return Err(ErrorKind::argument("window", why));
         }
         let window = options.window.into_iter().chain(config.window).min();
+        if let Some(window) = window.filter(|_| decoder.shard().is_by_context()) {
+            let what = format!("a window of {window} tokens where ranks divide sequences by context");
+            return Err(ErrorKind::Unsupported { what }.into());
+        }
         let options = SessionOptions { window, ..options };
         gpu.lazily(|| Self::of_options(decoder, options))
     }

@@ -3,6 +3,7 @@
 use super::SessionOptions;
 use crate::cache::{check_pages, CacheOptions, PagedKvCache, Pages};
 use crate::error::{ErrorKind, Result};
+use crate::kv::turns::TokenShare;
 use crate::model::decoder::Decoder;
 use crate::model::layers::explicit::ExplicitPrefill;
 use crate::model::layers::prefill::{Choice, PrefillPath};
@@ -16,7 +17,10 @@ pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<Paged
     let wide = decoder.inner.large_keys.in_cache(options.kv_dtype)?;
     let heads = wide.map_or_else(|| config.layout(), |wide| Ok(*wide.heads()))?;
     let rope = Some(config.rope()?);
-    let cache = PagedKvCache::new(gpu, heads, CacheOptions { rope, ..CacheOptions::new(options.kv_dtype, pages) })?;
+    let shard = decoder.shard();
+    let share = shard.is_by_context().then(|| TokenShare::new(shard, options.page_size)).transpose()?;
+    let made = CacheOptions { rope, ..CacheOptions::new(options.kv_dtype, pages) };
+    let cache = PagedKvCache::of_share(gpu, heads, made, share)?;
     match wide {
         Some(wide) => cache.with_wide_channels(wide),
         None => Ok(cache),
@@ -27,9 +31,12 @@ impl ExplicitPrefill {
     /// What a session's prompts in the explicit form need, if some may take it. Allocates nothing yet.
     pub(in crate::model) fn of_session(decoder: &Decoder, options: &SessionOptions) -> Result<Option<Self>> {
         let (config, path) = (decoder.own_config(), options.prefill);
-        let kept = decoder.keeps_explicit() && options.keep_first == 0;
+        // The explicit form reads whole pages of a sequence: where ranks have parts of them, prompts are absorbed.
+        let by_context = decoder.shard().is_by_context();
+        let kept = decoder.keeps_explicit() && options.keep_first == 0 && !by_context;
         if !kept && matches!(path, PrefillPath::Explicit | PrefillPath::From(_)) {
             let why = match options.keep_first {
+                _ if by_context => format!("{path:?}: where ranks divide sequences by context, prompts are absorbed"),
                 0 => format!("{path:?}: this decoder of {} keeps no explicit form", config.variant()),
                 first => format!("{path:?} with {first} first tokens beside a window, which are absorbed only"),
             };

@@ -9,7 +9,7 @@ use super::{Session, SessionOptions};
 use crate::error::{Error, ErrorKind, RankFault, Result};
 use crate::gpu::{Gpu, Tensor};
 use crate::model::decoder::Decoder;
-use crate::parallel::{halves, Collective, Shard, Transfer};
+use crate::parallel::{halves, merge, Collective, Shard, Transfer};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The ranks of a session, as one of them sees them.
@@ -25,6 +25,8 @@ struct RanksInner {
     values: Vec<f32>,
     /// The stream after the exchange before, in this step: the same on all ranks.
     stream: Vec<f32>,
+    /// Of what each rank has found over its own tokens.
+    all_lse: Vec<f32>,
     /// What goes out and comes in, in 16 bits.
     packed: [Vec<f32>; 2],
 }
@@ -52,7 +54,8 @@ impl Session {
     ///
     /// As [`Session::new`], on whichever rank; [`ErrorKind::Argument`] for ranks among which this is not the first, or a decoder of
     /// another part; [`ErrorKind::Rank`] with [`RankFault::Other`] where a rank has another model, other options of loading or
-    /// another version of this crate; [`ErrorKind::Unsupported`] in browsers. After an error of the ranks, here or in a later call,
+    /// another version of this crate; [`ErrorKind::Unsupported`] in browsers, and for a window where the ranks divide sequences by
+    /// context ([`Shard::by_context`]). After an error of the ranks, here or in a later call,
     /// all later steps fail with it: drop the session, and begin again on all ranks.
     pub fn sharded(
         decoder: &Decoder,
@@ -84,8 +87,8 @@ impl Ranks {
         transfer: Transfer,
         role: Role,
     ) -> Result<Self> {
-        let inner =
-            RanksInner { collective, transfer, values: Vec::new(), stream: Vec::new(), packed: Default::default() };
+        let (values, stream, all_lse) = (Vec::new(), Vec::new(), Vec::new());
+        let inner = RanksInner { collective, transfer, values, stream, all_lse, packed: Default::default() };
         let ranks = Ranks { inner: Mutex::new(inner) };
         let own = ranks.check_own(decoder, role);
         ranks.abandoned_unless(own)?;
@@ -113,7 +116,7 @@ impl Ranks {
             return Err(ErrorKind::argument("collective", why));
         }
         let here = decoder.shard();
-        if here != shard {
+        if (here.rank(), here.size()) != (shard.rank(), shard.size()) {
             let why = format!(
                 "holds part {} of {}, this is rank {} of {}",
                 here.rank(),
@@ -231,18 +234,36 @@ impl Ranks {
         self.lock().stream.clear();
     }
 
+    /// What each rank has found over its own tokens, (rows, heads, width) and the log-sum-exp, (rows, heads): the first becomes on all what
+    /// attention over the tokens of all finds.
+    pub(super) fn merge(&self, gpu: &Gpu, [found, lse]: [&Tensor; 2]) -> Result<()> {
+        let mut inner = self.lock();
+        let RanksInner { collective, transfer, values, all_lse, packed, .. } = &mut *inner;
+        let width = found.shape().last().copied().unwrap_or(1);
+        gpu.exchange_beside(&[found, lse], values, |values| {
+            let (values, own) = values.split_at_mut(found.len());
+            all_lse.resize(own.len() * collective.size(), 0.0);
+            collective.all_gather(own, all_lse)?;
+            merge::weigh(values, width, own, all_lse);
+            match transfer {
+                Transfer::F32 => collective.all_reduce(values),
+                Transfer::F16 => sum_in_halves(&mut **collective, (values, width), None, packed),
+            }
+        })
+    }
+
     /// What a half of a block made, (rows, hidden): of rank 0 the stream with what it adds, of the others what they add. Becomes
     /// the stream on all.
     pub(super) fn exchange(&self, gpu: &Gpu, x: &Tensor) -> Result<()> {
         let mut inner = self.lock();
-        let RanksInner { collective, transfer, values, stream, packed } = &mut *inner;
+        let RanksInner { collective, transfer, values, stream, packed, .. } = &mut *inner;
         let width = x.shape().last().copied().unwrap_or(1);
         gpu.exchange(x, values, |values| {
             // The stream itself is never rounded: before the first exchange only the device has it.
             if *transfer == Transfer::F32 || stream.len() != values.len() {
                 collective.all_reduce(values)?;
             } else {
-                add_in_halves(&mut **collective, (values, width), stream, packed)?;
+                sum_in_halves(&mut **collective, (values, width), Some(stream), packed)?;
             }
             if *transfer != Transfer::F32 {
                 stream.clear();
@@ -253,21 +274,24 @@ impl Ranks {
     }
 }
 
-/// Adds what all ranks add to the stream of before, in 16 bits. Of rank 0 the values are that stream and what it adds.
-fn add_in_halves(
+/// The sum of what all ranks have, in 16 bits. Of rank 0 the values are the stream of before, where there is one, and what it adds.
+fn sum_in_halves(
     collective: &mut dyn Collective,
     (values, width): (&mut [f32], usize),
-    stream: &[f32],
+    stream: Option<&[f32]>,
     [own, all]: &mut [Vec<f32>; 2],
 ) -> Result<()> {
-    if collective.rank() == 0 {
+    if let Some(stream) = stream.filter(|_| collective.rank() == 0) {
         values.iter_mut().zip(stream).for_each(|(value, before)| *value -= before);
     }
     own.clear();
     halves::pack(values, width, own);
     all.resize(own.len() * collective.size(), 0.0);
     collective.all_gather(own, all)?;
-    values.copy_from_slice(stream);
+    match stream {
+        Some(stream) => values.copy_from_slice(stream),
+        None => values.fill(0.0),
+    }
     // Rounded on every rank, its own, too: the sums have the same bits.
     all.chunks_exact(own.len().max(1)).for_each(|rank| halves::add(rank, width, values));
     Ok(())

@@ -271,7 +271,20 @@ impl Session {
         if let Some(ranks) = ranks {
             ranks.begin_step();
         }
-        let mut exchange = || ranks.map_or(Ok(()), |ranks| ranks.exchange(gpu, &x));
+        let share = &model.share;
+        let found = match share.shard.is_by_context() {
+            true => Some(self.buffers.scratch.found(&share.config, rows)?),
+            false => None,
+        };
+        let mut halves = 0; // of blocks; attention is the first of each
+        let mut exchange = || {
+            halves += 1;
+            match (ranks, &found) {
+                (Some(ranks), Some([found, lse])) if halves % 2 == 1 => ranks.merge(gpu, [found, lse]),
+                (Some(ranks), _) => ranks.exchange(gpu, &x),
+                (None, _) => Ok(()),
+            }
+        };
         let plan = match (&plans.absorbed, plans.explicit()) {
             (Some(plan), None) if rows == sequences.len() => plan,
             _ => return record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut exchange)),

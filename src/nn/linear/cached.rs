@@ -18,7 +18,8 @@ use crate::rope::RopePairs;
 pub struct AppendRows<'a> {
     /// Of the layout, dtype and page size that the linear was made for.
     pub layer: &'a KvView,
-    /// (rows) U32: `page * page_size + offset` ([`KvBatch::slots`](crate::KvBatch)), one for each row.
+    /// (rows) U32: `page * page_size + offset` ([`KvBatch::slots`](crate::KvBatch)), one for each row. Rows whose slot is past the pool are
+    /// written nowhere.
     pub slots: &'a Tensor,
 }
 

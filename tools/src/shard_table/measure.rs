@@ -35,6 +35,8 @@ pub(crate) struct Case<'a> {
     pub(crate) length: usize,
     pub(crate) batch: usize,
     pub(crate) transfer: Transfer,
+    /// Whether sequences are divided, not heads.
+    pub(crate) by_context: bool,
     pub(crate) repeats: usize,
     /// Bytes for a device's cache.
     pub(crate) memory: u64,
@@ -49,6 +51,8 @@ pub(crate) struct Step {
     /// Of all layers, on each device.
     pub(crate) token_bytes: f64,
     pub(crate) weight_bytes: f64,
+    /// Numbers of a layer's exchanges, for a sequence.
+    pub(crate) exchanged: [usize; 2],
 }
 
 fn median(mut seconds: Vec<f64>) -> f64 {
@@ -97,12 +101,13 @@ fn room(case: &Case<'_>, token_bytes: usize) -> (usize, SessionOptions) {
     (batch, SessionOptions { max_batch: batch, chunk: batch, cache_tokens, page_size: PAGE, ..Default::default() })
 }
 
-/// Bytes of a token's rows over all layers of a rank.
+/// Bytes of a token's rows over all layers of a rank, the mean of all tokens.
 fn token_bytes(case: &Case<'_>, shard: Shard) -> Result<usize> {
     let config = case.size.config(case.variant, case.length + PAGE)?;
     let heads = config.layout()?.shard(shard)?.layout;
     let row = latten::kv::StateLayout::new(&heads, DType::F16).row_words(heads.groups());
-    Ok(16 * row * config.layers)
+    let bytes = 16 * row * config.layers;
+    Ok(if shard.is_by_context() { bytes.div_ceil(shard.size()) } else { bytes })
 }
 
 /// The median of steps of a token for each sequence, whose tokens are on the host.
@@ -134,23 +139,31 @@ fn step(gpu: &Gpu, weights: &Weights, case: &Case<'_>) -> Result<Step> {
     let mut session = Session::new(&decoder, options)?;
     let weight_bytes = 2.0 * case.size.block_elements(decoder.config()) as f64;
     let seconds = steps(&mut session, case, batch)?;
-    Ok(Step { seconds, batch, token_bytes: token_bytes as f64, weight_bytes })
+    let exchanged = [0, 0];
+    Ok(Step { seconds, batch, token_bytes: token_bytes as f64, weight_bytes, exchanged })
 }
 
 /// A step that two devices compute.
 pub(crate) fn step_on_two(gpus: &[Gpu; 2], weights: &Weights, case: &Case<'_>) -> std::result::Result<Step, String> {
     let results = local::run(2, TIMEOUT, |rank| {
         let shard = Shard::of(&rank)?;
+        let shard = if case.by_context { shard.by_context() } else { shard };
         let decoder = loaded(&gpus[rank.rank()], weights, case, shard)?;
         if rank.rank() > 0 {
             return follow(&decoder, Box::new(rank)).map(|()| None);
         }
         let token_bytes = token_bytes(case, shard)?;
         let (batch, options) = room(case, token_bytes);
-        let weight_bytes = case.size.block_elements(decoder.config()) as f64; // 2 bytes of each on two devices
+        let config = decoder.config();
+        // 2 bytes of each on two devices; where sequences are divided, attention's are on both.
+        let twice = if case.by_context { case.size.attention_elements(config) } else { 0 };
+        let weight_bytes = (case.size.block_elements(config) + twice) as f64;
+        // The log-sum-exp of each head goes beside its values.
+        let found = if case.by_context { config.q_heads * (config.v_head_dim + 1) } else { config.hidden_size };
+        let exchanged = [found, config.hidden_size];
         let mut session = Session::sharded(&decoder, options, Box::new(rank), case.transfer)?;
         let seconds = steps(&mut session, case, batch)?;
-        Ok(Some(Step { seconds, batch, token_bytes: token_bytes as f64, weight_bytes }))
+        Ok(Some(Step { seconds, batch, token_bytes: token_bytes as f64, weight_bytes, exchanged }))
     });
     let mut step = None;
     for result in results.map_err(|e| e.to_string())? {

@@ -9,7 +9,7 @@
 //! - Decode: a step of `--batch` sequences of `--lengths` tokens on one device and on two; the bytes of a sequence's cached rows on each
 //!   device; what the model of docs/sharding.md predicts for two, from the step of one device and this run's exchanges:
 //!   `step (bytes of a rank / bytes of one device) + 2 layers exchange`. A batch that `--memory` does not hold on a device is cut to
-//!   what it holds, and marked.
+//!   what it holds, and marked. `--by-context`: each device has all heads and half of the tokens.
 
 mod measure;
 
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Memory of each device for its cache (GiB)
     #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
     memory: usize,
+    /// Divide attention by the tokens of each sequence, not by heads
+    #[arg(long)]
+    by_context: bool,
     /// Send what is added to the stream in 16 bits
     #[arg(long)]
     halves: bool,
@@ -103,7 +106,8 @@ pub(crate) fn main(args: &Args) -> Result<(), String> {
     let size = crate::prefill_table::models::Size { layers: args.layers.unwrap_or(size.layers), ..size };
     let weights = Weights::new(&size);
     let transfer = if args.halves { Transfer::F16 } else { Transfer::F32 };
-    println!("\n{}, {} layers, exchanges in {transfer:?}\n", size.name, size.layers);
+    let how = if args.by_context { "by context" } else { "by heads" };
+    println!("\n{}, {} layers, attention {how}, exchanges in {transfer:?}\n", size.name, size.layers);
     println!("| variant | tokens | batch | one device, ms | tokens/s | two, ms | tokens/s | predicted, ms | exchanges, ms | KiB of a token: one, two |");
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for variant in &args.variants {
@@ -115,6 +119,7 @@ pub(crate) fn main(args: &Args) -> Result<(), String> {
                     length: *length,
                     batch: *batch,
                     transfer,
+                    by_context: args.by_context,
                     repeats,
                     memory: (args.memory as u64) << 30,
                 };
@@ -128,7 +133,8 @@ pub(crate) fn main(args: &Args) -> Result<(), String> {
 }
 
 fn row(case: &Case<'_>, exchanges: &Exchanges, one: &Step, two: &Step) -> String {
-    let exchanged = 2.0 * case.size.layers as f64 * exchanges.seconds(two.batch * case.size.hidden);
+    let of_layer: f64 = two.exchanged.iter().map(|numbers| exchanges.seconds(two.batch * numbers)).sum();
+    let exchanged = case.size.layers as f64 * of_layer;
     // Of the batch that two hold, by what one takes for its own.
     let bytes = |step: &Step, batch: usize| step.weight_bytes + (batch * case.length) as f64 * step.token_bytes;
     let predicted = one.seconds * bytes(two, two.batch) / bytes(one, one.batch) + exchanged;
