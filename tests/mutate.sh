@@ -213,7 +213,11 @@ guesses-least       ~src/model/generate/speculative.rs~(k - 1).max(1)~k - 1~H~di
 guesses-position    ~src/model/generate/speculative.rs~all <= session.max_positions()~all < session.max_positions()~H~dies
 guesses-last        ~src/model/generate/speculative.rs~has_room(own.session, sequence, tokens, k - 1)~has_room(own.session, sequence, tokens, k)~H~dies
 guesses-prompt      ~src/model/generate/speculative.rs~made.steps > 0 && ~~H~dies
-guesses-rows        ~src/model/generate/speculative.rs~saturating_sub(proposals.len() + 1)~saturating_sub(proposals.len())~H~dies
+guesses-rows        ~src/model/generate/speculative.rs~(logits.len() / vocab).saturating_sub(proposals.len() + 1)~(logits.len() / vocab).saturating_sub(proposals.len())~H~dies
+guesses-tokens      ~src/model/generate/speculative.rs~most_likely.len().saturating_sub(proposals.len() + 1)~most_likely.len().saturating_sub(proposals.len())~H~dies
+guesses-stream      ~src/model/generate/speculative.rs~stream.next(guess < k)~stream.next(guess <= k)~H~same: the step ahead is rolled back
+guesses-lacks       ~src/model/generate/speculative.rs~ && (last as usize) < vocab~~H~dies
+guesses-equal       ~src/model/generate/rejection.rs~proposal.token == **token~true~R~dies
 rule-less           ~src/model/generate/rejection.rs~proposal.probability(proposal.token) < p.of~proposal.probability(proposal.token) <= p.of~R~dies
 rule-rest           ~src/model/generate/rejection.rs~(p - proposal.probability(token)).max(0.0)~{ let _ = token; *p }~R~dies
 rule-again          ~src/model/generate/rejection.rs~pick(rest, f64::from(random.uniform()))~pick(rest, u)~R~dies

@@ -100,6 +100,20 @@ fn tokens_logits_and_all_logits_agree_in_a_ragged_batch() {
             let best = (0..vocab).fold(0, |best, t| if last[i][t] > last[i][best] { t } else { best });
             assert_eq!(tokens[i] as usize, best, "sequence {i}, chunks of {chunk}");
         }
+        let (mut session, batch) = fresh(chunk);
+        let most_likely = block_on(session.all_tokens(&batch)).unwrap();
+        for (i, (found, logits)) in most_likely.iter().zip(&all).enumerate() {
+            let first_best = |row: &[f32]| (0..vocab).fold(0, |best, t| if row[t] > row[best] { t } else { best });
+            let best: Vec<u32> = logits.chunks_exact(vocab).map(|row| first_best(row) as u32).collect();
+            assert_eq!(*found, best, "sequence {i}, chunks of {chunk}");
+        }
+        // Both leave what a plain step does.
+        let ids: Vec<_> = batch.iter().map(|(id, _)| (*id, &[9][..])).collect();
+        let next = block_on(session.next_tokens(&ids, &draws)).unwrap();
+        let (mut session, batch) = fresh(chunk);
+        block_on(session.next_tokens(&batch, &draws)).unwrap();
+        let ids: Vec<_> = batch.iter().map(|(id, _)| (*id, &[9][..])).collect();
+        assert_eq!(next, block_on(session.next_tokens(&ids, &draws)).unwrap());
     }
 }
 

@@ -8,6 +8,7 @@ use latten::model::{
     beam_search, best_of, continue_sequence, generate, generate_speculative, BeamOptions, BestOfOptions, Decoder,
     Drafter, Draw, Finished, GenerateOptions, Request, Scheduler, Session, SessionOptions, SpeculativeOptions,
 };
+use latten::nn::Sample;
 use latten::{DType, Error, ErrorKind};
 use pollster::block_on;
 use std::ops::ControlFlow;
@@ -89,6 +90,8 @@ fn no_token_comes_of_logits_that_are_no_numbers() {
             // Whoever asks for logits gets them.
             let logits = block_on(session.logits(&[(id, &[BAD])])).unwrap().remove(0);
             assert!(logits.iter().any(|logit| !logit.is_finite()));
+            let tokens = block_on(session.all_tokens(&[(id, &[9, BAD])])).unwrap().remove(0);
+            assert!(tokens[0] < 128 && tokens[1] == Sample::NO_TOKEN, "{tokens:?}");
             let error = block_on(continue_sequence(&mut session, id, &[BAD], options, go_on)).unwrap_err();
             text(&error);
             if window.is_none() {

@@ -6,9 +6,9 @@
 //! in place of the first that does not, one is drawn from max(0, p - q), normalised. Either way it has the probability
 //! p: min(p, q) + (1 - sum of min(p, q)) * max(0, p - q) / (sum of max(0, p - q)) = p.
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::sampler::random::SplitMix64;
-use crate::nn::{Penalties, Sampling};
+use crate::nn::{Penalties, Sample, Sampling};
 use std::cmp::Ordering;
 
 /// Probabilities of the next token: (vocab_size), their sum is 1.
@@ -146,7 +146,7 @@ pub(crate) fn verify(
     proposals: &[Proposal],
     random: &mut SplitMix64,
 ) -> Result<(usize, u32)> {
-    let missing = || ErrorKind::argument("logits", format!("too few rows for {} proposals", proposals.len()));
+    let missing = || too_few_rows(proposals);
     for (stand, proposal) in proposals.iter().enumerate() {
         let p = rows.next().ok_or_else(missing)??;
         let u = f64::from(random.uniform());
@@ -161,6 +161,27 @@ pub(crate) fn verify(
     }
     let last = rows.next().ok_or_else(missing)??;
     Ok((proposals.len(), last.draw(random)))
+}
+
+fn too_few_rows(proposals: &[Proposal]) -> Error {
+    ErrorKind::argument("logits", format!("too few rows for {} proposals", proposals.len()))
+}
+
+/// [`verify`] where nothing is drawn: `most_likely` are the target's tokens, after what comes before the first proposal, and after
+/// each of them; those behind the first that does not stand are not looked at.
+///
+/// Errors: `fault` of the number of proposals that stand where no token is the most likely after them.
+pub(crate) fn verify_most_likely(
+    most_likely: &[u32],
+    proposals: &[Proposal],
+    fault: impl FnOnce(usize) -> Error,
+) -> Result<(usize, u32)> {
+    let stand = proposals.iter().zip(most_likely).take_while(|(proposal, token)| proposal.token == **token).count();
+    match most_likely.get(stand) {
+        Some(&Sample::NO_TOKEN) => Err(fault(stand)),
+        Some(token) => Ok((stand, *token)),
+        None => Err(too_few_rows(proposals)),
+    }
 }
 
 #[cfg(test)]

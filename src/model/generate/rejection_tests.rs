@@ -37,6 +37,23 @@ fn seen(p: &Distribution, propose: impl Fn(&mut SplitMix64) -> Proposal, random:
 }
 
 #[test]
+fn without_draws_what_is_most_likely_stands() {
+    let guesses = [4, 2, 6].map(|token| Proposal { token, drawn_from: None });
+    let judge = |most_likely: &[u32]| {
+        verify_most_likely(most_likely, &guesses, |stand| ErrorKind::argument("logits", format!("after {stand}")))
+    };
+    assert_eq!(judge(&[4, 2, 6, 1]).unwrap(), (3, 1));
+    assert_eq!(judge(&[4, 3, 6, 1]).unwrap(), (1, 3));
+    assert_eq!(judge(&[5, 2, 6, 1]).unwrap(), (0, 5));
+    // What stands behind one that does not is not looked at.
+    assert_eq!(judge(&[5, Sample::NO_TOKEN]).unwrap(), (0, 5));
+    for (most_likely, words) in [(vec![4, Sample::NO_TOKEN, 6, 1], "after 1"), (vec![4, 2, 6], "too few")] {
+        let error = judge(&most_likely).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn what_comes_out_has_the_target_distribution_whatever_is_drafted() {
     let mut random = SplitMix64::new(11);
     let mut differs = 0;

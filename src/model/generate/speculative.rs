@@ -1,11 +1,12 @@
 //! Speculative decoding: several tokens are guessed cheaply, and the model judges them in one step.
 
 use super::lookup::look_up;
-use super::rejection::{check_sampling, verify, Distribution, Proposal};
+use super::rejection::{check_sampling, verify, verify_most_likely, Distribution, Proposal};
 use super::{check_positions, GenerateOptions};
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
-use crate::model::sampler::random::SplitMix64;
+use crate::model::sampler::{random::SplitMix64, Draw};
+use crate::model::session::feed::no_probabilities;
 use crate::model::session::owned::{pause, Owned};
 use crate::model::session::Session;
 use std::ops::ControlFlow;
@@ -104,7 +105,7 @@ pub async fn generate_speculative(
     let mut random = SplitMix64::new(options.generate.seed);
     let most = options.max_draft.min(own.session.capacity() - 1);
     // All that the loop needs, so that nothing is allocated in it.
-    own.session.reserve_logits(most + 1)?;
+    own.session.reserve_all(most + 1, is_greedy(options))?;
     let mut made = Speculated::default();
     let (mut tokens, mut k) = (prompt.to_vec(), most);
     while made.tokens.len() < options.generate.max_new_tokens {
@@ -192,6 +193,15 @@ async fn judge(
     let vocab = own.session.decoder().config().vocab_size;
     // Of a prompt, the last row alone.
     let batch: [(SeqId, &[u32]); 1] = [(sequence, &input)];
+    if is_greedy(options) {
+        let most_likely = match proposals {
+            [] => own.session.next_tokens(&batch, &[Draw::default()]).await?,
+            _ => own.session.all_tokens(&batch).await?.pop().unwrap_or_default(),
+        };
+        let first = most_likely.len().saturating_sub(proposals.len() + 1);
+        let position = |stand: usize| tokens.len() + stand - 1;
+        return verify_most_likely(&most_likely[first..], proposals, |stand| no_probabilities(sequence, position(stand)));
+    }
     let logits = match proposals {
         [] => own.session.logits(&batch).await?,
         _ => own.session.all_logits(&batch).await?,
@@ -200,6 +210,11 @@ async fn judge(
     let first = (logits.len() / vocab).saturating_sub(proposals.len() + 1);
     let rows = logits.chunks_exact(vocab).skip(first);
     verify(rows.map(|row| Distribution::new(row, options.generate.sampling)), proposals, random)
+}
+
+/// Whether nothing is drawn: then tokens are all that either model is asked for.
+fn is_greedy(options: SpeculativeOptions) -> bool {
+    options.generate.sampling.divisor() == 0.0
 }
 
 /// The drafter, with what it needs.
@@ -238,6 +253,16 @@ impl<'a> Drafts<'a> {
         let mut proposals: Vec<Proposal> = Vec::with_capacity(k);
         let last = (own.session.decoder().config().vocab_size as u32).saturating_sub(1); // no truncation: tokens are u32
         let mut input: Vec<u32> = tokens[same..].iter().map(|token| last.min(*token)).collect();
+        // The device does not know which of its tokens the target lacks.
+        if k > 0 && is_greedy(*options) && (last as usize) < vocab {
+            // Each guess is with the device before the one before it is read.
+            let mut stream = own.session.stream(&[(sequence, &input)], |_| Draw::default())?;
+            for guess in 1..=k {
+                let token = stream.next(guess < k).await?[0];
+                proposals.push(Proposal { token, drawn_from: None });
+            }
+            return Ok(proposals);
+        }
         for _ in 0..k {
             let logits = own.session.logits(&[(sequence, &input)]).await?.pop().unwrap_or_default();
             // What the target does not have has no probability here.

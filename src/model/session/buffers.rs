@@ -3,12 +3,12 @@
 use super::draws::ShapedBuffers;
 use super::SessionOptions;
 use crate::error::Result;
-use crate::gpu::{DType, Tensor};
+use crate::gpu::{DType, Gpu, Tensor};
 use crate::kv::KvView;
 use crate::model::decoder::Decoder;
 use crate::model::layers::attention::ScratchForms;
 use crate::model::layers::block::Scratch;
-use crate::nn::{Embedding, Linear, RopeWideKernel, Weight};
+use crate::nn::{Embedding, Linear, RopeWideKernel, Sampling, Weight};
 
 /// The tensors of a session's steps.
 pub(crate) struct Buffers {
@@ -35,6 +35,16 @@ pub(crate) struct Buffers {
     pub(crate) tokens: Tensor,
     /// What draws need beyond temperature and nucleus.
     pub(crate) shaped: ShapedBuffers,
+    /// Once the most likely tokens have been asked for.
+    pub(crate) most_likely: Option<MostLikely>,
+}
+
+/// The most likely token after each token of a step, and the rows that ask for it.
+pub(crate) struct MostLikely {
+    /// (rows, 4): all the same
+    pub(crate) samplers: Tensor,
+    /// (rows) U32
+    pub(crate) tokens: Tensor,
 }
 
 impl Buffers {
@@ -67,6 +77,7 @@ impl Buffers {
             samplers_there: Vec::new(),
             tokens: tensor(&[batch], DType::U32)?,
             shaped: ShapedBuffers::default(),
+            most_likely: None,
         })
     }
 
@@ -75,6 +86,17 @@ impl Buffers {
         if rows > self.logits.shape()[0] {
             self.logits = logits(decoder, rows)?;
         }
+        Ok(())
+    }
+
+    /// Makes room for the most likely tokens after `rows` tokens.
+    pub(crate) fn grow_most_likely(&mut self, gpu: &Gpu, rows: usize) -> Result<()> {
+        if self.most_likely.as_ref().is_some_and(|there| rows <= there.tokens.shape()[0]) {
+            return Ok(());
+        }
+        let greedy = vec![Sampling::default().row(0.0)?; rows];
+        let samplers = Tensor::from_slice(gpu, &[rows, 4], greedy.as_flattened(), DType::F32)?;
+        self.most_likely = Some(MostLikely { samplers, tokens: Tensor::scratch(gpu, &[rows], DType::U32)? });
         Ok(())
     }
 }

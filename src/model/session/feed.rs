@@ -23,6 +23,8 @@ pub(crate) struct Fed {
     /// [`Sample::NO_TOKEN`] where none could be drawn.
     pub(crate) tokens: Vec<u32>,
     pub(crate) logits: Vec<Vec<f32>>,
+    /// Of [`Want::AllTokens`].
+    pub(crate) all_tokens: Vec<Vec<u32>>,
     /// The drawn token's log-probability, then those of the most likely ones, as [`Logprobs`](crate::nn::Logprobs) has them.
     pub(crate) logprobs: Vec<Vec<(u32, f32)>>,
     /// Sequences for which the host knows why they got no token.
@@ -60,13 +62,15 @@ pub(crate) enum Want<'a> {
     TokensAndLogits(&'a [DrawRow]),
     /// The logits after each of its tokens.
     AllLogits,
+    /// The most likely token after each of its tokens.
+    AllTokens,
 }
 
 impl<'a> Want<'a> {
     pub(super) fn draws(&self) -> Option<&'a [DrawRow]> {
         match *self {
             Want::Tokens(draws) | Want::TokensAndLogits(draws) => Some(draws),
-            Want::Logits | Want::AllLogits => None,
+            Want::Logits | Want::AllLogits | Want::AllTokens => None,
         }
     }
 
@@ -77,12 +81,17 @@ impl<'a> Want<'a> {
 
     /// Whether logits are read.
     pub(super) fn logits(&self) -> bool {
-        !matches!(self, Want::Tokens(_))
+        !matches!(self, Want::Tokens(_) | Want::AllTokens)
     }
 
-    /// Whether the logits of tokens before the last one are read, too.
-    pub(super) fn all_logits(&self) -> bool {
-        matches!(self, Want::AllLogits)
+    /// Whether something is read of tokens before the last one, too.
+    pub(super) fn all(&self) -> bool {
+        matches!(self, Want::AllLogits | Want::AllTokens)
+    }
+
+    /// Whether the most likely token after each is read.
+    pub(super) fn all_tokens(&self) -> bool {
+        matches!(self, Want::AllTokens)
     }
 }
 
@@ -171,6 +180,18 @@ impl Session {
         Ok(self.feed(batch, Want::AllLogits, Undrawn::Fails).await?.logits)
     }
 
+    /// Adds tokens as [`Session::next_tokens`] does, and returns the most likely token after each token of each sequence, found on
+    /// the device: (tokens) each. It is what [`Draw::default`] would draw there, the first of equals, and
+    /// [`Sample::NO_TOKEN`] where the logits give no probabilities. So guesses are judged without reading logits back.
+    /// Memory for the logits of a step is allocated by the first call that needs as much.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::all_logits`].
+    pub async fn all_tokens(&mut self, batch: &[(SeqId, &[u32])]) -> Result<Vec<Vec<u32>>> {
+        Ok(self.feed(batch, Want::AllTokens, Undrawn::Fails).await?.all_tokens)
+    }
+
     /// [`Session::next_tokens`], with the logits that the tokens were drawn from.
     ///
     /// # Errors
@@ -207,13 +228,14 @@ impl Session {
     async fn feed_checked(&mut self, call: &Call<'_>) -> Result<Fed> {
         let lengths: Vec<usize> = call.batch.iter().map(|(_, tokens)| tokens.len()).collect();
         let steps = schedule(&lengths, self.capacity());
-        if call.want.all_logits() {
+        if call.want.all() {
             let most = steps.iter().map(|s| s.iter().map(|p| p.tokens.len()).sum::<usize>()).max();
-            self.reserve_logits(most.unwrap_or(1))?;
+            self.reserve_all(most.unwrap_or(1), call.want.all_tokens())?;
         }
         let count = |wanted| if wanted { lengths.len() } else { 0 };
         let logits = vec![Vec::new(); count(call.want.logits())];
-        let mut fed = Fed { logits, ..Fed::of_tokens(count(call.want.tokens())) };
+        let all_tokens = vec![Vec::new(); count(call.want.all_tokens())];
+        let mut fed = Fed { logits, all_tokens, ..Fed::of_tokens(count(call.want.tokens())) };
         for parts in steps {
             let step = self.submit_step(call, parts)?;
             self.read_step(call, step, &mut fed).await?;

@@ -247,8 +247,13 @@ impl Session {
         self.options.chunk.max(self.options.max_batch)
     }
 
-    /// Makes room for the logits of so many tokens in one step ([`Session::all_logits`]).
-    pub(super) fn reserve_logits(&mut self, rows: usize) -> Result<()> {
-        self.buffers.grow_logits(&self.decoder, rows)
+    /// Makes room for the logits of so many tokens in one step ([`Session::all_logits`]), and where they are wanted for the most
+    /// likely tokens ([`Session::all_tokens`]).
+    pub(super) fn reserve_all(&mut self, rows: usize, tokens: bool) -> Result<()> {
+        self.buffers.grow_logits(&self.decoder, rows)?;
+        if tokens {
+            self.buffers.grow_most_likely(self.decoder.gpu(), rows)?;
+        }
+        Ok(())
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Submitted {
     logprobs: Option<usize>,
     /// Sequences that get no token, and why.
     faults: Vec<(usize, ErrorKind)>,
-    /// Tokens first, then log-probabilities, then logits, as far as the call wants them; none where the step ends no sequence and nothing of it is
+    /// Tokens first, then log-probabilities, then logits, or else the most likely tokens, as far as the call wants them; none where the step ends no sequence and nothing of it is
     /// wanted.
     results: Option<Download>,
 }
@@ -74,7 +74,7 @@ impl Session {
         gpu.stop(clock, HostPart::Record);
         let ending = parts.iter().filter(|p| p.last).count();
         let logprobs = draws.kinds().and_then(|kinds| kinds.logprobs());
-        let all = call.want.all_logits();
+        let all = call.want.all();
         let mut wanted = Vec::with_capacity(3);
         if call.want.tokens() && ending > 0 {
             wanted.push(b.tokens.view(&[ending])?);
@@ -84,6 +84,9 @@ impl Session {
         }
         if call.want.logits() && (ending > 0 || all) {
             wanted.push(b.logits.view(&[if all { rows } else { ending }, self.decoder.config().vocab_size])?);
+        }
+        if let (true, Some(most_likely)) = (call.want.all_tokens(), &b.most_likely) {
+            wanted.push(most_likely.tokens.view(&[rows])?);
         }
         let results = match wanted.as_slice() {
             [] => gpu.submit().map(|()| None)?,
@@ -155,8 +158,14 @@ impl Session {
                 fed.logprobs[part.sequence] = row.to_vec();
             }
         }
+        if call.want.all_tokens() {
+            let mut tokens = elements::<u32>(DType::U32, &read.next().unwrap_or_default()).into_iter();
+            for part in &parts {
+                fed.all_tokens[part.sequence].extend(tokens.by_ref().take(part.tokens.len()));
+            }
+        }
         let mut values = elements::<f32>(DType::F32, &read.next().unwrap_or_default()).into_iter();
-        let all = call.want.all_logits();
+        let all = call.want.all();
         for part in parts.iter().filter(|p| call.want.logits() && (all || p.last)) {
             let rows = if all { part.tokens.len() } else { 1 };
             fed.logits[part.sequence].extend(values.by_ref().take(rows * vocab));
@@ -192,7 +201,7 @@ impl Session {
         draws: Option<&StepDraws<'_>>,
         from: Ids<'_>,
     ) -> Result<usize> {
-        let all_logits = call.want.all_logits();
+        let (all, most_likely) = (call.want.all(), call.want.all_tokens());
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;
         let (mut ids, mut sequences, mut last_rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -220,7 +229,7 @@ impl Session {
         if from != Ids::Drawn && copies.len() < rows {
             gpu.upload(&id_rows, &ids)?;
         }
-        if ending > 0 && !all_logits {
+        if ending > 0 && !all {
             if ending < rows {
                 gpu.upload(&b.last_rows.view(&[ending])?, &last_rows)?;
             }
@@ -228,7 +237,7 @@ impl Session {
                 self.write_draws(draws)?;
             }
         }
-        let ends = StepEnds { ending, all_logits, draws: draws.and_then(StepDraws::kinds) };
+        let ends = StepEnds { ending, all, most_likely, draws: draws.and_then(StepDraws::kinds) };
         let step = RowsOfStep { rows, id_rows, sequences: &sequences, copies: &joined(copies), ends };
         match self.ranks.clone() {
             Some(ranks) => self.record_with_ranks(step, &ranks, ids)?,
@@ -290,8 +299,8 @@ impl Session {
             _ => return record_commands(model, &self.buffers, (&id_rows, ends), (step, &mut exchange)),
         };
         // Steps of a token for each sequence repeat: this, and the buffers, is all that their commands hang on.
-        let StepEnds { ending, all_logits, draws } = ends;
-        let mut key: Vec<u64> = vec![rows as u64, ending as u64, all_logits.into()];
+        let StepEnds { ending, all, most_likely, draws } = ends;
+        let mut key: Vec<u64> = vec![rows as u64, ending as u64, u64::from(all) + u64::from(most_likely)];
         self.buffers.shaped.extend_key(draws, &mut key);
         key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id(), slots.buffer.id()]);
         self.decode.extend_key(plan, &mut key);
@@ -338,7 +347,10 @@ pub(super) struct RowsOfStep<'a> {
 pub(super) struct StepEnds {
     /// Rows that are their sequence's last.
     ending: usize,
-    all_logits: bool,
+    /// Whether of all rows, not of the last ones alone.
+    all: bool,
+    /// Whether the most likely tokens are found.
+    most_likely: bool,
     /// How tokens are drawn, if they are.
     draws: Option<DrawKinds>,
 }
@@ -360,15 +372,18 @@ fn record_blocks(
     (id_rows, ends): (&Tensor, StepEnds),
     (mut step, exchange): (AttentionStep<'_>, Exchange<'_>),
 ) -> Result<()> {
-    let (rows, StepEnds { ending, all_logits, draws }) = (step.rows, ends);
+    let (rows, StepEnds { ending, all, most_likely, draws }) = (step.rows, ends);
     let scratch = b.scratch.first(rows)?;
     model.embedding.run(id_rows, &scratch.x)?;
     for (i, block) in model.blocks.iter().enumerate() {
         block.run(i, &scratch, &mut step, exchange)?;
     }
     let logits = Span::of(&b.logits);
-    if all_logits {
+    if all {
         model.head.run(LinearArgs::new(rows, Span::of(&scratch.x), logits))?;
+        if let (true, Some(most_likely)) = (most_likely, &b.most_likely) {
+            model.sample.run(logits, &most_likely.samplers.view(&[rows, 4])?, &most_likely.tokens.view(&[rows])?)?;
+        }
     } else if ending > 0 {
         // Where every row is a last one (plain decode), there is nothing to gather.
         let last = if ending == rows { &scratch.x } else { &b.last };
