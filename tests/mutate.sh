@@ -215,8 +215,12 @@ guesses-last        ~src/model/generate/speculative.rs~has_room(own.session, seq
 guesses-prompt      ~src/model/generate/speculative.rs~made.steps > 0 && ~~H~dies
 guesses-rows        ~src/model/generate/speculative.rs~(logits.len() / vocab).saturating_sub(proposals.len() + 1)~(logits.len() / vocab).saturating_sub(proposals.len())~H~dies
 guesses-tokens      ~src/model/generate/speculative.rs~most_likely.len().saturating_sub(proposals.len() + 1)~most_likely.len().saturating_sub(proposals.len())~H~dies
+guesses-unread      ~src/model/generate/speculative.rs~let first = unfed.len() - 1;~let first = unfed.len();~H~dies
+guesses-copied      ~src/model/session/guesses.rs~to: 4 * guess as u64~to: 0~H~dies
+guesses-committed   ~src/model/session/guesses.rs~&[tokens, &guesses].concat()~&unknown~H~dies
+guesses-device      ~src/model/session/guesses.rs~self.decoder.gpu().is_same(drafter.decoder.gpu()) && ~~H~dies
 guesses-stream      ~src/model/generate/speculative.rs~stream.next(guess < k)~stream.next(guess <= k)~H~same: the step ahead is rolled back
-guesses-lacks       ~src/model/generate/speculative.rs~ && (last as usize) < vocab~~H~dies
+guesses-lacks       ~src/model/generate/speculative.rs~ && own.session.decoder().config().vocab_size <= vocab~~H~dies
 guesses-equal       ~src/model/generate/rejection.rs~proposal.token == **token~true~R~dies
 rule-less           ~src/model/generate/rejection.rs~proposal.probability(proposal.token) < p.of~proposal.probability(proposal.token) <= p.of~R~dies
 rule-rest           ~src/model/generate/rejection.rs~(p - proposal.probability(token)).max(0.0)~{ let _ = token; *p }~R~dies

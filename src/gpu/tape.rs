@@ -149,6 +149,12 @@ impl Gpu {
         }
     }
 
+    /// Whether both are handles of one device.
+    #[cfg(feature = "model")]
+    pub(crate) fn is_same(&self, other: &Gpu) -> bool {
+        self.address() == other.address()
+    }
+
     /// What tells the device from others while it is there.
     pub(super) fn address(&self) -> usize {
         Arc::as_ptr(&self.inner).addr()

@@ -107,6 +107,31 @@ fn no_token_comes_of_logits_that_are_no_numbers() {
     }
 }
 
+/// A drafter that comes to no numbers: the error is its own, whether it is one wait with the target's step or read before that.
+#[test]
+fn a_drafters_logits_that_are_no_numbers_are_told() {
+    let [gpu, elsewhere] = [(); 2].map(|()| gpu_with(latten::GpuOptions::default()));
+    let decoder = Decoder::load(&gpu, Tiny::new("gqa", 5).write("no-numbers-target").path(), DType::F32).unwrap();
+    let prompt: Vec<u32> = (100..107).collect();
+    let options = |temperature: f32| {
+        let mut options = SpeculativeOptions::default();
+        (options.generate.max_new_tokens, options.generate.sampling.temperature) = (12, temperature);
+        options
+    };
+    let mut target = session(&decoder, None);
+    let first = block_on(generate(&mut target, &prompt, options(0.0).generate, go_on)).unwrap()[0];
+    let mut tiny = Tiny::new("gqa", 5);
+    tiny.spoil_logits_after(first);
+    for (on, wanted) in [(&gpu, ", after its token 7:"), (&elsewhere, ", after its token 7:")] {
+        let drafts = Decoder::load(on, tiny.write("no-numbers-drafter").path(), DType::F32).unwrap();
+        let mut drafts = session(&drafts, None);
+        let drafter = Drafter::Model(&mut drafts);
+        let error = block_on(generate_speculative(&mut target, drafter, &prompt, options(0.0), go_on)).unwrap_err();
+        assert!(text(&error).contains(wanted), "{error}");
+        assert_eq!((target.stats().used, drafts.stats().used), (0, 0));
+    }
+}
+
 /// Of three requests one comes to no numbers, with its prompt or later: the others get what they get without it.
 #[test]
 fn only_the_request_without_numbers_fails() {

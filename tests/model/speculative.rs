@@ -8,8 +8,8 @@ use latten::model::{
     generate, generate_speculative, Decoder, Drafter, GenerateOptions, Session, SessionOptions, Speculated,
     SpeculativeOptions,
 };
-use latten::nn::Sampling;
-use latten::{DType, ErrorKind, Gpu, GpuOptions};
+use latten::nn::{Sampling, SwiGlu};
+use latten::{DType, ErrorKind, Gpu, GpuOptions, Tensor};
 use pollster::block_on;
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -81,6 +81,84 @@ fn greedy_tokens_are_those_of_plain_generation() {
             // However often they are wrong, a step is asked about one at least; but for the prompt's and the last.
             assert!(strange.drafted + 2 >= strange.steps, "{variant}: {strange:?}");
             assert_eq!((same.stats().used, other.stats().used), (0, 0));
+        }
+    }
+}
+
+/// Guesses and their judgement are with the device before the host reads any of them. A drafter on another device is read first.
+#[test]
+fn a_step_and_its_guesses_are_one_wait() {
+    // Devices of their own: the counters are per device, and tests run side by side.
+    let [gpu, elsewhere] = [(); 2].map(|()| gpu_with(GpuOptions::default()));
+    for variant in VARIANTS {
+        let mut target = session(&decoder(&gpu, variant, 5), 40);
+        let want = plain(&mut target, options(20, 4));
+        let mut beside = session(&decoder(&gpu, variant, 5), 40);
+        for _ in 0..2 {
+            let before = gpu.counters();
+            let made = run(&mut target, Drafter::Model(&mut beside), options(20, 4));
+            let after = gpu.counters();
+            assert_eq!((made.tokens, made.accepted), (want.clone(), made.drafted), "{variant}");
+            assert_eq!(after.readbacks - before.readbacks, made.steps as u64, "{variant}");
+            assert_eq!(after.submits - before.submits, (made.steps + made.drafted) as u64, "{variant}");
+        }
+        let mut elsewhere = session(&decoder(&elsewhere, variant, 5), 40);
+        let before = gpu.counters();
+        let made = run(&mut target, Drafter::Model(&mut elsewhere), options(20, 4));
+        assert_eq!((made.tokens, made.accepted), (want, made.drafted), "{variant}");
+        assert_eq!(gpu.counters().readbacks - before.readbacks, made.steps as u64, "{variant}");
+    }
+}
+
+/// Commands of another caller that are lost with the drafter's: that is told, and the next call is as it should be.
+#[test]
+fn lost_commands_are_told() {
+    let gpu = gpu_with(GpuOptions::default());
+    let swiglu = SwiGlu::new(&gpu).unwrap();
+    let out = Tensor::zeros(&gpu, &[1, 2], DType::F32).unwrap();
+    let [mut target, mut draft] = [(); 2].map(|()| session(&decoder(&gpu, "gqa", 5), 40));
+    let want = plain(&mut target, options(20, 4));
+    let mut heard = 0;
+    for lost_at in 0..6 {
+        let mut count = 0;
+        let on_token = |_| {
+            if count == lost_at {
+                let _ = record_doomed(&gpu, &swiglu, &out);
+            }
+            count += 1;
+            ControlFlow::Continue(())
+        };
+        let drafter = Drafter::Model(&mut draft);
+        match block_on(generate_speculative(&mut target, drafter, PROMPT, options(20, 4), on_token)) {
+            Ok(made) => assert_eq!(made.tokens, want),
+            Err(e) => {
+                assert_kind!(Err::<(), _>(e), ErrorKind::CommandsLost { .. });
+                heard += 1;
+            }
+        }
+        assert_eq!((target.stats().used, draft.stats().used), (0, 0));
+        assert_eq!(run(&mut target, Drafter::Model(&mut draft), options(20, 4)).tokens, want);
+    }
+    assert!(heard > 0);
+}
+
+/// A drafter whose chunk is shorter than the prompt, a target whose chunk is just one more than the guesses.
+#[test]
+fn chunks_of_any_size_will_do() {
+    let prompt: Vec<u32> = PROMPT.iter().chain(PROMPT).chain(PROMPT).copied().collect();
+    for variant in ["gqa", "gla"] {
+        let [decoder, other] = [5, 6].map(|seed| decoder(gpu(), variant, seed));
+        let session = |decoder: &Decoder, chunk| {
+            let options = SessionOptions { chunk, max_batch: 1, cache_tokens: 60, page_size: 4, ..Default::default() };
+            Session::new(decoder, options).unwrap()
+        };
+        let want = block_on(generate(&mut session(&decoder, 16), &prompt, options(12, 4).generate, go_on)).unwrap();
+        for (target, draft) in [(3, 1), (3, 4), (5, 2), (16, 1)] {
+            let (mut target, mut draft) = (session(&decoder, target), session(&other, draft));
+            let drafter = Drafter::Model(&mut draft);
+            let made = block_on(generate_speculative(&mut target, drafter, &prompt, options(12, 4), go_on)).unwrap();
+            assert_eq!(made.tokens, want, "{variant}");
+            assert!(made.drafted > 0, "{variant}: {made:?}");
         }
     }
 }

@@ -128,6 +128,11 @@ pub(crate) struct Proposal {
 }
 
 impl Proposal {
+    /// A token that was not drawn.
+    pub(crate) fn certain(token: u32) -> Self {
+        Proposal { token, drawn_from: None }
+    }
+
     /// q.
     fn probability(&self, token: u32) -> f64 {
         match &self.drawn_from {

@@ -113,8 +113,14 @@ pub async fn generate_speculative(
         let left = options.generate.max_new_tokens - made.tokens.len() - 1;
         let ask = made.steps > 0 && has_room(own.session, sequence, &tokens, k.min(left))?;
         let wanted = if ask { k.min(left) } else { 0 };
-        let proposals = drafts.propose(&tokens, wanted, &mut random).await?;
-        let (stand, next) = judge(&mut own, sequence, (&tokens, &proposals), options, &mut random).await?;
+        let (proposals, stand, next) = match drafts.guess_unread((&mut own, sequence), &tokens, wanted).await? {
+            Some(judged) => judged,
+            None => {
+                let proposals = drafts.propose(&tokens, wanted, &mut random).await?;
+                let (stand, next) = judge(&mut own, sequence, (&tokens, &proposals), options, &mut random).await?;
+                (proposals, stand, next)
+            }
+        };
         made.steps += 1;
         made.drafted += proposals.len();
         made.accepted += stand;
@@ -200,7 +206,9 @@ async fn judge(
         };
         let first = most_likely.len().saturating_sub(proposals.len() + 1);
         let position = |stand: usize| tokens.len() + stand - 1;
-        return verify_most_likely(&most_likely[first..], proposals, |stand| no_probabilities(sequence, position(stand)));
+        return verify_most_likely(&most_likely[first..], proposals, |stand| {
+            no_probabilities(sequence, position(stand))
+        });
     }
     let logits = match proposals {
         [] => own.session.logits(&batch).await?,
@@ -210,6 +218,18 @@ async fn judge(
     let first = (logits.len() / vocab).saturating_sub(proposals.len() + 1);
     let rows = logits.chunks_exact(vocab).skip(first);
     verify(rows.map(|row| Distribution::new(row, options.generate.sampling)), proposals, random)
+}
+
+/// Cuts the drafter's sequence to what it has of the tokens. Returns those that it lacks, and `k`, or 0 without room for so many
+/// guesses.
+fn catch_up(own: &mut Owned<'_>, sequence: SeqId, tokens: &[u32], k: usize) -> Result<(Vec<u32>, usize)> {
+    // What was guessed before and did not stand.
+    let same = own.session.len(sequence)?.min(tokens.len() - 1);
+    own.session.truncate(sequence, same)?;
+    // The last guess is not fed.
+    let k = if k > 0 && has_room(own.session, sequence, tokens, k - 1)? { k } else { 0 };
+    let last = (own.session.decoder().config().vocab_size as u32).saturating_sub(1); // no truncation: tokens are u32
+    Ok((tokens[same..].iter().map(|token| last.min(*token)).collect(), k))
 }
 
 /// Whether nothing is drawn: then tokens are all that either model is asked for.
@@ -236,30 +256,52 @@ impl<'a> Drafts<'a> {
         }
     }
 
+    /// Guesses `k` tokens and judges them, where neither needs the host: what the target gave after those that stand. None where
+    /// the host is needed, or there is no room for guesses.
+    async fn guess_unread(
+        &mut self,
+        (target, id): (&mut Owned<'_>, SeqId),
+        tokens: &[u32],
+        k: usize,
+    ) -> Result<Option<(Vec<Proposal>, usize, u32)>> {
+        let Drafts::Model { own, sequence, options, vocab } = self else { return Ok(None) };
+        // The device does not know which of its tokens the target lacks.
+        let knows = own.session.decoder().config().vocab_size <= *vocab;
+        if k == 0 || !knows || !is_greedy(*options) || !target.session.judges_unread(own.session) {
+            return Ok(None);
+        }
+        let (input, k) = catch_up(own, *sequence, tokens, k)?;
+        let unfed = tokens.get(target.session.len(id)?..).unwrap_or_default();
+        if k == 0 || unfed.is_empty() || unfed.len() + k > target.session.capacity() {
+            return Ok(None);
+        }
+        let guesses = own.session.submit_guesses(*sequence, &input, k).await?;
+        let judged = target.session.judge_guesses((id, unfed), guesses).await?;
+        let proposals: Vec<Proposal> = judged.guesses.into_iter().map(Proposal::certain).collect();
+        let first = unfed.len() - 1;
+        let fault = |stand: usize| no_probabilities(id, tokens.len() + stand - 1);
+        let (stand, next) = verify_most_likely(&judged.most_likely[first..], &proposals, fault)?;
+        Ok(Some((proposals, stand, next)))
+    }
+
     /// At most `k` tokens that may follow.
     async fn propose(&mut self, tokens: &[u32], k: usize, random: &mut SplitMix64) -> Result<Vec<Proposal>> {
         let (own, sequence, options, vocab) = match self {
             Drafts::Lookup { max_ngram, min_ngram } => {
                 let found = look_up(tokens, *max_ngram, *min_ngram, k);
-                return Ok(found.into_iter().map(|token| Proposal { token, drawn_from: None }).collect());
+                return Ok(found.into_iter().map(Proposal::certain).collect());
             }
             Drafts::Model { own, sequence, options, vocab } => (own, *sequence, options, *vocab),
         };
-        // What was guessed before and did not stand.
-        let same = own.session.len(sequence)?.min(tokens.len() - 1);
-        own.session.truncate(sequence, same)?;
-        // The last guess is not fed.
-        let k = if k > 0 && has_room(own.session, sequence, tokens, k - 1)? { k } else { 0 };
+        let (mut input, k) = catch_up(own, sequence, tokens, k)?;
         let mut proposals: Vec<Proposal> = Vec::with_capacity(k);
-        let last = (own.session.decoder().config().vocab_size as u32).saturating_sub(1); // no truncation: tokens are u32
-        let mut input: Vec<u32> = tokens[same..].iter().map(|token| last.min(*token)).collect();
         // The device does not know which of its tokens the target lacks.
-        if k > 0 && is_greedy(*options) && (last as usize) < vocab {
+        if k > 0 && is_greedy(*options) && own.session.decoder().config().vocab_size <= vocab {
             // Each guess is with the device before the one before it is read.
             let mut stream = own.session.stream(&[(sequence, &input)], |_| Draw::default())?;
             for guess in 1..=k {
                 let token = stream.next(guess < k).await?[0];
-                proposals.push(Proposal { token, drawn_from: None });
+                proposals.push(Proposal::certain(token));
             }
             return Ok(proposals);
         }

@@ -12,7 +12,8 @@ use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
 use crate::model::sampler::{DrawRow, Drawn};
 use crate::model::session::feed::no_probabilities;
-use crate::model::session::step::{Ids, Submitted};
+use crate::model::session::ids::Ids;
+use crate::model::session::step::Submitted;
 use crate::nn::Sample;
 use std::time::Instant;
 

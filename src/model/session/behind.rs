@@ -2,9 +2,10 @@
 
 use super::draws::StepDraws;
 use super::feed::{Call, Fed, Undrawn, Want};
+use super::ids::Ids;
 use super::rollback::Unfinished;
 use super::schedule::TokenRun;
-use super::step::{Ids, Submitted};
+use super::step::Submitted;
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::Result;
@@ -108,7 +109,7 @@ impl Session {
 }
 
 /// All tokens of each sequence.
-fn whole(batch: &[(SeqId, &[u32])]) -> Vec<TokenRun> {
+pub(super) fn whole(batch: &[(SeqId, &[u32])]) -> Vec<TokenRun> {
     let parts = batch.iter().enumerate();
     parts.map(|(sequence, (_, tokens))| TokenRun { sequence, tokens: 0..tokens.len(), last: true }).collect()
 }

@@ -37,6 +37,8 @@ pub(crate) struct Buffers {
     pub(crate) shaped: ShapedBuffers,
     /// Once the most likely tokens have been asked for.
     pub(crate) most_likely: Option<MostLikely>,
+    /// Of a drafter, once it guessed: (guesses) U32
+    pub(crate) guesses: Option<Tensor>,
 }
 
 /// The most likely token after each token of a step, and the rows that ask for it.
@@ -78,6 +80,7 @@ impl Buffers {
             tokens: tensor(&[batch], DType::U32)?,
             shaped: ShapedBuffers::default(),
             most_likely: None,
+            guesses: None,
         })
     }
 

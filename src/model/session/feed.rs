@@ -25,6 +25,8 @@ pub(crate) struct Fed {
     pub(crate) logits: Vec<Vec<f32>>,
     /// Of [`Want::AllTokens`].
     pub(crate) all_tokens: Vec<Vec<u32>>,
+    /// All that a step fed that had guesses.
+    pub(crate) ids: Vec<u32>,
     /// The drawn token's log-probability, then those of the most likely ones, as [`Logprobs`](crate::nn::Logprobs) has them.
     pub(crate) logprobs: Vec<Vec<(u32, f32)>>,
     /// Sequences for which the host knows why they got no token.

@@ -72,7 +72,8 @@ impl Session {
         let sequences = self.cache.mirror(mirror)?;
         let id_rows = self.buffers.ids.view(&[rows])?;
         self.decoder.gpu().upload(&id_rows, ids)?;
-        let step = RowsOfStep { rows, id_rows, sequences: &sequences, copies: &[], ends: StepEnds::default() };
+        let step =
+            RowsOfStep { rows, id_rows, sequences: &sequences, copies: &[], guesses: None, ends: StepEnds::default() };
         self.record_rows(step, Some(ranks))?;
         self.decoder.gpu().submit()?;
         self.decoder.gpu().expect_no_loss(losses, "this step")

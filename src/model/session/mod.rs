@@ -8,6 +8,8 @@ pub(crate) mod buffers;
 mod draws;
 pub(crate) mod feed;
 mod follow;
+mod guesses;
+pub(crate) mod ids;
 mod measure_prefill;
 mod message;
 mod options;

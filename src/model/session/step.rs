@@ -3,6 +3,7 @@
 use super::buffers::Buffers;
 use super::draws::{record_draws, DrawKinds, StepDraws};
 use super::feed::{no_probabilities, Call, Fed, Undrawn};
+use super::ids::{id_copy, joined, Ids};
 use super::message::RankMessage;
 use super::ranks::Ranks;
 use super::schedule::TokenRun;
@@ -24,33 +25,13 @@ pub(crate) struct Submitted {
     pub(super) losses: u64,
     /// Of each row of log-probabilities, where there are any: the tokens beside the drawn one.
     logprobs: Option<usize>,
+    /// Whether it has guesses that the host does not know.
+    guessed: bool,
     /// Sequences that get no token, and why.
     faults: Vec<(usize, ErrorKind)>,
-    /// Tokens first, then log-probabilities, then logits, or else the most likely tokens, as far as the call wants them; none where the step ends no sequence and nothing of it is
+    /// Tokens first, then log-probabilities, then logits, or else the most likely tokens, and all that it fed where it has guesses, as far as the call wants them; none where the step ends no sequence and nothing of it is
     /// wanted.
     results: Option<Download>,
-}
-
-/// Where the tokens of a step come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ids<'a> {
-    /// The call has them.
-    Host,
-    /// The step before drew them, one for each sequence in order, and the host may not have them yet.
-    Drawn,
-    /// The step before drew some: for each sequence which of its tokens, or none where the call has them.
-    Some(&'a [Option<usize>]),
-}
-
-impl Ids<'_> {
-    /// Which of the tokens of the step before a sequence feeds, where the host may not have it.
-    fn drawn(&self, sequence: usize) -> Option<usize> {
-        match self {
-            Ids::Host => None,
-            Ids::Drawn => Some(sequence),
-            Ids::Some(drawn) => drawn[sequence],
-        }
-    }
 }
 
 impl Session {
@@ -70,6 +51,7 @@ impl Session {
             false => self.record_step(call, &parts, Some(&draws), ids)?,
             true => self.record_constrained(call, &parts, &mut draws, ids)?,
         };
+        let guessed = ids.guesses().is_some();
         let (gpu, b) = (self.decoder.gpu(), &self.buffers);
         gpu.stop(clock, HostPart::Record);
         let ending = parts.iter().filter(|p| p.last).count();
@@ -88,11 +70,14 @@ impl Session {
         if let (true, Some(most_likely)) = (call.want.all_tokens(), &b.most_likely) {
             wanted.push(most_likely.tokens.view(&[rows])?);
         }
+        if guessed {
+            wanted.push(b.ids.view(&[rows])?);
+        }
         let results = match wanted.as_slice() {
             [] => gpu.submit().map(|()| None)?,
             wanted => Some(gpu.start_download(&wanted.iter().collect::<Vec<_>>())?),
         };
-        Ok(Submitted { parts, committed: false, losses, logprobs, faults: draws.into_faults(), results })
+        Ok(Submitted { parts, committed: false, losses, logprobs, guessed, faults: draws.into_faults(), results })
     }
 
     /// Records and submits what gives the logits while masks are made, and then records the draws.
@@ -136,7 +121,7 @@ impl Session {
 
     /// Waits for a step and adds its results to those of the call. Returns its parts, which are still to be committed.
     pub(super) async fn read_results(&self, call: &Call<'_>, step: Submitted, fed: &mut Fed) -> Result<Vec<TokenRun>> {
-        let Submitted { parts, committed, losses, logprobs, faults, results } = step;
+        let Submitted { parts, committed, losses, logprobs, guessed, faults, results } = step;
         let (gpu, vocab) = (self.decoder.gpu(), self.decoder.config().vocab_size);
         let mut read = match results {
             Some(results) => gpu.finish_download(results).await?.into_iter(),
@@ -163,6 +148,9 @@ impl Session {
             for part in &parts {
                 fed.all_tokens[part.sequence].extend(tokens.by_ref().take(part.tokens.len()));
             }
+        }
+        if guessed {
+            fed.ids = elements(DType::U32, &read.next().unwrap_or_default());
         }
         let mut values = elements::<f32>(DType::F32, &read.next().unwrap_or_default()).into_iter();
         let all = call.want.all();
@@ -219,14 +207,18 @@ impl Session {
                 last_rows.push(rows as u32 - 1);
             }
         }
+        let guesses = from.guesses().map(|(guesses, count)| {
+            copies.push(Run { from: 0, to: 4 * (rows - count) as u64, size: 4 * count as u64 });
+            guesses
+        });
         self.cache.reserve_each(&wanted)?;
         // All writes come before all commands, so that the step is one submit.
         let (ending, b) = (last_rows.len(), &mut self.buffers);
         let id_rows = match from {
-            Ids::Host | Ids::Some(_) => b.ids.view(&[rows])?,
             Ids::Drawn => b.tokens.view(&[rows])?,
+            _ => b.ids.view(&[rows])?,
         };
-        if from != Ids::Drawn && copies.len() < rows {
+        if !matches!(from, Ids::Drawn) && copies.len() < rows {
             gpu.upload(&id_rows, &ids)?;
         }
         if ending > 0 && !all {
@@ -238,7 +230,7 @@ impl Session {
             }
         }
         let ends = StepEnds { ending, all, most_likely, draws: draws.and_then(StepDraws::kinds) };
-        let step = RowsOfStep { rows, id_rows, sequences: &sequences, copies: &joined(copies), ends };
+        let step = RowsOfStep { rows, id_rows, sequences: &sequences, copies: &joined(copies), guesses, ends };
         match self.ranks.clone() {
             Some(ranks) => self.record_with_ranks(step, &ranks, ids)?,
             None => self.record_rows(step, None)?,
@@ -258,12 +250,13 @@ impl Session {
 
     /// Records what is reserved and uploaded, with what the ranks exchange.
     pub(super) fn record_rows(&mut self, step: RowsOfStep<'_>, ranks: Option<&Ranks>) -> Result<()> {
-        let RowsOfStep { rows, id_rows, sequences, copies, ends } = step;
+        let RowsOfStep { rows, id_rows, sequences, copies, guesses, ends } = step;
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;
         let plans = StepPlans::new(&self.decode, &self.cache, sequences, self.prefill.as_mut())?;
         let (cos_sin, slots) = (self.cache.cos_sin(sequences)?, self.cache.slots(sequences)?);
-        gpu.record_copies(&self.buffers.tokens.buffer, &self.buffers.ids.buffer, copies)?;
+        let from = guesses.unwrap_or(&self.buffers.tokens);
+        gpu.record_copies(&from.buffer, &self.buffers.ids.buffer, copies)?;
         let step = AttentionStep {
             rows,
             cache: &mut self.cache,
@@ -314,31 +307,15 @@ impl Session {
     }
 }
 
-/// The copy of a drawn token to where a step reads its id.
-fn id_copy(token: usize, row: usize) -> Run {
-    Run { from: 4 * token as u64, to: 4 * row as u64, size: 4 }
-}
-
-/// Copies of neighbours to neighbours as one.
-fn joined(copies: Vec<Run>) -> Vec<Run> {
-    let mut joined: Vec<Run> = Vec::new();
-    for copy in copies {
-        match joined.last_mut().filter(|last| last.from + last.size == copy.from && last.to + last.size == copy.to) {
-            Some(last) => last.size += copy.size,
-            None => joined.push(copy),
-        }
-    }
-    joined
-}
-
 /// A step whose pages are reserved, and whose tokens are on the device or will be.
 pub(super) struct RowsOfStep<'a> {
     pub(super) rows: usize,
     /// (rows) U32
     pub(super) id_rows: Tensor,
     pub(super) sequences: &'a [SeqId],
-    /// Of drawn tokens to where ids are read.
+    /// Of drawn tokens, or guesses, to where ids are read.
     pub(super) copies: &'a [Run],
+    pub(super) guesses: Option<&'a Tensor>,
     pub(super) ends: StepEnds,
 }
 

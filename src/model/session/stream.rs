@@ -6,8 +6,9 @@
 //! are; what fails, or was computed for nothing, is rolled back to the last token that was handed out.
 
 use super::feed::{Call, Fed, Undrawn, Want};
+use super::ids::Ids;
 use super::schedule::schedule;
-use super::step::{Ids, Submitted};
+use super::step::Submitted;
 use super::Session;
 use crate::cache::SeqId;
 use crate::error::{ErrorKind, Result};
