@@ -40,6 +40,7 @@ E="experts::"
 B="blocks::"
 X="caches::|forms::|context::"
 Z="rows::a_norm"
+Y="linear::every rows::embedding"
 P="logprobs:: sampled::the sampled::what sampled::numbers|sampled::shaped_draws_equal|sampled::shaped_draws_of"
 table() {
   cat <<'TABLE'
@@ -167,6 +168,10 @@ rows-clear-rows     ~attention/decode_rows.wgsl~        if (item.row_first + r <
 rows-mask-last      ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~D~same: a causal row's last token ends with the item
 rows-mask-tree-last ~attention/decode_rows.wgsl~token < item.token_last && sees~sees~T~same: where chunks are whole pairs of steps; not with subgroups of 64
 rows-softcap        ~attention/decode_rows.wgsl~own[i] = score_transform(own[i]);~~O~dies
+norm-joined         ~nn/norm.wgsl~select(1u, params.groups, params.joined != 0u)~1u~Z~dies
+norm-adds           ~nn/norm.wgsl~return y[at] + value;~return value;~Z~dies
+linear-scale        ~nn/linear_io.wgsl~value * params.scale~value~Y~dies
+embedding-scale     ~nn/embedding.wgsl~params.scale * values[e]~values[e]~Y~dies
 rows-write-row      ~attention/row_end/alone.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
 rows-write-dim      ~attention/row_end/alone.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies
 rows-write-first    ~attention/row_end/alone.wgsl~word >= VALUE_FIRST && dim < V_DIM~dim < V_DIM~D~same: words before the value wrap past V_DIM
@@ -274,7 +279,7 @@ norm-gap-end        ~nn/norm.wgsl~i < params.dim + params.gap~i < params.dim~Z~d
 norm-gap-stride     ~nn/norm.wgsl~group.x * (params.dim + params.gap)~group.x * params.dim~Z~dies
 shard-copies        ~src/cache/mod.rs~journal.push(copies);~~X~dies
 shard-adds          ~src/model/layers/attention.rs~accumulate: self.adds,~accumulate: true,~X~dies
-shard-bias          ~src/model/layers/feed_forward.rs~let down = if adds { down } else { down.without_any_bias() };~~X~dies
+shard-bias          ~src/model/layers/feed_forward.rs~let down = if first { down } else { down.without_any_bias() };~~X~dies
 shard-norms         ~src/model/weights/reader.rs~&gains[groups.start * shape.dim..groups.end * shape.dim]~&gains[..groups.len() * shape.dim]~X~dies
 shard-pages         ~src/cache/mirror.rs~drop(pages.cut(same..));~~X~dies
 shard-turns         ~src/kv/turns.rs~let kv_len = if own(at) { seen } else { seen.saturating_add(q_len) };~let kv_len = seen.max(q_len);~X~dies
@@ -306,6 +311,7 @@ groups_of() {
     V) echo "$V" ;;
     B) echo "$B" ;;
     P) echo "$P" ;;
+    Y) echo "$Y" ;;
     Z) echo "$Z" ;;
     X) echo "$X" ;;
     *) return 1 ;;
@@ -317,7 +323,7 @@ target_of() {
   case $1 in
     L | S | R) echo "--lib" ;;
     H | Q | W | N) echo "--test model" ;;
-    E | B | P | Z) echo "--test nn" ;;
+    E | B | P | Y | Z) echo "--test nn" ;;
     X) echo "--test parallel" ;;
     *) echo "--test kernels" ;;
   esac

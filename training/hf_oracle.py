@@ -138,6 +138,72 @@ CASES = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
         },
     },
+    # Multipliers of embeddings, of what layers add, of scores and of logits.
+    "granite": {
+        "config": {
+            **GQA, "model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.8,
+            "attention_multiplier": 0.5, "logits_scaling": 0.5, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
+    # Every fourth layer does not rotate.
+    "smollm3": {
+        "config": {
+            **GQA, "model_type": "smollm3", "num_hidden_layers": 4, "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
+    # Three quarters of a head rotate, by factors for each pair: the short ones up to 64 tokens, the long ones beyond.
+    "phi3_longrope": {
+        "config": {
+            **GQA, "model_type": "phi3", "num_attention_heads": 4, "sliding_window": None, "tie_word_embeddings": True,
+            "original_max_position_embeddings": 64, "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1000.0, "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5], "long_factor": [1.0, 2.0, 4.0, 6.0, 8.0, 9.0],
+            },
+        },
+    },
+    "phi3_longrope_long": {
+        "config": {
+            **GQA, "model_type": "phi3", "num_attention_heads": 4, "sliding_window": None, "tie_word_embeddings": True,
+            "original_max_position_embeddings": 8, "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1000.0, "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5], "long_factor": [1.0, 2.0, 4.0, 6.0, 8.0, 9.0],
+            },
+        },
+    },
+    # Within max_position_embeddings this is no scaling.
+    "llama_dynamic": {
+        "config": {
+            **GQA, "model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0},
+        },
+    },
+    # Norms behind attention and feed-forward, none before; one norm over all queries, one over all keys.
+    "olmo2": {
+        "config": {
+            **GQA, "model_type": "olmo2", "rms_norm_eps": 0.03,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
+    # Half of a head rotates, in neighbours; norms before and behind.
+    "glm4": {
+        "config": {
+            **GQA, "model_type": "glm4", "head_dim": 16, "attention_bias": True, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+        },
+    },
+    "glm": {
+        "config": {
+            **GQA, "model_type": "glm", "head_dim": 12, "attention_bias": True, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+        },
+    },
+    "glm4_moe_lite": {
+        "config": {
+            **EXPERTS, "model_type": "glm4_moe_lite", "q_lora_rank": 28, "n_group": 1, "topk_group": 1,
+            "norm_topk_prob": True, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5,
+        },
+    },
     "deepseek_v2_lite": {
         "config": {
             **MLA, "model_type": "deepseek_v2", "q_lora_rank": None, "rms_norm_eps": 0.03,

@@ -1,4 +1,4 @@
-// y[r, :] = table[ids[r], :], for those rows of a table in parts that are in this part
+// y[r, :] = scale table[ids[r], :], for those rows of a table in parts that are in this part
 //
 // Grid: (ceil(row_words / 64), rows); one lane per word of a table row.
 // Constants: VECS_PER_WORD. Parts: nn/weights.
@@ -9,6 +9,7 @@ struct Params {
     table_rows: u32, // of all parts
     first_row: u32, // of this part
     part_rows: u32,
+    scale: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 // The table: (part_rows, row_words) words as nn/weights has them, rows padded with zeros
@@ -36,7 +37,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         // unroll
         for (var e = 0u; e < 4u; e++) {
             if (first + e < params.dim) {
-                y[id.y * params.dim + first + e] = values[e];
+                y[id.y * params.dim + first + e] = params.scale * values[e];
             }
         }
     }

@@ -21,12 +21,12 @@ fn with_bias(head: u32, out: u32, product: f32) -> f32 {
     return value;
 }
 
-// Writes output `at` of a head of a row, if there is such a row and output.
+// Writes output `at` of a head of a row, times `scale`, if there is such a row and output.
 fn store(row: u32, head: u32, at: u32, value: f32) {
     if (row >= params.rows || at >= params.out_dim / SUMS_PER_OUTPUT + params.tail_dim) {
         return;
     }
-    var stored = value;
+    var stored = value * params.scale;
     if (at >= params.out_dim / SUMS_PER_OUTPUT) {
         stored = tail(row, head, at - params.out_dim / SUMS_PER_OUTPUT);
     }

@@ -18,6 +18,7 @@ struct Params {
     rest_tail: u32,
     slot_count: u32, // nn/rows_end/cached.wgsl: pages * PAGE_SIZE
     slab_pages: u32, // of each slab of a layer but the last
+    scale: f32, // of outputs, but of rows_end/cached
 }
 @group(0) @binding(0) var<uniform> params: Params;
 

@@ -1,4 +1,4 @@
-// y[r, h, o] (+)= sum_i W[h, o, i] x[r, h, i] + b[h, o]     for few rows: each weight is read once per ROWS rows.
+// y[r, h, o] (+)= scale (sum_i W[h, o, i] x[r, h, i] + b[h, o])     for few rows: each weight is read once per ROWS rows.
 // The slots add to it: weights with scales, a norm before, SwiGLU or rotated elements after.
 //
 // Grid: (ceil(outputs / (OUTPUTS * OUT_LANES)), ceil(rows / ROWS), heads), or more with nn/beside/norm.wgsl.

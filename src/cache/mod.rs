@@ -6,6 +6,7 @@
 mod copy;
 mod file;
 mod kept;
+mod layer_ropes;
 #[cfg(feature = "model")]
 mod mirror;
 mod options;
@@ -37,6 +38,7 @@ use crate::kv::view::Resident;
 use crate::kv::{HeadLayout, KvBatch, KvSource};
 use crate::rope::{Rope, RopePairs};
 use copy::CopyPages;
+use layer_ropes::LayerRopes;
 use slabs::{SlabLayout, SlabLimits, Slabs};
 use std::sync::atomic::AtomicBool;
 use step::{Step, StepBuffers};
@@ -65,6 +67,7 @@ pub struct PagedKvCache {
     append: Append,
     copy: CopyPages,
     inv_freq: Vec<f32>,
+    layer_ropes: LayerRopes,
     wide: Option<Wide>,
     step: Option<Step>,
     step_buffers: StepBuffers,
@@ -125,7 +128,7 @@ impl PagedKvCache {
         let cut = SlabLayout::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
         let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
         let slabs = Slabs::new(gpu, cut, pages.layers, if grows { 1 } else { cut.slabs() })?;
-        let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, append.rotated_dim().max(2))?;
+        let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, (append.rotated_dim().max(2), 1))?;
         let this = Self {
             gpu: gpu.clone(),
             heads,
@@ -139,6 +142,7 @@ impl PagedKvCache {
             append,
             copy,
             inv_freq,
+            layer_ropes: LayerRopes::default(),
             wide: None,
             step: None,
             step_buffers,

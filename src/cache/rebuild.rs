@@ -71,6 +71,7 @@ impl PagedKvCache {
         if let Some(wide) = &self.wide {
             fresh = fresh.with_wide_channels(&wide.channels)?;
         }
+        fresh = fresh.with_same_layer_ropes(self)?;
         let emptied = self.table.empty_all();
         // The other device may cut the pages into other slabs.
         self.table.store = self.table.store.emptied(Some(fresh.slabs.slab_pages()));

@@ -18,14 +18,16 @@ pub(super) struct Step {
 
 pub(super) struct StepBuffers {
     slots: Tensor,
-    cos_sin: Tensor,
+    /// Of the cache's rotation, then of those that some layers have instead.
+    cos_sin: Vec<Tensor>,
 }
 
 impl StepBuffers {
-    pub(super) fn new(gpu: &Gpu, tokens: usize, rotated_dim: usize) -> Result<Self> {
+    /// For so many elements that rotate, and so many rotations.
+    pub(super) fn new(gpu: &Gpu, tokens: usize, (rotated_dim, ropes): (usize, usize)) -> Result<Self> {
         let slots = Tensor::zeros(gpu, &[tokens], DType::U32)?;
-        let cos_sin = Tensor::zeros(gpu, &[tokens, rotated_dim / 2, 2], DType::F32)?;
-        Ok(Self { slots, cos_sin })
+        let angles = |_| Tensor::zeros(gpu, &[tokens, rotated_dim / 2, 2], DType::F32);
+        Ok(Self { slots, cos_sin: (0..ropes).map(angles).collect::<Result<_>>()? })
     }
 }
 
@@ -47,19 +49,30 @@ impl PagedKvCache {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
         kv.expect("kv", &[tokens, self.heads.kv_dim()], DType::F32)?;
-        self.record_append(&view, tokens, Span::of(kv))
+        self.record_append((layer, &view), tokens, Span::of(kv))
     }
 
     /// [`PagedKvCache::append`] of rows inside a tensor.
     pub(crate) fn append_span(&mut self, layer: usize, ids: &[SeqId], kv: Span<'_>) -> Result<()> {
         let view = self.layer(layer)?;
         let tokens = self.prepare_step(ids)?;
-        self.record_append(&view, tokens, kv)
+        self.record_append((layer, &view), tokens, kv)
     }
 
-    fn record_append(&self, layer: &KvView, tokens: usize, kv: Span<'_>) -> Result<()> {
-        let args = AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: &self.step_buffers.cos_sin, tokens };
-        self.gpu.record(|pass| self.append.encode(&self.gpu, pass, layer, args))
+    fn record_append(&self, (layer, view): (usize, &KvView), tokens: usize, kv: Span<'_>) -> Result<()> {
+        let args = AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: self.step_angles(layer)?, tokens };
+        self.gpu.record(|pass| self.append.encode(&self.gpu, pass, view, args))
+    }
+
+    fn step_angles(&self, layer: usize) -> Result<&Tensor> {
+        let angles = self.step_buffers.cos_sin.get(self.layer_ropes.of(layer));
+        angles.ok_or_else(|| ErrorKind::argument("layer", format!("{layer} has no rotation")))
+    }
+
+    /// [`PagedKvCache::cos_sin`] of one layer, for the step that was prepared last.
+    #[cfg(feature = "model")]
+    pub(crate) fn angles(&self, layer: usize) -> Result<Tensor> {
+        self.step_angles(layer).cloned()
     }
 
     /// Where the reserved tokens of these sequences go: at least (tokens) u32, for a product that appends, which the next step
@@ -71,14 +84,22 @@ impl PagedKvCache {
 
     /// Cosines and sines at the positions of the reserved tokens of these sequences, for rotating their queries:
     /// a tensor of at least `(tokens, rotated / 2, 2)` f32, which the next step overwrites. Without a rotation its values
-    /// mean nothing.
+    /// mean nothing. It is that of layers which rotate as the cache does.
     ///
     /// # Errors
     ///
     /// As [`PagedKvCache::append`].
     pub fn cos_sin(&mut self, ids: &[SeqId]) -> Result<Tensor> {
         self.prepare_step(ids)?;
-        Ok(self.step_buffers.cos_sin.clone())
+        Ok(self.step_buffers.cos_sin[0].clone())
+    }
+
+    /// Makes room for steps of so many tokens.
+    pub(super) fn make_step_buffers(&mut self, tokens: usize) -> Result<()> {
+        let sizes = (self.append.rotated_dim().max(2), 1 + self.layer_ropes.others().len());
+        self.step_buffers = StepBuffers::new(&self.gpu, tokens, sizes)?;
+        self.step = None;
+        Ok(())
     }
 
     /// Uploads slots and rotations of a step, unless they are there.
@@ -93,16 +114,18 @@ impl PagedKvCache {
             return Err(ErrorKind::argument("ids", "no token is reserved"));
         }
         if self.step_buffers.slots.len() < tokens {
-            let width = self.append.rotated_dim().max(2);
-            self.step_buffers = StepBuffers::new(&self.gpu, tokens.next_power_of_two(), width)?;
+            self.make_step_buffers(tokens.next_power_of_two())?;
         }
         let mut slots = batch.slots;
         if let Some(share) = self.share {
             slots.iter_mut().for_each(|slot| *slot = share.slot(*slot)); // the rows of others are written nowhere
         }
         self.gpu.write(&self.step_buffers.slots.buffer, 0, bytemuck::cast_slice(&slots))?;
-        let table = cos_sin_table(&self.inv_freq, &batch.positions);
-        self.gpu.write(&self.step_buffers.cos_sin.buffer, 0, bytemuck::cast_slice(&table))?;
+        let ropes = std::iter::once(&self.inv_freq).chain(self.layer_ropes.others());
+        for (inv_freq, angles) in ropes.zip(&self.step_buffers.cos_sin) {
+            let table = cos_sin_table(inv_freq, &batch.positions);
+            self.gpu.write(&angles.buffer, 0, bytemuck::cast_slice(&table))?;
+        }
         self.step = Some(Step { generation, sequences: ids.to_vec(), tokens });
         Ok(tokens)
     }

@@ -222,12 +222,13 @@ impl Decoder {
             Some(head) => source.linear(&source.matrix(head, vocab, hidden)?)?,
         };
         let head = source.normed(head, "model.norm", config.rms_norm_eps)?;
+        let head = head.map(|head| head.with_scale(config.logit_scale))?;
         let block = |i| {
             // What was written waits on the host for the next submit.
             gpu.flush()?;
             Block::load(&source, &config, &share, i)
         };
-        let embedding = Embedding::of_parts(gpu, &table)?;
+        let embedding = Embedding::of_parts(gpu, &table)?.with_scale(config.embedding_scale)?;
         let blocks = (0..config.layers).map(block).collect::<Result<Vec<Block>>>()?;
         let biases: Vec<_> = blocks.iter().map(|block| block.attention().large_biases()).collect();
         let identity = match shard.size() {

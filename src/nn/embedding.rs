@@ -7,7 +7,7 @@ use crate::gpu::check_apart;
 use crate::gpu::elements::elements_part;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 
-params!(Params { dim: u32, row_words: u32, table_rows: u32, first_row: u32, part_rows: u32 });
+params!(Params { dim: u32, row_words: u32, table_rows: u32, first_row: u32, part_rows: u32, scale: f32 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
 
@@ -23,13 +23,14 @@ pub(super) fn spec(kind: impl Into<WeightType>) -> Result<KernelSpec> {
     Ok(KernelSpec { name: "embedding", consts, parts, bindings, workgroup_bytes: 0 })
 }
 
-/// `y[r, :] = table[ids[r], :]`. The table may be the weight of a tied head, or (with [`Weight::from_rows`])
+/// `y[r, :] = scale table[ids[r], :]`, the scale 1 unless it is given. The table may be the weight of a tied head, or (with [`Weight::from_rows`])
 /// activations of which a few rows are wanted.
 #[derive(Debug, Clone)]
 pub struct Embedding {
     gpu: Gpu,
     /// Rows below one another, of one width and dtype.
     parts: Vec<Weight>,
+    scale: f32,
     kernel: Kernel,
 }
 
@@ -66,7 +67,19 @@ impl Embedding {
             return Err(ErrorKind::argument("parts", format!("{rows} rows are past 32 bits")));
         }
         let kernel = gpu.kernel(spec(first.weight_type())?)?;
-        Ok(Embedding { gpu: gpu.clone(), parts: parts.to_vec(), kernel })
+        Ok(Embedding { gpu: gpu.clone(), parts: parts.to_vec(), scale: 1.0, kernel })
+    }
+
+    /// The same with rows multiplied by a number, as Granite and Gemma do with their embeddings.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for what is not finite.
+    pub fn with_scale(self, scale: f32) -> Result<Self> {
+        match scale.is_finite() {
+            true => Ok(Embedding { scale, ..self }),
+            false => Err(ErrorKind::argument("scale", format!("{scale} is not finite"))),
+        }
     }
 
     /// The table, in one part but where it was made of several.
@@ -110,8 +123,14 @@ impl Embedding {
         let mut first = 0usize;
         for part in &self.parts {
             let (table_rows, part_rows) = (word(self.rows()), word(part.out_dim()));
-            let params =
-                Params { dim: word(dim), row_words: word(row_words), table_rows, first_row: word(first), part_rows };
+            let params = Params {
+                dim: word(dim),
+                row_words: word(row_words),
+                table_rows,
+                first_row: word(first),
+                part_rows,
+                scale: self.scale,
+            };
             let scales = part.scales.as_ref().unwrap_or(&part.tensor);
             let buffers = [&part.tensor.buffer, &ids.buffer, &y.buffer, &scales.buffer];
             // All parts together write all of `y`.

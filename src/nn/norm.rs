@@ -17,6 +17,8 @@ params!(Params {
     y_row_stride: u32,
     eps: f32,
     gap: u32,
+    joined: u32,
+    adds: u32,
 });
 #[cfg(test)]
 pub(super) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
@@ -58,6 +60,10 @@ pub struct RmsNorm {
     gap: usize,
     /// Elements of a row.
     width: usize,
+    /// Whether all groups have one mean.
+    joined: bool,
+    /// Whether what is made is added to the output.
+    adds: bool,
     kernel: Kernel,
 }
 
@@ -77,7 +83,8 @@ impl RmsNorm {
         }
         let width = sum_of_products("shape", &[&[shape.groups, shape.dim], &[shape.tail]], MOST_ROW)?;
         gain.expect("gain", &[shape.groups, shape.dim], DType::F32)?;
-        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, gap: 0, width, kernel: gpu.kernel(spec())? })
+        let kernel = gpu.kernel(spec())?;
+        Ok(RmsNorm { gpu: gpu.clone(), gain: gain.clone(), shape, gap: 0, width, joined: false, adds: false, kernel })
     }
 
     /// The same of rows of `groups * (dim + gap) + tail` elements, of which those behind each group are copied as they are: the values
@@ -90,6 +97,22 @@ impl RmsNorm {
         let NormShape { groups, dim, tail, .. } = self.shape;
         let width = sum_of_products("gap", &[&[groups, dim], &[groups, gap], &[tail]], MOST_ROW)?;
         Ok(RmsNorm { gap, width, ..self })
+    }
+
+    /// The same with one mean over all groups of a row: `y[r, g, :] = gain[g, :] x[r, g, :] / sqrt(mean(x[r, :, :]^2) + eps)`, as OLMo 2
+    /// norms all keys of a token together ([`reference::rms_norm`](crate::reference::rms_norm) of the groups side by side).
+    pub fn joined(self) -> Self {
+        RmsNorm { joined: true, ..self }
+    }
+
+    /// The same, added to what the output holds: a norm behind a layer, whose result goes into the stream.
+    pub fn adding(self) -> Self {
+        RmsNorm { adds: true, ..self }
+    }
+
+    /// Whether it does no more than the norm of each group by itself, which may be fused with a product.
+    pub(super) fn is_plain(&self) -> bool {
+        self.gap == 0 && !self.joined && !self.adds
     }
 
     /// What it does with a row.
@@ -135,10 +158,12 @@ impl RmsNorm {
             y_row_stride: word(y.row_stride),
             eps,
             gap: word(self.gap),
+            joined: u32::from(self.joined),
+            adds: u32::from(self.adds),
         };
         let buffers = [&x.tensor.buffer, &self.gain.buffer, &y.tensor.buffer];
         let grid = (word(groups.saturating_add(usize::from(tail > 0))), word(rows), 1);
-        let whole = y.whole(Extent { rows, heads: 1, dim: self.width() });
+        let whole = y.whole(Extent { rows, heads: 1, dim: self.width() }).filter(|_| !self.adds);
         self.gpu.dispatch_over(pass, &self.kernel, &params, &buffers, grid, whole.as_slice())
     }
 

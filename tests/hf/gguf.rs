@@ -17,7 +17,11 @@ mod written;
 fn metadata(config: &Value) -> GgufWriter {
     let family = config["model_type"].as_str().unwrap();
     let (deepseek, arch) = match family {
-        "deepseek_v2" | "deepseek_v3" => (true, "deepseek2"),
+        "deepseek_v2" | "deepseek_v3" | "glm4_moe_lite" => (true, "deepseek2"),
+        "granite" => (false, "granite"),
+        "smollm3" => (false, "smollm3"),
+        "olmo2" => (false, "olmo2"),
+        "glm4" => (false, "glm4"),
         "qwen2" => (false, "qwen2"),
         "qwen3" => (false, "qwen3"),
         "qwen3_moe" => (false, "qwen3moe"),
@@ -52,11 +56,12 @@ fn metadata(config: &Value) -> GgufWriter {
         put("expert_used_count", count("num_experts_per_tok"));
         put("expert_shared_count", count("n_shared_experts"));
         put("expert_feed_forward_length", count("moe_intermediate_size"));
-        put("expert_gating_func", Some(if family == "deepseek_v3" { 2 } else { 1 }));
-        let grouped = family == "deepseek_v3" || config["topk_method"] == "group_limited_greedy";
+        let third = family != "deepseek_v2";
+        put("expert_gating_func", Some(if third { 2 } else { 1 }));
+        let grouped = third || config["topk_method"] == "group_limited_greedy";
         put("expert_group_count", count("n_group").filter(|_| grouped));
         put("expert_group_used_count", count("topk_group").filter(|_| grouped));
-        file.flag("deepseek2.expert_weights_norm", config["norm_topk_prob"] == true && family == "deepseek_v3");
+        file.flag("deepseek2.expert_weights_norm", config["norm_topk_prob"] == true && third);
         file.number("deepseek2.expert_weights_scale", config["routed_scaling_factor"].as_f64().unwrap() as f32);
     } else {
         put("attention.head_count_kv", count("num_key_value_heads"));
@@ -64,7 +69,16 @@ fn metadata(config: &Value) -> GgufWriter {
             count("head_dim").unwrap_or(count("hidden_size").unwrap() / count("num_attention_heads").unwrap());
         put("attention.key_length", Some(head_dim));
         put("attention.value_length", Some(head_dim));
-        put("rope.dimension_count", Some(head_dim));
+        let part = config["rope_parameters"]["partial_rotary_factor"].as_f64().unwrap_or(1.0);
+        put("rope.dimension_count", Some((f64::from(head_dim) * part) as u32));
+    }
+    for (key, name) in [
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("attention_multiplier", "attention.scale"),
+        ("logits_scaling", "logit_scale"),
+    ] {
+        config[key].as_f64().iter().for_each(|scale| file.number(&format!("{arch}.{name}"), *scale as f32).end());
     }
     let eps = config["rms_norm_eps"].as_f64().unwrap() as f32;
     file.number(&format!("{arch}.attention.layer_norm_rms_epsilon"), eps);
@@ -88,6 +102,17 @@ fn rotation(config: &Value, arch: &str, file: &mut GgufWriter) {
     if let Some(all_dim) = number("mscale_all_dim").filter(|_| kind == "yarn") {
         file.number(&format!("{arch}.rope.scaling.yarn_log_multiplier"), 0.1 * all_dim);
     }
+    if kind == "longrope" {
+        let original = number("original_max_position_embeddings").unwrap();
+        let times = config["max_position_embeddings"].as_f64().unwrap() as f32 / original;
+        file.number(&format!("{arch}.rope.scaling.attn_factor"), (1.0 + times.ln() / original.ln()).sqrt());
+        file.count(&format!("{arch}.rope.scaling.original_context_length"), original as u32);
+        for (key, name) in [("short_factor", "rope_factors_short"), ("long_factor", "rope_factors_long")] {
+            let factors = inner[key].as_array().unwrap().iter().map(|factor| factor.as_f64().unwrap() as f32);
+            let factors: Vec<f32> = factors.collect();
+            file.floats(&format!("{name}.weight"), &[factors.len()], &factors);
+        }
+    }
     if kind == "llama3" {
         let [factor, low, high, old] =
             ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
@@ -104,9 +129,14 @@ fn rotation(config: &Value, arch: &str, file: &mut GgufWriter) {
     }
 }
 
-/// ggml's name of a published one.
-fn name(published: &str) -> String {
+/// ggml's name of one of this family's.
+fn name(family: &str, published: &str) -> String {
+    // Here the norm behind the attention has the name that others give to that before the feed-forward part.
+    let behind = [("post_attention_layernorm", "post_attention_norm"), ("post_feedforward_layernorm", "post_ffw_norm")];
+    let behind = if family == "olmo2" { &behind[..] } else { &[] };
     let parts = [
+        ("post_self_attn_layernorm", "post_attention_norm"),
+        ("post_mlp_layernorm", "post_ffw_norm"),
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
         ("lm_head", "output"),
@@ -137,7 +167,7 @@ fn name(published: &str) -> String {
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
     ];
-    parts.iter().fold(published.to_string(), |name, (from, to)| name.replace(from, to))
+    behind.iter().chain(&parts).fold(published.to_string(), |name, (from, to)| name.replace(from, to))
 }
 
 /// The rows of each head `(2, dim / 2)` as `(dim / 2, 2)`.
@@ -155,7 +185,8 @@ type Expert = (usize, Vec<usize>, Vec<f32>);
 /// The model of a config, and of the values that a case's tensors have.
 fn file(config: &Value, tensors: &BTreeMap<String, Vec<usize>>) -> GgufWriter {
     let mut file = metadata(config);
-    let llama = file.values.iter().any(|(key, ..)| key.starts_with("llama."));
+    let family = config["model_type"].as_str().unwrap();
+    let llama = ["llama", "mistral", "mixtral", "granite", "smollm3"].contains(&family);
     let mut experts: BTreeMap<String, Vec<Expert>> = BTreeMap::new();
     for (published, shape) in tensors {
         let values = named_values(published, shape.iter().product());
@@ -176,7 +207,7 @@ fn file(config: &Value, tensors: &BTreeMap<String, Vec<usize>>) -> GgufWriter {
         let dim = config["head_dim"].as_u64().unwrap_or(8) as usize;
         let row = if shape.len() == 2 { shape[1] } else { 1 };
         let values = if turned { neighbours(&values, dim, row) } else { values };
-        file.floats(&name(published), shape, &values);
+        file.floats(&name(family, published), shape, &values);
     }
     for (own, mut all) in experts {
         all.sort_by_key(|(expert, ..)| *expert);
@@ -205,7 +236,7 @@ fn forms(case: &str, change: Change) -> [Model; 2] {
 #[test]
 fn both_forms_give_the_same_logits_to_the_bit() {
     let plain = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 100.0 });
-    let cases: [(&str, Change); 13] = [
+    let cases: [(&str, Change); 19] = [
         ("llama", |_| {}),
         ("llama_linear", |_| {}),
         ("llama_yarn", |_| {}),
@@ -215,6 +246,12 @@ fn both_forms_give_the_same_logits_to_the_bit() {
         ("phi3", |_| {}),
         ("qwen3_moe", |_| {}),
         ("mixtral", |_| {}),
+        ("phi3_longrope", |_| {}),
+        ("granite", |_| {}),
+        ("smollm3", |_| {}),
+        ("olmo2", |_| {}),
+        ("glm4", |_| {}),
+        ("glm4_moe_lite", |_| {}),
         ("deepseek_v2_lite", |_| {}),
         ("deepseek_v2_groups", |_| {}),
         ("deepseek_v3", |_| {}),
@@ -315,6 +352,35 @@ fn frequency_factors_are_llama_3s() {
     assert_ne!(other.rope().unwrap(), gguf.config.rope().unwrap());
     other.rope_factors = vec![1.0, f32::NAN];
     assert_kind!(other.rope(), ErrorKind::Argument { name: "rope_factors", .. });
+}
+
+/// Factors of longer sequences come in pairs, and further heads are no layers of the model.
+#[test]
+fn long_factors_and_further_heads() {
+    let of = |case: &str, change: &dyn Fn(&mut GgufWriter)| {
+        let config: Value = serde_json::from_str(&config_text(case)).unwrap();
+        let mut file = file(&config, &Vectors::read(case).tensors);
+        change(&mut file);
+        load(&file.bytes())
+    };
+    let without =
+        |name: &'static str| message(of("phi3_longrope", &|file| file.tensors.retain(|tensor| tensor.name != name)));
+    for name in ["rope_factors_short.weight", "rope_factors_long.weight"] {
+        assert!(without(name).contains(&format!("tensor {name}: missing")), "{}", without(name));
+    }
+    let typed = |file: &mut GgufWriter| file.text("phi3.rope.scaling.type", "longrope").end();
+    assert!(of("phi3_longrope", &typed).is_ok());
+    let odd =
+        |file: &mut GgufWriter| file.without("phi3.rope.dimension_count").count("phi3.rope.dimension_count", 7).end();
+    assert!(message(of("phi3_longrope", &odd)).contains("rope.dimension_count = 7 is odd"));
+    let more = |file: &mut GgufWriter| {
+        file.without("deepseek2.block_count").count("deepseek2.block_count", 3);
+        file.count("deepseek2.nextn_predict_layers", 1);
+        file.floats("blk.2.nextn.eh_proj.weight", &[64, 128], &[0.5; 64 * 128]);
+        file.floats("blk.2.attn_norm.weight", &[64], &[0.5; 64]);
+    };
+    let [with, plain] = [of("glm4_moe_lite", &more).unwrap(), of("glm4_moe_lite", &|_| {}).unwrap()];
+    assert_eq!((with.config(), with.config().layers), (plain.config(), 2));
 }
 
 /// A Llama, its file changed.

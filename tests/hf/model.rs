@@ -106,7 +106,10 @@ impl Model {
         let explicit = max_batch == 3 && self.decoder.keeps_explicit();
         let prefill = if explicit { PrefillPath::Explicit } else { PrefillPath::Absorbed };
         let kv_dtype = DType::F32;
-        let options = SessionOptions { max_batch, chunk, page_size: 8, kv_dtype, prefill, ..Default::default() };
+        // What has other angles for longer sequences has those of 64 tokens.
+        let max_tokens = self.config.long_rope.as_ref().map(|_| 64);
+        let options =
+            SessionOptions { max_batch, chunk, page_size: 8, kv_dtype, prefill, max_tokens, ..Default::default() };
         Session::new(&self.decoder, options).unwrap()
     }
 }

@@ -18,6 +18,7 @@ const OPTIONS: SessionOptions = SessionOptions {
     kv_dtype: DType::F16,
     window: None,
     keep_first: 0,
+    max_tokens: None,
     prefill: PrefillPath::Auto,
 };
 

@@ -15,6 +15,8 @@ struct Case {
     dtype: DType,
     bias: bool,
     accumulate: bool,
+    /// Of outputs.
+    scale: f32,
     offset: usize,
     gap: usize,
 }
@@ -27,6 +29,7 @@ const PLAIN: Case = Case {
     dtype: DType::F32,
     bias: false,
     accumulate: false,
+    scale: 1.0,
     offset: 0,
     gap: 0,
 };
@@ -73,6 +76,7 @@ fn run(c: &Case, seed: u64) -> (Vec<f32>, Vec<f64>) {
             let (wh, bh) = (f64s(&w[h * size..][..size]), f64s(&b[h * c.out_dim..][..c.out_dim]));
             let mut out = reference::linear(&f64s(&values), &wh, c.bias.then_some(&bh[..]), c.in_dim).unwrap();
             let (from, to) = (x_lay.at(r, h), y_lay.at(r, h));
+            out.iter_mut().for_each(|o| *o *= f64::from(c.scale));
             if c.accumulate {
                 let old = rng.normals(c.out_dim, 1.0);
                 out.iter_mut().zip(&old).for_each(|(o, v)| *o += f64::from(*v));
@@ -84,7 +88,7 @@ fn run(c: &Case, seed: u64) -> (Vec<f32>, Vec<f64>) {
     }
     let weight = Weight::new(gpu, [c.heads, c.out_dim, c.in_dim], &w, c.dtype).unwrap();
     let bias = c.bias.then(|| tensor(gpu, &[c.heads, c.out_dim], &b));
-    let linear = Linear::new(gpu, &weight, bias.as_ref()).unwrap();
+    let linear = Linear::new(gpu, &weight, bias.as_ref()).unwrap().with_scale(c.scale).unwrap();
     let (x, y) = (tensor(gpu, &[1, x.len()], &x), tensor(gpu, &[1, y.len()], &y));
     let args = LinearArgs::new(c.rows, x_lay.span(&x), y_lay.span(&y));
     linear.run(LinearArgs { accumulate: c.accumulate, ..args }).unwrap();
@@ -103,7 +107,8 @@ fn every_row_count_and_odd_width_matches_the_reference() {
         for (i, in_dim) in [5, 12, 31, 64, 256, 1000].into_iter().enumerate() {
             for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 130] {
                 let out_dim = [1, 7, 64, 65, 130, 33][(i + rows) % 6];
-                check(Case { in_dim, out_dim, rows, dtype, bias: rows % 2 == 0, accumulate: rows % 3 == 0, ..PLAIN });
+                let (bias, accumulate, scale) = (rows % 2 == 0, rows % 3 == 0, if rows % 2 == 0 { -0.75 } else { 1.0 });
+                check(Case { in_dim, out_dim, rows, dtype, bias, accumulate, scale, ..PLAIN });
             }
         }
     }
@@ -218,6 +223,10 @@ fn bad_calls_are_typed_errors_with_the_numbers() {
     assert_kind!(linear.run(LinearArgs::new(4, Span::of(&ids), Span::of(&y))), ErrorKind::DType { .. });
     assert_kind!(linear.forward(&ids), ErrorKind::DType { .. });
     assert_eq!(message(linear.forward(&t(&[4, 8]))), "x has shape (4,8), wanted (_,2,8)");
+    assert_kind!(linear.clone().with_scale(f32::NAN), ErrorKind::Argument { name: "scale", .. });
+    let scaled = linear.clone().with_scale(2.0).unwrap();
+    assert_kind!(scaled.clone().with_tail(2, RopePairs::Half), ErrorKind::Argument { .. });
     let beside = Linear::new(gpu, &weight, None).unwrap().with_tail(2, RopePairs::Half).unwrap();
+    assert_kind!(beside.clone().with_scale(2.0), ErrorKind::Argument { .. });
     assert_kind!(beside.forward(&x), ErrorKind::Argument { .. });
 }

@@ -71,6 +71,37 @@ fn a_norm_with_gaps_copies_them() {
     }
 }
 
+/// All keys of a token together, and what is added to the stream.
+#[test]
+fn a_norm_of_all_groups_has_one_mean_and_one_behind_a_layer_adds() {
+    let gpu = gpu();
+    for (groups, dim, gap, adds) in [(2, 64, 64, false), (3, 5, 7, true), (1, 130, 0, true), (5, 12, 0, false)] {
+        let (rows, width) = (9, groups * (dim + gap));
+        let mut rng = Rng(15);
+        let (gain, x) = (rng.normals(groups * dim, 1.0), rng.normals(rows * width, 2.0));
+        let old = if adds { rng.normals(rows * width, 1.0) } else { vec![f32::NAN; rows * width] };
+        let mut want = f64s(&x);
+        for row in want.chunks_mut(width) {
+            let keys: Vec<f64> = row.chunks(dim + gap).flat_map(|group| &group[..dim]).copied().collect();
+            let normed = reference::rms_norm(&keys, &f64s(&gain), groups * dim, 1e-6f32.into()).unwrap();
+            row.chunks_mut(dim + gap).zip(normed.chunks(dim)).for_each(|(group, n)| group[..dim].copy_from_slice(n));
+        }
+        if adds {
+            want.iter_mut().zip(&old).for_each(|(w, o)| *w += f64::from(*o));
+        }
+        let gain = tensor(gpu, &[groups, dim], &gain);
+        let norm = RmsNorm::new(gpu, &gain, NormShape { groups, dim, tail: 0, eps: 1e-6 }).unwrap();
+        let norm = norm.with_gap(gap).unwrap().joined();
+        let norm = if adds { norm.adding() } else { norm };
+        let (x, y) = (tensor(gpu, &[rows, width], &x), tensor(gpu, &[rows, width], &old));
+        norm.run(rows, Span::of(&x), Span::of(&y)).unwrap();
+        assert_close(&format!("{groups} x ({dim} + {gap}), adds {adds}"), &download(gpu, &y), &want, 2e-5, 1e-10);
+        let weight = Weight::new(gpu, [1, 1, 4], &[0.0; 4], DType::F32).unwrap();
+        let linear = latten::nn::Linear::new(gpu, &weight, None).unwrap();
+        assert_kind!(linear.with_rest(norm), ErrorKind::Argument { name: "rest", .. });
+    }
+}
+
 #[test]
 fn swiglu_matches_the_reference_at_any_size_of_gate() {
     let gpu = gpu();
@@ -110,6 +141,11 @@ fn embedding_gathers_exactly_and_clamps_what_the_host_did_not_check() {
             assert_eq!(got[4 * dim..5 * dim], values[(table_rows - 1) * dim..], "clamped to the last row");
             assert_eq!(got[5 * dim..6 * dim], values[(table_rows - 1) * dim..], "clamped to the last row");
             assert!(got[6 * dim..].iter().all(|v| v.is_nan()), "{dtype} {table_rows} x {dim}: a row nobody owns");
+            let scaled = embedding.clone().with_scale(-2.0).unwrap();
+            scaled.run(&ids, &y.view(&[6, dim]).unwrap()).unwrap();
+            let twice: Vec<f32> = got[..6 * dim].iter().map(|v| -2.0 * v).collect();
+            assert_eq!(download(gpu, &y)[..6 * dim], twice, "{dtype} {table_rows} x {dim}, scaled");
+            assert_kind!(embedding.with_scale(f32::INFINITY), ErrorKind::Argument { name: "scale", .. });
         }
     }
 }

@@ -21,6 +21,7 @@ pub(crate) const OPTIONS: SessionOptions = SessionOptions {
     kv_dtype: DType::F32,
     window: None,
     keep_first: 0,
+    max_tokens: None,
     prefill: latten::model::PrefillPath::Auto,
 };
 

@@ -23,6 +23,7 @@ impl Config {
         ] {
             expect_in(name, size, 1..=most)?;
         }
+        self.check_layers()?;
         self.experts.as_ref().map_or(Ok(()), ExpertsConfig::check)
     }
 

@@ -1,8 +1,9 @@
-//! The numbers of a model by a GGUF file's metadata: `llama` (Mistral's and Mixtral too), `qwen2`, `qwen3`, `qwen3moe`, `phi3` (GQA), and `deepseek2` (MLA). Pure. A
-//! key that would change what the model computes, and is not known here, is refused by name.
+//! The numbers of a model by a GGUF file's metadata, and by what `architectures` knows of each architecture. Pure. A key that would change what the model computes, and is not known here, is refused by name.
 //!
 //! Source: github.com/ggml-org/llama.cpp, `gguf-py/gguf/constants.py` and the hparams of `src/llama-model.cpp`.
 
+use super::architectures::{names, Architecture, ARCHITECTURES};
+use super::layers::{LayerKind, LayerRope};
 use super::names::TensorNames;
 use super::published::DEEPSEEK_LATENT_EPS;
 use super::{AttentionConfig, Config, ExpertsConfig, FileFacts};
@@ -17,7 +18,6 @@ use std::ops::RangeInclusive;
 
 const WIDTH: usize = 1 << 14;
 const ARCHITECTURE: &str = "general.architecture";
-const KNOWN: [&str; 6] = ["llama", "qwen2", "qwen3", "qwen3moe", "phi3", "deepseek2"];
 
 /// Keys behind the architecture's name that change nothing here.
 const HARMLESS: [&str; 7] = [
@@ -39,15 +39,28 @@ pub(crate) struct TensorFacts {
     pub(crate) tied: bool,
     /// Whether experts are chosen with a bias.
     pub(crate) biased_experts: bool,
+    /// Whether frequencies are divided by other numbers for longer sequences.
+    pub(crate) long_factors: bool,
 }
 
-/// The architecture that a file names, if it can be read.
+/// Refuses a file whose architecture is not read.
 ///
 /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config).
-pub(crate) fn architecture(file: &Gguf) -> Result<&'static str> {
+pub(crate) fn check_architecture(file: &Gguf) -> Result<()> {
+    architecture(file).map(drop)
+}
+
+fn architecture(file: &Gguf) -> Result<&'static Architecture> {
     let name = file.text(ARCHITECTURE)?.ok_or_else(|| file.bad(ARCHITECTURE, ""))?;
-    let known = KNOWN.iter().find(|known| **known == name);
-    known.copied().ok_or_else(|| file.bad(ARCHITECTURE, &format!("is not among {KNOWN:?}, which latten reads")))
+    let known = ARCHITECTURES.iter().find(|known| known.name == name);
+    known.ok_or_else(|| file.bad(ARCHITECTURE, &format!("is not among {:?}, which latten reads", names())))
+}
+
+/// Tokens of the sequences of training, where a file says so.
+///
+/// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config).
+pub(crate) fn original_positions(file: &Gguf) -> Result<Option<usize>> {
+    file.count(&format!("{}.rope.scaling.original_context_length", architecture(file)?.name), 1..=1 << 24)
 }
 
 impl Config {
@@ -71,10 +84,16 @@ impl Config {
     }
 }
 
+/// Of layers of which the last of every so many does not rotate.
+fn still_layers(layers: usize, every: usize) -> Vec<LayerKind> {
+    let rope = |layer: usize| if layer.is_multiple_of(every) { LayerRope::None } else { LayerRope::Model };
+    (1..=layers).map(|layer| LayerKind { rope: rope(layer) }).collect()
+}
+
 /// The keys behind an architecture's name, asked for one by one.
 struct ArchKeys<'a> {
     file: &'a Gguf,
-    architecture: &'static str,
+    architecture: &'static Architecture,
     asked: RefCell<BTreeSet<&'static str>>,
 }
 
@@ -89,7 +108,7 @@ struct Rotation {
 impl ArchKeys<'_> {
     fn key(&self, name: &'static str) -> String {
         self.asked.borrow_mut().insert(name);
-        format!("{}.{name}", self.architecture)
+        format!("{}.{name}", self.architecture.name)
     }
 
     fn bad(&self, name: &'static str, why: &str) -> Error {
@@ -137,7 +156,7 @@ impl ArchKeys<'_> {
     fn refuse_others(&self) -> Result<()> {
         let asked = self.asked.borrow();
         let own = |key: &&str| {
-            let name = key.strip_prefix(self.architecture).and_then(|rest| rest.strip_prefix('.'));
+            let name = key.strip_prefix(self.architecture.name).and_then(|rest| rest.strip_prefix('.'));
             name.is_some_and(|name| !asked.contains(name) && !HARMLESS.contains(&name))
         };
         match self.file.keys().find(own) {
@@ -158,48 +177,81 @@ impl ArchKeys<'_> {
         let q_heads = q_heads.ok_or_else(|| self.bad("attention.head_count", ""))?;
         let eps = "attention.layer_norm_rms_epsilon";
         let rms_norm_eps = self.number(eps, 1e-12..=1e-1)?.ok_or_else(|| self.bad(eps, ""))? as f32;
-        let deepseek = self.architecture == "deepseek2";
-        let rotation = self.rotation(deepseek)?;
+        let known = self.architecture;
+        let rotation = self.rotation(facts.long_factors)?;
         let (attention, head_dim, v_head_dim) =
-            if deepseek { self.latent(q_heads)? } else { self.grouped(q_heads, hidden_size)? };
+            if known.latent { self.latent(q_heads)? } else { self.grouped(q_heads, hidden_size)? };
         let window = self.count("attention.sliding_window", 0..=u32::MAX as usize)?;
         let intermediate = self.size_of_all("feed_forward_length", 1 << 20)?;
-        if ["qwen2", "qwen3", "phi3"].contains(&self.architecture) {
-            self.must_be("expert_count", 0)?;
-        }
+        let layers = self.layers()?;
+        let [embedding_scale, residual_scale, logits_divided, attention_scale] = self.multipliers()?;
         Ok(Config {
-            attention,
             vocab_size: facts.vocab_size,
-            hidden_size,
-            layers: self.size("block_count", 1 << 10)?,
-            q_heads,
-            head_dim,
+            layers,
             v_head_dim,
             intermediate_size: intermediate.ok_or_else(|| self.bad("feed_forward_length", ""))?,
             experts: self.experts(facts.biased_experts)?,
             rms_norm_eps,
-            qk_norm: self.architecture.starts_with("qwen3"),
-            latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
+            qk_norm: known.qk_norm,
+            norms: known.norms,
+            embedding_scale: embedding_scale.unwrap_or(1.0) as f32,
+            residual_scale: residual_scale.unwrap_or(1.0) as f32,
+            logit_scale: logits_divided.map_or(1.0, |by| 1.0 / by) as f32,
+            layer_kinds: known.still_every.map_or_else(Vec::new, |every| still_layers(layers, every)),
+            rotated_dim: if known.latent { None } else { self.rotated(head_dim)? },
+            latent_norm_eps: if known.latent { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
             rope_theta: rotation.theta,
             rope_scaling: rotation.scaling,
-            rope_factors: Vec::new(),
             rope_gain: rotation.gain,
-            rope_interleaved: deepseek,
-            score_gain: rotation.score_gain,
+            rope_interleaved: known.interleaved,
+            score_gain: match attention_scale {
+                Some(scale) => (scale * (head_dim as f64).sqrt()) as f32,
+                None => rotation.score_gain,
+            },
             max_positions,
             window: window.filter(|window| (1..max_positions).contains(window)),
             tied: facts.tied,
             files: FileFacts {
                 names: TensorNames::Published,
-                biases: match self.architecture {
-                    "qwen2" => Some(vec!["q_proj", "k_proj", "v_proj"]),
-                    "qwen3" | "qwen3moe" | "phi3" => Some(Vec::new()),
-                    _ => None,
-                },
-                fused: self.architecture == "phi3",
-                ..FileFacts::default()
+                biases: known.biases.map(<[_]>::to_vec),
+                fused_qkv: known.fused.0,
+                fused_gate_up: known.fused.1,
+                reordered: known.reordered,
+                quantised: None,
             },
+            ..Config::new(attention, hidden_size, q_heads, head_dim)
         })
+    }
+
+    /// Those of the model itself: further heads, which guess tokens, stand behind them.
+    fn layers(&self) -> Result<usize> {
+        let blocks = self.size("block_count", 1 << 10)?;
+        let further = self.count("nextn_predict_layers", 0..=blocks - 1)?.unwrap_or(0);
+        Ok(blocks - further)
+    }
+
+    /// Granite's: of embeddings, of what layers add, what logits are divided by, and the factor on scores in the place of the usual one.
+    fn multipliers(&self) -> Result<[Option<f64>; 4]> {
+        let mut found = [None; 4];
+        let names = ["embedding_scale", "residual_scale", "logit_scale", "attention.scale"];
+        for (found, name) in found.iter_mut().zip(names).filter(|_| self.architecture.multipliers) {
+            // Writers leave out a 0, and llama.cpp takes it for none.
+            *found = self.number(name, 0.0..=1e6)?.filter(|scale| *scale > 0.0);
+        }
+        Ok(found)
+    }
+
+    /// Elements of a head that rotate, if not all.
+    fn rotated(&self, head_dim: usize) -> Result<Option<usize>> {
+        const KEY: &str = "rope.dimension_count";
+        if !self.architecture.partial {
+            self.must_be(KEY, head_dim)?;
+        }
+        let rotated = self.count(KEY, 1..=head_dim)?.unwrap_or(head_dim);
+        match rotated.is_multiple_of(2) {
+            true => Ok(Some(rotated).filter(|rotated| *rotated < head_dim)),
+            false => Err(self.bad(KEY, "is odd, so it cannot be rotated in pairs")),
+        }
     }
 
     /// The tokens that the tokenizer knows must be the embedding's rows.
@@ -222,7 +274,6 @@ impl ArchKeys<'_> {
             }
         };
         self.must_be("attention.value_length", head_dim)?;
-        self.must_be("rope.dimension_count", head_dim)?;
         if !head_dim.is_multiple_of(2) {
             return Err(self.bad("attention.head_count", &format!("makes heads of {head_dim}, which is odd")));
         }
@@ -262,6 +313,9 @@ impl ArchKeys<'_> {
     }
 
     fn experts(&self, biased: bool) -> Result<Option<ExpertsConfig>> {
+        let Some(usual) = self.architecture.experts else {
+            return self.must_be("expert_count", 0).map(|()| None);
+        };
         let experts = self.count("expert_count", 0..=1 << 10)?.unwrap_or(0);
         let first_layer = self.count("leading_dense_block_count", 0..=1 << 10)?.unwrap_or(0);
         let sigmoid = match self.count("expert_gating_func", 0..=2)? {
@@ -269,17 +323,16 @@ impl ArchKeys<'_> {
             Some(_) => true,
         };
         // Mixtral's and Qwen3's files do not say that theirs are.
-        let usual = self.architecture != "deepseek2";
         let normalise = self.file.flag(&self.key("expert_weights_norm"))?.unwrap_or(usual);
         let factor = self.number("expert_weights_scale", 0.0..=1e6)?.filter(|factor| *factor > 0.0).unwrap_or(1.0);
         let shared = self.count("expert_shared_count", 0..=1 << 10)?.unwrap_or(0);
         let groups = self.count("expert_group_count", 0..=1 << 10)?.unwrap_or(0).max(1);
         let top_groups = self.count("expert_group_used_count", 0..=groups)?.filter(|n| *n > 0).unwrap_or(groups);
-        if experts == 0 || first_layer >= self.size("block_count", 1 << 10)? {
+        if experts == 0 || first_layer >= self.layers()? {
             return Ok(None);
         }
         let top = self.size("expert_used_count", experts.min(64))?;
-        let width = match self.architecture == "llama" && !self.has("expert_feed_forward_length") {
+        let width = match self.architecture.reordered && !self.has("expert_feed_forward_length") {
             true => self.size("feed_forward_length", 1 << 20)?,
             false => self.size("expert_feed_forward_length", 1 << 20)?,
         };
@@ -290,7 +343,7 @@ impl ArchKeys<'_> {
         Ok(Some(ExpertsConfig { first_layer, route, biased, width, shared_width: shared * width }))
     }
 
-    fn rotation(&self, deepseek: bool) -> Result<Rotation> {
+    fn rotation(&self, long_factors: bool) -> Result<Rotation> {
         let theta = self.number("rope.freq_base", 1.0 + 1e-6..=1e12)?.unwrap_or(1e4);
         let factor = match self.number("rope.scaling.factor", 0.0..=1e6)? {
             Some(factor) => Some(factor),
@@ -304,12 +357,13 @@ impl ArchKeys<'_> {
         let mut made = Rotation { theta, scaling: RopeScaling::None, gain: attention as f32, score_gain: 1.0 };
         match self.file.text(&kind)? {
             Some("none") => {}
+            Some("longrope") if long_factors => {}
             None | Some("linear") if factor == 1.0 => {}
             None | Some("linear") => made.scaling = RopeScaling::Linear { factor },
             Some("yarn") => {
                 made.scaling = self.yarn(factor)?;
                 let usual = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
-                match deepseek {
+                match self.architecture.latent {
                     // Its rotation keeps its size, since mscale is mscale_all_dim in all of its models.
                     true => made.score_gain = (1.0 + log_multiplier * factor.max(1.0).ln()).powi(2) as f32,
                     false => made.gain = (usual * attention) as f32,

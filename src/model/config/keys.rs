@@ -100,6 +100,20 @@ impl<'a> Keys<'a> {
         found.copied().ok_or_else(|| self.bad(key, &format!("is not among {known:?}{what}")))
     }
 
+    /// A list of numbers.
+    pub(crate) fn numbers(&self, key: &str, range: std::ops::RangeInclusive<f64>) -> Result<Vec<f64>> {
+        let list = self.map.get(key).and_then(Value::as_array);
+        let numbers = list.and_then(|list| list.iter().map(|n| n.as_f64().filter(|n| range.contains(n))).collect());
+        numbers.ok_or_else(|| self.bad(key, &format!("is not a list of numbers in {range:?}")))
+    }
+
+    /// A list of words.
+    pub(crate) fn words(&self, key: &str, known: &[&'static str]) -> Result<Vec<&'static str>> {
+        let one = |word: &Value| known.iter().find(|known| word == **known).copied();
+        let words = self.map.get(key).and_then(Value::as_array).and_then(|list| list.iter().map(one).collect());
+        words.ok_or_else(|| self.bad(key, &format!("is not a list of words among {known:?}")))
+    }
+
     /// The number, or what it is where there is no such key.
     pub(crate) fn number_or(&self, key: &str, range: std::ops::RangeInclusive<f64>, absent: f64) -> Result<f64> {
         if self.has(key) {

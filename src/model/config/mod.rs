@@ -1,34 +1,39 @@
 //! `config.json`: the numbers of a model. Pure.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod architectures;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod authors;
 mod bounds;
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
+mod experts;
+mod families;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that it bounds where they come in
 pub(crate) mod gguf;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // it bounds them
 pub(crate) mod keys;
+mod layers;
 mod names;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod own;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod published;
 pub(crate) mod quantised;
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
+mod rope_keys;
 pub(crate) mod share;
+
+pub use layers::{BlockNorms, LayerKind, LayerRope, LongRope, QkNorm};
 
 use keys::Keys;
 use names::TensorNames;
 use quantised::GroupQuantised;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
 use crate::nn::RouteShape;
-use crate::rope::{Rope, RopePairs, RopeScaling};
+use crate::rope::RopeScaling;
 use std::fmt;
-
-/// What `model_type` may be.
-const FAMILIES: [&str; 10] =
-    ["latten", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "phi3", "deepseek_v2", "deepseek_v3"];
 
 /// The numbers of a model. The names are those of the keys of this crate's own `config.json`. [`Config::parse`] reads them from
 /// a file; [`Config::new`] begins with few of them, for a layer by itself.
@@ -54,18 +59,31 @@ pub struct Config {
     pub experts: Option<ExpertsConfig>,
     /// `rms_norm_eps`.
     pub rms_norm_eps: f32,
-    /// Whether each head of GQA's queries and keys has a norm before it rotates (Qwen3), with `rms_norm_eps` and one gain for all heads;
-    /// of this crate's own folders none.
-    pub qk_norm: bool,
+    /// Norms of GQA's queries and keys; of this crate's own folders none.
+    pub qk_norm: QkNorm,
+    /// Where the norms of a block are; of this crate's own folders before attention and feed-forward.
+    pub norms: BlockNorms,
+    /// What embeddings are multiplied by (Granite); 1 for nothing, as of the two below.
+    pub embedding_scale: f32,
+    /// What attention and feed-forward part are multiplied by before they are added to the stream.
+    pub residual_scale: f32,
+    /// What logits are multiplied by.
+    pub logit_scale: f32,
+    /// Of each layer what it differs in from others; empty where all are alike.
+    pub layer_kinds: Vec<LayerKind>,
+    /// Elements of GQA's heads that rotate, the first ones (`partial_rotary_factor`); none for all.
+    pub rotated_dim: Option<usize>,
     /// Of the norms inside GLA and MLA.
     pub latent_norm_eps: f32,
     /// `rope_theta`.
     pub rope_theta: f64,
     /// What becomes of the frequencies.
     pub rope_scaling: RopeScaling,
-    /// What the frequency of each pair is divided by, after `rope_scaling`: `rope_dim / 2` numbers, as GGUF files of Llama 3 have
-    /// them; empty for nothing.
+    /// What the frequency of each pair is divided by, after `rope_scaling`: half as many numbers as elements rotate, as GGUF files of
+    /// Llama 3 have them; empty for nothing.
     pub rope_factors: Vec<f32>,
+    /// Other such factors for longer sequences.
+    pub long_rope: Option<LongRope>,
     /// What rotated elements, of queries and of keys, are multiplied by (YaRN's "attention factor"); 1 for nothing.
     pub rope_gain: f32,
     /// `rope_interleaved`: pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2).
@@ -94,8 +112,12 @@ pub(crate) struct FileFacts {
     /// an error, and so is one of others that is not all 0 ([`LoadOptions::leave_out`](super::LoadOptions)). None for those
     /// that the files have.
     pub(crate) biases: Option<Vec<&'static str>>,
-    /// Whether queries, keys and values are one matrix (`qkv_proj`), and gate and up another (`gate_up_proj`).
-    pub(crate) fused: bool,
+    /// Whether queries, keys and values are one matrix (`qkv_proj`).
+    pub(crate) fused_qkv: bool,
+    /// Whether gate and up are one (`gate_up_proj`).
+    pub(crate) fused_gate_up: bool,
+    /// Whether rows of queries and keys lie as neighbours rotate, and are to be those of halves (GGUF files of Llamas).
+    pub(crate) reordered: bool,
     /// Whether matrices are in 4 bits, in three tensors each.
     pub(crate) quantised: Option<GroupQuantised>,
 }
@@ -130,10 +152,40 @@ impl fmt::Debug for Config {
         if !self.rope_factors.is_empty() {
             fields.field("rope_factors", &self.rope_factors);
         }
-        if self.qk_norm {
-            fields.field("qk_norm", &self.qk_norm);
+        match self.qk_norm {
+            QkNorm::None => {}
+            QkNorm::Heads => drop(fields.field("qk_norm", &true)),
+            QkNorm::Whole => drop(fields.field("qk_norm", &self.qk_norm)),
         }
+        self.add_further(&mut fields);
         fields.finish()
+    }
+}
+
+impl Config {
+    /// Fields of [`Config`]'s text that are there only where they are not a Llama's.
+    fn add_further(&self, fields: &mut fmt::DebugStruct<'_, '_>) {
+        if self.norms != BlockNorms::Before {
+            fields.field("norms", &self.norms);
+        }
+        for (name, scale) in [
+            ("embedding_scale", self.embedding_scale),
+            ("residual_scale", self.residual_scale),
+            ("logit_scale", self.logit_scale),
+        ] {
+            if scale != 1.0 {
+                fields.field(name, &scale);
+            }
+        }
+        if !self.layer_kinds.is_empty() {
+            fields.field("layer_kinds", &self.layer_kinds);
+        }
+        if self.rotated_dim.is_some() {
+            fields.field("rotated_dim", &self.rotated_dim);
+        }
+        if self.long_rope.is_some() {
+            fields.field("long_rope", &self.long_rope);
+        }
     }
 }
 
@@ -198,11 +250,18 @@ impl Config {
             intermediate_size: hidden_size.saturating_mul(4),
             experts: None,
             rms_norm_eps: 1e-6,
-            qk_norm: false,
+            qk_norm: QkNorm::None,
+            norms: BlockNorms::Before,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            layer_kinds: Vec::new(),
+            rotated_dim: None,
             latent_norm_eps: 1e-6,
             rope_theta: 1e4,
             rope_scaling: RopeScaling::None,
             rope_factors: Vec::new(),
+            long_rope: None,
             rope_gain: 1.0,
             rope_interleaved: false,
             score_gain: 1.0,
@@ -221,9 +280,10 @@ impl Config {
     /// [`ErrorKind::Config`], naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
         let keys = Keys::parse(path, json)?;
-        let config = match keys.word_of("model_type", &FAMILIES, ", the families that latten reads")? {
-            "latten" => own::config(&keys)?,
-            family => published::config(&keys, family)?,
+        let family = keys.word_of("model_type", &families::names(), ", the families that latten reads")?;
+        let config = match families::FAMILIES.iter().find(|known| known.model_type == family) {
+            None => own::config(&keys)?,
+            Some(family) => published::config(&keys, family)?,
         };
         if !config.hidden_size.is_multiple_of(4) {
             return Err(keys.bad("hidden_size", "is not a multiple of 4"));
@@ -261,62 +321,6 @@ impl Config {
             AttentionConfig::Latent { latent_heads, latent_dim, rope_dim, .. } => {
                 HeadLayout::gla(Gla { q_heads, latent_heads, latent_dim, rope_dim })
             }
-        }
-    }
-
-    /// Elements of a head that are rotated.
-    pub fn rope_dim(&self) -> usize {
-        match self.attention {
-            AttentionConfig::Gqa { .. } => self.head_dim,
-            AttentionConfig::Gta { rope_dim, .. } | AttentionConfig::Latent { rope_dim, .. } => rope_dim,
-        }
-    }
-
-    /// Frequencies and pairs of the rotation.
-    ///
-    /// # Errors
-    ///
-    /// As [`RopeScaling::inv_freq`], and [`ErrorKind::Argument`](crate::ErrorKind::Argument) for `rope_factors` that are no
-    /// finite numbers above 0 for each pair.
-    pub fn rope(&self) -> Result<Rope> {
-        let mut inv_freq = self.rope_scaling.inv_freq(self.rope_dim(), self.rope_theta)?;
-        if !self.rope_factors.is_empty() {
-            let (given, pairs) = (self.rope_factors.len(), inv_freq.len());
-            let good = |f: &f32| f.is_finite() && *f > 0.0;
-            if given != pairs || !self.rope_factors.iter().all(good) {
-                let why = format!("{given} numbers for {pairs} pairs, which must be finite and above 0");
-                return Err(ErrorKind::argument("rope_factors", why));
-            }
-            inv_freq.iter_mut().zip(&self.rope_factors).for_each(|(frequency, factor)| *frequency /= factor);
-        }
-        Ok(Rope { inv_freq, pairs: self.rotation() })
-    }
-
-    /// Which elements rotate together.
-    pub(super) fn rotation(&self) -> RopePairs {
-        if self.rope_interleaved {
-            RopePairs::Interleaved
-        } else {
-            RopePairs::Half
-        }
-    }
-
-    /// Factor on the scores: the width of a head before absorption, to the power -1/2, and the gains. Where a whole
-    /// head rotates (GQA), [`Config::rope_gain`] is in here; else in [`Config::rotated_query_gain`].
-    pub fn softmax_scale(&self) -> f32 {
-        let (width, gain) = match self.attention {
-            AttentionConfig::Latent { rope_dim, .. } => (self.head_dim.saturating_add(rope_dim), 1.0),
-            AttentionConfig::Gta { .. } => (self.head_dim, 1.0),
-            AttentionConfig::Gqa { .. } => (self.head_dim, self.rope_gain * self.rope_gain),
-        };
-        (width as f32).powf(-0.5) * gain * self.score_gain
-    }
-
-    /// What the rotated elements of queries are multiplied by, for the keys as well, beside [`Config::softmax_scale`].
-    pub fn rotated_query_gain(&self) -> f32 {
-        match self.attention {
-            AttentionConfig::Gqa { .. } => 1.0,
-            _ => self.rope_gain * self.rope_gain,
         }
     }
 }

@@ -8,6 +8,8 @@ pub(crate) enum TensorNames {
     Published,
     /// The same, but those of the experts, which have Mistral's names.
     Mixtral,
+    /// The same, but those of norms behind attention and feed-forward, which have OLMo 2's names.
+    Olmo2,
     /// As in the code that the authors of GTA and GLA published, github.com/Dao-AILab/grouped-latent-attention: in the
     /// [module](crate::model)'s documentation, too.
     Authors,
@@ -24,6 +26,9 @@ const ONE: [(&str, &str); 5] = [
 /// Published name and Mixtral's, of the feed-forward part.
 const EXPERTS: [(&str, &str); 4] =
     [("mlp", "block_sparse_moe"), ("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
+/// Published name of a norm behind a part of a block (GLM-4's) and OLMo 2's.
+const OLMO2: [(&str, &str); 2] =
+    [("post_self_attn_layernorm", "post_attention_layernorm"), ("post_mlp_layernorm", "post_feedforward_layernorm")];
 /// Of these the authors have one per latent head, numbered from 1.
 const PER_LATENT_HEAD: [(&str, &str); 2] = [("kv_a_layernorm", "kv_norm_"), ("kv_b_proj", "W_ukv_")];
 
@@ -33,6 +38,7 @@ impl TensorNames {
         let others: &[(&str, &'static str)] = match self {
             TensorNames::Published => &[],
             TensorNames::Mixtral => &EXPERTS,
+            TensorNames::Olmo2 => &OLMO2,
             TensorNames::Authors => &ONE,
         };
         others.iter().find(|(published, _)| *published == part).map_or(part, |(_, own)| *own)

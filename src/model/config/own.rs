@@ -1,9 +1,8 @@
 //! `config.json` of this crate's own folders. Pure.
 
 use super::keys::Keys;
-use super::{AttentionConfig, Config, FileFacts};
+use super::{AttentionConfig, Config};
 use crate::error::Result;
-use crate::rope::RopeScaling;
 
 /// The keys of this crate's own folders: all but `sliding_window` are required.
 pub(super) fn config(keys: &Keys<'_>) -> Result<Config> {
@@ -11,32 +10,23 @@ pub(super) fn config(keys: &Keys<'_>) -> Result<Config> {
     let head_dim = keys.size("head_dim", 1 << 14)?;
     let rms_norm_eps = keys.number("rms_norm_eps", 1e-12..=1e-1)? as f32;
     let max_positions = keys.size("max_position_embeddings", 1 << 24)?;
+    let (attention, hidden_size) = (attention(keys)?, keys.size("hidden_size", 1 << 16)?);
+    let q_heads = keys.size("num_attention_heads", 1 << 14)?;
     let config = Config {
-        attention: attention(keys)?,
         vocab_size: keys.size("vocab_size", 1 << 24)?,
-        hidden_size: keys.size("hidden_size", 1 << 16)?,
         layers: keys.size("num_hidden_layers", 1 << 10)?,
-        q_heads: keys.size("num_attention_heads", 1 << 14)?,
-        head_dim,
-        v_head_dim: head_dim,
         intermediate_size: keys.size("intermediate_size", 1 << 20)?,
-        experts: None,
         rms_norm_eps,
-        qk_norm: false,
         latent_norm_eps: rms_norm_eps,
         rope_theta: keys.number("rope_theta", 1.0..=1e12)?,
-        rope_scaling: RopeScaling::None,
-        rope_factors: Vec::new(),
-        rope_gain: 1.0,
         rope_interleaved: keys.flag("rope_interleaved")?,
-        score_gain: 1.0,
         max_positions,
         window: match keys.has("sliding_window") {
             true => Some(keys.size("sliding_window", max_positions)?),
             false => None,
         },
         tied: keys.flag("tie_word_embeddings")?,
-        files: FileFacts::default(),
+        ..Config::new(attention, hidden_size, q_heads, head_dim)
     };
     if config.vocab_size < 256 {
         return Err(keys.bad("vocab_size", "is below 256, the tokens of tokenizer \"bytes\""));

@@ -1,15 +1,16 @@
-//! `config.json` of published models, as the `transformers` library writes it: Llama, Mistral, Mixtral, Qwen2, Qwen3 and Phi-3 (GQA),
-//! DeepSeek-V2 and V3 (MLA); and Llamas with the GTA or GLA layers of their authors. Pure. A key that would change what
-//! the model computes, and is not known here, is refused by name.
+//! `config.json` of published models, as the `transformers` library writes it, by what `families` knows of each; and Llamas with the GTA
+//! or GLA layers of their authors. Pure. A key that would change what the model computes, and is not known here, is refused by name.
 
 use super::authors;
+use super::experts::experts;
+use super::families::{Family, FamilyPairs, FamilyWindow};
 use super::keys::Keys;
+use super::layers::{LayerKind, LayerRope};
 use super::names::TensorNames;
 use super::quantised::quantised;
-use super::{AttentionConfig, Config, ExpertsConfig, FileFacts};
+use super::rope_keys::{partial, rope};
+use super::{AttentionConfig, Config, FileFacts};
 use crate::error::Result;
-use crate::nn::RouteShape;
-use crate::rope::RopeScaling;
 use serde_json::json;
 
 const WIDTH: usize = 1 << 14;
@@ -17,17 +18,16 @@ const WIDTH: usize = 1 << 14;
 pub(super) const DEEPSEEK_LATENT_EPS: f32 = 1e-6;
 
 /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
-pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
-    let authors = family == "llama" && authors::are(keys);
-    refuse(keys, authors)?;
+pub(crate) fn config(keys: &Keys<'_>, family: &Family) -> Result<Config> {
+    let authors = family.model_type == "llama" && authors::are(keys);
+    if keys.differs("hidden_act", json!("silu")) {
+        return Err(keys.bad("hidden_act", "is not supported, only \"silu\" is"));
+    }
     let q_heads = keys.size("num_attention_heads", WIDTH)?;
     let hidden_size = keys.size("hidden_size", 1 << 16)?;
-    let deepseek = family.starts_with("deepseek");
     let layers = keys.size("num_hidden_layers", 1 << 10)?;
     let max_positions = keys.size("max_position_embeddings", 1 << 24)?;
-    let rope = rope(keys, max_positions)?;
-    let rms_norm_eps = keys.number_or("rms_norm_eps", 1e-12..=1e-1, 1e-6)? as f32;
-    let (attention, head_dim, v_head_dim) = match deepseek {
+    let (attention, head_dim, v_head_dim) = match family.latent {
         true => latent(keys, q_heads)?,
         false => {
             let dim = head_dim(keys, family, q_heads, hidden_size)?;
@@ -36,92 +36,127 @@ pub(crate) fn config(keys: &Keys<'_>, family: &str) -> Result<Config> {
             (attention, dim, dim)
         }
     };
-    let biases = biases(keys, family, &attention)?;
+    let rope = rope(keys, (family.theta, max_positions))?;
+    let rms_norm_eps = keys.number_or("rms_norm_eps", 1e-12..=1e-1, 1e-6)? as f32;
+    let window = window(keys, family, layers)?.filter(|window| *window < max_positions);
+    if let (Some(key), Some(window)) = (rope.only_within, window) {
+        let why = format!("is not supported beside a window of {window}, which lets a sequence pass the positions");
+        return Err(keys.object(rope.name).map_or_else(|| keys.bad(key, &why), |inner| inner.bad(key, &why)));
+    }
+    let [embedding_scale, residual_scale, logits_divided, attention_scale] = multipliers(keys, family)?;
+    let score_gain = if family.latent { rope.mscale_all_dim.powi(2) } else { 1.0 };
+    let plain = Config::new(attention, hidden_size, q_heads, head_dim);
+    let rotated_dim = if authors { None } else { partial(keys, (family, rope.name), plain.rope_dim())? };
     Ok(Config {
-        attention,
         vocab_size: keys.size("vocab_size", 1 << 24)?,
-        hidden_size,
         layers,
-        q_heads,
-        head_dim,
         v_head_dim,
         intermediate_size: keys.size("intermediate_size", 1 << 20)?,
-        experts: match family {
-            "qwen3_moe" => Some(qwen3_experts(keys)?),
-            "mixtral" => Some(mixtral_experts(keys)?),
-            _ if deepseek => experts(keys, family)?,
-            _ => None,
-        },
+        experts: experts(keys, family.experts)?,
         rms_norm_eps,
-        qk_norm: family.starts_with("qwen3"),
-        latent_norm_eps: if deepseek { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
+        qk_norm: family.qk_norm,
+        norms: family.norms,
+        embedding_scale: embedding_scale.unwrap_or(1.0) as f32,
+        residual_scale: residual_scale.unwrap_or(1.0) as f32,
+        logit_scale: logits_divided.map_or(1.0, |by| 1.0 / by) as f32,
+        layer_kinds: layer_kinds(keys, family, layers)?,
+        rotated_dim,
+        latent_norm_eps: if family.latent { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
-        rope_factors: Vec::new(),
+        rope_factors: rope.factors,
+        long_rope: rope.long,
         rope_gain: rope.gain,
-        rope_interleaved: family == "deepseek_v2" || deepseek && keys.flag_or("rope_interleave", true)?,
-        score_gain: if deepseek { rope.mscale_all_dim.powi(2) } else { 1.0 },
+        rope_interleaved: match family.pairs {
+            FamilyPairs::Halves => false,
+            FamilyPairs::Neighbours => true,
+            FamilyPairs::Asked => keys.flag_or("rope_interleave", true)?,
+        },
+        score_gain: match attention_scale {
+            Some(scale) => (scale * (head_dim as f64).sqrt()) as f32,
+            None => score_gain,
+        },
         max_positions,
-        window: window(keys, family, layers)?.filter(|window| *window < max_positions),
+        window,
         tied: keys.flag_or("tie_word_embeddings", false)?,
         files: FileFacts {
-            names: match family {
-                "mixtral" => TensorNames::Mixtral,
-                _ if authors => TensorNames::Authors,
-                _ => TensorNames::Published,
-            },
-            biases: Some(biases),
-            fused: family == "phi3",
+            names: if authors { TensorNames::Authors } else { family.names },
+            biases: Some(biases(keys, family, &attention)?),
+            fused_qkv: family.fused.0,
+            fused_gate_up: family.fused.1,
+            reordered: false,
             quantised: quantised(keys)?,
         },
+        ..plain
     })
 }
 
-/// What no family's model may have.
-fn refuse(keys: &Keys<'_>, authors: bool) -> Result<()> {
-    if keys.differs("hidden_act", json!("silu")) {
-        return Err(keys.bad("hidden_act", "is not supported, only \"silu\" is"));
+/// Granite's: of embeddings, of what layers add, what logits are divided by, and the factor on scores in the place of the usual one.
+fn multipliers(keys: &Keys<'_>, family: &Family) -> Result<[Option<f64>; 4]> {
+    let mut found = [None; 4];
+    let names = ["embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier"];
+    for (found, name) in found.iter_mut().zip(names).filter(|_| family.multipliers) {
+        // The library's default.
+        *found = Some(keys.number_or(name, 1e-6..=1e6, 1.0)?);
     }
-    if !authors {
-        keys.number_or("partial_rotary_factor", 1.0..=1.0, 1.0)?;
+    Ok(found)
+}
+
+/// The layers that do not rotate, if there are any: every so many, or those where a list has 0.
+fn layer_kinds(keys: &Keys<'_>, family: &Family, layers: usize) -> Result<Vec<LayerKind>> {
+    if !family.some_rotate {
+        return Ok(Vec::new());
     }
-    Ok(())
+    const LIST: &str = "no_rope_layers";
+    let rotates: Vec<bool> = match keys.has(LIST) {
+        true => keys.numbers(LIST, 0.0..=1.0)?.iter().map(|rotates| *rotates != 0.0).collect(),
+        false => {
+            let every = match keys.has("no_rope_layer_interval") {
+                true => keys.size("no_rope_layer_interval", 1 << 10)?,
+                false => 4,
+            };
+            (1..=layers).map(|layer| !layer.is_multiple_of(every)).collect()
+        }
+    };
+    if rotates.len() != layers {
+        return Err(keys.bad(LIST, &format!("has {} numbers, of num_hidden_layers = {layers}", rotates.len())));
+    }
+    let kind = |rotates: bool| LayerKind { rope: if rotates { LayerRope::Model } else { LayerRope::None } };
+    match rotates.iter().all(|rotates| *rotates) {
+        true => Ok(Vec::new()),
+        false => Ok(rotates.into_iter().map(kind).collect()),
+    }
 }
 
 /// The projections that have a bias.
-fn biases(keys: &Keys<'_>, family: &str, attention: &AttentionConfig) -> Result<Vec<&'static str>> {
+fn biases(keys: &Keys<'_>, family: &Family, attention: &AttentionConfig) -> Result<Vec<&'static str>> {
     // What a key decides in some families is without one in others.
     let asked =
-        |families: &[&str], key: &str| -> Result<bool> { Ok(families.contains(&family) && keys.flag_or(key, false)?) };
+        |parts: &[&str], key: &str, usual| -> Result<bool> { Ok(!parts.is_empty() && keys.flag_or(key, usual)?) };
     let mut parts: Vec<&'static str> = Vec::new();
-    if asked(&["llama", "deepseek_v2"], "mlp_bias")? {
-        parts.extend(["gate_proj", "up_proj", "down_proj"]);
+    if asked(family.mlp_bias, "mlp_bias", false)? {
+        parts.extend(family.mlp_bias);
     }
-    let always: &[_] = match (family, attention) {
-        ("qwen2", _) => &["q_proj", "k_proj", "v_proj"],
-        ("llama", AttentionConfig::Gta { .. }) => &["W_rope_k"],
-        ("llama", AttentionConfig::Latent { .. }) => &["W_dQ", "W_uQ_rope", "W_dKV", "W_ukv_1", "W_ukv_2"],
-        _ => &[],
+    // Of the authors' layers.
+    let (always, by_key): (&[_], &[_]) = match attention {
+        AttentionConfig::Gta { .. } => (&["W_rope_k"], &["q_proj", "kv_proj", "o_proj"]),
+        AttentionConfig::Latent { .. } if !family.latent => {
+            (&["W_dQ", "W_uQ_rope", "W_dKV", "W_ukv_1", "W_ukv_2"], &["o_proj"])
+        }
+        _ => (family.biases, family.attention_bias),
     };
     parts.extend(always);
-    if asked(&["llama", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3"], "attention_bias")? {
-        let first: &[_] = match (family, attention) {
-            ("llama" | "qwen3" | "qwen3_moe", AttentionConfig::Gqa { .. }) => &["q_proj", "k_proj", "v_proj"],
-            ("llama", AttentionConfig::Gta { .. }) => &["q_proj", "kv_proj"],
-            ("llama", _) => &[],
-            _ => &["q_a_proj", "kv_a_proj_with_mqa"],
-        };
-        parts.extend(first);
-        parts.push("o_proj");
+    if asked(by_key, "attention_bias", family.usual_bias)? {
+        parts.extend(by_key);
     }
     Ok(parts)
 }
 
 /// Tokens that a token sees in every layer, if not all; a window past the model's positions hides nothing.
-fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>> {
-    let windowed = match family {
-        "mistral" | "mixtral" | "phi3" => !keys.is_null("sliding_window"),
-        "qwen2" | "qwen3" | "qwen3_moe" if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
+fn window(keys: &Keys<'_>, family: &Family, layers: usize) -> Result<Option<usize>> {
+    let windowed = match family.window {
+        FamilyWindow::All => !keys.is_null("sliding_window"),
+        FamilyWindow::Asked if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
             // The layers from here on have it.
             let first = keys.count("max_window_layers", 1 << 10)?;
             if 0 < first && first < layers {
@@ -140,12 +175,12 @@ fn window(keys: &Keys<'_>, family: &str, layers: usize) -> Result<Option<usize>>
 }
 
 /// Width of a head that is not cut.
-fn head_dim(keys: &Keys<'_>, family: &str, q_heads: usize, hidden_size: usize) -> Result<usize> {
-    match keys.has("head_dim") {
-        true => keys.size("head_dim", WIDTH),
-        false if family.starts_with("qwen3") => Ok(128), // the library's default
-        false if hidden_size.is_multiple_of(q_heads) => Ok(hidden_size / q_heads),
-        false => Err(keys.bad("num_attention_heads", &format!("does not divide hidden_size = {hidden_size}"))),
+fn head_dim(keys: &Keys<'_>, family: &Family, q_heads: usize, hidden_size: usize) -> Result<usize> {
+    match (keys.has("head_dim"), family.head_dim) {
+        (true, _) => keys.size("head_dim", WIDTH),
+        (false, Some(usual)) => Ok(usual),
+        _ if hidden_size.is_multiple_of(q_heads) => Ok(hidden_size / q_heads),
+        _ => Err(keys.bad("num_attention_heads", &format!("does not divide hidden_size = {hidden_size}"))),
     }
 }
 
@@ -173,184 +208,4 @@ fn latent(keys: &Keys<'_>, q_heads: usize) -> Result<(AttentionConfig, usize, us
     let latent_dim = keys.size("kv_lora_rank", WIDTH)?;
     let attention = AttentionConfig::Latent { latent_heads: 1, latent_dim, q_latent_dim, rope_dim };
     Ok((attention, keys.size("qk_nope_head_dim", WIDTH)?, keys.size("v_head_dim", WIDTH)?))
-}
-
-/// The layers with experts, if there are any.
-fn experts(keys: &Keys<'_>, family: &str) -> Result<Option<ExpertsConfig>> {
-    if !keys.has("n_routed_experts") {
-        return Ok(None);
-    }
-    let first_layer = keys.count("first_k_dense_replace", 1 << 10)?;
-    if first_layer >= keys.size("num_hidden_layers", 1 << 10)? {
-        return Ok(None);
-    }
-    if keys.differs("moe_layer_freq", json!(1)) {
-        return Err(keys.bad("moe_layer_freq", "is not supported, only 1 is"));
-    }
-    let experts = keys.size("n_routed_experts", 1 << 10)?;
-    let top = keys.size("num_experts_per_tok", experts.min(64))?;
-    let third = family == "deepseek_v3";
-    let grouped = third || keys.has("topk_method") && keys.word("topk_method", &V2_METHODS)? == V2_METHODS[1];
-    if third {
-        known_v3(keys)?;
-    } else {
-        known_v2(keys)?;
-    }
-    let groups = if grouped { keys.size("n_group", experts)? } else { 1 };
-    if !experts.is_multiple_of(groups) {
-        return Err(keys.bad("n_group", &format!("does not divide n_routed_experts = {experts}")));
-    }
-    let group_best = if third { 2 } else { 1 };
-    if group_best > experts / groups {
-        return Err(keys.bad("n_group", "leaves groups of one expert, where the best two of each are asked for"));
-    }
-    let top_groups = if grouped { keys.size("topk_group", groups)? } else { 1 };
-    if top > top_groups * (experts / groups) {
-        let why = format!("is more than {top_groups} of {groups} groups have of {experts} experts");
-        return Err(keys.bad("num_experts_per_tok", &why));
-    }
-    let normalise = third && keys.flag("norm_topk_prob")?;
-    let factor = keys.number("routed_scaling_factor", 1e-6..=1e6)? as f32;
-    let route = RouteShape { experts, top, groups, top_groups, group_best, sigmoid: third, normalise, factor };
-    let width = keys.size("moe_intermediate_size", 1 << 20)?;
-    let shared = if keys.has("n_shared_experts") { keys.count("n_shared_experts", 1 << 10)? } else { 0 };
-    Ok(Some(ExpertsConfig { first_layer, route, biased: third, width, shared_width: shared * width }))
-}
-
-/// Of all layers, without shared ones: the best `top` of `experts`, weighted by a softmax over all, or over the best.
-fn plain_experts((experts, top): (usize, usize), width: usize, normalise: bool) -> ExpertsConfig {
-    let route =
-        RouteShape { experts, top, groups: 1, top_groups: 1, group_best: 1, sigmoid: false, normalise, factor: 1.0 };
-    ExpertsConfig { first_layer: 0, route, biased: false, width, shared_width: 0 }
-}
-
-fn qwen3_experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
-    for (key, only) in [("decoder_sparse_step", json!(1)), ("mlp_only_layers", json!([]))] {
-        if keys.differs(key, only.clone()) {
-            return Err(keys.bad(key, &format!("is not supported, only {only} is")));
-        }
-    }
-    let experts = keys.size(keys.either(["num_experts", "num_local_experts"]), 1 << 10)?;
-    let top = keys.size("num_experts_per_tok", experts.min(64))?;
-    let width = keys.size("moe_intermediate_size", 1 << 20)?;
-    Ok(plain_experts((experts, top), width, keys.flag_or("norm_topk_prob", false)?))
-}
-
-fn mixtral_experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
-    let experts = keys.size("num_local_experts", 1 << 10)?;
-    let top = keys.size("num_experts_per_tok", experts.min(64))?;
-    Ok(plain_experts((experts, top), keys.size("intermediate_size", 1 << 20)?, true))
-}
-
-/// By the best scores; or those of the groups with the best experts.
-const V2_METHODS: [&str; 2] = ["greedy", "group_limited_greedy"];
-
-/// What older files of DeepSeek-V2 spell out.
-fn known_v2(keys: &Keys<'_>) -> Result<()> {
-    if keys.differs("scoring_func", json!("softmax")) {
-        return Err(keys.bad("scoring_func", "is not supported, only \"softmax\" is"));
-    }
-    // The authors' code then leaves the factor out, the library's does not divide: no model has it.
-    if keys.flag_or("norm_topk_prob", false)? {
-        return Err(keys.bad("norm_topk_prob", "is not supported"));
-    }
-    Ok(())
-}
-
-/// What older files of DeepSeek-V3 spell out.
-fn known_v3(keys: &Keys<'_>) -> Result<()> {
-    if keys.differs("scoring_func", json!("sigmoid")) {
-        return Err(keys.bad("scoring_func", "is not supported, only \"sigmoid\" is"));
-    }
-    if keys.differs("topk_method", json!("noaux_tc")) {
-        return Err(keys.bad("topk_method", "is not supported, only \"noaux_tc\" is"));
-    }
-    Ok(())
-}
-
-struct RopeKeys {
-    theta: f64,
-    scaling: RopeScaling,
-    gain: f32,
-    /// 1 where there is no such key.
-    mscale_all_dim: f32,
-}
-
-/// `rope_parameters`, or in older files `rope_theta` and `rope_scaling`.
-fn rope(keys: &Keys<'_>, max_positions: usize) -> Result<RopeKeys> {
-    let name = keys.either(["rope_scaling", "rope_parameters"]);
-    if keys.is_mixed(name, "") {
-        return Err(keys.bad(name, "is not supported, all layers must have the same rotation"));
-    }
-    let thetas = 1.0 + 1e-6..=1e12;
-    let theta = keys.number_or("rope_theta", thetas.clone(), 1e4)?;
-    let mut made = RopeKeys { theta, scaling: RopeScaling::None, gain: 1.0, mscale_all_dim: 1.0 };
-    let Some(inner) = keys.object(name) else {
-        return if keys.has(name) { Err(keys.bad(name, "is not an object")) } else { Ok(made) };
-    };
-    made.theta = inner.number_or("rope_theta", thetas, theta)?;
-    inner.number_or("partial_rotary_factor", 1.0..=1.0, 1.0)?;
-    let kind = inner.either(["rope_type", "type"]);
-    if !inner.has(kind) {
-        return Ok(made);
-    }
-    let kind = inner.word(kind, &["default", "linear", "llama3", "yarn"])?;
-    if kind == "default" {
-        return Ok(made);
-    }
-    let tokens = 1.0..=1e9;
-    let original_positions = match keys.has("original_max_position_embeddings") {
-        true => keys.number("original_max_position_embeddings", tokens)?,
-        false => inner.number_or("original_max_position_embeddings", tokens, max_positions as f64)?,
-    };
-    let factor = match kind == "yarn" && !inner.has("factor") {
-        true => max_positions as f64 / original_positions,
-        false => inner.number("factor", 1e-3..=1e6)?,
-    };
-    made.scaling = match kind {
-        "linear" => RopeScaling::Linear { factor },
-        "llama3" => llama3(&inner, factor, original_positions)?,
-        _ => yarn(&inner, factor, original_positions)?,
-    };
-    let all_dim = inner.number_or("mscale_all_dim", 0.0..=1e3, 0.0)?;
-    if all_dim > 0.0 {
-        made.mscale_all_dim = mscale(factor, all_dim) as f32;
-    }
-    if kind == "yarn" {
-        let both = inner.number_or("mscale", 0.0..=1e3, 0.0)?;
-        let usual = match both > 0.0 && all_dim > 0.0 {
-            true => mscale(factor, both) / mscale(factor, all_dim),
-            false => mscale(factor, 1.0),
-        };
-        made.gain = inner.number_or("attention_factor", 1e-3..=1e3, usual)? as f32;
-    }
-    Ok(made)
-}
-
-/// YaRN's temperature.
-fn mscale(factor: f64, mscale: f64) -> f64 {
-    if factor <= 1.0 {
-        1.0
-    } else {
-        0.1 * mscale * factor.ln() + 1.0
-    }
-}
-
-fn llama3(keys: &Keys<'_>, factor: f64, original_positions: f64) -> Result<RopeScaling> {
-    let low_freq_factor = keys.number("low_freq_factor", 1e-3..=1e6)?;
-    let high_freq_factor = keys.number("high_freq_factor", 1e-3..=1e6)?;
-    if high_freq_factor <= low_freq_factor {
-        return Err(keys.bad("high_freq_factor", &format!("is not above low_freq_factor = {low_freq_factor}")));
-    }
-    Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions })
-}
-
-fn yarn(keys: &Keys<'_>, factor: f64, original_positions: f64) -> Result<RopeScaling> {
-    let beta_fast = keys.number_or("beta_fast", 1e-3..=1e6, 32.0)?;
-    let beta_slow = keys.number_or("beta_slow", 1e-3..=1e6, 1.0)?;
-    if beta_fast <= beta_slow {
-        return Err(keys.bad("beta_fast", &format!("is not above beta_slow = {beta_slow}")));
-    }
-    let truncate = keys.flag_or("truncate", true)?;
-    Ok(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate })
 }

@@ -1,7 +1,7 @@
 //! The part of a model that one rank computes. Pure.
 
-use super::{AttentionConfig, Config, ExpertsConfig};
-use crate::error::Result;
+use super::{AttentionConfig, Config, ExpertsConfig, QkNorm};
+use crate::error::{ErrorKind, Result};
 use crate::parallel::Shard;
 use std::ops::Range;
 
@@ -23,12 +23,24 @@ pub(crate) struct ModelShare {
     pub(crate) shared: Range<usize>,
 }
 
+impl ModelShare {
+    /// The same of a model whose layers are all like this one.
+    pub(crate) fn of_layer(&self, layer: usize) -> ModelShare {
+        ModelShare { config: self.config.of_layer(layer), ..self.clone() }
+    }
+}
+
 impl Config {
     /// What a rank computes of each layer: its heads, and its part of every SwiGLU's width, those of experts too. Embedding, norms, the
     /// head, the query latent, the rope key and an expert's choice are whole on every rank.
     ///
-    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument), named by the number that cannot be divided.
+    /// Errors: [`ErrorKind::Argument`](crate::ErrorKind::Argument), named by the number that cannot be divided;
+    /// [`ErrorKind::Unsupported`] for norms of what all ranks make together.
     pub(crate) fn share(&self, shard: Shard) -> Result<ModelShare> {
+        if shard.size() > 1 && (self.norms.after() || self.qk_norm == QkNorm::Whole) {
+            let what = "ranks of a model with norms behind its parts, or over all of its heads: they want sums of all ranks first";
+            return Err(ErrorKind::Unsupported { what: what.into() }.into());
+        }
         let heads = self.layout()?.shard(shard)?;
         let ffn = shard.part("intermediate_size", self.intermediate_size)?;
         let (expert, shared) = match self.experts {
@@ -73,6 +85,17 @@ mod tests {
                 assert_eq!(share.config.layout().unwrap(), layout);
                 assert_eq!(share.config.softmax_scale(), config.softmax_scale());
             }
+        }
+    }
+
+    #[test]
+    fn norms_of_what_all_ranks_make_are_refused() {
+        let config = Config::new(AttentionConfig::Gqa { kv_heads: 4 }, 64, 8, 16);
+        let after = Config { norms: crate::model::config::BlockNorms::Around, ..config.clone() };
+        for config in [after, Config { qk_norm: QkNorm::Whole, ..config }] {
+            assert!(config.share(Shard::whole()).is_ok());
+            let error = config.share(Shard::new(1, 2).unwrap()).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Unsupported { .. }), "{error}");
         }
     }
 

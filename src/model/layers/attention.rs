@@ -14,7 +14,7 @@ use crate::kv::KvView;
 #[cfg(doc)]
 use crate::kv::WideChannels;
 use crate::model::config::share::ModelShare;
-use crate::model::config::{AttentionConfig, Config};
+use crate::model::config::{AttentionConfig, Config, QkNorm};
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::model::weights::store::WeightFiles;
@@ -33,7 +33,8 @@ pub struct Attention {
     config: Config,
     projections: Projections,
     o: Split,
-    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first, unless sequences are divided.
+    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first, unless sequences are divided,
+    /// nor before a norm.
     adds: bool,
     /// Whether each rank attends over its own tokens, and all merge what they have found.
     by_context: bool,
@@ -86,12 +87,10 @@ pub(crate) struct AttentionStep<'a> {
     /// Of those in the explicit form, if there are any.
     pub(crate) explicit: Option<ExplicitStep<'a>>,
     pub(crate) sequences: &'a [SeqId],
-    pub(crate) cos_sin: &'a Tensor,
     /// Products of all layers that append, and where the rows of this step go; none where there are no such products.
     pub(crate) appending: Option<(&'a [Linear], &'a Tensor)>,
     /// Of a cache with wide channels.
     pub(crate) wide: Option<&'a RopeWideKernel>,
-    pub(crate) softmax_scale: f32,
 }
 
 impl fmt::Debug for AttentionArgs<'_> {
@@ -143,12 +142,13 @@ impl Attention {
         let o = source.matrix(&format!("{prefix}o_proj"), config.hidden_size, config.q_heads * width)?;
         let o = source.of_inputs(o, &(heads.start * width..heads.end * width))?;
         let o = if first { o } else { o.without_any_bias() };
+        let adds = first && !config.norms.after();
         Ok(Attention {
             gpu: source.gpu().clone(),
             config: share.config.clone(),
             projections: Projections::load(source, (config, share), prefix, norm)?,
-            o: source.linear(&o)?,
-            adds: first,
+            o: source.linear(&o)?.map(|o| o.with_scale(config.residual_scale))?,
+            adds,
             by_context,
         })
     }
@@ -188,7 +188,7 @@ impl Attention {
         let planned = StepPlans::new(decode, cache, sequences, prefill.filter(|_| self.keeps_explicit()))?;
         let (rows, hidden) = (planned.tokens, self.config.hidden_size);
         x.expect("x", &[rows, hidden], DType::F32)?;
-        let cos_sin = cache.cos_sin(sequences)?;
+        cache.slots(sequences)?; // what comes from the host comes before all commands
         let heads = *cache.heads();
         let forms = ScratchForms { explicit: planned.explicit().is_some(), by_context: false };
         let scratch = AttentionScratch::new(&self.gpu, (&self.config, &heads), rows, forms)?;
@@ -202,10 +202,8 @@ impl Attention {
             plan: planned.absorbed.as_ref(),
             explicit: planned.explicit(),
             sequences,
-            cos_sin: &cos_sin,
             appending: None,
             wide: wide.as_ref(),
-            softmax_scale: self.config.softmax_scale(),
         };
         self.gpu.together(|| self.run(layer, &scratch, &mut step, (Span::of(x), Span::of(&y)), &mut || Ok(())))?;
         // The plan and the scratch go at the end of this function, so what uses them must be on its way.
@@ -219,7 +217,7 @@ impl Attention {
         self.by_context
     }
 
-    /// Records the attention of the step's rows of `input`, added to `x`. `merge` is called where each rank has attended over its own
+    /// Records the attention of the step's rows of `input`, added to `x`, or in its place before a norm behind. `merge` is called where each rank has attended over its own
     /// tokens: to make of [`AttentionScratch::found`] what attention over the tokens of all has found.
     pub(crate) fn run(
         &self,
@@ -234,14 +232,15 @@ impl Attention {
         let forms = Forms { absorbed: step.plan.is_some(), explicit: explicit.is_some() };
         let view = step.cache.layer(layer)?;
         let wide = step.wide.map(|rotate| (rotate, &view));
+        let (cos_sin, softmax_scale) = (step.cache.angles(layer)?, self.config.softmax_scale());
         let appending = step.appending.and_then(|(linears, slots)| Some((linears.get(layer)?, slots)));
         let appending = appending.filter(|(linear, _)| rows <= linear.tuning(rows).max_rows);
         let append = appending.map(|(linear, slots)| (linear, AppendRows { layer: &view, slots }));
-        self.projections.project(s, rows, input, (step.cos_sin, wide), (forms, append))?;
+        self.projections.project(s, rows, input, (&cos_sin, wide), (forms, append))?;
         if append.is_none() {
             step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
         }
-        let args = step.plan.map(|plan| DecodeArgs::new(plan, &view, &s.q, step.softmax_scale));
+        let args = step.plan.map(|plan| DecodeArgs::new(plan, &view, &s.q, softmax_scale));
         let attended = match args {
             Some(args) if self.by_context => {
                 // In memory of its own, which is exchanged at this place whenever the step's commands come again.
@@ -261,9 +260,8 @@ impl Attention {
         }
         if let Some((up, explicit)) = explicit {
             let output = DecodeOutput { out: s.values.clone(), lse: s.lse.clone() };
-            explicit.run(&view, &s.q_explicit, step.softmax_scale, &output, |rows, latents, kv| {
-                up.run(rows, latents, kv)
-            })?;
+            explicit
+                .run(&view, &s.q_explicit, softmax_scale, &output, |rows, latents, kv| up.run(rows, latents, kv))?;
         }
         self.o.run(LinearArgs { accumulate: self.adds, ..LinearArgs::new(rows, Span::of(values), x) })
     }
@@ -340,8 +338,8 @@ impl AttentionScratch {
             _ => {
                 let raw = f32s(&[heads * config.head_dim + layout.kv_dim()])?;
                 let (q_raw, kv) = match config.qk_norm {
-                    true => (f32s(&[heads, config.head_dim])?, f32s(&[layout.kv_dim()])?),
-                    false => (unused(2)?, unused(1)?),
+                    QkNorm::None => (unused(2)?, unused(1)?),
+                    _ => (f32s(&[heads, config.head_dim])?, f32s(&[layout.kv_dim()])?),
                 };
                 (raw, q_raw, kv, unused(2)?)
             }

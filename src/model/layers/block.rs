@@ -8,7 +8,7 @@ use crate::kv::HeadLayout;
 use crate::model::config::share::ModelShare;
 use crate::model::config::Config;
 use crate::model::weights::reader::WeightReader;
-use crate::nn::Span;
+use crate::nn::{NormShape, RmsNorm, Span};
 
 /// What ranks do twice in each block: makes of a step's stream, the rows of all ranks, their sum; where they divide sequences by context,
 /// the first time of what each has attended the attention over all. Where there is one rank, nothing.
@@ -18,6 +18,8 @@ pub(crate) struct Block {
     /// With the norm before it.
     attention: Attention,
     feed_forward: FeedForward,
+    /// Norms behind attention and feed-forward part, if there are any: what they make is added to the stream.
+    behind: Option<[RmsNorm; 2]>,
 }
 
 /// The tensors of a step, F32, one row per token.
@@ -27,6 +29,8 @@ pub(crate) struct Scratch {
     attention: AttentionScratch,
     /// (rows, the widest SwiGLU that every token goes through)
     pub(crate) ffn: Tensor,
+    /// What a part of a block makes before its norm, of blocks with norms behind: (rows, hidden)
+    pub(crate) branch: Tensor,
     pub(crate) mixture: MixtureScratch,
 }
 
@@ -34,10 +38,15 @@ impl Block {
     /// A rank's share of the block of a model.
     pub(crate) fn load(source: &WeightReader<'_>, config: &Config, share: &ModelShare, layer: usize) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let norm = name("input_layernorm");
+        let (config, share) = (&config.of_layer(layer), &share.of_layer(layer));
+        let norm = config.norms.before().then(|| name("input_layernorm"));
+        let shape = NormShape { groups: 1, dim: config.hidden_size, tail: 0, eps: config.rms_norm_eps };
+        let behind = |part| source.norm(&name(config.files.names.of(part)), shape).map(RmsNorm::adding);
+        let norms = || -> Result<_> { Ok([behind("post_self_attn_layernorm")?, behind("post_mlp_layernorm")?]) };
         Ok(Block {
-            attention: Attention::from_source(source, (config, share), &name("self_attn."), Some(&norm))?,
+            attention: Attention::from_source(source, (config, share), &name("self_attn."), norm.as_deref())?,
             feed_forward: FeedForward::load(source, config, share, layer)?,
+            behind: config.norms.after().then(norms).transpose()?,
         })
     }
 
@@ -61,11 +70,19 @@ impl Block {
         exchange: Exchange<'_>,
     ) -> Result<()> {
         let (rows, x) = (step.rows, Span::of(&s.x));
+        // One rank has it all where there are norms behind, so there is nothing to exchange.
+        if let Some([of_attention, of_feed_forward]) = &self.behind {
+            let branch = Span::of(&s.branch);
+            self.attention.run(layer, &s.attention, step, (x, branch), exchange)?;
+            of_attention.run(rows, branch, x)?;
+            self.feed_forward.run(rows, s, branch)?;
+            return of_feed_forward.run(rows, branch, x);
+        }
         self.attention.run(layer, &s.attention, step, (x, x), exchange)?;
         if !self.attention.is_by_context() {
             exchange()?;
         }
-        self.feed_forward.run(rows, s)?;
+        self.feed_forward.run(rows, s, x)?;
         exchange()
     }
 }
@@ -83,6 +100,7 @@ impl Scratch {
             x: f32s(config.hidden_size)?,
             attention: AttentionScratch::new(gpu, (config, layout), rows, forms)?,
             ffn: f32s(config.experts.map_or(0, |e| e.shared_width).max(config.intermediate_size))?,
+            branch: f32s(if config.norms.after() { config.hidden_size } else { 1 })?,
             mixture: MixtureScratch::new(gpu, config, rows)?,
         })
     }
@@ -98,6 +116,6 @@ impl Scratch {
     pub(crate) fn first(&self, rows: usize) -> Result<Self> {
         let cut = |t: &Tensor| t.view(&[&[rows], &t.shape()[1..]].concat());
         let (attention, mixture) = (self.attention.first(rows)?, self.mixture.first(rows)?);
-        Ok(Scratch { x: cut(&self.x)?, attention, ffn: cut(&self.ffn)?, mixture })
+        Ok(Scratch { x: cut(&self.x)?, attention, ffn: cut(&self.ffn)?, branch: cut(&self.branch)?, mixture })
     }
 }

@@ -6,7 +6,7 @@ use super::projections::LayerReader;
 use crate::error::Result;
 use crate::gpu::{DType, Tensor};
 use crate::kv::KvView;
-use crate::model::config::Config;
+use crate::model::config::{Config, QkNorm};
 use crate::model::weights::matrix::Matrix;
 use crate::model::weights::split::Split;
 use crate::nn::{Linear, LinearArgs, NormShape, RmsNorm, RopeKernel, RopeWideArgs, RopeWideKernel, Span};
@@ -22,7 +22,7 @@ pub(crate) struct Direct {
     biases: LargeBiases,
 }
 
-/// Norms of each head before it rotates, which are between the product and all that reads it.
+/// Norms of heads before they rotate, which are between the product and all that reads it.
 pub(crate) struct QkNorms {
     queries: RmsNorm,
     /// Of the keys of a cached row; its values are copied.
@@ -87,25 +87,45 @@ impl LayerReader<'_> {
             "k_proj" => q..q + kv,
             _ => q + kv..q + 2 * kv,
         };
-        match self.config.files.fused {
+        match self.config.files.fused_qkv {
             true => self.matrix("qkv_proj", q + 2 * kv, hidden_size).map(|all| all.cut(rows)),
             false => self.matrix(part, rows.len(), hidden_size),
         }
     }
 
-    /// Norms of `heads` and `groups`, if the model has them: their gains are the same for all heads.
+    /// Norms of queries and keys, if the model has them: of each head, whose gains are the same for all, or of all heads together.
     fn qk_norms(&self) -> Result<Option<QkNorms>> {
         let Config { qk_norm, head_dim, rms_norm_eps: eps, .. } = *self.config;
-        let norm = |part, groups: usize| {
-            let gain = self.source.values(&format!("{}.weight", self.name(part)), &[head_dim])?;
-            let gain = Tensor::from_slice(self.source.gpu(), &[groups, head_dim], &gain.repeat(groups), DType::F32)?;
-            RmsNorm::new(self.source.gpu(), &gain, NormShape { groups, dim: head_dim, tail: 0, eps })
+        let norm = |part, groups: usize| -> Result<RmsNorm> {
+            let gains = if qk_norm == QkNorm::Whole { groups } else { 1 };
+            let gain = self.source.values(&format!("{}.weight", self.name(part)), &[gains * head_dim])?;
+            let gain: Vec<f32> = gain.chunks_exact(head_dim).flat_map(|head| self.ordered(head)).collect();
+            let gain = gain.repeat(groups / gains);
+            let gain = Tensor::from_slice(self.source.gpu(), &[groups, head_dim], &gain, DType::F32)?;
+            let norm = RmsNorm::new(self.source.gpu(), &gain, NormShape { groups, dim: head_dim, tail: 0, eps })?;
+            Ok(if qk_norm == QkNorm::Whole { norm.joined() } else { norm })
         };
         let both = || {
             let queries = norm("q_norm", self.share.q_heads.len())?;
             Ok(QkNorms { queries, keys: norm("k_norm", self.share.groups.len())?.with_gap(head_dim)? })
         };
-        qk_norm.then(both).transpose()
+        (qk_norm != QkNorm::None).then(both).transpose()
+    }
+
+    /// A head's elements in the order in which they are kept.
+    fn ordered(&self, head: &[f32]) -> Vec<f32> {
+        match self.config.head_order() {
+            Some(order) => order.into_iter().flat_map(|part| head[part].to_vec()).collect(),
+            None => head.to_vec(),
+        }
+    }
+
+    /// The rows of each head of GQA's queries or keys in that order.
+    pub(super) fn in_head_order(&self, heads: Matrix) -> Matrix {
+        let (dim, Some(order)) = (self.config.head_dim, self.config.head_order()) else { return heads };
+        let parts = (0..heads.rows() / dim)
+            .flat_map(|head| order.clone().map(|part| heads.cut(head * dim + part.start..head * dim + part.end)));
+        Matrix::stack(&parts.collect::<Vec<_>>())
     }
 
     /// Of queries and cached rows.
@@ -119,13 +139,13 @@ impl LayerReader<'_> {
     pub(super) fn gqa(&self, kv_heads: usize) -> Result<Direct> {
         let head_dim = self.config.head_dim;
         let own = |part| self.of_gqa(part, kv_heads).map(|all| self.cut(&all, &self.share.groups, head_dim));
-        let (k, v) = (own("k_proj")?, own("v_proj")?);
+        let (k, v) = (self.in_head_order(own("k_proj")?), own("v_proj")?);
         // Rows in the order of a cached row: the key and the value of each group in turn.
         let group = |g: usize| g * head_dim..(g + 1) * head_dim;
         let kv: Vec<Matrix> = (0..self.share.groups.len()).flat_map(|g| [k.cut(group(g)), v.cut(group(g))]).collect();
         let biases = match self.config.qk_norm {
-            true => LargeBiases::default(), // what is cached has the size that the norm gives it
-            false => LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?,
+            QkNorm::None => LargeBiases::of_gqa(self.source, self.config, (&k, &v), self.gain()?.as_deref())?,
+            _ => LargeBiases::default(), // what is cached has the size that the norm gives it
         };
         self.direct(0, &kv, biases)
     }

@@ -24,7 +24,7 @@ pub(crate) struct Dense {
     /// [gate | up], with the SwiGLU behind it.
     gate_up: Split,
     down: Split,
-    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first.
+    /// Whether the output is added to the stream, and does not take its place: not of a rank after the first, nor before a norm.
     adds: bool,
 }
 
@@ -58,14 +58,17 @@ impl FeedForward {
     /// A rank's share of the layer of `config`.
     pub(crate) fn load(source: &WeightReader<'_>, config: &Config, share: &ModelShare, layer: usize) -> Result<Self> {
         let prefix = format!("model.layers.{layer}.");
-        let norm = format!("{prefix}post_attention_layernorm");
+        let norm = format!("{prefix}{}", config.files.names.of("post_attention_layernorm"));
+        let before = config.norms.before().then_some((&*norm, config.rms_norm_eps));
+        let first = share.shard.is_first();
         let mlp = format!("{prefix}{}.", config.files.names.of("mlp"));
         match config.experts.filter(|experts| layer >= experts.first_layer) {
             None => Ok(FeedForward::Dense(Box::new(Dense::load(
                 source,
                 &mlp,
                 (config.hidden_size, config.intermediate_size, &share.ffn),
-                (Some((&norm, config.rms_norm_eps)), config.files.fused, share.shard.is_first()),
+                (before, config.files.fused_gate_up),
+                (first, first && !config.norms.after(), config.residual_scale),
             )?))),
             Some(experts) => {
                 Ok(FeedForward::Mixture(Box::new(Mixture::load(source, (config, share), &experts, (&mlp, &norm))?)))
@@ -73,24 +76,25 @@ impl FeedForward {
         }
     }
 
-    /// Records the layer for `rows` rows: `s.x` in, added to `s.x`.
-    pub(crate) fn run(&self, rows: usize, s: &Scratch) -> Result<()> {
-        let x = Span::of(&s.x);
+    /// Records the layer for `rows` rows: `s.x` in, added to `y`, or in its place before a norm behind.
+    pub(crate) fn run(&self, rows: usize, s: &Scratch, y: Span<'_>) -> Result<()> {
         match self {
-            FeedForward::Dense(dense) => dense.run(rows, x, (s, dense.adds)),
-            FeedForward::Mixture(mixture) => mixture.run(rows, s),
+            FeedForward::Dense(dense) => dense.run(rows, Span::of(&s.x), (s, dense.adds), y),
+            FeedForward::Mixture(mixture) => mixture.run(rows, s, y),
         }
     }
 }
 
 impl Dense {
     /// `sizes`: of the stream and of the SwiGLU, and which of its elements are the rank's. `norm`: name and eps of a norm before it.
-    /// `fused`: whether gate and up are one matrix in the files. `adds`: whether this is the first rank, which has the bias, too.
+    /// `fused`: whether gate and up are one matrix in the files. `first`: whether this is the first rank, which has the bias. `scale`: of
+    /// what it makes.
     fn load(
         source: &WeightReader<'_>,
         prefix: &str,
         (hidden, width, part): (usize, usize, &Range<usize>),
-        (norm, fused, adds): (Option<(&str, f32)>, bool, bool),
+        (norm, fused): (Option<(&str, f32)>, bool),
+        (first, adds, scale): (bool, bool, f32),
     ) -> Result<Self> {
         let both = || source.matrix(&format!("{prefix}gate_up_proj"), 2 * width, hidden);
         let rows = |half: usize, name| -> Result<Matrix> {
@@ -106,14 +110,15 @@ impl Dense {
             None => gate_up,
         };
         let down = source.of_inputs(source.matrix(&format!("{prefix}down_proj"), hidden, width)?, part)?;
-        let down = if adds { down } else { down.without_any_bias() };
-        Ok(Dense { gate_up: gate_up.map(Linear::with_swiglu)?, down: source.linear(&down)?, adds })
+        let down = if first { down } else { down.without_any_bias() };
+        let down = source.linear(&down)?.map(|down| down.with_scale(scale))?;
+        Ok(Dense { gate_up: gate_up.map(Linear::with_swiglu)?, down, adds })
     }
 
-    fn run(&self, rows: usize, input: Span<'_>, (s, accumulate): (&Scratch, bool)) -> Result<()> {
+    fn run(&self, rows: usize, input: Span<'_>, (s, accumulate): (&Scratch, bool), y: Span<'_>) -> Result<()> {
         let ffn = Span::of(&s.ffn);
         self.gate_up.run(LinearArgs::new(rows, input, ffn))?;
-        self.down.run(LinearArgs { accumulate, ..LinearArgs::new(rows, ffn, Span::of(&s.x)) })
+        self.down.run(LinearArgs { accumulate, ..LinearArgs::new(rows, ffn, y) })
     }
 }
 
@@ -125,8 +130,10 @@ impl Mixture {
         experts: &ExpertsConfig,
         (mlp, norm): (&str, &str),
     ) -> Result<Self> {
-        let (hidden, own, adds) = (config.hidden_size, &share.expert, share.shard.is_first());
-        let ExpertsConfig { route, width, shared_width, .. } = *experts;
+        let (hidden, own, first) = (config.hidden_size, &share.expert, share.shard.is_first());
+        let (adds, scale) = (first && !config.norms.after(), config.residual_scale);
+        let ExpertsConfig { mut route, width, shared_width, .. } = *experts;
+        route.factor *= scale;
         let count = route.experts;
         let router = source.bare_matrix(&format!("{mlp}gate"), count, hidden)?;
         let bias = match experts.biased {
@@ -144,8 +151,9 @@ impl Mixture {
         let down = source
             .stack([count, hidden, own.len()], |e| source.of_inputs(part(e, "down_proj", hidden, width)?, own))?;
         let of_all = (hidden, shared_width, &share.shared);
-        let shared = (shared_width > 0)
-            .then(|| Dense::load(source, &format!("{mlp}shared_experts."), of_all, (None, false, adds)));
+        let shared = (shared_width > 0).then(|| {
+            Dense::load(source, &format!("{mlp}shared_experts."), of_all, (None, false), (first, adds, scale))
+        });
         let shape = NormShape { groups: 1, dim: hidden, tail: 0, eps: config.rms_norm_eps };
         Ok(Mixture {
             norm: source.norm(norm, shape)?,
@@ -158,18 +166,18 @@ impl Mixture {
         })
     }
 
-    fn run(&self, rows: usize, s: &Scratch) -> Result<()> {
+    fn run(&self, rows: usize, s: &Scratch, y: Span<'_>) -> Result<()> {
         let (m, x) = (&s.mixture, Span::of(&s.x));
         let normed = Span::of(&m.normed);
         self.norm.run(rows, x, normed)?;
         self.router.run(LinearArgs::new(rows, normed, Span::of(&m.logits)))?;
         self.route.run(&m.logits, &m.ids, &m.weights)?;
         if !self.adds {
-            self.gpu.record_clear(&s.x)?;
+            self.gpu.record_clear(y.tensor)?;
         }
-        self.experts.run(normed, x, ExpertArgs { ids: &m.ids, weights: &m.weights, scratch: &m.experts })?;
+        self.experts.run(normed, y, ExpertArgs { ids: &m.ids, weights: &m.weights, scratch: &m.experts })?;
         match &self.shared {
-            Some(shared) => shared.run(rows, normed, (s, true)),
+            Some(shared) => shared.run(rows, normed, (s, true), y),
             None => Ok(()),
         }
     }

@@ -255,9 +255,11 @@ impl LayerReader<'_> {
             _ => self.matrix(part, self.config.q_heads * dim, in_dim)?,
         };
         if gain != 1.0 {
-            matrix.scale_rows(dim, copy_dim..dim, gain);
+            // Of GQA the first elements rotate, of others the last.
+            matrix.scale_rows(dim, copy_dim..copy_dim + self.config.turning_dim(), gain);
         }
-        Ok(self.cut(&matrix, &self.share.q_heads, dim))
+        let own = self.cut(&matrix, &self.share.q_heads, dim);
+        Ok(if copy_dim == 0 { self.in_head_order(own) } else { own })
     }
 
     /// Rotates what stands behind `copy_dim` elements of each query, if anything.

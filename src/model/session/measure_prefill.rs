@@ -80,7 +80,7 @@ impl Session {
         let x = Tensor::zeros(gpu, &[new, config.hidden_size], DType::F32)?;
         let (decode, cache) = own.session.attention_parts();
         let plans = StepPlans::new(decode, cache, &[id], explicit)?;
-        let cos_sin = cache.cos_sin(&[id])?;
+        cache.slots(&[id])?; // and angles
         let mut best = f64::INFINITY;
         // The first compiles.
         for repeats in [1, REPEATS, REPEATS] {
@@ -93,10 +93,8 @@ impl Session {
                     plan: plans.absorbed.as_ref(),
                     explicit: plans.explicit(),
                     sequences: &[id],
-                    cos_sin: &cos_sin,
                     appending: None,
                     wide: None, // variants with two forms have no wide channels
-                    softmax_scale: config.softmax_scale(),
                 };
                 block.attention().run(0, &scratch, &mut step, (Span::of(&x), Span::of(&x)), &mut || Ok(()))?;
             }

@@ -60,10 +60,12 @@ impl MessageWords {
     }
 
     fn options(&mut self, options: &SessionOptions) {
-        let SessionOptions { max_batch, chunk, cache_tokens, page_size, kv_dtype, window, keep_first, prefill } =
-            options;
+        let SessionOptions { max_batch, chunk, cache_tokens, page_size, kv_dtype, window, keep_first, .. } = options;
+        let SessionOptions { max_tokens, prefill, .. } = options;
         [*max_batch, *chunk, *cache_tokens, *page_size, *keep_first].iter().for_each(|size| self.size(*size));
-        self.size(window.map_or(0, |window| window.saturating_add(1)));
+        for number in [window, max_tokens] {
+            self.size(number.map_or(0, |number| number.saturating_add(1)));
+        }
         self.text(&kv_dtype.to_string());
         self.text(&prefill.to_string());
     }
@@ -123,10 +125,12 @@ impl<'a> Rest<'a> {
 
     fn options(&mut self) -> Option<SessionOptions> {
         let (max_batch, chunk, cache_tokens) = (self.size()?, self.size()?, self.size()?);
-        let (page_size, keep_first, window) = (self.size()?, self.size()?, self.size()?.checked_sub(1));
+        let (page_size, keep_first) = (self.size()?, self.size()?);
+        let (window, max_tokens) = (self.size()?.checked_sub(1), self.size()?.checked_sub(1));
         let kv_dtype: DType = self.text()?.parse().ok()?;
         let prefill = self.text()?.parse().ok()?;
-        Some(SessionOptions { max_batch, chunk, cache_tokens, page_size, kv_dtype, window, keep_first, prefill })
+        let sizes = SessionOptions { max_batch, chunk, cache_tokens, page_size, ..Default::default() };
+        Some(SessionOptions { kv_dtype, window, keep_first, max_tokens, prefill, ..sizes })
     }
 }
 

@@ -95,6 +95,7 @@ impl Session {
             ("chunk", options.chunk),
             ("cache_tokens", options.cache_tokens),
             ("page_size", options.page_size),
+            ("max_tokens", options.max_tokens.unwrap_or(1)),
         ] {
             if value == 0 || value > 1 << 30 {
                 return Err(ErrorKind::argument(name, format!("{value} is not in 1..=2^30")));

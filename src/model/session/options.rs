@@ -3,6 +3,7 @@
 #[cfg(doc)]
 use crate::attention::AttentionOptions;
 use crate::gpu::DType;
+use crate::model::config::Config;
 use crate::model::PrefillPath;
 #[cfg(doc)]
 use crate::model::Session;
@@ -33,6 +34,10 @@ pub struct SessionOptions {
     /// they came, so the distance to these grows: past what the model was trained for, it is the model that has to bear
     /// it.
     pub keep_first: usize,
+    /// Tokens of the longest sequence, where that is to be less than [`Session::max_positions`] would be without. A model with
+    /// frequency factors for longer sequences ([`Config::long_rope`](crate::model::Config::long_rope)) has them where sequences may pass
+    /// those of training: by this, by the model's positions and by the cache.
+    pub max_tokens: Option<usize>,
     /// In which form GLA and MLA take prompts. The explicit one has scratch memory of up to 256 MiB, made by the first
     /// prompt that takes it (or [`Session::warm_up`]): with the default `chunk` that is one without much before it, and
     /// needs little; longer contexts want chunks of at least [`Config::prefill_break_even`](crate::model::Config) tokens.
@@ -49,7 +54,17 @@ impl Default for SessionOptions {
             kv_dtype: DType::F16,
             window: None,
             keep_first: 0,
+            max_tokens: None,
             prefill: PrefillPath::Auto,
         }
+    }
+}
+
+impl SessionOptions {
+    /// Tokens that a sequence of a model may have at most.
+    pub(crate) fn most_tokens(&self, config: &Config) -> usize {
+        // A window frees what is not seen: then a sequence may pass the cache, but its angles are those of positions.
+        let room = if self.window.is_some() { usize::MAX } else { self.cache_tokens };
+        config.max_positions.min(room).min(self.max_tokens.unwrap_or(usize::MAX))
     }
 }

@@ -16,14 +16,22 @@ pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<Paged
     let pages = Pages { count: pages, size: options.page_size, layers: config.layers };
     let wide = decoder.inner.large_keys.in_cache(options.kv_dtype)?;
     let heads = wide.map_or_else(|| config.layout(), |wide| Ok(*wide.heads()))?;
+    let config = config.for_positions(options.most_tokens(decoder.config()));
     let rope = Some(config.rope()?);
     let shard = decoder.shard();
     let share = shard.is_by_context().then(|| TokenShare::new(shard, options.page_size)).transpose()?;
     let made = CacheOptions { rope, ..CacheOptions::new(options.kv_dtype, pages) };
     let cache = PagedKvCache::of_share(gpu, heads, made, share)?;
-    match wide {
-        Some(wide) => cache.with_wide_channels(wide),
-        None => Ok(cache),
+    let cache = match wide {
+        Some(wide) => cache.with_wide_channels(wide)?,
+        None => cache,
+    };
+    match config.layer_kinds.is_empty() {
+        true => Ok(cache),
+        false => {
+            let ropes = (0..config.layers).map(|layer| config.of_layer(layer).rope()).collect::<Result<Vec<_>>>()?;
+            cache.with_layer_ropes(&ropes)
+        }
     }
 }
 

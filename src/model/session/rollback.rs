@@ -18,14 +18,17 @@ pub(crate) struct Unfinished {
 }
 
 impl Session {
-    /// Tokens that a sequence may have: the model's `max_position_embeddings`, or 2^24 with a window.
+    /// Tokens that a sequence may have: the model's `max_position_embeddings`, or 2^24 with a window; and no more than
+    /// [`SessionOptions::max_tokens`](super::SessionOptions).
     pub fn max_positions(&self) -> usize {
-        self.window().map_or(self.decoder().config().max_positions, |_| MOST_STREAMED)
+        let most = self.window().map_or(self.decoder().config().max_positions, |_| MOST_STREAMED);
+        most.min(self.options().max_tokens.unwrap_or(most))
     }
 
     /// What [`Session::max_positions`] is, for errors.
     pub(crate) fn what_is_most(&self) -> &'static str {
         match self.window() {
+            _ if self.options().max_tokens == Some(self.max_positions()) => "the session's max_tokens",
             None => "the model's max_position_embeddings",
             Some(_) => "the most that positions tell apart",
         }

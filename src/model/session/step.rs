@@ -254,7 +254,7 @@ impl Session {
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;
         let plans = StepPlans::new(&self.decode, &self.cache, sequences, self.prefill.as_mut())?;
-        let (cos_sin, slots) = (self.cache.cos_sin(sequences)?, self.cache.slots(sequences)?);
+        let slots = self.cache.slots(sequences)?; // and angles
         let from = guesses.unwrap_or(&self.buffers.tokens);
         gpu.record_copies(&from.buffer, &self.buffers.ids.buffer, copies)?;
         let step = AttentionStep {
@@ -264,10 +264,8 @@ impl Session {
             plan: plans.absorbed.as_ref(),
             explicit: plans.explicit(),
             sequences,
-            cos_sin: &cos_sin,
             appending: self.buffers.appending.as_deref().map(|linears| (linears, &slots)),
             wide: self.buffers.rotate_wide.as_ref(),
-            softmax_scale: model.config.softmax_scale(),
         };
         let x = self.buffers.scratch.x.view(&[rows, model.config.hidden_size])?;
         if let Some(ranks) = ranks {

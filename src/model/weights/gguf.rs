@@ -6,20 +6,22 @@ use super::stored::Stored;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::io::gguf::{parts, Gguf, StoredTensor};
-use crate::model::config::gguf::{architecture, TensorFacts};
-use crate::model::config::{AttentionConfig, Config};
+use crate::model::config::gguf::{check_architecture, original_positions, TensorFacts};
+use crate::model::config::{AttentionConfig, Config, LongRope};
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 const EMBEDDING: &str = "token_embd.weight";
 const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+/// Of sequences up to those of training, and of longer ones (Phi-3 and Phi-4).
+const LONG_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// Of all of a model, ggml's name and the published one, without `.weight`.
 const GLOBAL: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Of a layer.
-const OF_LAYER: [(&str, &str); 25] = [
+const OF_LAYER: [(&str, &str); 27] = [
     ("attn_norm", "input_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -29,6 +31,8 @@ const OF_LAYER: [(&str, &str); 25] = [
     ("attn_output", "self_attn.o_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
     ("attn_k_norm", "self_attn.k_norm"),
+    ("post_attention_norm", "post_self_attn_layernorm"),
+    ("post_ffw_norm", "post_mlp_layernorm"),
     ("attn_rot_embd", "self_attn.rotary_emb.inv_freq"),
     ("attn_q_a", "self_attn.q_a_proj"),
     ("attn_q_a_norm", "self_attn.q_a_layernorm"),
@@ -47,7 +51,7 @@ const OF_LAYER: [(&str, &str); 25] = [
     ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
 ];
 
-/// Of Phi-3's layers, whose up-projection is [gate | up].
+/// Of Phi-3's and GLM-4's layers, whose up-projection is [gate | up].
 const FUSED_UP: (&str, &str) = ("ffn_up", "mlp.gate_up_proj");
 
 /// Of all experts of a layer, one behind the other.
@@ -88,7 +92,7 @@ impl<'a> WeightFiles<'a> {
         check_parts(&headers)?;
         let Some(first) = headers.first() else { return Err(bad("", "", "no file".into())) };
         // Known before a tensor is asked for, so that a foreign model is called one.
-        architecture(first)?;
+        check_architecture(first)?;
         let tensor = |name: &str| headers.iter().find_map(|header| header.tensors.get(name));
         let has = |end: &str| headers.iter().flat_map(|header| header.tensors.keys()).any(|name| name.ends_with(end));
         let embedding = tensor(EMBEDDING).filter(|tensor| tensor.shape.len() == 2);
@@ -97,8 +101,9 @@ impl<'a> WeightFiles<'a> {
             vocab_size: embedding.shape[0],
             tied: tensor("output.weight").is_none(),
             biased_experts: has(EXPERTS_BIAS.0),
+            long_factors: LONG_FACTORS.iter().all(|name| has(name)),
         };
-        let mut config = Config::of_gguf(first, facts)?;
+        let (mut config, original_positions) = (Config::of_gguf(first, facts)?, original_positions(first)?);
         let mut store = WeightFiles::empty(&first.path);
         store.own_name = ggml_name;
         for (file, part) in parts.into_iter().enumerate() {
@@ -108,23 +113,39 @@ impl<'a> WeightFiles<'a> {
             store.files.push(WeightFile { path: part.header.path, data: part.data });
         }
         if let Some(place) = store.tensors.remove(FREQUENCY_FACTORS) {
-            config.rope_factors = store.frequency_factors(&config, &place)?;
+            config.rope_factors = store.frequency_factors(&config, FREQUENCY_FACTORS, &place)?;
+        }
+        let original_positions = original_positions.unwrap_or(config.max_positions);
+        let mut factors = |name| match store.tensors.remove(name) {
+            Some(place) => store.frequency_factors(&config, name, &place).map(Some),
+            None => Ok(None),
+        };
+        match (factors(LONG_FACTORS[0])?, factors(LONG_FACTORS[1])?) {
+            (None, None) => {}
+            (Some(short), Some(factors)) => {
+                config.rope_factors = short;
+                config.long_rope = Some(LongRope { original_positions, factors });
+            }
+            (short, _) => {
+                let missing = LONG_FACTORS[usize::from(short.is_some())];
+                return Err(bad(&store.path, missing, "missing, and the file has the other factors".into()));
+            }
         }
         Ok((config, store))
     }
 
     /// What frequencies are divided by.
-    fn frequency_factors(&self, config: &Config, place: &Place) -> Result<Vec<f32>> {
-        let pairs = config.rope_dim() / 2;
+    fn frequency_factors(&self, config: &Config, name: &str, place: &Place) -> Result<Vec<f32>> {
+        let pairs = config.turning_dim() / 2;
         let path = &self.files[place.file].path;
         if *place.shape != [pairs] || place.stored != Stored::F32 {
-            return Err(bad(path, FREQUENCY_FACTORS, format!("is not {pairs} numbers in F32")));
+            return Err(bad(path, name, format!("is not {pairs} numbers in F32")));
         }
-        let factors = self.read(FREQUENCY_FACTORS, place)?;
+        let factors = self.read(name, place)?;
         let factors = place.stored.decoded(&factors);
         match factors.iter().find(|factor| !factor.is_finite() || **factor <= 0.0) {
-            Some(odd) => Err(bad(path, FREQUENCY_FACTORS, format!("holds {odd}"))),
-            None if factors.iter().all(|factor| *factor == 1.0) => Ok(Vec::new()),
+            Some(odd) => Err(bad(path, name, format!("holds {odd}"))),
+            None if name == FREQUENCY_FACTORS && factors.iter().all(|factor| *factor == 1.0) => Ok(Vec::new()),
             None => Ok(factors),
         }
     }
@@ -152,7 +173,7 @@ impl<'a> WeightFiles<'a> {
         let Some((layer, part, [experts, shape @ ..])) = of_experts(&name).map(|(l, p)| (l, p, &tensor.shape[..]))
         else {
             let (neighbours, published) = (neighbours(config, &name, &tensor.shape), published_name(&name));
-            let published = match config.files.fused {
+            let published = match config.files.fused_gate_up {
                 true => published.replace(".mlp.up_proj.", &format!(".{}.", FUSED_UP.1)),
                 false => published,
             };
@@ -225,15 +246,13 @@ fn is_of_heads(name: &str) -> bool {
     of_layer(name).is_some_and(|(_, rest)| ["attn_k_b.weight", "attn_v_b.weight"].contains(&rest))
 }
 
-/// How many rows of a head of queries or keys lie as neighbours rotate: llama.cpp's writers order them so, of Llamas alone.
+/// How many rows of a head of queries or keys lie as neighbours rotate.
 fn neighbours(config: &Config, name: &str, shape: &[usize]) -> Option<usize> {
     let AttentionConfig::Gqa { .. } = config.attention else { return None };
     let (_, rest) = of_layer(name)?;
     let own = ["attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"].contains(&rest);
-    // Qwen2's have biases by the config, and are not reordered.
-    let llama = config.files.biases.is_none();
     let whole = shape.first().is_some_and(|rows| rows.is_multiple_of(config.head_dim));
-    (own && llama && whole).then_some(config.head_dim)
+    (own && config.files.reordered && whole).then_some(config.head_dim)
 }
 
 /// The published name of what ggml calls so; of what is not known one that says where it belongs.
@@ -242,7 +261,7 @@ fn published_name(name: &str) -> String {
     let of = |table: &[(&str, &'static str)], stem: &str| {
         table.iter().find(|(own, _)| *own == stem).map(|(_, published)| *published)
     };
-    if name == FREQUENCY_FACTORS {
+    if name == FREQUENCY_FACTORS || LONG_FACTORS.contains(&name) {
         return name.into();
     }
     let Some((layer, rest)) = of_layer(name) else {

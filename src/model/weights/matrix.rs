@@ -47,7 +47,7 @@ impl Piece {
 }
 
 impl Matrix {
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.pieces.iter().map(Piece::len).sum()
     }
 

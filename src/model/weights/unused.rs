@@ -87,7 +87,7 @@ fn by_name(name: &str, layers: Option<usize>, has: &dyn Fn(&str) -> bool) -> Unu
             return Unused::Weight(format!("{} of layer {layer}", seems(part)));
         }
         // DeepSeek-V3 keeps the heads that guess further tokens as layers behind the last.
-        if has(&format!("model.layers.{layer}.eh_proj.weight")) {
+        if ["eh_proj", "nextn.eh_proj"].iter().any(|part| has(&format!("model.layers.{layer}.{part}.weight"))) {
             return Unused::Beside;
         }
         return Unused::Weight(format!("of layer {layer}, and num_hidden_layers is {layers}"));

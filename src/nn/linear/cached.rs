@@ -146,13 +146,13 @@ impl Linear {
     /// # Errors
     ///
     /// [`ErrorKind::Shape`] for a matrix of other outputs or of several heads, or a rest of other widths than the cached states and rope
-    /// key; [`ErrorKind::Argument`] beside SwiGLU or a tail; [`ErrorKind::Unsupported`] for a cache of integers, rows that are not
+    /// key; [`ErrorKind::Argument`] beside SwiGLU, a tail or a scale; [`ErrorKind::Unsupported`] for a cache of integers, rows that are not
     /// whole words of 16 bytes, or more storage buffers than the device binds.
     pub fn with_append(self, layer: &KvView, pairs: RopePairs) -> Result<Self> {
         let cached = CachedOutputs::of(layer, pairs);
         self.check_widths(&cached)?;
-        if self.swiglu || self.tail.is_some() {
-            return Err(ErrorKind::argument("append", "this linear has SwiGLU or a tail"));
+        if self.swiglu || self.tail.is_some() || self.scale != 1.0 {
+            return Err(ErrorKind::argument("append", "this linear has SwiGLU, a tail or a scale"));
         }
         if let Some(why) = cached.refusal(self.gpu.capabilities(), self.rest.is_some()) {
             return Err(ErrorKind::Unsupported { what: format!("an append in a product: {why}") }.into());

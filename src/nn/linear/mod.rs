@@ -38,7 +38,7 @@ use matrix::pack_spec;
 use shape::{Fusion, Shape};
 use std::sync::{Arc, OnceLock};
 
-/// A linear layer on the device: `y[r, h, :] (+)= W[h] x[r, h, :] + b[h]`.
+/// A linear layer on the device: `y[r, h, :] (+)= scale (W[h] x[r, h, :] + b[h])`, the scale 1 unless it is given.
 ///
 /// Its kernels, one per class of row counts, are compiled at their first use, or ahead by [`Linear::prepare`].
 ///
@@ -62,6 +62,8 @@ pub struct Linear {
     cached: Option<CachedOutputs>,
     /// Dot products of bytes, of few rows.
     integers: bool,
+    /// What outputs are multiplied by.
+    scale: f32,
     /// Of one row of input, of more, and of 3 to 8.
     tunings: [LinearTuning; 3],
     /// Of the device's cooperative matrices, from large to small.
@@ -95,6 +97,7 @@ impl Linear {
             rest: None,
             cached: None,
             integers: false,
+            scale: 1.0,
             tunings,
             tiles,
             kernels: fresh(shapes.len()),
@@ -125,15 +128,15 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail or after [`Linear::with_append`].
+    /// [`ErrorKind::Shape`] where `out_dim` is odd, [`ErrorKind::Argument`] beside a tail or a scale, or after [`Linear::with_append`].
     pub fn with_swiglu(self) -> Result<Self> {
         let w = &self.weight;
         if !w.out_dim().is_multiple_of(2) {
             let shape = [w.heads(), w.out_dim(), w.in_dim()];
             return Err(ErrorKind::shape("weight", &shape, "(_,an even number,_)"));
         }
-        if self.tail.is_some() || self.cached.is_some() {
-            return Err(ErrorKind::argument("swiglu", "this linear has a tail or appends"));
+        if self.tail.is_some() || self.cached.is_some() || self.scale != 1.0 {
+            return Err(ErrorKind::argument("swiglu", "this linear has a tail or a scale, or appends"));
         }
         let tunings = self.tunings.map(|tuning| LinearTuning { outs: tuning.outs.max(2), ..tuning });
         Ok(Linear { swiglu: true, tunings, ..self.without_kernels() })
@@ -146,8 +149,8 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, beside SwiGLU or a
-    /// rest, or after [`Linear::with_append`].
+    /// [`ErrorKind::Argument`] for a `rope_dim` that is 0 or odd, rows of 2^32 elements or more, beside SwiGLU, a
+    /// rest or a scale, or after [`Linear::with_append`].
     pub fn with_tail(self, rope_dim: usize, rotation: RopePairs) -> Result<Self> {
         if rope_dim == 0 || !rope_dim.is_multiple_of(2) {
             return Err(ErrorKind::argument("rope_dim", format!("{rope_dim} is not an even number above 0")));
@@ -155,8 +158,8 @@ impl Linear {
         let w = &self.weight;
         let (heads, width) = (w.heads(), w.in_dim().max(w.out_dim()));
         sum_of_products("rope_dim", &[&[heads, width], &[heads, rope_dim]], MOST_ROW)?;
-        if self.swiglu || self.rest.is_some() || self.cached.is_some() {
-            return Err(ErrorKind::argument("tail", "this linear has SwiGLU or a rest, or appends"));
+        if self.swiglu || self.rest.is_some() || self.cached.is_some() || self.scale != 1.0 {
+            return Err(ErrorKind::argument("tail", "this linear has SwiGLU, a rest or a scale, or appends"));
         }
         Ok(Linear { tail: Some((rope_dim, rotation)), ..self.without_kernels() })
     }
@@ -167,13 +170,14 @@ impl Linear {
     /// # Errors
     ///
     /// [`ErrorKind::Argument`] for several heads, beside a tail, after [`Linear::with_append`], for a norm with gaps
-    /// ([`RmsNorm::with_gap`]), or where the norm before the product has another `eps`.
+    /// ([`RmsNorm::with_gap`]) or that is joined or adding, or where the norm before the product has another `eps`.
     pub fn with_rest(self, norm: RmsNorm) -> Result<Self> {
         if self.weight.heads() != 1 || self.tail.is_some() || self.cached.is_some() {
             return Err(ErrorKind::argument("rest", "this linear has several heads or a tail, or appends"));
         }
-        if norm.gap() > 0 {
-            return Err(ErrorKind::argument("rest", format!("has gaps of {} elements", norm.gap())));
+        if !norm.is_plain() {
+            let why = format!("has gaps of {} elements, or is joined or adding", norm.gap());
+            return Err(ErrorKind::argument("rest", why));
         }
         match &self.norm {
             Some((_, eps)) if *eps != norm.shape().eps => {
@@ -225,6 +229,21 @@ impl Linear {
             return Err(ErrorKind::Unsupported { what }.into());
         }
         Ok(Linear { tiles: vec![tile], ..self }.without_kernels())
+    }
+
+    /// The same with outputs multiplied by a number, biases included: Granite's residual multiplier, or the scale of logits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for what is not finite, beside SwiGLU or a tail, or after [`Linear::with_append`].
+    pub fn with_scale(self, scale: f32) -> Result<Self> {
+        if !scale.is_finite() {
+            return Err(ErrorKind::argument("scale", format!("{scale} is not finite")));
+        }
+        if self.swiglu || self.tail.is_some() || self.cached.is_some() {
+            return Err(ErrorKind::argument("scale", "this linear has SwiGLU or a tail, or appends"));
+        }
+        Ok(Linear { scale, ..self })
     }
 
     fn without_kernels(mut self) -> Self {

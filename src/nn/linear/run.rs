@@ -28,6 +28,7 @@ params!(Params {
     rest_tail: u32,
     slot_count: u32,
     slab_pages: u32,
+    scale: f32,
 });
 #[cfg(test)]
 pub(in crate::nn) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
@@ -256,6 +257,7 @@ impl Linear {
             rest_tail: word(rest.map_or(0, |s| s.tail)),
             slot_count: word(layer.map_or(0, KvView::slot_count)),
             slab_pages: word(layer.map_or(0, |layer| layer.pool.slab_pages())),
+            scale: self.scale,
         }
     }
 }

@@ -1,0 +1,73 @@
+//! The architectures of GGUF files, as data: what a file's keys do not say. Pure.
+
+use super::layers::{BlockNorms, QkNorm};
+
+/// What is known of the files of a `general.architecture` beside their metadata.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Architecture {
+    pub(super) name: &'static str,
+    /// Projections that have a bias; none for those that a file has.
+    pub(super) biases: Option<&'static [&'static str]>,
+    pub(super) qk_norm: QkNorm,
+    pub(super) norms: BlockNorms,
+    /// Whether queries, keys and values are one matrix, and whether gate and up are.
+    pub(super) fused: (bool, bool),
+    /// Whether attention is through latents (MLA).
+    pub(super) latent: bool,
+    /// Whether neighbours rotate together, not halves.
+    pub(super) interleaved: bool,
+    /// Whether rows of queries and keys, which rotate in halves, lie as neighbours rotate: llama.cpp's writers order them so, of Llamas
+    /// alone.
+    pub(super) reordered: bool,
+    /// Whether a part of a head may rotate.
+    pub(super) partial: bool,
+    /// Whether there may be experts, and whether their weights are normalised where the key is missing.
+    pub(super) experts: Option<bool>,
+    /// Whether `embedding_scale` and others of Granite are there.
+    pub(super) multipliers: bool,
+    /// Every so many layers there is one that does not rotate, which no key says.
+    pub(super) still_every: Option<usize>,
+}
+
+const PLAIN: Architecture = Architecture {
+    name: "",
+    biases: Some(&[]),
+    qk_norm: QkNorm::None,
+    norms: BlockNorms::Before,
+    fused: (false, false),
+    latent: false,
+    interleaved: false,
+    reordered: false,
+    partial: false,
+    experts: None,
+    multipliers: false,
+    still_every: None,
+};
+const LLAMA: Architecture = Architecture { name: "llama", biases: None, reordered: true, experts: Some(true), ..PLAIN };
+const QWEN3: Architecture = Architecture { name: "qwen3", qk_norm: QkNorm::Heads, ..PLAIN };
+
+pub(super) const ARCHITECTURES: [Architecture; 10] = [
+    LLAMA,
+    Architecture { name: "qwen2", biases: Some(&["q_proj", "k_proj", "v_proj"]), ..PLAIN },
+    QWEN3,
+    Architecture { name: "qwen3moe", experts: Some(true), ..QWEN3 },
+    Architecture { name: "phi3", fused: (true, true), partial: true, ..PLAIN },
+    Architecture { name: "deepseek2", biases: None, latent: true, interleaved: true, experts: Some(false), ..PLAIN },
+    Architecture { name: "granite", experts: None, multipliers: true, ..LLAMA },
+    Architecture { name: "smollm3", experts: None, still_every: Some(4), ..LLAMA },
+    Architecture { name: "olmo2", qk_norm: QkNorm::Whole, norms: BlockNorms::After, ..PLAIN },
+    Architecture {
+        name: "glm4",
+        biases: None,
+        norms: BlockNorms::Around,
+        fused: (false, true),
+        interleaved: true,
+        partial: true,
+        ..PLAIN
+    },
+];
+
+/// What `general.architecture` may be.
+pub(super) fn names() -> Vec<&'static str> {
+    ARCHITECTURES.iter().map(|architecture| architecture.name).collect()
+}

@@ -1,0 +1,166 @@
+//! The published families, as data: a row says what a family's layers have that its keys do not say. Adding a family that has
+//! nothing new adds a row. Pure.
+
+use super::layers::{BlockNorms, QkNorm};
+use super::names::TensorNames;
+
+/// What is known of the models of a `model_type` beside their `config.json`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Family {
+    pub(super) model_type: &'static str,
+    /// Projections that have a bias in all models.
+    pub(super) biases: &'static [&'static str],
+    /// Those that have one where `attention_bias` is true.
+    pub(super) attention_bias: &'static [&'static str],
+    /// And where `mlp_bias` is.
+    pub(super) mlp_bias: &'static [&'static str],
+    /// What `attention_bias` is where the key is missing.
+    pub(super) usual_bias: bool,
+    pub(super) qk_norm: QkNorm,
+    pub(super) norms: BlockNorms,
+    pub(super) names: TensorNames,
+    /// Whether queries, keys and values are one matrix, and whether gate and up are.
+    pub(super) fused: (bool, bool),
+    /// Whether attention is through latents (MLA).
+    pub(super) latent: bool,
+    pub(super) experts: FamilyExperts,
+    pub(super) window: FamilyWindow,
+    pub(super) pairs: FamilyPairs,
+    /// Width of a head where the key is missing; none for `hidden_size / num_attention_heads`.
+    pub(super) head_dim: Option<usize>,
+    /// Whether a part of a head may rotate, and which part where `partial_rotary_factor` is missing.
+    pub(super) partial: Option<f64>,
+    /// `rope_theta` where it is missing.
+    pub(super) theta: f64,
+    /// Whether there are `embedding_multiplier` and others of Granite.
+    pub(super) multipliers: bool,
+    /// Whether `no_rope_layers` says which layers rotate (SmolLM3).
+    pub(super) some_rotate: bool,
+}
+
+/// By which keys experts are described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FamilyExperts {
+    None,
+    Mixtral,
+    Qwen3,
+    DeepSeekV2,
+    /// DeepSeek-V3 and GLM-4.7.
+    DeepSeekV3,
+}
+
+/// Which layers have the window of `sliding_window`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FamilyWindow {
+    None,
+    /// All, if it is not null.
+    All,
+    /// All or none, by `use_sliding_window` and `max_window_layers`.
+    Asked,
+}
+
+/// Which elements rotate together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FamilyPairs {
+    Halves,
+    Neighbours,
+    /// Neighbours, unless `rope_interleave` is false.
+    Asked,
+}
+
+const QKV: &[&str] = &["q_proj", "k_proj", "v_proj"];
+const QKVO: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj"];
+const LATENTS: &[&str] = &["q_a_proj", "kv_a_proj_with_mqa", "o_proj"];
+const MLP: &[&str] = &["gate_proj", "up_proj", "down_proj"];
+
+const PLAIN: Family = Family {
+    model_type: "",
+    biases: &[],
+    attention_bias: &[],
+    mlp_bias: &[],
+    usual_bias: false,
+    qk_norm: QkNorm::None,
+    norms: BlockNorms::Before,
+    names: TensorNames::Published,
+    fused: (false, false),
+    latent: false,
+    experts: FamilyExperts::None,
+    window: FamilyWindow::None,
+    pairs: FamilyPairs::Halves,
+    head_dim: None,
+    partial: None,
+    theta: 1e4,
+    multipliers: false,
+    some_rotate: false,
+};
+const LLAMA: Family = Family { model_type: "llama", attention_bias: QKVO, mlp_bias: MLP, ..PLAIN };
+const QWEN3: Family = Family {
+    model_type: "qwen3",
+    attention_bias: QKVO,
+    qk_norm: QkNorm::Heads,
+    window: FamilyWindow::Asked,
+    head_dim: Some(128),
+    ..PLAIN
+};
+const DEEPSEEK_V3: Family = Family {
+    model_type: "deepseek_v3",
+    attention_bias: LATENTS,
+    latent: true,
+    experts: FamilyExperts::DeepSeekV3,
+    pairs: FamilyPairs::Asked,
+    ..PLAIN
+};
+/// GLM-4's first form, `glm`.
+const GLM: Family = Family {
+    model_type: "glm",
+    attention_bias: QKV,
+    usual_bias: true,
+    fused: (false, true),
+    pairs: FamilyPairs::Neighbours,
+    head_dim: Some(128),
+    partial: Some(0.5),
+    ..PLAIN
+};
+
+/// All that are read, beside this crate's own folders.
+pub(super) const FAMILIES: [Family; 15] = [
+    LLAMA,
+    Family { model_type: "mistral", window: FamilyWindow::All, ..PLAIN },
+    Family {
+        model_type: "mixtral",
+        names: TensorNames::Mixtral,
+        experts: FamilyExperts::Mixtral,
+        window: FamilyWindow::All,
+        ..PLAIN
+    },
+    Family { model_type: "qwen2", biases: QKV, window: FamilyWindow::Asked, ..PLAIN },
+    QWEN3,
+    Family { model_type: "qwen3_moe", experts: FamilyExperts::Qwen3, ..QWEN3 },
+    Family { model_type: "phi3", fused: (true, true), window: FamilyWindow::All, partial: Some(1.0), ..PLAIN },
+    Family {
+        model_type: "deepseek_v2",
+        mlp_bias: MLP,
+        experts: FamilyExperts::DeepSeekV2,
+        pairs: FamilyPairs::Neighbours,
+        ..DEEPSEEK_V3
+    },
+    DEEPSEEK_V3,
+    Family { model_type: "glm4_moe_lite", ..DEEPSEEK_V3 },
+    Family { model_type: "granite", multipliers: true, ..LLAMA },
+    Family { model_type: "smollm3", some_rotate: true, theta: 2e6, ..LLAMA },
+    Family {
+        model_type: "olmo2",
+        attention_bias: QKVO,
+        qk_norm: QkNorm::Whole,
+        norms: BlockNorms::After,
+        names: TensorNames::Olmo2,
+        ..PLAIN
+    },
+    Family { model_type: "glm4", norms: BlockNorms::Around, ..GLM },
+    GLM,
+];
+
+/// What `model_type` may be.
+pub(super) fn names() -> Vec<&'static str> {
+    std::iter::once("latten").chain(FAMILIES.iter().map(|family| family.model_type)).collect()
+}
