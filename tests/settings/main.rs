@@ -27,6 +27,7 @@ fn options_come_back() {
         kv_dtype: DType::I4,
         window: Some(80),
         keep_first: 4,
+        max_tokens: Some(700),
         prefill: PrefillPath::From(300),
     };
     let penalties = Penalties { repetition: 1.25, presence: -0.5, frequency: 0.125, window: 64 };
