@@ -105,6 +105,12 @@ pub(crate) struct Args {
     /// With these: most guesses per step; without it 4
     #[arg(long, value_name = "N", requires = "who guesses", value_parser = count)]
     pub(crate) guesses: Option<usize>,
+    /// Devices that have a part of the model each; adapters, or where there are too few several devices of one
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "profile", value_parser = count)]
+    pub(crate) ranks: usize,
+    /// Divide attention among them by the tokens of a sequence, not by heads
+    #[arg(long)]
+    pub(crate) by_context: bool,
     /// Dispatches, submits and microseconds per token, what each kernel takes of it, and the time from loading to the first token
     #[arg(long)]
     pub(crate) profile: bool,

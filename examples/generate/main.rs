@@ -4,12 +4,15 @@
 //! models; elsewhere with `--model DIR`.
 
 use latten::cache::{saved_info, LoadedSequence, SaveSequence};
-use latten::model::{continue_sequence, PrefillPath, Session, SessionOptions, Tokenizer};
+use latten::model::{continue_sequence, Decoder, LoadOptions, PrefillPath, SessionOptions, Tokenizer};
+use latten::parallel::local::LocalRank;
+use latten::parallel::Shard;
 use latten::{Gpu, GpuOptions, SeqId, Tier};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 mod arguments;
@@ -22,6 +25,8 @@ mod cold_start;
 mod guesses;
 pub(crate) mod loading;
 mod profile;
+#[path = "../shared/ranks.rs"]
+mod ranks;
 #[path = "../shared/repository.rs"]
 mod repository;
 mod several;
@@ -31,6 +36,7 @@ mod warnings;
 pub(crate) use arguments::{parse, Args};
 use cold_start::ColdStart;
 use profile::{print_profile, profiled, Profile};
+use ranks::{Followers, Led};
 
 /// What stops the program: a message, or a reader of the output that has gone away.
 pub(crate) enum Stop {
@@ -75,7 +81,7 @@ struct Report {
 
 /// A session with the sequence that the text goes on from, and all tokens of it; which may be more than it holds.
 struct Opened {
-    session: Session,
+    session: Led,
     sequence: SeqId,
     tokens: Vec<u32>,
     tokenizer: Tokenizer,
@@ -94,7 +100,8 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     let (weights, kv_dtype) = args.types();
     gpu.take_compile_times();
     let begun = Instant::now();
-    let decoder = loading::load(gpu, folder, weights, args.integer_dot)?;
+    let (rank, shard, followers) = ranks(folder, args)?;
+    let decoder = loading::load(gpu, folder, (weights, args.integer_dot), shard)?;
     let load = begun.elapsed();
     let mut options = SessionOptions {
         kv_dtype,
@@ -114,7 +121,7 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
         let seen = args.keep_first.saturating_add(window).saturating_add(options.chunk + 4 * options.page_size);
         options.cache_tokens = options.cache_tokens.min(seen.saturating_add(saved));
     }
-    let mut session = Session::new(&decoder, options)?;
+    let mut session = Led::new(ranks::session(&decoder, options, rank)?, followers);
     let cold_start = match args.profile && !prompt.is_empty() {
         true => Some(profile::cold_start(&mut session, &prompt, (begun, load)).await?),
         false => None,
@@ -128,6 +135,34 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     };
     tokens.extend(prompt);
     Ok(Opened { session, sequence, tokens, tokenizer, cold_start })
+}
+
+/// This program's first rank, its part of the model, and the ranks that follow it.
+type Started = (Option<LocalRank>, Shard, Option<Followers>);
+
+/// Starts the other ranks, if there are any.
+fn ranks(folder: &str, args: &Args) -> Result<Started, Stop> {
+    if args.ranks == 1 {
+        return Ok((None, Shard::whole(), None));
+    }
+    let (folder, weights, integer_dot) = (folder.to_string(), args.types().0, args.integer_dot);
+    let load = move |gpu: &Gpu, shard| {
+        Decoder::load_with(gpu, &folder, LoadOptions { shard, integer_dot, ..LoadOptions::of(weights) })
+    };
+    let options = GpuOptions { pipeline_cache: None, ..gpu_options(args) };
+    let (rank, shard, followers) = ranks::start(args.ranks, args.by_context, &options, Arc::new(load))?;
+    Ok((Some(rank), shard, Some(followers)))
+}
+
+fn gpu_options(args: &Args) -> GpuOptions {
+    GpuOptions {
+        adapter: args.adapter.clone(),
+        profile: args.profile,
+        pipeline_cache: args.pipelines.clone().map(Into::into),
+        // The best there is, the experimental kernels too where they pass their self-test.
+        tier: Some(Tier::Matrix),
+        ..Default::default()
+    }
 }
 
 async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -> Result<Report, Stop> {
@@ -167,14 +202,16 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
         writeln!(out, "{} tokens kept in {path}\n", tokens.len())?;
     }
 
+    // Where ranks divide sequences, the mean of all tokens.
+    let token_bytes = (session.cache().page_bytes() / session.cache().pages().size as u64) as usize;
     // The last token is not fed, and a window holds whole pages.
     let cached_bytes = match args.window {
-        None => session.cache().token_bytes() * session.len(sequence)?,
+        None => token_bytes * session.len(sequence)?,
         Some(_) => session.stats().bytes as usize,
     };
     session.remove(sequence)?;
     let profile = if args.profile { profiled(gpu, &mut session, &input, args).await? } else { Default::default() };
-    let heads = config.layout()?;
+    let elements = session.cache().heads().kv_dim() * config.layers;
     let (prefill, decode) = ((first_at - start).as_secs_f64(), (last_at - first_at).as_secs_f64());
     let per_token = |from: u64, to: u64| (to - from) as f64 / (made.len() - 1) as f64;
     Ok(Report {
@@ -182,8 +219,8 @@ async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut impl Write) -
         prefill_ms: 1e3 * prefill,
         prefill_rate: input.len() as f64 / prefill,
         decode_rate: (made.len() - 1) as f64 / decode,
-        kv_elements: heads.kv_dim() * config.layers,
-        kv_bytes: session.cache().token_bytes(),
+        kv_elements: elements * token_bytes / session.cache().token_bytes(),
+        kv_bytes: token_bytes,
         cached_bytes,
         dispatches: per_token(counted[0].dispatches, counted[1].dispatches),
         submits: per_token(counted[0].submits, counted[1].submits),
@@ -217,15 +254,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Stop> {
 pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop> {
     let folders = args.folders();
     folders.iter().chain(&args.draft).try_for_each(repository::here).map_err(Stop::Failed)?;
-    let options = GpuOptions {
-        adapter: args.adapter.clone(),
-        profile: args.profile,
-        pipeline_cache: args.pipelines.clone().map(Into::into),
-        // The best there is, the experimental kernels too where they pass their self-test.
-        tier: Some(Tier::Matrix),
-        ..Default::default()
-    };
-    let gpu = Gpu::with_options(options).await?;
+    let gpu = Gpu::with_options(gpu_options(args)).await?;
     let (mut reports, mut lines, mut lines_of_guesses) = (Vec::new(), Vec::new(), Vec::new());
     for model in &folders {
         match args.several() {
@@ -235,7 +264,8 @@ pub(crate) async fn run_to(args: &Args, out: &mut impl Write) -> Result<(), Stop
         }
     }
     let (weights, cache) = args.types();
-    writeln!(out, "{}, {weights} weights, {cache} cache", gpu.capabilities().adapter)?;
+    let ranks = if args.ranks > 1 { format!(", each of {} ranks", args.ranks) } else { String::new() };
+    writeln!(out, "{}, {weights} weights, {cache} cache{ranks}", gpu.capabilities().adapter)?;
     if args.several().is_some() {
         return Ok(several::print(out, &lines)?);
     }

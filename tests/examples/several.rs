@@ -18,6 +18,27 @@ fn texts(args: &str) -> String {
     }
 }
 
+/// What follows is no part of what is compared: times, and which adapter it was.
+fn text_and_bytes(out: &str) -> (String, Vec<usize>) {
+    let (text, table) = out.split_once("\n\n").unwrap();
+    let row = table.lines().find(|line| line.starts_with("mla  ")).unwrap();
+    let words: Vec<&str> = row.split_whitespace().collect();
+    // Behind each number its unit: elements, B, B.
+    let numbers = words[words.len() - 6..].chunks(2).map(|pair| pair[0].parse().unwrap());
+    (text.into(), numbers.collect())
+}
+
+#[test]
+fn generate_of_several_ranks_writes_the_text_of_one() {
+    let (want, alone) = text_and_bytes(&texts("--tokens 40 --temperature 0 --kv-dtype f32"));
+    let (text, by_heads) = text_and_bytes(&texts("--tokens 40 --temperature 0 --kv-dtype f32 --ranks 2"));
+    assert_eq!((&text, &by_heads), (&want, &alone), "the cache of MLA is whole on each");
+    let by_context = "--tokens 40 --temperature 0 --kv-dtype f32 --ranks 2 --by-context";
+    let (text, halves) = text_and_bytes(&texts(by_context));
+    assert_eq!(text, want);
+    assert_eq!(halves.iter().map(|n| 2 * n).collect::<Vec<_>>(), alone);
+}
+
 #[test]
 fn generate_prints_several_texts_the_best_first() {
     let folder = std::env::temp_dir().join(format!("latten-several-{}", std::process::id()));

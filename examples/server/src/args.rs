@@ -27,6 +27,13 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = weight_types(WEIGHT_TYPES))]
     pub weights: WeightType,
 
+    /// Devices that have a part of the model each; adapters, or where there are too few several devices of one
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
+    pub ranks: usize,
+    /// Divide attention among them by the tokens of a sequence, not by heads
+    #[arg(long)]
+    pub by_context: bool,
+
     /// The address to listen at; another than this computer's own lets others in
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub host: String,
@@ -40,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,
 
-    /// Bytes of the cache, as 4GiB; without it what --max-batch requests of --context tokens need twice, up to 1 GiB
+    /// Bytes of the cache on each device, as 4GiB; without it what --max-batch requests of --context tokens need twice, up to 1 GiB
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub cache_bytes: Option<u64>,
     /// Element type of the cache

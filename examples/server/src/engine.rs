@@ -344,17 +344,18 @@ impl Engine {
         );
     }
 
-    /// After a step that failed: a device that is lost gives no more answers; whatever else it is, the requests of that step are
+    /// After a step that failed: a device or a rank that is lost gives no more answers; whatever else it is, the requests of that step are
     /// ended, and others may come.
     fn fail_all(&mut self, error: latten::Error) -> Result<(), latten::Error> {
         error!(%error, "a step failed");
         let api = match error.kind() {
             ErrorKind::DeviceLost { .. } => ApiError::unavailable("device_lost", "the GPU is lost; the server ends"),
+            ErrorKind::Rank { .. } => ApiError::unavailable("device_lost", "one of the GPUs is lost; the server ends"),
             _ => ApiError::of(&error),
         };
         let all: Vec<u64> = self.jobs.keys().copied().collect();
         all.into_iter().for_each(|id| self.end_job(id, End::Failed(api.clone())));
-        if !matches!(error.kind(), ErrorKind::DeviceLost { .. }) {
+        if !matches!(error.kind(), ErrorKind::DeviceLost { .. } | ErrorKind::Rank { .. }) {
             return Ok(());
         }
         // No step tells of their end.

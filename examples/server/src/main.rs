@@ -13,6 +13,8 @@ mod metrics;
 mod model;
 #[path = "../../shared/random_models.rs"]
 mod random_models;
+#[path = "../../shared/ranks.rs"]
+mod ranks;
 #[path = "../../shared/arguments.rs"]
 mod shared_arguments;
 #[path = "../../shared/repository.rs"]
@@ -126,7 +128,8 @@ fn start(app: &Arc<App>) -> Receiver<Result<(), String>> {
     std::thread::spawn(move || {
         let run = || {
             let begun = Instant::now();
-            let (served, scheduler) = model::load(&app.args)?;
+            // Those that follow end when the session of the engine does.
+            let (_followers, served, scheduler) = model::load(&app.args)?;
             let (commands, taken) = std::sync::mpsc::channel();
             let (name, context) = (served.name.clone(), served.context);
             let pages = scheduler.session().cache().pages().count;

@@ -3,13 +3,16 @@
 use crate::args::Args;
 use crate::errors::ApiError;
 use crate::random_models::Weights;
+use crate::ranks::{self, Followers};
 use crate::shared_repository;
 use latten::cache::Pages;
 use latten::model::{
     ChatTemplate, Decoder, Grammar, GrammarCompiler, LoadOptions, Message, Scheduler, Session, SessionOptions,
     Tokenizer,
 };
-use latten::{DType, Gpu, SplitPolicy};
+use latten::parallel::local::LocalRank;
+use latten::parallel::Shard;
+use latten::{ErrorKind, Gpu, GpuOptions, SplitPolicy};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -62,33 +65,53 @@ impl Served {
     }
 }
 
-/// Loads what the arguments name, and makes room for its requests.
+/// A part of the model that the arguments name.
+fn part(args: &Args, gpu: &Gpu, shard: Shard) -> latten::Result<Decoder> {
+    let options = LoadOptions { shard, ..LoadOptions::of(args.weights) };
+    match args.random_weights {
+        Some(shape) => {
+            let config = shape.size.config(shape.variant, RANDOM_POSITIONS)?;
+            let loaded = Weights::new(&shape.size).decoder_with(gpu, &shape.size, &config, options);
+            let refused = |message| ErrorKind::Config { path: "random weights".into(), message }.into();
+            loaded.map(|(decoder, _)| decoder).map_err(refused)
+        }
+        None => Decoder::load_with(gpu, args.model_path(), options),
+    }
+}
+
+/// This process's rank, and what part of the model it has.
+fn first_rank(args: &Args) -> latten::Result<(Option<LocalRank>, Shard, Option<Followers>)> {
+    if args.ranks == 1 {
+        return Ok((None, Shard::whole(), None));
+    }
+    let of_others = args.clone();
+    let load = move |gpu: &Gpu, shard| part(&of_others, gpu, shard);
+    let (rank, shard, followers) = ranks::start(args.ranks, args.by_context, &GpuOptions::default(), Arc::new(load))?;
+    Ok((Some(rank), shard, Some(followers)))
+}
+
+/// Loads what the arguments name, and makes room for its requests. What comes first is to be dropped last: the ranks that follow this one,
+/// if there are any.
 ///
 /// Errors: in words, for whoever started the server.
-pub fn load(args: &Args) -> Result<(Served, Scheduler), String> {
+pub fn load(args: &Args) -> Result<(Option<Followers>, Served, Scheduler), String> {
     let words = |e: latten::Error| e.to_string();
     let gpu = pollster::block_on(Gpu::new()).map_err(words)?;
-    let (decoder, tokenizer, template) = match args.random_weights {
-        Some(shape) => {
-            let config = shape.size.config(shape.variant, RANDOM_POSITIONS).map_err(words)?;
-            let dtype = match args.weights.to_string().as_str() {
-                "f32" => DType::F32,
-                "i8" => DType::I8,
-                "f16" => DType::F16,
-                other => return Err(format!("random weights are f16, f32 or i8, not {other}")),
-            };
-            let (decoder, _) = Weights::new(&shape.size).decoder(&gpu, &shape.size, &config, dtype)?;
-            (decoder, Tokenizer::bytes(), None)
+    let (tokenizer, template) = match args.random_weights {
+        Some(_) if !["f32", "i8", "f16"].contains(&args.weights.to_string().as_str()) => {
+            return Err(format!("random weights are f16, f32 or i8, not {}", args.weights));
         }
+        Some(_) => (Tokenizer::bytes(), None),
         None => {
             let path = args.model_path();
             shared_repository::here(&path)?;
-            let tokenizer = Tokenizer::from_folder(&path).map_err(words)?;
             let template = ChatTemplate::from_folder(&path).map_err(words)?;
-            let decoder = Decoder::load_with(&gpu, &path, LoadOptions::of(args.weights)).map_err(words)?;
-            (decoder, tokenizer, template)
+            (Tokenizer::from_folder(&path).map_err(words)?, template)
         }
     };
+    let (rank, shard, followers) = first_rank(args).map_err(words)?;
+    // Where this fails the others hear of it: the rank goes, and they end.
+    let decoder = part(args, &gpu, shard).map_err(words)?;
     let template = match &args.chat_template {
         Some(file) => {
             let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
@@ -98,7 +121,7 @@ pub fn load(args: &Args) -> Result<(Served, Scheduler), String> {
         None => template,
     };
     let context = args.context.unwrap_or(decoder.config().max_positions);
-    let session = session(args, &decoder, context)?;
+    let session = session(args, &decoder, context, rank)?;
     let context = match session.cache().pages() {
         pages if args.window.is_none() => context.min(session.max_positions()).min(pages.count * pages.size),
         _ => context.min(session.max_positions()),
@@ -114,15 +137,20 @@ pub fn load(args: &Args) -> Result<(Served, Scheduler), String> {
         context,
         grammars: OnceLock::new(),
     };
-    Ok((served, Scheduler::new(session).with_tokenizer(tokenizer)))
+    Ok((followers, served, Scheduler::new(session).with_tokenizer(tokenizer)))
 }
 
 /// Room for the requests: as many pages as the bytes allow.
-fn session(args: &Args, decoder: &Decoder, context: usize) -> Result<Session, String> {
+fn session(args: &Args, decoder: &Decoder, context: usize, rank: Option<LocalRank>) -> Result<Session, String> {
     let words = |e: latten::Error| e.to_string();
-    let config = decoder.config();
-    let heads = config.layout().map_err(words)?;
-    let within = |bytes| Pages::within(bytes, &heads, args.kv_dtype, args.page_size, config.layers).map_err(words);
+    let (config, shard) = (decoder.config(), decoder.shard());
+    let heads = config.layout().and_then(|heads| heads.shard(shard)).map_err(words)?.layout;
+    // By context, a page is as many bytes of each rank less.
+    let parts = if shard.is_by_context() { shard.size() as u64 } else { 1 };
+    let within = |bytes: u64| {
+        let bytes = bytes.saturating_mul(parts);
+        Pages::within(bytes, &heads, args.kv_dtype, args.page_size, config.layers).map_err(words)
+    };
     let pages = match args.cache_bytes {
         Some(bytes) => within(bytes)?.count,
         None => {
@@ -141,7 +169,7 @@ fn session(args: &Args, decoder: &Decoder, context: usize) -> Result<Session, St
         keep_first: args.keep_first,
         ..SessionOptions::default()
     };
-    let mut session = Session::new(decoder, options).map_err(words)?;
+    let mut session = ranks::session(decoder, options, rank).map_err(words)?;
     if let Some(tokens) = args.fixed_split {
         session = session.with_policy(SplitPolicy::FixedTokens(tokens));
     }

@@ -6,3 +6,4 @@ mod bad;
 mod client;
 mod ends;
 mod many;
+mod ranks;
