@@ -2,7 +2,6 @@
 
 use super::{loading, open, Args, Opened, Stop};
 use latten::model::{generate, generate_speculative, Drafter, Session, SessionOptions, Speculated, SpeculativeOptions};
-use latten::parallel::Shard;
 use latten::Gpu;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -50,7 +49,7 @@ pub(crate) async fn run_model(gpu: &Gpu, folder: &str, args: &Args, out: &mut im
     let variant = config.variant();
     let mut draft = match &args.draft {
         Some(folder) => {
-            let decoder = loading::load(gpu, folder, (args.types().0, args.integer_dot), Shard::whole())?;
+            let decoder = loading::load(gpu, folder, args.types().0, args.integer_dot)?;
             let kv_dtype = args.types().1;
             let cache_tokens = tokens.len() + args.options().max_new_tokens;
             let options = SessionOptions { kv_dtype, cache_tokens, ..Default::default() };

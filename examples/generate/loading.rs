@@ -4,28 +4,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 use latten::cache::Progress;
 use latten::model::{Decoder, LoadOptions};
 use latten::nn::WeightType;
-use latten::parallel::Shard;
 use latten::Gpu;
 use std::time::{Duration, Instant};
 
 /// What is loaded sooner has no bar.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// [`Decoder::load`] of a part with a bar of how far it is; with dot products of bytes, if so wanted.
-pub(crate) fn load(
-    gpu: &Gpu,
-    folder: &str,
-    (kind, integer_dot): (WeightType, bool),
-    shard: Shard,
-) -> latten::Result<Decoder> {
+/// [`Decoder::load`] with a bar of how far it is; with dot products of bytes, if so wanted.
+pub(crate) fn load(gpu: &Gpu, folder: &str, kind: impl Into<WeightType>, integer_dot: bool) -> latten::Result<Decoder> {
+    load_part(gpu, folder, LoadOptions { integer_dot, ..LoadOptions::of(kind) })
+}
+
+/// The same of a rank's part, and with other options.
+pub(crate) fn load_part(gpu: &Gpu, folder: &str, options: LoadOptions<'_>) -> latten::Result<Decoder> {
     let (start, bar) = (Instant::now(), bar(folder));
     let progress = |now: Progress| {
         if start.elapsed() >= PAUSE {
             show(&bar, now);
         }
     };
-    let options = LoadOptions { progress: Some(&progress), integer_dot, shard, ..LoadOptions::of(kind) };
-    let loaded = Decoder::load_with(gpu, folder, options);
+    let loaded = Decoder::load_with(gpu, folder, LoadOptions { progress: Some(&progress), ..options });
     bar.finish_and_clear();
     loaded
 }

@@ -101,7 +101,8 @@ async fn open(gpu: &Gpu, folder: &str, args: &Args) -> Result<Opened, Stop> {
     gpu.take_compile_times();
     let begun = Instant::now();
     let (rank, shard, followers) = ranks(folder, args)?;
-    let decoder = loading::load(gpu, folder, (weights, args.integer_dot), shard)?;
+    let part = LoadOptions { shard, integer_dot: args.integer_dot, ..LoadOptions::of(weights) };
+    let decoder = loading::load_part(gpu, folder, part)?;
     let load = begun.elapsed();
     let mut options = SessionOptions {
         kv_dtype,

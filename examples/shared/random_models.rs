@@ -160,6 +160,7 @@ impl Weights {
     }
 
     /// The model on the device, its matrices in `dtype`, and how long loading it took.
+    #[allow(dead_code)]
     pub fn decoder(
         &self,
         gpu: &Gpu,

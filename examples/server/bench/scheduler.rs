@@ -13,6 +13,8 @@ mod errors;
 mod model;
 #[path = "../../shared/random_models.rs"]
 mod random_models;
+#[path = "../../shared/ranks.rs"]
+mod ranks;
 #[path = "../../shared/arguments.rs"]
 mod shared_arguments;
 #[path = "../../shared/repository.rs"]
@@ -55,7 +57,7 @@ type Times = [f64; 3];
 
 fn main() -> Result<(), String> {
     let load = Load::parse();
-    let (served, mut scheduler) = model::load(&load.args)?;
+    let (_followers, served, mut scheduler) = model::load(&load.args)?;
     let mut random = fastrand::Rng::with_seed(1);
     let vocab = served.vocab.min(256) as u32;
     let mut prompt = || (0..load.prompt).map(|_| random.u32(0..vocab)).collect::<Vec<u32>>();
