@@ -114,7 +114,7 @@ pub use grammar::{Grammar, GrammarCompiler};
 pub use layers::{Attention, AttentionArgs, ExplicitPrefill, PrefillPath};
 pub use sampler::random::SplitMix64;
 pub use sampler::{Constraint, Draw, Drawn, Sampler, TokenMask};
-pub use serve::{Event, Finished, Request, RequestId, Scheduler};
+pub use serve::{Event, Finished, Request, RequestId, Scheduler, StopStrings};
 pub use session::{follow, DrawSource, Samplers, Session, SessionOptions, TokenStream, TokensAndLogits};
 #[cfg(feature = "tokenizers")]
 pub use text::{ChatTemplate, Message};

@@ -5,9 +5,9 @@ use crate::device::{device_of, Device};
 use crate::error::{argument, busy, Result, Thrown};
 use crate::layout::CACHE_DTYPES;
 use crate::options::{object, Options};
+use generate::{generate, Generate};
 use js_sys::{Float32Array, Function, Promise, Uint32Array, Uint8Array};
-use latten::model::{Config, Decoder, Draw, Session, SessionOptions, SplitMix64, Utf8Stream, WeightBytes};
-use latten::nn::Sampling;
+use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
 use latten::{CacheStats, DType, ErrorKind, GpuOptions};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -16,6 +16,8 @@ use wasm_bindgen_futures::future_to_promise;
 
 #[path = "fetch.rs"]
 mod fetch;
+#[path = "generate.rs"]
+mod generate;
 
 /// A model with a KV cache, on a device.
 #[wasm_bindgen]
@@ -188,91 +190,6 @@ fn info(config: &Config, kv_elements: usize, kv_bytes: usize) -> JsValue {
         ("kvElementsPerToken", size(kv_elements)),
         ("kvBytesPerToken", size(kv_bytes)),
     ])
-}
-
-/// Of `Model.generate`.
-struct Generate {
-    max_new_tokens: usize,
-    sampling: Sampling,
-    seed: u64,
-}
-
-impl Generate {
-    fn new(value: &JsValue) -> Result<Self> {
-        let o = Options::new("options", value, &["maxNewTokens", "temperature", "topP", "seed"])?;
-        let seed = o.number("seed", 0.0..=9_007_199_254_740_991.0)?.unwrap_or(0.0);
-        if seed.fract() != 0.0 {
-            return Err(o.bad("seed", format!("{seed} is no whole number")));
-        }
-        Ok(Generate {
-            max_new_tokens: o.size("maxNewTokens", 0..=1 << 30)?.unwrap_or(100),
-            sampling: Sampling::new(
-                o.number("temperature", f64::MIN..=f64::MAX)?.unwrap_or(0.0) as f32,
-                o.number("topP", f64::MIN..=f64::MAX)?.unwrap_or(1.0) as f32,
-            ),
-            seed: seed as u64,
-        })
-    }
-}
-
-/// Calls back for one token; false where that is to be the last.
-fn told(on_token: Option<&Function>, text: &str, token: u32) -> Result<bool> {
-    let Some(on_token) = on_token else { return Ok(true) };
-    let answer = on_token.call2(&JsValue::UNDEFINED, &text.into(), &token.into())?;
-    Ok(answer.as_bool() != Some(false))
-}
-
-/// The loop of [`latten::model::generate`], which tells the cache's statistics besides.
-async fn generate(inner: Rc<Inner>, prompt: Vec<u32>, g: Generate, on_token: Option<Function>) -> Result<JsValue> {
-    let mut taken = Taken::from(&inner)?;
-    let session = taken.session()?;
-    let most = session.max_positions();
-    if prompt.len().saturating_add(g.max_new_tokens) > most + 1 {
-        let why =
-            format!("{} after a prompt of {} exceed the model's {most} positions", g.max_new_tokens, prompt.len());
-        return Err(ErrorKind::Argument { name: "max_new_tokens", why }.into());
-    }
-    let sequence = session.insert();
-    let made = continued(&inner, session, sequence, &prompt, &g, on_token.as_ref()).await;
-    session.remove(sequence)?;
-    let (text, tokens) = made?;
-    Ok(object([("text", text.into()), ("tokens", Uint32Array::from(&tokens[..]).into())]))
-}
-
-async fn continued(
-    inner: &Inner,
-    session: &mut Session,
-    sequence: latten::SeqId,
-    prompt: &[u32],
-    g: &Generate,
-    on_token: Option<&Function>,
-) -> Result<(String, Vec<u32>)> {
-    let (mut random, mut utf8) = (SplitMix64::new(g.seed), Utf8Stream::default());
-    let (mut text, mut tokens) = (String::new(), Vec::new());
-    if g.max_new_tokens == 0 {
-        return Ok((text, tokens));
-    }
-    let bytes = inner.config.vocab_size == 256;
-    let draw = |_| Draw { sampling: g.sampling, u: random.uniform() };
-    let mut stream = session.stream(&[(sequence, prompt)], draw)?;
-    while tokens.len() < g.max_new_tokens {
-        let drawn = stream.next(tokens.len() + 1 < g.max_new_tokens).await?;
-        inner.stats.set(stream.session().stats());
-        tokens.extend(&drawn);
-        let mut goes_on = true;
-        for token in drawn {
-            let complete = if bytes { utf8.push(token) } else { String::new() };
-            text.push_str(&complete);
-            goes_on &= told(on_token, &complete, token)?;
-        }
-        if !goes_on {
-            break;
-        }
-    }
-    drop(stream); // what was computed ahead goes with it
-    inner.stats.set(session.stats());
-    text.push_str(&utf8.finish());
-    Ok((text, tokens))
 }
 
 async fn logits(inner: Rc<Inner>, tokens: Vec<u32>) -> Result<JsValue> {

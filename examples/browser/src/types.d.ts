@@ -125,13 +125,40 @@ export interface GenerateOptions {
   temperature?: number;
   /** Default 1. */
   topP?: number;
+  /** So many of the most likely tokens; 0, the default, is all. */
+  topK?: number;
+  /** Tokens with at least this share of the largest probability; default 0. */
+  minP?: number;
+  /** Tokens of typical information that hold this share of the mass; default 1. */
+  typicalP?: number;
+  /** Of tokens in the window, those of the prompt too; in (0, 100], default 1. */
+  repetitionPenalty?: number;
+  /** Of tokens drawn in the window; default 0. */
+  presencePenalty?: number;
+  /** For each time that a token was drawn in the window; default 0. */
+  frequencyPenalty?: number;
+  /** Last tokens that count for penalties; default all. */
+  penaltyWindow?: number;
+  /** Added to the logits of tokens, in -1000..=1000. */
+  logitBias?: Record<number, number>;
+  /** Tell log-probabilities, and those of so many of the most likely tokens, at most 20. */
+  logprobs?: number;
+  /** Texts that end it, where tokens are bytes; none of them is in the text. */
+  stop?: string | string[];
+  /** Tokens that end it. */
+  stopTokens?: Uint32Array | number[];
   /** The same seed gives the same text on the same device; default 0. */
   seed?: number;
 }
 export interface Generated {
   /** Of the new tokens, where tokens are bytes; else empty. */
   text: string;
+  /** All that were drawn, a token that ended it too. */
   tokens: Uint32Array;
+  /** What ended it: maxNewTokens; stop or stopTokens; or the callback. */
+  finished: "length" | "stop" | "callback";
+  /** Of each token by the model's logits as they are, where they are asked for. */
+  logprobs?: { logprob: number; mostLikely: [token: number, logprob: number][] }[];
 }
 /** Gets each token with the text that it completed, as it comes; stops by returning false. */
 export type OnToken = (text: string, token: number) => boolean | void;

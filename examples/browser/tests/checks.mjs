@@ -3,7 +3,7 @@ import { Device, kernelVariants } from "/latten/latten.js";
 import { assert, json, variants } from "./common.mjs";
 import { cacheFreed, defaultLimits, measured } from "./devices.mjs";
 import { badInput, deviceLost, lateErrors } from "./errors.mjs";
-import { model, modelFreed, seeds } from "./models.mjs";
+import { model, modelFreed, sampling, seeds } from "./models.mjs";
 import { vector } from "./vectors.mjs";
 
 const names = (await json("/vectors/names.json")).filter((name) => name.startsWith("kernel_"));
@@ -62,6 +62,7 @@ async function tint() {
 export const checks = {
   ...Object.fromEntries(variants.map((v) => [`vectors_${v}`, () => vectors(v)])),
   ...Object.fromEntries(variants.map((v) => [`model_${v}`, () => model(v)])),
+  sampling,
   seeds,
   measured,
   badInput,

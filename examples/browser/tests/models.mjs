@@ -84,6 +84,71 @@ export async function seeds() {
   return JSON.stringify(a);
 }
 
+/** Cuts, penalties, biases, log-probabilities and what ends a text: each by what it must do to a greedy text. */
+export async function sampling() {
+  const model = await Model.load("/models/gla", { chunk: 8 });
+  const prompt = "ROMEO:\n";
+  const make = (options, on) => model.generate(prompt, { maxNewTokens: 40, ...options }, on);
+  const greedy = await make({});
+  assert(greedy.finished === "length" && greedy.logprobs === undefined, `${greedy.finished}, ${greedy.logprobs}`);
+  for (const cut of [{ topK: 1 }, { minP: 1 }, { typicalP: 1, topP: 1e-6 }]) {
+    const { tokens } = await make({ temperature: 0.8, seed: 3, ...cut });
+    assert(`${tokens}` === `${greedy.tokens}`, `${JSON.stringify(cut)}: ${tokens}`);
+  }
+  const some = await make({ temperature: 1.5, topK: 3, seed: 5, logprobs: 3 });
+  some.tokens.forEach((token, i) =>
+    assert(some.logprobs[i].mostLikely.some(([likely]) => likely === token), `token ${token} is not of the three`));
+  // A bias forbids, another forces; a penalty leaves no token twice, within its window.
+  const without = await make({ logitBias: { [greedy.tokens[0]]: -1000 } });
+  assert(!without.tokens.includes(greedy.tokens[0]), `${without.tokens} have ${greedy.tokens[0]}`);
+  const forced = await make({ logitBias: { 90: 1000 }, maxNewTokens: 5 });
+  assert(forced.text === "ZZZZZ", forced.text);
+  const once = await make({ presencePenalty: 100 });
+  assert(new Set(once.tokens).size === 40 && new Set(greedy.tokens).size < 40, `${once.tokens}`);
+  const windowed = await make({ frequencyPenalty: 100, penaltyWindow: 4 });
+  windowed.tokens.forEach((token, i) =>
+    assert(!windowed.tokens.subarray(Math.max(0, i - 4), i).includes(token), `${windowed.tokens}: ${i} is not new`));
+  // By the logits themselves, prompt and answer fed again.
+  const told = await make({ logprobs: 2, repetitionPenalty: 1.5, temperature: 0.7, seed: 2 });
+  const fed = [...new TextEncoder().encode(prompt), ...told.tokens];
+  const logits = await model.logits(Uint32Array.from(fed));
+  let worst = 0;
+  told.tokens.forEach((token, i) => {
+    const row = logits.subarray((prompt.length - 1 + i) * 256, (prompt.length + i) * 256);
+    const sum = Math.log(row.reduce((all, logit) => all + Math.exp(logit), 0));
+    const { logprob, mostLikely } = told.logprobs[i];
+    const best = [...row].sort((a, b) => b - a);
+    const pairs = [[logprob, row[token]], [mostLikely[0][1], best[0]], [mostLikely[1][1], best[1]]];
+    pairs.forEach(([found, logit]) => (worst = Math.max(worst, Math.abs(found - (logit - sum)))));
+    assert(mostLikely.length === 2, `${mostLikely.length} of two`);
+  });
+  assert(worst < 2e-3, `a log-probability is off by ${worst}`);
+  // What ends it: a text across tokens is in no part that comes; a token; a callback.
+  const word = greedy.text.slice(9, 13);
+  let parts = "";
+  const stopped = await make({ stop: ["no such text", word] }, (part) => void (parts += part));
+  assert(stopped.finished === "stop" && stopped.text === greedy.text.slice(0, greedy.text.indexOf(word)), stopped.text);
+  assert(parts === stopped.text && stopped.tokens.length === greedy.text.indexOf(word) + 4, parts);
+  parts = "";
+  const half = await make({ stop: `${greedy.text.slice(36, 40)}!` }, (part) => void (parts += part));
+  assert(half.finished === "length" && half.text === greedy.text && parts === greedy.text, `${half.text} ${parts}`);
+  const at = greedy.tokens[5];
+  const token = await make({ stopTokens: [at] });
+  assert(token.finished === "stop" && token.tokens.length === greedy.tokens.indexOf(at) + 1, `${token.tokens}`);
+  assert(token.text === greedy.text.slice(0, greedy.tokens.indexOf(at)), token.text);
+  const left = await make({ stop: `${greedy.text.slice(0, 3)}!` }, () => false);
+  assert(left.finished === "callback" && left.text === greedy.text.slice(0, left.tokens.length), left.text);
+  const bad = [
+    { topK: -1 }, { minP: 2 }, { typicalP: -1 }, { repetitionPenalty: 0 }, { presencePenalty: 101 }, { penaltyWindow: 0.5 },
+    { logitBias: [1] }, { logitBias: { a: 1 } }, { logitBias: { 256: 1 } }, { logitBias: { 1: 1001 } }, { logitBias: { 1: "a" } },
+    { logprobs: 21 }, { stop: "" }, { stop: [1] }, { stop: 1 }, { stopTokens: [256] }, { stopTokens: [1.5] }, { stopTokens: 1 },
+  ];
+  for (const options of bad) await refused("Argument", () => make(options));
+  assert(`${(await make({})).tokens}` === `${greedy.tokens}`, "another text after all that");
+  model.free();
+  return `log-probabilities to ${worst.toExponential(1)}, ${bad.length} kinds of bad options refused`;
+}
+
 /** A model as well: loaded and freed, its weights go, and a device that was made for it. */
 export async function modelFreed() {
   const marks = [];

@@ -8,3 +8,4 @@ mod stops;
 
 pub use request::{Event, Finished, Request, RequestId};
 pub use scheduler::Scheduler;
+pub use stops::StopStrings;

@@ -1,7 +1,7 @@
 //! Requests of a [`Scheduler`](crate::model::Scheduler), and what comes of them.
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::stops::Stops;
+use super::stops::StopStrings;
 use crate::cache::SeqId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::generate::GenerateOptions;
@@ -94,9 +94,7 @@ impl Request {
                 return Err(ErrorKind::argument(name, format!("{token} is not in the vocabulary of {vocab}")));
             }
         }
-        if let Some(i) = self.stop_strings.iter().position(Vec::is_empty) {
-            return Err(ErrorKind::argument("stop_strings", format!("number {i} is empty")));
-        }
+        StopStrings::new(&self.stop_strings)?;
         let fed = self.most_fed();
         let most = session.max_positions();
         if fed > most {
@@ -124,7 +122,7 @@ pub(crate) struct Active {
     /// The prompt, and what was drawn: all that is needed to compute it again.
     pub(crate) tokens: Vec<u32>,
     sampler: Sampler,
-    stops: Stops,
+    stops: StopStrings,
     /// Its text, where a tokenizer makes it.
     words: Option<Words>,
     /// None while it waits.
@@ -146,7 +144,7 @@ impl Active {
             id,
             tokens: request.prompt.clone(),
             sampler,
-            stops: Stops::new(&request.stop_strings),
+            stops: StopStrings::of(&request.stop_strings),
             words: None,
             sequence: None,
             committed_at: 0,

@@ -1,8 +1,23 @@
 //! Stop strings in bytes that come piece by piece. Pure.
 
-/// Looks for the first of some strings, and holds back what may be the beginning of one.
-#[derive(Debug, Clone)]
-pub(crate) struct Stops {
+use crate::error::{ErrorKind, Result};
+
+/// Looks for the first of some strings in a text that comes piece by piece, and holds back what may be the beginning of one. What a
+/// [`Request`](super::Request) has; for loops of one's own, over the bytes of their tokens.
+///
+/// ```
+/// use latten::model::StopStrings;
+/// # fn main() -> latten::Result<()> {
+/// let mut stops = StopStrings::new(&[b"\n\n".to_vec()])?;
+/// let mut text = Vec::new();
+/// assert_eq!(stops.push(b"one\n", &mut text), None);
+/// assert_eq!(text, b"one"); // the line's end may be half of a string
+/// assert_eq!(stops.push(b"\nrest", &mut text), Some(0));
+/// assert_eq!(text, b"one");
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct StopStrings {
     strings: Vec<Stop>,
     /// The end of what came that may be the beginning of a string: the longest of the matches under way.
     held: Vec<u8>,
@@ -17,15 +32,27 @@ struct Stop {
     matched: usize,
 }
 
-impl Stops {
-    /// None of the strings is empty.
-    pub(crate) fn new(strings: &[Vec<u8>]) -> Self {
-        Stops { strings: strings.iter().map(|bytes| Stop::new(bytes)).collect(), held: Vec::new() }
+impl StopStrings {
+    /// For strings in bytes; with none nothing is held back.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for an empty one.
+    pub fn new(strings: &[Vec<u8>]) -> Result<Self> {
+        if let Some(i) = strings.iter().position(Vec::is_empty) {
+            return Err(ErrorKind::argument("stop_strings", format!("number {i} is empty")));
+        }
+        Ok(Self::of(strings))
+    }
+
+    /// Of strings of which none is empty.
+    pub(super) fn of(strings: &[Vec<u8>]) -> Self {
+        StopStrings { strings: strings.iter().map(|bytes| Stop::new(bytes)).collect(), held: Vec::new() }
     }
 
     /// Takes some bytes and appends to `text` what is now known to come before any of the strings. Returns which string
     /// they complete, if any: the one that is complete first, of several the longest. Nothing is to come after it.
-    pub(crate) fn push(&mut self, bytes: &[u8], text: &mut Vec<u8>) -> Option<usize> {
+    pub fn push(&mut self, bytes: &[u8], text: &mut Vec<u8>) -> Option<usize> {
         for &byte in bytes {
             self.held.push(byte);
             let mut complete: Option<usize> = None;
@@ -46,8 +73,8 @@ impl Stops {
         None
     }
 
-    /// What is held back, where nothing is to come.
-    pub(crate) fn finish(&mut self, text: &mut Vec<u8>) {
+    /// Appends to `text` what is held back, where nothing is to come.
+    pub fn finish(&mut self, text: &mut Vec<u8>) {
         text.append(&mut self.held);
     }
 }
@@ -104,7 +131,7 @@ mod tests {
             let strings: Vec<Vec<u8>> = (0..1 + case % 3).map(|_| word(6)).collect();
             let bytes = word(24);
             let (want, which) = plain(&strings, &bytes);
-            let mut stops = Stops::new(&strings);
+            let mut stops = StopStrings::of(&strings);
             let (mut text, mut rest, mut got) = (Vec::new(), &bytes[..], None);
             while !rest.is_empty() && got.is_none() {
                 let (now, later) = rest.split_at((1 + below(4)).min(rest.len()));
@@ -126,7 +153,9 @@ mod tests {
     #[test]
     fn without_strings_nothing_is_held_back() {
         let mut text = Vec::new();
-        assert_eq!(Stops::new(&[]).push(b"any", &mut text), None);
+        assert_eq!(StopStrings::default().push(b"any", &mut text), None);
+        let error = StopStrings::new(&[b"a".to_vec(), Vec::new()]).unwrap_err();
+        assert_eq!(error.to_string(), "stop_strings: number 1 is empty");
         assert_eq!(text, b"any");
     }
 }
