@@ -18,7 +18,8 @@ pub struct SessionOptions {
     pub chunk: usize,
     /// Tokens that the cache holds, over all sequences; rounded up to pages.
     pub cache_tokens: usize,
-    /// Tokens per page of the cache, a power of two.
+    /// Tokens per page of the cache, a power of two; where ranks divide sequences by context, of all ranks together
+    /// ([`Shard::by_context`](crate::parallel::Shard::by_context)).
     pub page_size: usize,
     /// Element type of the cache: F32, F16, BF16, I8 or I4. With the last two, channels of keys that are large by their bias
     /// (Qwen2's) are kept in f16 besides ([`HeadLayout::gqa_wide`](crate::HeadLayout)); what is large and cannot be is a

@@ -23,3 +23,20 @@ fn two_devices_answer_as_one() {
     server.signal("TERM");
     assert!(server.end().success(), "{}", server.log.lock().unwrap());
 }
+
+#[test]
+fn ranks_that_cannot_be_end_the_server_with_the_numbers() {
+    let cases = [
+        (&["--ranks", "3"][..], "q_heads: 8 cannot be divided among 3 ranks"),
+        (&["--ranks", "2", "--by-context", "--page-size", "1"], "page_size: 1 cannot be divided among 2 ranks"),
+        (
+            &["--ranks", "2", "--by-context", "--window", "64"],
+            "a window of 64 tokens where ranks divide sequences by context",
+        ),
+    ];
+    for (args, why) in cases {
+        let server = Server::listening(args);
+        assert!(!server.end().success());
+        server.wait_for("reason", || server.log.lock().unwrap().contains(why));
+    }
+}
