@@ -69,6 +69,43 @@ const HINT: &str = "WebGPU is missing or turned off here: use a current browser 
 const HINT: &str = "install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers for a software one), \
                     check LATTEN_ADAPTER, or build with a backend feature for this platform";
 
+impl GpuOptions {
+    /// What [`Gpu::with_options`] asks `adapter` for: timestamps and subgroups where it has them, matrices too where
+    /// [`GpuOptions::tier`] is [`Tier::Matrix`], and the limits. For an app whose framework makes the device, and takes a
+    /// descriptor for it: [`Gpu::from_wgpu`] of such a device has all that latten can use, [`Gpu::with_matrix_kernels`] its
+    /// matrices. An app may add features and raise limits.
+    pub fn device_descriptor(&self, adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+        let available = adapter.limits();
+        let required_limits = match self.limits {
+            LimitsChoice::Adapter => available,
+            LimitsChoice::Default => wgpu::Limits::default(),
+            LimitsChoice::Downlevel => {
+                wgpu::Limits { max_storage_buffers_per_shader_stage: 8, ..wgpu::Limits::downlevel_defaults() }
+            }
+        };
+        let mut optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        if self.pipeline_cache.is_some() {
+            optional |= wgpu::Features::PIPELINE_CACHE;
+        }
+        if self.profile {
+            optional |= wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        }
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if self.tier == Some(Tier::Matrix) && !self.no_features && multiplies_16x16(adapter) {
+            optional |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+            experimental_features = self::experimental_features();
+        }
+        let wanted = if self.no_features { wgpu::Features::empty() } else { optional };
+        wgpu::DeviceDescriptor {
+            label: Some("latten"),
+            required_features: wanted & adapter.features(),
+            required_limits,
+            experimental_features,
+            ..Default::default()
+        }
+    }
+}
+
 impl Gpu {
     /// A device as the options say, its matrix kernels not yet tested: `start.rs` goes on. Errors: as
     /// [`Gpu::with_options`].
@@ -89,35 +126,9 @@ impl Gpu {
         } else {
             log::info!("latten: using {}", describe(&info));
         }
-        let available = adapter.limits();
-        let limits = match options.limits {
-            LimitsChoice::Adapter => available,
-            LimitsChoice::Default => wgpu::Limits::default(),
-            LimitsChoice::Downlevel => {
-                wgpu::Limits { max_storage_buffers_per_shader_stage: 8, ..wgpu::Limits::downlevel_defaults() }
-            }
-        };
-        let mut optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
-        if options.pipeline_cache.is_some() {
-            optional |= wgpu::Features::PIPELINE_CACHE;
-        }
-        if options.profile {
-            optional |= wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-        }
-        let matrices = options.tier == Some(Tier::Matrix) && !options.no_features && multiplies_16x16(&adapter);
-        let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        if matrices {
-            optional |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
-            experimental = experimental_features();
-        }
-        let wanted = if options.no_features { wgpu::Features::empty() } else { optional };
-        let request = adapter.request_device(&wgpu::DeviceDescriptor {
-            label: Some("latten"),
-            required_features: wanted & adapter.features(),
-            required_limits: limits,
-            experimental_features: experimental,
-            ..Default::default()
-        });
+        let descriptor = options.device_descriptor(&adapter);
+        let matrices = descriptor.required_features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        let request = adapter.request_device(&descriptor);
         let (device, queue) =
             request.await.map_err(|e| ErrorKind::Unsupported { what: format!("{}: {e}", describe(&info)) })?;
         let lost = Arc::new(Mutex::new(None));
