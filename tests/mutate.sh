@@ -40,7 +40,7 @@ E="experts::"
 B="blocks::"
 X="caches::|forms::|context::"
 Z="rows::a_norm"
-Y="linear::every rows::embedding"
+Y="linear::every rows::embedding fused::geglu"
 P="logprobs:: sampled::the sampled::what sampled::numbers|sampled::shaped_draws_equal|sampled::shaped_draws_of"
 table() {
   cat <<'TABLE'
@@ -171,6 +171,8 @@ rows-softcap        ~attention/decode_rows.wgsl~own[i] = score_transform(own[i])
 norm-joined         ~nn/norm.wgsl~select(1u, params.groups, params.joined != 0u)~1u~Z~dies
 norm-adds           ~nn/norm.wgsl~return y[at] + value;~return value;~Z~dies
 linear-scale        ~nn/linear_io.wgsl~value * params.scale~value~Y~dies
+geglu-cube          ~nn/output/geglu.wgsl~0.044715 * g * g * g~0.044715 * g * g~Y~dies
+output-softcap      ~nn/output/softcap.wgsl~first / params.cap~first~Y~dies
 embedding-scale     ~nn/embedding.wgsl~params.scale * values[e]~values[e]~Y~dies
 rows-write-row      ~attention/row_end/alone.wgsl~    if (row >= item.q_len * HEADS_PER_GROUP) {~    if (false) {~D~dies
 rows-write-dim      ~attention/row_end/alone.wgsl~word >= VALUE_FIRST && dim < V_DIM~word >= VALUE_FIRST~D~dies

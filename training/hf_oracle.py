@@ -95,6 +95,14 @@ CASES = {
         },
         "prompt": 30,
     },
+    # The layers from max_window_layers on have it.
+    "qwen2_some_windows": {
+        "config": {
+            **GQA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "prompt": 30,
+    },
     "qwen2": {
         "config": {
             **GQA, "model_type": "qwen2", "tie_word_embeddings": True, "use_sliding_window": False,
@@ -203,6 +211,29 @@ CASES = {
             **EXPERTS, "model_type": "glm4_moe_lite", "q_lora_rank": 28, "n_group": 1, "topk_group": 1,
             "norm_topk_prob": True, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5,
         },
+    },
+    # A window in every other layer, softcaps on scores and logits, a scale of queries, GeGLU, norms of gain 1 + weight.
+    "gemma2": {
+        "config": {
+            **GQA, "model_type": "gemma2", "num_hidden_layers": 3, "head_dim": 16, "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 6.0,
+            "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "old": {"hidden_act": None},
+        "prompt": 30,
+    },
+    # A window in five of six layers, which rotate by a base of their own; norms of heads.
+    "gemma3": {
+        "config": {
+            **GQA, "model_type": "gemma3_text", "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 1,
+            "head_dim": 16, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8, "query_pre_attn_scalar": 20,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            },
+        },
+        "old": {"hidden_act": None},
+        "prompt": 30,
     },
     "deepseek_v2_lite": {
         "config": {

@@ -35,10 +35,10 @@ CHATS = [
 ]
 
 
-def greedy(model, ids, ends):
+def greedy(model, ids, ends, count=TOKENS):
     made, gap = [], float("inf")
     cache, tokens = None, torch.tensor([ids])
-    while len(made) < TOKENS:
+    while len(made) < count:
         out = model(tokens, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         best = torch.topk(out.logits[0, -1], 2)

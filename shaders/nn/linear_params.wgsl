@@ -19,6 +19,7 @@ struct Params {
     slot_count: u32, // nn/rows_end/cached.wgsl: pages * PAGE_SIZE
     slab_pages: u32, // of each slab of a layer but the last
     scale: f32, // of outputs, but of rows_end/cached
+    cap: f32, // nn/output/softcap.wgsl
 }
 @group(0) @binding(0) var<uniform> params: Params;
 

@@ -222,7 +222,10 @@ impl Decoder {
             Some(head) => source.linear(&source.matrix(head, vocab, hidden)?)?,
         };
         let head = source.normed(head, "model.norm", config.rms_norm_eps)?;
-        let head = head.map(|head| head.with_scale(config.logit_scale))?;
+        let head = head.map(|head| match config.logit_softcap {
+            Some(cap) => head.with_softcap(cap),
+            None => head.with_scale(config.logit_scale),
+        })?;
         let block = |i| {
             // What was written waits on the host for the next submit.
             gpu.flush()?;

@@ -13,7 +13,8 @@
 //!
 //! | | attention | |
 //! |---|---|---|
-//! | `llama`, `mistral`, `qwen2`, `qwen3`, `phi3` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]); norms of heads ([`Config::qk_norm`]); projections in one matrix |
+//! | `gemma2`, `gemma3_text` | GQA | windows in some layers, with a base of their own ([`Config::layer_kinds`]); GeGLU ([`Config::activation`]); softcaps ([`Config::logit_softcap`], [`Config::score_softcap`]) |
+//! | `llama`, `mistral`, `ministral`, `qwen2`, `qwen3`, `phi3` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]), or in some; norms of heads ([`Config::qk_norm`]); projections in one matrix |
 //! | `granite`, `smollm3`, `olmo2`, `glm`, `glm4` | GQA | multipliers ([`Config::residual_scale`]); layers that do not rotate ([`Config::layer_kinds`]); norms behind a block's parts ([`Config::norms`]) and over all heads; a part of each head that rotates ([`Config::rotated_dim`]) |
 //! | `mixtral`, `qwen3_moe` | GQA | the same with experts in every layer |
 //! | `deepseek_v2`, `deepseek_v3`, `glm4_moe_lite` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
@@ -32,7 +33,7 @@
 //!
 //! Rotations are of `rope_type` `default`, `linear`, `llama3`, `dynamic`, `longrope` ([`Config::long_rope`]) or `yarn` (with
 //! `attention_factor`, `mscale` and `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
-//! what the model computes and is not known is refused by name: sliding windows in some layers only, other activations,
+//! what the model computes and is not known is refused by name: other activations,
 //! other ways to choose experts, weights quantised otherwise than in 4 bits by AWQ or GPTQ. Everything here works on tokens;
 //! [`Tokenizer`] makes them of text, by the folder's `tokenizer.json` where the feature `tokenizers` is on.
 //!
@@ -53,7 +54,7 @@
 //!
 //! [`Decoder::load`] takes a GGUF file too, or a folder with one, of version 2 or 3; of a model in several
 //! (`name-00001-of-00003.gguf`) any of them. Numbers come from its metadata: architectures `llama` (Mistral's models and Mixtral are of
-//! it), `qwen2`, `qwen3`, `qwen3moe`, `phi3`, `granite`, `smollm3`, `olmo2`, `glm4`, and `deepseek2` (GLM-4.7-Flash too), with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
+//! it), `qwen2`, `qwen3`, `qwen3moe`, `phi3`, `granite`, `smollm3`, `olmo2`, `glm4`, `gemma2`, `gemma3`, and `deepseek2` (GLM-4.7-Flash too), with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
 //! Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS or MXFP4 ([`BlockType`](crate::nn::BlockType)), and become the decoder's dtype, row by row, as
 //! they are read. [`GgufMetadata`] says what a file holds.
 //!
@@ -103,7 +104,9 @@ mod weights;
 
 #[cfg(feature = "tokenizers")]
 pub use chat::{AnswerEnd, AnswerFacts, Chat, ChatAnswer, ChatOptions};
-pub use config::{AttentionConfig, BlockNorms, Config, ExpertsConfig, LayerKind, LayerRope, LongRope, QkNorm};
+pub use config::{
+    Activation, AttentionConfig, BlockNorms, Config, ExpertsConfig, LayerKind, LayerRope, LongRope, QkNorm,
+};
 pub use decoder::{Decoder, LoadOptions};
 pub use generate::{
     beam_search, best_of, continue_sequence, continue_with, generate, generate_speculative, BeamOptions, BestOfOptions,

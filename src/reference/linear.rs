@@ -81,6 +81,22 @@ pub fn swiglu(gate_up: &[f64], ffn_dim: usize) -> Result<Vec<f64>> {
     Ok(y)
 }
 
+/// `gelu(gate) * up`, where `gelu(v) = v (1 + tanh(sqrt(2 / pi) (v + 0.044715 v^3))) / 2` (Hendrycks, Gimpel, arXiv 1606.08415).
+///
+/// - `gate_up`: (rows, 2 * ffn_dim), each row `[gate | up]`
+/// - returns: (rows, ffn_dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a slice that is not of the shape said above.
+pub fn geglu(gate_up: &[f64], ffn_dim: usize) -> Result<Vec<f64>> {
+    let row_dim = ffn_dim.saturating_mul(2);
+    count_rows("gate_up", gate_up.len(), row_dim)?;
+    let gelu = |v: f64| v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3))).tanh()) / 2.0;
+    let of_row = |row: &[f64]| (0..ffn_dim).map(|i| gelu(row[i]) * row[ffn_dim + i]).collect::<Vec<_>>();
+    Ok(gate_up.chunks_exact(row_dim).flat_map(of_row).collect())
+}
+
 /// The rows of `table` named by `tokens`.
 ///
 /// - `table`: (vocab, dim)

@@ -163,8 +163,15 @@ fn what_is_not_supported_is_refused_by_name() {
         ("mistral_window", "sliding_window", json!(0), "whole number"),
         ("mistral_window", "layer_types", json!(["sliding_attention", "full_attention"]), "sliding_attention"),
         ("mistral", "layer_types", json!(["sliding_attention", "sliding_attention"]), "full_attention"),
-        ("qwen2_window", "max_window_layers", json!(1), "num_hidden_layers = 2"),
-        ("qwen2_window", "layer_types", json!(["full_attention", "sliding_attention"]), "sliding_attention"),
+        ("qwen2_window", "max_window_layers", json!("x"), "whole number"),
+        ("qwen2_window", "layer_types", json!(["full_attention"]), "num_hidden_layers = 2"),
+        ("qwen2_window", "layer_types", json!(["full_attention", "chunked_attention"]), "sliding_attention"),
+        ("gemma2", "hidden_activation", json!("gelu"), "gelu_pytorch_tanh"),
+        ("gemma2", "query_pre_attn_scalar", json!(0), "is not a number in"),
+        ("gemma2", "attn_logit_softcapping", json!(0), "is not a number in"),
+        ("gemma2", "use_bidirectional_attention", json!(true), "before them alone"),
+        ("gemma2", "layer_types", json!(["full_attention"]), "num_hidden_layers = 3"),
+        ("gemma3", "rope_parameters/sliding_attention/rope_type", json!("linear"), "\"default\""),
         ("qwen2_window", "use_sliding_window", json!(1), "neither true nor false"),
         ("qwen3", "layer_types", json!(["full_attention", "sliding_attention"]), "full_attention"),
         ("qwen3_moe", "decoder_sparse_step", json!(2), "only 1 is"),
@@ -256,16 +263,26 @@ fn tensors_of_experts_are_asked_for_by_name() {
     }
 }
 
-/// Of Qwen2 the layers from `max_window_layers` on have the window: all have, or none.
+/// Of Qwen2 the layers from `max_window_layers` on have the window, or those of a list.
 #[test]
-fn a_window_is_that_of_all_layers() {
+fn a_window_is_that_of_the_layers_that_have_it() {
     let mut config: Value = serde_json::from_str(&config_text("qwen2_window")).unwrap();
     for (first, layer_types, window) in
         [(0, json!(null), Some(8)), (2, json!(null), None), (28, json!(["full_attention", "full_attention"]), None)]
     {
         config["max_window_layers"] = json!(first);
         config["layer_types"] = layer_types;
-        assert_eq!(Config::parse("c", &config.to_string()).unwrap().window, window, "{config}");
+        let parsed = Config::parse("c", &config.to_string()).unwrap();
+        assert_eq!((parsed.window, parsed.layer_kinds.len()), (window, 0), "{config}");
+    }
+    config["max_window_layers"] = json!(1);
+    for (layer_types, of_layers) in
+        [(json!(null), [None, Some(8)]), (json!(["sliding_attention", "full_attention"]), [Some(8), None])]
+    {
+        config["layer_types"] = layer_types;
+        let parsed = Config::parse("c", &config.to_string()).unwrap();
+        let windows: Vec<_> = parsed.layer_kinds.iter().map(|kind| kind.window).collect();
+        assert_eq!((parsed.window, windows), (None, of_layers.to_vec()), "{config}");
     }
     for (window, kept) in [(127, Some(127)), (128, None), (4096, None)] {
         assert_eq!(parse("mistral_window", "sliding_window", json!(window)).unwrap().window, kept);

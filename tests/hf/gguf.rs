@@ -22,6 +22,8 @@ fn metadata(config: &Value) -> GgufWriter {
         "smollm3" => (false, "smollm3"),
         "olmo2" => (false, "olmo2"),
         "glm4" => (false, "glm4"),
+        "gemma2" => (false, "gemma2"),
+        "gemma3_text" => (false, "gemma3"),
         "qwen2" => (false, "qwen2"),
         "qwen3" => (false, "qwen3"),
         "qwen3_moe" => (false, "qwen3moe"),
@@ -42,7 +44,10 @@ fn metadata(config: &Value) -> GgufWriter {
     put("expert_count", count("num_experts").or(count("num_local_experts")));
     put("expert_used_count", count("num_experts_per_tok").filter(|_| !deepseek));
     put("expert_feed_forward_length", count("moe_intermediate_size").filter(|_| !deepseek));
-    put("attention.sliding_window", count("sliding_window").filter(|_| family == "mistral"));
+    put(
+        "attention.sliding_window",
+        count("sliding_window").filter(|_| family == "mistral" || arch.starts_with("gemma")),
+    );
     if deepseek {
         let [nope, rope] = ["qk_nope_head_dim", "qk_rope_head_dim"].map(|key| count(key).unwrap());
         put("attention.head_count_kv", count("num_attention_heads"));
@@ -76,6 +81,8 @@ fn metadata(config: &Value) -> GgufWriter {
         ("embedding_multiplier", "embedding_scale"),
         ("residual_multiplier", "residual_scale"),
         ("attention_multiplier", "attention.scale"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
         ("logits_scaling", "logit_scale"),
     ] {
         config[key].as_f64().iter().for_each(|scale| file.number(&format!("{arch}.{name}"), *scale as f32).end());
@@ -89,6 +96,7 @@ fn metadata(config: &Value) -> GgufWriter {
 fn rotation(config: &Value, arch: &str, file: &mut GgufWriter) {
     let inner = [&config["rope_scaling"], &config["rope_parameters"]].into_iter().find(|v| v.is_object());
     let inner = inner.cloned().unwrap_or(json!({}));
+    let inner = inner.get("full_attention").cloned().unwrap_or(inner);
     let number = |key: &str| inner[key].as_f64().or(config[key].as_f64()).map(|n| n as f32);
     file.number(&format!("{arch}.rope.freq_base"), number("rope_theta").unwrap_or(1e4));
     let kind = inner["rope_type"].as_str().or(inner["type"].as_str()).unwrap_or("default").to_string();
@@ -133,7 +141,12 @@ fn rotation(config: &Value, arch: &str, file: &mut GgufWriter) {
 fn name(family: &str, published: &str) -> String {
     // Here the norm behind the attention has the name that others give to that before the feed-forward part.
     let behind = [("post_attention_layernorm", "post_attention_norm"), ("post_feedforward_layernorm", "post_ffw_norm")];
-    let behind = if family == "olmo2" { &behind[..] } else { &[] };
+    let around = [behind[0], ("pre_feedforward_layernorm", "ffn_norm"), behind[1]];
+    let behind = match family {
+        "olmo2" => &behind[..],
+        "gemma2" | "gemma3_text" => &around,
+        _ => &[],
+    };
     let parts = [
         ("post_self_attn_layernorm", "post_attention_norm"),
         ("post_mlp_layernorm", "post_ffw_norm"),
@@ -206,7 +219,10 @@ fn file(config: &Value, tensors: &BTreeMap<String, Vec<usize>>) -> GgufWriter {
         let turned = llama && ["q_proj", "k_proj"].iter().any(|part| published.contains(part));
         let dim = config["head_dim"].as_u64().unwrap_or(8) as usize;
         let row = if shape.len() == 2 { shape[1] } else { 1 };
-        let values = if turned { neighbours(&values, dim, row) } else { values };
+        let mut values = if turned { neighbours(&values, dim, row) } else { values };
+        if family.starts_with("gemma") && published.ends_with("norm.weight") {
+            values.iter_mut().for_each(|gain| *gain += 1.0);
+        }
         file.floats(&name(family, published), shape, &values);
     }
     for (own, mut all) in experts {
@@ -236,7 +252,9 @@ fn forms(case: &str, change: Change) -> [Model; 2] {
 #[test]
 fn both_forms_give_the_same_logits_to_the_bit() {
     let plain = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 100.0 });
-    let cases: [(&str, Change); 19] = [
+    // No key says Gemma's scale of queries, which is the width of a head.
+    let usual = |config: &mut Value| config["query_pre_attn_scalar"] = config["head_dim"].clone();
+    let cases: [(&str, Change); 21] = [
         ("llama", |_| {}),
         ("llama_linear", |_| {}),
         ("llama_yarn", |_| {}),
@@ -252,6 +270,8 @@ fn both_forms_give_the_same_logits_to_the_bit() {
         ("olmo2", |_| {}),
         ("glm4", |_| {}),
         ("glm4_moe_lite", |_| {}),
+        ("gemma2", usual),
+        ("gemma3", usual),
         ("deepseek_v2_lite", |_| {}),
         ("deepseek_v2_groups", |_| {}),
         ("deepseek_v3", |_| {}),
@@ -412,7 +432,7 @@ fn what_a_file_says_that_is_not_read_is_refused_by_name() {
     refused(&with("llama.expert_count", 8), &["llama.expert_used_count is missing"]);
     refused(&with("llama.logit_scale", 3), &["llama.logit_scale = 3", "not known"]);
     refused(&with("split.count", 3), &["split.count = 3", "1 files"]);
-    for arch in ["gemma3", "phi2", "mamba"] {
+    for arch in ["gemma3n", "phi2", "mamba"] {
         let change =
             |file: &mut GgufWriter| file.without("general.architecture").text("general.architecture", arch).end();
         refused(&change, &[arch, "\"qwen2\"", "latten reads"]);

@@ -383,3 +383,27 @@ fn bad_fusions_are_typed_errors() {
     assert_kind!(pollster::block_on(gpu.download::<f32>(&ints)), ErrorKind::DType { .. });
     assert_kind!(gpu.upload(&ints, &[0.0; 4]), ErrorKind::DType { .. });
 }
+
+/// GELU in the place of silu, and outputs that are capped: for few rows and for many, of small and of large numbers.
+#[test]
+fn geglu_and_softcaps_match_the_reference() {
+    let gpu = exact_gpu();
+    for (in_dim, out_dim, rows, size) in [(64, 30, 1, 1.0), (64, 30, 5, 3.0), (61, 70, 40, 1.0), (64, 16, 3, 100.0)] {
+        let mut rng = Rng(21);
+        let w = rng.normals(out_dim * in_dim, size * (in_dim as f32).powf(-0.5));
+        let (bias, x) = (rng.normals(out_dim, 1.0), rng.normals(rows * in_dim, 1.0));
+        let y = reference::linear(&f64s(&x), &f64s(&w), Some(&f64s(&bias)), in_dim).unwrap();
+        let weight = Weight::new(gpu, [1, out_dim, in_dim], &w, DType::F32).unwrap();
+        let linear = Linear::new(gpu, &weight, Some(&tensor(gpu, &[1, out_dim], &bias))).unwrap();
+        let x = tensor(gpu, &[rows, in_dim], &x);
+        let case = format!("{rows} rows of {in_dim} to {out_dim}, {size}");
+        let got = download(gpu, &linear.clone().with_geglu().unwrap().forward(&x).unwrap());
+        assert_close(&format!("{case}: geglu"), &got, &reference::geglu(&y, out_dim / 2).unwrap(), 5e-5, 1e-9);
+        let capped: Vec<f64> = y.iter().map(|y| 2.5 * (y / 2.5).tanh()).collect();
+        let softcap = linear.clone().with_softcap(2.5).unwrap();
+        assert_close(&format!("{case}: softcap"), &download(gpu, &softcap.forward(&x).unwrap()), &capped, 2e-5, 1e-9);
+        assert!(message(softcap.clone().with_scale(2.0)).contains("softcap"));
+        assert!(message(softcap.with_swiglu()).contains("softcap"));
+        assert!(message(linear.with_softcap(f32::NAN)).contains("cap: NaN"));
+    }
+}

@@ -1,6 +1,6 @@
 //! The architectures of GGUF files, as data: what a file's keys do not say. Pure.
 
-use super::layers::{BlockNorms, QkNorm};
+use super::layers::{Activation, BlockNorms, QkNorm};
 
 /// What is known of the files of a `general.architecture` beside their metadata.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +27,15 @@ pub(super) struct Architecture {
     pub(super) multipliers: bool,
     /// Every so many layers there is one that does not rotate, which no key says.
     pub(super) still_every: Option<usize>,
+    /// Every so many layers there is one without the window, which no key says.
+    pub(super) whole_every: Option<usize>,
+    /// The base of the rotation of layers with a window, if that is another, where the key is missing.
+    pub(super) theta_of_windows: Option<f64>,
+    pub(super) activation: Activation,
+    /// Whether embeddings are scaled by the root of their width, and there are keys of softcaps (Gemma).
+    pub(super) gemma: bool,
+    /// Layers of the model whose scores are scaled by the width of the stream over the heads, not by that of a head.
+    pub(super) odd_scale: Option<usize>,
 }
 
 const PLAIN: Architecture = Architecture {
@@ -42,11 +51,26 @@ const PLAIN: Architecture = Architecture {
     experts: None,
     multipliers: false,
     still_every: None,
+    whole_every: None,
+    theta_of_windows: None,
+    activation: Activation::Silu,
+    gemma: false,
+    odd_scale: None,
 };
 const LLAMA: Architecture = Architecture { name: "llama", biases: None, reordered: true, experts: Some(true), ..PLAIN };
 const QWEN3: Architecture = Architecture { name: "qwen3", qk_norm: QkNorm::Heads, ..PLAIN };
 
-pub(super) const ARCHITECTURES: [Architecture; 10] = [
+const GEMMA2: Architecture = Architecture {
+    name: "gemma2",
+    norms: BlockNorms::Around,
+    whole_every: Some(2),
+    activation: Activation::GeluTanh,
+    gemma: true,
+    odd_scale: Some(46),
+    ..PLAIN
+};
+
+pub(super) const ARCHITECTURES: [Architecture; 12] = [
     LLAMA,
     Architecture { name: "qwen2", biases: Some(&["q_proj", "k_proj", "v_proj"]), ..PLAIN },
     QWEN3,
@@ -64,6 +88,15 @@ pub(super) const ARCHITECTURES: [Architecture; 10] = [
         interleaved: true,
         partial: true,
         ..PLAIN
+    },
+    GEMMA2,
+    Architecture {
+        name: "gemma3",
+        qk_norm: QkNorm::Heads,
+        whole_every: Some(6),
+        theta_of_windows: Some(1e4),
+        odd_scale: Some(62),
+        ..GEMMA2
     },
 ];
 

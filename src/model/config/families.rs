@@ -1,7 +1,7 @@
 //! The published families, as data: a row says what a family's layers have that its keys do not say. Adding a family that has
 //! nothing new adds a row. Pure.
 
-use super::layers::{BlockNorms, QkNorm};
+use super::layers::{Activation, BlockNorms, QkNorm};
 use super::names::TensorNames;
 
 /// What is known of the models of a `model_type` beside their `config.json`.
@@ -25,11 +25,19 @@ pub(super) struct Family {
     pub(super) latent: bool,
     pub(super) experts: FamilyExperts,
     pub(super) window: FamilyWindow,
+    pub(super) activation: Activation,
+    /// Whether it has Gemma's embeddings, scaled by the root of their width, gains of norms one more than the files' numbers, and keys of
+    /// softcaps and of the scale of queries.
+    pub(super) gemma: bool,
+    /// Whether rotation is written for each kind of layer, and the base of those with a window where it is missing.
+    pub(super) theta_of_windows: Option<f64>,
     pub(super) pairs: FamilyPairs,
     /// Width of a head where the key is missing; none for `hidden_size / num_attention_heads`.
     pub(super) head_dim: Option<usize>,
     /// Whether a part of a head may rotate, and which part where `partial_rotary_factor` is missing.
     pub(super) partial: Option<f64>,
+    /// `tie_word_embeddings` where it is missing.
+    pub(super) tied: bool,
     /// `rope_theta` where it is missing.
     pub(super) theta: f64,
     /// Whether there are `embedding_multiplier` and others of Granite.
@@ -55,8 +63,12 @@ pub(super) enum FamilyWindow {
     None,
     /// All, if it is not null.
     All,
-    /// All or none, by `use_sliding_window` and `max_window_layers`.
+    /// By `use_sliding_window`, those from `max_window_layers` on, or those of `layer_types`.
     Asked,
+    /// Those of `layer_types`; where it is missing all.
+    Listed,
+    /// Those of `layer_types`; where it is missing all but the last of every so many, of which `sliding_window_pattern` is the number.
+    Every(usize),
 }
 
 /// Which elements rotate together.
@@ -86,9 +98,13 @@ const PLAIN: Family = Family {
     latent: false,
     experts: FamilyExperts::None,
     window: FamilyWindow::None,
+    activation: Activation::Silu,
+    gemma: false,
+    theta_of_windows: None,
     pairs: FamilyPairs::Halves,
     head_dim: None,
     partial: None,
+    tied: false,
     theta: 1e4,
     multipliers: false,
     some_rotate: false,
@@ -122,8 +138,21 @@ const GLM: Family = Family {
     ..PLAIN
 };
 
+const GEMMA2: Family = Family {
+    model_type: "gemma2",
+    attention_bias: QKVO,
+    norms: BlockNorms::Around,
+    names: TensorNames::Gemma,
+    window: FamilyWindow::Every(2),
+    activation: Activation::GeluTanh,
+    gemma: true,
+    head_dim: Some(256),
+    tied: true,
+    ..PLAIN
+};
+
 /// All that are read, beside this crate's own folders.
-pub(super) const FAMILIES: [Family; 15] = [
+pub(super) const FAMILIES: [Family; 18] = [
     LLAMA,
     Family { model_type: "mistral", window: FamilyWindow::All, ..PLAIN },
     Family {
@@ -158,6 +187,16 @@ pub(super) const FAMILIES: [Family; 15] = [
     },
     Family { model_type: "glm4", norms: BlockNorms::Around, ..GLM },
     GLM,
+    Family { model_type: "ministral", window: FamilyWindow::Listed, ..PLAIN },
+    GEMMA2,
+    Family {
+        model_type: "gemma3_text",
+        qk_norm: QkNorm::Heads,
+        window: FamilyWindow::Every(6),
+        theta: 1e6,
+        theta_of_windows: Some(1e4),
+        ..GEMMA2
+    },
 ];
 
 /// What `model_type` may be.

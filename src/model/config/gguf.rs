@@ -11,7 +11,6 @@ use crate::error::{Error, Result};
 use crate::io::gguf::value::MetadataValue;
 use crate::io::gguf::Gguf;
 use crate::nn::RouteShape;
-use crate::rope::RopeScaling;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -84,46 +83,32 @@ impl Config {
     }
 }
 
-/// Of layers of which the last of every so many does not rotate.
-fn still_layers(layers: usize, every: usize) -> Vec<LayerKind> {
-    let rope = |layer: usize| if layer.is_multiple_of(every) { LayerRope::None } else { LayerRope::Model };
-    (1..=layers).map(|layer| LayerKind { rope: rope(layer) }).collect()
-}
-
 /// The keys behind an architecture's name, asked for one by one.
-struct ArchKeys<'a> {
-    file: &'a Gguf,
-    architecture: &'static Architecture,
+pub(super) struct ArchKeys<'a> {
+    pub(super) file: &'a Gguf,
+    pub(super) architecture: &'static Architecture,
     asked: RefCell<BTreeSet<&'static str>>,
 }
 
-/// What is done with positions.
-struct Rotation {
-    theta: f64,
-    scaling: RopeScaling,
-    gain: f32,
-    score_gain: f32,
-}
-
 impl ArchKeys<'_> {
-    fn key(&self, name: &'static str) -> String {
+    pub(super) fn key(&self, name: &'static str) -> String {
         self.asked.borrow_mut().insert(name);
         format!("{}.{name}", self.architecture.name)
     }
 
-    fn bad(&self, name: &'static str, why: &str) -> Error {
+    pub(super) fn bad(&self, name: &'static str, why: &str) -> Error {
         self.file.bad(&self.key(name), why)
     }
 
-    fn has(&self, name: &'static str) -> bool {
+    pub(super) fn has(&self, name: &'static str) -> bool {
         self.file.get(&self.key(name)).is_some()
     }
 
-    fn count(&self, name: &'static str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
+    pub(super) fn count(&self, name: &'static str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
         self.file.count(&self.key(name), range)
     }
 
-    fn size(&self, name: &'static str, most: usize) -> Result<usize> {
+    pub(super) fn size(&self, name: &'static str, most: usize) -> Result<usize> {
         self.count(name, 1..=most)?.ok_or_else(|| self.bad(name, ""))
     }
 
@@ -140,12 +125,12 @@ impl ArchKeys<'_> {
         }
     }
 
-    fn number(&self, name: &'static str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+    pub(super) fn number(&self, name: &'static str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
         self.file.number(&self.key(name), range)
     }
 
     /// Fails where a key is there and is not this number.
-    fn must_be(&self, name: &'static str, number: usize) -> Result<()> {
+    pub(super) fn must_be(&self, name: &'static str, number: usize) -> Result<()> {
         match self.file.get(&self.key(name)).map(|value| value.number() == Some(number as f64)) {
             Some(false) => Err(self.bad(name, &format!("is not supported, only {number} is"))),
             _ => Ok(()),
@@ -182,6 +167,7 @@ impl ArchKeys<'_> {
         let (attention, head_dim, v_head_dim) =
             if known.latent { self.latent(q_heads)? } else { self.grouped(q_heads, hidden_size)? };
         let window = self.count("attention.sliding_window", 0..=u32::MAX as usize)?;
+        let window = window.filter(|window| (1..max_positions).contains(window));
         let intermediate = self.size_of_all("feed_forward_length", 1 << 20)?;
         let layers = self.layers()?;
         let [embedding_scale, residual_scale, logits_divided, attention_scale] = self.multipliers()?;
@@ -194,28 +180,35 @@ impl ArchKeys<'_> {
             rms_norm_eps,
             qk_norm: known.qk_norm,
             norms: known.norms,
-            embedding_scale: embedding_scale.unwrap_or(1.0) as f32,
+            embedding_scale: match known.gemma {
+                true => (hidden_size as f64).sqrt() as f32,
+                false => embedding_scale.unwrap_or(1.0) as f32,
+            },
             residual_scale: residual_scale.unwrap_or(1.0) as f32,
             logit_scale: logits_divided.map_or(1.0, |by| 1.0 / by) as f32,
-            layer_kinds: known.still_every.map_or_else(Vec::new, |every| still_layers(layers, every)),
+            logit_softcap: self.softcap("final_logit_softcapping")?,
+            score_softcap: self.softcap("attn_logit_softcapping")?,
+            activation: known.activation,
+            layer_kinds: self.layer_kinds(layers, window)?,
             rotated_dim: if known.latent { None } else { self.rotated(head_dim)? },
             latent_norm_eps: if known.latent { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
             rope_theta: rotation.theta,
             rope_scaling: rotation.scaling,
             rope_gain: rotation.gain,
             rope_interleaved: known.interleaved,
-            score_gain: match attention_scale {
+            score_gain: match attention_scale.or(self.odd_scale(layers, hidden_size / q_heads)) {
                 Some(scale) => (scale * (head_dim as f64).sqrt()) as f32,
                 None => rotation.score_gain,
             },
             max_positions,
-            window: window.filter(|window| (1..max_positions).contains(window)),
+            window: window.filter(|_| known.whole_every.is_none()),
             tied: facts.tied,
             files: FileFacts {
                 names: TensorNames::Published,
                 biases: known.biases.map(<[_]>::to_vec),
                 fused_qkv: known.fused.0,
                 fused_gate_up: known.fused.1,
+                gains_from_one: false, // writers have added the 1
                 reordered: known.reordered,
                 quantised: None,
             },
@@ -239,6 +232,40 @@ impl ArchKeys<'_> {
             *found = self.number(name, 0.0..=1e6)?.filter(|scale| *scale > 0.0);
         }
         Ok(found)
+    }
+
+    /// What layers differ in, if they do.
+    fn layer_kinds(&self, layers: usize, window: Option<usize>) -> Result<Vec<LayerKind>> {
+        let known = self.architecture;
+        let theta = match known.theta_of_windows {
+            Some(usual) => Some(self.number("rope.freq_base_swa", 1.0 + 1e-6..=1e12)?.unwrap_or(usual)),
+            None => None,
+        };
+        let last_of = |every: Option<usize>, layer: usize| every.is_some_and(|every| layer.is_multiple_of(every));
+        let kind = |layer: usize| {
+            let windowed = known.whole_every.is_some() && !last_of(known.whole_every, layer);
+            let rope = match theta.filter(|_| windowed) {
+                _ if last_of(known.still_every, layer) => LayerRope::None,
+                Some(theta) => LayerRope::Theta(theta),
+                None => LayerRope::Model,
+            };
+            LayerKind { rope, window: window.filter(|_| windowed) }
+        };
+        let kinds: Vec<LayerKind> = (1..=layers).map(kind).collect();
+        Ok(if kinds.iter().all(|kind| *kind == LayerKind::default()) { Vec::new() } else { kinds })
+    }
+
+    /// A cap on logits or scores, where there may be one; 0 stands for none.
+    fn softcap(&self, name: &'static str) -> Result<Option<f32>> {
+        match self.architecture.gemma {
+            true => Ok(self.number(name, 0.0..=1e6)?.filter(|cap| *cap > 0.0).map(|cap| cap as f32)),
+            false => Ok(None),
+        }
+    }
+
+    /// Gemma's models of 27B have another factor on scores, which no key says: llama.cpp knows them by their layers.
+    fn odd_scale(&self, layers: usize, width: usize) -> Option<f64> {
+        (self.architecture.odd_scale == Some(layers)).then(|| (width as f64).powf(-0.5))
     }
 
     /// Elements of a head that rotate, if not all.
@@ -341,48 +368,5 @@ impl ArchKeys<'_> {
         let route = RouteShape { experts, top, groups, top_groups, group_best, sigmoid, normalise, factor };
         route.check().map_err(|e| self.bad("expert_count", &format!(": {e}")))?;
         Ok(Some(ExpertsConfig { first_layer, route, biased, width, shared_width: shared * width }))
-    }
-
-    fn rotation(&self, long_factors: bool) -> Result<Rotation> {
-        let theta = self.number("rope.freq_base", 1.0 + 1e-6..=1e12)?.unwrap_or(1e4);
-        let factor = match self.number("rope.scaling.factor", 0.0..=1e6)? {
-            Some(factor) => Some(factor),
-            None => self.number("rope.scale_linear", 0.0..=1e6)?,
-        };
-        let factor = factor.filter(|factor| *factor > 0.0).unwrap_or(1.0);
-        let kind = self.key("rope.scaling.type");
-        let attention = self.number("rope.scaling.attn_factor", 1e-3..=1e3)?.unwrap_or(1.0);
-        // 0.1 times DeepSeek's mscale_all_dim.
-        let log_multiplier = self.number("rope.scaling.yarn_log_multiplier", 0.0..=1e3)?.unwrap_or(0.0);
-        let mut made = Rotation { theta, scaling: RopeScaling::None, gain: attention as f32, score_gain: 1.0 };
-        match self.file.text(&kind)? {
-            Some("none") => {}
-            Some("longrope") if long_factors => {}
-            None | Some("linear") if factor == 1.0 => {}
-            None | Some("linear") => made.scaling = RopeScaling::Linear { factor },
-            Some("yarn") => {
-                made.scaling = self.yarn(factor)?;
-                let usual = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
-                match self.architecture.latent {
-                    // Its rotation keeps its size, since mscale is mscale_all_dim in all of its models.
-                    true => made.score_gain = (1.0 + log_multiplier * factor.max(1.0).ln()).powi(2) as f32,
-                    false => made.gain = (usual * attention) as f32,
-                }
-            }
-            Some(_) => return Err(self.bad("rope.scaling.type", "is not among [\"none\", \"linear\", \"yarn\"]")),
-        }
-        Ok(made)
-    }
-
-    fn yarn(&self, factor: f64) -> Result<RopeScaling> {
-        let positions = self.size("rope.scaling.original_context_length", 1 << 24)?;
-        let beta_fast = self.number("rope.scaling.yarn_beta_fast", 1e-3..=1e6)?.unwrap_or(32.0);
-        let beta_slow = self.number("rope.scaling.yarn_beta_slow", 1e-3..=1e6)?.unwrap_or(1.0);
-        if beta_fast <= beta_slow {
-            return Err(self.bad("rope.scaling.yarn_beta_fast", &format!("is not above yarn_beta_slow = {beta_slow}")));
-        }
-        self.must_be("rope.scaling.yarn_ext_factor", 1)?;
-        let original_positions = positions as f64;
-        Ok(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate: true })
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{AttentionConfig, Config};
 use crate::error::{ErrorKind, Result};
-use crate::rope::{Rope, RopePairs};
+use crate::rope::{Rope, RopePairs, RopeScaling};
 use std::ops::Range;
 
 /// Where the norms of a block are, around its attention and around its feed-forward part.
@@ -51,6 +51,8 @@ pub enum LayerRope {
     Model,
     /// Not at all (SmolLM3).
     None,
+    /// All of each head, by this base and without scaling (Gemma 3's layers with a window).
+    Theta(f64),
 }
 
 /// What a layer differs in from others of its model.
@@ -59,6 +61,19 @@ pub enum LayerRope {
 pub struct LayerKind {
     /// How it rotates.
     pub rope: LayerRope,
+    /// Tokens that a token sees in it, its own included; none for those of [`Config::window`].
+    pub window: Option<usize>,
+}
+
+/// What is between gate and up of a feed-forward part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activation {
+    /// SwiGLU.
+    #[default]
+    Silu,
+    /// GeGLU, by GELU's tanh form (Gemma).
+    GeluTanh,
 }
 
 /// Frequency factors for sequences beyond those of training (LongRoPE, Ding et al., arXiv 2402.13753).
@@ -151,8 +166,18 @@ impl Config {
     /// The numbers of a model whose layers are all like this one.
     pub(crate) fn of_layer(&self, layer: usize) -> Config {
         let plain = Config { layer_kinds: Vec::new(), ..self.clone() };
-        match self.layer_kinds.get(layer).copied().unwrap_or_default().rope {
+        let kind = self.layer_kinds.get(layer).copied().unwrap_or_default();
+        let plain = Config { window: kind.window.or(self.window), ..plain };
+        match kind.rope {
             LayerRope::Model => plain,
+            LayerRope::Theta(rope_theta) => Config {
+                rope_theta,
+                rope_scaling: RopeScaling::None,
+                rope_factors: Vec::new(),
+                rope_gain: 1.0,
+                rotated_dim: None,
+                ..plain
+            },
             LayerRope::None => Config { rotated_dim: Some(0), rope_gain: 1.0, ..plain },
         }
     }
@@ -185,6 +210,23 @@ impl Config {
         if !gqa && (self.qk_norm != QkNorm::None || kinds > 0) {
             let name = if kinds > 0 { "layer_kinds" } else { "qk_norm" };
             return Err(ErrorKind::argument(name, format!("of {}: only layers of gqa have them", self.variant())));
+        }
+        if self.experts.is_some() && self.activation != Activation::Silu {
+            return Err(ErrorKind::argument("activation", format!("{:?} of experts", self.activation)));
+        }
+        for (name, cap) in [("logit_softcap", self.logit_softcap), ("score_softcap", self.score_softcap)] {
+            if let Some(cap) = cap.filter(|cap| !(1e-3..=1e6).contains(cap)) {
+                return Err(ErrorKind::argument(name, format!("{cap} is not in 1e-3..=1e6")));
+            }
+        }
+        if self.logit_softcap.is_some() && self.logit_scale != 1.0 {
+            return Err(ErrorKind::argument("logit_softcap", format!("beside a logit_scale of {}", self.logit_scale)));
+        }
+        if self.score_softcap.is_some() && !gqa {
+            return Err(ErrorKind::argument("score_softcap", format!("of {}: only gqa has it", self.variant())));
+        }
+        if self.layer_kinds.iter().any(|kind| kind.window == Some(0)) {
+            return Err(ErrorKind::argument("layer_kinds", "a window of 0: a token sees at least itself"));
         }
         if self.experts.is_some() && !self.norms.before() {
             return Err(ErrorKind::argument("norms", "experts want a norm before them"));
@@ -235,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_layer_may_not_rotate() {
-        let none = LayerKind { rope: LayerRope::None };
+        let none = LayerKind { rope: LayerRope::None, ..Default::default() };
         let mixed = Config { layer_kinds: vec![LayerKind::default(), none], rope_gain: 1.5, ..config() };
         mixed.check().unwrap();
         assert_eq!(mixed.of_layer(0).rope().unwrap(), mixed.rope().unwrap());

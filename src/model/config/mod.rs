@@ -10,6 +10,8 @@ mod experts;
 mod families;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that it bounds where they come in
 pub(crate) mod gguf;
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `gguf` has bounded
+mod gguf_rope;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // it bounds them
 pub(crate) mod keys;
 mod layers;
@@ -22,8 +24,10 @@ pub(crate) mod quantised;
 #[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
 mod rope_keys;
 pub(crate) mod share;
+#[allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)] // of numbers that `keys` has bounded
+mod window_keys;
 
-pub use layers::{BlockNorms, LayerKind, LayerRope, LongRope, QkNorm};
+pub use layers::{Activation, BlockNorms, LayerKind, LayerRope, LongRope, QkNorm};
 
 use keys::Keys;
 use names::TensorNames;
@@ -69,6 +73,13 @@ pub struct Config {
     pub residual_scale: f32,
     /// What logits are multiplied by.
     pub logit_scale: f32,
+    /// What logits are capped at: `cap tanh(logit / cap)` (Gemma 2); none for nothing.
+    pub logit_softcap: Option<f32>,
+    /// What scores are capped at, before the softmax. A [`Decode`](crate::Decode) for a layer by itself wants it in its
+    /// [`AttentionOptions`](crate::AttentionOptions).
+    pub score_softcap: Option<f32>,
+    /// What is between gate and up.
+    pub activation: Activation,
     /// Of each layer what it differs in from others; empty where all are alike.
     pub layer_kinds: Vec<LayerKind>,
     /// Elements of GQA's heads that rotate, the first ones (`partial_rotary_factor`); none for all.
@@ -116,6 +127,8 @@ pub(crate) struct FileFacts {
     pub(crate) fused_qkv: bool,
     /// Whether gate and up are one (`gate_up_proj`).
     pub(crate) fused_gate_up: bool,
+    /// Whether gains of norms are one more than the numbers (Gemma).
+    pub(crate) gains_from_one: bool,
     /// Whether rows of queries and keys lie as neighbours rotate, and are to be those of halves (GGUF files of Llamas).
     pub(crate) reordered: bool,
     /// Whether matrices are in 4 bits, in three tensors each.
@@ -176,6 +189,14 @@ impl Config {
             if scale != 1.0 {
                 fields.field(name, &scale);
             }
+        }
+        for (name, cap) in [("logit_softcap", self.logit_softcap), ("score_softcap", self.score_softcap)] {
+            if cap.is_some() {
+                fields.field(name, &cap);
+            }
+        }
+        if self.activation != Activation::Silu {
+            fields.field("activation", &self.activation);
         }
         if !self.layer_kinds.is_empty() {
             fields.field("layer_kinds", &self.layer_kinds);
@@ -255,6 +276,9 @@ impl Config {
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_scale: 1.0,
+            logit_softcap: None,
+            score_softcap: None,
+            activation: Activation::Silu,
             layer_kinds: Vec::new(),
             rotated_dim: None,
             latent_norm_eps: 1e-6,

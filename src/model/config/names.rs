@@ -10,6 +10,8 @@ pub(crate) enum TensorNames {
     Mixtral,
     /// The same, but those of norms behind attention and feed-forward, which have OLMo 2's names.
     Olmo2,
+    /// The same, with norms around attention and feed-forward part by Gemma's names.
+    Gemma,
     /// As in the code that the authors of GTA and GLA published, github.com/Dao-AILab/grouped-latent-attention: in the
     /// [module](crate::model)'s documentation, too.
     Authors,
@@ -29,6 +31,12 @@ const EXPERTS: [(&str, &str); 4] =
 /// Published name of a norm behind a part of a block (GLM-4's) and OLMo 2's.
 const OLMO2: [(&str, &str); 2] =
     [("post_self_attn_layernorm", "post_attention_layernorm"), ("post_mlp_layernorm", "post_feedforward_layernorm")];
+/// Published name and Gemma's.
+const GEMMA: [(&str, &str); 3] = [
+    ("post_self_attn_layernorm", "post_attention_layernorm"),
+    ("post_attention_layernorm", "pre_feedforward_layernorm"),
+    ("post_mlp_layernorm", "post_feedforward_layernorm"),
+];
 /// Of these the authors have one per latent head, numbered from 1.
 const PER_LATENT_HEAD: [(&str, &str); 2] = [("kv_a_layernorm", "kv_norm_"), ("kv_b_proj", "W_ukv_")];
 
@@ -39,6 +47,7 @@ impl TensorNames {
             TensorNames::Published => &[],
             TensorNames::Mixtral => &EXPERTS,
             TensorNames::Olmo2 => &OLMO2,
+            TensorNames::Gemma => &GEMMA,
             TensorNames::Authors => &ONE,
         };
         others.iter().find(|(published, _)| *published == part).map_or(part, |(_, own)| *own)

@@ -3,12 +3,13 @@
 
 use super::authors;
 use super::experts::experts;
-use super::families::{Family, FamilyPairs, FamilyWindow};
+use super::families::{Family, FamilyPairs};
 use super::keys::Keys;
-use super::layers::{LayerKind, LayerRope};
+use super::layers::{Activation, LayerKind, LayerRope};
 use super::names::TensorNames;
 use super::quantised::quantised;
 use super::rope_keys::{partial, rope};
+use super::window_keys::{windows, LayerWindows};
 use super::{AttentionConfig, Config, FileFacts};
 use crate::error::Result;
 use serde_json::json;
@@ -20,9 +21,7 @@ pub(super) const DEEPSEEK_LATENT_EPS: f32 = 1e-6;
 /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
 pub(crate) fn config(keys: &Keys<'_>, family: &Family) -> Result<Config> {
     let authors = family.model_type == "llama" && authors::are(keys);
-    if keys.differs("hidden_act", json!("silu")) {
-        return Err(keys.bad("hidden_act", "is not supported, only \"silu\" is"));
-    }
+    check_activation(keys, family)?;
     let q_heads = keys.size("num_attention_heads", WIDTH)?;
     let hidden_size = keys.size("hidden_size", 1 << 16)?;
     let layers = keys.size("num_hidden_layers", 1 << 10)?;
@@ -36,14 +35,16 @@ pub(crate) fn config(keys: &Keys<'_>, family: &Family) -> Result<Config> {
             (attention, dim, dim)
         }
     };
-    let rope = rope(keys, (family.theta, max_positions))?;
+    let rope = rope(keys, family, max_positions)?;
     let rms_norm_eps = keys.number_or("rms_norm_eps", 1e-12..=1e-1, 1e-6)? as f32;
-    let window = window(keys, family, layers)?.filter(|window| *window < max_positions);
-    if let (Some(key), Some(window)) = (rope.only_within, window) {
+    let windows = windows(keys, family, layers)?.visible(max_positions);
+    if let (Some(key), Some(window)) = (rope.only_within, windows.of_all()) {
         let why = format!("is not supported beside a window of {window}, which lets a sequence pass the positions");
         return Err(keys.object(rope.name).map_or_else(|| keys.bad(key, &why), |inner| inner.bad(key, &why)));
     }
     let [embedding_scale, residual_scale, logits_divided, attention_scale] = multipliers(keys, family)?;
+    let gemma = gemma(keys, family)?;
+    let attention_scale = attention_scale.or(gemma.attention_scale);
     let score_gain = if family.latent { rope.mscale_all_dim.powi(2) } else { 1.0 };
     let plain = Config::new(attention, hidden_size, q_heads, head_dim);
     let rotated_dim = if authors { None } else { partial(keys, (family, rope.name), plain.rope_dim())? };
@@ -56,10 +57,16 @@ pub(crate) fn config(keys: &Keys<'_>, family: &Family) -> Result<Config> {
         rms_norm_eps,
         qk_norm: family.qk_norm,
         norms: family.norms,
-        embedding_scale: embedding_scale.unwrap_or(1.0) as f32,
+        embedding_scale: match family.gemma {
+            true => (hidden_size as f64).sqrt() as f32,
+            false => embedding_scale.unwrap_or(1.0) as f32,
+        },
         residual_scale: residual_scale.unwrap_or(1.0) as f32,
         logit_scale: logits_divided.map_or(1.0, |by| 1.0 / by) as f32,
-        layer_kinds: layer_kinds(keys, family, layers)?,
+        logit_softcap: gemma.logit_softcap,
+        score_softcap: gemma.score_softcap,
+        activation: family.activation,
+        layer_kinds: layer_kinds((keys, family), layers, &windows, rope.theta_of_windows)?,
         rotated_dim,
         latent_norm_eps: if family.latent { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
         rope_theta: rope.theta,
@@ -77,13 +84,14 @@ pub(crate) fn config(keys: &Keys<'_>, family: &Family) -> Result<Config> {
             None => score_gain,
         },
         max_positions,
-        window,
-        tied: keys.flag_or("tie_word_embeddings", false)?,
+        window: windows.of_all(),
+        tied: keys.flag_or("tie_word_embeddings", family.tied)?,
         files: FileFacts {
             names: if authors { TensorNames::Authors } else { family.names },
             biases: Some(biases(keys, family, &attention)?),
             fused_qkv: family.fused.0,
             fused_gate_up: family.fused.1,
+            gains_from_one: family.gemma,
             reordered: false,
             quantised: quantised(keys)?,
         },
@@ -102,11 +110,65 @@ fn multipliers(keys: &Keys<'_>, family: &Family) -> Result<[Option<f64>; 4]> {
     Ok(found)
 }
 
-/// The layers that do not rotate, if there are any: every so many, or those where a list has 0.
-fn layer_kinds(keys: &Keys<'_>, family: &Family, layers: usize) -> Result<Vec<LayerKind>> {
-    if !family.some_rotate {
-        return Ok(Vec::new());
+/// Refuses other activations than the family's.
+fn check_activation(keys: &Keys<'_>, family: &Family) -> Result<()> {
+    let (key, only) = match family.activation {
+        Activation::Silu => ("hidden_act", "silu"),
+        Activation::GeluTanh => (keys.either(["hidden_activation", "hidden_act"]), "gelu_pytorch_tanh"),
+    };
+    match keys.differs(key, json!(only)) {
+        true => Err(keys.bad(key, &format!("is not supported, only {only:?} is"))),
+        false => Ok(()),
     }
+}
+
+/// Keys that Gemma has.
+#[derive(Default)]
+struct GemmaKeys {
+    attention_scale: Option<f64>,
+    logit_softcap: Option<f32>,
+    score_softcap: Option<f32>,
+}
+
+fn gemma(keys: &Keys<'_>, family: &Family) -> Result<GemmaKeys> {
+    if !family.gemma {
+        return Ok(GemmaKeys::default());
+    }
+    if keys.flag_or("use_bidirectional_attention", false)? {
+        return Err(keys.bad("use_bidirectional_attention", "is not supported: tokens see those before them alone"));
+    }
+    let cap = |key| -> Result<Option<f32>> {
+        keys.has(key).then(|| keys.number(key, 1e-3..=1e6).map(|cap| cap as f32)).transpose()
+    };
+    Ok(GemmaKeys {
+        attention_scale: Some(keys.number_or("query_pre_attn_scalar", 1e-3..=1e6, 256.0)?.powf(-0.5)),
+        logit_softcap: cap("final_logit_softcapping")?,
+        score_softcap: cap("attn_logit_softcapping")?,
+    })
+}
+
+/// What layers differ in, if they do.
+fn layer_kinds(
+    (keys, family): (&Keys<'_>, &Family),
+    layers: usize,
+    windows: &LayerWindows,
+    theta_of_windows: Option<f64>,
+) -> Result<Vec<LayerKind>> {
+    let rotates = if family.some_rotate { rotating(keys, layers)? } else { vec![true; layers] };
+    let kind = |layer: usize| LayerKind {
+        rope: match theta_of_windows.filter(|_| windows.in_layer(layer)) {
+            _ if !rotates[layer] => LayerRope::None,
+            Some(theta) => LayerRope::Theta(theta),
+            None => LayerRope::Model,
+        },
+        window: windows.of_some().filter(|_| windows.in_layer(layer)),
+    };
+    let kinds: Vec<LayerKind> = (0..layers).map(kind).collect();
+    Ok(if kinds.iter().all(|kind| *kind == LayerKind::default()) { Vec::new() } else { kinds })
+}
+
+/// Whether each layer rotates: all but the last of every so many, or those where a list has no 0.
+fn rotating(keys: &Keys<'_>, layers: usize) -> Result<Vec<bool>> {
     const LIST: &str = "no_rope_layers";
     let rotates: Vec<bool> = match keys.has(LIST) {
         true => keys.numbers(LIST, 0.0..=1.0)?.iter().map(|rotates| *rotates != 0.0).collect(),
@@ -118,13 +180,9 @@ fn layer_kinds(keys: &Keys<'_>, family: &Family, layers: usize) -> Result<Vec<La
             (1..=layers).map(|layer| !layer.is_multiple_of(every)).collect()
         }
     };
-    if rotates.len() != layers {
-        return Err(keys.bad(LIST, &format!("has {} numbers, of num_hidden_layers = {layers}", rotates.len())));
-    }
-    let kind = |rotates: bool| LayerKind { rope: if rotates { LayerRope::Model } else { LayerRope::None } };
-    match rotates.iter().all(|rotates| *rotates) {
-        true => Ok(Vec::new()),
-        false => Ok(rotates.into_iter().map(kind).collect()),
+    match rotates.len() == layers {
+        true => Ok(rotates),
+        false => Err(keys.bad(LIST, &format!("has {} numbers, of num_hidden_layers = {layers}", rotates.len()))),
     }
 }
 
@@ -150,28 +208,6 @@ fn biases(keys: &Keys<'_>, family: &Family, attention: &AttentionConfig) -> Resu
         parts.extend(by_key);
     }
     Ok(parts)
-}
-
-/// Tokens that a token sees in every layer, if not all; a window past the model's positions hides nothing.
-fn window(keys: &Keys<'_>, family: &Family, layers: usize) -> Result<Option<usize>> {
-    let windowed = match family.window {
-        FamilyWindow::All => !keys.is_null("sliding_window"),
-        FamilyWindow::Asked if keys.flag_or("use_sliding_window", false)? && keys.has("sliding_window") => {
-            // The layers from here on have it.
-            let first = keys.count("max_window_layers", 1 << 10)?;
-            if 0 < first && first < layers {
-                let why = format!("is not supported: all or none of num_hidden_layers = {layers} must have the window");
-                return Err(keys.bad("max_window_layers", &why));
-            }
-            first == 0
-        }
-        _ => false,
-    };
-    let kind = if windowed { "sliding_attention" } else { "full_attention" };
-    if keys.is_mixed("layer_types", kind) {
-        return Err(keys.bad("layer_types", &format!("is not supported, all layers must have \"{kind}\"")));
-    }
-    windowed.then(|| keys.size("sliding_window", u32::MAX as usize)).transpose()
 }
 
 /// Width of a head that is not cut.

@@ -17,6 +17,8 @@ pub(super) struct RopeKeys {
     pub(super) mscale_all_dim: f32,
     /// The key of which this is right only up to `max_position_embeddings`, if there is one.
     pub(super) only_within: Option<&'static str>,
+    /// Of layers with a window, where they have another base.
+    pub(super) theta_of_windows: Option<f64>,
     /// The key of the object that it stands in.
     pub(super) name: &'static str,
 }
@@ -37,14 +39,24 @@ pub(super) fn partial(keys: &Keys<'_>, (family, rope): (&Family, &str), head_dim
 }
 
 /// `rope_parameters`, or in older files `rope_theta` and `rope_scaling`.
-pub(super) fn rope(keys: &Keys<'_>, (usual, max_positions): (f64, usize)) -> Result<RopeKeys> {
+pub(super) fn rope(keys: &Keys<'_>, family: &Family, max_positions: usize) -> Result<RopeKeys> {
     let name = keys.either(["rope_scaling", "rope_parameters"]);
-    if keys.is_mixed(name, "") {
+    let by_kind = keys.is_mixed(name, "");
+    if by_kind && family.theta_of_windows.is_none() {
         return Err(keys.bad(name, "is not supported, all layers must have the same rotation"));
     }
     let thetas = 1.0 + 1e-6..=1e12;
+    let inner = keys.object(name);
+    let [of_model, of_windows] = match &inner {
+        Some(kinds) if by_kind => ["full_attention", "sliding_attention"].map(|kind| kinds.object(kind)),
+        _ => [inner, None],
+    };
     let mut made = RopeKeys {
-        theta: keys.number_or("rope_theta", thetas.clone(), usual)?,
+        theta: keys.number_or("rope_theta", thetas.clone(), family.theta)?,
+        theta_of_windows: match family.theta_of_windows {
+            Some(usual) => Some(theta_of_windows(keys, of_windows.as_ref(), usual)?),
+            None => None,
+        },
         scaling: RopeScaling::None,
         factors: Vec::new(),
         long: None,
@@ -53,8 +65,8 @@ pub(super) fn rope(keys: &Keys<'_>, (usual, max_positions): (f64, usize)) -> Res
         only_within: None,
         name,
     };
-    let Some(inner) = keys.object(name) else {
-        return if keys.has(name) { Err(keys.bad(name, "is not an object")) } else { Ok(made) };
+    let Some(inner) = of_model else {
+        return if keys.has(name) && !by_kind { Err(keys.bad(name, "is not an object")) } else { Ok(made) };
     };
     made.theta = inner.number_or("rope_theta", thetas, made.theta)?;
     let kind = inner.either(["rope_type", "type"]);
@@ -96,6 +108,22 @@ pub(super) fn rope(keys: &Keys<'_>, (usual, max_positions): (f64, usize)) -> Res
         _ => {}
     }
     Ok(made)
+}
+
+/// The base of layers with a window, which have no scaling.
+fn theta_of_windows(keys: &Keys<'_>, own: Option<&Keys<'_>>, usual: f64) -> Result<f64> {
+    let thetas = 1.0 + 1e-6..=1e12;
+    match own {
+        Some(own) => {
+            own.number_or(PARTIAL, 1.0..=1.0, 1.0)?;
+            let kind = own.either(["rope_type", "type"]);
+            if own.has(kind) {
+                own.word(kind, &["default"])?;
+            }
+            own.number_or("rope_theta", thetas, usual)
+        }
+        None => keys.number_or("rope_local_base_freq", thetas, usual),
+    }
 }
 
 /// YaRN's, and DeepSeek's `mscale_all_dim`.

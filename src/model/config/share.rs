@@ -41,6 +41,10 @@ impl Config {
             let what = "ranks of a model with norms behind its parts, or over all of its heads: they want sums of all ranks first";
             return Err(ErrorKind::Unsupported { what: what.into() }.into());
         }
+        if shard.is_by_context() && self.layer_kinds.iter().any(|kind| kind.window.is_some()) {
+            let what = "ranks that divide sequences by context, of a model with a window in some layers";
+            return Err(ErrorKind::Unsupported { what: what.into() }.into());
+        }
         let heads = self.layout()?.shard(shard)?;
         let ffn = shard.part("intermediate_size", self.intermediate_size)?;
         let (expert, shared) = match self.experts {

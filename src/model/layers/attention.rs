@@ -2,6 +2,7 @@
 
 use super::block::Exchange;
 use super::explicit::{ExplicitPrefill, ExplicitStep};
+use super::kinds::LayerDecodes;
 use super::large_keys::LargeBiases;
 use super::projections::{Forms, Projections};
 use crate::attention::explicit::ExplicitPlan;
@@ -84,6 +85,8 @@ pub(crate) struct AttentionStep<'a> {
     pub(crate) decode: &'a Decode,
     /// Of the sequences in the absorbed form, and those of variants that have one form; none where no sequence is.
     pub(crate) plan: Option<&'a Plan>,
+    /// Of layers of other kinds, whose tokens see others: by their number what attends, and its plan.
+    pub(crate) kinds: Option<(&'a LayerDecodes, &'a [Plan])>,
     /// Of those in the explicit form, if there are any.
     pub(crate) explicit: Option<ExplicitStep<'a>>,
     pub(crate) sequences: &'a [SeqId],
@@ -200,6 +203,7 @@ impl Attention {
             cache,
             decode,
             plan: planned.absorbed.as_ref(),
+            kinds: None,
             explicit: planned.explicit(),
             sequences,
             appending: None,
@@ -240,15 +244,16 @@ impl Attention {
         if append.is_none() {
             step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
         }
-        let args = step.plan.map(|plan| DecodeArgs::new(plan, &view, &s.q, softmax_scale));
+        let (decode, plan) = step.of_layer(layer);
+        let args = plan.map(|plan| DecodeArgs::new(plan, &view, &s.q, softmax_scale));
         let attended = match args {
             Some(args) if self.by_context => {
                 // In memory of its own, which is exchanged at this place whenever the step's commands come again.
                 let own = DecodeOutput { out: s.attended.clone(), lse: s.lse.clone() };
-                self.gpu.record(|pass| step.decode.encode(pass, args, &own))?;
+                self.gpu.record(|pass| decode.encode(pass, args, &own))?;
                 Some(own)
             }
-            args => args.map(|args| step.decode.run(args)).transpose()?,
+            args => args.map(|args| decode.run(args)).transpose()?,
         };
         let values = match &attended {
             // Of rows in the explicit form this is nothing: what follows writes them.
@@ -267,7 +272,7 @@ impl Attention {
     }
 }
 
-/// The plans of a step, for all layers.
+/// The plans of a step, for all layers of the first kind.
 pub(crate) struct StepPlans<'a> {
     /// Query tokens.
     pub(crate) tokens: usize,

@@ -98,7 +98,7 @@ impl LayerReader<'_> {
         let Config { qk_norm, head_dim, rms_norm_eps: eps, .. } = *self.config;
         let norm = |part, groups: usize| -> Result<RmsNorm> {
             let gains = if qk_norm == QkNorm::Whole { groups } else { 1 };
-            let gain = self.source.values(&format!("{}.weight", self.name(part)), &[gains * head_dim])?;
+            let gain = self.source.gains(&self.name(part), &[gains * head_dim])?;
             let gain: Vec<f32> = gain.chunks_exact(head_dim).flat_map(|head| self.ordered(head)).collect();
             let gain = gain.repeat(groups / gains);
             let gain = Tensor::from_slice(self.source.gpu(), &[groups, head_dim], &gain, DType::F32)?;

@@ -4,7 +4,7 @@ use super::block::Scratch;
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::share::ModelShare;
-use crate::model::config::{Config, ExpertsConfig};
+use crate::model::config::{Activation, Config, ExpertsConfig};
 use crate::model::weights::matrix::Matrix;
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
@@ -67,7 +67,7 @@ impl FeedForward {
                 source,
                 &mlp,
                 (config.hidden_size, config.intermediate_size, &share.ffn),
-                (before, config.files.fused_gate_up),
+                (before, config.files.fused_gate_up, config.activation),
                 (first, first && !config.norms.after(), config.residual_scale),
             )?))),
             Some(experts) => {
@@ -93,7 +93,7 @@ impl Dense {
         source: &WeightReader<'_>,
         prefix: &str,
         (hidden, width, part): (usize, usize, &Range<usize>),
-        (norm, fused): (Option<(&str, f32)>, bool),
+        (norm, fused, activation): (Option<(&str, f32)>, bool, Activation),
         (first, adds, scale): (bool, bool, f32),
     ) -> Result<Self> {
         let both = || source.matrix(&format!("{prefix}gate_up_proj"), 2 * width, hidden);
@@ -112,7 +112,11 @@ impl Dense {
         let down = source.of_inputs(source.matrix(&format!("{prefix}down_proj"), hidden, width)?, part)?;
         let down = if first { down } else { down.without_any_bias() };
         let down = source.linear(&down)?.map(|down| down.with_scale(scale))?;
-        Ok(Dense { gate_up: gate_up.map(Linear::with_swiglu)?, down, adds })
+        let gated = match activation {
+            Activation::Silu => Linear::with_swiglu,
+            Activation::GeluTanh => Linear::with_geglu,
+        };
+        Ok(Dense { gate_up: gate_up.map(gated)?, down, adds })
     }
 
     fn run(&self, rows: usize, input: Span<'_>, (s, accumulate): (&Scratch, bool), y: Span<'_>) -> Result<()> {
@@ -152,7 +156,13 @@ impl Mixture {
             .stack([count, hidden, own.len()], |e| source.of_inputs(part(e, "down_proj", hidden, width)?, own))?;
         let of_all = (hidden, shared_width, &share.shared);
         let shared = (shared_width > 0).then(|| {
-            Dense::load(source, &format!("{mlp}shared_experts."), of_all, (None, false), (first, adds, scale))
+            Dense::load(
+                source,
+                &format!("{mlp}shared_experts."),
+                of_all,
+                (None, false, Activation::Silu),
+                (first, adds, scale),
+            )
         });
         let shape = NormShape { groups: 1, dim: hidden, tail: 0, eps: config.rms_norm_eps };
         Ok(Mixture {

@@ -5,6 +5,7 @@ pub(crate) mod block;
 mod direct;
 pub(crate) mod explicit;
 pub(crate) mod feed_forward;
+pub(crate) mod kinds;
 pub(crate) mod large_keys;
 pub(crate) mod prefill;
 pub(crate) mod projections;

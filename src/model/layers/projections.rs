@@ -239,7 +239,7 @@ impl LayerReader<'_> {
 
     /// That of the norm of the layer's input, if it is part of the layer.
     pub(super) fn gain(&self) -> Result<Option<Vec<f32>>> {
-        self.norm.map(|norm| self.source.values(&format!("{norm}.weight"), &[self.config.hidden_size])).transpose()
+        self.norm.map(|norm| self.source.gains(norm, &[self.config.hidden_size])).transpose()
     }
 
     /// Rows of the rank's heads or groups, of those that lie one behind the other in a matrix.

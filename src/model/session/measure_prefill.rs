@@ -91,6 +91,7 @@ impl Session {
                     cache: &mut *cache,
                     decode,
                     plan: plans.absorbed.as_ref(),
+                    kinds: None, // variants with two forms have one kind of layer
                     explicit: plans.explicit(),
                     sequences: &[id],
                     appending: None,

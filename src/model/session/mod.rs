@@ -2,6 +2,7 @@
 
 use super::decoder::Decoder;
 use crate::model::layers::explicit::ExplicitPrefill;
+use crate::model::layers::kinds::LayerDecodes;
 use buffers::Buffers;
 mod behind;
 pub(crate) mod buffers;
@@ -31,7 +32,7 @@ pub use follow::follow;
 pub use options::SessionOptions;
 pub use stream::{DrawSource, Samplers, TokenStream};
 
-use crate::attention::{AttentionOptions, Decode, SplitPolicy};
+use crate::attention::{Decode, SplitPolicy};
 use crate::cache::{CacheStats, EmptiedSequence, PagedKvCache, SeqId};
 use crate::error::{ErrorKind, Result};
 use ranks::Ranks;
@@ -44,6 +45,8 @@ pub struct Session {
     decoder: Decoder,
     pub(super) cache: PagedKvCache,
     decode: Decode,
+    /// Of layers in which tokens see others than in the first.
+    further: LayerDecodes,
     /// For prompts in the explicit form, if there may be any.
     prefill: Option<ExplicitPrefill>,
     options: SessionOptions,
@@ -120,13 +123,15 @@ impl Session {
         let gpu = decoder.gpu();
         let cache = parts::cache(decoder, &options)?;
         let heads = *cache.heads();
-        let SessionOptions { window, keep_first, .. } = options;
-        let seen = AttentionOptions { window, keep_first, ..Default::default() };
-        let decode = Decode::with_options(gpu, heads, options.kv_dtype, seen)?;
+        let layers = options.layers_see(decoder.config());
+        let first = layers.first().copied().unwrap_or_default();
+        let decode = Decode::with_options(gpu, heads, options.kv_dtype, first)?;
+        let further = LayerDecodes::new(&decode, (gpu, options.kv_dtype), &layers)?;
         let prefill = ExplicitPrefill::of_session(decoder, &options)?;
         let buffers = Buffers::new(decoder, &options, &cache.layer(0)?, prefill.is_some())?;
-        let (decoder, unfinished) = (decoder.clone(), Vec::new());
-        Ok(Session { decoder, cache, decode, prefill, options, buffers, streamed: false, unfinished, ranks: None })
+        let (decoder, streamed, unfinished) = (decoder.clone(), false, Vec::new());
+        let ranks = None;
+        Ok(Session { decoder, cache, decode, further, prefill, options, buffers, streamed, unfinished, ranks })
     }
 
     /// All that is on a device, on that of `decoder`.
@@ -138,10 +143,13 @@ impl Session {
         let (heads, dtype) = (*self.cache.heads(), self.options.kv_dtype);
         let decode = Decode::with_options(decoder.gpu(), heads, dtype, *self.decode.options())?;
         let decode = decode.with_policy(self.decode.policy());
+        let layers = self.options.layers_see(decoder.config());
+        let further = LayerDecodes::new(&decode, (decoder.gpu(), dtype), &layers)?;
         let prefill = ExplicitPrefill::of_session(decoder, &self.options)?;
         let buffers = Buffers::new(decoder, &self.options, &self.cache.layer(0)?, prefill.is_some())?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
         (self.decoder, self.decode, self.prefill, self.buffers) = (decoder.clone(), decode, prefill, buffers);
+        self.further = further;
         Ok(emptied)
     }
 
@@ -150,7 +158,8 @@ impl Session {
     /// Products still depend on how many tokens a step has, so logits are the same bits where steps are as large.
     pub fn with_policy(mut self, policy: SplitPolicy) -> Self {
         self.prefill.iter_mut().for_each(ExplicitPrefill::forget);
-        Session { decode: self.decode.with_policy(policy), ..self }
+        let (decode, further) = (self.decode.with_policy(policy), self.further.with_policy(policy));
+        Session { decode, further, ..self }
     }
 
     /// Adds an empty sequence that will share no prefix. See [`Session::match_prefix`].

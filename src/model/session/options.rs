@@ -1,6 +1,5 @@
 //! What a session makes room for.
 
-#[cfg(doc)]
 use crate::attention::AttentionOptions;
 use crate::gpu::DType;
 use crate::model::config::Config;
@@ -67,5 +66,20 @@ impl SessionOptions {
         // A window frees what is not seen: then a sequence may pass the cache, but its angles are those of positions.
         let room = if self.window.is_some() { usize::MAX } else { self.cache_tokens };
         config.max_positions.min(room).min(self.max_tokens.unwrap_or(usize::MAX))
+    }
+
+    /// What tokens see in each layer of a model, with this session's window and the model's own.
+    pub(crate) fn layers_see(&self, config: &Config) -> Vec<AttentionOptions> {
+        let SessionOptions { window, keep_first, .. } = *self;
+        let see = |layer: usize| {
+            let own = config.layer_kinds.get(layer).and_then(|kind| kind.window);
+            let all = AttentionOptions { window, keep_first, softcap: config.score_softcap, ..Default::default() };
+            match own.filter(|own| window.is_none_or(|window| *own < window)) {
+                // The first tokens are kept for what a session leaves out, not for what the model's layer never sees.
+                Some(own) => AttentionOptions { window: Some(own), keep_first: 0, ..all },
+                None => all,
+            }
+        };
+        (0..config.layers).map(see).collect()
     }
 }

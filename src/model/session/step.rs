@@ -254,6 +254,7 @@ impl Session {
         let model = &*self.decoder.inner;
         let gpu = &model.gpu;
         let plans = StepPlans::new(&self.decode, &self.cache, sequences, self.prefill.as_mut())?;
+        let further = self.further.plans(&self.cache, sequences)?;
         let slots = self.cache.slots(sequences)?; // and angles
         let from = guesses.unwrap_or(&self.buffers.tokens);
         gpu.record_copies(&from.buffer, &self.buffers.ids.buffer, copies)?;
@@ -262,6 +263,7 @@ impl Session {
             cache: &mut self.cache,
             decode: &self.decode,
             plan: plans.absorbed.as_ref(),
+            kinds: Some((&self.further, &further)),
             explicit: plans.explicit(),
             sequences,
             appending: self.buffers.appending.as_deref().map(|linears| (linears, &slots)),
@@ -295,6 +297,7 @@ impl Session {
         self.buffers.shaped.extend_key(draws, &mut key);
         key.extend([id_rows.buffer.id(), self.buffers.logits.buffer.id(), slots.buffer.id()]);
         self.decode.extend_key(plan, &mut key);
+        self.further.extend_key(&further, &mut key);
         let ends = (&id_rows, ends);
         match ranks {
             Some(_) => gpu.record_again_cut(&key, &mut exchange, |exchange| {

@@ -28,6 +28,8 @@ pub(crate) struct WeightReader<'a> {
     leave_out: bool,
     /// Which projections have one, if the config says so.
     biases: Option<Vec<&'static str>>,
+    /// What gains of norms are beside their numbers in the files.
+    gains_from: f32,
     pub(crate) used: RefCell<HashSet<String>>,
 }
 
@@ -35,6 +37,7 @@ impl<'a> WeightReader<'a> {
     /// A reader of the tensors of `config` in `store`. `dtype` is what matrices become on the device.
     pub(crate) fn new(gpu: &'a Gpu, config: &Config, store: WeightFiles<'a>, dtype: DType) -> Self {
         let (biases, used) = (config.files.biases.clone(), RefCell::default());
+        let gains_from = if config.files.gains_from_one { 1.0 } else { 0.0 };
         WeightReader {
             gpu,
             store,
@@ -44,6 +47,7 @@ impl<'a> WeightReader<'a> {
             explicit: true,
             leave_out: false,
             biases,
+            gains_from,
             used,
         }
     }
@@ -118,6 +122,13 @@ impl<'a> WeightReader<'a> {
         Ok(values)
     }
 
+    /// The gains of a norm.
+    pub(crate) fn gains(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let mut gains = self.values(&format!("{name}.weight"), shape)?;
+        gains.iter_mut().for_each(|gain| *gain += self.gains_from);
+        Ok(gains)
+    }
+
     /// `{name}.weight` (rows, in_dim) and, if it has one, `{name}.bias` (rows).
     pub(crate) fn matrix(&self, name: &str, rows: usize, in_dim: usize) -> Result<Matrix> {
         let weight = self.bare(&format!("{name}.weight"), rows, in_dim)?;
@@ -190,7 +201,7 @@ impl<'a> WeightReader<'a> {
     /// `{name}.weight` (dim) as the gain of a norm that is fused with the product behind it.
     pub(crate) fn normed(&self, linear: Split, name: &str, eps: f32) -> Result<Split> {
         let dim = linear.in_dim();
-        let gain = self.values(&format!("{name}.weight"), &[dim])?;
+        let gain = self.gains(name, &[dim])?;
         let gain = Tensor::from_slice(self.gpu, &[1, dim], &gain, DType::F32)?;
         linear.map(|linear| linear.with_norm(&gain, eps))
     }
@@ -292,7 +303,7 @@ impl<'a> WeightReader<'a> {
     pub(crate) fn norms_of(&self, names: &[String], shape: NormShape, groups: Range<usize>) -> Result<RmsNorm> {
         let wanted = [shape.groups / names.len(), shape.dim];
         let wanted = if wanted[0] == 1 { &wanted[1..] } else { &wanted };
-        let gains = names.iter().map(|name| self.values(&format!("{name}.weight"), wanted));
+        let gains = names.iter().map(|name| self.gains(name, wanted));
         let gains = gains.collect::<Result<Vec<_>>>()?.concat();
         let shape = NormShape { groups: groups.len(), ..shape };
         let gains = &gains[groups.start * shape.dim..groups.end * shape.dim];

@@ -127,7 +127,7 @@ fn seems(part: &str) -> &'static str {
     } else if last == "bias" {
         "a bias that config.json does not ask for (attention_bias, mlp_bias)"
     } else if any(&["feedforward_layernorm"]) {
-        "a norm around the feed-forward part (Gemma's layers have them)"
+        "a norm around the feed-forward part (layers of model_type gemma2 have them)"
     } else if any(&["experts", "router", "shared_expert", "block_sparse_moe", "mlp.gate."]) {
         "a mixture of experts'"
     } else if any(&["qkv_proj", "gate_up_proj", "Wqkv", "query_key_value", "c_attn"]) {
@@ -171,7 +171,7 @@ mod tests {
             ("model.layers.0.mlp.down_proj.weight_scale", "quantiser"),
             ("model.layers.0.mlp.down_proj.qzeros", "quantiser"),
             ("model.layers.0.self_attn.qkv_proj.weight", "several projections"),
-            ("model.layers.0.pre_feedforward_layernorm.weight", "Gemma"),
+            ("model.layers.0.pre_feedforward_layernorm.weight", "gemma2"),
             ("model.layers.0.mlp.experts.3.up_proj.weight", "mixture"),
             ("model.layers.3.mlp.up_proj.weight", "of layer 3, and num_hidden_layers is 2"),
             ("layers.0.mlp.up_proj.weight", "a projection of layer 0"),

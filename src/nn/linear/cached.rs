@@ -151,8 +151,8 @@ impl Linear {
     pub fn with_append(self, layer: &KvView, pairs: RopePairs) -> Result<Self> {
         let cached = CachedOutputs::of(layer, pairs);
         self.check_widths(&cached)?;
-        if self.swiglu || self.tail.is_some() || self.scale != 1.0 {
-            return Err(ErrorKind::argument("append", "this linear has SwiGLU, a tail or a scale"));
+        if self.swiglu || self.tail.is_some() || self.changes_outputs() {
+            return Err(ErrorKind::argument("append", "this linear has SwiGLU, a tail, a scale or a softcap"));
         }
         if let Some(why) = cached.refusal(self.gpu.capabilities(), self.rest.is_some()) {
             return Err(ErrorKind::Unsupported { what: format!("an append in a product: {why}") }.into());

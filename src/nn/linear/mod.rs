@@ -54,6 +54,10 @@ pub struct Linear {
     /// Gain (in_dim) F32 and eps of a norm of the input.
     norm: Option<(Tensor, f32)>,
     swiglu: bool,
+    /// Of the SwiGLU, that it is a GeGLU.
+    gelu: bool,
+    /// What outputs are capped at.
+    softcap: Option<f32>,
     /// Elements behind the input of each head that are rotated behind its output.
     tail: Option<(usize, RopePairs)>,
     /// A norm of what lies behind the input.
@@ -93,6 +97,8 @@ impl Linear {
             bias: bias.cloned(),
             norm: None,
             swiglu: false,
+            gelu: false,
+            softcap: None,
             tail: None,
             rest: None,
             cached: None,
@@ -135,11 +141,21 @@ impl Linear {
             let shape = [w.heads(), w.out_dim(), w.in_dim()];
             return Err(ErrorKind::shape("weight", &shape, "(_,an even number,_)"));
         }
-        if self.tail.is_some() || self.cached.is_some() || self.scale != 1.0 {
-            return Err(ErrorKind::argument("swiglu", "this linear has a tail or a scale, or appends"));
+        if self.tail.is_some() || self.cached.is_some() || self.changes_outputs() {
+            return Err(ErrorKind::argument("swiglu", "this linear has a tail, a scale or a softcap, or appends"));
         }
         let tunings = self.tunings.map(|tuning| LinearTuning { outs: tuning.outs.max(2), ..tuning });
         Ok(Linear { swiglu: true, tunings, ..self.without_kernels() })
+    }
+
+    /// [`Linear::with_swiglu`] with GELU, in its tanh form, in the place of silu: `y = gelu(gate x + b) (up x + b)`
+    /// ([`reference::geglu`](crate::reference::geglu())).
+    ///
+    /// # Errors
+    ///
+    /// As [`Linear::with_swiglu`].
+    pub fn with_geglu(self) -> Result<Self> {
+        Ok(Linear { gelu: true, ..self.with_swiglu()? }.without_kernels())
     }
 
     /// The same with rotated elements behind each head's output: those that lie behind the head's input, `rope_dim` of
@@ -158,8 +174,9 @@ impl Linear {
         let w = &self.weight;
         let (heads, width) = (w.heads(), w.in_dim().max(w.out_dim()));
         sum_of_products("rope_dim", &[&[heads, width], &[heads, rope_dim]], MOST_ROW)?;
-        if self.swiglu || self.rest.is_some() || self.cached.is_some() || self.scale != 1.0 {
-            return Err(ErrorKind::argument("tail", "this linear has SwiGLU, a rest or a scale, or appends"));
+        if self.swiglu || self.rest.is_some() || self.cached.is_some() || self.changes_outputs() {
+            let why = "this linear has SwiGLU, a rest, a scale or a softcap, or appends";
+            return Err(ErrorKind::argument("tail", why));
         }
         Ok(Linear { tail: Some((rope_dim, rotation)), ..self.without_kernels() })
     }
@@ -240,10 +257,32 @@ impl Linear {
         if !scale.is_finite() {
             return Err(ErrorKind::argument("scale", format!("{scale} is not finite")));
         }
-        if self.swiglu || self.tail.is_some() || self.cached.is_some() {
-            return Err(ErrorKind::argument("scale", "this linear has SwiGLU or a tail, or appends"));
+        let taken = self.swiglu || self.tail.is_some() || self.cached.is_some() || self.softcap.is_some();
+        if taken && scale != 1.0 {
+            return Err(ErrorKind::argument("scale", "this linear has SwiGLU, a tail or a softcap, or appends"));
         }
         Ok(Linear { scale, ..self })
+    }
+
+    /// The same with outputs `cap tanh(y / cap)` in the place of `y`: the logits of Gemma 2.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a `cap` that is not in 1e-3..=1e6, beside SwiGLU, a tail or a scale, or after
+    /// [`Linear::with_append`].
+    pub fn with_softcap(self, cap: f32) -> Result<Self> {
+        if !(1e-3..=1e6).contains(&cap) {
+            return Err(ErrorKind::argument("cap", format!("{cap} is not in 1e-3..=1e6")));
+        }
+        if self.swiglu || self.tail.is_some() || self.cached.is_some() || self.scale != 1.0 {
+            return Err(ErrorKind::argument("cap", "this linear has SwiGLU, a tail or a scale, or appends"));
+        }
+        Ok(Linear { softcap: Some(cap), ..self.without_kernels() })
+    }
+
+    /// Whether something is done to single outputs.
+    fn changes_outputs(&self) -> bool {
+        self.scale != 1.0 || self.softcap.is_some()
     }
 
     fn without_kernels(mut self) -> Self {
@@ -325,6 +364,8 @@ impl Linear {
             let fusion = Fusion {
                 norm: self.norm.is_some(),
                 swiglu: self.swiglu,
+                gelu: self.gelu,
+                softcap: self.softcap.is_some(),
                 tail: self.tail.map(|(_, rotation)| rotation),
                 rest: self.rest.is_some(),
                 cached: self.cached,

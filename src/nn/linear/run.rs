@@ -29,6 +29,7 @@ params!(Params {
     slot_count: u32,
     slab_pages: u32,
     scale: f32,
+    cap: f32,
 });
 #[cfg(test)]
 pub(in crate::nn) const PARAM_FIELDS: &[(&str, usize)] = Params::FIELDS;
@@ -258,6 +259,7 @@ impl Linear {
             slot_count: word(layer.map_or(0, KvView::slot_count)),
             slab_pages: word(layer.map_or(0, |layer| layer.pool.slab_pages())),
             scale: self.scale,
+            cap: self.softcap.unwrap_or(0.0),
         }
     }
 }

@@ -34,6 +34,10 @@ pub struct LinearTuning {
 pub(crate) struct Fusion {
     pub(crate) norm: bool,
     pub(crate) swiglu: bool,
+    /// Of a SwiGLU, that it is a GeGLU.
+    pub(crate) gelu: bool,
+    /// Outputs are capped.
+    pub(crate) softcap: bool,
     pub(crate) tail: Option<RopePairs>,
     /// Of few rows only.
     pub(crate) rest: bool,
@@ -223,7 +227,9 @@ impl Shape {
         parts.extend(weight_parts);
         let cached_outputs = fusion.cached.filter(|_| !fusion.rest);
         parts.push(match (fusion.swiglu, cached_outputs) {
+            (true, _) if fusion.gelu => part!("nn/output/geglu.wgsl"),
             (true, _) => part!("nn/output/swiglu.wgsl"),
+            (false, None) if fusion.softcap => part!("nn/output/softcap.wgsl"),
             (false, Some(_)) => part!("nn/output/cached.wgsl"),
             (false, None) => part!("nn/output/plain.wgsl"),
         });

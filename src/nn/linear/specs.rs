@@ -18,6 +18,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     let plain = Fusion::default();
     let norm = Fusion { norm: true, ..plain };
     let both = Fusion { swiglu: true, ..norm };
+    let (geglu, softcap) = (Fusion { gelu: true, ..both }, Fusion { softcap: true, ..norm });
     let rest = Fusion { rest: true, ..norm };
     let tails = [RopePairs::Half, RopePairs::Interleaved].map(|r| Fusion { tail: Some(r), ..plain });
     let mut all = Vec::new();
@@ -27,7 +28,7 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     // Each slot with each dtype and alignment, then each shape of each device.
     for dtype in [DType::F32, DType::F16, DType::I8] {
         for vec4 in [true, false] {
-            for fusion in [plain, norm, both, rest, tails[0], tails[1]] {
+            for fusion in [plain, norm, both, geglu, softcap, rest, tails[0], tails[1]] {
                 add(Shape::Rows(1), &one, dtype, vec4, fusion)?;
             }
             add(Shape::Tile(4), &software, dtype, vec4, both)?;
@@ -50,12 +51,12 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
         add(Shape::Rows(1), &wide, dtype, true, fusion)?;
         add(Shape::Rows(4), &wide, dtype, true, Fusion { whole: false, ..fusion })?;
     }
-    for fusion in [plain, tails[0]] {
+    for fusion in [plain, tails[0], geglu, softcap] {
         add(Shape::Tile(2), &software, DType::F16, true, fusion)?;
     }
     for tile in MatrixTile::TABLE {
         for dtype in [DType::F16, DType::I8] {
-            for fusion in [plain, both, tails[0], tails[1]] {
+            for fusion in [plain, both, geglu, softcap, tails[0], tails[1]] {
                 add(Shape::Matrix(tile), &subgroups, dtype, true, fusion)?;
             }
         }
