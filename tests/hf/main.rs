@@ -12,6 +12,7 @@ mod gguf_blocks;
 mod groups;
 mod model;
 mod parts;
+mod real;
 mod unused;
 
 use common::gpu;

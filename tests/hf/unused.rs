@@ -100,7 +100,7 @@ fn what_looks_like_a_weight_and_is_not_used_is_an_error() {
         ("llama", "model.layers.0.self_attn.k_norm.weight", "qwen3"),
         ("mistral", "model.layers.1.self_attn.o_proj.bias", "a bias that config.json does not ask for"),
         ("qwen2", "model.layers.0.mlp.up_proj.bias", "a bias"),
-        ("llama", "model.layers.0.pre_feedforward_layernorm.weight", "Gemma"),
+        ("llama", "model.layers.0.pre_feedforward_layernorm.weight", "gemma2"),
         ("llama", "model.layers.0.mlp.up_proj.weight_scale", "quantiser"),
         ("llama", "model.layers.2.mlp.up_proj.weight", "of layer 2, and num_hidden_layers is 2"),
         ("deepseek_v3", "model.layers.0.mlp.experts.0.up_proj.weight", "mixture"),
