@@ -224,7 +224,7 @@ guesses-rows        ~src/model/generate/speculative.rs~(logits.len() / vocab).sa
 guesses-tokens      ~src/model/generate/speculative.rs~most_likely.len().saturating_sub(proposals.len() + 1)~most_likely.len().saturating_sub(proposals.len())~H~dies
 guesses-unread      ~src/model/generate/speculative.rs~let first = unfed.len() - 1;~let first = unfed.len();~H~dies
 guesses-copied      ~src/model/session/guesses.rs~to: 4 * guess as u64~to: 0~H~dies
-guesses-committed   ~src/model/session/guesses.rs~&[tokens, &guesses].concat()~&unknown~H~dies
+guesses-committed   ~src/model/session/guesses.rs~&[tokens, &guesses].concat()~&unknown~H~same: the sequence is the call's own and shares no prefix
 guesses-device      ~src/model/session/guesses.rs~self.decoder.gpu().is_same(drafter.decoder.gpu()) && ~~H~dies
 guesses-stream      ~src/model/generate/speculative.rs~stream.next(guess < k)~stream.next(guess <= k)~H~same: the step ahead is rolled back
 guesses-lacks       ~src/model/generate/speculative.rs~ && own.session.decoder().config().vocab_size <= vocab~~H~dies
