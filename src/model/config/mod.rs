@@ -301,7 +301,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`], naming the key and its value.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
     pub fn parse(path: &str, json: &str) -> Result<Self> {
         let keys = Keys::parse(path, json)?;
         let family = keys.word_of("model_type", &families::names(), ", the families that latten reads")?;
