@@ -47,8 +47,8 @@ fn refused_files_change_nothing() {
     assert_eq!(fault(refused(&mut other, &long)), SavedFault::TooLong { size: bytes.len() as u64 });
     assert!(matches!(fault(refused(&mut other, b"GGUF....1234")), SavedFault::Foreign { .. }));
     let mut newer = bytes.clone();
-    newer[8] = 3;
-    assert_eq!(fault(refused(&mut other, &newer)), SavedFault::Newer { version: 3, known: 2 });
+    newer[8] = 4;
+    assert_eq!(fault(refused(&mut other, &newer)), SavedFault::Newer { version: 4, known: 3 });
     let name = |e: Error| match e.kind() {
         ErrorKind::Saved { fault: SavedFault::Other { name, .. }, .. } => *name,
         _ => panic!("{e}"),
