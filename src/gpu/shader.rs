@@ -31,6 +31,13 @@ macro_rules! part {
             tier: $crate::gpu::Tier::$tier,
         }
     };
+    // Of kernels that no browser can run: its .wasm is without their texts.
+    ($path:literal, $tier:ident, native) => {
+        $crate::gpu::shader::ShaderPart {
+            text: if cfg!(target_arch = "wasm32") { "" } else { $crate::gpu::shader::part!($path, $tier).text },
+            ..$crate::gpu::shader::part!($path, $tier)
+        }
+    };
 }
 pub(crate) use part;
 

@@ -220,7 +220,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
     ]);
     consts.push(("Rows", ONE_ROW));
     let (bindings, mut parts) = common(options, true, &mut consts);
-    parts.extend([part!("half_word.wgsl"), part!("attention/decode_matrix.wgsl", Subgroup)]);
+    parts.extend([part!("half_word.wgsl"), part!("attention/decode_matrix.wgsl", Subgroup, native)]);
     let workgroup_bytes = shape.workgroup_bytes(&layout);
     KernelSpec { name: "decode_matrix", consts, parts, bindings, workgroup_bytes }
 }

@@ -159,7 +159,7 @@ impl MatrixTile {
         parts.extend([
             part!("nn/packed_input.wgsl"),
             part!("half_word.wgsl"),
-            part!("nn/linear_matrix.wgsl", Subgroup),
+            part!("nn/linear_matrix.wgsl", Subgroup, native),
         ]);
         use Access::{Read, Write};
         let mut bindings = vec![Read, Read, Read, Write, Read, Read];
