@@ -13,17 +13,7 @@ use pollster::block_on;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-pub(crate) const OPTIONS: SessionOptions = SessionOptions {
-    max_batch: 3,
-    chunk: 8,
-    cache_tokens: 96,
-    page_size: 4,
-    kv_dtype: DType::F32,
-    window: None,
-    keep_first: 0,
-    max_tokens: None,
-    prefill: latten::model::PrefillPath::Auto,
-};
+pub(crate) const OPTIONS: SessionOptions = SessionOptions { max_batch: 3, cache_tokens: 96, ..crate::SMALL };
 
 /// Feeds, and returns what is drawn and the logits.
 fn feed(session: &mut Session, id: latten::SeqId, tokens: &[u32], log: &mut Vec<Vec<f32>>) -> u32 {
