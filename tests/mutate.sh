@@ -240,6 +240,11 @@ experts-base        ~nn/experts_list.wgsl~(first / TILE_ROWS + expert) * TILE_RO
 experts-rank        ~nn/experts_list.wgsl~i < lane~i <= lane~E~dies
 experts-none        ~nn/experts_list.wgsl~at < next~at + 1u < next~E~dies
 experts-clamp       ~nn/experts_listed.wgsl~min(ids[pair], params.experts - 1u)~ids[pair]~E~dies
+experts-bias-listed ~nn/experts_io.wgsl~row_scale(at) + bias_at(at)~row_scale(at)~E~dies
+experts-bias-up     ~nn/expert_side/up.wgsl~sums += vec2<f32>(bias_at(gate), bias_at(up));~sums += vec2<f32>(bias_at(gate), bias_at(gate));~E~dies
+experts-bias-down   ~nn/expert_side/down.wgsl~shares[row * TOP + k] * bias_at(at)~bias_at(at)~E~dies
+experts-clamp-gate  ~nn/output/clamped.wgsl~let g = min(first, LIMIT);~let g = first;~E~dies
+experts-clamp-up    ~nn/output/clamped.wgsl~clamp(last, -LIMIT, LIMIT)~min(last, LIMIT)~E~dies
 experts-input-row   ~nn/experts_io.wgsl~ / params.pairs_per_row * params~ * params~E~dies
 experts-first-out   ~nn/experts_io.wgsl~ + at - params.first_out]~ + at]~E~dies
 experts-first-tile  ~nn/experts_io.wgsl~group.y + params.first_tile~group.y~E~dies

@@ -16,8 +16,9 @@ import tempfile
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from weights import OUT, values, write_vectors
+from weights import OUT, packed_values, values, write_vectors
 
 VOCAB = 300
 PROMPT = 24  # or what a case says
@@ -161,6 +162,34 @@ CASES = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
         },
     },
+    # A sink in each head, biases in all products, experts of a clamped SwiGLU, a window in every other layer.
+    "gpt_oss": {
+        "config": {
+            **GQA, "model_type": "gpt_oss", "head_dim": 16, "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 2,
+            "sliding_window": 8, "swiglu_limit": 0.75, "attention_bias": True,
+            "rope_parameters": yarn(rope_theta=1000.0, beta_fast=8.0, beta_slow=0.5, truncate=False),
+        },
+        "prompt": 30,
+    },
+    # Its experts' matrices in MXFP4, as published; keys of older files.
+    "gpt_oss_mxfp4": {
+        "config": {
+            **GQA, "model_type": "gpt_oss", "num_attention_heads": 4, "head_dim": 16, "intermediate_size": 64, "num_local_experts": 4,
+            "num_experts_per_tok": 3, "sliding_window": 8, "attention_bias": True,
+        },
+        "old": {
+            "rope_parameters": None, "rope_theta": 1000.0, "swiglu_limit": 1.0, "swiglu_alpha": None, "initial_context_length": 16,
+            "experts_per_token": 3, "rope_scaling": {
+                "rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        },
+        "mxfp4": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
+        },
+        "prompt": 30,
+    },
     # Three quarters of a head rotate, by factors for each pair: the short ones up to 64 tokens, the long ones beyond.
     "phi3_longrope": {
         "config": {
@@ -283,6 +312,18 @@ CASES = {
 }
 
 
+def in_mxfp4(tensors):
+    """Puts experts that are in MXFP4 in the place of those in numbers, read by the library; returns the shapes of what is in the files."""
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, in_dim, out_dim = shapes.pop(name)
+        packed = {f"{name}_blocks": [experts, out_dim, in_dim // 32, 16], f"{name}_scales": [experts, out_dim, in_dim // 32]}
+        blocks, scales = [packed_values(part, shape) for part, shape in packed.items()]
+        tensors[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+        shapes.update(packed)
+    return shapes
+
+
 def prepared(case, folder):
     """Writes the folder of a case, weights in f32, and returns the names and shapes of its tensors."""
     settings = dict(case["config"])
@@ -290,6 +331,7 @@ def prepared(case, folder):
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     weights = os.path.join(folder, "model.safetensors")
     tensors = {name: values(name, tensor.shape).contiguous() for name, tensor in load_file(weights).items()}
+    shapes = in_mxfp4(tensors) if "mxfp4" in case else {name: list(tensor.shape) for name, tensor in tensors.items()}
     save_file(tensors, weights, metadata={"format": "pt"})
     path = os.path.join(folder, "config.json")
     with open(path) as file:
@@ -303,7 +345,7 @@ def prepared(case, folder):
     generation = os.path.join(folder, "generation_config.json")
     if os.path.exists(generation):
         os.remove(generation)
-    return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
+    return dict(sorted(shapes.items()))
 
 
 def make(name, case):
@@ -322,6 +364,12 @@ def make(name, case):
                 os.remove(extra)
         else:
             shutil.copy(os.path.join(folder, "config.json"), out)
+        if "mxfp4" in case:
+            path = os.path.join(out, "config.json")
+            with open(path) as file:
+                config = json.load(file)
+            with open(path, "w") as file:
+                json.dump({**config, "quantization_config": case["mxfp4"]}, file, indent=1)
 
 
 if __name__ == "__main__":

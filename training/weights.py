@@ -18,12 +18,24 @@ def random_bytes(seed, count):
         return ((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(np.int64)
 
 
-def values(name, shape):
-    """The weights of a tensor, exact in bf16 and f16: the same as in tests/hf/model.rs."""
+def bytes_of(name, shape):
+    """As many as a tensor of this shape has elements, by its name."""
     seed = 0xCBF29CE484222325
     for byte in name.encode():
         seed = ((seed ^ byte) * 0x100000001B3) % 2**64
-    draws = random_bytes(seed, int(np.prod(shape))) - 128
+    return random_bytes(seed, int(np.prod(shape)))
+
+
+def packed_values(name, shape):
+    """The bytes of a tensor of MXFP4: any codes, and scales of 2^-6 to 2^-3."""
+    draws = bytes_of(name, shape)
+    made = draws if name.endswith("_blocks") else 121 + (draws & 3)
+    return torch.tensor(made, dtype=torch.uint8).reshape(shape)
+
+
+def values(name, shape):
+    """The weights of a tensor, exact in bf16 and f16: the same as in tests/hf/model.rs."""
+    draws = bytes_of(name, shape) - 128
     if "norm" in name:
         made = 1.0 + (draws >> 3) / 64.0
     else:

@@ -1,11 +1,11 @@
 // Products of each row with the matrices of the experts it goes to. The slot says what becomes of them:
-//   experts_up    y[r, s, o] = shares[r, s] silu(W[e, o] x[r]) (W[e, out_dim / 2 + o] x[r]),  e = ids[r, s]
-//   experts_down  y[r, o] += sum_s W[ids[r, s], o] x[r, s]
+//   up    y[r, s, o] = shares[r, s] joined(W[e, o] x[r] + b[e, o], W[e, o'] x[r] + b[e, o']),  e = ids[r, s], o' = out_dim / 2 + o
+//   down  y[r, o] += sum_s W[e, o] x[r, s] + shares[r, s] b[e, o]
 // One row's matrices are read for that row alone, so the time is that of the memory for few rows.
 //
 // Grid: (ceil(outputs / OUT_LANES), slots or 1, rows); IN_LANES lanes go along the input together.
 // Constants: LANES = IN_LANES * OUT_LANES, IN_LANES, OUT_LANES, VECS_PER_WORD, TOP.
-// Parts: kv/element/*, nn/weights/*, experts_up or experts_down.
+// Parts: kv/element/*, nn/weights/*, nn/expert_bias/*, nn/expert_side/up with one of nn/output/*, or nn/expert_side/down.
 
 struct Params {
     out_dim: u32, // rows of a matrix
@@ -18,20 +18,24 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 // weights: (experts, out_dim, row_words) words as nn/weights has them, rows padded with zeros
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
-// x: experts_up (rows, in_dim), experts_down (rows, TOP, in_dim) f32, rows x_row_stride elements apart
+// x: up (rows, in_dim), down (rows, TOP, in_dim) f32, rows x_row_stride elements apart
 @group(0) @binding(3) var<storage, read> x: array<f32>;
 // ids: (rows, TOP) u32
 @group(0) @binding(4) var<storage, read> ids: array<u32>;
-// shares: (rows, TOP) f32, what each slot counts; any buffer for experts_down
+// shares: (rows, TOP) f32, what each slot counts
 @group(0) @binding(5) var<storage, read> shares: array<f32>;
-// y: experts_up (rows, TOP, out_dim / 2), experts_down (rows, out_dim) f32, rows y_row_stride elements apart
+// y: up (rows, TOP, out_dim / 2), down (rows, out_dim) f32, rows y_row_stride elements apart
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
 var<workgroup> partials: array<vec2<f32>, LANES>;
 
-// A lane's part of the product of matrix row `out` of expert `e` with the input from element `x_first`.
-fn part_of(e: u32, out: u32, x_first: u32, in_lane: u32) -> f32 {
-    let at = min(e, params.experts - 1u) * params.out_dim + min(out, params.out_dim - 1u);
+// The number of matrix row `out` of expert `e`.
+fn row_of(e: u32, out: u32) -> u32 {
+    return min(e, params.experts - 1u) * params.out_dim + min(out, params.out_dim - 1u);
+}
+
+// A lane's part of the product of matrix row `at` with the input from element `x_first`.
+fn part_of(at: u32, x_first: u32, in_lane: u32) -> f32 {
     var sum = 0.0;
     for (var k = in_lane; k < params.row_words; k += IN_LANES) {
         let packed = load_word(at * params.row_words + k);

@@ -1,5 +1,5 @@
 // Rows of linear_tile are the entries of a list by experts_list, heads are experts; linear_params and linear_io otherwise.
-// Parts: experts_listed.
+// Parts: experts_listed, nn/expert_bias/*.
 
 struct Params {
     pairs: u32, // rows * experts of a row
@@ -45,9 +45,10 @@ fn weight_base(expert: u32, out: u32) -> u32 {
     return (expert * params.out_dim + min(out, params.out_dim - 1u)) * params.row_words;
 }
 
-// A matrix row's product with its scale.
+// A matrix row's product with its scale and bias.
 fn with_bias(expert: u32, out: u32, product: f32) -> f32 {
-    return product * row_scale(expert * params.out_dim + min(out, params.out_dim - 1u));
+    let at = expert * params.out_dim + min(out, params.out_dim - 1u);
+    return product * row_scale(at) + bias_at(at);
 }
 
 // Writes output `at` of an entry, if there is such a pair and output.

@@ -209,7 +209,7 @@ impl Decoder {
         config.check()?;
         let share = config.share(shard)?;
         let kind = blocks.map_or(dtype.into(), WeightType::from);
-        let store = store.with_groups(config.files.quantised)?.with_report(progress);
+        let store = store.with_made(&config)?.with_report(progress);
         let source = WeightReader::new(gpu, &config, store, dtype)
             .with_choices(explicit, leave_out)
             .with_integer_dot(integer_dot)

@@ -17,7 +17,8 @@
 //! | `llama`, `mistral`, `ministral`, `qwen2`, `qwen3`, `phi3` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]), or in some; norms of heads ([`Config::qk_norm`]); projections in one matrix |
 //! | `granite`, `smollm3`, `olmo2`, `glm`, `glm4` | GQA | multipliers ([`Config::residual_scale`]); layers that do not rotate ([`Config::layer_kinds`]); norms behind a block's parts ([`Config::norms`]) and over all heads; a part of each head that rotates ([`Config::rotated_dim`]) |
 //! | `mixtral`, `qwen3_moe` | GQA | the same with experts in every layer |
-//! | `deepseek_v2`, `deepseek_v3`, `glm4_moe_lite` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
+//! | `gpt_oss` | GQA | a window in every other layer; sinks ([`Config::sinks`]); biases in all products, the experts' too ([`ExpertsConfig::with_biases`]); a clamped SwiGLU ([`Activation::Clamped`]) |
+//! | `deepseek_v2`, `deepseek_v3`, `kimi_k2`, `glm4_moe_lite` | MLA | with or without `q_lora_rank`; dense layers, and experts beside shared ones |
 //! | `llama` with `rope_dim` or `qk_rope_dim` | GTA, or GLA with two latents | the layers of their authors, by their names of tensors (below) |
 //!
 //! Biases are those that a family has, or that `attention_bias` and `mlp_bias` ask for: a missing one
@@ -34,7 +35,7 @@
 //! Rotations are of `rope_type` `default`, `linear`, `llama3`, `dynamic`, `longrope` ([`Config::long_rope`]) or `yarn` (with
 //! `attention_factor`, `mscale` and `mscale_all_dim`), in `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`. A key that would change
 //! what the model computes and is not known is refused by name: other activations,
-//! other ways to choose experts, weights quantised otherwise than in 4 bits by AWQ or GPTQ. Everything here works on tokens;
+//! other ways to choose experts, weights quantised otherwise than in 4 bits by AWQ or GPTQ, in 8 as FP8, or experts in MXFP4. Everything here works on tokens;
 //! [`Tokenizer`] makes them of text, by the folder's `tokenizer.json` where the feature `tokenizers` is on.
 //!
 //! The authors of GTA and GLA published their layers within a Llama (github.com/Dao-AILab/grouped-latent-attention). Files of
@@ -54,7 +55,7 @@
 //!
 //! [`Decoder::load`] takes a GGUF file too, or a folder with one, of version 2 or 3; of a model in several
 //! (`name-00001-of-00003.gguf`) any of them. Numbers come from its metadata: architectures `llama` (Mistral's models and Mixtral are of
-//! it), `qwen2`, `qwen3`, `qwen3moe`, `phi3`, `granite`, `smollm3`, `olmo2`, `glm4`, `gemma2`, `gemma3`, and `deepseek2` (GLM-4.7-Flash too), with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
+//! it), `qwen2`, `qwen3`, `qwen3moe`, `phi3`, `granite`, `smollm3`, `olmo2`, `glm4`, `gemma2`, `gemma3`, `gpt-oss`, and `deepseek2` (GLM-4.7-Flash too), with `attn_kv_b` or with `attn_k_b` and `attn_v_b`. Tensors are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K,
 //! Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS or MXFP4 ([`BlockType`](crate::nn::BlockType)), and become the decoder's dtype, row by row, as
 //! they are read. [`GgufMetadata`] says what a file holds.
 //!

@@ -16,7 +16,7 @@ mod sample;
 pub use crate::gpu::Span;
 pub use activation::SwiGlu;
 pub use embedding::Embedding;
-pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, Route, RouteShape};
+pub use experts::{ExpertArgs, ExpertScratch, ExpertShape, ExpertTuning, Experts, GateClamp, Route, RouteShape};
 pub(crate) use linear::{largest_magnitude, WeightWriter};
 pub use linear::{
     measure_dispatch_flop, quantise, AppendRows, BlockType, Linear, LinearArgs, LinearTuning, MatrixTile, Weight,
@@ -32,6 +32,7 @@ pub use sample::{ListedToken, Logprobs, Penalties, Sample, Sampling, ShapedRow, 
 use crate::error::Result;
 use crate::gpu::{DType, KernelSpec};
 use crate::rope::RopePairs;
+use experts::form::ExpertForm;
 
 /// A kernel's uniform block: a host struct, and its fields' names and offsets for the test that compares it with WGSL.
 macro_rules! params {
@@ -62,14 +63,17 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
         all.push((dtype.to_string(), embedding::spec(dtype)?));
     }
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
-        all.push((format!("{dtype} up, 6 experts"), experts::spec(dtype, 6, true)?));
-        all.push((format!("{dtype} down, 6 experts"), experts::spec(dtype, 6, false)?));
+        all.push((format!("{dtype} up, 6 experts"), experts::spec(dtype, 6, true, ExpertForm::default())?));
+        all.push((format!("{dtype} down, 6 experts"), experts::spec(dtype, 6, false, ExpertForm::default())?));
     }
     for block in BlockType::ALL {
         all.push((block.to_string(), embedding::spec(block)?));
-        all.push((format!("{block} up, 6 experts"), experts::spec(block, 6, true)?));
-        all.push((format!("{block} down, 6 experts"), experts::spec(block, 6, false)?));
+        all.push((format!("{block} up, 6 experts"), experts::spec(block, 6, true, ExpertForm::default())?));
+        all.push((format!("{block} down, 6 experts"), experts::spec(block, 6, false, ExpertForm::default())?));
     }
+    let biased = ExpertForm { clamp: Some(experts::listed::GPT_OSS), biased: true };
+    all.push(("up, biases".into(), experts::spec(BlockType::MXFP4, 4, true, biased)?));
+    all.push(("down, biases".into(), experts::spec(BlockType::MXFP4, 4, false, biased)?));
     all.extend(experts::listed::specs()?);
     all.extend(
         experts::route::SHAPES.iter().map(|shape| (format!("{} experts", shape.experts), experts::route::spec(shape))),

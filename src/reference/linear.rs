@@ -97,6 +97,29 @@ pub fn geglu(gate_up: &[f64], ffn_dim: usize) -> Result<Vec<f64>> {
     Ok(gate_up.chunks_exact(row_dim).flat_map(of_row).collect())
 }
 
+/// `g sigmoid(alpha g) (u + 1)`, where `g = min(gate, limit)` and `u = clamp(up, -limit, limit)` (gpt-oss, arXiv 2508.10925).
+///
+/// - `gate_up`: (rows, 2 * ffn_dim), each row `[gate | up]`
+/// - returns: (rows, ffn_dim)
+///
+/// # Errors
+///
+/// [`ErrorKind::Shape`](crate::ErrorKind::Shape) for a slice that is not of the shape said above,
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a limit that is not above 0.
+pub fn clamped_swiglu(gate_up: &[f64], ffn_dim: usize, (alpha, limit): (f64, f64)) -> Result<Vec<f64>> {
+    let row_dim = ffn_dim.saturating_mul(2);
+    count_rows("gate_up", gate_up.len(), row_dim)?;
+    if limit.is_nan() || limit <= 0.0 {
+        return Err(ErrorKind::argument("limit", format!("{limit} is not above 0")));
+    }
+    let one = |gate: f64, up: f64| {
+        let gate = gate.min(limit);
+        gate / (1.0 + (-alpha * gate).exp()) * (up.clamp(-limit, limit) + 1.0)
+    };
+    let of_row = |row: &[f64]| (0..ffn_dim).map(|i| one(row[i], row[ffn_dim + i])).collect::<Vec<_>>();
+    Ok(gate_up.chunks_exact(row_dim).flat_map(of_row).collect())
+}
+
 /// The rows of `table` named by `tokens`.
 ///
 /// - `table`: (vocab, dim)

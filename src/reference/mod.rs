@@ -48,7 +48,7 @@ pub use copy_pages::copy_pages;
 pub use decode::{add_sinks, attend, decode, decode_split, decode_with, merge, Attended, DecodeInputs, DecodeOptions};
 pub use gla::{absorb_query, gla_layer, gla_project, unabsorb_values, Form, GlaWeights};
 pub use layers::{gqa_layer, gta_layer, gta_project, GqaWeights, GtaWeights, LayerConfig, Projected};
-pub use linear::{embedding, geglu, linear, norm_linear, quantised, swiglu};
+pub use linear::{clamped_swiglu, embedding, geglu, linear, norm_linear, quantised, swiglu};
 pub use norm::rms_norm;
 pub use pages::pages_rows;
 pub use rope::{inv_freq, rope, Angles, Rope, RopePairs};

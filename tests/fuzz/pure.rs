@@ -160,7 +160,14 @@ pub fn config(g: &mut Gen, valid: &Config) -> Config {
                 factor: g.float(1.0) as f32,
             };
             let (first_layer, biased) = (g.near(0), g.one_in(2));
-            c.experts = Some(ExpertsConfig { first_layer, route, biased, width: g.near(8), shared_width: g.near(8) });
+            c.experts = Some(ExpertsConfig {
+                first_layer,
+                route,
+                biased,
+                with_biases: g.one_in(4),
+                width: g.near(8),
+                shared_width: g.near(8),
+            });
         }
         (_, AttentionConfig::Gqa { kv_heads }) => *kv_heads = n,
         (17, AttentionConfig::Gta { kv_heads, .. }) => *kv_heads = n,

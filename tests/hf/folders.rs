@@ -141,7 +141,7 @@ fn what_is_not_supported_is_refused_by_name() {
     let cases = [
         ("llama", "model_type", json!("gpt2"), "is not among"),
         ("llama", "hidden_act", json!("gelu"), "silu"),
-        ("llama", "quantization_config", json!({"quant_method": "fp8"}), "bf16, f16 or f32"),
+        ("llama", "quantization_config", json!({"quant_method": "bitsandbytes"}), "bf16, f16 or f32"),
         ("llama", "num_key_value_heads", json!(3), "does not divide num_attention_heads = 8"),
         ("llama", "head_dim", json!(7), "odd"),
         ("llama", "hidden_size", json!(62), "multiple of 4"),
@@ -172,6 +172,11 @@ fn what_is_not_supported_is_refused_by_name() {
         ("gemma2", "use_bidirectional_attention", json!(true), "before them alone"),
         ("gemma2", "layer_types", json!(["full_attention"]), "num_hidden_layers = 3"),
         ("gemma3", "rope_parameters/sliding_attention/rope_type", json!("linear"), "\"default\""),
+        ("gpt_oss", "swiglu_limit", json!(0), "is not a number in"),
+        ("gpt_oss", "num_experts_per_tok", json!(7), "1..=6"),
+        ("gpt_oss_mxfp4", "experts_per_token", json!(4), "num_experts_per_tok = 3"),
+        ("gpt_oss_mxfp4", "quantization_config", json!({"quant_method": "gptq"}), "bf16, f16 or f32"),
+        ("llama", "quantization_config", json!({"quant_method": "mxfp4"}), "bf16, f16 or f32"),
         ("qwen2_window", "use_sliding_window", json!(1), "neither true nor false"),
         ("qwen3", "layer_types", json!(["full_attention", "sliding_attention"]), "full_attention"),
         ("qwen3_moe", "decoder_sparse_step", json!(2), "only 1 is"),
@@ -373,4 +378,46 @@ fn what_changes_nothing_is_accepted() {
         let plain = Config::parse("c", &config_text(case)).unwrap();
         assert_eq!(parse(case, key, value.clone()).unwrap(), plain, "{case} {key} = {value}");
     }
+}
+
+/// Experts that lie in one tensor are refused by that tensor's name.
+#[test]
+fn tensors_of_all_experts_must_be_those_of_the_config() {
+    let config = Config::parse("c", &config_text("gpt_oss_mxfp4")).unwrap();
+    let tensors = Vectors::read("gpt_oss_mxfp4").tensors;
+    type Shapes = BTreeMap<String, Vec<usize>>;
+    let refused = |change: &dyn Fn(&mut Shapes), words: &[&str]| {
+        let mut tensors = tensors.clone();
+        change(&mut tensors);
+        let weights = WeightBytes { name: "w", bytes: &file(&tensors, Dtype::F32) };
+        let text = message(Decoder::from_bytes(gpu(), config.clone(), weights, DType::F16));
+        assert!(words.iter().all(|word| text.contains(word)), "{text}, not {words:?}");
+    };
+    let name = |part: &str| format!("model.layers.1.mlp.experts.{part}");
+    let scales = name("gate_up_proj_scales");
+    refused(&|tensors| drop(tensors.remove(&scales)), &[&scales, "missing, wanted (4,128,2)"]);
+    refused(&|tensors| drop(tensors.insert(scales.clone(), vec![4, 64, 2])), &["(4,64,2) in U8, wanted (4,128,2)"]);
+    let blocks = name("down_proj_blocks");
+    refused(
+        &|tensors| drop(tensors.insert(blocks.clone(), vec![4, 64, 1, 16])),
+        &[&blocks, "wanted (4,64,2,16) in U8"],
+    );
+    for part in ["gate_up_proj_bias", "down_proj_bias"] {
+        refused(&|tensors| drop(tensors.remove(&name(part))), &[part.split("_bias").next().unwrap(), "missing"]);
+    }
+    refused(
+        &|tensors| drop(tensors.remove("model.layers.0.self_attn.sinks")),
+        &["self_attn.sinks", "missing, wanted (4)"],
+    );
+    refused(&|tensors| drop(tensors.remove("model.layers.0.mlp.router.bias")), &["router.bias", "missing"]);
+}
+
+/// Kimi-K2 is a DeepSeek-V3 by another name.
+#[test]
+fn kimi_k2_is_read_as_deepseek_v3() {
+    let mut config: Value = serde_json::from_str(&config_text("deepseek_v3_experts")).unwrap();
+    let of = |config: &Value| Config::parse("c", &config.to_string()).unwrap();
+    let want = of(&config);
+    config["model_type"] = json!("kimi_k2");
+    assert_eq!(of(&config), want);
 }

@@ -2,13 +2,13 @@
 //! which the transformers library's are compared with. The files are made here, by the rules of llama.cpp's writer.
 
 use crate::common::{gpu, message};
-use crate::model::{config_text, named_values, Model, Vectors};
+use crate::model::{config_text, named_values, packed_values, Model, Vectors};
 use crate::{assert_kind, in_pieces, TOLERANCE};
 use latten::model::{Decoder, GgufMetadata, LoadOptions, WeightBytes};
 use latten::{DType, ErrorKind, Result};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
-use written::GgufWriter;
+use written::{GgufTensor, GgufWriter};
 
 #[path = "../common/gguf.rs"]
 mod written;
@@ -24,6 +24,7 @@ fn metadata(config: &Value) -> GgufWriter {
         "glm4" => (false, "glm4"),
         "gemma2" => (false, "gemma2"),
         "gemma3_text" => (false, "gemma3"),
+        "gpt_oss" => (false, "gpt-oss"),
         "qwen2" => (false, "qwen2"),
         "qwen3" => (false, "qwen3"),
         "qwen3_moe" => (false, "qwen3moe"),
@@ -43,10 +44,11 @@ fn metadata(config: &Value) -> GgufWriter {
     put("attention.head_count", count("num_attention_heads"));
     put("expert_count", count("num_experts").or(count("num_local_experts")));
     put("expert_used_count", count("num_experts_per_tok").filter(|_| !deepseek));
-    put("expert_feed_forward_length", count("moe_intermediate_size").filter(|_| !deepseek));
+    let of_experts = if family == "gpt_oss" { "intermediate_size" } else { "moe_intermediate_size" };
+    put("expert_feed_forward_length", count(of_experts).filter(|_| !deepseek));
     put(
         "attention.sliding_window",
-        count("sliding_window").filter(|_| family == "mistral" || arch.starts_with("gemma")),
+        count("sliding_window").filter(|_| ["mistral", "gemma2", "gemma3_text", "gpt_oss"].contains(&family)),
     );
     if deepseek {
         let [nope, rope] = ["qk_nope_head_dim", "qk_rope_head_dim"].map(|key| count(key).unwrap());
@@ -75,7 +77,7 @@ fn metadata(config: &Value) -> GgufWriter {
         put("attention.key_length", Some(head_dim));
         put("attention.value_length", Some(head_dim));
         let part = config["rope_parameters"]["partial_rotary_factor"].as_f64().unwrap_or(1.0);
-        put("rope.dimension_count", Some((f64::from(head_dim) * part) as u32));
+        put("rope.dimension_count", Some((f64::from(head_dim) * part) as u32).filter(|_| family != "gpt_oss"));
     }
     for (key, name) in [
         ("embedding_multiplier", "embedding_scale"),
@@ -106,6 +108,9 @@ fn rotation(config: &Value, arch: &str, file: &mut GgufWriter) {
     }
     if let Some(positions) = number("original_max_position_embeddings").filter(|_| kind == "yarn") {
         file.count(&format!("{arch}.rope.scaling.original_context_length"), positions as u32);
+    }
+    for beta in ["beta_fast", "beta_slow"].into_iter().filter(|_| arch == "gpt-oss") {
+        file.number(&format!("{arch}.rope.scaling.yarn_{beta}"), number(beta).unwrap());
     }
     if let Some(all_dim) = number("mscale_all_dim").filter(|_| kind == "yarn") {
         file.number(&format!("{arch}.rope.scaling.yarn_log_multiplier"), 0.1 * all_dim);
@@ -145,6 +150,7 @@ fn name(family: &str, published: &str) -> String {
     let behind = match family {
         "olmo2" => &behind[..],
         "gemma2" | "gemma3_text" => &around,
+        "gpt_oss" => &behind[..1],
         _ => &[],
     };
     let parts = [
@@ -164,6 +170,7 @@ fn name(family: &str, published: &str) -> String {
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
         ("self_attn.o_proj", "attn_output"),
+        ("self_attn.sinks", "attn_sinks.weight"),
         ("self_attn.q_a_proj", "attn_q_a"),
         ("self_attn.q_a_layernorm", "attn_q_a_norm"),
         ("self_attn.q_b_proj", "attn_q_b"),
@@ -173,6 +180,7 @@ fn name(family: &str, published: &str) -> String {
         ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
         ("mlp.gate.", "ffn_gate_inp."),
         ("block_sparse_moe.gate.", "ffn_gate_inp."),
+        ("mlp.router.", "ffn_gate_inp."),
         ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
         ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
         ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
@@ -202,6 +210,10 @@ fn file(config: &Value, tensors: &BTreeMap<String, Vec<usize>>) -> GgufWriter {
     let llama = ["llama", "mistral", "mixtral", "granite", "smollm3"].contains(&family);
     let mut experts: BTreeMap<String, Vec<Expert>> = BTreeMap::new();
     for (published, shape) in tensors {
+        if let Some((layer, part)) = published.split_once(".mlp.experts.").filter(|_| family == "gpt_oss") {
+            stacked(&mut file, (&layer.replace("model.layers", "blk"), part), (published, shape));
+            continue;
+        }
         let values = named_values(published, shape.iter().product());
         let experts_of = |name: &'static str| published.split_once(name);
         if let Some((layer, rest)) = experts_of(".mlp.experts.").or(experts_of(".block_sparse_moe.experts.")) {
@@ -234,6 +246,40 @@ fn file(config: &Value, tensors: &BTreeMap<String, Vec<usize>>) -> GgufWriter {
     file
 }
 
+/// A tensor of all of gpt-oss's experts, as its `part` is called: gate and up by themselves, rows in the place of columns.
+fn stacked(file: &mut GgufWriter, (layer, part): (&str, &str), (published, shape): (&str, &[usize])) {
+    let halves: &[(&str, usize, usize)] =
+        if part.starts_with("gate_up") { &[("gate", 0, 2), ("up", 1, 2)] } else { &[("down", 0, 1)] };
+    for &(own, first, step) in halves {
+        let name = format!("{layer}.ffn_{own}_exps");
+        if part.ends_with("_bias") {
+            let values = named_values(published, shape.iter().product());
+            let values: Vec<f32> = values.into_iter().skip(first).step_by(step).collect();
+            file.floats(&format!("{name}.bias"), &[shape[0], shape[1] / step], &values);
+        } else if part.ends_with("_blocks") {
+            let (experts, rows, runs) = (shape[0], shape[1], shape[2]);
+            let codes = packed_values(published, shape.iter().product());
+            let scales = packed_values(&published.replace("_blocks", "_scales"), experts * rows * runs);
+            let blocks = codes.chunks_exact(16).zip(scales).enumerate();
+            let blocks = blocks.filter(|(block, _)| block / runs % step == first);
+            let bytes = blocks.flat_map(|(_, (codes, scale))| {
+                let code = |i: usize| (codes[i / 2] >> (4 * (i % 2))) % 16;
+                std::iter::once(scale).chain((0..16).map(move |i| code(i) + 16 * code(i + 16))).collect::<Vec<u8>>()
+            });
+            let shape = [experts, rows / step, 32 * runs].map(|size| size as u64).to_vec();
+            let name = format!("{name}.weight");
+            file.tensors.push(GgufTensor { name, shape, number: 39, bytes: bytes.collect() });
+        } else if !part.ends_with("_scales") {
+            let [experts, inputs, outputs] = shape else { panic!("{published}") };
+            let values = named_values(published, experts * inputs * outputs);
+            let at = |e: usize, o: usize, i: usize| values[(e * inputs + i) * outputs + o];
+            let rows = (0..*experts).flat_map(|e| (first..*outputs).step_by(step).map(move |o| (e, o)));
+            let rows: Vec<f32> = rows.flat_map(|(e, o)| (0..*inputs).map(move |i| at(e, o, i))).collect();
+            file.floats(&format!("{name}.weight"), &[*experts, outputs / step, *inputs], &rows);
+        }
+    }
+}
+
 fn load(bytes: &[u8]) -> Result<Decoder> {
     let options = LoadOptions { dtype: DType::F32, ..Default::default() };
     Decoder::from_gguf_bytes(gpu(), WeightBytes { name: "m.gguf", bytes }, options)
@@ -254,7 +300,9 @@ fn both_forms_give_the_same_logits_to_the_bit() {
     let plain = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 100.0 });
     // No key says Gemma's scale of queries, which is the width of a head.
     let usual = |config: &mut Value| config["query_pre_attn_scalar"] = config["head_dim"].clone();
-    let cases: [(&str, Change); 21] = [
+    // llama.cpp has the numbers of the published models.
+    let published = |config: &mut Value| config["swiglu_limit"] = json!(7.0);
+    let cases: [(&str, Change); 23] = [
         ("llama", |_| {}),
         ("llama_linear", |_| {}),
         ("llama_yarn", |_| {}),
@@ -272,6 +320,8 @@ fn both_forms_give_the_same_logits_to_the_bit() {
         ("glm4_moe_lite", |_| {}),
         ("gemma2", usual),
         ("gemma3", usual),
+        ("gpt_oss", published),
+        ("gpt_oss_mxfp4", published),
         ("deepseek_v2_lite", |_| {}),
         ("deepseek_v2_groups", |_| {}),
         ("deepseek_v3", |_| {}),

@@ -195,7 +195,7 @@ fn what_is_not_read_is_refused_by_its_key() {
         refused(awq(), "bits", json!(bits), &["key bits = ", "only 4 bits are"]);
     }
     refused(gptq(), "bits", Value::Null, &["key bits", "only 4 bits are"]);
-    refused(gptq(), "quant_method", json!("fp8"), &["quantization_config", "\"awq\" or \"gptq\""]);
+    refused(gptq(), "quant_method", json!("bitsandbytes"), &["quantization_config", "\"awq\" or \"gptq\""]);
     refused(gptq(), "group_size", json!(48), &["key group_size = 48", "multiples of 32"]);
     refused(gptq(), "group_size", json!(0), &["key group_size = 0", "whole number"]);
     refused(gptq(), "checkpoint_format", json!("marlin"), &["key checkpoint_format", "gptq_v2"]);

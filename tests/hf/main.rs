@@ -7,6 +7,7 @@
 mod common;
 mod folders;
 mod foreign;
+mod fp8;
 mod gguf;
 mod gguf_blocks;
 mod groups;
@@ -152,6 +153,8 @@ cases!(
     gemma2,
     gemma3,
     qwen2_some_windows,
+    gpt_oss,
+    gpt_oss_mxfp4,
     deepseek_v2,
     deepseek_v2_lite,
     deepseek_v2_greedy,
@@ -215,6 +218,14 @@ fn vectors_tell_wrong_readings_apart() {
         ("gemma3", "/rope_parameters/sliding_attention/rope_theta", "1000.0"),
         ("gemma3", "/rope_parameters/full_attention/factor", "4.0"),
         ("qwen2_some_windows", "/layer_types", "[\"sliding_attention\", \"full_attention\"]"),
+        ("gpt_oss", "/sliding_window", "7"),
+        ("gpt_oss", "/layer_types", "[\"full_attention\", \"sliding_attention\"]"),
+        ("gpt_oss", "/swiglu_limit", "0.8"),
+        ("gpt_oss", "/swiglu_alpha", "1.6"),
+        ("gpt_oss", "/num_experts_per_tok", "1"),
+        ("gpt_oss", "/rope_parameters/truncate", "true"),
+        ("gpt_oss", "/rope_parameters/factor", "8.0"),
+        ("gpt_oss_mxfp4", "/swiglu_limit", "7.0"),
         ("deepseek_v2", "/rope_parameters/mscale", "0.5"),
         ("deepseek_v2", "/rope_parameters/mscale_all_dim", "1.0"),
         ("deepseek_v2_lite", "/rms_norm_eps", "1e-6"),
@@ -257,6 +268,16 @@ fn the_norm_of_latents_keeps_its_eps() {
     }
 }
 
+/// What is beside the matrices of gpt-oss counts: sinks, and the biases of router and experts.
+#[test]
+fn vectors_tell_sinks_and_biases_apart() {
+    for part in ["self_attn.sinks", "mlp.router.bias", "experts.gate_up_proj_bias", "experts.down_proj_bias"] {
+        let model = Model::without("gpt_oss", part);
+        let off = model.vectors.distance(&in_pieces(&model, 64));
+        assert!(off > 2.0 * TOLERANCE, "gpt_oss without {part}: only {off:e} off");
+    }
+}
+
 /// The weights of the vectors are exact in f16; as 8-bit integers they are off by what those are.
 #[test]
 fn weights_in_f16_and_i8() {
@@ -271,5 +292,16 @@ fn weights_in_f16_and_i8() {
         let bound = if gpu().capabilities().tier == latten::Tier::Matrix { 2e-2 } else { 2.0 * TOLERANCE };
         assert!(f16 <= bound, "{case}: f16 weights are {f16:e} off");
         assert!(i8 <= 0.15 && i8 > f16, "{case}: i8 weights are {i8:e} off");
+    }
+}
+
+/// Experts in MXFP4 stay so on the device: their numbers are exact there, and the others' in f16.
+#[test]
+fn experts_in_mxfp4_are_the_numbers_that_they_stand_for() {
+    let model = Model::of("gpt_oss_mxfp4", |_| {}, DType::F16).unwrap();
+    for piece in [64, 1] {
+        let off = model.vectors.distance(&in_pieces(&model, piece));
+        let bound = if gpu().capabilities().tier == latten::Tier::Matrix { 2e-2 } else { 2.0 * TOLERANCE };
+        assert!(off <= bound, "pieces of {piece}: {off:e} of the logits' rms off");
     }
 }

@@ -82,6 +82,24 @@ impl Model {
         Ok(Model { config, vectors, decoder })
     }
 
+    /// A case in f32, with zeros in the tensors whose names end so.
+    pub fn without(case: &str, end: &str) -> Model {
+        let (config, vectors) = (Config::parse("config.json", &config_text(case)).unwrap(), Vectors::read(case));
+        let mut bytes = file(&vectors.tensors, Dtype::F32);
+        let places: Vec<_> = {
+            let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let found = read.tensors().into_iter().filter(|(name, _)| name.ends_with(end));
+            found
+                .map(|(_, view)| (view.data().as_ptr() as usize - bytes.as_ptr() as usize, view.data().len()))
+                .collect()
+        };
+        assert!(!places.is_empty(), "{case} has no {end}");
+        places.into_iter().for_each(|(at, count)| bytes[at..at + count].fill(0));
+        let weights = WeightBytes { name: "model.safetensors", bytes: &bytes };
+        let decoder = Decoder::from_bytes(gpu(), config.clone(), weights, DType::F32).unwrap();
+        Model { config, vectors, decoder }
+    }
+
     /// The model again, of what `config` has become.
     pub fn reload(&self, dtype: DType) -> Result<Model> {
         let options = LoadOptions { dtype, ..Default::default() };
@@ -132,16 +150,36 @@ pub fn file(tensors: &BTreeMap<String, Vec<usize>>, dtype: Dtype) -> Vec<u8> {
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         }
     };
-    let data: Vec<_> = tensors.iter().map(|(name, shape)| (name, shape.clone(), bytes(name, shape))).collect();
-    let views = data.iter().map(|(name, shape, b)| (name, TensorView::new(dtype, shape.clone(), b).unwrap()));
+    let one = |name: &str, shape: &[usize]| match is_packed(name) {
+        true => (Dtype::U8, packed_values(name, shape.iter().product())),
+        false => (dtype, bytes(name, shape)),
+    };
+    let data: Vec<_> = tensors.iter().map(|(name, shape)| (name, shape.clone(), one(name, shape))).collect();
+    let views = data.iter().map(|(name, shape, (dtype, b))| (name, TensorView::new(*dtype, shape.clone(), b).unwrap()));
     safetensors::serialize(views, None).unwrap()
+}
+
+/// `bytes_of` of `training/weights.py`.
+fn named_bytes(name: &str, count: usize) -> Vec<u8> {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let mut random = SplitMix64::new(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv));
+    (0..count).map(|_| (random.next_u64() >> 56) as u8).collect()
+}
+
+/// Whether a tensor is of codes or scales of MXFP4.
+pub fn is_packed(name: &str) -> bool {
+    name.ends_with("_blocks") || name.ends_with("_scales")
+}
+
+/// `packed_values` of `training/weights.py`.
+pub fn packed_values(name: &str, count: usize) -> Vec<u8> {
+    let scale = |byte: u8| if name.ends_with("_blocks") { byte } else { 121 + byte % 4 };
+    named_bytes(name, count).into_iter().map(scale).collect()
 }
 
 /// `values` of `training/weights.py`: of the name alone.
 pub fn named_values(name: &str, count: usize) -> Vec<f32> {
-    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let mut random = SplitMix64::new(name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv));
-    let draws = (0..count).map(|_| (random.next_u64() >> 56) as i32 - 128);
+    let draws = named_bytes(name, count).into_iter().map(|byte| i32::from(byte) - 128);
     match name.contains("norm") {
         true => draws.map(|d| 1.0 + (d >> 3) as f32 / 64.0).collect(),
         false => draws.map(|d| d as f32 / 512.0).collect(),

@@ -2,7 +2,9 @@
 
 use crate::assert_kind;
 use crate::common::*;
-use latten::nn::{quantise, ExpertArgs, ExpertShape, ExpertTuning, Experts, Route, RouteShape, Span, Weight};
+use latten::nn::{
+    quantise, ExpertArgs, ExpertShape, ExpertTuning, Experts, GateClamp, Route, RouteShape, Span, Weight,
+};
 use latten::reference;
 use latten::reference::Routing;
 use latten::{DType, ErrorKind, Gpu, GpuOptions, Tensor};
@@ -128,6 +130,9 @@ struct Layer {
     /// (experts, 2 width, dim) and (experts, dim, width)
     up: Vec<f32>,
     down: Vec<f32>,
+    /// (experts, 2 width) and (experts, dim)
+    biases: Option<[Vec<f32>; 2]>,
+    clamp: Option<GateClamp>,
     rng: Rng,
 }
 
@@ -148,7 +153,14 @@ impl Layer {
         let mut rng = Rng((dim * width) as u64);
         let up = rng.normals(experts * 2 * width * dim, 0.2);
         let down = rng.normals(experts * dim * width, 0.2);
-        Layer { dtype, shape: ExpertShape { experts, top, dim, width }, up, down, rng }
+        Layer { dtype, shape: ExpertShape { experts, top, dim, width }, up, down, biases: None, clamp: None, rng }
+    }
+
+    /// With biases and a clamped SwiGLU, whose limit a part of the numbers reaches.
+    fn with_biases(mut self, clamp: GateClamp) -> Layer {
+        let ExpertShape { experts, dim, width, .. } = self.shape;
+        let biases = [experts * 2 * width, experts * dim].map(|count| self.rng.normals(count, 0.7));
+        Layer { biases: Some(biases), clamp: Some(clamp), ..self }
     }
 
     /// Rows whose pairs go to what `expert` says of (row, slot).
@@ -166,7 +178,14 @@ impl Layer {
         let down = |e| part(&self.down, e, dim * width);
         let gate_up = Weight::from_heads(gpu, [experts, 2 * width, dim], self.dtype, up).unwrap();
         let down = Weight::from_heads(gpu, [experts, dim, width], self.dtype, down).unwrap();
-        let layer = Experts::new(gpu, gate_up, down, top).unwrap();
+        let mut layer = Experts::new(gpu, gate_up, down, top).unwrap();
+        if let Some([of_up, of_down]) = &self.biases {
+            let of_up = tensor(gpu, &[experts, 2 * width], of_up);
+            layer = layer.with_biases(&of_up, &tensor(gpu, &[experts, dim], of_down)).unwrap();
+        }
+        if let Some(clamp) = self.clamp {
+            layer = layer.with_clamp(clamp).unwrap();
+        }
         match tuning {
             Some(tuning) => layer.with_tuning(tuning).unwrap(),
             None => layer,
@@ -202,9 +221,20 @@ impl Layer {
             let mut y = vec![f64::from(BEFORE); dim];
             for (id, weight) in pairs {
                 let e = **id as usize;
-                let both = reference::linear(&f64s(x), &up[e * wide..(e + 1) * wide], None, dim).unwrap();
-                let joined = reference::swiglu(&both, width).unwrap();
-                let out = reference::linear(&joined, &down[e * narrow..(e + 1) * narrow], None, width).unwrap();
+                let bias = |which: usize, size: usize| {
+                    let all = self.biases.as_ref().map(|both| &both[which]);
+                    all.map(|all| f64s(&all[e * size..(e + 1) * size]))
+                };
+                let (of_up, of_down) = (bias(0, 2 * width), bias(1, dim));
+                let both = reference::linear(&f64s(x), &up[e * wide..(e + 1) * wide], of_up.as_deref(), dim).unwrap();
+                let joined = match self.clamp {
+                    Some(GateClamp { alpha, limit }) => {
+                        reference::clamped_swiglu(&both, width, (alpha.into(), limit.into())).unwrap()
+                    }
+                    None => reference::swiglu(&both, width).unwrap(),
+                };
+                let down = &down[e * narrow..(e + 1) * narrow];
+                let out = reference::linear(&joined, down, of_down.as_deref(), width).unwrap();
                 y.iter_mut().zip(out).for_each(|(y, v)| *y += f64::from(**weight) * v);
             }
             all.extend(y.into_iter().chain([f64::NAN; GAP]));
@@ -245,6 +275,33 @@ fn products_are_those_of_the_chosen_matrices() {
             assert_close(&case, &got, &want, 2e-5, 1e-10);
         }
     }
+}
+
+/// As gpt-oss has them: biases of both products, each expert's own, under the row's weight; gate and up held within bounds.
+#[test]
+fn products_have_biases_and_a_clamped_gate() {
+    let gpu = gpu();
+    for (dtype, rows, experts, top, dim, width, limit) in
+        [(DType::F32, 1, 5, 3, 64, 20, 7.0), (DType::F16, 21, 4, 2, 33, 37, 0.75), (DType::I8, 40, 7, 3, 72, 36, 1.5)]
+    {
+        let mut layer = Layer::new(dtype, [experts, top, dim, width]).with_biases(GateClamp { alpha: 1.702, limit });
+        let inputs = layer.rows(rows, |rng, _, _| rng.below(experts));
+        let want = layer.reference(&inputs);
+        for tuning in [ONE_BY_ONE, LISTED[rows % 3]] {
+            let case = format!("{dtype}, {rows} rows of {dim}, {top} of {experts} experts of {width}, {tuning:?}");
+            let got = layer.run(gpu, &layer.experts(gpu, Some(tuning)), &inputs, 0);
+            assert_close(&case, &got, &want, 2e-5, 1e-10);
+        }
+    }
+    let layer = Layer::new(DType::F32, [3, 2, 12, 4]).experts(gpu, None);
+    let f32s = |shape: &[usize]| Tensor::zeros(gpu, shape, DType::F32).unwrap();
+    let (up, down) = (f32s(&[3, 8]), f32s(&[3, 12]));
+    assert_kind!(layer.clone().with_biases(&down, &down), ErrorKind::Shape { name: "gate_up", .. });
+    assert_kind!(layer.clone().with_biases(&up, &up), ErrorKind::Shape { name: "down", .. });
+    for clamp in [GateClamp { alpha: f32::NAN, limit: 7.0 }, GateClamp { alpha: -1.0, limit: 7.0 }] {
+        assert_kind!(layer.clone().with_clamp(clamp), ErrorKind::Argument { name: "alpha", .. });
+    }
+    assert_kind!(layer.with_clamp(GateClamp { alpha: 1.0, limit: 0.0 }), ErrorKind::Argument { name: "limit", .. });
 }
 
 /// Choices that fill tiles to the last row and one more, leave experts without a row, or give one all of them.

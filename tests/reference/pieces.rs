@@ -1,8 +1,8 @@
 //! rope, append, linear, rms_norm, swiglu, embedding, gqa_layer: small cases with answers by hand, and refusals.
 
 use latten::reference::{
-    append, attend, decode, embedding, gqa_layer, inv_freq, linear, merge, rms_norm, rope, swiglu, Angles, Attended,
-    DecodeInputs, GqaWeights, LayerConfig, Rope, RopePairs,
+    append, attend, clamped_swiglu, decode, embedding, gqa_layer, inv_freq, linear, merge, rms_norm, rope, swiglu,
+    Angles, Attended, DecodeInputs, GqaWeights, LayerConfig, Rope, RopePairs,
 };
 use latten::{ErrorKind, Gla, Gqa, Gta, HeadLayout, Mla};
 use proptest::prelude::*;
@@ -115,6 +115,10 @@ fn pieces_linear_norm_swiglu_embedding_by_hand() {
     let silu = |v: f64| v / (1.0 + (-v).exp());
     let y = swiglu(&[1.0, -2.0, 3.0, 4.0, 0.0, -800.0, 5.0, 6.0], 2).unwrap();
     assert_close("swiglu", &y, &[3.0 * silu(1.0), 4.0 * silu(-2.0), 0.0, 0.0]);
+    // Gates above the limit are it, those below none are as they are; up from both sides; one more than up.
+    let y = clamped_swiglu(&[1.0, -8.0, 9.0, 0.5, -9.0, 9.0], 3, (2.0, 3.0)).unwrap();
+    let glu = |g: f64| g / (1.0 + (-2.0 * g).exp());
+    assert_close("clamped_swiglu", &y, &[1.5 * glu(1.0), -2.0 * glu(-8.0), 4.0 * glu(3.0)]);
 
     assert_eq!(embedding(&[1.0, 2.0, 3.0, 4.0], &[1, 0, 1], 2).unwrap(), [3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);
     let error = embedding(&[1.0, 2.0, 3.0, 4.0], &[2], 2).unwrap_err();
@@ -189,6 +193,7 @@ fn pieces_wrong_shapes_are_errors_with_the_numbers() {
         rms_norm(&[0.0; 6], &[0.0; 4], 2, 0.0).unwrap_err(),
         swiglu(&[0.0; 6], 2).unwrap_err(),
         swiglu(&[0.0; 6], usize::MAX).unwrap_err(),
+        clamped_swiglu(&[0.0; 6], 2, (1.7, 7.0)).unwrap_err(),
         embedding(&[0.0; 3], &[], 2).unwrap_err(),
     ];
     for (i, error) in errors.iter().enumerate() {

@@ -97,6 +97,7 @@ fn words_of_bytes_are_merged_by_their_rule() {
             "deepseek-coder",
             "deepseek-v3",
             "tekken",
+            "gpt-4o",
         ] {
             let ids = of(rule).encode_plain(text).unwrap();
             assert_eq!(of(rule).decode(&ids), text, "{rule}");
@@ -105,6 +106,7 @@ fn words_of_bytes_are_merged_by_their_rule() {
     // Digits: each by itself, three at a time, or all of them.
     let ids = |rule: &str| of(rule).encode_plain("123").unwrap();
     assert_eq!((ids("qwen2").len(), ids("gpt-2"), ids("llama-bpe")), (3, vec![262], vec![262]));
+    assert_eq!(ids("gpt-4o"), [262]);
     // A user's token is text, and found before words are cut.
     assert_eq!(smollm.encode("a  two").unwrap(), [97, 267]);
     assert_eq!(smollm.decode(&[267]), "  two");

@@ -3,8 +3,11 @@
 fn parts_of(row: u32, slot: u32, out: u32, in_lane: u32) -> vec2<f32> {
     var sum = 0.0;
     for (var k = 0u; k < TOP; k++) {
-        let first = row * params.x_row_stride + k * params.in_dim;
-        sum += part_of(ids[row * TOP + k], out, first, in_lane);
+        let at = row_of(ids[row * TOP + k], out);
+        sum += part_of(at, row * params.x_row_stride + k * params.in_dim, in_lane);
+        if (in_lane == 0u) {
+            sum += shares[row * TOP + k] * bias_at(at);
+        }
     }
     return vec2<f32>(sum, 0.0);
 }

@@ -1,6 +1,7 @@
 //! The architectures of GGUF files, as data: what a file's keys do not say. Pure.
 
 use super::layers::{Activation, BlockNorms, QkNorm};
+use crate::nn::GateClamp;
 
 /// What is known of the files of a `general.architecture` beside their metadata.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,10 @@ pub(super) struct Architecture {
     pub(super) activation: Activation,
     /// Whether embeddings are scaled by the root of their width, and there are keys of softcaps (Gemma).
     pub(super) gemma: bool,
+    /// Whether each head has a sink, and experts have biases (gpt-oss).
+    pub(super) sinks: bool,
+    /// Whether YaRN's bounds are whole numbers of pairs: no key says it.
+    pub(super) truncates: bool,
     /// Layers of the model whose scores are scaled by the width of the stream over the heads, not by that of a head.
     pub(super) odd_scale: Option<usize>,
 }
@@ -55,6 +60,8 @@ const PLAIN: Architecture = Architecture {
     theta_of_windows: None,
     activation: Activation::Silu,
     gemma: false,
+    sinks: false,
+    truncates: true,
     odd_scale: None,
 };
 const LLAMA: Architecture = Architecture { name: "llama", biases: None, reordered: true, experts: Some(true), ..PLAIN };
@@ -70,7 +77,7 @@ const GEMMA2: Architecture = Architecture {
     ..PLAIN
 };
 
-pub(super) const ARCHITECTURES: [Architecture; 12] = [
+pub(super) const ARCHITECTURES: [Architecture; 13] = [
     LLAMA,
     Architecture { name: "qwen2", biases: Some(&["q_proj", "k_proj", "v_proj"]), ..PLAIN },
     QWEN3,
@@ -97,6 +104,16 @@ pub(super) const ARCHITECTURES: [Architecture; 12] = [
         theta_of_windows: Some(1e4),
         odd_scale: Some(62),
         ..GEMMA2
+    },
+    Architecture {
+        name: "gpt-oss",
+        biases: Some(&["q_proj", "k_proj", "v_proj", "o_proj", "gate"]),
+        experts: Some(true),
+        whole_every: Some(2),
+        activation: Activation::Clamped(GateClamp { alpha: 1.702, limit: 7.0 }),
+        sinks: true,
+        truncates: false,
+        ..PLAIN
     },
 ];
 

@@ -13,6 +13,10 @@ pub(super) fn experts(keys: &Keys<'_>, family: FamilyExperts) -> Result<Option<E
         FamilyExperts::None => Ok(None),
         FamilyExperts::Qwen3 => qwen3_experts(keys).map(Some),
         FamilyExperts::Mixtral => mixtral_experts(keys).map(Some),
+        FamilyExperts::GptOss => {
+            check_gpt_oss(keys)?;
+            mixtral_experts(keys).map(|experts| Some(ExpertsConfig { with_biases: true, ..experts }))
+        }
         FamilyExperts::DeepSeekV2 => deepseek_experts(keys, false),
         FamilyExperts::DeepSeekV3 => deepseek_experts(keys, true),
     }
@@ -72,14 +76,21 @@ fn deepseek_experts(keys: &Keys<'_>, third: bool) -> Result<Option<ExpertsConfig
     let route = RouteShape { experts, top, groups, top_groups, group_best, sigmoid: third, normalise, factor };
     let width = keys.size("moe_intermediate_size", 1 << 20)?;
     let shared = if keys.has("n_shared_experts") { keys.count("n_shared_experts", 1 << 10)? } else { 0 };
-    Ok(Some(ExpertsConfig { first_layer, route, biased: third, width, shared_width: shared * width }))
+    Ok(Some(ExpertsConfig {
+        first_layer,
+        route,
+        biased: third,
+        with_biases: false,
+        width,
+        shared_width: shared * width,
+    }))
 }
 
 /// Of all layers, without shared ones: the best `top` of `experts`, weighted by a softmax over all, or over the best.
 fn plain_experts((experts, top): (usize, usize), width: usize, normalise: bool) -> ExpertsConfig {
     let route =
         RouteShape { experts, top, groups: 1, top_groups: 1, group_best: 1, sigmoid: false, normalise, factor: 1.0 };
-    ExpertsConfig { first_layer: 0, route, biased: false, width, shared_width: 0 }
+    ExpertsConfig { first_layer: 0, route, biased: false, with_biases: false, width, shared_width: 0 }
 }
 
 fn qwen3_experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
@@ -98,6 +109,16 @@ fn mixtral_experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
     let experts = keys.size("num_local_experts", 1 << 10)?;
     let top = keys.size("num_experts_per_tok", experts.min(64))?;
     Ok(plain_experts((experts, top), keys.size("intermediate_size", 1 << 20)?, true))
+}
+
+/// What older files say once more must be the same.
+fn check_gpt_oss(keys: &Keys<'_>) -> Result<()> {
+    const OTHER: &str = "experts_per_token";
+    let top = keys.size("num_experts_per_tok", 64)?;
+    match keys.differs(OTHER, json!(top)) {
+        true => Err(keys.bad(OTHER, &format!("is not num_experts_per_tok = {top}"))),
+        false => Ok(()),
+    }
 }
 
 /// By the best scores; or those of the groups with the best experts.

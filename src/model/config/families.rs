@@ -3,6 +3,7 @@
 
 use super::layers::{Activation, BlockNorms, QkNorm};
 use super::names::TensorNames;
+use crate::nn::GateClamp;
 
 /// What is known of the models of a `model_type` beside their `config.json`.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,8 @@ pub(super) struct Family {
     pub(super) multipliers: bool,
     /// Whether `no_rope_layers` says which layers rotate (SmolLM3).
     pub(super) some_rotate: bool,
+    /// Whether each head has a sink.
+    pub(super) sinks: bool,
 }
 
 /// By which keys experts are described.
@@ -55,6 +58,8 @@ pub(super) enum FamilyExperts {
     DeepSeekV2,
     /// DeepSeek-V3 and GLM-4.7.
     DeepSeekV3,
+    /// With biases, and matrices that may be in MXFP4.
+    GptOss,
 }
 
 /// Which layers have the window of `sliding_window`.
@@ -108,6 +113,7 @@ const PLAIN: Family = Family {
     theta: 1e4,
     multipliers: false,
     some_rotate: false,
+    sinks: false,
 };
 const LLAMA: Family = Family { model_type: "llama", attention_bias: QKVO, mlp_bias: MLP, ..PLAIN };
 const QWEN3: Family = Family {
@@ -152,7 +158,7 @@ const GEMMA2: Family = Family {
 };
 
 /// All that are read, beside this crate's own folders.
-pub(super) const FAMILIES: [Family; 18] = [
+pub(super) const FAMILIES: [Family; 20] = [
     LLAMA,
     Family { model_type: "mistral", window: FamilyWindow::All, ..PLAIN },
     Family {
@@ -175,6 +181,7 @@ pub(super) const FAMILIES: [Family; 18] = [
     },
     DEEPSEEK_V3,
     Family { model_type: "glm4_moe_lite", ..DEEPSEEK_V3 },
+    Family { model_type: "kimi_k2", ..DEEPSEEK_V3 },
     Family { model_type: "granite", multipliers: true, ..LLAMA },
     Family { model_type: "smollm3", some_rotate: true, theta: 2e6, ..LLAMA },
     Family {
@@ -196,6 +203,20 @@ pub(super) const FAMILIES: [Family; 18] = [
         theta: 1e6,
         theta_of_windows: Some(1e4),
         ..GEMMA2
+    },
+    Family {
+        model_type: "gpt_oss",
+        biases: &["router"],
+        attention_bias: QKVO,
+        usual_bias: true,
+        names: TensorNames::GptOss,
+        experts: FamilyExperts::GptOss,
+        window: FamilyWindow::Every(2),
+        activation: Activation::Clamped(GateClamp { alpha: 1.702, limit: 7.0 }),
+        head_dim: Some(64),
+        theta: 1.5e5,
+        sinks: true,
+        ..PLAIN
     },
 ];
 

@@ -188,6 +188,7 @@ impl ArchKeys<'_> {
             logit_scale: logits_divided.map_or(1.0, |by| 1.0 / by) as f32,
             logit_softcap: self.softcap("final_logit_softcapping")?,
             score_softcap: self.softcap("attn_logit_softcapping")?,
+            sinks: known.sinks,
             activation: known.activation,
             layer_kinds: self.layer_kinds(layers, window)?,
             rotated_dim: if known.latent { None } else { self.rotated(head_dim)? },
@@ -367,6 +368,7 @@ impl ArchKeys<'_> {
         let factor = factor as f32;
         let route = RouteShape { experts, top, groups, top_groups, group_best, sigmoid, normalise, factor };
         route.check().map_err(|e| self.bad("expert_count", &format!(": {e}")))?;
-        Ok(Some(ExpertsConfig { first_layer, route, biased, width, shared_width: shared * width }))
+        let with_biases = self.architecture.sinks;
+        Ok(Some(ExpertsConfig { first_layer, route, biased, with_biases, width, shared_width: shared * width }))
     }
 }

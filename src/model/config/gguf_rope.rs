@@ -53,6 +53,12 @@ impl ArchKeys<'_> {
         }
         self.must_be("rope.scaling.yarn_ext_factor", 1)?;
         let original_positions = positions as f64;
-        Ok(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate: true })
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_positions,
+            truncate: self.architecture.truncates,
+        })
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{AttentionConfig, Config};
 use crate::error::{ErrorKind, Result};
+use crate::nn::GateClamp;
 use crate::rope::{Rope, RopePairs, RopeScaling};
 use std::ops::Range;
 
@@ -66,7 +67,7 @@ pub struct LayerKind {
 }
 
 /// What is between gate and up of a feed-forward part.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub enum Activation {
     /// SwiGLU.
@@ -74,6 +75,8 @@ pub enum Activation {
     Silu,
     /// GeGLU, by GELU's tanh form (Gemma).
     GeluTanh,
+    /// A clamped SwiGLU, of experts alone (gpt-oss).
+    Clamped(GateClamp),
 }
 
 /// Frequency factors for sequences beyond those of training (LongRoPE, Ding et al., arXiv 2402.13753).
@@ -211,8 +214,18 @@ impl Config {
             let name = if kinds > 0 { "layer_kinds" } else { "qk_norm" };
             return Err(ErrorKind::argument(name, format!("of {}: only layers of gqa have them", self.variant())));
         }
-        if self.experts.is_some() && self.activation != Activation::Silu {
-            return Err(ErrorKind::argument("activation", format!("{:?} of experts", self.activation)));
+        let all_experts = self.experts.is_some_and(|experts| experts.first_layer == 0 && experts.shared_width == 0);
+        let fits = match self.activation {
+            Activation::Silu => true,
+            Activation::GeluTanh => self.experts.is_none(),
+            Activation::Clamped(clamp) => clamp.check().map(|()| all_experts)?,
+        };
+        if !fits {
+            let which = if self.experts.is_some() { "some of which are experts" } else { "none of which are experts" };
+            return Err(ErrorKind::argument(
+                "activation",
+                format!("{:?} of feed-forward parts, {which}", self.activation),
+            ));
         }
         for (name, cap) in [("logit_softcap", self.logit_softcap), ("score_softcap", self.score_softcap)] {
             if let Some(cap) = cap.filter(|cap| !(1e-3..=1e6).contains(cap)) {
@@ -222,8 +235,10 @@ impl Config {
         if self.logit_softcap.is_some() && self.logit_scale != 1.0 {
             return Err(ErrorKind::argument("logit_softcap", format!("beside a logit_scale of {}", self.logit_scale)));
         }
-        if self.score_softcap.is_some() && !gqa {
-            return Err(ErrorKind::argument("score_softcap", format!("of {}: only gqa has it", self.variant())));
+        for (name, there) in [("score_softcap", self.score_softcap.is_some()), ("sinks", self.sinks)] {
+            if there && !gqa {
+                return Err(ErrorKind::argument(name, format!("of {}: only gqa has it", self.variant())));
+            }
         }
         if self.layer_kinds.iter().any(|kind| kind.window == Some(0)) {
             return Err(ErrorKind::argument("layer_kinds", "a window of 0: a token sees at least itself"));

@@ -30,8 +30,8 @@ mod window_keys;
 pub use layers::{Activation, BlockNorms, LayerKind, LayerRope, LongRope, QkNorm};
 
 use keys::Keys;
-use names::TensorNames;
-use quantised::GroupQuantised;
+pub(crate) use names::TensorNames;
+use quantised::Quantised;
 
 use crate::error::Result;
 use crate::kv::{Gla, Gqa, Gta, HeadLayout, Mla};
@@ -78,6 +78,9 @@ pub struct Config {
     /// What scores are capped at, before the softmax. A [`Decode`](crate::Decode) for a layer by itself wants it in its
     /// [`AttentionOptions`](crate::AttentionOptions).
     pub score_softcap: Option<f32>,
+    /// Whether each query head has a sink, a score beside those of the tokens that a token sees (gpt-oss), of GQA alone. A
+    /// [`Decode`](crate::Decode) for a layer by itself wants [`AttentionOptions::sinks`](crate::AttentionOptions::sinks).
+    pub sinks: bool,
     /// What is between gate and up.
     pub activation: Activation,
     /// Of each layer what it differs in from others; empty where all are alike.
@@ -131,8 +134,8 @@ pub(crate) struct FileFacts {
     pub(crate) gains_from_one: bool,
     /// Whether rows of queries and keys lie as neighbours rotate, and are to be those of halves (GGUF files of Llamas).
     pub(crate) reordered: bool,
-    /// Whether matrices are in 4 bits, in three tensors each.
-    pub(crate) quantised: Option<GroupQuantised>,
+    /// Whether matrices are quantised in several tensors each.
+    pub(crate) quantised: Option<Quantised>,
 }
 
 /// [`Decoder::fingerprint`](super::Decoder::fingerprint) is made of this text, so it may not change: saved sessions would be
@@ -195,6 +198,9 @@ impl Config {
                 fields.field(name, &cap);
             }
         }
+        if self.sinks {
+            fields.field("sinks", &true);
+        }
         if self.activation != Activation::Silu {
             fields.field("activation", &self.activation);
         }
@@ -211,7 +217,7 @@ impl Config {
 }
 
 /// A mixture of experts, as DeepSeek's models have it, with shared experts, and Mixtral and Qwen3's, without.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct ExpertsConfig {
     /// The first layer that has one; all after it have.
     pub first_layer: usize,
@@ -219,10 +225,25 @@ pub struct ExpertsConfig {
     pub route: RouteShape,
     /// Whether the choice has a bias of its own (DeepSeek-V3).
     pub biased: bool,
+    /// Whether the router and the experts' products have biases (gpt-oss).
+    pub with_biases: bool,
     /// Width of an expert's SwiGLU.
     pub width: usize,
     /// Width of the SwiGLU that every token goes through; 0 for none.
     pub shared_width: usize,
+}
+
+/// Part of [`Config`]'s text, which may not change: a field that is newer stands there only where it is not what it was before.
+impl fmt::Debug for ExpertsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ExpertsConfig { first_layer, route, biased, with_biases, width, shared_width } = self;
+        let mut fields = f.debug_struct("ExpertsConfig");
+        fields.field("first_layer", first_layer).field("route", route).field("biased", biased);
+        if *with_biases {
+            fields.field("with_biases", with_biases);
+        }
+        fields.field("width", width).field("shared_width", shared_width).finish()
+    }
 }
 
 /// What the variants of attention differ in.
@@ -278,6 +299,7 @@ impl Config {
             logit_scale: 1.0,
             logit_softcap: None,
             score_softcap: None,
+            sinks: false,
             activation: Activation::Silu,
             layer_kinds: Vec::new(),
             rotated_dim: None,

@@ -12,6 +12,8 @@ pub(crate) enum TensorNames {
     Olmo2,
     /// The same, with norms around attention and feed-forward part by Gemma's names.
     Gemma,
+    /// The same, but the router, which has gpt-oss's name.
+    GptOss,
     /// As in the code that the authors of GTA and GLA published, github.com/Dao-AILab/grouped-latent-attention: in the
     /// [module](crate::model)'s documentation, too.
     Authors,
@@ -37,6 +39,8 @@ const GEMMA: [(&str, &str); 3] = [
     ("post_attention_layernorm", "pre_feedforward_layernorm"),
     ("post_mlp_layernorm", "post_feedforward_layernorm"),
 ];
+/// Published name of what chooses experts and gpt-oss's.
+const GPT_OSS: [(&str, &str); 1] = [("gate", "router")];
 /// Of these the authors have one per latent head, numbered from 1.
 const PER_LATENT_HEAD: [(&str, &str); 2] = [("kv_a_layernorm", "kv_norm_"), ("kv_b_proj", "W_ukv_")];
 
@@ -48,6 +52,7 @@ impl TensorNames {
             TensorNames::Mixtral => &EXPERTS,
             TensorNames::Olmo2 => &OLMO2,
             TensorNames::Gemma => &GEMMA,
+            TensorNames::GptOss => &GPT_OSS,
             TensorNames::Authors => &ONE,
         };
         others.iter().find(|(published, _)| *published == part).map_or(part, |(_, own)| *own)

@@ -3,7 +3,7 @@
 
 use super::authors;
 use super::experts::experts;
-use super::families::{Family, FamilyPairs};
+use super::families::{Family, FamilyExperts, FamilyPairs};
 use super::keys::Keys;
 use super::layers::{Activation, LayerKind, LayerRope};
 use super::names::TensorNames;
@@ -12,6 +12,7 @@ use super::rope_keys::{partial, rope};
 use super::window_keys::{windows, LayerWindows};
 use super::{AttentionConfig, Config, FileFacts};
 use crate::error::Result;
+use crate::nn::GateClamp;
 use serde_json::json;
 
 const WIDTH: usize = 1 << 14;
@@ -65,7 +66,8 @@ pub(crate) fn config(keys: &Keys<'_>, family: &Family) -> Result<Config> {
         logit_scale: logits_divided.map_or(1.0, |by| 1.0 / by) as f32,
         logit_softcap: gemma.logit_softcap,
         score_softcap: gemma.score_softcap,
-        activation: family.activation,
+        sinks: family.sinks,
+        activation: activation(keys, family)?,
         layer_kinds: layer_kinds((keys, family), layers, &windows, rope.theta_of_windows)?,
         rotated_dim,
         latent_norm_eps: if family.latent { DEEPSEEK_LATENT_EPS } else { rms_norm_eps },
@@ -93,7 +95,7 @@ pub(crate) fn config(keys: &Keys<'_>, family: &Family) -> Result<Config> {
             fused_gate_up: family.fused.1,
             gains_from_one: family.gemma,
             reordered: false,
-            quantised: quantised(keys)?,
+            quantised: quantised(keys, family.experts == FamilyExperts::GptOss)?,
         },
         ..plain
     })
@@ -113,13 +115,21 @@ fn multipliers(keys: &Keys<'_>, family: &Family) -> Result<[Option<f64>; 4]> {
 /// Refuses other activations than the family's.
 fn check_activation(keys: &Keys<'_>, family: &Family) -> Result<()> {
     let (key, only) = match family.activation {
-        Activation::Silu => ("hidden_act", "silu"),
+        Activation::Silu | Activation::Clamped(_) => ("hidden_act", "silu"),
         Activation::GeluTanh => (keys.either(["hidden_activation", "hidden_act"]), "gelu_pytorch_tanh"),
     };
     match keys.differs(key, json!(only)) {
         true => Err(keys.bad(key, &format!("is not supported, only {only:?} is"))),
         false => Ok(()),
     }
+}
+
+/// The family's, with the numbers of a clamped one, if it is that.
+fn activation(keys: &Keys<'_>, family: &Family) -> Result<Activation> {
+    let Activation::Clamped(usual) = family.activation else { return Ok(family.activation) };
+    let number = |key, usual: f32| keys.number_or(key, 1e-3..=1e4, usual.into()).map(|number| number as f32);
+    let (alpha, limit) = (number("swiglu_alpha", usual.alpha)?, number("swiglu_limit", usual.limit)?);
+    Ok(Activation::Clamped(GateClamp { alpha, limit }))
 }
 
 /// Keys that Gemma has.

@@ -1,4 +1,4 @@
-//! `quantization_config` of a `config.json`: matrices in 4 bits by AWQ and GPTQ. Pure.
+//! `quantization_config` of a `config.json`: matrices in 4 bits by AWQ and GPTQ, in floats of 8 bits, experts in MXFP4. Pure.
 //!
 //! Source: the configs that the programs AutoAWQ, AutoGPTQ and GPTQModel write. What would change how a matrix is read, and is not
 //! known here, is refused by name.
@@ -7,7 +7,17 @@ use super::keys::Keys;
 use crate::error::Result;
 use serde_json::json;
 
-/// How the matrices of a folder are quantised.
+/// How the matrices of a folder are quantised, where their tensors do not say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quantised {
+    Groups(GroupQuantised),
+    /// E4M3, with a scale for each square of so many rows and columns.
+    Fp8 {
+        square: [usize; 2],
+    },
+}
+
+/// In 4 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GroupQuantised {
     pub(crate) packing: GroupPacking,
@@ -30,24 +40,46 @@ pub(crate) enum GroupPacking {
 
 const KEY: &str = "quantization_config";
 
-/// What `quantization_config` says, if it is there.
+/// What `quantization_config` says, if it is there and says more than the tensors. `mxfp4`: whether experts may be in MXFP4, and nothing
+/// else may be quantised.
 ///
 /// Errors: [`ErrorKind::Config`](crate::ErrorKind::Config), naming the key and its value.
-pub(super) fn quantised(keys: &Keys<'_>) -> Result<Option<GroupQuantised>> {
+pub(super) fn quantised(keys: &Keys<'_>, mxfp4: bool) -> Result<Option<Quantised>> {
     if !keys.has(KEY) {
         return Ok(None);
     }
-    let only = "is not supported, only weights in bf16, f16 or f32, and in 4 bits by \"awq\" or \"gptq\", are";
+    let only = "is not supported, only weights in bf16, f16 or f32, in 4 bits by \"awq\" or \"gptq\", and in 8 by \"fp8\", are";
     let inner = keys.object(KEY).ok_or_else(|| keys.bad(KEY, only))?;
-    let method = ["awq", "gptq"].into_iter().find(|method| !inner.differs("quant_method", json!(method)));
+    let known = if mxfp4 { &["mxfp4"][..] } else { &["awq", "gptq", "fp8"] };
+    let method = known.iter().copied().find(|method| !inner.differs("quant_method", json!(method)));
     let method = method.filter(|_| inner.has("quant_method")).ok_or_else(|| keys.bad(KEY, only))?;
+    match method {
+        "mxfp4" => return Ok(None),
+        "fp8" => return fp8(&inner).map(Some),
+        _ => {}
+    }
     let bits = inner.either(["bits", "w_bit"]);
     if !inner.has(bits) || inner.differs(bits, json!(4)) {
         return Err(inner.bad(bits, "is not supported, only 4 bits are"));
     }
     let packing = if method == "awq" { awq(&inner)? } else { gptq(&inner)? };
     let ordered = method == "gptq" && inner.flag_or("desc_act", false)?;
-    Ok(Some(GroupQuantised { packing, group: group(&inner)?, ordered }))
+    Ok(Some(Quantised::Groups(GroupQuantised { packing, group: group(&inner)?, ordered })))
+}
+
+/// Squares of elements with a scale each: what becomes of a layer's input (`activation_scheme`) is not part of the model.
+fn fp8(keys: &Keys<'_>) -> Result<Quantised> {
+    const SQUARE: &str = "weight_block_size";
+    if keys.differs("fmt", json!("e4m3")) {
+        return Err(keys.bad("fmt", "is not supported, only \"e4m3\" is"));
+    }
+    let sizes = keys.numbers(SQUARE, 1.0..=65536.0)?;
+    match sizes[..] {
+        [rows, columns] if rows.fract() == 0.0 && columns.fract() == 0.0 => {
+            Ok(Quantised::Fp8 { square: [rows as usize, columns as usize] })
+        }
+        _ => Err(keys.bad(SQUARE, "is not two whole numbers")),
+    }
 }
 
 /// -1 stands for whole rows.

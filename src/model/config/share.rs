@@ -45,6 +45,10 @@ impl Config {
             let what = "ranks that divide sequences by context, of a model with a window in some layers";
             return Err(ErrorKind::Unsupported { what: what.into() }.into());
         }
+        if shard.is_by_context() && self.sinks {
+            let what = "ranks that divide sequences by context, of a model with sinks: each rank would count them";
+            return Err(ErrorKind::Unsupported { what: what.into() }.into());
+        }
         let heads = self.layout()?.shard(shard)?;
         let ffn = shard.part("intermediate_size", self.intermediate_size)?;
         let (expert, shared) = match self.experts {

@@ -34,6 +34,8 @@ pub struct Attention {
     config: Config,
     projections: Projections,
     o: Split,
+    /// (q_heads) F32
+    sinks: Option<Tensor>,
     /// Whether the output is added to the stream, and does not take its place: not of a rank after the first, unless sequences are divided,
     /// nor before a norm.
     adds: bool,
@@ -125,7 +127,7 @@ impl Attention {
     /// [`ErrorKind::OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn from_bytes(gpu: &Gpu, config: &Config, weights: WeightBytes<'_>, dtype: DType) -> Result<Self> {
         config.check_attention()?;
-        let store = WeightFiles::from_bytes(weights.name, weights.bytes)?.with_groups(config.files.quantised)?;
+        let store = WeightFiles::from_bytes(weights.name, weights.bytes)?.with_made(config)?;
         let source = WeightReader::new(gpu, config, store, dtype);
         let share = config.share(Shard::whole())?;
         let attention = Self::from_source(&source, (config, &share), "", None)?;
@@ -146,11 +148,19 @@ impl Attention {
         let o = source.of_inputs(o, &(heads.start * width..heads.end * width))?;
         let o = if first { o } else { o.without_any_bias() };
         let adds = first && !config.norms.after();
+        let sinks = match config.sinks {
+            true => {
+                let all = source.values(&format!("{prefix}sinks"), &[config.q_heads])?;
+                Some(Tensor::from_slice(source.gpu(), &[heads.len()], &all[heads.clone()], DType::F32)?)
+            }
+            false => None,
+        };
         Ok(Attention {
             gpu: source.gpu().clone(),
             config: share.config.clone(),
             projections: Projections::load(source, (config, share), prefix, norm)?,
             o: source.linear(&o)?.map(|o| o.with_scale(config.residual_scale))?,
+            sinks,
             adds,
             by_context,
         })
@@ -245,7 +255,8 @@ impl Attention {
             step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
         }
         let (decode, plan) = step.of_layer(layer);
-        let args = plan.map(|plan| DecodeArgs::new(plan, &view, &s.q, softmax_scale));
+        let sinks = self.sinks.as_ref();
+        let args = plan.map(|plan| DecodeArgs { sinks, ..DecodeArgs::new(plan, &view, &s.q, softmax_scale) });
         let attended = match args {
             Some(args) if self.by_context => {
                 // In memory of its own, which is exchanged at this place whenever the step's commands come again.

@@ -4,7 +4,7 @@ use super::block::Scratch;
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
 use crate::model::config::share::ModelShare;
-use crate::model::config::{Activation, Config, ExpertsConfig};
+use crate::model::config::{Activation, Config, ExpertsConfig, TensorNames};
 use crate::model::weights::matrix::Matrix;
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
@@ -113,7 +113,8 @@ impl Dense {
         let down = if first { down } else { down.without_any_bias() };
         let down = source.linear(&down)?.map(|down| down.with_scale(scale))?;
         let gated = match activation {
-            Activation::Silu => Linear::with_swiglu,
+            // Clamped ones are of experts alone (`Config::check`).
+            Activation::Silu | Activation::Clamped(_) => Linear::with_swiglu,
             Activation::GeluTanh => Linear::with_geglu,
         };
         Ok(Dense { gate_up: gate_up.map(gated)?, down, adds })
@@ -139,9 +140,13 @@ impl Mixture {
         let ExpertsConfig { mut route, width, shared_width, .. } = *experts;
         route.factor *= scale;
         let count = route.experts;
-        let router = source.bare_matrix(&format!("{mlp}gate"), count, hidden)?;
+        let gate = format!("{mlp}{}", config.files.names.of("gate"));
+        let router = match experts.with_biases {
+            true => source.matrix(&gate, count, hidden)?,
+            false => source.bare_matrix(&gate, count, hidden)?,
+        };
         let bias = match experts.biased {
-            true => source.vector(&format!("{mlp}gate.e_score_correction_bias"), count)?,
+            true => source.vector(&format!("{gate}.e_score_correction_bias"), count)?,
             false => Tensor::zeros(source.gpu(), &[count], DType::F32)?,
         };
         let part = |e: usize, part: &'static str, rows, in_dim| {
@@ -154,6 +159,14 @@ impl Mixture {
         })?;
         let down = source
             .stack([count, hidden, own.len()], |e| source.of_inputs(part(e, "down_proj", hidden, width)?, own))?;
+        let mut made = Experts::new(source.gpu(), gate_up, down, route.top)?;
+        if experts.with_biases {
+            let (gate_up, down) = expert_biases(source, mlp, (config, experts), (own, first))?;
+            made = made.with_biases(&gate_up, &down)?;
+        }
+        if let Activation::Clamped(clamp) = config.activation {
+            made = made.with_clamp(clamp)?;
+        }
         let of_all = (hidden, shared_width, &share.shared);
         let shared = (shared_width > 0).then(|| {
             Dense::load(
@@ -169,7 +182,7 @@ impl Mixture {
             norm: source.norm(norm, shape)?,
             router: source.exact_linear(&router)?,
             route: Route::new(source.gpu(), &bias, route)?,
-            experts: Experts::new(source.gpu(), gate_up, down, route.top)?,
+            experts: made,
             shared: shared.transpose()?,
             gpu: source.gpu().clone(),
             adds,
@@ -191,6 +204,38 @@ impl Mixture {
             None => Ok(()),
         }
     }
+}
+
+/// Of the experts' products: gate and up of a rank's part of their width, (experts, 2 width), and down, (experts, hidden), which is the
+/// first rank's. In the files they are of gate and up in turn, or each by itself.
+fn expert_biases(
+    source: &WeightReader<'_>,
+    mlp: &str,
+    (config, experts): (&Config, &ExpertsConfig),
+    (own, first): (&Range<usize>, bool),
+) -> Result<(Tensor, Tensor)> {
+    let (count, width, hidden) = (experts.route.experts, experts.width, config.hidden_size);
+    let (gate, up, down) = match config.files.names == TensorNames::GptOss {
+        true => {
+            let both = source.values(&format!("{mlp}experts.gate_up_proj_bias"), &[count, 2 * width])?;
+            let every_second = |from: usize| both.iter().copied().skip(from).step_by(2).collect::<Vec<f32>>();
+            (every_second(0), every_second(1), "down_proj_bias")
+        }
+        false => {
+            let one = |part| source.values(&format!("{mlp}experts.{part}.bias"), &[count, width]);
+            (one("gate_proj")?, one("up_proj")?, "down_proj.bias")
+        }
+    };
+    let down = match source.values(&format!("{mlp}experts.{down}"), &[count, hidden])? {
+        all if first => all,
+        all => vec![0.0; all.len()],
+    };
+    let rows = gate.chunks_exact(width).zip(up.chunks_exact(width));
+    let gate_up: Vec<f32> = rows.flat_map(|(gate, up)| [&gate[own.clone()], &up[own.clone()]].concat()).collect();
+    Ok((
+        Tensor::from_slice(source.gpu(), &[count, 2 * own.len()], &gate_up, DType::F32)?,
+        Tensor::from_slice(source.gpu(), &[count, hidden], &down, DType::F32)?,
+    ))
 }
 
 impl MixtureScratch {

@@ -73,7 +73,8 @@ impl SessionOptions {
         let SessionOptions { window, keep_first, .. } = *self;
         let see = |layer: usize| {
             let own = config.layer_kinds.get(layer).and_then(|kind| kind.window);
-            let all = AttentionOptions { window, keep_first, softcap: config.score_softcap, ..Default::default() };
+            let (softcap, sinks) = (config.score_softcap, config.sinks);
+            let all = AttentionOptions { window, keep_first, softcap, sinks, ..Default::default() };
             match own.filter(|own| window.is_none_or(|window| *own < window)) {
                 // The first tokens are kept for what a session leaves out, not for what the model's layer never sees.
                 Some(own) => AttentionOptions { window: Some(own), keep_first: 0, ..all },

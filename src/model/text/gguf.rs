@@ -269,7 +269,7 @@ struct WordRule {
     begins: bool,
 }
 
-const KNOWN_WORDS: [&str; 10] = [
+const KNOWN_WORDS: [&str; 11] = [
     "default",
     "gpt-2",
     "llama-bpe",
@@ -280,6 +280,7 @@ const KNOWN_WORDS: [&str; 10] = [
     "deepseek-v3",
     "starcoder",
     "tekken",
+    "gpt-4o",
 ];
 
 /// Not an expression: each digit by itself.
@@ -289,6 +290,8 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// As Tekken's, with contractions at a word's end and numbers of up to three digits (gpt-oss).
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const CJK: &str = "[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+";
 const SIGNS: &str = "\\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}]+";
 const DEEPSEEK3: &str =
@@ -307,6 +310,7 @@ fn words_of(name: &str) -> Option<WordRule> {
         "deepseek-llm" => plain(&[r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", SIGNS, r"\s+$", CJK, r"\p{N}+"]),
         "deepseek-coder" => plain(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"]),
         "deepseek-v3" => plain(&[r"\p{N}{1,3}", "[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+", DEEPSEEK3]),
+        "gpt-4o" => plain(&[GPT4O]),
         "tekken" => WordRule { patterns: &[TEKKEN], whole_words: true, begins: true },
         _ => return None,
     })

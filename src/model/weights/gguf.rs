@@ -7,7 +7,7 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::io::gguf::{parts, Gguf, StoredTensor};
 use crate::model::config::gguf::{check_architecture, original_positions, TensorFacts};
-use crate::model::config::{AttentionConfig, Config, LongRope};
+use crate::model::config::{AttentionConfig, BlockNorms, Config, LongRope};
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ const GLOBAL: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Of a layer.
-const OF_LAYER: [(&str, &str); 27] = [
+const OF_LAYER: [(&str, &str); 30] = [
     ("attn_norm", "input_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -49,6 +49,10 @@ const OF_LAYER: [(&str, &str); 27] = [
     ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
     ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
     ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
+    // Of these the biases: their weights are those of each expert.
+    ("ffn_gate_exps", "mlp.experts.gate_proj"),
+    ("ffn_up_exps", "mlp.experts.up_proj"),
+    ("ffn_down_exps", "mlp.experts.down_proj"),
 ];
 
 /// Of Phi-3's and GLM-4's layers, whose up-projection is [gate | up].
@@ -59,6 +63,9 @@ const OF_EXPERTS: [(&str, &str); 3] =
     [("ffn_gate_exps", "gate_proj"), ("ffn_up_exps", "up_proj"), ("ffn_down_exps", "down_proj")];
 
 const EXPERTS_BIAS: (&str, &str) = ("exp_probs_b.bias", "mlp.gate.e_score_correction_bias");
+
+/// Of a layer, what has another end as well.
+const WHOLE_NAMES: [(&str, &str); 2] = [EXPERTS_BIAS, ("attn_sinks.weight", "self_attn.sinks")];
 
 /// A file of a model, or a part of one.
 struct GgufPart<'a> {
@@ -168,11 +175,16 @@ impl<'a> WeightFiles<'a> {
             bytes,
             own_name: Some(own_name.into()),
             neighbours,
-            groups: None,
+            made: None,
         };
         let Some((layer, part, [experts, shape @ ..])) = of_experts(&name).map(|(l, p)| (l, p, &tensor.shape[..]))
         else {
             let (neighbours, published) = (neighbours(config, &name, &tensor.shape), published_name(&name));
+            // Where no norm stands behind the attention, this name is that of the one before the feed-forward part (gpt-oss).
+            let published = match config.norms {
+                BlockNorms::Before => published.replace(".post_self_attn_layernorm.", ".post_attention_layernorm."),
+                _ => published,
+            };
             let published = match config.files.fused_gate_up {
                 true => published.replace(".mlp.up_proj.", &format!(".{}.", FUSED_UP.1)),
                 false => published,
@@ -268,8 +280,8 @@ fn published_name(name: &str) -> String {
         let published = of(&GLOBAL, stem).map_or_else(|| format!("model.{stem}"), str::to_string);
         return format!("{published}.{end}");
     };
-    if rest == EXPERTS_BIAS.0 {
-        return format!("model.layers.{layer}.{}", EXPERTS_BIAS.1);
+    if let Some((_, published)) = WHOLE_NAMES.iter().find(|(own, _)| *own == rest) {
+        return format!("model.layers.{layer}.{published}");
     }
     let (part, end) = rest.rsplit_once('.').unwrap_or((rest, ""));
     // What is computed anew has no weight in its name.
@@ -290,8 +302,8 @@ fn ggml_name(published: &str) -> String {
             return Some(format!("{own}.{end}"));
         }
         let (layer, rest) = published.strip_prefix("model.layers.")?.split_once('.')?;
-        if rest == EXPERTS_BIAS.1 {
-            return Some(format!("blk.{layer}.{}", EXPERTS_BIAS.0));
+        if let Some(own) = own(&WHOLE_NAMES, rest) {
+            return Some(format!("blk.{layer}.{own}"));
         }
         let (part, end) = rest.rsplit_once('.')?;
         if let Some(own) = own(&OF_LAYER, part).or(own(&[FUSED_UP], part)) {
@@ -324,8 +336,10 @@ mod tests {
         assert_eq!(ggml_name("model.layers.3.mlp.gate_up_proj.weight"), "blk.3.ffn_up.weight");
         assert_eq!(ggml_name("model.layers.3.mlp.gate.e_score_correction_bias"), "blk.3.exp_probs_b.bias");
         assert_eq!(published_name("blk.3.exp_probs_b.bias"), "model.layers.3.mlp.gate.e_score_correction_bias");
+        assert_eq!(published_name("blk.3.attn_sinks.weight"), "model.layers.3.self_attn.sinks");
+        assert_eq!(ggml_name("model.layers.3.self_attn.sinks"), "blk.3.attn_sinks.weight");
         // What is not known is a weight of the model all the same.
-        assert_eq!(published_name("blk.3.attn_sinks.weight"), "model.layers.3.attn_sinks.weight");
+        assert_eq!(published_name("blk.3.attn_what.weight"), "model.layers.3.attn_what.weight");
         assert_eq!(published_name("token_embd_norm.weight"), "model.token_embd_norm.weight");
         assert_eq!(published_name("blk.0.attn_rot_embd.weight"), "model.layers.0.self_attn.rotary_emb.inv_freq");
     }

@@ -1,13 +1,13 @@
 //! Matrices in 4 bits as AWQ and GPTQ have them, in three tensors each: `qweight`, by inputs, `qzeros` and `scales`, by groups of
 //! inputs. Read as rows of blocks: [`BlockType::Q4_G128`], or [`BlockType::Q4_G32`] for groups that are no multiple of 128.
 
+use super::made::{Lines, MadeRows};
 use super::store::{Place, WeightFile, WeightFiles};
 use super::stored::Stored;
 use crate::error::{shape_text, Result};
 use crate::model::config::quantised::{GroupPacking, GroupQuantised};
 use crate::nn::BlockType;
 use safetensors::tensor::Dtype;
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// Integers in a word of a file, of 32 bits.
@@ -30,20 +30,11 @@ pub(super) struct Groups {
     scales: Lines,
 }
 
-/// Rows of a tensor in a file.
-struct Lines {
-    file: usize,
-    offset: u64,
-    count: usize,
-    bytes: usize,
-}
-
 impl WeightFiles<'_> {
-    /// Makes one tensor, `x.weight`, of each `x.qweight` and what belongs to it, if the model is quantised so.
+    /// Makes one tensor, `x.weight`, of each `x.qweight` and what belongs to it.
     ///
     /// Errors: [`ErrorKind::Weights`](crate::ErrorKind::Weights), [`ErrorKind::Io`](crate::ErrorKind::Io).
-    pub(crate) fn with_groups(mut self, quantised: Option<GroupQuantised>) -> Result<Self> {
-        let Some(quantised) = quantised else { return Ok(self) };
+    pub(crate) fn with_groups(mut self, quantised: GroupQuantised) -> Result<Self> {
         let stems: Vec<String> =
             self.tensors.keys().filter_map(|name| name.strip_suffix(".qweight")).map(str::to_string).collect();
         for stem in stems {
@@ -76,7 +67,9 @@ impl WeightFiles<'_> {
             return Err(self.bad(&qweight, why));
         }
         let groups = in_dim / group;
-        let part = |name: &str, dtype, shape: [usize; 2]| self.lines(&format!("{stem}.{name}"), dtype, shape);
+        let part = |name: &str, dtype, shape: [usize; 2]| {
+            self.lines(&format!("{stem}.{name}"), Stored::of_safetensors(dtype), shape)
+        };
         let joined = Groups {
             packing: quantised.packing,
             group,
@@ -97,19 +90,8 @@ impl WeightFiles<'_> {
             bytes,
             own_name: Some(qweight.into()),
             neighbours: None,
-            groups: Some(Box::new(joined)),
+            made: Some(Box::new(MadeRows::Groups(joined))),
         })
-    }
-
-    fn lines(&self, name: &str, dtype: Dtype, [count, columns]: [usize; 2]) -> Result<Lines> {
-        let wanted = shape_text(&[count, columns]);
-        let place = self.tensors.get(name).ok_or_else(|| self.bad(name, format!("missing, wanted {wanted}")))?;
-        let stored = Stored::of_safetensors(dtype);
-        if *place.shape != [count, columns] || place.stored != stored {
-            let found = format!("has shape {} in {}", shape_text(&place.shape), place.stored);
-            return Err(self.bad(name, format!("{found}, wanted {wanted} in {stored}")));
-        }
-        Ok(Lines { file: place.file, offset: place.offset, count, bytes: place.row_bytes() })
     }
 
     /// Inputs must be in the order of their groups.
@@ -227,28 +209,6 @@ impl Groups {
                 }
             }
         }
-    }
-}
-
-impl Lines {
-    /// These bytes of all rows.
-    fn read<'f>(&self, files: &'f [WeightFile<'_>], columns: Range<usize>) -> Result<Cow<'f, [u8]>> {
-        let file = &files[self.file];
-        // What is between takes less time than asking for each row.
-        let whole = 4 * columns.len() >= self.bytes;
-        if whole {
-            let all = file.read(self.offset, self.count * self.bytes)?;
-            if columns.len() == self.bytes {
-                return Ok(all);
-            }
-            return Ok(all.chunks_exact(self.bytes).flat_map(|row| &row[columns.clone()]).copied().collect());
-        }
-        let (mut all, mut memory) = (Vec::with_capacity(self.count * columns.len()), Vec::new());
-        for row in 0..self.count {
-            let offset = self.offset + (row * self.bytes + columns.start) as u64;
-            all.extend_from_slice(file.read_into(offset, columns.len(), &mut memory)?);
-        }
-        Ok(all.into())
     }
 }
 

@@ -63,7 +63,7 @@ fn matrices_stand_for_what_numpy_makes_of_them_to_the_last_bit() {
         let name = format!("{} {} {}", case["packing"], case["group"], case["shape"]);
         let bytes = file(&tensors(&case));
         let files = WeightFiles::from_bytes("m.safetensors", &bytes).unwrap();
-        let files = files.with_groups(Some(quantised(&case))).unwrap();
+        let files = files.with_groups(quantised(&case)).unwrap();
         assert_eq!(files.names().collect::<Vec<_>>(), ["x.weight"]);
         let place = files.get("x.weight").unwrap();
         let Stored::Blocks(block) = place.stored else { panic!("{name}") };
@@ -113,7 +113,7 @@ fn few_rows_of_many_are_read_line_by_line() {
         ];
         let bytes = file(&all);
         let kind = GroupQuantised { packing, group: Some(32), ..quantised(case) };
-        let files = WeightFiles::from_bytes("m.safetensors", &bytes).unwrap().with_groups(Some(kind)).unwrap();
+        let files = WeightFiles::from_bytes("m.safetensors", &bytes).unwrap().with_groups(kind).unwrap();
         let place = files.get("x.weight").unwrap();
         let whole = files.peek(place, 0..out_dim).unwrap();
         for cut in [0..1, 100..117, 509..512] {
@@ -130,7 +130,7 @@ fn what_is_not_such_a_matrix_is_refused_by_its_name() {
     let (kind, in_dim) = (quantised(gptq), gptq["shape"][1].as_u64().unwrap() as usize);
     let of = |kind: GroupQuantised, tensors: &[Tensor]| {
         let bytes = file(tensors);
-        let files = WeightFiles::from_bytes("m.safetensors", &bytes).unwrap().with_groups(Some(kind));
+        let files = WeightFiles::from_bytes("m.safetensors", &bytes).unwrap().with_groups(kind);
         files.map(drop).map_err(|e| e.to_string())
     };
     let refused = |kind: GroupQuantised, change: &dyn Fn(&mut Vec<Tensor>), words: &[&str]| {

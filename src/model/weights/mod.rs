@@ -17,10 +17,12 @@ impl std::fmt::Debug for WeightBytes<'_> {
 
 pub use metadata::{GgufMetadata, GgufTensor};
 
+mod fp8;
 pub(crate) mod gguf;
 mod groups;
 pub(crate) mod header;
 mod kinds;
+mod made;
 pub(crate) mod matrix;
 mod metadata;
 mod part;
@@ -28,6 +30,7 @@ pub(crate) mod reader;
 pub(crate) mod safetensors;
 pub(crate) mod share;
 pub(crate) mod split;
+mod stacked;
 pub(crate) mod store;
 mod stored;
 mod tied;

@@ -1,6 +1,6 @@
 //! Some rows of a tensor, read at once: by any thread, of a file that others read as well.
 
-use super::groups::Groups;
+use super::made::MadeRows;
 use super::store::{Data, WeightFile};
 use crate::error::Result;
 use crate::io::xxh64;
@@ -17,7 +17,7 @@ pub(crate) struct RowsPart<'s, 'a> {
     pub(super) bytes: usize,
     pub(super) heads: Option<Heads>,
     /// What the rows are put together of, and the files that have it.
-    pub(super) groups: Option<(&'s Groups, &'s [WeightFile<'a>])>,
+    pub(super) made: Option<(&'s MadeRows, &'s [WeightFile<'a>])>,
     pub(super) row_bytes: usize,
     /// The bytes of each row that are wanted, if not all.
     pub(super) cut: Option<Range<usize>>,
@@ -73,7 +73,7 @@ impl RowsPart<'_, '_> {
 
     /// Some bytes of each row. What lies between is read, too, where that is less work than to ask for each row by itself.
     fn read_cut(&self, cut: &Range<usize>, memory: &mut Vec<u8>) -> Result<()> {
-        let plain = self.heads.is_none() && self.groups.is_none();
+        let plain = self.heads.is_none() && self.made.is_none();
         let by_rows = plain && cut.len() >= CUT_BYTES && 2 * cut.len() <= self.row_bytes;
         let mut read = Vec::new();
         if by_rows {
@@ -92,9 +92,9 @@ impl RowsPart<'_, '_> {
     }
 
     fn read_whole<'b>(&'b self, memory: &'b mut Vec<u8>) -> Result<&'b [u8]> {
-        match (&self.heads, self.groups) {
-            (_, Some((groups, files))) => {
-                groups.read(files, self.first..self.first + self.rows(), memory)?;
+        match (&self.heads, self.made) {
+            (_, Some((made, files))) => {
+                made.read(files, self.first..self.first + self.rows(), memory)?;
                 Ok(memory)
             }
             (None, _) => self.file.read_into(self.offset, self.bytes, memory),
@@ -110,7 +110,7 @@ impl RowsPart<'_, '_> {
     /// The same, in `memory` in any case.
     pub(crate) fn read_to(&self, memory: &mut Vec<u8>) -> Result<Counted> {
         let in_memory = self.cut.is_some() || matches!(self.file.data, Data::File(_));
-        if self.heads.is_none() && self.groups.is_none() && in_memory {
+        if self.heads.is_none() && self.made.is_none() && in_memory {
             return Ok(self.read(memory)?.1);
         }
         let mut own = Vec::new();

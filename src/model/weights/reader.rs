@@ -245,7 +245,8 @@ impl<'a> WeightReader<'a> {
         let mut weight =
             self.writer([1, matrix.rows(), matrix.in_dim], DType::F32.into(), std::slice::from_ref(matrix))?;
         self.write(&mut weight, std::slice::from_ref(matrix))?;
-        Linear::new(self.gpu, &weight.finish()?, None)
+        let bias = matrix.bias().map(|bias| Tensor::from_slice(self.gpu, &[1, bias.len()], bias, DType::F32));
+        Linear::new(self.gpu, &weight.finish()?, bias.transpose()?.as_ref())
     }
 
     /// A stack of matrices (count, rows, in_dim), read one by one. They have no biases.

@@ -117,8 +117,8 @@ impl<'a> WeightFiles<'a> {
         // What exceeds 64 bits is past the file's end, which is looked at when all are known.
         let offset = first.saturating_add(info.data_offsets.0);
         let stored = Stored::of_safetensors(info.dtype);
-        let (own_name, neighbours, groups) = (None, None, None);
-        let place = Place { file, stored, shape: info.shape.0, offset, bytes, own_name, neighbours, groups };
+        let (own_name, neighbours, made) = (None, None, None);
+        let place = Place { file, stored, shape: info.shape.0, offset, bytes, own_name, neighbours, made };
         match self.tensors.entry(name) {
             Entry::Vacant(entry) => {
                 entry.insert(place);

@@ -1,7 +1,7 @@
 //! The tensors of a model's files, read row by row: of bytes in memory, or of files, of which no more than a few MiB are in
 //! memory at a time.
 
-use super::groups::Groups;
+use super::made::MadeRows;
 use super::part::{Counted, Heads, NewRows, RowsPart};
 use super::stored::Stored;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,7 +57,7 @@ pub(crate) struct Place {
     pub(super) neighbours: Option<usize>,
     /// Where its rows are put together of, if they do not lie in the file as they are read. Boxed: files may name a tensor for each of 60
     /// bytes of their header, and few have such rows.
-    pub(super) groups: Option<Box<Groups>>,
+    pub(super) made: Option<Box<MadeRows>>,
 }
 
 impl Place {
@@ -153,9 +153,9 @@ impl<'a> WeightFiles<'a> {
         let name = xxh64(tensor.as_bytes(), 0);
         let part = |first: usize, count: usize, offset: u64, bytes: usize, heads: Option<Heads>| {
             let new = self.mark_new(tensor, place, first..first + count);
-            let groups = place.groups.as_deref().map(|groups| (groups, &self.files[..]));
+            let made = place.made.as_deref().map(|made| (made, &self.files[..]));
             let cut = cut.clone();
-            RowsPart { file, offset: place.offset + offset, bytes, heads, groups, row_bytes, cut, first, name, new }
+            RowsPart { file, offset: place.offset + offset, bytes, heads, made, row_bytes, cut, first, name, new }
         };
         let Some(head) = place.neighbours else {
             let step = (part_bytes / row_bytes).max(1);
@@ -185,9 +185,9 @@ impl<'a> WeightFiles<'a> {
     ///
     /// Errors: [`ErrorKind::Io`].
     pub(crate) fn peek(&self, place: &Place, rows: Range<usize>) -> Result<Cow<'a, [u8]>> {
-        if let Some(groups) = &place.groups {
+        if let Some(made) = &place.made {
             let mut read = Vec::new();
-            groups.read(&self.files, rows, &mut read)?;
+            made.read(&self.files, rows, &mut read)?;
             return Ok(read.into());
         }
         let (file, row_bytes) = (&self.files[place.file], place.row_bytes());

@@ -119,7 +119,7 @@ fn seems(part: &str) -> &'static str {
     let last = part.rsplit('.').next().unwrap_or(part);
     let any = |words: &[&str]| words.iter().any(|word| part.contains(word));
     if QUANTISED.contains(&last) || any(&["quant_state", "nested_absmax"]) {
-        "a quantiser's, and only weights in bf16, f16 or f32, and in 4 bits by AWQ or GPTQ, are read,"
+        "a quantiser's, and only weights in bf16, f16 or f32, in 4 bits by AWQ or GPTQ, and in 8 as FP8, are read,"
     } else if any(&["lora_", "base_layer"]) {
         "an adapter's (LoRA) that is not merged"
     } else if any(&["q_norm", "k_norm", "q_layernorm", "k_layernorm"]) {

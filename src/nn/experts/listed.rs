@@ -1,5 +1,6 @@
 //! Experts of many rows: the rows listed by expert on the device, so that each matrix is read once per tile of its rows.
 
+use super::form::{ExpertForm, GateClamp};
 use crate::error::{ErrorKind, Result};
 use crate::gpu::pieces::pieces;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
@@ -127,8 +128,14 @@ pub(crate) fn list_spec(tile_rows: usize) -> KernelSpec {
     }
 }
 
-pub(crate) fn tile_spec(tile_rows: usize, kind: impl Into<WeightType>, vec4: bool, up: bool) -> Result<KernelSpec> {
-    let fusion = Fusion { swiglu: up, listed: true, ..Default::default() };
+pub(crate) fn tile_spec(
+    tile_rows: usize,
+    kind: impl Into<WeightType>,
+    (vec4, up): (bool, bool),
+    form: ExpertForm,
+) -> Result<KernelSpec> {
+    let clamp = form.clamp.filter(|_| up);
+    let fusion = Fusion { swiglu: up, clamp, listed: true, biased: form.biased, ..Default::default() };
     Shape::Tile(tile_rows / 8).spec(&ANY, kind, vec4, fusion)
 }
 
@@ -142,6 +149,9 @@ pub(crate) fn sum_spec(top: usize) -> KernelSpec {
     }
 }
 
+/// As gpt-oss has it, for inspection.
+pub(crate) const GPT_OSS: GateClamp = GateClamp { alpha: 1.702, limit: 7.0 };
+
 /// Every kernel text of listed rows: each slot with each dtype, and each height of a tile.
 pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
     let mut all = vec![("6 experts".into(), sum_spec(6))];
@@ -151,15 +161,21 @@ pub(crate) fn specs() -> Result<Vec<(String, KernelSpec)>> {
             for (vec4, up) in [(true, true), (true, false), (false, true), (false, false)] {
                 all.push((
                     format!("{dtype} {}", if up { "up" } else { "down" }),
-                    tile_spec(tile_rows, dtype, vec4, up)?,
+                    tile_spec(tile_rows, dtype, (vec4, up), ExpertForm::default())?,
                 ));
             }
         }
     }
     for block in BlockType::ALL {
         for up in [true, false] {
-            all.push((format!("{block} {}", if up { "up" } else { "down" }), tile_spec(16, block, true, up)?));
+            let plain = tile_spec(16, block, (true, up), ExpertForm::default())?;
+            all.push((format!("{block} {}", if up { "up" } else { "down" }), plain));
         }
+    }
+    for up in [true, false] {
+        let form = ExpertForm { clamp: Some(GPT_OSS), biased: true };
+        let of_biases = tile_spec(16, BlockType::MXFP4, (true, up), form)?;
+        all.push((format!("biases, {}", if up { "up" } else { "down" }), of_biases));
     }
     Ok(all)
 }
@@ -178,6 +194,8 @@ pub(crate) struct Listed {
 struct Product<'a> {
     kernel: &'a Kernel,
     weight: &'a Weight,
+    /// Of the weight's rows.
+    bias: Option<&'a Tensor>,
     swiglu: bool,
     /// (rows or pairs, in_dim)
     x: Span<'a>,
@@ -208,18 +226,20 @@ impl Experts {
 
         let (kind, vec4) = (self.gate_up.weight_type(), x.is_vec4() && dim.is_multiple_of(4));
         let cell = &self.listed.up[usize::from(!vec4)];
-        let kernel = self.gpu.kernel_in(cell, || tile_spec(tile_rows, kind, vec4, true))?;
+        let kernel = self.gpu.kernel_in(cell, || tile_spec(tile_rows, kind, (vec4, true), self.form))?;
         let (weight, hidden) = (&self.gate_up, &scratch.hidden);
-        let up = Product { kernel, weight, swiglu: true, x, y: hidden, outputs: (0, width) };
+        let bias = self.biases.as_ref().map(|both| &both.gate_up);
+        let up = Product { kernel, weight, bias, swiglu: true, x, y: hidden, outputs: (0, width) };
         self.encode_tiles(pass, up, (ids, list))?;
 
         let (kind, vec4) = (self.down.weight_type(), width.is_multiple_of(4));
-        let down = self.gpu.kernel_in(&self.listed.down, || tile_spec(tile_rows, kind, vec4, false))?;
+        let down = self.gpu.kernel_in(&self.listed.down, || tile_spec(tile_rows, kind, (vec4, false), self.form))?;
         let sum = self.gpu.kernel_in(&self.listed.sum, || Ok(sum_spec(top)))?;
         let (weight, run) = (&self.down, outputs.shape()[2]);
+        let bias = self.biases.as_ref().map(|both| &both.down);
         for first in (0..dim).step_by(run) {
             let (kernel, x, count) = (down, Span::of(hidden).row_stride(width), run.min(dim - first));
-            let product = Product { kernel, weight, swiglu: false, x, y: outputs, outputs: (first, count) };
+            let product = Product { kernel, weight, bias, swiglu: false, x, y: outputs, outputs: (first, count) };
             self.encode_tiles(pass, product, (ids, list))?;
             let params = SumParams {
                 outputs: word(count),
@@ -239,7 +259,7 @@ impl Experts {
         product: Product<'_>,
         (ids, list): (&Tensor, &Tensor),
     ) -> Result<()> {
-        let Product { kernel, weight: w, swiglu, x, y, outputs: (first, count) } = product;
+        let Product { kernel, weight: w, bias, swiglu, x, y, outputs: (first, count) } = product;
         let (pairs, tile_rows) = (ids.len(), self.tuning.tile_rows);
         let per_group = Shape::Tile(tile_rows / 8).outputs(&ANY, swiglu);
         let params = TileParams {
@@ -258,7 +278,8 @@ impl Experts {
         let scales = w.scales.as_ref().unwrap_or(&w.tensor);
         // There is no gain: any buffer stands for it.
         let any = &w.tensor.buffer;
-        let buffers = [any, &x.tensor.buffer, &list.buffer, &y.buffer, any, &scales.buffer, &ids.buffer];
+        let mut buffers = vec![any, &x.tensor.buffer, &list.buffer, &y.buffer, any, &scales.buffer, &ids.buffer];
+        buffers.extend(bias.map(|bias| &bias.buffer));
         // The most tiles that a choice can need. Those that are not there are counted as work, too.
         let tiles = pairs / tile_rows + w.heads();
         let grid = (word(count.div_ceil(per_group)), word(tiles), 1);

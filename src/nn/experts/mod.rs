@@ -1,8 +1,10 @@
 //! The feed-forward layers of many experts, of which each row goes through a few.
 
+pub(super) mod form;
 pub(super) mod listed;
 pub(super) mod route;
 
+pub use form::GateClamp;
 pub use listed::{ExpertScratch, ExpertShape, ExpertTuning};
 pub use route::{Route, RouteShape};
 
@@ -11,6 +13,7 @@ use crate::error::{ErrorKind, Result};
 use crate::gpu::Extent;
 use crate::gpu::{number, part, Access, DType, Gpu, Kernel, KernelSpec, Tensor};
 use crate::nn::WeightType;
+use form::{expert_bias_part, swiglu_part, ExpertBiases, ExpertForm};
 use listed::Listed;
 
 params!(Params { out_dim: u32, in_dim: u32, row_words: u32, experts: u32, x_row_stride: u32, y_row_stride: u32 });
@@ -22,7 +25,7 @@ const IN_LANES: usize = 16;
 const OUT_LANES: usize = LANES / IN_LANES;
 
 /// `up`: gate and up, else down.
-pub(super) fn spec(kind: impl Into<WeightType>, top: usize, up: bool) -> Result<KernelSpec> {
+pub(super) fn spec(kind: impl Into<WeightType>, top: usize, up: bool, form: ExpertForm) -> Result<KernelSpec> {
     let kind = kind.into();
     let (mut parts, mut consts) = kind.parts()?;
     consts.extend([
@@ -33,22 +36,21 @@ pub(super) fn spec(kind: impl Into<WeightType>, top: usize, up: bool) -> Result<
         ("SCALES_BINDING", number(2)),
         ("TOP", number(top)),
     ]);
-    parts.push(match up {
-        true => part!("nn/expert_side/up.wgsl"),
-        false => part!("nn/expert_side/down.wgsl"),
-    });
+    parts.push(expert_bias_part(form.biased));
+    match up {
+        true => parts.extend([swiglu_part(form.clamp), part!("nn/expert_side/up.wgsl")]),
+        false => parts.push(part!("nn/expert_side/down.wgsl")),
+    }
     parts.push(part!("nn/experts.wgsl"));
-    Ok(KernelSpec {
-        name: "experts",
-        consts,
-        parts,
-        bindings: vec![Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
-        workgroup_bytes: 8 * LANES,
-    })
+    consts.extend(form.clamp.iter().filter(|_| up).flat_map(GateClamp::consts));
+    consts.extend(form.biased.then_some(("BIAS_BINDING", number(7))));
+    let mut bindings = vec![Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write];
+    bindings.extend(form.biased.then_some(Access::Read));
+    Ok(KernelSpec { name: "experts", consts, parts, bindings, workgroup_bytes: 8 * LANES })
 }
 
 /// `y[r] += sum_s w[r, s] W_down[e] (silu(W_gate[e] x[r]) (W_up[e] x[r]))`, with `e = ids[r, s]` and `w` from a
-/// [`Route`](super::Route). No result of the choice comes to the host: what is dispatched depends on the number of rows alone.
+/// [`Route`](super::Route); with biases of the three products, and another SwiGLU, where they are asked for. No result of the choice comes to the host: what is dispatched depends on the number of rows alone.
 ///
 /// Few rows are multiplied one by one; many ([`ExpertTuning`]) are listed by expert first, and read each matrix once per tile
 /// of its rows. A row's result does not depend on what the other rows are, to the bit, but the two ways differ by rounding.
@@ -59,6 +61,8 @@ pub struct Experts {
     pub(super) down: Weight,
     pub(super) top: usize,
     pub(super) tuning: ExpertTuning,
+    pub(super) form: ExpertForm,
+    pub(super) biases: Option<ExpertBiases>,
     kernels: [Kernel; 2],
     pub(super) listed: Listed,
 }
@@ -95,10 +99,39 @@ impl Experts {
         if !(1..=gate_up.heads()).contains(&top) {
             return Err(ErrorKind::argument("top", format!("{top} of {} experts", gate_up.heads())));
         }
-        let kernels =
-            [gpu.kernel(spec(gate_up.weight_type(), top, true)?)?, gpu.kernel(spec(down.weight_type(), top, false)?)?];
-        let (gpu, tuning) = (gpu.clone(), ExpertTuning::default());
-        Ok(Experts { gpu, gate_up, down, top, tuning, kernels, listed: Listed::default() })
+        let form = ExpertForm::default();
+        let kernels = few_kernels(gpu, [&gate_up, &down], top, form)?;
+        let (gpu, tuning, biases) = (gpu.clone(), ExpertTuning::default(), None);
+        Ok(Experts { gpu, gate_up, down, top, tuning, form, biases, kernels, listed: Listed::default() })
+    }
+
+    /// The same with what is added to the products: `gate_up` is (experts, 2 width), `down` (experts, dim), both F32.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Shape`], [`ErrorKind::DType`].
+    pub fn with_biases(self, gate_up: &Tensor, down: &Tensor) -> Result<Self> {
+        gate_up.expect("gate_up", &[self.gate_up.heads(), self.gate_up.out_dim()], DType::F32)?;
+        down.expect("down", &[self.down.heads(), self.down.out_dim()], DType::F32)?;
+        let biases = Some(ExpertBiases { gate_up: gate_up.clone(), down: down.clone() });
+        let form = ExpertForm { biased: true, ..self.form };
+        Experts { biases, ..self }.with_form(form)
+    }
+
+    /// The same with another SwiGLU.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for numbers that are not in 1e-3..=1e4.
+    pub fn with_clamp(self, clamp: GateClamp) -> Result<Self> {
+        clamp.check()?;
+        let form = ExpertForm { clamp: Some(clamp), ..self.form };
+        self.with_form(form)
+    }
+
+    fn with_form(self, form: ExpertForm) -> Result<Self> {
+        let kernels = few_kernels(&self.gpu, [&self.gate_up, &self.down], self.top, form)?;
+        Ok(Experts { form, kernels, listed: Listed::default(), ..self })
     }
 
     /// The same with other numbers than [`ExpertTuning::default`]: for measurements and tests.
@@ -195,7 +228,8 @@ impl Experts {
             y_row_stride: word(y.row_stride),
         };
         let scales = w.scales.as_ref().unwrap_or(&w.tensor);
-        let buffers = [
+        let bias = self.biases.as_ref().map(|both| if which == 0 { &both.gate_up } else { &both.down });
+        let mut buffers = vec![
             &w.tensor.buffer,
             &scales.buffer,
             &x.tensor.buffer,
@@ -203,7 +237,16 @@ impl Experts {
             &args.weights.buffer,
             &y.tensor.buffer,
         ];
+        buffers.extend(bias.map(|bias| &bias.buffer));
         let grid = (word(outputs.div_ceil(OUT_LANES)), word(slots), word(args.ids.shape()[0]));
         self.gpu.dispatch(pass, &self.kernels[which], &params, &buffers, grid)
     }
+}
+
+/// Those for few rows: of gate and up, and of down.
+fn few_kernels(gpu: &Gpu, [gate_up, down]: [&Weight; 2], top: usize, form: ExpertForm) -> Result<[Kernel; 2]> {
+    Ok([
+        gpu.kernel(spec(gate_up.weight_type(), top, true, form)?)?,
+        gpu.kernel(spec(down.weight_type(), top, false, form)?)?,
+    ])
 }

@@ -369,7 +369,9 @@ impl Linear {
                 tail: self.tail.map(|(_, rotation)| rotation),
                 rest: self.rest.is_some(),
                 cached: self.cached,
+                clamp: None,
                 listed: false,
+                biased: false,
                 whole: tuning.whole_steps(shape.rows(), &self.weight),
                 integers: self.integers,
             };

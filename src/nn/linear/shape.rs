@@ -6,8 +6,9 @@ use super::weight_type::WeightType;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier, PORTABLE_WORKGROUP_BYTES};
 use crate::kv::pool::with_slabs;
+use crate::nn::experts::form::{expert_bias_part, swiglu_part};
 use crate::nn::rope::pairs_part;
-use crate::nn::Weight;
+use crate::nn::{GateClamp, Weight};
 use crate::rope::RopePairs;
 
 /// The numbers of a [`Linear`](crate::nn::Linear)'s kernels for few rows (`shaders/nn/linear_rows.wgsl`).
@@ -36,6 +37,8 @@ pub(crate) struct Fusion {
     pub(crate) swiglu: bool,
     /// Of a SwiGLU, that it is a GeGLU.
     pub(crate) gelu: bool,
+    /// And this, that it is a clamped one.
+    pub(crate) clamp: Option<GateClamp>,
     /// Outputs are capped.
     pub(crate) softcap: bool,
     pub(crate) tail: Option<RopePairs>,
@@ -45,6 +48,8 @@ pub(crate) struct Fusion {
     pub(crate) cached: Option<CachedOutputs>,
     /// Rows by a list of those of each expert ([`Experts`](crate::nn::Experts)); of [`Shape::Tile`] alone.
     pub(crate) listed: bool,
+    /// Of rows by a list, whether products have biases.
+    pub(crate) biased: bool,
     /// Few rows of an aligned input take no step past the end of a matrix row ([`LinearTuning::whole_steps`]).
     pub(crate) whole: bool,
     /// Dot products of bytes for few rows ([`Linear::with_integer_dot`](crate::nn::Linear::with_integer_dot)).
@@ -220,7 +225,7 @@ impl Shape {
         let vecs = kind.per_word() / 4;
         let sums_per_output = if fusion.swiglu { 2 } else { 1 };
         let mut parts = match fusion.listed {
-            true => vec![part!("nn/experts_listed.wgsl"), part!("nn/experts_io.wgsl")],
+            true => vec![part!("nn/experts_listed.wgsl"), expert_bias_part(fusion.biased), part!("nn/experts_io.wgsl")],
             false => vec![part!("nn/linear_params.wgsl"), part!("nn/linear_io.wgsl")],
         };
         let (weight_parts, mut consts) = kind.parts()?;
@@ -228,7 +233,7 @@ impl Shape {
         let cached_outputs = fusion.cached.filter(|_| !fusion.rest);
         parts.push(match (fusion.swiglu, cached_outputs) {
             (true, _) if fusion.gelu => part!("nn/output/geglu.wgsl"),
-            (true, _) => part!("nn/output/swiglu.wgsl"),
+            (true, _) => swiglu_part(fusion.clamp),
             (false, None) if fusion.softcap => part!("nn/output/softcap.wgsl"),
             (false, Some(_)) => part!("nn/output/cached.wgsl"),
             (false, None) => part!("nn/output/plain.wgsl"),
@@ -242,6 +247,8 @@ impl Shape {
             if fusion.norm { part!("nn/gain/rms.wgsl") } else { part!("nn/gain/none.wgsl") },
         ];
         consts.extend([("VECS_PER_WORD", number(vecs)), ("SCALES_BINDING", number(6))]);
+        consts.extend(fusion.clamp.iter().flat_map(GateClamp::consts));
+        consts.extend(fusion.biased.then_some(("BIAS_BINDING", number(8))));
         let (name, workgroup_bytes) = match self {
             Shape::Matrix(tile) => return Ok(tile.spec(kind, fusion, (parts, consts))),
             Shape::Rows(rows) => {
@@ -319,6 +326,7 @@ impl Shape {
         let mut bindings = vec![Read, Read, Read, Write, Read, Read];
         if fusion.tail.is_some() || fusion.listed {
             bindings.push(Read);
+            bindings.extend(fusion.biased.then_some(Read));
         } else if fusion.rest && matches!(self, Shape::Rows(_)) {
             bindings.push(Read);
             bindings.extend(fusion.cached.is_none().then_some(Write));
