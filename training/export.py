@@ -15,7 +15,7 @@ import tarfile
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import VARIANTS, load_model, rope_table
+from model import SHIPPED, VARIANTS, load_model, rope_table
 from train import bits_per_byte, load_bytes
 
 HERE = pathlib.Path(__file__).parent
@@ -78,7 +78,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", type=pathlib.Path, help="models.tar of run_all.py; left out: use what is in examples/models")
     p.add_argument("--results", type=pathlib.Path, help="results.json of the same runs, to compare bits per byte")
-    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=SHIPPED)
     p.add_argument("--data", default=HERE / "data", type=pathlib.Path)
     p.add_argument("--root", default=HERE.parent, type=pathlib.Path)
     a = p.parse_args()

@@ -1,4 +1,4 @@
-"""A small Llama-style byte decoder with four attentions: gqa, gta, gla and mla. Plain PyTorch, explicit form.
+"""A small Llama-style byte decoder with four attentions: gqa (with mha and mqa), gta, gla and mla. Plain PyTorch, explicit form.
 
 Maths: grouped-tied and grouped-latent attention of arXiv 2505.21487 (sections 3.3.1 and 3.3.2). Parameter names, shapes and the
 order of rows are those that the Rust side of latten loads. Every weight is [out, in].
@@ -12,14 +12,28 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# FFN widths (multiples of 4) bring the four parameter counts within 1% of each other; see `parameter_table`.
+# FFN widths (multiples of 4) bring the parameter counts within 1% of each other; see `parameter_table`.
 VARIANTS = {
+    "mha": dict(attention="gqa", num_key_value_heads=8, intermediate_size=116),
+    "mqa": dict(attention="gqa", num_key_value_heads=1, intermediate_size=264),
     "gqa": dict(num_key_value_heads=4, intermediate_size=200),
     "gta": dict(num_key_value_heads=4, rope_dim=16, intermediate_size=236),
     "gla": dict(latent_heads=2, latent_dim=64, q_latent_dim=128, rope_dim=16, intermediate_size=168),
     "mla": dict(latent_heads=1, latent_dim=128, q_latent_dim=128, rope_dim=16, intermediate_size=128),
 }
-# Small models that propose tokens to the four above (speculative decoding); not among those that are compared.
+# Those in examples/models.
+SHIPPED = ["gqa", "gta", "gla", "mla"]
+# The same six, one size larger: what differs from the shipped size, and each variant's share of it.
+LARGE = dict(hidden_size=512, num_hidden_layers=8, head_dim=64)
+LARGE_VARIANTS = {
+    "mha": dict(attention="gqa", num_key_value_heads=8, intermediate_size=344),
+    "mqa": dict(attention="gqa", num_key_value_heads=1, intermediate_size=640),
+    "gqa": dict(num_key_value_heads=4, intermediate_size=512),
+    "gta": dict(num_key_value_heads=4, rope_dim=32, intermediate_size=584),
+    "gla": dict(latent_heads=2, latent_dim=128, q_latent_dim=256, rope_dim=32, intermediate_size=456),
+    "mla": dict(latent_heads=1, latent_dim=256, q_latent_dim=256, rope_dim=32, intermediate_size=368),
+}
+# Small models that propose tokens to the shipped four (speculative decoding); not among those that are compared.
 DRAFTS = {
     "draft": dict(attention="gqa", hidden_size=96, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
                   intermediate_size=208),
@@ -45,8 +59,10 @@ class Config:
     max_position_embeddings: int = 1024
 
     @staticmethod
-    def of(variant):
-        return Config(**{"attention": variant, **(VARIANTS | DRAFTS)[variant]})
+    def of(variant, size="small"):
+        """`size` is "small" (the shipped one) or "large"."""
+        own = {**LARGE, **LARGE_VARIANTS[variant]} if size == "large" else (VARIANTS | DRAFTS)[variant]
+        return Config(**{"attention": variant, **own})
 
     @property
     def rotated(self):
@@ -273,17 +289,19 @@ def load_model(folder):
     return model.eval()
 
 
-def parameter_table():
+def parameter_table(size="small"):
     rows = []
     for variant in VARIANTS:
-        config = Config.of(variant)
-        rows.append((variant, Decoder(config).parameter_count(), config.intermediate_size, config.kv_elements))
+        config = Config.of(variant, size)
+        with torch.device("meta"):  # no weights are needed to count them
+            rows.append((variant, Decoder(config).parameter_count(), config))
     return rows
 
 
 if __name__ == "__main__":
-    rows = parameter_table()
-    mean = sum(count for _, count, _, _ in rows) / len(rows)
-    for variant, count, ffn, kv in rows:
-        print(f"{variant}: {count} parameters ({100 * (count / mean - 1):+.2f}% of the mean), FFN {ffn}, "
-              f"KV elements per token and layer {kv}, f16 KV bytes per token {kv * 2 * Config.of(variant).num_hidden_layers}")
+    for size in ("small", "large"):
+        rows = parameter_table(size)
+        mean = sum(count for _, count, _ in rows) / len(rows)
+        for variant, count, config in rows:
+            print(f"{size} {variant}: {count} parameters ({100 * (count / mean - 1):+.2f}% of the mean), FFN {config.intermediate_size}, "
+                  f"KV elements per token and layer {config.kv_elements}, f16 KV bytes per token {config.kv_elements * 2 * config.num_hidden_layers}")

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import time
 
-from model import VARIANTS
+from model import SHIPPED, VARIANTS
 
 HERE = pathlib.Path(__file__).parent
 
@@ -42,7 +42,7 @@ def main():
     p.add_argument("--epochs", type=float, default=20)
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=SHIPPED)
     p.add_argument("--limit", type=float, default=1e9, help="seconds until training stops")
     p.add_argument("--work", default="/tmp/latten_runs", type=pathlib.Path)
     p.add_argument("--out", default="out", type=pathlib.Path)

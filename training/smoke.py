@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from model import VARIANTS
+from model import SHIPPED
 
 HERE = pathlib.Path(__file__).parent
 
@@ -35,7 +35,7 @@ def worker(a):
     trainer.validate()
     synchronise()
     found["ready_s"] = round(time.time() - begun, 1)
-    order = list(VARIANTS)
+    order = list(SHIPPED)
     (folder / f"{a.worker}.ready").touch()
     wait_for(folder, [f"{v}.ready" for v in order], a.deadline)
 
@@ -93,20 +93,20 @@ def main():
     for old in a.folder.iterdir():
         old.unlink()
     deadline = time.time() + a.limit
-    jobs = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--worker", v, "--deadline", str(deadline)]) for v in VARIANTS]
+    jobs = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--worker", v, "--deadline", str(deadline)]) for v in SHIPPED]
     for job in jobs:
         try:
             job.wait(max(0.1, deadline + 5 - time.time()))
         except subprocess.TimeoutExpired:
             job.kill()
-    found = {v: json.loads((a.folder / f"{v}.json").read_text()) for v in VARIANTS if (a.folder / f"{v}.json").exists()}
+    found = {v: json.loads((a.folder / f"{v}.json").read_text()) for v in SHIPPED if (a.folder / f"{v}.json").exists()}
     for variant, numbers in found.items():
         print(variant, json.dumps(numbers))
-    if len(found) < len(VARIANTS):
+    if len(found) < len(SHIPPED):
         raise SystemExit("a variant did not get as far as its timings")
     # While four processes share the GPU each has a quarter of it, so a step costs a quarter of its wall time.
     per_epoch = 4837774 / (a.batch * 1024)
-    epoch_s = sum(n["together_ms"] * per_epoch + n["validation_ms"] for n in found.values()) / len(VARIANTS) / 1e3
+    epoch_s = sum(n["together_ms"] * per_epoch + n["validation_ms"] for n in found.values()) / len(SHIPPED) / 1e3
     tokens = sum(a.batch * 1024e3 / n["together_ms"] for n in found.values())
     print(f"together {tokens / 1e6:.2f}M tokens/s; one epoch of all four {epoch_s:.1f} s; "
           f"{a.seeds} seeds fit {a.train_seconds / a.seeds / epoch_s:.1f} epochs in {a.train_seconds:g} s")
