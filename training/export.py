@@ -2,6 +2,7 @@
 """The shipped models and their expected logits.
 
     python3 training/export.py --models out/models.tar --results out/results.json
+    python3 training/export.py --models out/small_gqa.tar out/small_gta.tar --variants gqa gta --if-better     (of study.py)
 
 Unpacks {variant}/config.json and {variant}/model.safetensors (float16) into examples/models/ and writes
 tests/vectors/logits_{variant}.json, computed in float32 on the CPU from the float16 weights: logits after three prompts, 200 greedy
@@ -10,7 +11,9 @@ bytes recomputed in full at each step, and bits per byte over the whole of valid
 import argparse
 import json
 import pathlib
+import shutil
 import tarfile
+import tempfile
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -74,9 +77,32 @@ def vector(variant, folder, valid):
                 bits_per_byte=round(bits_per_byte(model, valid, 3), 6), max_abs_difference_from_f64=float(f"{worst:.2g}"))
 
 
+def unpack(a, models, vectors, valid):
+    """Puts the new models into examples/models; the variants that were taken."""
+    taken = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in a.models:
+            with tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
+        for variant in a.variants:
+            new, old = pathlib.Path(folder) / variant, vectors / f"logits_{variant}.json"
+            if not new.exists():
+                raise SystemExit(f"{variant} is in none of {[str(path) for path in a.models]}")
+            if a.if_better and old.exists():
+                before, after = json.loads(old.read_text())["bits_per_byte"], bits_per_byte(load_model(new), valid, 3)
+                print(f"{variant}: {after:.4f} bits per byte, shipped {before:.4f}: {'taken' if after < before else 'left as it is'}", flush=True)
+                if after >= before:
+                    continue
+            shutil.copytree(new, models / variant, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            taken.append(variant)
+    return taken
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--models", type=pathlib.Path, help="models.tar of run_all.py; left out: use what is in examples/models")
+    p.add_argument("--models", nargs="+", default=[], type=pathlib.Path,
+                   help="models.tar of run_all.py, or files of study.py; left out: use what is in examples/models")
+    p.add_argument("--if-better", action="store_true", help="leave a shipped model as it is where the new one's bits per byte are no fewer")
     p.add_argument("--results", type=pathlib.Path, help="results.json of the same runs, to compare bits per byte")
     p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=SHIPPED)
     p.add_argument("--data", default=HERE / "data", type=pathlib.Path)
@@ -84,15 +110,11 @@ def main():
     a = p.parse_args()
     torch.set_float32_matmul_precision("highest")
     models, vectors = a.root / "examples" / "models", a.root / "tests" / "vectors"
+    valid = load_bytes(a.data / "valid.txt", "cpu")
     if a.models:
-        models.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(a.models) as archive:
-            archive.extractall(models, filter="data")
-        for path in models.glob("*/model.safetensors"):
-            path.chmod(0o644)
+        a.variants = unpack(a, models, vectors, valid)
     vectors.mkdir(parents=True, exist_ok=True)
     runs = json.loads(a.results.read_text())["runs"] if a.results else []
-    valid = load_bytes(a.data / "valid.txt", "cpu")
     for variant in a.variants:
         found = vector(variant, models / variant, valid)
         path = vectors / f"logits_{variant}.json"

@@ -191,9 +191,9 @@ class Stack:
         """One step of AdamW, `rates` [M]. Returns the mean nats of each model."""
         gradient, losses = self.gradient(tokens)
         self.steps += 1
-        corrections = [1 - beta ** self.steps for beta in BETAS]
-        self.update(self.flat, gradient, self.m, self.v, rates[:, None], self.decay,
-                    torch.tensor(corrections, device=self.device, dtype=self.flat.dtype))
+        # As tensors made on the device: numbers would be compiled anew at each step, and copies would make the host wait.
+        corrections = [torch.full((1, 1), 1 - beta ** self.steps, device=self.device, dtype=self.flat.dtype) for beta in BETAS]
+        self.update(self.flat, gradient, self.m, self.v, rates[:, None], self.decay, *corrections)
         return losses
 
     @torch.no_grad()
@@ -222,14 +222,14 @@ class Stack:
         return (total / count / math.log(2)).tolist()
 
 
-def adamw(flat, gradient, m, v, rates, decay, corrections):
+def adamw(flat, gradient, m, v, rates, decay, m_share, v_share):
     """AdamW of all models in place, each gradient clipped by its own norm."""
     with torch.no_grad():
         norms = gradient.square().sum(1, keepdim=True).sqrt()
         gradient = gradient * (CLIP / (norms + 1e-6)).clamp(max=1.0)
         m.lerp_(gradient, 1 - BETAS[0])
         v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        flat.mul_(1 - rates * decay).sub_(rates * (m / corrections[0]) / ((v / corrections[1]).sqrt() + EPS))
+        flat.mul_(1 - rates * decay).sub_(rates * (m / m_share) / ((v / v_share).sqrt() + EPS))
 
 
 def rate_at(step, steps):

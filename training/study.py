@@ -177,9 +177,12 @@ class Runner:
                 save_model(self.a.work / "gqa_seeds" / f"s{record['seeds'][i]}", self.config, self.stack.shipped(i))
         (self.a.work / f"{self.variant}.kept").touch()
 
+    def needed(self, kind, step_s, validation_s):
+        """Seconds of a unit."""
+        return 1.02 * self.steps_of(kind) * step_s + (1 if kind == "pilot" else len(self.plan["evaluate"])) * validation_s
+
     def fits(self, kind, step_s, validation_s):
-        validations = 1 if kind == "pilot" else len(self.plan["evaluate"])
-        needed = 1.02 * self.steps_of(kind) * step_s + validations * validation_s
+        needed = self.needed(kind, step_s, validation_s)
         left = self.a.deadline - time.time()
         if needed > left:
             self.say(f"{kind} not begun: it needs {needed:.0f} s, {max(0, left):.0f} s are left")
@@ -192,7 +195,7 @@ class Runner:
         with alone_on(a.work / "lock"):
             step_s, validation_s = self.speed()
             tokens = self.models * self.batch * self.length
-            estimate = {kind: self.steps_of(kind) * step_s + (1 if kind == "pilot" else len(self.plan["evaluate"])) * validation_s for kind in ("pilot", "final")}
+            estimate = {kind: self.needed(kind, step_s, validation_s) for kind in ("pilot", "final")}
             self.say(f"{1e3 * step_s:.1f} ms a step of {self.models} models, {tokens / step_s / 1e6:.2f} M tokens/s ({self.kernel}), validation "
                      f"{validation_s:.1f} s; pilot {estimate['pilot']:.0f} s, final {estimate['final']:.0f} s")
             (a.work / f"{self.variant}_speed.json").write_text(json.dumps(dict(
@@ -272,6 +275,7 @@ def main():
     p.add_argument("--pilot-tokens", type=float)
     p.add_argument("--have", nargs="*", default=[], type=pathlib.Path, help="results of earlier calls")
     p.add_argument("--limit", type=float, default=1e9, help="seconds until training stops")
+    p.add_argument("--grace", type=float, default=20, help="seconds after --limit until processes that still run are killed")
     p.add_argument("--at-once", type=int, default=3, help="processes; one trains, the others compile")
     p.add_argument("--speed", action="store_true", help="measure speeds alone")
     p.add_argument("--work", default="/tmp/latten_study", type=pathlib.Path)
@@ -302,7 +306,7 @@ def main():
         failed += [variant for variant in ended if jobs.pop(variant).returncode]
         if ended or int(time.time() - begun) % 15 == 0:
             bundle(a)
-        if time.time() - begun > a.limit + 20:  # a stuck process must not cost the others their results
+        if time.time() - begun > a.limit + a.grace:  # a stuck process must not cost the others their results
             for variant, job in jobs.items():
                 job.kill()
     units, speeds = bundle(a)

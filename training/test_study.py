@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Tests of the study's code on a CPU, at a tiny size: python3 training/test_study.py. Needs PyTorch; about a minute."""
+import importlib.util
 import json
+import lzma
 import math
 import pathlib
 import subprocess
@@ -13,7 +15,10 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import convert
+import prepare_docs
 import stacked
+import study
+import study_report
 from model import ATTENTION, VARIANTS, Config, Decoder, parameter_table, rope_table
 from train import bits_per_byte
 
@@ -213,7 +218,7 @@ class Conversion(unittest.TestCase):
         c = model.config
         half = c.head_dim // 2
         for layer in model.model.layers:
-            k, v = (layer.self_attn.k_proj.weight.data.unflatten(0, (-1, c.head_dim)), layer.self_attn.v_proj.weight.data.unflatten(0, (-1, c.head_dim)))
+            k, v = (p.weight.data.unflatten(0, (-1, c.head_dim)) for p in (layer.self_attn.k_proj, layer.self_attn.v_proj))
             for j in range(half):
                 if j % 2 == 0:
                     row = torch.complex(k[0, j], k[0, j + half])
@@ -222,7 +227,8 @@ class Conversion(unittest.TestCase):
                 elif not still:
                     k[:, j] = k[:, j + half] = 0
                 elif low:
-                    k[:, j], k[:, j + half] = (torch.einsum("gr,grd->gd", torch.randn(len(k), c.head_dim, dtype=torch.float64), v) for _ in range(2))
+                    for at in (j, j + half):
+                        k[:, at] = torch.einsum("gr,grd->gd", torch.randn(len(k), c.head_dim, dtype=torch.float64), v)
 
     def test_gta_keeps_what_it_can_hold(self):
         model = self.gqa()
@@ -256,13 +262,81 @@ class Conversion(unittest.TestCase):
 
     def test_cut_is_the_best_by_the_moments(self):
         torch.manual_seed(4)
-        rows, x = torch.randn(12, 9, dtype=torch.float64), torch.randn(500, 9, dtype=torch.float64) * torch.tensor([9.0] + [0.1] * 8, dtype=torch.float64)
+        rows, x = torch.randn(12, 9, dtype=torch.float64), torch.randn(500, 9, dtype=torch.float64)
+        x[:, 1:] *= 0.01
         root = convert.roots(x.T @ x / len(x))
         u, basis = convert.cut(rows, 3, root)
         own = ((rows - u @ basis) @ x.T).norm()
         a, s, b = torch.linalg.svd(rows)
         plain = ((rows - a[:, :3] * s[:3] @ b[:3]) @ x.T).norm()
         self.assertLess(own, 0.9 * plain)
+
+
+class Scripts(unittest.TestCase):
+    """Each script from end to end, tiny."""
+
+    def run_script(self, *arguments):
+        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=HERE, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout[-2000:] + done.stderr[-2000:])
+        return done.stdout
+
+    def test_a_study_from_training_to_tables(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            words = (HERE.parent / "tests" / "vectors" / "held_out.txt").read_bytes()
+            (folder / "train.txt").write_bytes(words[:20000])
+            (folder / "valid.txt").write_bytes(words[20000:22000])
+            for name, part in (("train", words[:20000]), ("valid", words[20000:22000])):
+                (folder / f"docs_{name}.txt.xz").write_bytes(lzma.compress(part))
+            common = ["--device", "cpu", "--tiny", "--data", folder, "--work", folder / "work", "--tokens", 2000, "--pilot-tokens", 640]
+            small = ["study.py", *common, "--seeds", 6, "--pilot-seeds", 2]
+            # The first call runs out of time after nothing, the second does one variant, the third what is left.
+            self.assertIn("not begun", self.run_script(*small, "--variants", "gqa", "--limit", 0, "--grace", 600, "--out", folder / "a"))
+            self.run_script(*small, "--variants", "gqa", "--out", folder / "b")
+            first = json.loads((folder / "b" / "results_small.json").read_text())["units"]
+            self.assertEqual([u["kind"] for u in first], ["pilot", "final"])
+            self.run_script(*small, "--variants", "gqa", "gta", "--have", folder / "b" / "results_small.json", "--out", folder / "c")
+            joined = json.loads((folder / "c" / "results_small.json").read_text())["units"]
+            self.assertEqual(sorted((u["variant"], u["kind"]) for u in joined), [(v, k) for v in ("gqa", "gta") for k in ("final", "pilot")])
+            self.assertEqual([u for u in joined if u["variant"] == "gqa"], first)  # not run again
+            self.assertTrue(all(u["complete"] for u in joined))
+            self.run_script("study.py", *common, "--size", "large", "--variants", "gqa", "gta", "--out", folder / "d")
+            self.run_script("study.py", *common, "--size", "large", "--variants", "mla", "--speed", "--out", folder / "e")
+            self.run_script("convert.py", "--models", folder / "b" / "gqa_seeds.tar", "--device", "cpu", "--data", folder, "--tokens", 9000,
+                            "--batch", 2, "--out", folder / "f")
+            svg = ["--svg", folder / "study.svg"] if importlib.util.find_spec("matplotlib") else []
+            report = ["study_report.py", "--study", folder / "study.json"]
+            text = self.run_script(*report, "--join", folder / "c" / "results_small.json", folder / "d" / "results_large.json",
+                                   "--conversion", folder / "f" / "conversion.json", *svg)
+            self.assertEqual(text, self.run_script(*report))
+            for words in ("### small: 6 seeds", "### large: 4 seeds", "**GTA-4 - GQA-4**", "Conversion of GQA-4, 5 seeds"):
+                self.assertIn(words, text)
+
+    def test_the_best_rate_is_of_the_seeds_that_ran_with_all(self):
+        seeds, rates = study.pilot_models([1e-3, 2e-3, 4e-3], 1, 4)
+        self.assertEqual((seeds, rates), ([100, 100, 100, 101], [1e-3, 2e-3, 4e-3, 2e-3]))
+        pilot = dict(seeds=seeds, rates=rates, curve=[dict(valid_bits=[2.0, 1.9, math.nan, 0.1])])
+        self.assertEqual(study.rate_means(pilot), {1e-3: 2.0, 2e-3: 1.9, 4e-3: math.inf})
+        self.assertEqual(study.best_rate(pilot), 2e-3)
+
+    def test_intervals(self):
+        self.assertAlmostEqual(study_report.t_quantile(0.975, 11), 2.200985, places=5)
+        self.assertAlmostEqual(study_report.t_quantile(0.975, 3), 3.182446, places=5)
+        mean, half = study_report.interval([1.0, 2.0, 3.0, 4.0])
+        self.assertAlmostEqual(half, 3.182446 * math.sqrt(5 / 3) / 2, places=5)
+        low, high = study_report.bootstrap([1.0, 2.0, 3.0, 4.0])
+        self.assertTrue(1.0 < low < mean < high < 4.0)
+
+    def test_text_of_pages(self):
+        with tempfile.TemporaryDirectory() as folder:
+            page = pathlib.Path(folder) / "a.html"
+            page.write_text("<html><head><title>t</title></head><body><nav>menu</nav><div class='related'>up<div>x</div></div>"
+                            "<p>One &amp; <b>two</b>\n  three.</p><pre>  a\n  b</pre><script>no</script></body></html>")
+            self.assertEqual(prepare_docs.text_of(page), "One & two three.\n\n  a\n  b")
+        seen = set()
+        long = "A paragraph that is long enough to be looked for in what came before it."
+        self.assertEqual(prepare_docs.fresh_paragraphs(f"{long}\n\nshort\n\n{long}", seen), f"{long}\n\nshort")
+        self.assertEqual(prepare_docs.fresh_paragraphs(f"new\n\n{long}\n\nshort", seen), "new\n\nshort")
 
 
 if __name__ == "__main__":

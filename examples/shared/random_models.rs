@@ -27,6 +27,9 @@ pub const SIZES: [Size; 4] = [
 ];
 
 pub const VARIANTS: [&str; 4] = ["gqa-4", "gta-4", "gla-2", "mla"];
+/// With the two ends of GQA, as many KV heads as query heads and one.
+#[allow(dead_code)] // not all who include this offer them
+pub const ALL_VARIANTS: [&str; 6] = ["mha", "mqa", "gqa-4", "gta-4", "gla-2", "mla"];
 
 /// Elements that are drawn; weights are taken from them at one place after another. No power of two.
 const DRAWN: usize = 12_000_011;
@@ -58,7 +61,7 @@ impl Size {
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "head_dim": self.head_dim,
             "intermediate_size": self.ffn(), "rms_norm_eps": 1e-6, "rope_theta": 1e4, "rope_interleaved": false,
             "max_position_embeddings": max_positions, "tie_word_embeddings": true, "tokenizer": "bytes",
-            "attention": variant.split('-').next(),
+            "attention": if variant == "mha" || variant == "mqa" { Some("gqa") } else { variant.split('-').next() },
         });
         let latent = |heads: usize| {
             json!({
@@ -67,6 +70,8 @@ impl Size {
             })
         };
         let own = match variant {
+            "mha" => json!({ "num_key_value_heads": self.heads }),
+            "mqa" => json!({ "num_key_value_heads": 1 }),
             "gqa-4" => json!({ "num_key_value_heads": 4 }),
             "gta-4" => json!({ "num_key_value_heads": 4, "rope_dim": self.head_dim / 2 }),
             "gla-2" => latent(2),

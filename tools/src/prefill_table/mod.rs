@@ -34,7 +34,7 @@ use crate::common::{ceilings, timing};
 use latten::model::{Decoder, PrefillPath, Session, SessionOptions};
 use latten::{DType, Gpu, GpuOptions};
 use measure::{Prefill, Repeats};
-use models::{Size, Weights, SIZES, VARIANTS};
+use models::{Size, Weights, ALL_VARIANTS, SIZES, VARIANTS};
 use report::{BreakEvenRow, DecodeRow, PrefillRow, Table};
 use std::io::Write;
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DTYPE", default_value = "f16", value_parser = dtypes(["f16", "i8"]))]
     weights: DType,
     /// Of attention
-    #[arg(long, value_delimiter = ',', default_values = VARIANTS, value_parser = VARIANTS)]
+    #[arg(long, value_delimiter = ',', default_values = VARIANTS, value_parser = ALL_VARIANTS)]
     variants: Vec<String>,
     /// Forms of prompts, - for variants that have one form alone; without it all
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_parser = ["-", "absorbed", "explicit", "auto"])]

@@ -272,6 +272,19 @@ fn a_file_of_linear_table_says_where_it_comes_from() {
     assert_eq!(table, want);
 }
 
+#[test]
+fn mha_and_mqa_are_the_ends_of_gqa() {
+    let size = prefill_table::models::SIZES[0];
+    for (variant, heads) in [("mha", size.heads), ("mqa", 1), ("gqa-4", 4)] {
+        let config = size.config(variant, 64).unwrap();
+        let found = match config.attention {
+            latten::model::AttentionConfig::Gqa { kv_heads } => kv_heads,
+            other => panic!("{variant}: {other:?}"),
+        };
+        assert_eq!(found, heads, "{variant}");
+    }
+}
+
 /// A model small enough for a software GPU; the numbers are those of a run, their arithmetic is checked.
 #[test]
 fn prefill_table_measures_a_small_model() {
