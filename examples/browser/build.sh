@@ -82,7 +82,7 @@ browser_build() {
       "$pkg/latten_bg.wasm" -o "$pkg/latten_bg.wasm"
     echo "$made_from" >"$browser/made-from"
   fi
-  cp examples/browser/README.md LICENSE-APACHE LICENSE-MIT "$pkg"
+  cp examples/browser/js/* examples/browser/README.md LICENSE-APACHE LICENSE-MIT "$pkg"
   version=$(sed -n 's/^version = "\(.*\)"/\1/p; /^version/q' Cargo.toml)
   sed "s/\"version\": \"0.0.0\"/\"version\": \"$version\"/" examples/browser/npm/package.json >"$pkg/package.json"
   (cd "$browser" && npm pack --silent ./pkg >/dev/null)

@@ -14,7 +14,7 @@ use crate::model::layers::large_keys::LargeKeys;
 use crate::model::weights::reader::WeightReader;
 use crate::model::weights::split::Split;
 use crate::model::weights::store::WeightFiles;
-use crate::model::weights::WeightBytes;
+use crate::model::weights::{ReadAt, WeightBytes};
 use crate::nn::{BlockType, Embedding, Sample, WeightType};
 use crate::parallel::Shard;
 use std::fmt;
@@ -188,6 +188,20 @@ impl Decoder {
         options: LoadOptions<'_>,
     ) -> Result<Self> {
         Self::from_store(gpu, config, WeightFiles::from_bytes(weights.name, weights.bytes)?, options)
+    }
+
+    /// [`Decoder::load`] of one safetensors file that is read by ranges, whatever its size. Errors call it `name`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::load`], and [`ErrorKind::Argument`] for a config whose fields no file could have.
+    pub fn from_source_with(
+        gpu: &Gpu,
+        config: Config,
+        (name, file): (&str, &dyn ReadAt),
+        options: LoadOptions<'_>,
+    ) -> Result<Self> {
+        Self::from_store(gpu, config, WeightFiles::from_source(name, file)?, options)
     }
 
     /// [`Decoder::load`] of the bytes of one GGUF file, whose metadata are the config.

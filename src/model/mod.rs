@@ -123,4 +123,4 @@ pub use session::{follow, DrawSource, Samplers, Session, SessionOptions, TokenSt
 #[cfg(feature = "tokenizers")]
 pub use text::{ChatTemplate, Message};
 pub use text::{TextStream, Tokenizer, Utf8Stream};
-pub use weights::{GgufMetadata, GgufTensor, WeightBytes};
+pub use weights::{GgufMetadata, GgufTensor, ReadAt, WeightBytes};

@@ -22,6 +22,7 @@ mod scheduler_hands;
 mod scheduler_load;
 mod scheduler_windows;
 mod sharing;
+mod sources;
 mod speculative;
 mod streams;
 mod tiny;

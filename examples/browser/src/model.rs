@@ -5,9 +5,11 @@ use crate::device::{device_of, Device};
 use crate::error::{argument, busy, Result, Thrown};
 use crate::layout::CACHE_DTYPES;
 use crate::options::{object, Options};
+use fetch::Weights;
 use generate::{generate, Generate};
 use js_sys::{Float32Array, Function, Promise, Uint32Array, Uint8Array};
-use latten::model::{Config, Decoder, Session, SessionOptions, WeightBytes};
+use latten::cache::Progress;
+use latten::model::{Config, LoadOptions, Session, SessionOptions};
 use latten::{CacheStats, DType, ErrorKind, GpuOptions};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -84,9 +86,10 @@ struct Load {
     session: SessionOptions,
     cache_tokens: Option<usize>,
     warm_up: bool,
+    on_progress: Option<Function>,
 }
 
-const LOAD: [&str; 7] = ["device", "weights", "kvDType", "cacheTokens", "pageSize", "chunk", "warmUp"];
+const LOAD: [&str; 8] = ["device", "weights", "kvDType", "cacheTokens", "pageSize", "chunk", "warmUp", "onProgress"];
 const WEIGHTS: [(&str, DType); 3] = [("f32", DType::F32), ("f16", DType::F16), ("i8", DType::I8)];
 /// Tokens of a cache that nobody gave a size.
 const CACHE_TOKENS: usize = 4096;
@@ -110,14 +113,35 @@ impl Load {
             },
             cache_tokens: o.size("cacheTokens", 1..=1 << 30)?,
             warm_up: o.flag("warmUp")?.unwrap_or(false),
+            on_progress: match o.get("onProgress") {
+                Some(value) => Some(value.dyn_into().map_err(|_| o.bad("onProgress", "is no function"))?),
+                None => None,
+            },
         })
     }
 
-    fn session_on(&self, device: &Device, config: Config, weights: WeightBytes<'_>) -> Result<Session> {
+    fn session_on(&self, device: &Device, config: Config, name: &str, weights: &Weights) -> Result<Session> {
         let cache_tokens = self.cache_tokens.unwrap_or(config.max_positions.min(CACHE_TOKENS));
-        let decoder = Decoder::from_bytes(&device.gpu, config, weights, self.weights)?;
-        Ok(Session::new(&decoder, SessionOptions { cache_tokens, ..self.session })?)
+        let thrown = RefCell::new(None);
+        let progress = |progress| {
+            if let Some(Err(error)) =
+                self.on_progress.as_ref().map(|told| told.call1(&JsValue::UNDEFINED, &step(progress)))
+            {
+                thrown.borrow_mut().get_or_insert(error);
+            }
+        };
+        let options = LoadOptions { progress: Some(&progress), ..LoadOptions::of(self.weights) };
+        let decoder = weights.decoder(&device.gpu, config, name, options)?;
+        match thrown.take() {
+            Some(error) => Err(error.into()),
+            None => Ok(Session::new(&decoder, SessionOptions { cache_tokens, ..self.session })?),
+        }
     }
+}
+
+/// `LoadProgress`
+fn step(progress: Progress) -> JsValue {
+    object([("bytes", (progress.bytes as f64).into()), ("totalBytes", (progress.total_bytes as f64).into())])
 }
 
 impl Model {
@@ -129,8 +153,7 @@ impl Model {
             Some(device) => (device.clone(), false),
             None => (Device::open(GpuOptions::default()).await?, true),
         };
-        let file = WeightBytes { name: &format!("{name}model.safetensors"), bytes: &weights };
-        let made = load.session_on(&device, config, file);
+        let made = load.session_on(&device, config, &format!("{name}model.safetensors"), &weights);
         let mut session = match made {
             Ok(session) => session,
             Err(error) => {

@@ -85,10 +85,22 @@ export interface Attended {
   /** (tokens, qHeads) */
   lse: Float32Array;
 }
-/** A model that is in memory: config.json, and the bytes of model.safetensors. */
+/** A file that is read by ranges, at once: of a worker, where `FileReaderSync` and `FileSystemSyncAccessHandle` are. */
+export interface ByteSource {
+  /** Bytes of it. */
+  size: number;
+  /** So many bytes from one on. What it throws is an error of kind `Io`. */
+  read(offset: number, bytes: number): Uint8Array;
+}
+/** A model that is in memory, or read by ranges: config.json, and the bytes of model.safetensors. */
 export interface ModelBytes {
   config: string | Uint8Array;
-  weights: Uint8Array;
+  weights: Uint8Array | ByteSource;
+}
+/** How far the reading of tensors is. */
+export interface LoadProgress {
+  bytes: number;
+  totalBytes: number;
 }
 export interface LoadOptions {
   /** Default: one of the model's own, which goes with it. */
@@ -105,6 +117,8 @@ export interface LoadOptions {
   chunk?: number;
   /** Compile everything before the promise resolves; default false. */
   warmUp?: boolean;
+  /** Hears of each part of the file that is read, some MiB at most. What it throws ends the load. */
+  onProgress?: (progress: LoadProgress) => void;
 }
 export interface ModelInfo {
   variant: "gqa" | "gta" | "gla" | "mla";
@@ -185,7 +199,9 @@ export interface LattenError extends Error {
   kind:
     | "NoAdapter" | "Unsupported" | "Shape" | "DType" | "Argument" | "UnknownSequence" | "RepeatedSequence" | "CacheFull"
     | "StalePlan" | "TooLarge" | "OutOfMemory" | "DeviceLost" | "Gpu" | "Config" | "Weights" | "Saved" | "Io" | "Busy"
-    | "Other";
+    | "Other"
+    /** Of workers and stored models: the worker has gone; it was freed; there is no room for a file; a file is not what it should be. */
+    | "WorkerLost" | "Closed" | "Quota" | "Damaged";
   /** Of CacheFull: pages. */
   needed?: number;
   free?: number;
@@ -197,6 +213,9 @@ export interface LattenError extends Error {
   why?: string;
   got?: string;
   want?: string;
-  /** Of Config, Weights and Io. */
+  /** Of Config, Weights, Io, Quota and Damaged. */
   path?: string;
+  /** Of Quota, by `navigator.storage.estimate`, beside `neededBytes`. */
+  usedBytes?: number;
+  quotaBytes?: number;
 }

@@ -5,6 +5,7 @@ import { cacheFreed, defaultLimits, measured } from "./devices.mjs";
 import { badInput, deviceLost, lateErrors } from "./errors.mjs";
 import { model, modelFreed, sampling, seeds } from "./models.mjs";
 import { vector } from "./vectors.mjs";
+import { worker, workerErrors, workerFrames, workerLarge } from "./workers.mjs";
 
 const names = (await json("/vectors/names.json")).filter((name) => name.startsWith("kernel_"));
 
@@ -72,4 +73,12 @@ export const checks = {
   cacheFreed,
   modelFreed,
   tint,
+  worker,
+  workerErrors,
+  workerLarge,
+};
+
+/** What takes long, and runs where it is asked for by name alone. */
+export const onRequest = {
+  workerFrames,
 };

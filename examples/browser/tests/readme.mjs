@@ -56,14 +56,14 @@ export async function types(root, built) {
 
 /** Runs the blocks, each on a page of its own, without those that write with a model: the page itself does that. */
 export async function readme(root, context, origin) {
-  const run = (await blocks(root)).filter(([, code]) => !code.includes("Model.load"));
+  const run = (await blocks(root)).filter(([, code]) => !/Model(Worker)?\.load/.test(code));
   if (run.length === 0) throw new Error("no block to run");
   const page = await context.newPage();
   await page.route(`${origin}/shown.html`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
   for (const [name, code] of run) {
     await page.goto(`${origin}/shown.html`);
     const wrong = await page.evaluate(async (code) => {
-      const module = new Blob([code.replace(`"latten"`, `"${location.origin}/latten/latten.js"`)], { type: "text/javascript" });
+      const module = new Blob([code.replaceAll(/"latten(\/\w+)?"/g, (_, part) => `"${location.origin}/latten${part ?? "/latten"}.js"`)], { type: "text/javascript" });
       try {
         await import(URL.createObjectURL(module));
         return null;

@@ -1,5 +1,5 @@
 // Runs the checks and looks at the page in headless Chromium, on the package as npm would install it.
-// node run.mjs [NAME..]: only what has one of these in its name.
+// node run.mjs [NAME..]: only what has one of these in its name. What is in `onRequest` of checks.mjs runs by its whole name alone.
 import { mkdir, mkdtemp, readFile, readdir, rm } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
@@ -9,6 +9,8 @@ import { native } from "./native.mjs";
 import { looks } from "./page.mjs";
 import { readme, types } from "./readme.mjs";
 import { serve } from "./serve.mjs";
+import { store, storeWarm } from "./store.mjs";
+import { vite } from "./vite.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = join(here, "../../..");
@@ -38,8 +40,9 @@ export async function open(extra = webgpu) {
 /** The page with the package, the oracle's vectors, the native results, and the tests. */
 export async function server() {
   const vectors = join(root, "tests/vectors");
-  const served = await serve({ "": join(built, "site"), vectors, tests: here, native: natives });
-  return { ...served, names: (await readdir(vectors)).filter((name) => name.endsWith(".json")) };
+  const hooks = [];
+  const served = await serve({ "": join(built, "site"), vectors, tests: here, native: natives }, 0, (...file) => hooks.some((hook) => hook(...file)));
+  return { ...served, hooks, names: (await readdir(vectors)).filter((name) => name.endsWith(".json")) };
 }
 
 let failed = 0;
@@ -77,9 +80,9 @@ async function inside({ origin, names }, queue) {
     for (let name = queue.shift(); name; name = queue.shift()) {
       await report(name, async () => {
         const { said, wrong } = await page.evaluate(async (name) => {
-          const { checks } = await import("/tests/checks.mjs");
+          const { checks, onRequest } = await import("/tests/checks.mjs");
           try {
-            return { said: await checks[name]() };
+            return { said: await (checks[name] ?? onRequest[name])() };
           } catch (error) {
             return { wrong: error?.name === "LattenError" ? `${error.kind}: ${error.message}` : `${error?.stack ?? error}` };
           }
@@ -109,9 +112,10 @@ async function main(filter) {
   const served = await server();
   const names = /^ {2}(?:\.\.\.Object.*`(\w+)_\$\{v\}`|(\w+),$)/gm;
   const source = await readFile(join(here, "checks.mjs"), "utf8");
-  const listed = [...source.slice(source.indexOf("export const checks")).matchAll(names)];
+  const [tests, asked] = source.slice(source.indexOf("export const checks")).split("export const onRequest");
+  const listed = [...tests.matchAll(names)];
   const all = listed.flatMap(([, each, one]) => (each ? ["gqa", "gta", "gla", "mla"].map((v) => `${each}_${v}`) : [one]));
-  const queue = all.filter(wanted);
+  const queue = [...all.filter(wanted), ...[...asked.matchAll(names)].map(([, , one]) => one).filter((one) => filter.includes(one))];
   if (wanted("types")) await report("types", () => types(root, built));
   if (wanted("sizes")) await report("sizes", sizes);
   const models = queue.filter((name) => name.startsWith("model_")).map((name) => name.slice("model_".length));
@@ -127,8 +131,19 @@ async function main(filter) {
     await report("readme", () => readme(root, context, served.origin));
     await close();
   };
+  const stored = async () => {
+    const { context, close } = await open();
+    if (wanted("store")) await report("store", () => store(context, served));
+    if (filter.includes("storeWarm")) await report("storeWarm", () => storeWarm(context, served));
+    await close();
+  };
+  const installed = async () => {
+    const { context, close } = await open();
+    await report("vite", () => vite(context, built));
+    await close();
+  };
   // Two browsers: compiling is one thread's work in each.
-  await Promise.all([wanted("readme") && shown(), inside(served, queue), inside(served, queue)]);
+  await Promise.all([wanted("readme") && shown(), wanted("store") && stored(), wanted("vite") && installed(), inside(served, queue), inside(served, queue)]);
   const pages = Object.keys(looks).filter((name) => wanted(`page_${name}`));
   if (pages.length > 0) {
     const axe = await readFile(join(modules, "axe-core/axe.min.js"), "utf8");

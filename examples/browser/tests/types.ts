@@ -1,5 +1,7 @@
 // Compiles against the package's declarations; never runs.
 import init, { Decode, Device, KvCache, Model, type KvCacheStats, type LattenError, type Layout } from "latten";
+import { ModelStore, type StoredModel } from "latten/store";
+import { ModelWorker, type TokenPart } from "latten/worker";
 
 await init();
 const device: Device = await Device.request({ limits: "default" });
@@ -35,4 +37,17 @@ new Decode(device, { variant: "gla", qHeads: 4, latentDim: 8 });
 new Decode(device, { variant: "gqa", qHeads: 4, kvHeads: 2, headDims: 8 });
 // @ts-expect-error no such element type
 new Decode(device, heads, "f64");
+const store: ModelStore = await ModelStore.open();
+const got: StoredModel = await store.download("gla", "models/gla", { sha256: { "config.json": "00" }, onProgress: ({ bytes, totalBytes }) => bytes + (totalBytes ?? 0) });
+const files: Record<string, File> = await store.files(got.name);
+const worker: ModelWorker = await ModelWorker.load({ config: files["config.json"], weights: new Blob() }, { chunk: 8, signal: AbortSignal.timeout(9), onProgress: (p) => p.bytes });
+const parts: TokenPart[] = [];
+for await (const part of worker.generate("A", { signal: AbortSignal.timeout(9) })) parts.push(part);
+const { finished }: { finished: "length" | "stop" | "callback" } = await worker.generate(Uint32Array.of(1), {}, (text) => text.length < 3);
+const row: Float32Array = await worker.logits([1, 2]);
+console.log(worker.stats().used, worker.info.layers, worker.device.info.adapter, finished, row, await store.delete("gla"));
+// @ts-expect-error a device does not leave its thread
+await ModelWorker.load("models/gla", { device });
+// @ts-expect-error it has no constructor
+new ModelWorker();
 console.log(wrong, short);

@@ -15,6 +15,20 @@ impl std::fmt::Debug for WeightBytes<'_> {
     }
 }
 
+/// A model's file that is neither in memory nor the system's: a browser's, or a part of an archive. Its bytes are asked for by ranges of
+/// some MiB at most, by several threads where there are any.
+pub trait ReadAt: Sync {
+    /// The file's bytes in all.
+    fn total_bytes(&self) -> u64;
+
+    /// Fills `buffer` with what is from byte `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot be read, or ends before: the load fails with [`ErrorKind::Io`](crate::ErrorKind::Io).
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()>;
+}
+
 pub use metadata::{GgufMetadata, GgufTensor};
 
 mod fp8;

@@ -109,7 +109,7 @@ impl RowsPart<'_, '_> {
 
     /// The same, in `memory` in any case.
     pub(crate) fn read_to(&self, memory: &mut Vec<u8>) -> Result<Counted> {
-        let in_memory = self.cut.is_some() || matches!(self.file.data, Data::File(_));
+        let in_memory = self.cut.is_some() || !matches!(self.file.data, Data::Bytes(_));
         if self.heads.is_none() && self.made.is_none() && in_memory {
             return Ok(self.read(memory)?.1);
         }

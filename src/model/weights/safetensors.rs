@@ -3,6 +3,7 @@
 use super::header::{each_entry, each_entry_of, Fault, Info};
 use super::store::{bad, Data, Place, WeightFile, WeightFiles};
 use super::stored::Stored;
+use super::ReadAt;
 use crate::error::{ErrorKind, Result};
 use crate::io::foreign::{kind_of, missing};
 use crate::io::regular::regular;
@@ -21,6 +22,15 @@ impl<'a> WeightFiles<'a> {
     pub(crate) fn from_bytes(path: &str, bytes: &'a [u8]) -> Result<Self> {
         let mut store = Self::empty(path);
         store.add(path, Data::Bytes(bytes), bytes.len() as u64)?;
+        Ok(store)
+    }
+
+    /// One file that is read by ranges.
+    ///
+    /// Errors: [`ErrorKind::Io`], [`ErrorKind::Weights`].
+    pub(crate) fn from_source(path: &str, source: &'a dyn ReadAt) -> Result<Self> {
+        let mut store = Self::empty(path);
+        store.add(path, Data::Source(source), source.total_bytes())?;
         Ok(store)
     }
 

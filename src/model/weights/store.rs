@@ -4,6 +4,7 @@
 use super::made::MadeRows;
 use super::part::{Counted, Heads, NewRows, RowsPart};
 use super::stored::Stored;
+use super::ReadAt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_at::read_exact_at;
 use crate::io::{xxh64, Progress};
@@ -40,6 +41,18 @@ pub(super) struct WeightFile<'a> {
 pub(super) enum Data<'a> {
     Bytes(&'a [u8]),
     File(File),
+    Source(&'a dyn ReadAt),
+}
+
+impl Data<'_> {
+    /// Fills `buffer` from byte `offset` on, of what is not in memory.
+    fn fill(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        match self {
+            Data::File(file) => read_exact_at(file, buffer, offset),
+            Data::Source(source) => source.read_exact_at(offset, buffer),
+            Data::Bytes(_) => Ok(()),
+        }
+    }
 }
 
 /// A tensor in its file.
@@ -241,9 +254,9 @@ impl<'a> WeightFile<'a> {
                 let found = all.get(first..first.saturating_add(bytes));
                 found.map(Cow::Borrowed).ok_or_else(|| bad(&self.path, "", format!("ends before byte {offset}")))
             }
-            Data::File(file) => {
+            Data::File(_) | Data::Source(_) => {
                 let mut read = vec![0; bytes];
-                read_exact_at(file, &mut read, offset).map_err(|e| ErrorKind::io(&self.path, e))?;
+                self.data.fill(&mut read, offset).map_err(|e| ErrorKind::io(&self.path, e))?;
                 Ok(Cow::Owned(read))
             }
         }
@@ -257,9 +270,9 @@ impl<'a> WeightFile<'a> {
                 let found = all.get(first..first.saturating_add(bytes));
                 found.ok_or_else(|| bad(&self.path, "", format!("ends before byte {offset}")))
             }
-            Data::File(file) => {
+            Data::File(_) | Data::Source(_) => {
                 memory.resize(bytes, 0);
-                read_exact_at(file, memory, offset).map_err(|e| ErrorKind::io(&self.path, e))?;
+                self.data.fill(memory, offset).map_err(|e| ErrorKind::io(&self.path, e))?;
                 Ok(memory)
             }
         }
