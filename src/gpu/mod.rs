@@ -4,6 +4,7 @@
 //! Kernels are recorded, and submitted together when a result is read or [`Gpu::submit`] is called. The only folder that names
 //! wgpu types in its internals.
 
+pub(crate) mod bare;
 mod capabilities;
 mod commands;
 mod compile;

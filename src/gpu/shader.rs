@@ -19,6 +19,24 @@ pub(crate) struct ShaderPart {
     pub(crate) tier: Tier,
 }
 
+/// A file's text. A browser's .wasm has it bare.
+#[cfg(not(target_arch = "wasm32"))]
+macro_rules! text {
+    ($path:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path))
+    };
+}
+#[cfg(target_arch = "wasm32")]
+macro_rules! text {
+    ($path:literal) => {{
+        const TEXT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path));
+        const BYTES: [u8; $crate::gpu::bare::bare_len(TEXT)] = $crate::gpu::bare::bare(TEXT);
+        const BARE: &str = $crate::gpu::bare::text_of(&BYTES);
+        BARE
+    }};
+}
+pub(crate) use text;
+
 /// A [`ShaderPart`] from its path under `shaders/`, and the tier that it needs where that is not [`Tier::Portable`].
 macro_rules! part {
     ($path:literal) => {
@@ -27,7 +45,7 @@ macro_rules! part {
     ($path:literal, $tier:ident) => {
         $crate::gpu::shader::ShaderPart {
             name: $path,
-            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)),
+            text: $crate::gpu::shader::text!($path),
             tier: $crate::gpu::Tier::$tier,
         }
     };
