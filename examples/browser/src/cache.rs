@@ -5,7 +5,7 @@ use crate::error::{argument, busy, Result, Thrown};
 use crate::layout::{dtype, layout};
 use crate::options::{object, Options};
 use latten::{CacheOptions, CacheStats, PagedKvCache, Pages, SeqId, Tensor};
-use latten::{DType, ErrorKind};
+use latten::{DType, ErrorKind, Rope, RopePairs};
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use wasm_bindgen::prelude::*;
@@ -56,10 +56,13 @@ impl KvCache {
         #[wasm_bindgen(unchecked_param_type = "CacheDType | undefined")] elements: JsValue,
         #[wasm_bindgen(unchecked_param_type = "CacheOptions")] options: JsValue,
     ) -> Result<KvCache, JsValue> {
-        let o = Options::new("options", &options, &["pages", "pageSize", "layers"])?;
+        let o = Options::new("options", &options, &["pages", "pageSize", "layers", "rope"])?;
         let size = |key, default| Ok::<_, JsValue>(o.size(key, 1..=1 << 30)?.unwrap_or(default));
         let pages = Pages { count: o.needed("pages")?, size: size("pageSize", 64)?, layers: size("layers", 1)? };
-        let made = PagedKvCache::new(&device.gpu, layout(&heads)?, CacheOptions::new(dtype(&elements)?, pages));
+        let heads = layout(&heads)?;
+        let rope = o.get("rope").map(|value| rope(&value, heads.rotated_dim())).transpose()?;
+        let made =
+            PagedKvCache::new(&device.gpu, heads, CacheOptions { rope, ..CacheOptions::new(dtype(&elements)?, pages) });
         let inner = Inner { cache: made.map_err(Thrown::from)?, sequences: HashMap::new(), next: 0 };
         Ok(KvCache { device: device.clone(), inner: RefCell::new(inner) })
     }
@@ -144,6 +147,39 @@ impl KvCache {
         Ok(inner.cache.commit(&ids, tokens as usize).map_err(Thrown::from)?)
     }
 
+    /// A new sequence that holds the longest prefix of `tokens` that is in the cache: whole pages that `commitTokens` has given
+    /// tokens to, under the same salt. Its length tells where to go on; at least the last token is left to compute.
+    #[wasm_bindgen(js_name = matchPrefix)]
+    pub fn match_prefix(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] tokens: &[u32],
+        salt: Option<u32>,
+    ) -> Result<u32, JsValue> {
+        let mut inner = self.inner()?;
+        let id = inner.cache.match_prefix(tokens, salt.unwrap_or(0).into());
+        Ok(inner.name(id))
+    }
+
+    /// `commit` of as many reserved tokens of a sequence as are given here: its full pages are from now on found by them, if
+    /// it is from `matchPrefix`.
+    #[wasm_bindgen(js_name = commitTokens)]
+    pub fn commit_tokens(
+        &self,
+        sequence: u32,
+        #[wasm_bindgen(unchecked_param_type = "ArrayLike<number>")] tokens: &[u32],
+    ) -> Result<(), JsValue> {
+        let mut inner = self.inner()?;
+        let id = inner.id(sequence)?;
+        Ok(inner.cache.commit_tokens(&[(id, tokens)]).map_err(Thrown::from)?)
+    }
+
+    /// Gives up the pages that no sequence holds and that are kept for `matchPrefix`.
+    #[wasm_bindgen(js_name = dropKept)]
+    pub fn drop_kept(&self) -> Result<(), JsValue> {
+        self.inner()?.cache.drop_kept();
+        Ok(())
+    }
+
     /// How full it is.
     #[wasm_bindgen(unchecked_return_type = "KvCacheStats")]
     pub fn stats(&self) -> Result<JsValue, JsValue> {
@@ -151,6 +187,15 @@ impl KvCache {
         let cache = &inner.cache;
         Ok(stats(&cache.stats(), cache.pages().size, cache.token_bytes(), cache.pool_bytes()))
     }
+}
+
+const PAIRS: [(&str, RopePairs); 2] = [("half", RopePairs::Half), ("interleaved", RopePairs::Interleaved)];
+
+/// `{ theta: 10000, pairs: "half" }`
+fn rope(value: &JsValue, rotated_dim: usize) -> Result<Rope> {
+    let o = Options::new("options.rope", value, &["theta", "pairs"])?;
+    let theta = o.number("theta", f64::MIN_POSITIVE..=f64::MAX)?.unwrap_or(10_000.0);
+    Ok(Rope::new(rotated_dim, theta, o.word("pairs", &PAIRS)?.unwrap_or(RopePairs::Half))?)
 }
 
 /// `KvCacheStats`.

@@ -1,12 +1,13 @@
 //! `Decode`: the attention kernels over typed arrays.
 
-use crate::cache::KvCache;
+use crate::cache::{Inner, KvCache};
 use crate::device::Device;
 use crate::error::{Result, Thrown};
 use crate::layout::{dtype, layout};
 use crate::options::{object, Options};
 use js_sys::{Float32Array, Promise};
-use latten::{AttentionOptions, DType, DecodeArgs, DecodeOutput, SplitPolicy, Tensor};
+use latten::nn::{RopeKernel, RopeShape, Span};
+use latten::{AttentionOptions, DType, DecodeArgs, DecodeOutput, RopePairs, SeqId, SplitPolicy, Tensor};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -27,12 +28,30 @@ impl Decode {
         q: &[f32],
         scale: f32,
     ) -> Result<DecodeOutput> {
-        let inner = cache.inner()?;
+        let mut inner = cache.inner()?;
         let (ids, heads) = (inner.ids(sequences)?, self.decode.heads());
         let plan = self.decode.plan(&inner.cache, &ids)?;
         let shape = [plan.tokens(), heads.q_heads(), heads.q_dim()];
         let q = Tensor::from_slice(&self.device.gpu, &shape, q, DType::F32)?;
+        let q = match inner.cache.options().rope {
+            Some(rope) => self.rotated(&mut inner, &ids, &q, rope.pairs)?,
+            None => q,
+        };
         Ok(self.decode.run(DecodeArgs::new(&plan, &inner.cache.layer(layer)?, &q, scale))?)
+    }
+}
+
+impl Decode {
+    /// Queries (tokens, qHeads, qDim), rotated to their tokens' positions.
+    fn rotated(&self, inner: &mut Inner, ids: &[SeqId], q: &Tensor, pairs: RopePairs) -> Result<Tensor> {
+        let (gpu, heads) = (&self.device.gpu, self.decode.heads());
+        let rope_dim = heads.rotated_dim();
+        let shape = RopeShape { heads: heads.q_heads(), copy_dim: heads.q_dim() - rope_dim, rope_dim, pairs };
+        let cos_sin = inner.cache.cos_sin(ids)?;
+        let y = Tensor::zeros(gpu, q.shape(), DType::F32)?;
+        let tokens = q.shape().first().copied().unwrap_or_default();
+        RopeKernel::new(gpu, shape)?.run(tokens, &cos_sin, Span::of(q), Span::of(&y))?;
+        Ok(y)
     }
 }
 
@@ -61,8 +80,8 @@ impl Decode {
         Ok(Decode { device: device.clone(), decode })
     }
 
-    /// Attention of the reserved tokens of the sequences. `q` is (tokens, qHeads, qDim), rotated and (GLA, MLA) absorbed; the
-    /// results are `out` (tokens, qHeads, vDim) and `lse` (tokens, qHeads). It reads the cache as it is at the call.
+    /// Attention of the reserved tokens of the sequences. `q` is (tokens, qHeads, qDim), (GLA, MLA) absorbed, and rotated, but of
+    /// a cache with `rope`, which rotates it; the results are `out` (tokens, qHeads, vDim) and `lse` (tokens, qHeads). It reads the cache as it is at the call.
     #[wasm_bindgen(unchecked_return_type = "Promise<Attended>")]
     pub fn run(
         &self,

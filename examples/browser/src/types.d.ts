@@ -51,6 +51,13 @@ export interface CacheOptions {
   pageSize?: number;
   /** Default 1. */
   layers?: number;
+  /** How rows that are appended are rotated to their positions, and `Decode.run`'s queries with them; without it both come rotated. */
+  rope?: {
+    /** Default 10000. */
+    theta?: number;
+    /** Which elements are a pair: `(i, i + d/2)`, the default, or `(2i, 2i + 1)`. */
+    pairs?: "half" | "interleaved";
+  };
 }
 export interface AttentionOptions {
   softcap?: number;

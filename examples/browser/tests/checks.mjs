@@ -1,5 +1,6 @@
 // What is tested inside the browser. Each function gets nothing, throws what is wrong and returns what it found, in words.
 import { Device, kernelVariants } from "/latten/latten.js";
+import { cacheRotates, cacheShares } from "./caches.mjs";
 import { assert, json, variants } from "./common.mjs";
 import { cacheFreed, defaultLimits, measured } from "./devices.mjs";
 import { badInput, deviceLost, lateErrors } from "./errors.mjs";
@@ -71,6 +72,8 @@ export const checks = {
   deviceLost,
   defaultLimits,
   cacheFreed,
+  cacheRotates,
+  cacheShares,
   modelFreed,
   tint,
   worker,

@@ -16,6 +16,10 @@ await device.measure(heads, undefined, { tokens: 4 });
 new KvCache(device, { variant: "mla", qHeads: 4, latentDim: 8, ropeDim: 4 }, "f16", { pages: 1 }).reserve([1], 1);
 const cache = new KvCache(device, layout, "bf16", { pages: stats.total });
 const decode = new Decode(device, layout, "bf16", { window: 5 });
+const turning = new KvCache(device, layout, "f16", { pages: 1, rope: { theta: 5e5, pairs: "interleaved" } });
+turning.commitTokens(turning.matchPrefix([1, 2, 3], 7), Uint32Array.of(1));
+// @ts-expect-error no such pairs
+new KvCache(device, layout, "f16", { pages: 1, rope: { pairs: "none" } });
 const sequence: number = cache.insert();
 const { out, lse }: { out: Float32Array; lse: Float32Array } = await decode.run(cache, 0, Uint32Array.of(sequence), made.tokens.length ? new Float32Array(9) : lse0(), 1);
 function lse0(): Float32Array {
