@@ -40,6 +40,7 @@ E="experts::"
 B="blocks::"
 X="caches::|forms::|context::"
 Z="rows::a_norm"
+F="window_pages::"
 Y="linear::every rows::embedding fused::geglu"
 P="logprobs:: sampled::the sampled::what sampled::numbers|sampled::shaped_draws_equal|sampled::shaped_draws_of"
 table() {
@@ -233,6 +234,18 @@ rule-less           ~src/model/generate/rejection.rs~proposal.probability(propos
 rule-rest           ~src/model/generate/rejection.rs~(p - proposal.probability(token)).max(0.0)~{ let _ = token; *p }~R~dies
 rule-again          ~src/model/generate/rejection.rs~pick(rest, f64::from(random.uniform()))~pick(rest, u)~R~dies
 rule-nucleus        ~src/model/generate/rejection.rs~|p| **p < least~|p| **p <= least~R~dies
+places-first        ~src/cache/window_pages.rs~(len + 1).saturating_sub(self.window + more)~(len + 2).saturating_sub(self.window + more)~F~dies
+places-source       ~src/cache/window_pages.rs~        held.extend(wanted.copies.iter().map(|copy| copy.source));\n~~F~dies
+places-seen         ~src/cache/window_pages.rs~.filter(|(page, _)| !seen.contains(page))~.filter(|(page, _)| !wanted.sequences.is_empty() || seen.contains(page))~F~dies
+places-cut-back     ~src/cache/window_pages.rs~(wished.contains(&page), is_out(page), asked)~(false, is_out(page), asked)~F~dies
+places-stale        ~src/cache/window_pages.rs~            if wanted.at_once {\n~            if false {\n~F~dies
+places-lost         ~src/cache/window_pages.rs~None if at * page_size < *len => return~None if false => return~F~same: who is in use has the places of its window
+places-cut          ~src/cache/window_pages.rs~if len > sequence.len || self.sees_all(&sequence.pages, len, table.page_size) {~if true {~F~dies
+places-usable       ~src/cache/window_pages.rs~self.sees_all(pages, count * page_size, page_size);~true;~F~dies
+places-joined       ~src/cache/window_pages.rs~self.place(to).is_none() && table~false && table~F~dies
+places-joined-held  ~src/cache/window_pages.rs~table.store.pages.holders(from) == 0 {~true {~F~same: a page that was just filled is its writer's alone
+places-copied       ~src/cache/window_pages.rs~Some(source) => new.push((page, Some(source))),~Some(_) => new.push((page, None)),~F~dies
+places-needed       ~src/cache/window_pages.rs~.div_ceil(page_size) + 4;~.div_ceil(page_size);~F~dies
 rule-pick           ~src/model/generate/rejection.rs~if cumulative > wanted~if cumulative >= wanted~R~dies
 rule-all            ~src/model/generate/rejection.rs~Ok((proposals.len(), last.draw(random)))~Ok((proposals.len().saturating_sub(1), last.draw(random)))~R~dies
 requests-random     ~src/model/sampler/mod.rs~        self.random.uniform();\n        self.window.push~        self.window.push~H~dies
@@ -250,7 +263,7 @@ experts-first-out   ~nn/experts_io.wgsl~ + at - params.first_out]~ + at]~E~dies
 experts-first-tile  ~nn/experts_io.wgsl~group.y + params.first_tile~group.y~E~dies
 experts-first-group ~nn/experts_io.wgsl~group.x + params.first_group~group.x~E~dies
 experts-store-none  ~nn/experts_io.wgsl~pair != NONE && ~~E~same: Vulkan drops what is stored past the buffer
-experts-row-scale   ~nn/experts_io.wgsl~row_scale(expert * params.out_dim + min(~row_scale(min(~E~dies
+experts-row-scale   ~nn/experts_io.wgsl~product * row_scale(at) + bias_at(at)~product + bias_at(at)~E~dies
 experts-sum-slots   ~nn/experts_sum.wgsl~slot < TOP~slot < TOP - 1u~E~dies
 experts-sum-first   ~nn/experts_sum.wgsl~params.first_out + out] +=~out] +=~E~dies
 experts-sum-adds    ~nn/experts_sum.wgsl~out] += sum~out] = sum~E~dies
@@ -284,7 +297,7 @@ logprobs-scaled     ~nn/logprobs.wgsl~part_sum * exp(max(exponent, -80.0))~part_
 logprobs-none       ~nn/logprobs.wgsl~!spoiled && token < params.vocab~token < params.vocab~P~dies
 norm-gap-end        ~nn/norm.wgsl~i < params.dim + params.gap~i < params.dim~Z~dies
 norm-gap-stride     ~nn/norm.wgsl~group.x * (params.dim + params.gap)~group.x * params.dim~Z~dies
-shard-copies        ~src/cache/mod.rs~journal.push(copies);~~X~dies
+shard-copies        ~src/cache/reserve.rs~journal.push(copies);~~X~dies
 shard-adds          ~src/model/layers/attention.rs~accumulate: self.adds,~accumulate: true,~X~dies
 shard-bias          ~src/model/layers/feed_forward.rs~let down = if first { down } else { down.without_any_bias() };~~X~dies
 shard-norms         ~src/model/weights/reader.rs~&gains[groups.start * shape.dim..groups.end * shape.dim]~&gains[..groups.len() * shape.dim]~X~dies
@@ -321,6 +334,7 @@ groups_of() {
     Y) echo "$Y" ;;
     Z) echo "$Z" ;;
     X) echo "$X" ;;
+    F) echo "$F" ;;
     *) return 1 ;;
   esac
 }
@@ -328,7 +342,7 @@ groups_of() {
 # The target of those tests.
 target_of() {
   case $1 in
-    L | S | R) echo "--lib" ;;
+    L | S | R | F) echo "--lib" ;;
     H | Q | W | N) echo "--test model" ;;
     E | B | P | Y | Z) echo "--test nn" ;;
     X) echo "--test parallel" ;;
@@ -374,7 +388,7 @@ check_table() {
       echo "$name: no group of tests $tests" >&2 && wrong=$((wrong + 1))
     fi
   done < <(table)
-  for tests in A D G O K T I C L S H Q W N R E U V B P Z X; do
+  for tests in A D G O K T I C L S H Q W N R E U V B P Z X F; do
     target=$(target_of "$tests")
     for word in $(groups_of "$tests" | tr '|' ' '); do
       [[ $word != --* ]] || continue

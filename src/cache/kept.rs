@@ -55,7 +55,7 @@ impl PagedKvCache {
     }
 
     fn any_page_buffer(&self, is: impl Fn(&Buffer) -> bool) -> bool {
-        self.slabs.layers.iter().any(|pool| pool.any_buffer(&is))
+        self.pools().any(|pool| pool.any_buffer(&is))
     }
 }
 

@@ -11,11 +11,14 @@ mod layer_ropes;
 mod mirror;
 mod options;
 mod rebuild;
+mod reserve;
 mod sharing;
 mod slabs;
 mod step;
 mod table;
 mod wide;
+mod window_pages;
+mod window_pools;
 
 pub use crate::io::Progress;
 pub(crate) use copy::copy_spec;
@@ -27,6 +30,10 @@ pub use options::{CacheOptions, Pages};
 pub use rebuild::EmptiedSequence;
 pub(crate) use table::check_pages;
 pub use table::{CacheStats, PageCopy, SeqId, SeqTable, SequenceOptions};
+#[cfg(feature = "model")]
+pub(crate) use window_pages::WindowPages;
+#[cfg(feature = "model")]
+pub(crate) use window_pools::WindowLayers;
 #[cfg(test)]
 pub(crate) use {copy::CopyParams, file::PageRowsParams};
 
@@ -43,6 +50,9 @@ use slabs::{SlabLayout, SlabLimits, Slabs};
 use std::sync::atomic::AtomicBool;
 use step::{Step, StepBuffers};
 use wide::Wide;
+#[cfg(not(feature = "model"))]
+use window_pools::WindowLayers;
+use window_pools::WindowPools;
 
 use crate::gpu::{DType, Gpu};
 
@@ -69,6 +79,8 @@ pub struct PagedKvCache {
     inv_freq: Vec<f32>,
     layer_ropes: LayerRopes,
     wide: Option<Wide>,
+    /// Layers that have pools of their own, of fewer pages.
+    windows: Option<WindowPools>,
     step: Option<Step>,
     step_buffers: StepBuffers,
     /// Whether tokens were committed of which a browser has not yet said that their rows are written.
@@ -97,17 +109,18 @@ impl PagedKvCache {
     /// for a layout with wide channels ([`HeadLayout::gqa_wide`]) in F32, F16 or BF16. Caches of those hold rows as they come;
     /// for I8 and I4 see [`StateLayout`].
     pub fn new(gpu: &Gpu, heads: HeadLayout, options: CacheOptions) -> Result<Self> {
-        Self::of_share(gpu, heads, options, None)
+        Self::of_share(gpu, heads, options, (None, None))
     }
 
-    /// [`PagedKvCache::new`], with a rank's part of each page in the pools. `pages.size` is still that of all ranks: of their page tables.
+    /// [`PagedKvCache::new`], with a rank's part of each page in the pools (`pages.size` is still that of all ranks: of their page tables),
+    /// or with fewer pages in those of some layers, not both.
     ///
     /// Errors: as there.
     pub(crate) fn of_share(
         gpu: &Gpu,
         heads: HeadLayout,
         options: CacheOptions,
-        share: Option<TokenShare>,
+        (share, windows): (Option<TokenShare>, Option<WindowLayers>),
     ) -> Result<Self> {
         let CacheOptions { dtype, pages, grows, rope } = options;
         // Checks the pages' number and size before anything is made of them.
@@ -127,7 +140,9 @@ impl PagedKvCache {
         let copy = CopyPages::new(gpu, page_words)?;
         let cut = SlabLayout::new(SlabLimits::of(gpu.capabilities()), pages.count, 16 * page_words as u64, grows)?;
         let table = SeqTable::with_slabs(pages.count, pages.size, cut.slab_pages)?;
-        let slabs = Slabs::new(gpu, cut, pages.layers, if grows { 1 } else { cut.slabs() })?;
+        let whole = windows.as_ref().map_or(pages.layers, WindowLayers::others);
+        let slabs = Slabs::new(gpu, cut, whole, if grows { 1 } else { cut.slabs() })?;
+        let windows = windows.map(|layers| WindowPools::new(gpu, layers, 16 * page_words as u64)).transpose()?;
         let step_buffers = StepBuffers::new(gpu, STEP_TOKENS, (append.rotated_dim().max(2), 1))?;
         let this = Self {
             gpu: gpu.clone(),
@@ -144,6 +159,7 @@ impl PagedKvCache {
             inv_freq,
             layer_ropes: LayerRopes::default(),
             wide: None,
+            windows,
             step: None,
             step_buffers,
             unsure: AtomicBool::new(false),
@@ -196,54 +212,6 @@ impl PagedKvCache {
         self.table.check_ids(ids)
     }
 
-    /// Makes room for `n` more tokens in each sequence, beside those reserved already.
-    ///
-    /// Evicts kept pages where no others are free. Where a sequence shares its last, partly filled page, that page is
-    /// copied first, in all layers; the copies of a call are submitted with all that was recorded before. A cache that grows
-    /// allocates rather than evicts.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::CacheFull`] with pages needed and to be had, [`ErrorKind::UnknownSequence`],
-    /// [`ErrorKind::RepeatedSequence`], [`ErrorKind::Argument`] for 0, those of the device.
-    pub fn reserve(&mut self, ids: &[SeqId], n: usize) -> Result<()> {
-        let wanted: Vec<(SeqId, usize)> = ids.iter().map(|id| (*id, n)).collect();
-        self.reserve_each(&wanted)
-    }
-
-    /// [`PagedKvCache::reserve`] with a number of tokens for each sequence.
-    ///
-    /// # Errors
-    ///
-    /// As [`PagedKvCache::reserve`].
-    pub fn reserve_each(&mut self, wanted: &[(SeqId, usize)]) -> Result<()> {
-        let copies = self.table.reserve_each(wanted)?;
-        let made = self.slabs.grow(&self.gpu, self.table.slabs_used());
-        let made = made.and_then(|()| self.copy.run(&self.gpu, &self.slabs.layers, &copies));
-        // Another thread may have sent the copies, and they may be lost.
-        let made = made.and_then(|()| if copies.is_empty() { Ok(()) } else { self.expect_pages_kept() });
-        if made.is_err() {
-            self.table.undo_reserve(wanted, &copies);
-            self.forget_losses();
-        } else if let Some(journal) = self.journal.as_mut().filter(|_| !copies.is_empty()) {
-            journal.push(copies);
-        }
-        made
-    }
-
-    /// Whether [`PagedKvCache::reserve_each`] would find its pages.
-    ///
-    /// # Errors
-    ///
-    /// As [`PagedKvCache::reserve_each`], but for those of the device.
-    pub fn check_reserve(&self, wanted: &[(SeqId, usize)]) -> Result<()> {
-        let (needed, free) = (self.table.pages_needed(wanted)?, self.table.stats().available());
-        match needed > free {
-            true => Err(ErrorKind::CacheFull { needed, free }.into()),
-            false => Ok(()),
-        }
-    }
-
     /// Keeps the first `n` reserved tokens of each sequence and gives back the rest of the reservation. Sends what is
     /// recorded for them, if that has not been sent.
     ///
@@ -269,6 +237,7 @@ impl PagedKvCache {
     ///
     /// [`ErrorKind::Argument`] where it has fewer, [`ErrorKind::UnknownSequence`].
     pub fn truncate(&mut self, id: SeqId, len: usize) -> Result<()> {
+        self.check_cut(id, len)?;
         self.table.truncate(id, len)?;
         self.forget_losses();
         Ok(())
@@ -277,7 +246,8 @@ impl PagedKvCache {
     /// How full the cache is, and what sharing does for it.
     pub fn stats(&self) -> CacheStats {
         let stats = self.table.stats();
-        CacheStats { bytes: (stats.used + stats.evictable) as u64 * self.page_bytes(), ..stats }
+        let bytes = (stats.used + stats.evictable) as u64 * self.page_bytes() + self.window_bytes();
+        CacheStats { bytes, ..stats }
     }
 
     /// What kernels see of one layer. A view stays good while sequences change; a plan does not.
@@ -286,10 +256,9 @@ impl PagedKvCache {
     ///
     /// [`ErrorKind::Argument`] for a layer that is not there.
     pub fn layer(&self, layer: usize) -> Result<KvView> {
-        let pools = &self.slabs.layers;
-        let pool = pools
-            .get(layer)
-            .ok_or_else(|| ErrorKind::argument("layer", format!("{layer} is not among the {} layers", pools.len())))?;
+        let layers = self.pages.layers;
+        let unknown = || ErrorKind::argument("layer", format!("{layer} is not among the {layers} layers"));
+        let pool = self.pool(layer).ok_or_else(unknown)?;
         Ok(KvView {
             pool: pool.clone(),
             heads: self.heads,
@@ -327,9 +296,15 @@ impl PagedKvCache {
         16 * self.layout.row_words(self.heads.groups()) * self.pages.layers
     }
 
-    /// Bytes of one page over all layers; of a rank's cache by context those of its tokens of the page.
+    /// Bytes of one page over all layers, without those that have pools of their own for a window
+    /// ([`SessionOptions::window_pools`](crate::model::SessionOptions)); of a rank's cache by context those of its tokens of the page.
     pub fn page_bytes(&self) -> u64 {
-        self.token_bytes() as u64 * self.own_page_size() as u64
+        self.layer_page_bytes() * self.slabs.layers.len() as u64
+    }
+
+    /// Bytes of a page in one layer.
+    fn layer_page_bytes(&self) -> u64 {
+        (16 * self.layout.row_words(self.heads.groups()) * self.own_page_size()) as u64
     }
 
     /// Tokens of a page that are in the pools here.
@@ -353,7 +328,8 @@ impl PagedKvCache {
 
     /// Bytes that are allocated for pages, over all layers. Those of a cache that grows change.
     pub fn pool_bytes(&self) -> usize {
-        usize::try_from(self.slabs.bytes()).unwrap_or(usize::MAX)
+        let windows = self.windows.as_ref().map_or(0, |windows| windows.slabs.bytes());
+        usize::try_from(self.slabs.bytes() + windows).unwrap_or(usize::MAX)
     }
 }
 

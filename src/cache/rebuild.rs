@@ -67,7 +67,8 @@ impl PagedKvCache {
     ///
     /// [`ErrorKind::DeviceLost`]: crate::ErrorKind::DeviceLost
     pub fn rebuild(&mut self, gpu: &Gpu) -> Result<Vec<EmptiedSequence>> {
-        let mut fresh = Self::new(gpu, self.heads, self.options())?;
+        let windows = self.windows.as_ref().map(|windows| windows.layers.clone());
+        let mut fresh = Self::of_share(gpu, self.heads, self.options(), (None, windows))?;
         if let Some(wide) = &self.wide {
             fresh = fresh.with_wide_channels(&wide.channels)?;
         }

@@ -82,7 +82,9 @@ impl PagedKvCache {
     /// A salt separates what must not be shared though the tokens are equal: models, adapters, images, users. Tokens are
     /// compared, never hashes alone.
     pub fn match_prefix(&mut self, tokens: &[u32], salt: u64) -> SeqId {
-        self.table.match_prefix(tokens, salt)
+        let id = self.table.match_prefix(tokens, salt);
+        self.cut_to_usable(id);
+        id
     }
 
     /// Keeps the first reserved tokens of each sequence, as many as are given here, and gives back the rest of its
@@ -101,7 +103,9 @@ impl PagedKvCache {
         if accepted.iter().any(|(_, tokens)| !tokens.is_empty()) {
             self.expect_written()?;
         }
+        let before = self.open_pages(accepted);
         self.table.commit_tokens(accepted)?;
+        self.hand_places_on(accepted, before);
         self.forget_losses();
         Ok(())
     }

@@ -18,6 +18,8 @@ pub(super) struct Step {
 
 pub(super) struct StepBuffers {
     slots: Tensor,
+    /// Of layers that have pools of their own.
+    window_slots: Tensor,
     /// Of the cache's rotation, then of those that some layers have instead.
     cos_sin: Vec<Tensor>,
 }
@@ -26,8 +28,9 @@ impl StepBuffers {
     /// For so many elements that rotate, and so many rotations.
     pub(super) fn new(gpu: &Gpu, tokens: usize, (rotated_dim, ropes): (usize, usize)) -> Result<Self> {
         let slots = Tensor::zeros(gpu, &[tokens], DType::U32)?;
+        let window_slots = Tensor::zeros(gpu, &[tokens], DType::U32)?;
         let angles = |_| Tensor::zeros(gpu, &[tokens, rotated_dim / 2, 2], DType::F32);
-        Ok(Self { slots, cos_sin: (0..ropes).map(angles).collect::<Result<_>>()? })
+        Ok(Self { slots, window_slots, cos_sin: (0..ropes).map(angles).collect::<Result<_>>()? })
     }
 }
 
@@ -60,8 +63,21 @@ impl PagedKvCache {
     }
 
     fn record_append(&self, (layer, view): (usize, &KvView), tokens: usize, kv: Span<'_>) -> Result<()> {
-        let args = AppendArgs { kv, slots: &self.step_buffers.slots, cos_sin: self.step_angles(layer)?, tokens };
+        let args = AppendArgs { kv, slots: self.step_slots(layer), cos_sin: self.step_angles(layer)?, tokens };
         self.gpu.record(|pass| self.append.encode(&self.gpu, pass, view, args))
+    }
+
+    fn step_slots(&self, layer: usize) -> &Tensor {
+        match self.is_window_layer(layer) {
+            true => &self.step_buffers.window_slots,
+            false => &self.step_buffers.slots,
+        }
+    }
+
+    /// [`PagedKvCache::slots`] of one layer, for the step that was prepared last.
+    #[cfg(feature = "model")]
+    pub(crate) fn slots_of(&self, layer: usize) -> Tensor {
+        self.step_slots(layer).clone()
     }
 
     fn step_angles(&self, layer: usize) -> Result<&Tensor> {
@@ -115,6 +131,13 @@ impl PagedKvCache {
         }
         if self.step_buffers.slots.len() < tokens {
             self.make_step_buffers(tokens.next_power_of_two())?;
+        }
+        if let Some(windows) = &self.windows {
+            // Each new token's page has a place since it was reserved.
+            let page_size = self.pages.size as u32; // no truncation: up to MAX_PAGE_SIZE
+            let place = |slot: &u32| Some(windows.pages.place(slot / page_size)? * page_size + slot % page_size);
+            let slots: Vec<u32> = batch.slots.iter().map(|slot| place(slot).unwrap_or(u32::MAX)).collect();
+            self.gpu.write(&self.step_buffers.window_slots.buffer, 0, bytemuck::cast_slice(&slots))?;
         }
         let mut slots = batch.slots;
         if let Some(share) = self.share {

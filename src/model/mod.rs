@@ -13,7 +13,7 @@
 //!
 //! | | attention | |
 //! |---|---|---|
-//! | `gemma2`, `gemma3_text` | GQA | windows in some layers, with a base of their own ([`Config::layer_kinds`]); GeGLU ([`Config::activation`]); softcaps ([`Config::logit_softcap`], [`Config::score_softcap`]) |
+//! | `gemma2`, `gemma3_text` | GQA | windows in some layers, with a base of their own ([`Config::layer_kinds`], [`SessionOptions::window_pools`]); GeGLU ([`Config::activation`]); softcaps ([`Config::logit_softcap`], [`Config::score_softcap`]) |
 //! | `llama`, `mistral`, `ministral`, `qwen2`, `qwen3`, `phi3` | GQA | any biases; `head_dim` apart from `hidden_size`; tied embeddings; one `sliding_window` in all layers ([`Config::window`]), or in some; norms of heads ([`Config::qk_norm`]); projections in one matrix |
 //! | `granite`, `smollm3`, `olmo2`, `glm`, `glm4` | GQA | multipliers ([`Config::residual_scale`]); layers that do not rotate ([`Config::layer_kinds`]); norms behind a block's parts ([`Config::norms`]) and over all heads; a part of each head that rotates ([`Config::rotated_dim`]) |
 //! | `mixtral`, `qwen3_moe` | GQA | the same with experts in every layer |

@@ -100,6 +100,7 @@ fn sessions(g: &mut Gen, world: &World) {
         window: g.pick(&[None, None, None, Some(8), Some(0), Some(usize::MAX)]),
         keep_first: if g.one_in(12) { g.size() } else { 0 },
         max_tokens: if g.one_in(12) { Some(g.size()) } else { None },
+        window_pools: true,
         prefill: g.pick(&[PrefillPath::Auto, PrefillPath::Auto, PrefillPath::Absorbed, PrefillPath::Explicit]),
     };
     let Some(session) = g.call("Session::new", Session::new(decoder, options)) else { return };

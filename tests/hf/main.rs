@@ -15,6 +15,7 @@ mod model;
 mod parts;
 mod real;
 mod unused;
+mod window_pools;
 
 use common::gpu;
 use latten::model::Draw;

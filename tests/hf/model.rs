@@ -119,6 +119,10 @@ impl Model {
         names
     }
 
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
     pub fn session(&self, max_batch: usize, chunk: usize) -> Session {
         // Batches take the explicit form of prompts where there is one, everything else the absorbed.
         let explicit = max_batch == 3 && self.decoder.keeps_explicit();

@@ -39,7 +39,7 @@ fn model() -> Option<PathBuf> {
 }
 
 /// The first tokens behind some of the texts.
-fn check(texts: std::ops::Range<usize>, tokens: usize) {
+fn check(texts: std::ops::Range<usize>, tokens: usize, window_pools: bool) {
     let Some(path) = model() else { return };
     let vectors: Vectors =
         serde_json::from_slice(&std::fs::read(checkout("tests/vectors/gemma3.json")).unwrap()).unwrap();
@@ -47,8 +47,20 @@ fn check(texts: std::ops::Range<usize>, tokens: usize) {
     let decoder = Decoder::load(crate::common::exact_gpu(), path, DType::F16).unwrap();
     let kinds = &decoder.config().layer_kinds;
     assert_eq!((kinds.len(), kinds[4].window, kinds[5].window), (18, Some(512), None));
-    let options = SessionOptions { kv_dtype: DType::F32, cache_tokens: 1024, chunk: 64, ..Default::default() };
-    let mut session = Session::new(&decoder, options).unwrap();
+    let options = SessionOptions { kv_dtype: DType::F32, chunk: 64, window_pools, ..Default::default() };
+    let mut session = Session::new(&decoder, SessionOptions { cache_tokens: 4096, ..options }).unwrap();
+    // Of 64 pages those of a window of 512, twice, and 7 more.
+    let pages = if window_pools { 3 * 64 + 15 * 23 } else { 18 * 64 };
+    assert_eq!(session.cache().pool_bytes(), pages * 64 * 2 * 256 * 4);
+    if window_pools {
+        // By the cache's sizes: bytes of pages for 32,768 tokens in f16, without and with pools of their own.
+        let bytes = [false, true].map(|window_pools| {
+            let options = SessionOptions { window_pools, cache_tokens: 32 << 10, ..Default::default() };
+            Session::new(&decoder, options).unwrap().cache().pool_bytes()
+        });
+        println!("32,768 tokens: {bytes:?} bytes of cache");
+        assert_eq!(bytes.map(|bytes| bytes >> 16), [18 * 512, 3 * 512 + 15 * 24]);
+    }
     for vector in &vectors.texts[texts] {
         assert!(vector.min_gap > 1e-3, "{} decides nothing", vector.min_gap);
         let sequence = session.insert();
@@ -64,11 +76,17 @@ fn check(texts: std::ops::Range<usize>, tokens: usize) {
 
 #[test]
 fn a_real_gemma_goes_on_as_the_dequantised_model_does() {
-    check(0..2, 8);
+    check(0..2, 8, false);
 }
 
 #[test]
 #[ignore = "long: 32 tokens behind six texts, one of them longer than the window, a minute"]
 fn a_real_gemma_goes_on_behind_every_text() {
-    check(0..6, 32);
+    check(0..6, 32, false);
+}
+
+#[test]
+#[ignore = "long: the same with pools of their own for layers with a window, a minute"]
+fn a_real_gemma_goes_on_with_fewer_pages() {
+    check(0..6, 32, true);
 }

@@ -19,6 +19,7 @@ const OPTIONS: SessionOptions = SessionOptions {
     window: None,
     keep_first: 0,
     max_tokens: None,
+    window_pools: false,
     prefill: PrefillPath::Auto,
 };
 
@@ -124,7 +125,7 @@ fn sessions_of_other_models_are_refused() {
         assert_kind!(
             result,
             ErrorKind::Saved {
-                fault: SavedFault::Other { name: "model (weights, dtype and config) or window", .. },
+                fault: SavedFault::Other { name: "model (weights, dtype and config), window or window_pools", .. },
                 ..
             }
         );

@@ -39,6 +39,7 @@ pub(crate) const SMALL: SessionOptions = SessionOptions {
     window: None,
     keep_first: 0,
     max_tokens: None,
+    window_pools: false,
     prefill: latten::model::PrefillPath::Auto,
 };
 

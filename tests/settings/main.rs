@@ -28,6 +28,7 @@ fn options_come_back() {
         window: Some(80),
         keep_first: 4,
         max_tokens: Some(700),
+        window_pools: true,
         prefill: PrefillPath::From(300),
     };
     let penalties = Penalties { repetition: 1.25, presence: -0.5, frequency: 0.125, window: 64 };

@@ -163,7 +163,7 @@ impl NewSequences<'_> {
         self.ids = info.sequences.iter().map(|sequence| self.cache.insert_saved(sequence)).collect();
         let lengths = info.sequences.iter().map(|sequence| sequence.len);
         let wanted: Vec<(SeqId, usize)> = self.ids.iter().copied().zip(lengths).filter(|(_, len)| *len > 0).collect();
-        self.cache.reserve_each(&wanted)
+        self.cache.reserve_at_once(&wanted)
     }
 
     /// Sequences that are there, which must be those of the file.
@@ -201,8 +201,8 @@ impl Drop for NewSequences<'_> {
 /// Rows on their way into pages: while the device moves a block, the host reads the next.
 struct RowWriter {
     rows: PageRows,
-    /// The sequence whose pages `rows` has.
-    sequence: Option<usize>,
+    /// The sequence whose pages `rows` has, and whether they are those of layers with pools of their own.
+    sequence: Option<(usize, bool)>,
 }
 
 impl RowWriter {
@@ -214,9 +214,11 @@ impl RowWriter {
     async fn write(&mut self, cache: &PagedKvCache, ids: &[SeqId], block: &RowBlock, bytes: &[u8]) -> Result<()> {
         // wgpu keeps a copy of what is written until the device has it: no more than one block at a time.
         cache.gpu.finished().await?;
-        if self.sequence != Some(block.sequence) {
-            self.rows.sequence(&cache.gpu, cache.table.page_table(ids[block.sequence])?)?;
-            self.sequence = Some(block.sequence);
+        let now = (block.sequence, cache.is_window_layer(block.layer));
+        if self.sequence != Some(now) {
+            let pages = cache.table.page_table(ids[block.sequence])?;
+            self.rows.sequence(&cache.gpu, &cache.pages_in(block.layer, pages, true))?;
+            self.sequence = Some(now);
         }
         self.rows.write(&cache.gpu, &cache.layer(block.layer)?, block, bytes)
     }

@@ -62,7 +62,7 @@ enum WayKind {
 impl WayKind {
     fn of(cache: &PagedKvCache) -> WayKind {
         // Copies are between two buffers; the kernel finds the slabs by itself.
-        if cache.slabs.layers.iter().any(|pool| pool.buffers().len() > 1) {
+        if cache.pools().any(|pool| pool.buffers().len() > 1) {
             return WayKind::Kernel;
         }
         match 16 * cache.own_page_size() * cache.layout.state_words >= COPIED_BYTES {

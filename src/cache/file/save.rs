@@ -171,8 +171,8 @@ struct RowReader<'a, B> {
     info: &'a SavedInfo,
     blocks: B,
     rows: PageRows,
-    /// The sequence whose pages `rows` has.
-    sequence: Option<usize>,
+    /// The sequence whose pages `rows` has, and whether they are those of layers with pools of their own.
+    sequence: Option<(usize, bool)>,
     under_way: Option<(Reading, Option<Unsorted>)>,
     /// Memory for the next blocks.
     free: Vec<HostBuffer>,
@@ -212,13 +212,15 @@ impl<B: Iterator<Item = RowBlock>> RowReader<'_, B> {
             Some(memory) => memory,
             None => gpu.host_buffer(self.rows.most_bytes())?,
         };
-        if self.sequence != Some(block.sequence) {
+        let now = (block.sequence, self.cache.is_window_layer(block.layer));
+        if self.sequence != Some(now) {
             let id = self.what.sequences[block.sequence].id;
             let held = self.cache.table.page_table(id)?;
             let rows = self.info.rows(&self.info.sequences[block.sequence]);
             let pages = rows.div_ceil(self.cache.own_page_size());
-            self.rows.sequence(gpu, held.get(..pages).unwrap_or(held))?; // not those of reserved tokens
-            self.sequence = Some(block.sequence);
+            let held = held.get(..pages).unwrap_or(held); // not those of reserved tokens
+            self.rows.sequence(gpu, &self.cache.pages_in(block.layer, held, false))?;
+            self.sequence = Some(now);
         }
         self.under_way = Some(self.rows.start_read(gpu, &self.cache.layer(block.layer)?, &block, memory)?);
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::block::Exchange;
 use super::explicit::{ExplicitPrefill, ExplicitStep};
-use super::kinds::LayerDecodes;
+use super::kinds::{plan, LayerDecodes};
 use super::large_keys::LargeBiases;
 use super::projections::{Forms, Projections};
 use crate::attention::explicit::ExplicitPlan;
@@ -92,8 +92,8 @@ pub(crate) struct AttentionStep<'a> {
     /// Of those in the explicit form, if there are any.
     pub(crate) explicit: Option<ExplicitStep<'a>>,
     pub(crate) sequences: &'a [SeqId],
-    /// Products of all layers that append, and where the rows of this step go; none where there are no such products.
-    pub(crate) appending: Option<(&'a [Linear], &'a Tensor)>,
+    /// Products of all layers that append; none where there are no such products.
+    pub(crate) appending: Option<&'a [Linear]>,
     /// Of a cache with wide channels.
     pub(crate) wide: Option<&'a RopeWideKernel>,
 }
@@ -247,9 +247,10 @@ impl Attention {
         let view = step.cache.layer(layer)?;
         let wide = step.wide.map(|rotate| (rotate, &view));
         let (cos_sin, softmax_scale) = (step.cache.angles(layer)?, self.config.softmax_scale());
-        let appending = step.appending.and_then(|(linears, slots)| Some((linears.get(layer)?, slots)));
-        let appending = appending.filter(|(linear, _)| rows <= linear.tuning(rows).max_rows);
-        let append = appending.map(|(linear, slots)| (linear, AppendRows { layer: &view, slots }));
+        let appending = step.appending.and_then(|linears| linears.get(layer));
+        let appending = appending.filter(|linear| rows <= linear.tuning(rows).max_rows);
+        let slots = step.cache.slots_of(layer);
+        let append = appending.map(|linear| (linear, AppendRows { layer: &view, slots: &slots }));
         self.projections.project(s, rows, input, (&cos_sin, wide), (forms, append))?;
         if append.is_none() {
             step.cache.append_span(layer, step.sequences, self.projections.cached_rows(s))?;
@@ -308,7 +309,7 @@ impl<'a> StepPlans<'a> {
             return Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None });
         }
         let Some((prefill, planned)) = planned else {
-            let plan = decode.plan(cache, sequences)?;
+            let plan = plan(decode, cache, sequences)?;
             return Ok(StepPlans { tokens: plan.tokens(), absorbed: Some(plan), explicit: None });
         };
         let absorbed = match planned.absorbed.contains(&true) {

@@ -38,12 +38,22 @@ impl LayerDecodes {
 
     /// A plan of each. Errors: as [`Decode::plan`].
     pub(crate) fn plans(&self, cache: &PagedKvCache, sequences: &[SeqId]) -> Result<Vec<Plan>> {
-        self.decodes.iter().map(|decode| decode.plan(cache, sequences)).collect()
+        self.decodes.iter().map(|decode| plan(decode, cache, sequences)).collect()
     }
 
     /// What commands of a step hang on, beside those of the first kind.
     pub(crate) fn extend_key(&self, plans: &[Plan], key: &mut Vec<u64>) {
         self.decodes.iter().zip(plans).for_each(|(decode, plan)| decode.extend_key(plan, key));
+    }
+}
+
+/// A plan of what attends in layers of one kind: those with a window may have pools of their own.
+///
+/// Errors: as [`Decode::plan`].
+pub(super) fn plan(decode: &Decode, cache: &PagedKvCache, sequences: &[SeqId]) -> Result<Plan> {
+    match cache.window_source().filter(|_| decode.options().window.is_some()) {
+        Some(source) => decode.plan(&source, sequences),
+        None => decode.plan(cache, sequences),
     }
 }
 

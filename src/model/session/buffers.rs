@@ -2,12 +2,12 @@
 
 use super::draws::ShapedBuffers;
 use super::SessionOptions;
+use crate::cache::PagedKvCache;
 use crate::error::Result;
 use crate::gpu::{DType, Gpu, Tensor};
-use crate::kv::KvView;
 use crate::model::decoder::Decoder;
 use crate::model::layers::attention::ScratchForms;
-use crate::model::layers::block::Scratch;
+use crate::model::layers::block::{Block, Scratch};
 use crate::nn::{Embedding, Linear, RopeWideKernel, Sampling, Weight};
 
 /// The tensors of a session's steps.
@@ -50,9 +50,14 @@ pub(crate) struct MostLikely {
 }
 
 impl Buffers {
-    /// For steps with a cache of layers like this one.
-    pub(crate) fn new(decoder: &Decoder, options: &SessionOptions, layer: &KvView, explicit: bool) -> Result<Self> {
-        let layout = layer.heads();
+    /// For steps with a cache like this one.
+    pub(crate) fn new(
+        decoder: &Decoder,
+        options: &SessionOptions,
+        cache: &PagedKvCache,
+        explicit: bool,
+    ) -> Result<Self> {
+        let layout = cache.heads();
         let (gpu, config) = (decoder.gpu(), decoder.config());
         let (batch, capacity) = (options.max_batch, options.chunk.max(options.max_batch));
         let forms = ScratchForms { explicit, by_context: decoder.shard().is_by_context() };
@@ -63,8 +68,9 @@ impl Buffers {
         // Written anew by every step, which looks whether commands were lost while it was under way.
         let tensor = |shape: &[usize], dtype| Tensor::scratch(gpu, shape, dtype);
         let rotation = config.rope()?.pairs;
-        let blocks = decoder.inner.blocks.iter();
-        let appending = blocks.map(|block| block.attention().appending(layer, rotation)).collect::<Result<_>>()?;
+        let blocks = decoder.inner.blocks.iter().enumerate();
+        let appending = |(layer, block): (usize, &Block)| block.attention().appending(&cache.layer(layer)?, rotation);
+        let appending = blocks.map(appending).collect::<Result<_>>()?;
         let rotate_wide = || RopeWideKernel::new(gpu, *layout, rotation);
         Ok(Buffers {
             scratch,

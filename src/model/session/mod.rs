@@ -128,7 +128,7 @@ impl Session {
         let decode = Decode::with_options(gpu, heads, options.kv_dtype, first)?;
         let further = LayerDecodes::new(&decode, (gpu, options.kv_dtype), &layers)?;
         let prefill = ExplicitPrefill::of_session(decoder, &options)?;
-        let buffers = Buffers::new(decoder, &options, &cache.layer(0)?, prefill.is_some())?;
+        let buffers = Buffers::new(decoder, &options, &cache, prefill.is_some())?;
         let (decoder, streamed, unfinished) = (decoder.clone(), false, Vec::new());
         let ranks = None;
         Ok(Session { decoder, cache, decode, further, prefill, options, buffers, streamed, unfinished, ranks })
@@ -146,7 +146,7 @@ impl Session {
         let layers = self.options.layers_see(decoder.config());
         let further = LayerDecodes::new(&decode, (decoder.gpu(), dtype), &layers)?;
         let prefill = ExplicitPrefill::of_session(decoder, &self.options)?;
-        let buffers = Buffers::new(decoder, &self.options, &self.cache.layer(0)?, prefill.is_some())?;
+        let buffers = Buffers::new(decoder, &self.options, &self.cache, prefill.is_some())?;
         let emptied = self.cache.rebuild(decoder.gpu())?;
         (self.decoder, self.decode, self.prefill, self.buffers) = (decoder.clone(), decode, prefill, buffers);
         self.further = further;

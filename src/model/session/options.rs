@@ -38,6 +38,13 @@ pub struct SessionOptions {
     /// frequency factors for longer sequences ([`Config::long_rope`](crate::model::Config::long_rope)) has them where sequences may pass
     /// those of training: by this, by the model's positions and by the cache.
     pub max_tokens: Option<usize>,
+    /// Whether layers with a window, of a model that has one in some of its layers, have pools of pages of their own: with room for the
+    /// windows of `max_batch` sequences, their 64 tokens before and one step, where the others hold all `cache_tokens`. What no window
+    /// sees keeps its place there until another page needs it. Then more sequences than `max_batch` may find no room
+    /// ([`ErrorKind::CacheFull`](crate::ErrorKind::CacheFull)), [`Session::truncate`] to where tokens are gone is an error, and
+    /// [`Session::match_prefix`] finds as much as a new sequence can go on from. Not beside `window`, and not of several ranks. Of other
+    /// models it changes nothing.
+    pub window_pools: bool,
     /// In which form GLA and MLA take prompts. The explicit one has scratch memory of up to 256 MiB, made by the first
     /// prompt that takes it (or [`Session::warm_up`]): with the default `chunk` that is one without much before it, and
     /// needs little; longer contexts want chunks of at least [`Config::prefill_break_even`](crate::model::Config) tokens.
@@ -55,6 +62,7 @@ impl Default for SessionOptions {
             window: None,
             keep_first: 0,
             max_tokens: None,
+            window_pools: false,
             prefill: PrefillPath::Auto,
         }
     }

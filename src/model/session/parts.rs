@@ -1,7 +1,7 @@
 //! What a session is made of, by its options: its cache, and what its prompts in the explicit form need.
 
 use super::SessionOptions;
-use crate::cache::{check_pages, CacheOptions, PagedKvCache, Pages};
+use crate::cache::{check_pages, CacheOptions, PagedKvCache, Pages, WindowLayers, WindowPages};
 use crate::error::{ErrorKind, Result};
 use crate::kv::turns::TokenShare;
 use crate::model::decoder::Decoder;
@@ -21,7 +21,7 @@ pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<Paged
     let shard = decoder.shard();
     let share = shard.is_by_context().then(|| TokenShare::new(shard, options.page_size)).transpose()?;
     let made = CacheOptions { rope, ..CacheOptions::new(options.kv_dtype, pages) };
-    let cache = PagedKvCache::of_share(gpu, heads, made, share)?;
+    let cache = PagedKvCache::of_share(gpu, heads, made, (share, window_layers(decoder, options, &pages)?))?;
     let cache = match wide {
         Some(wide) => cache.with_wide_channels(wide)?,
         None => cache,
@@ -33,6 +33,27 @@ pub(super) fn cache(decoder: &Decoder, options: &SessionOptions) -> Result<Paged
             cache.with_layer_ropes(&ropes)
         }
     }
+}
+
+/// The layers that have pools of their own, if there are any.
+fn window_layers(decoder: &Decoder, options: &SessionOptions, pages: &Pages) -> Result<Option<WindowLayers>> {
+    let config = decoder.own_config();
+    let of_layers: Vec<bool> = config.layer_kinds.iter().map(|kind| kind.window.is_some()).collect();
+    let window = config.layer_kinds.iter().filter_map(|kind| kind.window).max();
+    let Some(window) = window.filter(|_| options.window_pools && of_layers.contains(&false)) else { return Ok(None) };
+    if decoder.shard().size() > 1 {
+        let what = "pools of their own for layers with a window (window_pools), of a model on several ranks";
+        return Err(ErrorKind::Unsupported { what: what.into() }.into());
+    }
+    if let Some(all) = options.window {
+        let why = format!("beside a window of {all} tokens in every layer, which frees pages of all of them");
+        return Err(ErrorKind::argument("window_pools", why));
+    }
+    let chunk = options.chunk.max(options.max_batch);
+    let needed = WindowPages::needed(window, options.max_batch, chunk, pages.size);
+    // Where all would fit, layers alike cost less.
+    let few = needed.saturating_add(2) < pages.count;
+    Ok(few.then_some(WindowLayers { of_layers, window, pages: needed }))
 }
 
 impl ExplicitPrefill {

@@ -56,7 +56,7 @@ impl Session {
     /// Whether a window may give pages back before the call's last step, which cannot fail once it is committed.
     pub(crate) fn frees_between_steps(&self, batch: &[(SeqId, &[u32])]) -> bool {
         let tokens: usize = batch.iter().map(|(_, tokens)| tokens.len()).sum();
-        self.window().is_some() && tokens > self.capacity()
+        (self.window().is_some() || self.cache.has_window_pools()) && tokens > self.capacity()
     }
 
     /// A call has ended well.

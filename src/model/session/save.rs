@@ -121,6 +121,8 @@ impl Session {
         if let Some((window, keep_first)) = self.window() {
             bytes.extend([window, keep_first].map(|tokens| (tokens as u64).to_le_bytes()).as_flattened());
         }
+        // Rows that no window sees are not in the file: a session that holds all could be cut back to where they are missing.
+        bytes.extend(self.cache.has_window_pools().then_some(1));
         bytes
     }
 }
@@ -137,7 +139,7 @@ fn text_of(path: &Path) -> Result<String> {
 fn of_model(error: Error) -> Error {
     match error.kind() {
         ErrorKind::Saved { path, fault: SavedFault::Other { name: "fingerprint", file, here } } => {
-            let name = "model (weights, dtype and config) or window";
+            let name = "model (weights, dtype and config), window or window_pools";
             let fault = SavedFault::Other { name, file: file.clone(), here: here.clone() };
             ErrorKind::Saved { path: path.clone(), fault }.into()
         }

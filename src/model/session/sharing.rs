@@ -44,7 +44,7 @@ impl Session {
             return Err(ErrorKind::argument("len", format!("{len}, {} is {most}", self.what_is_most())));
         }
         let id = self.insert();
-        let filled = self.cache.reserve(&[id], len).and_then(|()| self.cache.commit(&[id], len));
+        let filled = self.cache.reserve_at_once(&[(id, len)]).and_then(|()| self.cache.commit(&[id], len));
         if let Err(error) = filled {
             self.cache.remove(id)?;
             return Err(error);

@@ -266,7 +266,7 @@ impl Session {
             kinds: Some((&self.further, &further)),
             explicit: plans.explicit(),
             sequences,
-            appending: self.buffers.appending.as_deref().map(|linears| (linears, &slots)),
+            appending: self.buffers.appending.as_deref(),
             wide: self.buffers.rotate_wide.as_ref(),
         };
         let x = self.buffers.scratch.x.view(&[rows, model.config.hidden_size])?;
