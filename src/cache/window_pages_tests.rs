@@ -229,3 +229,40 @@ fn tokens_at_once_need_no_more_than_their_window() {
     assert!(all.pages.check_cut(&all.table, id, 100).is_err());
     assert_eq!(all.pages.all(all.table.page_table(id).unwrap(), 99)[..5], [99; 5]);
 }
+
+/// What was a page of another sequence has rows of that one: a page that comes without rows has no place.
+#[test]
+fn pages_without_rows_have_no_places() {
+    let mut all = Simulated::with_pages(30, 40);
+    let old = all.table.insert();
+    all.try_reserve(&[(old, 100)], false).unwrap();
+    all.table.commit(&[old], 100).unwrap();
+    all.table.remove(old).unwrap();
+    let id = all.table.insert();
+    all.try_reserve(&[(id, 120)], true).unwrap();
+    all.table.commit(&[id], 120).unwrap();
+    assert!(all.pages.check_cut(&all.table, id, 30).is_err());
+    let pages = all.table.page_table(id).unwrap();
+    assert!(pages[..12].iter().all(|page| all.pages.place(*page).is_none()));
+}
+
+/// Pages that nobody holds but that are kept go before those that a sequence may be cut back to, however old these are.
+#[test]
+fn what_may_be_cut_back_to_goes_last() {
+    let mut all = Simulated::with_pages(100, 24);
+    let id = all.table.insert();
+    let text: Vec<u32> = (0..40).collect();
+    for at in 0..10 {
+        all.try_reserve(&[(id, PAGE)], false).unwrap();
+        all.table.commit(&[id], PAGE).unwrap();
+        assert_eq!(all.table.len(id).unwrap(), PAGE * (at + 1));
+    }
+    let kept = all.table.match_prefix(&text, 3);
+    all.try_reserve(&[(kept, 40)], false).unwrap();
+    all.table.commit_tokens(&[(kept, &text)]).unwrap();
+    all.table.remove(kept).unwrap();
+    let next = all.table.insert();
+    all.try_reserve(&[(next, 4 * 12)], false).unwrap();
+    all.table.commit(&[next], 4 * 12).unwrap();
+    all.pages.check_cut(&all.table, id, 1).unwrap();
+}
