@@ -2,12 +2,10 @@
 // Header of 32: [0] first u32 of the page tables, [1] first u32 of the merge items, [2] partial rows in all,
 // [3] first u32 of the tree masks (two per query token of the step, low word first; kernels without tree masks have none),
 // then for class c at 4 + 4c: first item, items, first merge item, merge items. Work items of 8 follow at 32.
+// Binding 3 in every kernel that reads a plan. Parts: attention/plan_words/*.
 
 const PLAN_HEADER = 32u;
 const NO_PARTIAL = 0xffffffffu;
-
-// (see above) u32; binding 3 in every kernel that reads a plan
-@group(0) @binding(3) var<storage, read> plan: array<u32>;
 
 struct WorkItem {
     page_table_first: u32,

@@ -1,6 +1,5 @@
-// What the products of a linear share: buffers, where weights lie, how outputs are stored. Parts: linear_params.
-// weights: (heads, out_dim, row_words) words as nn/weights has them, rows padded with zeros
-@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
+// What the products of a linear share: buffers, where weights lie, how outputs are stored. Parts: linear_params,
+// nn/weight_words/*.
 // bias: (heads, out_dim) f32; any buffer where there is none
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 // y: (rows, heads, outputs) f32 through y_offset, y_row_stride and y_head_stride

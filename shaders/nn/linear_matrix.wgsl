@@ -14,7 +14,7 @@
 //
 // Grid: (ceil(rows / ROWS), ceil(outputs / workgroup's outputs), heads). Neighbours in time share their weights: the input of
 // all rows is the smaller part and stays in the cache, so that the weights come from memory once.
-// Constants: nn/linear_matrix.rs, MatrixTile. Parts: linear_params, linear_io, packed_input, half_word, and one
+// Constants: nn/linear_matrix.rs, MatrixTile. Parts: linear_params, linear_io, nn/packed_input/*, half_word, and one
 // each of kv/element/*, nn/weights/*, nn/output/*, nn/tail/*.
 
 const ROWS = 16u * ROW_TILES * ROW_GROUPS;

@@ -15,7 +15,7 @@ pub enum Tier {
     /// Subgroup operations (`wgpu::Features::SUBGROUP`): native devices.
     Subgroup,
     /// Cooperative matrices of 16 x 16, f16 to f32, over subgroups of 32 lanes
-    /// (`wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX`, `SHADER_F16`). Factors are rounded to f16. wgpu calls the
+    /// (`wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX`, `SHADER_F16`, `SUBGROUP_BARRIER`). Factors are rounded to f16. wgpu calls the
     /// feature experimental, so it is used only where [`GpuOptions::tier`](super::GpuOptions) asks for it, and the kernels
     /// have agreed with the reference on this device ([`Gpu::with_options`](super::Gpu::with_options)).
     Matrix,
@@ -121,7 +121,7 @@ impl Capabilities {
         }
         // Fewer than 8 lanes (SwiftShader has 4) are too few to share a token.
         let subgroups = device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
-        let wanted = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+        let wanted = crate::gpu::device::matrix_features();
         let lanes = (info.subgroup_min_size, info.subgroup_max_size);
         let tier = match (subgroups, matrices && device.features().contains(wanted) && lanes == (32, 32)) {
             (true, true) => Tier::Matrix,

@@ -92,7 +92,7 @@ impl GpuOptions {
         }
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if self.tier == Some(Tier::Matrix) && !self.no_features && multiplies_16x16(adapter) {
-            optional |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+            optional |= matrix_features();
             experimental_features = self::experimental_features();
         }
         let wanted = if self.no_features { wgpu::Features::empty() } else { optional };
@@ -104,6 +104,11 @@ impl GpuOptions {
             ..Default::default()
         }
     }
+}
+
+/// What the kernels of [`Tier::Matrix`] need beside [`Tier::Subgroup`]'s.
+pub(crate) fn matrix_features() -> wgpu::Features {
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP_BARRIER
 }
 
 impl Gpu {

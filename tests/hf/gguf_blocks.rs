@@ -4,7 +4,7 @@ use crate::common::checkout::checkout;
 use crate::common::*;
 use latten::model::{Decoder, LoadOptions, Session, SessionOptions, WeightBytes};
 use latten::nn::{BlockType, WeightType};
-use latten::DType;
+use latten::{DType, Tier};
 
 fn logits(kind: impl Into<WeightType>) -> Vec<f32> {
     let bytes = std::fs::read(checkout("tests/vectors/gguf/tiny.gguf")).unwrap();
@@ -22,6 +22,8 @@ fn logits(kind: impl Into<WeightType>) -> Vec<f32> {
 fn blocks_that_stay_say_what_their_numbers_say() {
     let want = f64s(&logits(DType::F32));
     assert!(want.iter().any(|l| l.abs() > 0.1));
-    assert_close("kept", &logits(DType::F16), &want, 5e-3, 1e-6);
+    // Cooperative matrices round the input by as much again.
+    let (tolerance, nmse) = if gpu().capabilities().tier == Tier::Matrix { (1e-2, 2e-6) } else { (5e-3, 1e-6) };
+    assert_close("kept", &logits(DType::F16), &want, tolerance, nmse);
     assert_close("quantised anew", &logits(BlockType::Q8_0), &want, 0.2, 1e-3);
 }

@@ -154,9 +154,11 @@ fn a_quantised_model_is_the_model_of_its_numbers() {
         assert!(want.iter().any(|l| l.abs() > 0.01));
         let same = want.iter().zip(&exact).all(|(w, e)| w.to_bits() == e.to_bits());
         assert!(same, "{case}, awq {is_awq}: {} {}", want[0], exact[0]);
-        // With F16 the projections stay as they are in the file; the table, and what is transposed, is rounded to f16.
+        // With F16 the projections stay as they are in the file; the table, and what is transposed, is rounded to f16. Cooperative
+        // matrices round the input by as much again.
+        let tolerance = if gpu().capabilities().tier == latten::Tier::Matrix { 1e-2 } else { 5e-3 };
         let kept = Model::of_folder(case, load(&own, &packed, DType::F16).unwrap());
-        assert_close(case, &in_pieces(&kept, 64), &f64s(&want), 5e-3, 1e-5);
+        assert_close(case, &in_pieces(&kept, 64), &f64s(&want), tolerance, 1e-5);
     }
 }
 

@@ -76,7 +76,7 @@ fn matrix_device(limits: impl Fn(wgpu::Limits) -> wgpu::Limits) -> (wgpu::Adapte
     let adapter = app_adapter();
     let request = wgpu::DeviceDescriptor {
         required_limits: limits(adapter.limits()),
-        required_features: F::EXPERIMENTAL_COOPERATIVE_MATRIX | F::SHADER_F16 | F::SUBGROUP,
+        required_features: F::EXPERIMENTAL_COOPERATIVE_MATRIX | F::SHADER_F16 | F::SUBGROUP | F::SUBGROUP_BARRIER,
         // SAFETY: as for latten's own devices of the tier: its kernels load and store matrices in arrays of fixed size.
         #[allow(unsafe_code)]
         experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },

@@ -4,9 +4,9 @@
 use crate::caches::{life, OPTIONS};
 use crate::common::checkout::checkout;
 use crate::forms::{largest, tokens};
-use crate::models::tokens_and_logits;
+use crate::models::{logits_of, tokens_and_logits};
 use crate::tiny::{Folder, Tiny, VARIANTS};
-use crate::{devices, distance, two_ranks_sharing, Setup, SMALL};
+use crate::{allowed, devices, distance, two_ranks_sharing, Setup, SMALL};
 use latten::model::{Decoder, Draw, LoadOptions, PrefillPath, Session, SessionOptions};
 use latten::parallel::{Shard, Transfer};
 use latten::{DType, Gpu};
@@ -124,7 +124,8 @@ fn shipped(variant: &str) {
     assert_eq!(tokens, want, "{variant}");
     let off = distance(&got, &logits);
     println!("{variant} by context: logits differ by up to {off:e}");
-    assert!(off < 1e-4, "{variant}: {off}");
+    let allowed = allowed(&load, options, |session| logits_of(session, &want), &logits);
+    assert!(off < allowed, "{variant}: {off}, allowed {allowed}");
     if variant == "mla" {
         let (_, got) = sharing(Transfer::F16);
         let off = distance(&got[..257 * 48], &logits[..257 * 48]); // of the prompt: what follows is drawn

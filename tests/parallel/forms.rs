@@ -4,7 +4,7 @@
 use crate::common::Rng;
 use crate::gguf_file::GgufWriter;
 use crate::tiny::{Tiny, VARIANTS};
-use crate::{devices, two_ranks, Setup};
+use crate::{allowed, devices, two_ranks, Setup};
 use latten::model::{Decoder, Draw, LoadOptions, PrefillPath, Session, SessionOptions, WeightBytes};
 use latten::nn::BlockType;
 use latten::parallel::Shard;
@@ -111,16 +111,15 @@ fn quantised_weights_are_those_of_one_device() {
         let load = |gpu: &Gpu, options: LoadOptions<'_>| {
             Decoder::load_with(gpu, &folder, LoadOptions { blocks: Some(blocks), ..options })
         };
-        let alone = load(&devices.gpus[0], LoadOptions::default()).unwrap();
-        let mut session = Session::new(&alone, options).unwrap();
-        let id = session.insert();
-        let want = block_on(session.all_logits(&[(id, &text)])).unwrap().swap_remove(0);
-        let got = two_ranks(&devices, &load, Setup::new(options), |mut session| {
+        let logits = |session: &mut Session| {
             let id = session.insert();
             block_on(session.all_logits(&[(id, &text)])).unwrap().swap_remove(0)
-        });
-        let off = crate::distance(&got, &want);
-        assert!(off < 1e-4, "{blocks}: {off}");
+        };
+        let alone = load(&devices.gpus[0], LoadOptions::default()).unwrap();
+        let want = logits(&mut Session::new(&alone, options).unwrap());
+        let got = two_ranks(&devices, &load, Setup::new(options), |mut session| logits(&mut session));
+        let (off, allowed) = (crate::distance(&got, &want), allowed(&load, options, logits, &want));
+        assert!(off < allowed, "{blocks}: {off}, allowed {allowed}");
     }
 }
 
@@ -195,8 +194,8 @@ fn blocks_of_a_file_are_cut_between_blocks() {
         let want = logits(&mut Session::new(&alone, options).unwrap());
         assert!(want.iter().any(|l| l.abs() > 0.5));
         let got = two_ranks(&devices, &load, Setup::new(options), |mut session| logits(&mut session));
-        let off = crate::distance(&got, &want);
-        assert!(off < 1e-4, "{block} {dtype}: {off}");
+        let (off, allowed) = (crate::distance(&got, &want), allowed(&load, options, logits, &want));
+        assert!(off < allowed, "{block} {dtype}: {off}, allowed {allowed}");
     }
     // 32 inputs of attn_output are one block.
     let bytes = std::fs::read(crate::common::checkout::checkout("tests/vectors/gguf/tiny.gguf")).unwrap();

@@ -22,7 +22,7 @@ mod tiny;
 use common::gpu_with;
 use latten::model::{follow, Decoder, LoadOptions, Session, SessionOptions};
 use latten::parallel::{local, Collective, Shard, Transfer};
-use latten::{DType, Gpu, GpuOptions, Result};
+use latten::{DType, Gpu, GpuOptions, Result, Tier};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -107,6 +107,24 @@ pub(crate) fn two_ranks_sharing<T: Send>(
     });
     let mut results: Vec<Option<T>> = results.unwrap().into_iter().map(Result::unwrap).collect();
     results.swap_remove(0).unwrap()
+}
+
+/// How far logits of ranks may be from `alone`, those of one device: by sums in another order. Cooperative matrices round their
+/// factors to f16, so there what differs in the last bit of f32 may differ in that of f16: by so much as rounding takes `alone` from
+/// the logits without matrices, once for each of the two.
+pub(crate) fn allowed(
+    load: Load<'_>,
+    options: SessionOptions,
+    logits: impl Fn(&mut Session) -> Vec<f32>,
+    alone: &[f32],
+) -> f32 {
+    const SUMS: f32 = 1e-4;
+    if common::tier::wanted() != Some(Tier::Matrix) {
+        return SUMS;
+    }
+    let exact = gpu_with(GpuOptions { tier: Some(Tier::Subgroup), ..Default::default() });
+    let decoder = load(&exact, LoadOptions::default()).unwrap();
+    SUMS + 2.0 * distance(&logits(&mut Session::new(&decoder, options).unwrap()), alone)
 }
 
 /// Largest difference.

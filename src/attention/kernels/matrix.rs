@@ -25,6 +25,8 @@ pub(crate) struct MatrixShape {
     pub(crate) key_splits: usize,
     /// Whether rows of scores are kept apart from each other's banks, for which memory may be short.
     pub(crate) padded: bool,
+    /// Whether a subgroup's scores are one tile, of rows that are its own (`shaders/attention/matrix_step`).
+    pub(crate) own: bool,
 }
 
 impl MatrixShape {
@@ -61,13 +63,15 @@ impl MatrixShape {
         for token_tiles in [2, 1] {
             for row_groups in [1, 2, 4].into_iter().filter(|n| row_tiles.is_multiple_of(*n)) {
                 for (key_splits, padded) in [1, 2, 4, 8].into_iter().flat_map(|n| [(n, true), (n, false)]) {
-                    shapes.push(Self { row_tiles, token_tiles, row_groups, key_splits, padded });
+                    let own = padded && key_splits == 1 && row_groups == row_tiles;
+                    shapes.push(Self { row_tiles, token_tiles, row_groups, key_splits, padded, own });
                 }
             }
         }
         shapes.retain(|shape| shape.fits(heads, layout, workgroup_bytes));
-        // Eight subgroups hide each other's waits (H100, 16 rows of GLA: 281 us, 316 with four); then the least traffic.
-        shapes.into_iter().min_by_key(|s| (8 - s.subgroups(), !s.padded, s.traffic(heads, layout)))
+        // Eight subgroups hide each other's waits (H100, 16 rows of GLA: 281 us, 316 with four); then a softmax that waits for
+        // nobody (H200, 64 rows of GLA: 762 us, 736), then the least traffic.
+        shapes.into_iter().min_by_key(|s| (8 - s.subgroups(), !s.own, !s.padded, s.traffic(heads, layout)))
     }
 
     fn fits(&self, heads: &HeadLayout, layout: &StateLayout, workgroup_bytes: usize) -> bool {
@@ -113,7 +117,11 @@ impl MatrixShape {
 
     /// Words between the rows of scores.
     pub(crate) fn score_stride(&self) -> usize {
-        self.tokens() / 4 + usize::from(self.padded)
+        match self.own {
+            // Of a tile alone; two lanes read a row, and those of 8 rows at once meet no bank twice.
+            true => 6,
+            false => self.tokens() / 4 + usize::from(self.padded),
+        }
     }
 
     /// Whether `steps` matrices of each part of the key, of all rows, have room in place of a tile.
@@ -144,7 +152,10 @@ impl MatrixShape {
     /// Elements of the workgroup's arrays.
     pub(crate) fn arrays(&self, layout: &StateLayout) -> Arrays {
         let stride = (layout.state_words + layout.rope_words) | 1;
-        let scores = self.key_splits * self.rows() * self.score_stride();
+        let scores = match self.own {
+            true => self.subgroups() * 16 * self.score_stride(),
+            false => self.key_splits * self.rows() * self.score_stride(),
+        };
         Arrays {
             tile_words: self.tokens() * stride,
             score_vec4s: scores.max(64 * self.subgroups()),
@@ -154,8 +165,8 @@ impl MatrixShape {
 
     pub(crate) fn workgroup_bytes(&self, layout: &StateLayout) -> usize {
         let arrays = self.arrays(layout);
-        // An array of halves is filled up to a whole word of 4 bytes by none but the driver; WGSL counts 2.
-        16 * (arrays.tile_words + arrays.score_vec4s + arrays.weight_words) + 4 * self.rows() + 32
+        let shares = if self.own { 4 * self.token_tiles * self.rows() } else { 0 };
+        16 * (arrays.tile_words + arrays.score_vec4s + arrays.weight_words) + 4 * self.rows() + shares + 32
     }
 }
 
@@ -180,7 +191,7 @@ mod tests {
         let gla = |q_heads| HeadLayout::gla(Gla { q_heads, latent_heads: 2, latent_dim: 256, rope_dim: 64 }).unwrap();
         let mla = |q_heads| HeadLayout::mla(Mla { q_heads, latent_dim: 512, rope_dim: 64 }).unwrap();
         for (heads, rows, token_tiles, row_groups, key_splits) in
-            [(gla(16), 16, 2, 1, 4), (gla(128), 64, 2, 2, 2), (mla(16), 16, 2, 1, 4), (mla(128), 64, 1, 4, 2)]
+            [(gla(16), 16, 2, 1, 4), (gla(128), 64, 2, 4, 1), (mla(16), 16, 2, 1, 4), (mla(128), 64, 1, 4, 2)]
         {
             let layout = StateLayout::new(&heads, DType::F16);
             let shape = MatrixShape::choose(&heads, &layout, rows, MATRIX_WORKGROUP_BYTES).unwrap();

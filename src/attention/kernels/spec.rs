@@ -37,20 +37,36 @@ pub(crate) fn kernel_spec(
     }
 }
 
-/// What every decode kernel shares: its bindings and the parts that follow from the options. Adds to `consts`. `ordered`:
-/// reads of the pool stay ahead of the barriers that they are written ahead of.
-fn common(options: &AttentionOptions, ordered: bool, consts: &mut Consts) -> (Vec<Access>, Vec<ShaderPart>) {
-    let pool = if ordered { Access::Write } else { Access::Read };
-    let mut bindings = vec![pool, Access::Read, Access::Read, Access::Write, Access::Write, Access::Write];
+/// Which reads stay ahead of the barriers that they are written ahead of.
+#[derive(Debug, Clone, Copy)]
+enum Ordered {
+    None,
+    Pool,
+    PoolAndPlan,
+}
+
+/// What every decode kernel shares: its bindings and the parts that follow from the options. Adds to `consts`.
+fn common(options: &AttentionOptions, ordered: Ordered, consts: &mut Consts) -> (Vec<Access>, Vec<ShaderPart>) {
+    use Access::{Read, Write};
+    let (pool, pool_part) = match ordered {
+        Ordered::None => (Read, part!("attention/pool/constant.wgsl")),
+        Ordered::Pool | Ordered::PoolAndPlan => (Write, part!("attention/pool/ordered.wgsl")),
+    };
+    let (plan, plan_part) = match ordered {
+        Ordered::None | Ordered::Pool => (Read, part!("attention/plan_words/constant.wgsl")),
+        Ordered::PoolAndPlan => (Write, part!("attention/plan_words/ordered.wgsl")),
+    };
+    let mut bindings = vec![pool, Read, plan, Write, Write, Write];
     let [score, mask] = options.score_parts(consts);
     let sink = options.sink_part(consts, &mut bindings);
     let parts = vec![
         part!("kv/slabs/1.wgsl"),
         part!("kv/slab_loads/1.wgsl"),
         part!("kv/page.wgsl"),
+        plan_part,
         part!("attention/plan.wgsl"),
         part!("attention/softmax.wgsl"),
-        if ordered { part!("attention/pool/ordered.wgsl") } else { part!("attention/pool/constant.wgsl") },
+        pool_part,
         part!("attention/decode_io.wgsl"),
         score,
         mask,
@@ -95,6 +111,7 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     let layout = StateLayout::of_decode(heads, dtype);
     let slots = shape.slots(&layout);
     let query_elems = slots.key * layout.elems_per_word + slots.rope * layout.rope_elems();
+    let ordered = if shape.ordered(&layout) { Ordered::Pool } else { Ordered::None };
     let mut consts = state_consts(heads, &layout);
     let (rows_type, rows) = rows_slot(shape.rows_per_block);
     let (scores, halvings) = (shape.scores(), shape.halvings(&layout));
@@ -130,7 +147,7 @@ fn rows_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
         ("SUM_ELEMS", number(slots.value * layout.elems_per_word * shape.row_blocks)),
         ("Rows", rows_type),
     ]);
-    let (bindings, mut parts) = common(options, shape.ordered(&layout), &mut consts);
+    let (bindings, mut parts) = common(options, ordered, &mut consts);
     let scales = if layout.spans > 0 {
         part!("attention/row_scales/token.wgsl")
     } else {
@@ -174,7 +191,7 @@ fn short_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shap
         ("SUBGROUPS", number(shape.subgroups)),
         ("Rows", rows_type),
     ]);
-    let (bindings, mut parts) = common(options, false, &mut consts);
+    let (bindings, mut parts) = common(options, Ordered::None, &mut consts);
     let scales = if layout.spans > 0 {
         part!("attention/row_scales/token.wgsl")
     } else {
@@ -202,6 +219,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
         ("GROUP_TILES", number(shape.group_tiles())),
         ("COLUMN_TILES", number(shape.column_tiles(heads))),
         ("ROW_GROUPS", number(shape.row_groups)),
+        ("MORE_TOKEN_TILES", number(shape.token_tiles - 1)),
         ("QUERY_MATRICES", number(shape.key_steps(heads) * shape.group_tiles())),
         ("SUM_MATRICES", number(shape.row_tiles * shape.column_tiles(heads))),
         ("STATE_FETCHES", number(fetches.0)),
@@ -219,8 +237,12 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
         ("WEIGHT_WORDS", number(arrays.weight_words)),
     ]);
     consts.push(("Rows", ONE_ROW));
-    let (bindings, mut parts) = common(options, true, &mut consts);
-    parts.extend([part!("half_word.wgsl"), part!("attention/decode_matrix.wgsl", Subgroup, native)]);
+    let (bindings, mut parts) = common(options, Ordered::PoolAndPlan, &mut consts);
+    let step = match shape.own {
+        true => part!("attention/matrix_step/own.wgsl", Subgroup, native),
+        false => part!("attention/matrix_step/joint.wgsl", Subgroup, native),
+    };
+    parts.extend([part!("half_word.wgsl"), part!("attention/decode_matrix.wgsl", Subgroup, native), step]);
     let workgroup_bytes = shape.workgroup_bytes(&layout);
     KernelSpec { name: "decode_matrix", consts, parts, bindings, workgroup_bytes }
 }
@@ -258,7 +280,7 @@ fn tile_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, shape
     } else {
         part!("attention/query/stream.wgsl")
     };
-    let (bindings, mut parts) = common(options, false, &mut consts);
+    let (bindings, mut parts) = common(options, Ordered::None, &mut consts);
     let tile = match layout.word_bytes {
         8 => part!("attention/tile/vec2.wgsl"),
         _ => part!("attention/tile/vec4.wgsl"),
@@ -295,7 +317,13 @@ pub(crate) fn merge_spec(heads: &HeadLayout, options: &AttentionOptions, row_til
     KernelSpec {
         name: "merge",
         consts,
-        parts: vec![part!("attention/plan.wgsl"), part!("attention/softmax.wgsl"), sink, part!("attention/merge.wgsl")],
+        parts: vec![
+            part!("attention/plan_words/constant.wgsl"),
+            part!("attention/plan.wgsl"),
+            part!("attention/softmax.wgsl"),
+            sink,
+            part!("attention/merge.wgsl"),
+        ],
         bindings,
         workgroup_bytes: MERGE_V_LANES * MERGE_SPLIT_LANES * 16 + 2 * MERGE_SPLIT_LANES * 4,
     }

@@ -184,6 +184,9 @@ fn emulated_products_of_blocks_match_the_reference() {
     let [q4, q8] = [BlockType::Q4_0, BlockType::Q8_0].map(|block| Case { kind: block.into(), ..PLAIN });
     check(Case { in_dim: 96, out_dim: 70, rows: 35, norm: true, swiglu: true, ..q4 }, TILES[0]);
     check(Case { heads: 2, in_dim: 160, out_dim: 33, rows: 18, bias: true, gap: 4, ..q8 }, TILES[2]);
+    // Rows of one word.
+    check(Case { in_dim: 32, out_dim: 128, norm: true, swiglu: true, ..q8 }, TILES[2]);
+    check(Case { in_dim: 64, out_dim: 32, accumulate: true, ..q8 }, TILES[2]);
 }
 
 #[test]

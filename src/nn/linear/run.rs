@@ -123,7 +123,10 @@ impl Linear {
             return Err(ErrorKind::argument("accumulate", "this linear appends, which adds to nothing"));
         }
         x.check("x", Extent { rows, heads, dim: in_dim + tail_dim })?;
-        let any = &w.tensor;
+        let choice = self.choose(rows);
+        let shape = self.shapes[choice];
+        // Bound where a kernel reads nothing. The weights are bound as if cooperative matrices wrote to them, and so nowhere else.
+        let any = if matches!(shape, Shape::Matrix(_)) { x.tensor } else { &w.tensor };
         let bias = self.bias.as_ref().unwrap_or(any);
         let gain = self.norm.as_ref().map_or(any, |(gain, _)| gain);
         let scales = w.scales.as_ref().unwrap_or(any);
@@ -131,8 +134,6 @@ impl Linear {
         let inputs = [x.tensor, &w.tensor, bias, gain, scales, cos_sin.unwrap_or(any), slots];
         let extent = self.stored(rows);
         y.check_output("y", extent, &inputs)?;
-        let choice = self.choose(rows);
-        let shape = self.shapes[choice];
         self.rest_beside(pass, &args, shape)?;
         let params = self.params(&args);
         let aligned = x.is_vec4() && in_dim.is_multiple_of(4);
@@ -146,7 +147,8 @@ impl Linear {
             self.gpu.dispatch(pass, pack, &params, &buffers, (word(rows), 1, word(heads)))?;
         }
         let gain = packed.as_ref().unwrap_or(&gain.buffer);
-        let mut buffers = vec![&any.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
+        let mut buffers =
+            vec![&w.tensor.buffer, &x.tensor.buffer, &bias.buffer, &y.tensor.buffer, gain, &scales.buffer];
         let norm = self.rest.as_ref().filter(|_| matches!(shape, Shape::Rows(_)));
         buffers.extend(norm.map(|norm| &norm.gain().buffer));
         buffers.extend(rest.filter(|_| norm.is_some()).map(|rest| &rest.buffer));

@@ -1,7 +1,7 @@
 //! Which kernel a linear is, by its matrix, its rows and the device. Pure.
 
 use super::cached::CachedOutputs;
-use super::matrix::MatrixTile;
+use super::matrix::{ordered, MatrixTile};
 use super::weight_type::WeightType;
 use crate::error::{ErrorKind, Result};
 use crate::gpu::{number, part, Access, Capabilities, DType, KernelSpec, Tier, PORTABLE_WORKGROUP_BYTES};
@@ -224,9 +224,13 @@ impl Shape {
         let kind = kind.into();
         let vecs = kind.per_word() / 4;
         let sums_per_output = if fusion.swiglu { 2 } else { 1 };
+        let words = match self {
+            Shape::Matrix(_) if ordered(kind) => part!("nn/weight_words/ordered.wgsl"),
+            _ => part!("nn/weight_words/constant.wgsl"),
+        };
         let mut parts = match fusion.listed {
             true => vec![part!("nn/experts_listed.wgsl"), expert_bias_part(fusion.biased), part!("nn/experts_io.wgsl")],
-            false => vec![part!("nn/linear_params.wgsl"), part!("nn/linear_io.wgsl")],
+            false => vec![part!("nn/linear_params.wgsl"), words, part!("nn/linear_io.wgsl")],
         };
         let (weight_parts, mut consts) = kind.parts()?;
         parts.extend(weight_parts);
