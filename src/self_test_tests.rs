@@ -86,7 +86,8 @@ fn the_matrix_kernels_of_the_test_are_valid() {
         let spec = kernel_spec(&heads, DType::F16, &AttentionOptions::default(), &shape).unwrap();
         let module = naga::front::wgsl::parse_str(&spec.assemble().text).unwrap();
         let allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::SHADER_FLOAT16;
-        let allowed = allowed | Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
+        let allowed =
+            allowed | Capabilities::SUBGROUP | Capabilities::SUBGROUP_BARRIER | Capabilities::COOPERATIVE_MATRIX;
         let mut validator = Validator::new(ValidationFlags::all(), allowed);
         validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
         validator.validate(&module).unwrap();

@@ -263,7 +263,7 @@ experts-first-out   ~nn/experts_io.wgsl~ + at - params.first_out]~ + at]~E~dies
 experts-first-tile  ~nn/experts_io.wgsl~group.y + params.first_tile~group.y~E~dies
 experts-first-group ~nn/experts_io.wgsl~group.x + params.first_group~group.x~E~dies
 experts-store-none  ~nn/experts_io.wgsl~pair != NONE && ~~E~same: Vulkan drops what is stored past the buffer
-experts-row-scale   ~nn/experts_io.wgsl~product * row_scale(at) + bias_at(at)~product + bias_at(at)~E~dies
+experts-row-scale   ~nn/experts_io.wgsl~return product * row_scale(at) + ~return product * row_scale(at % params.out_dim) + ~E~dies
 experts-sum-slots   ~nn/experts_sum.wgsl~slot < TOP~slot < TOP - 1u~E~dies
 experts-sum-first   ~nn/experts_sum.wgsl~params.first_out + out] +=~out] +=~E~dies
 experts-sum-adds    ~nn/experts_sum.wgsl~out] += sum~out] = sum~E~dies
