@@ -215,6 +215,29 @@ fn so_many_sequences_have_room() {
     }
 }
 
+/// The same of windows longer than what may be cut back to: that of a call's begin and that of its end, neither at the ends of pages.
+#[test]
+fn windows_that_lie_apart_have_room() {
+    let (window, chunk) = (101, 12);
+    for len in 201..204 {
+        let places = WindowPages::needed(window, 3, chunk, PAGE);
+        let mut all = Simulated::with_pages(1000, 0);
+        all.pages = WindowPages::new(window, places);
+        let ids = [0, 1, 2].map(|_| all.table.insert());
+        for step in std::iter::repeat_n(4, len / 4).chain([len % 4]) {
+            all.try_reserve(&ids.map(|id| (id, step)), false).unwrap();
+            all.table.commit(&ids, step).unwrap();
+        }
+        let forks = ids.map(|id| all.table.fork(id).unwrap());
+        for _ in 0..40 {
+            all.try_reserve(&ids.map(|id| (id, 4)), false).unwrap();
+            all.table.commit(&ids, 4).unwrap();
+        }
+        ids.into_iter().chain(forks).for_each(|id| drop(all.pages.seen(&all.table, id).unwrap()));
+        assert!(all.pages.used() <= places, "{} of {places}", all.pages.used());
+    }
+}
+
 /// Tokens that come at once want places for the last window alone, and take none from others.
 #[test]
 fn tokens_at_once_need_no_more_than_their_window() {
