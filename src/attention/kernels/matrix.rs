@@ -25,13 +25,16 @@ pub(crate) struct MatrixShape {
     pub(crate) key_splits: usize,
     /// Whether rows of scores are kept apart from each other's banks, for which memory may be short.
     pub(crate) padded: bool,
-    /// Whether a subgroup's scores are one tile, of rows that are its own (`shaders/attention/matrix_step`).
-    pub(crate) own: bool,
 }
 
 impl MatrixShape {
     pub(crate) fn rows(&self) -> usize {
         16 * self.row_tiles
+    }
+
+    /// Whether a subgroup's scores are one tile, of rows that are its own (`shaders/attention/matrix_step`).
+    pub(crate) fn own(&self) -> bool {
+        self.padded && self.key_splits == 1 && self.row_groups == self.row_tiles
     }
 
     pub(crate) fn tokens(&self) -> usize {
@@ -63,15 +66,14 @@ impl MatrixShape {
         for token_tiles in [2, 1] {
             for row_groups in [1, 2, 4].into_iter().filter(|n| row_tiles.is_multiple_of(*n)) {
                 for (key_splits, padded) in [1, 2, 4, 8].into_iter().flat_map(|n| [(n, true), (n, false)]) {
-                    let own = padded && key_splits == 1 && row_groups == row_tiles;
-                    shapes.push(Self { row_tiles, token_tiles, row_groups, key_splits, padded, own });
+                    shapes.push(Self { row_tiles, token_tiles, row_groups, key_splits, padded });
                 }
             }
         }
         shapes.retain(|shape| shape.fits(heads, layout, workgroup_bytes));
         // Eight subgroups hide each other's waits (H100, 16 rows of GLA: 281 us, 316 with four); then a softmax that waits for
         // nobody (H200, 64 rows of GLA: 762 us, 736), then the least traffic.
-        shapes.into_iter().min_by_key(|s| (8 - s.subgroups(), !s.own, !s.padded, s.traffic(heads, layout)))
+        shapes.into_iter().min_by_key(|s| (8 - s.subgroups(), !s.own(), !s.padded, s.traffic(heads, layout)))
     }
 
     fn fits(&self, heads: &HeadLayout, layout: &StateLayout, workgroup_bytes: usize) -> bool {
@@ -117,7 +119,7 @@ impl MatrixShape {
 
     /// Words between the rows of scores.
     pub(crate) fn score_stride(&self) -> usize {
-        match self.own {
+        match self.own() {
             // Of a tile alone; two lanes read a row, and those of 8 rows at once meet no bank twice.
             true => 6,
             false => self.tokens() / 4 + usize::from(self.padded),
@@ -152,7 +154,7 @@ impl MatrixShape {
     /// Elements of the workgroup's arrays.
     pub(crate) fn arrays(&self, layout: &StateLayout) -> Arrays {
         let stride = (layout.state_words + layout.rope_words) | 1;
-        let scores = match self.own {
+        let scores = match self.own() {
             true => self.subgroups() * 16 * self.score_stride(),
             false => self.key_splits * self.rows() * self.score_stride(),
         };
@@ -165,7 +167,8 @@ impl MatrixShape {
 
     pub(crate) fn workgroup_bytes(&self, layout: &StateLayout) -> usize {
         let arrays = self.arrays(layout);
-        let shares = if self.own { 4 * self.token_tiles * self.rows() } else { 0 };
+        // Beside the arrays and factors: what a row's lanes share, and a word for a maximum that rises and one for the items.
+        let shares = if self.own() { 4 * self.token_tiles * self.rows() } else { 0 };
         16 * (arrays.tile_words + arrays.score_vec4s + arrays.weight_words) + 4 * self.rows() + shares + 32
     }
 }

@@ -238,7 +238,7 @@ fn matrix_spec(heads: &HeadLayout, dtype: DType, options: &AttentionOptions, sha
     ]);
     consts.push(("Rows", ONE_ROW));
     let (bindings, mut parts) = common(options, Ordered::PoolAndPlan, &mut consts);
-    let step = match shape.own {
+    let step = match shape.own() {
         true => part!("attention/matrix_step/own.wgsl", Subgroup, native),
         false => part!("attention/matrix_step/joint.wgsl", Subgroup, native),
     };

@@ -50,7 +50,8 @@ pub(super) fn spec(kind: impl Into<WeightType>, top: usize, up: bool, form: Expe
 }
 
 /// `y[r] += sum_s w[r, s] W_down[e] (silu(W_gate[e] x[r]) (W_up[e] x[r]))`, with `e = ids[r, s]` and `w` from a
-/// [`Route`](super::Route); with biases of the three products, and another SwiGLU, where they are asked for. No result of the choice comes to the host: what is dispatched depends on the number of rows alone.
+/// [`Route`](super::Route); with biases of the three products, and another SwiGLU, where they are asked for. No result of the choice
+/// comes to the host: what is dispatched depends on the number of rows alone.
 ///
 /// Few rows are multiplied one by one; many ([`ExpertTuning`]) are listed by expert first, and read each matrix once per tile
 /// of its rows. A row's result does not depend on what the other rows are, to the bit, but the two ways differ by rounding.
